@@ -1,0 +1,93 @@
+"""statedict: save, open, see, alter and restore state_dicts and checkpoints.
+
+>>> import statedict
+>>> state = statedict.load("examples/checkpoint.pth")
+>>> state["model_state"]["fc3.bias"]
+LazyTensor(float32, (10,), 40 B, 'examples/checkpoint.pth')
+"""
+
+from __future__ import annotations
+
+import importlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.adapters.report import RestoreReport as RestoreReport
+    from statedict.api import capture as capture
+    from statedict.api import convert as convert
+    from statedict.api import load as load
+    from statedict.api import restore as restore
+    from statedict.api import save as save
+    from statedict.dtypes import DType as DType
+    from statedict.dtypes import dtype as dtype
+    from statedict.errors import CorruptFileError as CorruptFileError
+    from statedict.errors import FileError as FileError
+    from statedict.errors import FormatError as FormatError
+    from statedict.errors import LimitError as LimitError
+    from statedict.errors import MissingExtraError as MissingExtraError
+    from statedict.errors import PathError as PathError
+    from statedict.errors import RestoreError as RestoreError
+    from statedict.errors import StateDictError as StateDictError
+    from statedict.errors import TreeError as TreeError
+    from statedict.errors import UnknownFormatError as UnknownFormatError
+    from statedict.errors import UnsupportedError as UnsupportedError
+    from statedict.ops.inspect import Summary as Summary
+    from statedict.ops.inspect import inspect as inspect
+    from statedict.tensor import LazyTensor as LazyTensor
+    from statedict.tensor import Storage as Storage
+    from statedict.tree import StateDict as StateDict
+    from statedict.tree import unflatten as unflatten
+    from statedict.values import Device as Device
+    from statedict.values import Opaque as Opaque
+    from statedict.values import Size as Size
+
+__version__ = "0.1.0"
+
+# name → the module that has it; imported at first use, so that `import statedict` costs milliseconds
+_EXPORTS = {
+    "CorruptFileError": "errors",
+    "DType": "dtypes",
+    "Device": "values",
+    "FileError": "errors",
+    "FormatError": "errors",
+    "LazyTensor": "tensor",
+    "LimitError": "errors",
+    "MissingExtraError": "errors",
+    "Opaque": "values",
+    "PathError": "errors",
+    "RestoreError": "errors",
+    "RestoreReport": "adapters.report",
+    "Size": "values",
+    "StateDict": "tree",
+    "StateDictError": "errors",
+    "Storage": "tensor",
+    "Summary": "ops.inspect",
+    "TreeError": "errors",
+    "UnknownFormatError": "errors",
+    "UnsupportedError": "errors",
+    "capture": "api",
+    "convert": "api",
+    "dtype": "dtypes",
+    "inspect": "ops.inspect",
+    "load": "api",
+    "restore": "api",
+    "save": "api",
+    "unflatten": "tree",
+}
+
+__all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'statedict' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"statedict.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

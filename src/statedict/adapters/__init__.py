@@ -1,0 +1,168 @@
+"""Adapters: live objects ↔ state_dicts; here the protocol, the table and the recursion.
+
+To add one: a module with `accepts`, `capture` and `plan`; a row in `ADAPTERS`, before the general ones; an entry in
+`tests/adapters/conftest.py`, whose conformance suite it then runs.
+
+Capturing yields a tree whose arrays are still the live ones; api.capture copies them, api.save writes them.
+Restoring plans first: `plan` compares and reports, and only if nothing in the whole tree is wrong do its actions run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from statedict.adapters.report import Entry, allowed
+from statedict.dtypes import dtype
+from statedict.errors import UnsupportedError
+from statedict.tensor import LazyTensor, is_array
+from statedict.values import KINDS, Device, Opaque, Size
+
+
+class Adapter(Protocol):
+    """What an adapter's module offers."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether it is the one for this object; it may not import the framework."""
+
+    def capture(self, value: Any, context: Capture, path: str) -> Any:
+        """The object's state as a tree of live arrays and plain values."""
+
+    def plan(self, value: Any, state: Any, plan: Plan, path: str) -> None:
+        """Add to the plan what restoring the object from `state` takes."""
+
+
+# module that must be loaded for the adapter to matter, adapter
+ADAPTERS: tuple[tuple[str, str], ...] = (
+    ("torch", "statedict.adapters.torch_module"),
+    ("torch", "statedict.adapters.torch_optimizer"),
+    ("sys", "statedict.adapters.stateful"),
+    ("sys", "statedict.adapters.objects"),
+)
+
+
+def find(value: Any, path: str) -> Adapter:
+    """The adapter for an object.
+
+    Raises:
+        UnsupportedError: none takes it.
+    """
+    for framework, name in ADAPTERS:
+        if framework in sys.modules:
+            adapter: Any = importlib.import_module(name)
+            if adapter.accepts(value):
+                return adapter  # type: ignore[no-any-return]
+    raise UnsupportedError(
+        f"{path or 'the root'}: cannot capture a {type(value).__module__}.{type(value).__qualname__}; "
+        "give it state_dict() and load_state_dict(), or leave it out"
+    )
+
+
+def leaf(value: Any) -> Any:
+    """A value that is a leaf, in our terms, or `Ellipsis` if it is none."""
+    if type(value) in KINDS or is_array(value) or isinstance(value, Opaque):
+        return value
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None and isinstance(value, numpy.generic):
+        return value.item()
+    if torch is not None:
+        if isinstance(value, torch.Size):
+            return Size(value)
+        if isinstance(value, torch.device):
+            return Device(str(value))
+        if isinstance(value, torch.dtype):
+            return dtype(value)
+    for kind in (bool, int, float, complex, str, bytes):  # enumerations and other subclasses of plain values
+        if isinstance(value, kind) and type(value).__reduce_ex__ is object.__reduce_ex__ and not hasattr(value, "_fields"):
+            return kind(value)
+    return ...
+
+
+@dataclass
+class Capture:
+    """One capture of a whole tree: what its parts need to know of one another."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    """id of a live parameter → its name, so that optimizers can name theirs."""
+    active: set[int] = field(default_factory=set)
+
+    def value(self, value: Any, path: str) -> Any:
+        """The state of any value in the tree.
+
+        Raises:
+            UnsupportedError: it is no data and no adapter takes it, or it contains itself.
+        """
+        plain = leaf(value)
+        if plain is not ...:
+            return plain
+        if id(value) in self.active:
+            raise UnsupportedError(f"{path}: contains itself; leave the back reference out")
+        self.active.add(id(value))
+        try:
+            return find(value, path).capture(value, self, path)
+        finally:
+            self.active.discard(id(value))
+
+
+@dataclass
+class Plan:
+    """What a restore will do, complete before any of it is done."""
+
+    allow_missing: Sequence[str] = ()
+    allow_unexpected: Sequence[str] = ()
+    cast: bool = False
+    names: dict[int, str] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    problems: list[Entry] = field(default_factory=list)
+    actions: list[Callable[[], None]] = field(default_factory=list)
+
+    def value(self, target: Any, state: Any, path: str, assign: Callable[[Any], None] | None = None) -> None:
+        """Plan for any value in the tree; `assign` replaces it in its parent where that is how it is restored."""
+        plain = leaf(target)
+        if plain is not ... and not is_array(target):
+            if assign is None:
+                self.problem("cannot be set", path, "is a plain value that its parent cannot replace")
+            else:
+                self.note("restored", path, "" if _same(plain, state) else f"{plain!r:.40} → {state!r:.40}")
+                self.actions.append(lambda: assign(state))
+            return
+        find(target, path).plan(target, state, self, path)
+
+    def note(self, action: str, path: str, detail: str = "") -> None:
+        """Report what will happen to an entry."""
+        self.entries.append(Entry(path, action, detail))
+
+    def problem(self, action: str, path: str, detail: str) -> None:
+        """Report what forbids the restore."""
+        self.problems.append(Entry(path, action, detail))
+
+    def missing(self, path: str, detail: str = "the target has it, the state does not") -> None:
+        """An entry of the target that the state lacks."""
+        (self.note if allowed(path, self.allow_missing) else self.problem)("missing", path, detail)
+
+    def unexpected(self, path: str, detail: str = "the state has it, the target does not") -> None:
+        """An entry of the state that the target lacks."""
+        (self.note if allowed(path, self.allow_unexpected) else self.problem)("unexpected", path, detail)
+
+    def tensor(self, shape: tuple[int, ...], kind: Any, value: LazyTensor, path: str) -> bool:
+        """Check a tensor of the state against its target's shape and dtype; False if it does not fit."""
+        if tuple(shape) != value.shape:
+            self.problem("shape", path, f"the state has {value.shape}, the target {tuple(shape)}")
+        elif kind is not value.dtype and not self.cast:
+            self.problem("dtype", path, f"the state has {value.dtype}, the target {kind}; pass cast=True to convert")
+        else:
+            self.note("restored" if kind is value.dtype else "cast", path, "" if kind is value.dtype else f"{value.dtype} → {kind}")
+            return True
+        return False
+
+
+def join(path: str, key: object) -> str:
+    """The path of a child."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)

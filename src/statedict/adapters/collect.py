@@ -1,0 +1,94 @@
+"""Whole trees: collect what is live, copy it, put it back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from statedict.adapters import Capture, Plan, join
+from statedict.adapters.report import RestoreReport, remedy, summary
+from statedict.arrays import is_numpy, is_torch
+from statedict.errors import RestoreError
+from statedict.segments import numpy_arrays, torch_tensors
+from statedict.tensor import as_lazy, is_array
+from statedict.tree import StateDict, transform, walk
+
+
+def collect(tree: Any) -> Any:
+    """The tree with every live object replaced by its state; arrays are still the live ones."""
+    return Capture(names=parameter_names(tree)).value(tree, "")
+
+
+def parameter_names(tree: Any) -> dict[int, str]:
+    """id of each live parameter in the tree → its name; prefixed with the model's path where there are several."""
+    if "torch" not in sys.modules:
+        return {}
+    from statedict.adapters import torch_module
+
+    modules = list(_modules(tree, "", torch_module.accepts))
+    found: dict[int, str] = {}
+    for path, module in modules:
+        for identity, name in torch_module.names(module).items():
+            found.setdefault(identity, join(path, name) if len(modules) > 1 else name)
+    return found
+
+
+def _modules(tree: Any, path: str, accepts: Any) -> Iterator[tuple[str, Any]]:
+    if accepts(tree):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, child in tree.items():
+            yield from _modules(child, join(path, key), accepts)
+    elif type(tree) in (list, tuple):
+        for index, child in enumerate(tree):
+            yield from _modules(child, join(path, index), accepts)
+
+
+def snapshot(tree: Any) -> Any:
+    """The tree with a copy of every live array, of its kind; arrays that share memory share it again."""
+    copies: dict[int, Any] = {}
+    leaves = {id(leaf): leaf for _, leaf in walk(tree)}
+    for belongs, copy in ((is_torch, torch_tensors), (is_numpy, numpy_arrays)):
+        live = [leaf for leaf in leaves.values() if belongs(leaf)]
+        if live:
+            made = copy([as_lazy(leaf) for leaf in live], True)
+            copies |= {id(leaf): new for leaf, new in zip(live, made, strict=True)}
+    return transform(tree, lambda leaf: copies.get(id(leaf), leaf))
+
+
+def put_back(
+    obj: Any, state: Any, *, allow_missing: Sequence[str], allow_unexpected: Sequence[str], cast: bool, dry_run: bool
+) -> RestoreReport:
+    """Plan for the whole tree, then do it; see `statedict.restore`."""
+    if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
+        state = state[""]
+    plan = Plan(allow_missing, allow_unexpected, cast, parameter_names(obj))
+    plan.value(obj, state, "")
+    if not plan.problems and not any(entry.action not in ("missing", "unexpected") for entry in plan.entries) and plan.entries:
+        plan.problem("nothing matched", "", "no entry of the state has the name of an entry of the target")
+    report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written=not dry_run and not plan.problems)
+    if dry_run:
+        return report
+    if plan.problems:
+        lines = "\n".join(summary(plan.problems))
+        raise RestoreError(
+            f"the state does not fit and nothing was written:\n{lines}\n"
+            f"fix the names, or use dry_run=True for the whole report{remedy(plan.problems)}{_nested_hint(obj, state)}"
+        )
+    for action in plan.actions:
+        action()
+    return report
+
+
+def _nested_hint(obj: Any, state: Any) -> str:
+    """Where in the state the target's own entries seem to be."""
+    if isinstance(obj, dict) or not isinstance(state, dict):
+        return ""
+    for key, child in state.items():
+        if isinstance(child, dict):
+            trial = Plan(cast=True)
+            trial.value(obj, child, "")
+            if not trial.problems:
+                return f"; the entry {key!r} of the state fits, restore from load(path)[{key!r}]"
+    return ""

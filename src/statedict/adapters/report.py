@@ -1,0 +1,102 @@
+"""RestoreReport: what a restore did, entry by entry."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from html import escape
+from typing import Any
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the tree and what happened to it.
+
+    Attributes:
+        path: its path.
+        action: `restored`, `tied`, `cast`, `missing`, `unexpected`, `fresh`; in errors also `shape`, `dtype`, `kind`.
+        detail: why, or what changed; empty where nothing is to be said.
+    """
+
+    path: str
+    action: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What `restore` did with every entry, or with `dry_run` would do.
+
+    `str(report)` is a summary, `entries` and `to_json()` have all of it.
+    """
+
+    entries: tuple[Entry, ...]
+    problems: tuple[Entry, ...] = ()
+    written: bool = True
+
+    def counts(self) -> dict[str, int]:
+        """Entries by action."""
+        return dict(Counter(entry.action for entry in (*self.entries, *self.problems)))
+
+    def paths(self, action: str) -> list[str]:
+        """The paths with one action."""
+        return [entry.path for entry in (*self.entries, *self.problems) if entry.action == action]
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        return json.dumps(
+            {
+                "written": self.written,
+                "counts": self.counts(),
+                "entries": [asdict(entry) for entry in self.entries],
+                "problems": [asdict(entry) for entry in self.problems],
+            }
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{'restored' if self.written else 'would restore'} {len(self.entries):,} entries"]
+        lines += summary([*self.problems, *(entry for entry in self.entries if entry.action != "restored" or entry.detail)])
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(e.path)}</td><td>{escape(e.action)}</td><td>{escape(e.detail)}</td></tr>"
+            for e in (*self.problems, *self.entries)
+        )
+        return f"<details><summary>{escape(str(self))}</summary><table>{rows}</table></details>"
+
+
+def summary(entries: Iterable[Entry]) -> list[str]:
+    """A line an action: how many, the first few, why."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.action, []).append(entry)
+    lines = []
+    for action, members in groups.items():
+        shown = ", ".join(entry.path for entry in members[:_SHOWN]) + (", …" if len(members) > _SHOWN else "")
+        detail = f" ({members[0].detail})" if members[0].detail else ""
+        lines.append(f"  {len(members):,} {action}: {shown}{detail}")
+    return lines
+
+
+def allowed(path: str, patterns: Sequence[str] | str) -> bool:
+    """Whether a glob matches the path or a parent of it."""
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    keys = path.split(".")
+    above = [".".join(keys[:count]) for count in range(1, len(keys) + 1)]
+    return any(fnmatchcase(part, pattern) for pattern in patterns for part in above)
+
+
+def remedy(problems: Sequence[Entry]) -> str:
+    """What to pass so that missing or unexpected entries are no error."""
+    wanted: dict[str, Any] = {}
+    for action, option in (("missing", "allow_missing"), ("unexpected", "allow_unexpected")):
+        paths = [entry.path for entry in problems if entry.action == action]
+        if paths:
+            wanted[option] = sorted({path.split(".")[0] + ".*" if "." in path else path for path in paths})[:_SHOWN]
+    return "; pass " + ", ".join(f"{option}={paths!r}" for option, paths in wanted.items()) + " to accept it" if wanted else ""

@@ -1,0 +1,80 @@
+"""`torch.nn.Module`: parameters and persistent buffers, by name, through its own `state_dict` and `load_state_dict`.
+
+So that hooks, `get_extra_state` and overridden `_load_from_state_dict` are honoured. The tensors stay where they are:
+`copy_` from a LazyTensor reads from the file straight into the parameter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from statedict.adapters import Capture, Plan, join
+from statedict.dtypes import dtype
+from statedict.tensor import as_lazy, is_array
+from statedict.tree import StateDict, like
+
+
+def accepts(value: Any) -> bool:
+    """Whether it is a module."""
+    import torch
+
+    return isinstance(value, torch.nn.Module)
+
+
+def names(module: Any) -> dict[int, str]:
+    """id of each parameter → its name, the first one for a tied parameter."""
+    return {id(parameter): name for name, parameter in module.named_parameters()}
+
+
+def capture(value: Any, context: Capture, path: str) -> Any:
+    """Its `state_dict()`, live."""
+    own = value.state_dict()
+    state = like(own, StateDict())
+    for name, entry in own.items():
+        state[name] = context.value(entry, join(path, name))
+    return state
+
+
+def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
+    """Compare names, shapes and dtypes; then `load_state_dict`."""
+    import torch
+
+    if not isinstance(state, dict):
+        plan.problem("kind", path, f"a module is restored from a dict, the state has a {type(state).__name__} there")
+        return
+    own = value.state_dict()
+    chosen = like(state, StateDict())
+    regions: dict[object, str] = {}
+    for name, entry in own.items():
+        full = join(path, name)
+        if name not in state:
+            plan.missing(full)
+            continue
+        if not isinstance(entry, torch.Tensor):  # extra state
+            plan.note("restored", full)
+            chosen[name] = StateDict({"": state[name]}).torch(copy=True)[""]
+            continue
+        if not is_array(state[name]):
+            plan.problem("kind", full, f"the target is a tensor, the state has a {type(state[name]).__name__}")
+            continue
+        tensor = as_lazy(state[name])
+        if isinstance(entry, torch.nn.parameter.UninitializedTensorMixin):
+            plan.note("restored", full, f"takes its shape {tensor.shape} from the state")
+        elif not plan.tensor(entry.shape, dtype(entry.dtype), tensor, full):
+            continue
+        region = (tensor.storage.key, tensor.offset, tensor.shape)
+        if tensor.numel() and region in regions:
+            plan.entries.pop()
+            plan.note("tied", full, f"shares its bytes with {regions[region]}")
+        regions.setdefault(region, full)
+        chosen[name] = tensor
+    for name in state:
+        if name not in own:
+            plan.unexpected(join(path, name))
+    plan.actions.append(lambda: _load(value, chosen))
+
+
+def _load(module: Any, state: StateDict) -> None:
+    result = module.load_state_dict(state, strict=False)
+    if result.unexpected_keys:
+        raise RuntimeError(f"{type(module).__name__}.load_state_dict refused {result.unexpected_keys[:3]}")

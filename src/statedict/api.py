@@ -1,0 +1,164 @@
+"""load, save, convert, capture, restore: dispatch only."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from statedict.adapters.report import RestoreReport
+
+from statedict import formats
+from statedict.io.source import FileSource
+from statedict.tree import StateDict
+
+Path = str | os.PathLike[str]
+
+
+def load(path: Path, *, format: str | None = None) -> StateDict:
+    """Open a checkpoint lazily: its index is read, no tensor is.
+
+    Args:
+        path: the file. Its content decides what it is, never its suffix.
+        format: read it as this format: `"torch"` or `"safetensors"`.
+
+    Returns:
+        Its tree. A file whose root is no dict (a bare tensor, a list) comes under the key `""`.
+
+    Raises:
+        MissingFileError: there is no such file.
+        UnknownFormatError: it is no checkpoint; the message says what it seems to be.
+        CorruptFileError: it is truncated or damaged.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")
+    >>> state["model_state"]["conv1.weight"].shape
+    (6, 3, 5, 5)
+    """
+    source = FileSource(os.fspath(path))
+    tree = formats.by_name(format or formats.detect(source)).read(source)
+    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+
+
+def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = True, fsync: bool = True) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        tree: a model, an optimizer, a StateDict, or dicts and lists of them with arrays and plain values.
+            `{"model": model, "optimizer": optimizer, "epoch": 3}` captures each by its adapter.
+        path: the file; an existing one is replaced at the end, in one step. It may be the file that the tree was
+            loaded from.
+        format: `"torch"` or `"safetensors"`; by default what the suffix says, torch for unknown ones.
+        overwrite: if false, an existing file is an error.
+        fsync: wait until it is on the disk.
+
+    Raises:
+        UnsupportedError: a value that the format cannot hold; the message names its path.
+        FileError: the file system refuses; what was there is unchanged.
+
+    >>> import statedict, numpy, tempfile
+    >>> path = tempfile.mkdtemp() + "/weights.safetensors"
+    >>> statedict.save({"w": numpy.ones((2, 3), "float32"), "epoch": 3}, path)
+    >>> statedict.load(path)
+    {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
+    """
+    from statedict.adapters.collect import collect
+    from statedict.io.atomic import publish
+
+    target = os.fspath(path)
+    module = formats.by_name(format or formats.for_writing(target))
+    live = lazily(collect(tree))
+    root = live[""] if isinstance(live, StateDict) and list(live) == [""] else live
+    publish(target, lambda fd: module.write(root, fd), overwrite=overwrite, fsync=fsync)
+
+
+def convert(src: Path, dst: Path, *, format: str | None = None, overwrite: bool = True) -> None:
+    """Write a checkpoint anew in another format; bytes are copied, never decoded.
+
+    Args:
+        src: the file to read.
+        dst: the file to write; its suffix says the format unless `format` does.
+        format, overwrite: as for `save`.
+
+    >>> import statedict, tempfile
+    >>> path = tempfile.mkdtemp() + "/checkpoint.safetensors"
+    >>> statedict.convert("examples/checkpoint.pth", path)
+    >>> list(statedict.load(path))
+    ['epoch', 'model_state', 'optimizer_state']
+    """
+    save(load(src), dst, format=format, overwrite=overwrite)
+
+
+def capture(obj: Any) -> StateDict:
+    """A snapshot of live objects: what happens to them afterwards does not change it.
+
+    Args:
+        obj: as `tree` of `save`.
+
+    Returns:
+        The tree; arrays are copies of their kind, torch tensors on the CPU. Tied tensors stay tied.
+
+    Raises:
+        UnsupportedError: something that is no data and no adapter takes; the message names its path.
+
+    >>> import statedict, numpy
+    >>> weights = {"w": numpy.zeros(3)}
+    >>> state = statedict.capture(weights)
+    >>> weights["w"] += 1
+    >>> state["w"]
+    array([0., 0., 0.])
+    """
+    from statedict.adapters.collect import collect, snapshot
+
+    tree = snapshot(collect(obj))
+    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+
+
+def restore(
+    obj: Any,
+    state_or_path: Any,
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    cast: bool = False,
+    dry_run: bool = False,
+) -> RestoreReport:
+    """Put a state back into live objects: planned whole, then written.
+
+    Args:
+        obj: a module, an optimizer, anything with `load_state_dict`, arrays, or a dict or list of them.
+        state_or_path: a StateDict, any dict like it, or a file.
+        allow_missing: globs over paths of the target that the state may lack; they stay as they are.
+        allow_unexpected: globs over paths of the state that the target may lack.
+        cast: convert where dtypes differ.
+        dry_run: plan and report, write nothing, raise nothing.
+
+    Returns:
+        What happened to every entry.
+
+    Raises:
+        RestoreError: something is not allowed; nothing was written.
+
+    >>> import statedict, numpy
+    >>> target = {"w": numpy.zeros(3), "epoch": 0}
+    >>> print(statedict.restore(target, {"w": numpy.ones(3), "epoch": 7}))
+    restored 2 entries
+      1 restored: epoch (0 → 7)
+    >>> target
+    {'w': array([1., 1., 1.]), 'epoch': 7}
+    """
+    from statedict.adapters.collect import put_back
+
+    state = load(state_or_path) if isinstance(state_or_path, str | os.PathLike) else state_or_path
+    return put_back(obj, state, allow_missing=allow_missing, allow_unexpected=allow_unexpected, cast=cast, dry_run=dry_run)
+
+
+def lazily(tree: Any) -> Any:
+    """The tree with every array as a LazyTensor over its memory."""
+    from statedict.tensor import as_lazy, is_array
+    from statedict.tree import transform
+
+    return transform(tree, lambda leaf: as_lazy(leaf) if is_array(leaf) else leaf)

@@ -1,0 +1,213 @@
+"""numpy and torch arrays as raw memory, and raw memory as arrays.
+
+The only place below the adapters that knows a framework, and it touches one only when the caller handed over its
+object or asked for one. Strides and offsets here count elements, as in torch.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+from statedict.dtypes import DType, dtype
+from statedict.errors import UnsupportedError
+
+Strides = tuple[int, ...]
+
+
+def is_torch(value: object) -> bool:
+    """Whether the value is a `torch.Tensor`, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, getattr(torch, "Tensor", ()))
+
+
+def is_numpy(value: object) -> bool:
+    """Whether the value is a `numpy.ndarray`, without importing numpy."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, getattr(numpy, "ndarray", ()))
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> Strides:
+    """Row-major strides in elements, as torch counts them (a dimension of size 0 counts as 1).
+
+    >>> contiguous_strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * max(shape[axis + 1], 1)
+    return tuple(strides)
+
+
+class Memory:
+    """A live array taken apart: where its storage lies and where the array lies in it.
+
+    `address` and `nbytes` give the storage, `offset` the array's first byte in it; `owner` keeps it alive.
+    """
+
+    __slots__ = ("address", "device", "dtype", "nbytes", "offset", "owner", "parameter", "requires_grad", "shape", "strides")
+
+    def __init__(
+        self, dtype: DType, shape: tuple[int, ...], strides: Strides | None, address: int, nbytes: int, offset: int, owner: object
+    ) -> None:
+        self.dtype, self.shape, self.strides = dtype, shape, strides
+        self.address, self.nbytes, self.offset, self.owner = address, nbytes, offset, owner
+        self.device, self.requires_grad, self.parameter = "cpu", False, False
+
+
+_TORCH_DTYPES: dict[object, DType] = {}
+
+
+def torch_memory(tensor: Any) -> Memory:
+    """Take a torch tensor apart; one on an accelerator is copied to the CPU.
+
+    Raises:
+        UnsupportedError: the tensor has no plain strided memory (sparse, quantized, nested, meta).
+    """
+    import torch
+
+    what = None
+    if tensor.layout is not torch.strided:
+        what = f"layout {tensor.layout}; save its parts, or .to_dense()"
+    elif tensor.is_quantized:
+        what = "quantized; save .int_repr(), .q_scale() and .q_zero_point()"
+    elif tensor.is_nested:
+        what = "nested; save .values() and .offsets()"
+    elif tensor.is_meta:
+        what = "on the meta device and has no values; materialise it first"
+    if what:
+        raise UnsupportedError(f"the tensor is {what}")
+    device = str(tensor.device)
+    whole = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        whole = whole.resolve_conj().resolve_neg()
+    if device != "cpu":
+        whole = whole.cpu()
+    found = _TORCH_DTYPES.get(whole.dtype)
+    if found is None:
+        found = _TORCH_DTYPES[whole.dtype] = dtype(whole.dtype)
+    storage = whole.untyped_storage()
+    memory = Memory(
+        found,
+        tuple(whole.shape),
+        None if whole.is_contiguous() else tuple(whole.stride()),
+        storage.data_ptr(),
+        storage.nbytes(),
+        whole.storage_offset() * found.itemsize,
+        whole,
+    )
+    memory.device, memory.requires_grad = device, tensor.requires_grad
+    memory.parameter = isinstance(tensor, torch.nn.Parameter)
+    return memory
+
+
+def writable_memory(target: Any) -> Memory | None:
+    """A torch tensor taken apart for writing, or None where its elements are not plain row-major CPU memory."""
+    import torch
+
+    if type(target) not in (torch.Tensor, torch.nn.Parameter) or target.device.type != "cpu":
+        return None
+    if target.layout is not torch.strided or target.is_quantized or target.is_conj() or target.is_neg():
+        return None
+    if not target.is_contiguous() or (target.requires_grad and torch.is_grad_enabled()):
+        return None
+    return torch_memory(target)
+
+
+def touched(target: Any) -> None:
+    """Tell autograd that a tensor's memory was written, as an in-place operation would."""
+    import torch
+
+    torch.autograd.graph.increment_version(target)
+
+
+def numpy_memory(array: Any) -> Memory:
+    """Take a numpy array apart; its storage is the memory of the array that it is a view of.
+
+    Raises:
+        UnsupportedError: no PyTorch dtype has these elements (objects, strings, records, dates).
+    """
+    import numpy
+
+    kind = array.dtype
+    if not kind.isnative:
+        array = array.astype(kind.newbyteorder("="))
+    try:
+        found = dtype(array.dtype.name)
+    except ValueError as error:
+        raise UnsupportedError(f"numpy dtype {kind} has no counterpart in PyTorch; convert it to numbers first") from error
+    item = found.itemsize
+    if any(s < 0 or s % item for s in array.strides) or (item and array.ctypes.data % item):
+        array = numpy.ascontiguousarray(array)
+    address = array.ctypes.data
+    base = array
+    while isinstance(base.base, numpy.ndarray) and base.base.flags.c_contiguous:
+        base = base.base
+    if not base.flags.c_contiguous:  # a view of foreign memory: the span that it covers is its storage
+        span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + item if array.size else 0
+        start, nbytes = address, span
+    else:
+        start, nbytes = base.ctypes.data, base.nbytes
+    strides = None if array.flags.c_contiguous else tuple(s // item for s in array.strides)
+    if array.size == 0:
+        start, nbytes, strides = address, 0, None
+    return Memory(found, array.shape, strides, start, nbytes, address - start, array)
+
+
+def numpy_view(data: memoryview, kind: DType, shape: tuple[int, ...], strides: Strides | None) -> Any:
+    """An array over `data`, whose first byte is its first element; strides in elements, None for contiguous."""
+    import numpy
+
+    native = kind.numpy
+    numel = math.prod(shape)
+    if strides is None or not numel:
+        return numpy.frombuffer(data, native, numel).reshape(shape) if numel else numpy.empty(shape, native)
+    flat = numpy.frombuffer(data, native)
+    byte_strides = tuple(s * native.itemsize for s in strides)
+    return numpy.lib.stride_tricks.as_strided(flat, shape, byte_strides, writeable=flat.flags.writeable)
+
+
+def torch_storage(data: memoryview) -> Any:
+    """A `torch.UntypedStorage` over writable memory, without a copy."""
+    import torch
+
+    if not len(data):
+        return torch.UntypedStorage(0)
+    return torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
+
+
+def torch_view(storage: Any, kind: DType, shape: tuple[int, ...], strides: Strides | None, offset: int) -> Any:
+    """A tensor over a `torch.UntypedStorage`; `offset` in elements."""
+    import torch
+
+    empty = torch.empty(0, dtype=kind.torch)
+    return empty.set_(storage, offset, shape, contiguous_strides(shape) if strides is None else strides)
+
+
+def gather(array: Any, start: int, out: Any) -> None:
+    """Copy elements `start`, `start + 1`, … of a strided array, counted row-major, into the flat array `out`.
+
+    The work is proportional to `len(out)` wherever it starts, so that a tensor of any layout can be read in blocks.
+    """
+    if array.ndim <= 1:
+        out[:] = array.reshape(-1)[start : start + len(out)]
+        return
+    row = math.prod(array.shape[1:])
+    done = 0
+    while done < len(out):
+        index, within = divmod(start + done, row)
+        left = len(out) - done
+        if within or left < row:
+            take = min(row - within, left)
+            gather(array[index], within, out[done : done + take])
+        else:
+            rows = left // row
+            take = rows * row
+            out[done : done + take].reshape(rows, *array.shape[1:])[...] = array[index : index + rows]
+        done += take
+
+

@@ -1,0 +1,167 @@
+"""The one dtype table; every other vocabulary is derived from it.
+
+A row names a dtype as PyTorch does and says what the others call it. `bits` is the size of one element in memory
+or on disk. PyTorch's packed dtypes count bytes: an element of `float4_e2m1fn_x2` is one byte that holds two numbers.
+
+Sources: torch.storage._dtype_to_storage_type_map (PyTorch 2.13), the `Dtype` enum of safetensors 0.8,
+ml_dtypes 0.6.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy
+
+from statedict.errors import FormatError, UnsupportedError
+
+# name                 bits kind       numpy                 safetensors    torch storage    other names
+_ROWS: tuple[tuple[str, int, str, str, str, str, tuple[str, ...]], ...] = (
+    ("float64", 64, "float", "float64", "F64", "DoubleStorage", ("double", "fp64")),
+    ("float32", 32, "float", "float32", "F32", "FloatStorage", ("float", "fp32")),
+    ("float16", 16, "float", "float16", "F16", "HalfStorage", ("half", "fp16")),
+    ("bfloat16", 16, "float", "ml:bfloat16", "BF16", "BFloat16Storage", ("bf16",)),
+    ("int64", 64, "int", "int64", "I64", "LongStorage", ("long",)),
+    ("int32", 32, "int", "int32", "I32", "IntStorage", ("int",)),
+    ("int16", 16, "int", "int16", "I16", "ShortStorage", ("short",)),
+    ("int8", 8, "int", "int8", "I8", "CharStorage", ()),
+    ("uint64", 64, "uint", "uint64", "U64", "", ()),
+    ("uint32", 32, "uint", "uint32", "U32", "", ()),
+    ("uint16", 16, "uint", "uint16", "U16", "", ()),
+    ("uint8", 8, "uint", "uint8", "U8", "ByteStorage", ()),
+    ("bool", 8, "bool", "bool", "BOOL", "BoolStorage", ()),
+    ("complex128", 128, "complex", "complex128", "", "ComplexDoubleStorage", ("cdouble",)),
+    ("complex64", 64, "complex", "complex64", "C64", "ComplexFloatStorage", ("cfloat",)),
+    ("complex32", 32, "complex", "ml:complex32", "", "", ("chalf",)),
+    ("float8_e4m3fn", 8, "float", "ml:float8_e4m3fn", "F8_E4M3", "", ("fp8", "fp8_e4m3")),
+    ("float8_e5m2", 8, "float", "ml:float8_e5m2", "F8_E5M2", "", ("fp8_e5m2",)),
+    ("float8_e4m3fnuz", 8, "float", "ml:float8_e4m3fnuz", "F8_E4M3FNUZ", "", ()),
+    ("float8_e5m2fnuz", 8, "float", "ml:float8_e5m2fnuz", "F8_E5M2FNUZ", "", ()),
+    ("float8_e8m0fnu", 8, "float", "ml:float8_e8m0fnu", "F8_E8M0", "", ("fp8_e8m0",)),
+    ("float4_e2m1fn_x2", 8, "float", "uint8", "F4", "", ("fp4",)),
+    ("float6_e2m3fn", 6, "float", "", "F6_E2M3", "", ()),
+    ("float6_e3m2fn", 6, "float", "", "F6_E3M2", "", ()),
+    ("qint8", 8, "quantized", "int8", "", "QInt8Storage", ()),
+    ("quint8", 8, "quantized", "uint8", "", "QUInt8Storage", ()),
+    ("qint32", 32, "quantized", "int32", "", "QInt32Storage", ()),
+    ("quint4x2", 8, "quantized", "uint8", "", "QUInt4x2Storage", ()),
+    ("quint2x4", 8, "quantized", "uint8", "", "QUInt2x4Storage", ()),
+    ("bits8", 8, "bits", "uint8", "", "", ()),
+    ("bits16", 16, "bits", "uint16", "", "", ()),
+    ("bits1x8", 8, "bits", "uint8", "", "", ()),
+    ("bits2x4", 8, "bits", "uint8", "", "", ()),
+    ("bits4x2", 8, "bits", "uint8", "", "", ()),
+)
+
+
+class DType:
+    """One row of the dtype table.
+
+    Attributes:
+        name: PyTorch's name, `"bfloat16"`.
+        bits: bits of one element.
+        itemsize: bytes of one element; 0 where an element is not a whole number of bytes.
+        kind: `float`, `int`, `uint`, `bool`, `complex`, `quantized`, `bits`, or `raw` for a name that is in no table.
+        safetensors: the code in a safetensors header, empty where that format has none.
+        storage: PyTorch's typed storage class, empty for dtypes younger than those classes.
+
+    There is one object for each dtype, so `is` and `==` agree.
+
+    >>> import statedict
+    >>> statedict.dtype("bf16").itemsize
+    2
+    """
+
+    __slots__ = ("_numpy", "_numpy_name", "bits", "itemsize", "kind", "name", "safetensors", "storage")
+
+    def __init__(self, name: str, bits: int, kind: str, numpy: str = "", safetensors: str = "", storage: str = "") -> None:
+        self.name, self.bits, self.kind = name, bits, kind
+        self.itemsize = bits // 8 if bits % 8 == 0 else 0
+        self.safetensors, self.storage = safetensors, storage
+        self._numpy_name = numpy
+        self._numpy: Any = None
+
+    @property
+    def numpy(self) -> numpy.dtype[Any]:
+        """The numpy dtype with the same bytes, from ml_dtypes where numpy has none.
+
+        Raises:
+            UnsupportedError: numpy cannot address elements of this size.
+        """
+        if self._numpy is None:
+            import numpy
+
+            if not self._numpy_name:
+                raise UnsupportedError(
+                    f"numpy has no dtype for {self.name} ({self.bits} bits an element); read its bytes with .raw()"
+                )
+            if self._numpy_name.startswith("ml:"):
+                import ml_dtypes
+
+                self._numpy = numpy.dtype(getattr(ml_dtypes, self._numpy_name[3:]))
+            else:
+                self._numpy = numpy.dtype(self._numpy_name)
+        return self._numpy  # type: ignore[no-any-return]
+
+    @property
+    def torch(self) -> Any:
+        """The `torch.dtype` of the same name (imports torch).
+
+        Raises:
+            UnsupportedError: this PyTorch does not have it.
+        """
+        import torch
+
+        found = getattr(torch, self.name, None)
+        if not isinstance(found, torch.dtype):
+            raise UnsupportedError(f"torch {torch.__version__} has no dtype {self.name}; read its bytes with .raw()")
+        return found
+
+    def nbytes(self, numel: int) -> int:
+        """Bytes that `numel` elements take, rounded up."""
+        return (numel * self.bits + 7) // 8
+
+    def __repr__(self) -> str:
+        return f"dtype({self.name!r})"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.name in BY_NAME:
+            return dtype, (self.name,)
+        return DType, (self.name, self.bits, self.kind, self._numpy_name, self.safetensors, self.storage)
+
+
+BY_NAME: dict[str, DType] = {row[0]: DType(*row[:6]) for row in _ROWS}
+BY_SAFETENSORS: dict[str, DType] = {d.safetensors: d for d in BY_NAME.values() if d.safetensors}
+BY_STORAGE: dict[str, DType] = {d.storage: d for d in BY_NAME.values() if d.storage}
+_BY_ANY_NAME: dict[str, DType] = BY_NAME | {alias: BY_NAME[row[0]] for row in _ROWS for alias in row[6]}
+
+
+def dtype(name: object) -> DType:
+    """The DType of a name, a numpy dtype or a torch dtype.
+
+    Args:
+        name: `"bfloat16"`, `"bf16"`, `"torch.bfloat16"`, `"BF16"`, `numpy.dtype("<f4")`, `torch.float32`, a DType.
+
+    Raises:
+        FormatError: the table has no such dtype.
+
+    >>> import statedict
+    >>> statedict.dtype("torch.float32").name
+    'float32'
+    """
+    if isinstance(name, DType):
+        return name
+    text = str(getattr(name, "name", None) or name).removeprefix("torch.")
+    found = _BY_ANY_NAME.get(text) or BY_SAFETENSORS.get(text)
+    if found is None and isinstance(name, type):
+        import numpy
+
+        found = _BY_ANY_NAME.get(numpy.dtype(name).name)
+    if found is None:
+        raise FormatError(f"unknown dtype {name!r}; known are {', '.join(BY_NAME)}")
+    return found

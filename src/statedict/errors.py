@@ -1,0 +1,86 @@
+"""Every exception of statedict.
+
+    StateDictError
+    ├── FormatError (ValueError)          the file cannot be read as a checkpoint
+    │   ├── UnknownFormatError            no format recognises it
+    │   ├── CorruptFileError              truncated, inconsistent or damaged
+    │   └── LimitError                    it asks for more memory or time than its size justifies
+    ├── FileError (OSError)               the file system said no
+    │   ├── MissingFileError (FileNotFoundError)
+    │   └── ExistingFileError (FileExistsError)
+    ├── PathError (KeyError)              no such path in the tree
+    ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
+    ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
+    ├── RestoreError (ValueError)         the plan does not fit; nothing was written
+    └── MissingExtraError (ImportError)   an optional dependency is not installed
+
+A message says what, where, expected, got, and the remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class StateDictError(Exception):
+    """The root of everything that statedict raises on purpose."""
+
+
+class FormatError(StateDictError, ValueError):
+    """The file cannot be read as a checkpoint."""
+
+
+class UnknownFormatError(FormatError):
+    """No format recognises the file."""
+
+
+class CorruptFileError(FormatError):
+    """The file is truncated, inconsistent or damaged."""
+
+
+class LimitError(FormatError):
+    """The file asks for more memory or time than its size justifies."""
+
+
+class FileError(StateDictError, OSError):
+    """The file system refused."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}" if self.filename is not None else Exception.__str__(self)
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """There is no such file."""
+
+
+class ExistingFileError(FileError, FileExistsError):
+    """The file exists and was not to be replaced."""
+
+
+def file_error(path: str, doing: str, error: OSError) -> FileError:
+    """The FileError for what the operating system said while `doing` something with `path`."""
+    kind = {errno.ENOENT: MissingFileError, errno.EEXIST: ExistingFileError}.get(error.errno or 0, FileError)
+    return kind(error.errno, f"{doing}: {error.strerror}", path)
+
+
+class PathError(StateDictError, KeyError):
+    """There is no such path in the tree."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
+
+
+class TreeError(StateDictError, ValueError):
+    """The tree cannot be flattened or rebuilt."""
+
+
+class UnsupportedError(StateDictError, TypeError):
+    """The target cannot hold this value or dtype."""
+
+
+class RestoreError(StateDictError, ValueError):
+    """The state does not fit its target; nothing was written."""
+
+
+class MissingExtraError(StateDictError, ImportError):
+    """An optional dependency is not installed."""

@@ -1,0 +1,293 @@
+"""safetensors, and whole checkpoints in it.
+
+    8 bytes      N, the length of the header, little-endian
+    N bytes      JSON: {"__metadata__": {string: string}, NAME: {"dtype", "shape", "data_offsets": [begin, end]}, …}
+    the rest     the tensors' bytes, row-major, little-endian, without holes or overlaps; offsets count from here
+
+The format is flat and holds tensors only. A tree's tensors go under their paths, and the rest of it as JSON under the
+key `statedict` of `__metadata__` (docs/format.md). A flat dict of tensors needs no such key and makes the file that
+everybody else writes. Tied tensors are stored once and named in `__metadata__` as `safetensors.torch.save_model` does:
+{the name that is left out: the name that is kept}. `statedict.digests` there holds the XXH3-128 of the header and of
+each tensor.
+
+Source: the README of huggingface/safetensors 0.8. Limits: a header of 100 MB.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+from statedict.dtypes import BY_NAME, BY_SAFETENSORS, DType
+from statedict.errors import CorruptFileError, FormatError, UnsupportedError
+from statedict.io.pipeline import Part, transfer, write_at
+from statedict.tensor import LazyTensor, Storage
+from statedict.tree import StateDict, decode, encode, free_name, walk
+from statedict.values import from_json, to_json
+
+_MAX_HEADER = 100_000_000
+_KEY = "statedict"
+_DIGESTS = "statedict.digests"
+_NO_DIGEST = "0" * 32
+
+
+def read(source: ByteSource) -> Any:
+    """The tree in the file, lazily: the header is read, no tensor is.
+
+    Raises:
+        CorruptFileError: the header is not what the format says, or promises bytes that the file does not have.
+    """
+    name = source.name
+    if source.size < 8:
+        raise CorruptFileError(f"{name}: {source.size} bytes are too few for a safetensors header; the file looks truncated")
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > min(_MAX_HEADER, source.size - 8):
+        raise CorruptFileError(
+            f"{name}: the header claims {length:,} bytes, the file has {source.size - 8:,} and the format allows "
+            f"{_MAX_HEADER:,}; the file looks truncated or is no safetensors file"
+        )
+    header = _parse(bytes(source.read(8, length)), name)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
+        raise CorruptFileError(f"{name}: __metadata__ is not a dict of strings")
+    tensors = _tensors(source, header, 8 + length)
+    state = _tree(tensors, metadata, name)
+    if isinstance(state, StateDict):
+        kept = {key: value for key, value in metadata.items() if not key.startswith(_KEY)}
+        aliases = {path for path, _ in walk(state)} if any(value in tensors for value in kept.values()) else set()
+        state.metadata = {key: value for key, value in kept.items() if not (value in tensors and key in aliases)}
+    return state
+
+
+def _parse(raw: bytes, name: str) -> dict[str, Any]:
+    try:
+        header = json.loads(raw)
+        # a duplicated key would hide a tensor: count what was written, and look closely if the count is off
+        if isinstance(header, dict) and raw.count(b'"data_offsets"') != len(header) - ("__metadata__" in header):
+            json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{name}: the header is not JSON ({error}); the file is damaged") from error
+    if not isinstance(header, dict):
+        raise CorruptFileError(f"{name}: the header is a JSON {type(header).__name__}, not an object")
+    return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"key {twice!r} stands twice")
+    return found
+
+
+def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str, LazyTensor]:
+    import gc
+
+    tensors: dict[str, LazyTensor] = {}
+    ranges: list[tuple[int, int]] = []
+    collecting = gc.isenabled()
+    gc.disable()  # a hundred thousand new objects would make it scan them again and again
+    try:
+        for key, entry in header.items():
+            try:
+                code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+                numel = 1
+                for n in shape:
+                    if n < 0 or type(n) is not int:
+                        raise ValueError(f"shape {shape}")
+                    numel *= n
+                if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+                    raise ValueError(f"data_offsets [{begin}, {end}]")
+            except (TypeError, KeyError, ValueError) as error:
+                raise CorruptFileError(
+                    f"{source.name}: tensor {key!r} is described wrongly ({error}); the file is damaged"
+                ) from error
+            kind = BY_SAFETENSORS.get(code)
+            if kind is None:
+                kind = _unnamed(source, key, code, numel, end - begin)
+            elif kind.safetensors == "F4":  # its shape counts the halves of our bytes
+                if not shape or shape[-1] % 2:
+                    raise CorruptFileError(f"{source.name}: tensor {key!r}: an odd number of 4 bit elements in a row")
+                numel, shape = numel // 2, [*shape[:-1], shape[-1] // 2]
+            if end - begin != (numel * kind.itemsize or kind.nbytes(numel)):
+                raise CorruptFileError(
+                    f"{source.name}: tensor {key!r}: {kind} of shape {shape} takes {kind.nbytes(numel):,} bytes, "
+                    f"data_offsets give {end - begin:,}; the file is damaged"
+                )
+            if start + end > source.size:
+                raise CorruptFileError(
+                    f"{source.name}: tensor {key!r}: bytes {start + begin:,} to {start + end:,} lie past the end of the file "
+                    f"({source.size:,} bytes); the file looks truncated, fetch it again"
+                )
+            ranges.append((begin, end))
+            tensors[key] = LazyTensor(kind, tuple(shape), Storage(source, start + begin, end - begin))
+    finally:
+        if collecting:
+            gc.enable()
+    _check_coverage(source, ranges, source.size - start)
+    return tensors
+
+
+def _check_coverage(source: ByteSource, ranges: list[tuple[int, int]], size: int) -> None:
+    ranges.sort()
+    for (_, end), (begin, _) in pairwise([(0, 0), *ranges, (size, size)]):
+        if begin != end:
+            what = "overlap" if begin < end else "leave a hole"
+            raise CorruptFileError(
+                f"{source.name}: the tensors {what} at data byte {min(begin, end):,} (to {max(begin, end):,}); "
+                "the file is damaged, or bytes were appended"
+            )
+
+
+def _unnamed(source: ByteSource, key: str, code: Any, numel: int, nbytes: int) -> DType:
+    """A dtype that our table does not have yet: raw bytes under its name."""
+    if type(code) is not str or not code or (numel and nbytes * 8 % numel) or not numel:
+        raise FormatError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r}; a newer statedict may know it")
+    return DType(code, nbytes * 8 // numel, "raw", "", code)
+
+
+def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -> Any:
+    text = metadata.get(_KEY)
+    if text is None:
+        for alias, kept in metadata.items():
+            if kept in tensors and alias not in tensors:
+                tensors[alias] = tensors[kept]
+        return StateDict(tensors)
+
+    def get(node: Any) -> Any:
+        if not isinstance(node, dict) or "$tensor" not in node:
+            return from_json(node)
+        stored = tensors[node["$tensor"]]
+        kind = BY_NAME[node["dtype"]] if "dtype" in node else stored.dtype
+        if kind is not stored.dtype:
+            shape = stored.shape[:-1] if stored.shape[-1:] == (kind.itemsize,) else None
+            if shape is None or stored.dtype.name != "uint8":
+                raise CorruptFileError(f"tensor {node['$tensor']!r} cannot hold {kind}")
+            stored = LazyTensor(kind, shape, stored.storage, stored.offset)
+        if "grad" in node or "parameter" in node:
+            grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))
+            stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
+        return stored
+
+    try:
+        skeleton = json.loads(text)
+        if not isinstance(skeleton, dict) or skeleton.get("version") != 1:
+            raise FormatError(f"{name}: its skeleton has version {skeleton.get('version')!r}; a newer statedict may read it")
+        return decode(skeleton["tree"], get)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, FormatError) and not isinstance(error, CorruptFileError):
+            raise
+        raise CorruptFileError(f"{name}: the skeleton under {_KEY!r} is damaged ({error})") from error
+
+
+def write(tree: Any, fd: int) -> None:
+    """Write the tree into an open file; its leaves are LazyTensors and plain values.
+
+    Raises:
+        UnsupportedError: a value that is no data, or more than 100 MB of header.
+    """
+    plan = _Plan()
+    skeleton = encode(tree, plan.put)
+    metadata = {"format": "pt", **getattr(tree, "metadata", {})}
+    flat = type(tree) is StateDict and tree._metadata is None and all(type(leaf) is LazyTensor for leaf in tree.values())
+    if plan.special or not flat:
+        metadata[_KEY] = json.dumps({"version": 1, "tree": skeleton}, separators=(",", ":"))
+    metadata |= plan.aliases
+    metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(plan.tensors) + 1)])
+    header: dict[str, Any] = {"__metadata__": metadata}
+    parts: list[Part] = []
+    position = 0
+    offsets: dict[str, int] = {}
+    # larger elements first keeps every tensor aligned without padding, which the format forbids
+    for name, tensor in sorted(plan.tensors.items(), key=lambda item: -item[1].dtype.itemsize):
+        offsets[name] = position
+        position += tensor.nbytes
+    for name, tensor in plan.tensors.items():
+        begin = offsets[name]
+        shape = list(tensor.shape)
+        if tensor.dtype.safetensors == "F4":
+            if not shape:
+                raise UnsupportedError(f"{name}: safetensors cannot hold a single pair of 4 bit elements without a shape")
+            shape[-1] *= 2
+        header[name] = {"dtype": tensor.dtype.safetensors, "shape": shape, "data_offsets": [begin, begin + tensor.nbytes]}
+    raw = _dump(header)
+    raw += b" " * (-(8 + len(raw)) % 64)
+    if len(raw) > _MAX_HEADER:
+        raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth or in shards")
+    start = 8 + len(raw)
+    for name in offsets:
+        tensor = plan.tensors[name]
+        source = tensor.storage.source
+        parts.append(Part(start + offsets[name], source, tensor.storage.offset + tensor.offset, tensor.nbytes))
+    digests = dict(zip(offsets, (s.digest for s in transfer(fd, parts)), strict=True))
+    write_at(fd, 0, len(raw).to_bytes(8, "little") + _sign(raw, [digests[name] for name in plan.tensors]))
+
+
+def _sign(raw: bytes, digests: list[str]) -> bytes:
+    """Put the digests in the place that was kept for them, the header's own over the header with zeros there."""
+    from xxhash import xxh3_128_hexdigest
+
+    marker = json.dumps(_DIGESTS).encode() + b':"xxh3_128 '
+    at = raw.index(marker) + len(marker)
+    tail = " ".join(digests).encode()
+    signed = bytearray(raw)
+    signed[at + 33 : at + 33 + len(tail)] = tail
+    signed[at : at + 32] = xxh3_128_hexdigest(signed).encode()
+    return bytes(signed)
+
+
+def _dump(header: dict[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class _Plan:
+    """The tensors to store by name, each once, and how the tree refers to them."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, LazyTensor] = {}
+        self.aliases: dict[str, str] = {}
+        self.special = False
+        self._stored: dict[Any, str] = {}
+
+    def put(self, path: str, leaf: Any) -> Any:
+        if type(leaf) is not LazyTensor:
+            self.special = True
+            try:
+                return to_json(leaf)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{path or 'the root'}: {error}; drop it or convert it") from None
+        region = (leaf.storage.key, leaf.offset, leaf.shape, leaf.strides, leaf.dtype.name)
+        wanted = path.encode("utf-8", "backslashreplace").decode()
+        wanted = "__metadata__~2" if wanted == "__metadata__" else wanted
+        name = self._stored.get(region) if leaf.numel() else None
+        if name is None:
+            name = self._stored[region] = free_name(wanted, self.tensors)
+            self.tensors[name] = _storable(leaf)
+        else:
+            self.special = True
+            if wanted not in self.tensors:
+                self.aliases[wanted] = name
+        node: dict[str, Any] = {"$tensor": name}
+        if not leaf.dtype.safetensors:
+            node["dtype"] = leaf.dtype.name
+        if leaf.parameter:
+            node["parameter"] = True
+        if leaf.requires_grad:
+            node["grad"] = True
+        self.special |= len(node) > 1 or name != path
+        return node
+
+
+def _storable(tensor: LazyTensor) -> LazyTensor:
+    """Row-major, and as bytes with one more dimension where safetensors has no name for the dtype."""
+    tensor = tensor.contiguous()
+    if tensor.dtype.safetensors:
+        return tensor
+    shape = (*tensor.shape, tensor.dtype.itemsize)
+    return LazyTensor(BY_NAME["uint8"], shape, tensor.storage, tensor.offset)

@@ -1,0 +1,152 @@
+"""PyTorch's zip format, what `torch.save` writes since 1.6: .pth, .pt, .bin, .ckpt or any other suffix.
+
+    NAME/data.pkl              the tree as a pickle; tensors refer to storages by persistent id
+    NAME/byteorder             "little" or "big"
+    NAME/data/0, data/1 …      the storages' bytes, each at a multiple of 64 bytes
+    NAME/version               "3"
+    NAME/.statedict.json       ours: what the pickle cannot say, see docs/format.md; PyTorch ignores it
+
+Records are stored, not compressed, so a tensor is a range of the file. NAME is any folder; we write `archive`.
+Source: caffe2/serialize/inline_container.h and torch/serialization.py (PyTorch 2.13).
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+    from statedict.io.zip import Inflated, Record
+
+from statedict.errors import CorruptFileError, UnknownFormatError
+from statedict.io.pipeline import Part, transfer, write_at
+from statedict.io.source import BytesSource, ComputedSource
+from statedict.io.zip import ArchiveLayout, read_directory
+from statedict.pickles.constructors import DATA, StorageType, TypedStorage
+from statedict.pickles.machine import load
+from statedict.pickles.writer import dumps
+from statedict.segments import plan
+from statedict.tensor import LazyTensor, Storage
+from statedict.tree import StateDict, walk
+
+_OURS = ".statedict.json"
+
+
+def read(source: ByteSource) -> Any:
+    """The tree in the file, lazily: the pickle is read, no storage is.
+
+    Raises:
+        UnknownFormatError: an archive without `data.pkl`.
+        CorruptFileError: a storage that the pickle refers to is missing or too small, or the archive is damaged.
+    """
+    records = read_directory(source)
+    folders = [name[: -len("data.pkl")] for name in records if name.endswith("data.pkl")]
+    if not folders:
+        raise UnknownFormatError(
+            f"{source.name}: is a zip archive without data.pkl, so torch.save did not write it; unpack it first"
+        )
+    folder = min(folders, key=len)
+    order = records.get(folder + "byteorder")
+    swap = order is not None and bytes(order.read(0, min(order.size, 16))).strip() == b"big"
+    storages: dict[str, Storage] = {}
+
+    def storage(identifier: Any) -> TypedStorage:
+        if type(identifier) is not tuple or len(identifier) < 5 or identifier[0] != "storage":
+            raise CorruptFileError(f"a persistent id that names no storage: {str(identifier)[:80]}")
+        _, kind, key, device, numel = identifier[:5]
+        if type(kind) is not StorageType or type(numel) is not int or numel < 0 or type(device) is not str:
+            raise CorruptFileError(f"a storage that is described wrongly: {str(identifier)[:80]}")
+        found = storages.get(key)
+        if found is None:
+            record = records.get(f"{folder}data/{key}")
+            if record is None:
+                raise CorruptFileError(f"storage data/{key} is missing from the archive; save it again")
+            bytesource: ByteSource = _swapped(record, kind.dtype.itemsize) if swap else record
+            found = storages[key] = Storage(bytesource, 0, record.size, device)
+        if numel * kind.dtype.itemsize > found.nbytes:
+            raise CorruptFileError(
+                f"storage data/{key}: {numel:,} elements of {kind.dtype} need {numel * kind.dtype.itemsize:,} bytes, "
+                f"the archive has {found.nbytes:,}; the file is damaged"
+            )
+        return TypedStorage(found, kind.dtype)
+
+    import gc
+
+    pickle = records[folder + "data.pkl"]
+    collecting = gc.isenabled()
+    gc.disable()  # a hundred thousand new objects would make it scan them again and again
+    try:
+        tree, _ = load(pickle.read(0, pickle.size), DATA, storage, pickle.label)
+    finally:
+        if collecting:
+            gc.enable()
+    ours = records.get(folder + _OURS)
+    if ours is not None and isinstance(tree, StateDict):
+        tree.metadata = _extra(ours).get("metadata", {})
+    return tree
+
+
+def _extra(record: Record | Inflated) -> dict[str, Any]:
+    import json
+
+    try:
+        return dict(json.loads(bytes(record.read(0, record.size))))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
+
+
+def _swapped(source: ByteSource, itemsize: int) -> ByteSource:
+    """The storage of a big-endian machine, in our order."""
+
+    def fill(offset: int, buffer: memoryview) -> None:
+        first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize
+        data = bytearray(source.read(first, min(last, source.size) - first))
+        turned = bytearray(len(data))
+        for at in range(itemsize):
+            turned[at::itemsize] = data[itemsize - 1 - at :: itemsize]
+        buffer[:] = turned[offset - first : offset - first + len(buffer)]
+
+    return ComputedSource(source.size, fill, source.name)
+
+
+def write(tree: Any, fd: int) -> None:
+    """Write the tree into an open file; its leaves are LazyTensors and plain values.
+
+    Raises:
+        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
+    """
+    import json
+
+    tensors = list({id(leaf): leaf for _, leaf in walk(tree) if type(leaf) is LazyTensor}.values())
+    segments, places = plan(tensors)
+    by_tensor = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
+
+    def place(tensor: LazyTensor) -> tuple[str, int, int, tuple[int, ...]]:
+        where = by_tensor[id(tensor)]
+        strides = tensor.stride() if where.strides is None else where.strides
+        return str(where.segment), segments[where.segment].size, where.offset, strides
+
+    layout = ArchiveLayout()
+    parts: list[Part] = []
+
+    def add(name: str, source: ByteSource, start: int, size: int) -> None:
+        _, header, data_at = layout.add("archive/" + name, size)
+        parts.append(Part(data_at, source, start, size, header, layout.descriptor))
+
+    def small(name: str, data: bytes) -> None:
+        add(name, BytesSource(data, name), 0, len(data))
+
+    small("data.pkl", dumps(tree, place))
+    small("byteorder", b"little")
+    for index, segment in enumerate(segments):
+        add(f"data/{index}", segment.source, segment.start, segment.size)
+    small("version", b"3\n")
+    sums = transfer(fd, parts, crc=True)
+    extra: dict[str, Any] = {"digests": {"xxh3_128": [s.digest for s in sums]}}
+    if getattr(tree, "metadata", None):
+        extra["metadata"] = dict(tree.metadata)
+    parts = []
+    small(_OURS, json.dumps(extra, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    sums += transfer(fd, parts, crc=True)
+    write_at(fd, layout.position, layout.directory([s.crc for s in sums]))

@@ -1,0 +1,93 @@
+"""Publish a file whole or not at all.
+
+The order is: a temporary file in the same directory, its bytes, fsync, rename over the target, fsync of the
+directory. A reader sees the old file or the new one; after a crash the directory holds one of the two, and at
+worst a temporary named `.NAME.XXXXXXXX.tmp`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+from statedict.errors import ExistingFileError, FileError, file_error
+
+
+def publish(path: str, write: Callable[[int], None], *, overwrite: bool = True, fsync: bool = True) -> None:
+    """Call `write(fd)` on a temporary file and put it at `path` when it returns.
+
+    Args:
+        path: the target. A symbolic link is followed: the file that it names is replaced.
+        write: fills the file; whatever it raises leaves the target as it was.
+        overwrite: if false, an existing target is an error, also one that appears meanwhile.
+        fsync: wait until the bytes and the name are on the disk.
+
+    Raises:
+        FileError: the target exists, is not a regular file, or the file system refuses.
+    """
+    path = os.path.realpath(path)
+    directory, name = os.path.split(path)
+    mode: int | None = None
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise file_error(path, "cannot write", error) from error
+    else:
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError(f"{path}: is not a regular file; name a file to write to")
+        if not overwrite:
+            raise _exists(path)
+        mode = stat.S_IMODE(status.st_mode)
+    temporary = os.path.join(directory, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
+    try:
+        try:
+            write(fd)
+            if mode is not None:
+                os.fchmod(fd, mode)
+            if fsync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)  # unlike rename it refuses to replace
+            os.unlink(temporary)
+    except BaseException as error:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        if isinstance(error, FileExistsError):
+            raise _exists(path) from error
+        if isinstance(error, OSError) and not isinstance(error, FileError):
+            raise file_error(path, "cannot write (what was there is unchanged)", error) from error
+        raise
+    if fsync:
+        sync_directory(directory)
+
+
+def sync_directory(directory: str) -> None:
+    """Make the names in a directory durable."""
+    try:
+        fd = os.open(directory, os.O_RDONLY)
+    except OSError:  # a system that cannot open directories has nothing to sync
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _exists(path: str) -> FileError:
+    return ExistingFileError(f"{path}: exists and overwrite is off; choose another name or allow overwriting")

@@ -1,0 +1,26 @@
+"""Owned memory for large reads.
+
+Fresh memory costs a page fault a page. Asked for as huge pages it comes about three times faster
+(docs/decisions/0004-reading.md), so every buffer over a megabyte comes from here.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+HUGE = 2 << 20
+_SMALL = 1 << 20
+
+
+def allocate(size: int) -> memoryview:
+    """`size` bytes of writable zeroed memory, on huge pages where the system gives them."""
+    if size < _SMALL:
+        return memoryview(bytearray(size))
+    memory = mmap.mmap(-1, size)
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None:
+        try:
+            memory.madvise(advice)
+        except OSError:  # a kernel without huge pages: slower, not wrong
+            pass
+    return memoryview(memory)

@@ -1,0 +1,290 @@
+"""Zip archives as a table of byte ranges.
+
+    [local header | name | extra | data | data descriptor]*  [central header | name | extra]*  [zip64 end]  [end]
+
+    end (22 bytes, last 64 KiB):  PK\\5\\6, disks, counts, size and offset of the central directory, comment
+    zip64 end and locator:        PK\\6\\6 and PK\\6\\7, the same in 64 bits, when a 16 or 32 bit field is full (all ones)
+    central header (46 bytes):    PK\\1\\2, method, CRC-32, sizes, offset of the local header, lengths of name and extra
+    local header (30 bytes):      PK\\3\\4, the same again; its name and extra may have other lengths
+    data descriptor:              PK\\7\\10, CRC-32, sizes (64 bits wide in zip64 entries)
+
+Reading takes the central directory in one piece and resolves a local header only when its record is read, for
+touching 300 of them on a cold disk costs more than the rest of the work. Writing appends a record as it comes, with
+its CRC-32 in a data descriptor, as PyTorch does; every record starts on a multiple of 64 bytes.
+
+Source: PKWARE APPNOTE 6.3.10. Limits: no encryption, no multiple disks; stored and deflated records.
+"""
+
+from __future__ import annotations
+
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.io.source import ByteSource
+
+from statedict.errors import CorruptFileError, FormatError, LimitError
+
+_END = struct.Struct("<4s4H2LH")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR64 = struct.Struct("<4sLQL")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_STORED, _DEFLATED = 0, 8
+_FLAGS = 0x0808  # names in UTF-8, data descriptor
+ALIGNMENT = 64
+
+
+class Record:
+    """One stored record as a ByteSource; where its data begin is looked up at first use."""
+
+    __slots__ = ("_base", "_header", "_record", "_start", "crc", "size")
+
+    in_memory = False
+
+    def __init__(self, base: ByteSource, record: str, header: int, size: int, crc: int) -> None:
+        self._base, self._record, self._header, self._start = base, record, header, -1
+        self.size, self.crc = size, crc
+
+    @property
+    def name(self) -> str:
+        """The archive's name."""
+        return self._base.name
+
+    @property
+    def label(self) -> str:
+        """The archive's and the record's name."""
+        return f"{self._base.name}: {self._record}"
+
+    def locate(self) -> tuple[ByteSource, int]:
+        """The archive and the offset of this record's first byte in it."""
+        if self._start < 0:
+            base = self._base
+            if self._header + 30 > base.size:
+                raise CorruptFileError(f"{self.label}: its header lies past the end of the file; the file looks truncated")
+            head = _LOCAL.unpack(base.read(self._header, 30))
+            start = self._header + 30 + head[9] + head[10]
+            if head[0] != b"PK\3\4":
+                raise CorruptFileError(f"{self.label}: no record at byte {self._header:,}; the archive is damaged")
+            if start + self.size > base.size:
+                raise CorruptFileError(
+                    f"{self.label}: bytes {start:,} to {start + self.size:,} lie past the end of the file "
+                    f"({base.size:,} bytes); the file looks truncated, fetch it again"
+                )
+            self._start = start
+        return self._base, self._start
+
+    def _at(self, offset: int, length: int) -> int:
+        if offset < 0 or offset + length > self.size:
+            raise CorruptFileError(
+                f"{self.label}: bytes {offset:,} to {offset + length:,} lie outside the record ({self.size:,} bytes)"
+            )
+        return self.locate()[1] + offset
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        return self._base.read(self._at(offset, length), length)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        self._base.readinto(self._at(offset, len(buffer)), buffer)
+
+    def view(self, private: bool = False) -> memoryview | None:
+        whole = self._base.view(private)
+        if whole is None:
+            return None
+        start = self.locate()[1]
+        return whole[start : start + self.size]
+
+
+class Inflated:
+    """One deflated record, unpacked at first use and never beyond the size that it declares."""
+
+    __slots__ = ("_data", "_packed", "crc", "label", "name", "size")
+
+    in_memory = True
+
+    def __init__(self, packed: Record, size: int) -> None:
+        # deflate cannot expand by more than 1032 to 1
+        if size > 1032 * packed.size + 64:
+            raise LimitError(f"{packed.label}: {packed.size:,} bytes claim to unpack to {size:,}; refused")
+        self._packed, self.name, self.label, self.size, self.crc = packed, packed.name, packed.label, size, packed.crc
+        self._data: memoryview | None = None
+
+    def _inflate(self) -> memoryview:
+        if self._data is None:
+            import zlib
+
+            try:
+                machine = zlib.decompressobj(-15)
+                data = machine.decompress(self._packed.read(0, self._packed.size), self.size + 1)
+            except zlib.error as error:
+                raise CorruptFileError(f"{self.label}: {error}; the archive is damaged") from error
+            if len(data) != self.size:
+                raise CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
+            self._data = memoryview(data)
+        return self._data
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        if offset < 0 or offset + length > self.size:
+            raise CorruptFileError(f"{self.label}: bytes {offset:,} to {offset + length:,} lie outside the record")
+        return bytes(self._inflate()[offset : offset + length])
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read(offset, len(buffer))
+
+    def view(self, private: bool = False) -> memoryview | None:
+        return None if private else self._inflate()
+
+
+def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
+    """The records of an archive by name, in the order of its central directory.
+
+    Raises:
+        CorruptFileError: the directory is missing, lies outside the file, or contradicts itself.
+        FormatError: an encrypted record, or a method other than stored and deflated.
+    """
+    count, offset, size = _find_end(source)
+    if size < 46 * count:
+        raise CorruptFileError(f"{source.name}: {count:,} records cannot lie in a directory of {size:,} bytes")
+    directory = source.read(offset, size)
+    records: dict[str, Record | Inflated] = {}
+    at = 0
+    unpack = _CENTRAL.unpack_from
+    for _ in range(count):
+        if at + 46 > size:
+            raise CorruptFileError(f"{source.name}: the zip directory ends after {len(records):,} of {count:,} records")
+        (magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, _, _, _, header) = unpack(directory, at)
+        if magic != b"PK\1\2":
+            raise CorruptFileError(f"{source.name}: the zip directory is damaged at its byte {at:,}")
+        try:
+            name = directory[at + 46 : at + 46 + nlen].decode()
+        except UnicodeDecodeError:
+            name = directory[at + 46 : at + 46 + nlen].decode("cp437")
+        if unpacked == _FULL32 or packed == _FULL32 or header == _FULL32:
+            extra = directory[at + 46 + nlen : at + 46 + nlen + xlen]
+            unpacked, packed, header = _zip64_fields(source, name, extra, unpacked, packed, header)
+        at += 46 + nlen + xlen + clen
+        if flags & 1:
+            raise FormatError(f"{source.name}: record {name!r} is encrypted; decrypt the archive first")
+        if name in records:
+            raise CorruptFileError(f"{source.name}: record {name!r} stands twice in the zip directory; it is damaged or forged")
+        if header + packed > offset:
+            raise CorruptFileError(f"{source.name}: record {name!r} overlaps the zip directory; it is damaged or forged")
+        record = Record(source, name, header, packed, crc)
+        if method == _STORED:
+            if packed != unpacked:
+                raise CorruptFileError(f"{source.name}: record {name!r} is stored but has two sizes")
+            records[name] = record
+        elif method == _DEFLATED:
+            records[name] = Inflated(record, unpacked)
+        else:
+            raise FormatError(f"{source.name}: record {name!r} is compressed by method {method}; unpack the archive first")
+    return records
+
+
+def _find_end(source: ByteSource) -> tuple[int, int, int]:
+    tail_length = min(source.size, 22 + 0xFFFF)
+    base = source.size - tail_length
+    tail = bytes(source.read(base, tail_length))
+    at = len(tail)
+    while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
+        if len(tail) - at >= 22 and _END.unpack_from(tail, at)[7] == len(tail) - at - 22:
+            break
+    else:
+        raise CorruptFileError(
+            f"{source.name}: begins as a zip archive but its directory at the end is missing; "
+            f"the file ({source.size:,} bytes) looks truncated, fetch it again"
+        )
+    _, _, _, _, count, size, offset, _ = _END.unpack_from(tail, at)
+    end = base + at
+    if count == _FULL16 or size == _FULL32 or offset == _FULL32:
+        locator = source.read(end - 20, 20) if end >= 20 else b""
+        if locator[:4] == b"PK\6\7":
+            at64 = _LOCATOR64.unpack(locator)[2]
+            if at64 + 56 > end:
+                raise CorruptFileError(f"{source.name}: the zip64 end record lies outside the file; it is damaged")
+            record = _END64.unpack(source.read(at64, 56))
+            if record[0] != b"PK\6\6":
+                raise CorruptFileError(f"{source.name}: the zip64 end record is damaged")
+            count, size, offset, end = record[7], record[8], record[9], at64
+    if offset + size > end:
+        raise CorruptFileError(f"{source.name}: the zip directory lies outside the file; it is truncated or damaged")
+    return count, offset, size
+
+
+def _zip64_fields(source: ByteSource, name: str, extra: bytes, *fields: int) -> list[int]:
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        if kind == 1:
+            body = extra[at + 4 : at + 4 + length]
+            wide = iter(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
+            try:
+                return [next(wide) if field == _FULL32 else field for field in fields]
+            except StopIteration:
+                break
+        at += 4 + length
+    raise CorruptFileError(f"{source.name}: record {name!r} lacks its 64 bit sizes; the zip directory is damaged")
+
+
+class ArchiveLayout:
+    """Where each record of a new archive goes, decided before a byte is written.
+
+    >>> from statedict.io.zip import ArchiveLayout
+    >>> layout = ArchiveLayout()
+    >>> header_at, header, data_at = layout.add("archive/data.pkl", 100)
+    >>> header_at, data_at % 64
+    (0, 0)
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._entries: list[tuple[bytes, int, int]] = []
+
+    def add(self, name: str, size: int) -> tuple[int, bytes, int]:
+        """Place a record of `size` bytes: its header's offset, its header with padding, its data's offset."""
+        encoded = name.encode()
+        header_at = self.position
+        wide = size >= _FULL32
+        extra = struct.pack("<2H2Q", 1, 16, 0, 0) if wide else b""
+        start = header_at + 30 + len(encoded) + len(extra) + 4
+        padding = -start % ALIGNMENT
+        extra += struct.pack("<2s H", b"FB", padding) + b"Z" * padding
+        sizes = (_FULL32, _FULL32) if wide else (0, 0)  # the descriptor has them
+        version = 45 if wide else 20
+        header = (
+            _LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
+        )
+        data_at = start + padding
+        self._entries.append((encoded, header_at, size))
+        self.position = data_at + size + (24 if wide else 16)
+        return header_at, header, data_at
+
+    @staticmethod
+    def descriptor(crc: int, size: int) -> bytes:
+        """What follows a record's data."""
+        return struct.pack("<4sL2Q" if size >= _FULL32 else "<4s3L", b"PK\7\x08", crc, size, size)
+
+    def directory(self, crcs: list[int]) -> bytes:
+        """The central directory and the end records, given each record's CRC-32 in the order of `add`."""
+        parts: list[bytes] = []
+        pack = _CENTRAL.pack
+        for (name, header_at, size), crc in zip(self._entries, crcs, strict=True):
+            wide = [v for v in (size, size, header_at) if v >= _FULL32]
+            extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+            short_size, short_at = min(size, _FULL32), min(header_at, _FULL32)
+            version = 45 if wide else 20
+            parts.append(
+                pack(b"PK\1\2", version, version, _FLAGS, 0, 0, 0, crc, short_size, short_size,
+                     len(name), len(extra), 0, 0, 0, 0, short_at)
+                + name + extra
+            )  # fmt: skip
+        body = b"".join(parts)
+        count, size, at = len(self._entries), len(body), self.position
+        end = b""
+        if count >= _FULL16 or size >= _FULL32 or at >= _FULL32:
+            end = _END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
+            end += _LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
+        short = min(count, _FULL16)
+        end += _END.pack(b"PK\5\6", 0, 0, short, short, min(size, _FULL32), min(at, _FULL32), 0)
+        return body + end

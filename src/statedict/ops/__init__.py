@@ -1,0 +1,1 @@
+"""Families of verbs over state_dicts."""

@@ -1,0 +1,1 @@
+"""The data subset of pickle, read and written without running anything."""

@@ -1,0 +1,224 @@
+"""What the globals of a checkpoint stand for: the allow-list of data.
+
+Everything here builds plain data from plain data. Names are "module name" as GLOBAL spells them; Python 2's names for
+the same things stand beside.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+from statedict.dtypes import BY_NAME, BY_STORAGE, DType
+from statedict.errors import CorruptFileError
+from statedict.pickles.machine import Global, hashable
+from statedict.tensor import LazyTensor, Storage
+from statedict.tree import StateDict
+from statedict.values import Device, Opaque, Size
+
+
+class TypedStorage:
+    """A storage as a pickle refers to it: the bytes and the dtype of the elements."""
+
+    __slots__ = ("dtype", "storage")
+
+    def __init__(self, storage: Storage, dtype: DType) -> None:
+        self.storage, self.dtype = storage, dtype
+
+
+class StorageType:
+    """A storage class, `torch.FloatStorage`, as the pickle names it."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: DType) -> None:
+        self.dtype = dtype
+
+
+def tensor(
+    storage: Storage,
+    dtype: DType,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: object = False,
+) -> LazyTensor:
+    """A LazyTensor from numbers out of a file, each of them checked.
+
+    Args:
+        storage: the bytes.
+        dtype: of the elements.
+        offset, strides: in elements.
+        shape: sizes.
+
+    Raises:
+        CorruptFileError: negative numbers, or elements outside the storage.
+    """
+    if type(shape) not in (tuple, Size) or type(strides) is not tuple or len(shape) != len(strides) or type(offset) is not int:
+        raise CorruptFileError(f"a tensor of shape {shape!r} and strides {strides!r} at {offset!r}")
+    numel, last, expected, contiguous = 1, 0, 1, True
+    for axis in range(len(shape) - 1, -1, -1):
+        n, stride = shape[axis], strides[axis]
+        if type(n) is not int or type(stride) is not int or n < 0 or stride < 0:
+            raise CorruptFileError(f"a tensor of shape {shape!r} and strides {strides!r}")
+        if n != 1:
+            if stride != expected:
+                contiguous = False
+            last += (n - 1) * stride
+            numel *= n
+            expected *= n
+    itemsize = dtype.itemsize
+    if numel:
+        end = (offset + last + 1) * itemsize
+        if offset < 0 or end > storage.nbytes or numel >= 1 << 60:
+            raise CorruptFileError(
+                f"a {dtype} tensor of shape {tuple(shape)} and strides {strides} from element {offset:,} ends at byte {end:,} "
+                f"of a storage of {storage.nbytes:,} bytes"
+            )
+    else:
+        offset, contiguous = 0, True
+    return LazyTensor(
+        dtype, tuple(shape), storage, offset * itemsize, None if contiguous else strides, requires_grad is True
+    )
+
+
+def _tensor_v2(
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, hooks: Any = None, metadata: Any = None
+) -> Any:
+    if type(storage) is not TypedStorage:
+        return Opaque("torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, requires_grad, hooks, metadata))
+    made = tensor(storage.storage, storage.dtype, offset, size, stride, requires_grad)
+    return _with_bits(made, metadata) if metadata else made
+
+
+def _tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> Any:
+    if type(storage) is not TypedStorage or type(dtype) is not DType:
+        return Opaque("torch._utils._rebuild_tensor_v3", (storage, offset, size, stride, requires_grad, hooks, dtype))
+    made = tensor(storage.storage, dtype, offset, size, stride, requires_grad)
+    return _with_bits(made, metadata) if metadata else made
+
+
+def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
+    """Apply the lazy conjugation and negation that PyTorch records as bits."""
+    conj, neg = metadata.get("conj") is True, metadata.get("neg") is True
+    if not (conj or neg):
+        return made
+    from statedict.io.source import ComputedSource
+
+    plain = made.contiguous()
+    native = plain.dtype
+
+    def compute(offset: int, buffer: memoryview) -> None:
+        import numpy
+
+        item = native.itemsize
+        first, last = offset // item * item, -(-(offset + len(buffer)) // item) * item
+        source, start = plain.storage.source, plain.storage.offset + plain.offset
+        block = numpy.frombuffer(source.read(start + first, last - first), native.numpy)
+        block = numpy.conjugate(block) if conj else block
+        block = numpy.ascontiguousarray(numpy.negative(block) if neg else block)
+        buffer[:] = memoryview(block.view(numpy.uint8))[offset - first : offset - first + len(buffer)]
+
+    source = ComputedSource(plain.nbytes, compute, plain.storage.source.name)
+    return LazyTensor(native, plain.shape, Storage(source, 0, plain.nbytes), 0, None, plain.requires_grad)
+
+
+def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
+    if type(data) is not LazyTensor:
+        return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks))
+    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
+
+
+def _ordered_dict(items: Any = ()) -> StateDict:
+    state = StateDict()
+    for pair in items.items() if isinstance(items, dict) else items:
+        key, value = pair
+        hashable(key)
+        state[key] = value
+    return state
+
+
+def _counter(counts: Any = ()) -> Counter[Any]:
+    if not isinstance(counts, dict) and counts != ():
+        raise CorruptFileError("a Counter of something that is no dict")
+    return Counter({hashable(key): count for key, count in dict(counts).items() if type(count) is int})
+
+
+def _default_dict(factory: Any = None, items: Any = ()) -> StateDict:
+    return _ordered_dict(items)
+
+
+def _set(items: Any = ()) -> set[Any]:
+    return {hashable(item) for item in _sequence(items)}
+
+
+def _frozenset(items: Any = ()) -> frozenset[Any]:
+    return frozenset(hashable(item) for item in _sequence(items))
+
+
+def _sequence(items: Any) -> Any:
+    if not isinstance(items, (list, tuple, set, frozenset)):
+        raise CorruptFileError(f"a container made from a {type(items).__name__}")
+    return items
+
+
+def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
+    if type(text) is not str or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise CorruptFileError(f"bytes encoded as {encoding!r}")
+    return text.encode(encoding)
+
+
+def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> bytearray:
+    if type(data) is str:
+        return bytearray(_encode(data, encoding))
+    if type(data) not in (bytes, bytearray):
+        raise CorruptFileError(f"a bytearray of a {type(data).__name__}")
+    return bytearray(data)
+
+
+def _complex(real: Any, imag: Any = 0.0) -> complex:
+    if type(real) not in (int, float) or type(imag) not in (int, float):
+        raise CorruptFileError("a complex number of something that is no number")
+    return complex(real, imag)
+
+
+def _size(items: Any = ()) -> Size:
+    if not all(type(item) is int for item in _sequence(items)):
+        raise CorruptFileError("a torch.Size of something that is no integer")
+    return Size(items)
+
+
+def _device(kind: Any, index: Any = None) -> Device:
+    if type(kind) is not str or len(kind) > 100 or not (index is None or type(index) is int):
+        raise CorruptFileError(f"a device named {str(kind)[:40]!r}")
+    return Device(kind if index is None else f"{kind}:{index}")
+
+
+def _both(*names: str) -> list[str]:
+    """A builtin under Python 3's and Python 2's module name."""
+    return [f"{module} {name}" for module in ("builtins", "__builtin__") for name in names]
+
+
+DATA: dict[str, Any] = {
+    "collections OrderedDict": Global("collections.OrderedDict", _ordered_dict),
+    "collections defaultdict": Global("collections.defaultdict", _default_dict),
+    "collections Counter": Global("collections.Counter", _counter),
+    "_codecs encode": Global("_codecs.encode", _encode),
+    "torch Size": Global("torch.Size", _size),
+    "torch device": Global("torch.device", _device),
+    "torch._utils _rebuild_tensor_v2": Global("torch._utils._rebuild_tensor_v2", _tensor_v2, bulk=False),
+    "torch._utils _rebuild_tensor_v3": Global("torch._utils._rebuild_tensor_v3", _tensor_v3, bulk=False),
+    "torch._utils _rebuild_parameter": Global("torch._utils._rebuild_parameter", _parameter, bulk=False),
+    "torch.storage UntypedStorage": StorageType(BY_NAME["uint8"]),
+    **{name: Global("set", _set) for name in _both("set")},
+    **{name: Global("frozenset", _frozenset) for name in _both("frozenset")},
+    **{name: Global("complex", _complex) for name in _both("complex")},
+    **{name: Global("bytearray", _bytearray) for name in _both("bytearray")},
+    **{f"torch {name}": kind for name, kind in BY_NAME.items()},
+    **{f"{module} {name}": StorageType(kind) for module in ("torch", "torch.cuda") for name, kind in BY_STORAGE.items()},
+}

@@ -1,0 +1,225 @@
+"""A pickle writer for data: protocol 2, and no global beyond those that `torch.load(weights_only=True)` accepts.
+
+Tensors become the calls that PyTorch writes:
+
+    _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, OrderedDict())
+    _rebuild_tensor_v3(the same, dtype)              for dtypes that are younger than the typed storages
+    _rebuild_parameter(tensor, requires_grad, OrderedDict())
+    storage = persistent id ("storage", torch.FloatStorage, key, "cpu", number of elements)
+
+Source: torch/_tensor.py `_reduce_ex_internal`, torch/_weights_only_unpickler.py (PyTorch 2.13). Limits: integers of up
+to 255 bytes, and a value that is shared (the same list in two places) is written twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Place = tuple[str, int, int, tuple[int, ...]]
+
+from statedict.dtypes import DType
+from statedict.errors import TreeError, UnsupportedError
+from statedict.tensor import LazyTensor
+from statedict.tree import MAX_DEPTH
+from statedict.values import Device, Opaque, Size
+
+_I4, _U4, _F8 = Struct("<i"), Struct("<I"), Struct(">d")
+
+
+def dumps(tree: Any, place: Callable[[LazyTensor], Place]) -> bytes:
+    """The pickle of a tree.
+
+    Args:
+        tree: dicts, lists, tuples, LazyTensors and plain values.
+        place: for each tensor its storage's key, the storage's size and the tensor's offset in bytes, its strides.
+
+    Raises:
+        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse; the message names its path.
+        TreeError: the tree contains itself or is nested deeper than 200.
+    """
+    writer = _Writer(place)
+    writer.value(tree, "")
+    return b"\x80\x02" + b"".join(writer.out) + b"."
+
+
+class _Writer:
+    def __init__(self, place: Callable[[LazyTensor], Place]) -> None:
+        self.place = place
+        self.out: list[bytes] = []
+        self.memo: dict[str, bytes] = {}
+        self.shapes: dict[tuple[int, ...], bytes] = {}
+        self.depth = 0
+
+    def value(self, value: Any, path: str) -> None:
+        write = _VALUES.get(type(value))
+        if write is None:
+            for kind, candidate in _SUBCLASSES:
+                if isinstance(value, kind):
+                    write = candidate
+                    break
+            else:
+                raise UnsupportedError(_refusal(value, path))
+        if write in _NESTED:
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise TreeError(f"{path[:80]!r}: nested deeper than {MAX_DEPTH}, or the tree contains itself")
+            write(self, value, path)
+            self.depth -= 1
+        else:
+            write(self, value, path)
+
+    def named(self, name: str) -> bytes:
+        """A global, spelled out at its first use and taken from the memo later."""
+        known = self.memo.get(name)
+        if known is not None:
+            return known
+        index = len(self.memo)
+        self.memo[name] = b"h" + bytes([index]) if index < 256 else b"j" + _U4.pack(index)
+        put = b"q" + bytes([index]) if index < 256 else b"r" + _U4.pack(index)
+        module, _, attribute = name.rpartition(".")
+        return b"c" + module.encode() + b"\n" + attribute.encode() + b"\n" + put
+
+    def call(self, name: str, *args: Any) -> None:
+        self.out.append(self.named(name))
+        self.tuple(args, "")
+        self.out.append(b"R")
+
+    def tensor(self, tensor: LazyTensor, path: str) -> None:
+        key, size, offset, strides = self.place(tensor)
+        kind = tensor.dtype
+        if not kind.itemsize or kind.kind == "raw":
+            raise UnsupportedError(f"{path}: PyTorch has no dtype {kind}; save it as .safetensors")
+        if kind.kind == "quantized":
+            raise UnsupportedError(f"{path}: a bare {kind} tensor lacks its scale; save its integers, scale and zero point")
+        named = self.named
+        young = not kind.storage
+        out = [named("torch._utils._rebuild_parameter"), b"("] if tensor.parameter else []
+        out.append(named("torch._utils._rebuild_tensor_v3" if young else "torch._utils._rebuild_tensor_v2"))
+        out.append(b"((" + _text("storage"))
+        out.append(named("torch.storage.UntypedStorage" if young else f"torch.{kind.storage}"))
+        out.append(_text(key))
+        out.append(_text("cpu"))
+        out.append(_int(size if young else size // kind.itemsize))
+        out.append(b"tQ" + _int(offset // kind.itemsize) + self.ints(tensor.shape) + self.ints(strides))
+        out.append(b"\x88" if tensor.requires_grad and not tensor.parameter else b"\x89")
+        out.append(named("collections.OrderedDict"))
+        out.append(b")R")
+        if young:
+            out.append(named(f"torch.{kind.name}"))
+        out.append(b"tR")
+        if tensor.parameter:
+            out += (b"\x88" if tensor.requires_grad else b"\x89", named("collections.OrderedDict"), b")RtR")
+        self.out.append(b"".join(out))
+
+    def ints(self, numbers: tuple[int, ...]) -> bytes:
+        known = self.shapes.get(numbers)
+        if known is None:
+            known = self.shapes[numbers] = _sequence([_int(n) for n in numbers])
+        return known
+
+    def dict(self, items: Any, path: str) -> None:
+        metadata = getattr(items, "_metadata", None)
+        self.out.append(b"}" if metadata is None else self.named("collections.OrderedDict") + b")R")
+        self.pairs(items, path)
+        if metadata is not None:
+            self.value({"_metadata": metadata}, path)
+            self.out.append(b"b")
+
+    def pairs(self, items: Any, path: str) -> None:
+        if not items:
+            return
+        self.out.append(b"(")
+        dot = path + "." if path else ""
+        for key, value in items.items():
+            self.value(key, f"{dot}{key} (the key)")
+            self.value(value, f"{dot}{key}")
+        self.out.append(b"u")
+
+    def list(self, items: Any, path: str) -> None:
+        self.out.append(b"]")
+        if items:
+            self.out.append(b"(")
+            for index, value in enumerate(items):
+                self.value(value, f"{path}.{index}")
+            self.out.append(b"e")
+
+    def tuple(self, items: Any, path: str) -> None:
+        if len(items) > 3:
+            self.out.append(b"(")
+        for index, value in enumerate(items):
+            self.value(value, f"{path}.{index}")
+        self.out.append((b")", b"\x85", b"\x86", b"\x87")[len(items)] if len(items) <= 3 else b"t")
+
+    def int(self, value: int, path: str) -> None:
+        try:
+            self.out.append(_int(value))
+        except OverflowError:
+            raise UnsupportedError(f"{path}: an integer of over 255 bytes; torch.load could not read it") from None
+
+    def set(self, items: Any, path: str) -> None:
+        self.call("builtins.set", sorted(items, key=repr))
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogatepass")
+    return b"X" + _U4.pack(len(raw)) + raw
+
+
+def _int(value: int) -> bytes:
+    if 0 <= value < 256:
+        return b"K" + bytes([value])
+    if 0 <= value < 65536:
+        return b"M" + value.to_bytes(2, "little")
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + _I4.pack(value)
+    raw = value.to_bytes((value.bit_length() >> 3) + 1, "little", signed=True)
+    if len(raw) > 255:
+        raise OverflowError
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def _sequence(parts: list[bytes]) -> bytes:
+    if len(parts) > 3:
+        return b"(" + b"".join(parts) + b"t"
+    return b"".join(parts) + (b")", b"\x85", b"\x86", b"\x87")[len(parts)]
+
+
+def _refusal(value: Any, path: str) -> str:
+    what = f"an object of class {value.name}" if isinstance(value, Opaque) else f"a {type(value).__qualname__}"
+    return (
+        f"{path or 'the root'}: {what} is not data that torch.load(weights_only=True) accepts; "
+        "drop it, or save as .safetensors" + (", which keeps it as a label" if isinstance(value, Opaque) else " after converting it")
+    )
+
+
+_VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
+    type(None): lambda w, v, p: w.out.append(b"N"),
+    bool: lambda w, v, p: w.out.append(b"\x88" if v else b"\x89"),
+    int: _Writer.int,
+    float: lambda w, v, p: w.out.append(b"G" + _F8.pack(v)),
+    str: lambda w, v, p: w.out.append(_text(v)),
+    bytes: lambda w, v, p: w.call("_codecs.encode", v.decode("latin1"), "latin1"),
+    bytearray: lambda w, v, p: w.call("builtins.bytearray", bytes(v)),
+    complex: lambda w, v, p: w.call("builtins.complex", v.real, v.imag),
+    Size: lambda w, v, p: w.call("torch.Size", tuple(v)),
+    Device: lambda w, v, p: w.call("torch.device", *_device_parts(v)),
+    DType: lambda w, v, p: w.out.append(w.named(f"torch.{v.name}")),
+    LazyTensor: _Writer.tensor,
+    tuple: _Writer.tuple,
+    list: _Writer.list,
+    set: _Writer.set,
+    Counter: lambda w, v, p: w.call("collections.Counter", dict(v)),
+}
+_SUBCLASSES: tuple[tuple[type, Callable[[_Writer, Any, str], None]], ...] = ((dict, _Writer.dict),)
+_NESTED = {_Writer.dict, _Writer.tuple, _Writer.list}
+
+
+def _device_parts(device: str) -> tuple[Any, ...]:
+    kind, _, index = device.partition(":")
+    return (kind, int(index)) if index else (kind,)

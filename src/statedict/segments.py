@@ -1,0 +1,162 @@
+"""Which bytes of which storages a set of tensors needs, and the tensors made anew over a copy of just those.
+
+Saving, snapshots and owned loads are the same problem: tensors share storages, tied ones completely, views in
+part, and a small view may sit in a huge storage (pytorch#33101). A segment is a run of a storage that some tensors
+cover; overlapping tensors share one, so ties survive, and bytes that no tensor sees are left behind.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+from statedict.arrays import Strides, numpy_view, torch_storage, torch_view
+from statedict.io.memory import allocate
+from statedict.io.pipeline import fill
+from statedict.tensor import LazyTensor, Storage
+
+_ARENA = 32 << 20
+_SEPARATE = 1 << 20
+_ALIGN = 64
+
+
+class Segment:
+    """A run of bytes to keep: `size` bytes of `source` from `start`."""
+
+    __slots__ = ("device", "size", "source", "start")
+
+    def __init__(self, source: ByteSource, start: int, size: int, device: str) -> None:
+        self.source, self.start, self.size, self.device = source, start, size, device
+
+
+class Place:
+    """Where a tensor lies: the segment's index, its first byte in it, its strides (None: contiguous)."""
+
+    __slots__ = ("offset", "segment", "strides")
+
+    def __init__(self, segment: int, offset: int, strides: Strides | None) -> None:
+        self.segment, self.offset, self.strides = segment, offset, strides
+
+
+def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
+    """The segments that the tensors cover, in the order of first use, and each tensor's place in them."""
+    by_storage: dict[object, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_storage.setdefault(tensor.storage.key, []).append(index)
+    segments: list[Segment] = []
+    places: list[Place | None] = [None] * len(tensors)
+    for index, tensor in enumerate(tensors):
+        if places[index] is None:
+            members = by_storage[tensor.storage.key]
+            if len(members) == 1:
+                places[index] = _alone(tensor, segments)
+            else:
+                for group in _overlapping(tensors, members):
+                    _together(tensors, group, segments, places)
+    return segments, places  # type: ignore[return-value]
+
+
+def _alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
+    if tensor.span > tensor.nbytes:  # strided with gaps: keep the elements only
+        tensor = tensor.contiguous()
+    segments.append(
+        Segment(tensor.storage.source, tensor.storage.offset + tensor.offset, tensor.span, tensor.storage.device)
+    )
+    return Place(len(segments) - 1, 0, tensor.strides)
+
+
+def _overlapping(tensors: Sequence[LazyTensor], members: list[int]) -> list[list[int]]:
+    """Members of one storage in groups that share bytes; groups in the order of their first tensor."""
+    groups: list[list[int]] = []
+    end = -1
+    for index in sorted(members, key=lambda i: (tensors[i].offset, i)):
+        tensor = tensors[index]
+        if not groups or tensor.offset >= end or not tensor.span:
+            groups.append([])
+            end = tensor.offset
+        groups[-1].append(index)
+        end = max(end, tensor.offset + tensor.span)
+    return sorted(groups, key=min)
+
+
+def _together(
+    tensors: Sequence[LazyTensor], group: list[int], segments: list[Segment], places: list[Place | None]
+) -> None:
+    if len(group) == 1:
+        places[group[0]] = _alone(tensors[group[0]], segments)
+        return
+    start = min(tensors[i].offset for i in group)
+    start -= start % 16  # so that every dtype's offset stays a whole number of elements
+    end = max(tensors[i].offset + tensors[i].span for i in group)
+    storage = tensors[group[0]].storage
+    segments.append(Segment(storage.source, storage.offset + start, end - start, storage.device))
+    for i in group:
+        places[i] = Place(len(segments) - 1, tensors[i].offset - start, tensors[i].strides)
+
+
+def own(tensors: Sequence[LazyTensor]) -> tuple[list[memoryview], list[Place]]:
+    """Copy the segments of the tensors into owned memory, all at once and the fastest way."""
+    segments, places = plan(tensors)
+    buffers: list[memoryview] = []
+    arena, used = allocate(0), 0
+    for segment in segments:
+        if segment.size >= _SEPARATE:
+            buffers.append(allocate(segment.size))
+            continue
+        if used + segment.size > len(arena):
+            arena, used = allocate(min(_ARENA, sum(s.size + _ALIGN for s in segments))), 0
+        buffers.append(arena[used : used + segment.size])
+        used += segment.size + -segment.size % _ALIGN
+    fill((s.source, s.start, b) for s, b in zip(segments, buffers, strict=True) if s.size)
+    return buffers, places
+
+
+def copied(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    """The tensors over owned memory."""
+    from statedict.io.source import BytesSource
+
+    buffers, places = own(tensors)
+    storages = [Storage(BytesSource(buffer), 0, len(buffer)) for buffer in buffers]
+    return [
+        LazyTensor(t.dtype, t.shape, storages[p.segment], p.offset, p.strides, t.requires_grad, t.parameter)
+        for t, p in zip(tensors, places, strict=True)
+    ]
+
+
+def numpy_arrays(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
+    """The tensors as numpy arrays; with `copy` owned, and tied ones share memory as before."""
+    if not copy:
+        return [tensor.numpy() for tensor in tensors]
+    buffers, places = own(tensors)
+    return [
+        numpy_view(buffers[p.segment][p.offset :], t.dtype, t.shape, p.strides)
+        for t, p in zip(tensors, places, strict=True)
+    ]
+
+
+def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
+    """The tensors as torch tensors; tied ones share a `torch.UntypedStorage` as before."""
+    if copy:
+        buffers, places = own(tensors)
+        owned = [torch_storage(buffer) for buffer in buffers]
+        return [
+            torch_view(owned[p.segment], t.dtype, t.shape, p.strides, p.offset // t.dtype.itemsize)
+            for t, p in zip(tensors, places, strict=True)
+        ]
+    mapped: dict[object, Any] = {}
+    result: list[Any] = []
+    for tensor in tensors:
+        storage, item = tensor.storage, tensor.dtype.itemsize
+        if storage.key not in mapped:
+            data = storage.view(private=True)
+            mapped[storage.key] = None if data is None else torch_storage(data)
+        shared = mapped[storage.key]
+        if shared is None or not item or storage.offset % item or tensor.offset % item:
+            result.append(tensor.torch(copy=True))
+        else:
+            result.append(torch_view(shared, tensor.dtype, tensor.shape, tensor.strides, tensor.offset // item))
+    return result

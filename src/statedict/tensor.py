@@ -1,0 +1,407 @@
+"""LazyTensor: dtype, shape and where the bytes are; reading it moves the bytes."""
+
+from __future__ import annotations
+
+import math
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+from statedict.arrays import (
+    Strides,
+    contiguous_strides,
+    gather,
+    is_numpy,
+    is_torch,
+    numpy_memory,
+    numpy_view,
+    torch_memory,
+    torch_storage,
+    torch_view,
+    touched,
+    writable_memory,
+)
+from statedict.dtypes import DType
+from statedict.errors import UnsupportedError
+from statedict.io.memory import allocate
+from statedict.io.pipeline import fill
+from statedict.io.source import AddressSource, ComputedSource, address_view
+from statedict.values import Size
+
+
+class Storage:
+    """The bytes behind one or more tensors: a range of a source.
+
+    Tensors of one storage are tied (same region) or views (different regions).
+
+    Attributes:
+        source: where the bytes are.
+        offset: the storage's first byte in the source.
+        nbytes: its length.
+        device: where PyTorch had it when it was saved, `"cpu"`, `"cuda:0"`.
+        key: what is equal for two Storage objects over the same memory.
+    """
+
+    __slots__ = ("device", "key", "nbytes", "offset", "source")
+
+    def __init__(self, source: ByteSource, offset: int, nbytes: int, device: str = "cpu", key: object = None) -> None:
+        self.source, self.offset, self.nbytes, self.device = source, offset, nbytes, device
+        self.key = id(self) if key is None else key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage, (self.source, self.offset, self.nbytes, self.device)
+
+    def view(self, private: bool = False) -> memoryview | None:
+        """The bytes without a copy, or None where that cannot be had."""
+        whole = self.source.view(private)
+        return None if whole is None else whole[self.offset : self.offset + self.nbytes]
+
+
+class LazyTensor:
+    """A tensor whose bytes stay where they are until someone reads them.
+
+    Attributes:
+        dtype: its `DType`; `str(t.dtype)` is PyTorch's name.
+        shape: tuple of ints.
+        strides: in elements; None means contiguous.
+        storage: the bytes that it shares with tied tensors and other views.
+        offset: its first byte in the storage.
+        requires_grad, parameter: what PyTorch recorded with it.
+
+    It serves wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
+    `numpy.asarray(t)`. Indexing with integers, slices, `...` and `None` gives another LazyTensor and reads nothing.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")
+    >>> state["model_state"]["fc3.weight"]
+    LazyTensor(float32, (10, 84), 3.4 kB, 'examples/checkpoint.pth')
+    >>> state["model_state"]["fc3.weight"][0, :3].numpy().shape
+    (3,)
+    """
+
+    __slots__ = ("dtype", "offset", "parameter", "requires_grad", "shape", "storage", "strides")
+
+    is_meta = False  # Module.load_state_dict asks
+
+    def __init__(
+        self,
+        dtype: DType,
+        shape: tuple[int, ...],
+        storage: Storage,
+        offset: int = 0,
+        strides: Strides | None = None,
+        requires_grad: bool = False,
+        parameter: bool = False,
+    ) -> None:
+        self.dtype, self.shape, self.storage, self.offset, self.strides = dtype, shape, storage, offset, strides
+        self.requires_grad, self.parameter = requires_grad, parameter
+
+    # what it is
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """`torch.Size`, or the size of one dimension, as `torch.Tensor.size`."""
+        return Size(self.shape) if dim is None else self.shape[dim]
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Strides in elements, as `torch.Tensor.stride`."""
+        strides = contiguous_strides(self.shape) if self.strides is None else self.strides
+        return strides if dim is None else strides[dim]
+
+    def dim(self) -> int:
+        """Number of dimensions, as `torch.Tensor.dim`."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, whatever the storage behind it holds besides."""
+        return self.dtype.nbytes(self.numel())
+
+    @property
+    def span(self) -> int:
+        """Bytes from its first element to the end of its last one in the storage."""
+        if self.strides is None:
+            return self.nbytes
+        if 0 in self.shape:
+            return 0
+        return (sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1) * self.dtype.itemsize
+
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie row-major without gaps."""
+        return self.strides is None
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[LazyTensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"LazyTensor({self.dtype}, {self.shape}, {human_bytes(self.nbytes)}, {self.storage.source.name!r})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<code>{escape(repr(self))}</code>"
+
+    def __deepcopy__(self, memo: object) -> LazyTensor:
+        return self  # immutable, like the file behind it
+
+    def __getitem__(self, index: Any) -> LazyTensor:
+        shape, strides, start = _index(self.shape, self.stride(), index)
+        if not self.dtype.itemsize:
+            raise UnsupportedError(f"{self!r}: elements of {self.dtype.bits} bits cannot be sliced; read .raw()")
+        numel = math.prod(shape)
+        contiguous = not numel or all(n == 1 or s == c for n, s, c in zip(shape, strides, contiguous_strides(shape), strict=True))
+        offset = self.offset if not numel else self.offset + start * self.dtype.itemsize
+        return LazyTensor(self.dtype, shape, self.storage, offset, None if contiguous else strides, self.requires_grad)
+
+    # reading it
+
+    def raw(self) -> bytes | bytearray:
+        """The bytes of its elements in row-major order, little-endian, as an own copy."""
+        contiguous = self.contiguous()
+        return contiguous.storage.source.read(contiguous.storage.offset + contiguous.offset, contiguous.nbytes)
+
+    def numpy(self, copy: bool = False) -> Any:
+        """As a `numpy.ndarray`.
+
+        Args:
+            copy: False maps the file where it can: nothing is read until elements are touched, and the array is
+                read-only. True gives owned, writable memory, read the fastest way.
+
+        Raises:
+            UnsupportedError: numpy has no such dtype.
+        """
+        if copy:
+            return numpy_view(self._owned(), self.dtype, self.shape, None)
+        data = self.storage.view()
+        if data is None:
+            return numpy_view(memoryview(self.raw()), self.dtype, self.shape, None)
+        result = numpy_view(data[self.offset : self.offset + self.span], self.dtype, self.shape, self.strides)
+        result.flags.writeable = False
+        return result
+
+    def torch(self, copy: bool = False) -> Any:
+        """As a `torch.Tensor` on the CPU (imports torch).
+
+        Args:
+            copy: False maps the file where it can; what is written into the tensor stays in this process.
+                True gives owned memory, read the fastest way.
+        """
+        data = None if copy else self.storage.view(private=True)
+        if data is None or not self.dtype.itemsize or (self.storage.offset + self.offset) % self.dtype.itemsize:
+            return torch_view(torch_storage(self._owned()), self.dtype, self.shape, None, 0)
+        data = data[self.offset : self.offset + self.span]
+        return torch_view(torch_storage(data), self.dtype, self.shape, self.strides, 0)
+
+    def _owned(self) -> memoryview:
+        tensor, buffer = self.contiguous(), allocate(self.nbytes)
+        fill([(tensor.storage.source, tensor.storage.offset + tensor.offset, buffer)])
+        return buffer
+
+    def item(self) -> Any:
+        """The only element as a Python number.
+
+        Raises:
+            ValueError: there is not exactly one element.
+        """
+        return self.numpy().item()
+
+    def tolist(self) -> Any:
+        """The elements as nested lists of Python numbers."""
+        return self.numpy().tolist()
+
+    def contiguous(self) -> LazyTensor:
+        """The same elements row-major; reading it gathers them block by block."""
+        if self.strides is None:
+            return self
+        kind = self.dtype
+
+        def collect(offset: int, buffer: memoryview) -> None:
+            import numpy
+
+            item = kind.itemsize
+            first, last = offset // item, -(-(offset + len(buffer)) // item)
+            block = numpy.empty(last - first, kind.numpy)
+            gather(self.numpy(), first, block)
+            skip = offset - first * item
+            buffer[:] = memoryview(block.view(numpy.uint8))[skip : skip + len(buffer)]
+
+        source = ComputedSource(self.nbytes, collect, self.storage.source.name)
+        storage = Storage(source, 0, self.nbytes, self.storage.device)
+        return LazyTensor(kind, self.shape, storage, 0, None, self.requires_grad, self.parameter)
+
+    # what numpy and torch ask it for
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        array = self.numpy(copy=bool(copy))
+        if dtype is not None and array.dtype != dtype:
+            if copy is False:
+                raise ValueError(f"{self!r}: another dtype needs a copy")
+            array = array.astype(dtype)
+        return array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._dlpack_array().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU
+
+    def _dlpack_array(self) -> Any:
+        import sys
+
+        if "torch" in sys.modules:
+            return self.torch()
+        return self.numpy(copy=True)  # numpy exports no read-only memory
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in ("int", "uint", "bool") or self.numel() != 1:
+            raise TypeError(f"{self!r}: only one integer can be an index")
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name == "copy_" and len(args) > 1 and isinstance(args[1], cls) and args[1].copy_into(args[0]):
+            return args[0]
+        if (name.endswith("_") and not name.endswith("__") and _holds_lazy(args[:1])) or _holds_lazy(kwargs.get("out")):
+            raise UnsupportedError(f"{name}: a LazyTensor is read-only; change the tensor that .torch() returns")
+        return func(*_as_torch(args), **_as_torch(kwargs))
+
+    def copy_into(self, target: Any) -> bool:
+        """Fill a torch tensor of the same dtype and shape straight from the source.
+
+        Returns:
+            False where that takes a conversion (another dtype, strides, an accelerator); nothing was written then.
+        """
+        memory = writable_memory(target)
+        if memory is None or self.strides is not None or memory.dtype is not self.dtype or memory.shape != self.shape:
+            return False
+        view = address_view(memory.address + memory.offset, self.nbytes, target)
+        fill([(self.storage.source, self.storage.offset + self.offset, view)])
+        touched(target)
+        return True
+
+
+def as_lazy(value: Any) -> LazyTensor:
+    """A LazyTensor over a live array, which shares its memory; a LazyTensor as it is.
+
+    Args:
+        value: `torch.Tensor`, `numpy.ndarray` or LazyTensor.
+
+    Raises:
+        UnsupportedError: the value is none of them, or has no plain memory.
+    """
+    if isinstance(value, LazyTensor):
+        return value
+    if is_torch(value):
+        memory = torch_memory(value)
+    elif is_numpy(value):
+        memory = numpy_memory(value)
+    else:
+        raise UnsupportedError(f"expected a tensor or an array, got {type(value).__name__}")
+    source = AddressSource(memory.address, memory.nbytes, memory.owner)
+    key = (memory.address, memory.nbytes) if memory.nbytes else None
+    storage = Storage(source, 0, memory.nbytes, memory.device, key)
+    return LazyTensor(
+        memory.dtype, memory.shape, storage, memory.offset, memory.strides, memory.requires_grad, memory.parameter
+    )
+
+
+def is_array(value: object) -> bool:
+    """Whether the value is a tensor leaf: LazyTensor, `torch.Tensor` or `numpy.ndarray` (not a numpy scalar)."""
+    return isinstance(value, LazyTensor) or is_torch(value) or is_numpy(value)
+
+
+def human_bytes(count: int) -> str:
+    """Bytes in decimal units, three digits.
+
+    >>> human_bytes(3360), human_bytes(2_070_000_000)
+    ('3.4 kB', '2.1 GB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.95 or unit == "TB":
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def _holds_lazy(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_lazy, value))
+    return isinstance(value, LazyTensor)
+
+
+def _as_torch(value: Any) -> Any:
+    if isinstance(value, LazyTensor):
+        return value.torch()
+    if isinstance(value, dict):
+        return {key: _as_torch(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_as_torch, value))
+    return value
+
+
+def _index(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple[int, ...], Strides, int]:
+    """Shape, strides and first element of `array[index]` for integers, slices, `...` and `None`."""
+    items = index if isinstance(index, tuple) else (index,)
+    wanted = sum(1 for item in items if item is not None and item is not Ellipsis)
+    if wanted > len(shape) or sum(1 for item in items if item is Ellipsis) > 1:
+        raise IndexError(f"too many indices for a tensor of shape {shape}")
+    if not any(item is Ellipsis for item in items):
+        items = (*items, Ellipsis)
+    new_shape: list[int] = []
+    new_strides: list[int] = []
+    start = axis = 0
+    for item in items:
+        if item is None:
+            new_shape.append(1)
+            new_strides.append(1)
+        elif item is Ellipsis:
+            skipped = len(shape) - wanted
+            new_shape += shape[axis : axis + skipped]
+            new_strides += strides[axis : axis + skipped]
+            axis += skipped
+        elif isinstance(item, slice):
+            first, last, step = item.indices(shape[axis])
+            if step < 0:
+                raise IndexError("slices with a negative step are not lazy; use .numpy()[...]")
+            count = len(range(first, last, step))
+            new_shape.append(count)
+            new_strides.append(strides[axis] * step)
+            start += first * strides[axis] if count else 0
+            axis += 1
+        elif hasattr(item, "__index__") and not isinstance(item, bool):
+            position = item.__index__()
+            if not -shape[axis] <= position < shape[axis]:
+                raise IndexError(f"index {position} is out of range for axis {axis} of size {shape[axis]}")
+            start += (position % shape[axis]) * strides[axis]
+            axis += 1
+        else:
+            raise IndexError(f"a LazyTensor takes integers, slices, ... and None, not {item!r}; use .numpy()[...]")
+    return tuple(new_shape), tuple(new_strides), start

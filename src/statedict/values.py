@@ -1,0 +1,156 @@
+"""The values of a checkpoint that are neither tensors nor containers, and their JSON.
+
+JSON has strings, numbers, true, false and null; every other value is an object with one key that begins with `$`.
+docs/format.md lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+from statedict.dtypes import DType, dtype
+from statedict.errors import CorruptFileError, UnsupportedError
+
+
+class Size(tuple[int, ...]):
+    """A shape that prints as PyTorch prints one.
+
+    >>> Size((6, 3, 5, 5))
+    torch.Size([6, 3, 5, 5])
+    """
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """The product of the sizes."""
+        return math.prod(self)
+
+    def __repr__(self) -> str:
+        return f"torch.Size({list(self)})"
+
+    __str__ = __repr__
+
+
+class Device(str):
+    """A `torch.device` where torch may not be installed: its string.
+
+    >>> Device("cuda:0")
+    device('cuda:0')
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"device({str.__repr__(self)})"
+
+
+class Opaque:
+    """An object in a file that is not data we know: labelled, inert, never built.
+
+    Attributes:
+        name: its qualified name, `"omegaconf.dictconfig.DictConfig"`.
+        args: what its constructor would have been called with; None for a bare reference to a class or function.
+        state: what its `__setstate__` or `__dict__` would have received.
+        items: what would have been appended to it.
+        entries: what would have been set in it, key → value.
+    """
+
+    __slots__ = ("args", "entries", "items", "name", "state")
+
+    def __init__(
+        self, name: str, args: Any = None, state: Any = None, items: list[Any] | None = None, entries: dict[Any, Any] | None = None
+    ) -> None:
+        self.name, self.args, self.state, self.items, self.entries = name, args, state, items, entries
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Opaque):
+            return NotImplemented
+        return all(getattr(self, slot) == getattr(other, slot) for slot in self.__slots__)
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"Opaque({self.name!r})"
+
+
+PLAIN = (type(None), bool, int, float, str)
+KINDS = (*PLAIN, complex, bytes, bytearray, Size, Device, DType, set, frozenset, Counter)
+
+
+def to_json(value: Any) -> Any:
+    """The JSON of a plain value.
+
+    Raises:
+        UnsupportedError: it is not one of `KINDS`.
+
+    >>> to_json(1j), to_json(float("inf")), to_json({3})
+    ({'$complex': [0.0, 1.0]}, {'$float': 'inf'}, {'$set': [3]})
+    """
+    kind = type(value)
+    if kind in (type(None), bool, str):
+        return value
+    if kind is int:
+        return value if -(1 << 63) <= value < 1 << 64 else {"$int": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": repr(value)}
+    if kind is complex:
+        return {"$complex": [to_json(value.real), to_json(value.imag)]}
+    if kind in (bytes, bytearray):
+        from base64 import b64encode
+
+        return {f"${kind.__name__}": b64encode(value).decode()}
+    if kind is Size:
+        return {"$size": list(value)}
+    if kind is Device:
+        return {"$device": str(value)}
+    if kind is DType:
+        return {"$dtype": value.name}
+    if kind is tuple:
+        return {"$tuple": [to_json(item) for item in value]}
+    if kind in (set, frozenset):
+        return {f"${kind.__name__}": sorted((to_json(item) for item in value), key=repr)}
+    if kind is Counter:
+        return {"$counter": [[to_json(key), to_json(count)] for key, count in value.items()]}
+    raise UnsupportedError(f"{kind.__module__}.{kind.__qualname__} is not data that a checkpoint can hold")
+
+
+def from_json(node: Any) -> Any:
+    """The inverse of `to_json`.
+
+    Raises:
+        CorruptFileError: an object that is no value, or holds what it should not.
+    """
+    if not isinstance(node, dict):
+        return node
+    try:
+        ((tag, body),) = node.items()
+        return _DECODERS[tag](body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFileError(f"not a value: {str(node)[:80]}; the header is damaged") from error
+
+
+def _bytes(body: Any) -> bytes:
+    from base64 import b64decode
+
+    return b64decode(body, validate=True)
+
+
+_DECODERS: dict[str, Any] = {
+    "$int": lambda body: int(body, 16),
+    "$float": lambda body: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[body],
+    "$complex": lambda body: complex(*map(from_json, body)),
+    "$bytes": _bytes,
+    "$bytearray": lambda body: bytearray(_bytes(body)),
+    "$size": lambda body: Size(int(n) for n in body),
+    "$device": Device,
+    "$dtype": dtype,
+    "$tuple": lambda body: tuple(map(from_json, body)),
+    "$set": lambda body: set(map(from_json, body)),
+    "$frozenset": lambda body: frozenset(map(from_json, body)),
+    "$counter": lambda body: Counter({from_json(key): from_json(count) for key, count in body}),
+}
