@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from statedict.adapters.report import RestoreReport
 
 from statedict import formats
+from statedict.collector import Paused
 from statedict.io.source import FileSource
 from statedict.tree import StateDict
 
@@ -39,7 +40,9 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     (6, 3, 5, 5)
     """
     source = FileSource(os.fspath(path))
-    tree = formats.by_name(format or formats.detect(source)).read(source)
+    reader = formats.by_name(format or formats.detect(source))
+    with Paused():
+        tree = reader.read(source)
     return tree if isinstance(tree, StateDict) else StateDict({"": tree})
 
 
@@ -70,9 +73,10 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
 
     target = os.fspath(path)
     module = formats.by_name(format or formats.for_writing(target))
-    live = lazily(collect(tree))
-    root = live[""] if isinstance(live, StateDict) and list(live) == [""] else live
-    publish(target, lambda fd: module.write(root, fd), overwrite=overwrite, fsync=fsync)
+    with Paused():
+        live = lazily(collect(tree))
+        root = live[""] if isinstance(live, StateDict) and list(live) == [""] else live
+        publish(target, lambda fd: module.write(root, fd), overwrite=overwrite, fsync=fsync)
 
 
 def convert(src: Path, dst: Path, *, format: str | None = None, overwrite: bool = True) -> None:

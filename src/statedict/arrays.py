@@ -101,7 +101,7 @@ def torch_memory(tensor: Any) -> Memory:
         whole,
     )
     memory.device, memory.requires_grad = device, tensor.requires_grad
-    memory.parameter = isinstance(tensor, torch.nn.Parameter)
+    memory.parameter = type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter)
     return memory
 
 

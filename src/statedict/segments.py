@@ -61,11 +61,10 @@ def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
 
 
 def _alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
-    if tensor.span > tensor.nbytes:  # strided with gaps: keep the elements only
+    if tensor.strides is not None and tensor.span > tensor.nbytes:  # strided with gaps: keep the elements only
         tensor = tensor.contiguous()
-    segments.append(
-        Segment(tensor.storage.source, tensor.storage.offset + tensor.offset, tensor.span, tensor.storage.device)
-    )
+    storage = tensor.storage
+    segments.append(Segment(storage.source, storage.offset + tensor.offset, tensor.span, storage.device))
     return Place(len(segments) - 1, 0, tensor.strides)
 
 

@@ -43,14 +43,18 @@ class Storage:
         offset: the storage's first byte in the source.
         nbytes: its length.
         device: where PyTorch had it when it was saved, `"cpu"`, `"cuda:0"`.
-        key: what is equal for two Storage objects over the same memory.
     """
 
-    __slots__ = ("device", "key", "nbytes", "offset", "source")
+    __slots__ = ("_key", "device", "nbytes", "offset", "source")
 
     def __init__(self, source: ByteSource, offset: int, nbytes: int, device: str = "cpu", key: object = None) -> None:
         self.source, self.offset, self.nbytes, self.device = source, offset, nbytes, device
-        self.key = id(self) if key is None else key
+        self._key = key
+
+    @property
+    def key(self) -> object:
+        """What is equal for two Storage objects over the same memory."""
+        return id(self) if self._key is None else self._key
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.source, self.offset, self.nbytes, self.device)
@@ -127,7 +131,7 @@ class LazyTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of its elements, whatever the storage behind it holds besides."""
-        return self.dtype.nbytes(self.numel())
+        return (math.prod(self.shape) * self.dtype.bits + 7) >> 3
 
     @property
     def span(self) -> int:

@@ -87,49 +87,41 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str, LazyTensor]:
-    import gc
-
     tensors: dict[str, LazyTensor] = {}
     ranges: list[tuple[int, int]] = []
-    collecting = gc.isenabled()
-    gc.disable()  # a hundred thousand new objects would make it scan them again and again
-    try:
-        for key, entry in header.items():
-            try:
-                code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-                numel = 1
-                for n in shape:
-                    if n < 0 or type(n) is not int:
-                        raise ValueError(f"shape {shape}")
-                    numel *= n
-                if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
-                    raise ValueError(f"data_offsets [{begin}, {end}]")
-            except (TypeError, KeyError, ValueError) as error:
-                raise CorruptFileError(
-                    f"{source.name}: tensor {key!r} is described wrongly ({error}); the file is damaged"
-                ) from error
+    for key, entry in header.items():
+        try:
+            code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            numel = 1
+            for n in shape:
+                if n < 0 or type(n) is not int:
+                    raise ValueError(f"shape {shape}")
+                numel *= n
+            if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+                raise ValueError(f"data_offsets [{begin}, {end}]")
             kind = BY_SAFETENSORS.get(code)
-            if kind is None:
-                kind = _unnamed(source, key, code, numel, end - begin)
-            elif kind.safetensors == "F4":  # its shape counts the halves of our bytes
-                if not shape or shape[-1] % 2:
-                    raise CorruptFileError(f"{source.name}: tensor {key!r}: an odd number of 4 bit elements in a row")
-                numel, shape = numel // 2, [*shape[:-1], shape[-1] // 2]
-            if end - begin != (numel * kind.itemsize or kind.nbytes(numel)):
-                raise CorruptFileError(
-                    f"{source.name}: tensor {key!r}: {kind} of shape {shape} takes {kind.nbytes(numel):,} bytes, "
-                    f"data_offsets give {end - begin:,}; the file is damaged"
-                )
-            if start + end > source.size:
-                raise CorruptFileError(
-                    f"{source.name}: tensor {key!r}: bytes {start + begin:,} to {start + end:,} lie past the end of the file "
-                    f"({source.size:,} bytes); the file looks truncated, fetch it again"
-                )
-            ranges.append((begin, end))
-            tensors[key] = LazyTensor(kind, tuple(shape), Storage(source, start + begin, end - begin))
-    finally:
-        if collecting:
-            gc.enable()
+        except (TypeError, KeyError, ValueError) as error:
+            raise CorruptFileError(
+                f"{source.name}: tensor {key!r} is described wrongly ({error}); the file is damaged"
+            ) from error
+        if kind is None:
+            kind = _unnamed(source, key, code, numel, end - begin)
+        elif kind.safetensors == "F4":  # its shape counts the halves of our bytes
+            if not shape or shape[-1] % 2:
+                raise CorruptFileError(f"{source.name}: tensor {key!r}: an odd number of 4 bit elements in a row")
+            numel, shape = numel // 2, [*shape[:-1], shape[-1] // 2]
+        if end - begin != (numel * kind.itemsize or kind.nbytes(numel)):
+            raise CorruptFileError(
+                f"{source.name}: tensor {key!r}: {kind} of shape {shape} takes {kind.nbytes(numel):,} bytes, "
+                f"data_offsets give {end - begin:,}; the file is damaged"
+            )
+        if start + end > source.size:
+            raise CorruptFileError(
+                f"{source.name}: tensor {key!r}: bytes {start + begin:,} to {start + end:,} lie past the end of the file "
+                f"({source.size:,} bytes); the file looks truncated, fetch it again"
+            )
+        ranges.append((begin, end))
+        tensors[key] = LazyTensor(kind, tuple(shape), Storage(source, start + begin, end - begin))
     _check_coverage(source, ranges, source.size - start)
     return tensors
 

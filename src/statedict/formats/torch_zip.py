@@ -71,16 +71,8 @@ def read(source: ByteSource) -> Any:
             )
         return TypedStorage(found, kind.dtype)
 
-    import gc
-
     pickle = records[folder + "data.pkl"]
-    collecting = gc.isenabled()
-    gc.disable()  # a hundred thousand new objects would make it scan them again and again
-    try:
-        tree, _ = load(pickle.read(0, pickle.size), DATA, storage, pickle.label)
-    finally:
-        if collecting:
-            gc.enable()
+    tree, _ = load(pickle.read(0, pickle.size), DATA, storage, pickle.label)
     ours = records.get(folder + _OURS)
     if ours is not None and isinstance(tree, StateDict):
         tree.metadata = _extra(ours).get("metadata", {})

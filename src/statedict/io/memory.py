@@ -16,7 +16,10 @@ def allocate(size: int) -> memoryview:
     """`size` bytes of writable zeroed memory, on huge pages where the system gives them."""
     if size < _SMALL:
         return memoryview(bytearray(size))
-    memory = mmap.mmap(-1, size)
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return memoryview(mmap.mmap(-1, size))
+    # private, for Python's default is shared memory, which gets no huge pages
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         try:

@@ -38,6 +38,7 @@ from statedict.values import Device, Opaque, Size
 RESERVE = 64 << 20
 FACTOR = 20
 _OBJECT = 128  # what a container or a call may cost at most, itself, in bytes
+_INTERVAL = 10_000  # objects between two looks at the budget
 _MAX_KEY_ITEMS = 64
 
 _U2, _U4, _I4, _F8 = Struct("<H"), Struct("<I"), Struct("<i"), Struct(">d")
@@ -47,7 +48,7 @@ _SIMPLE_KEYS = (str, bytes, float, bool, type(None), Size, Device, DType, Opaque
 class Global:
     """A global that the pickle names: with a `build` it makes data, without one its calls become Opaque.
 
-    `bulk` says that the cost of a call grows with its arguments.
+    `bulk` says that the cost of a call grows with its arguments, or that nothing is built.
     """
 
     __slots__ = ("build", "bulk", "name")
@@ -119,20 +120,17 @@ class _Machine:
 
     def run(self) -> tuple[Any, int]:  # one branch an opcode, the frequent ones first
         data, memo, stack, marks = self.data, self.memo, self.stack, self.marks
-        position = self.position
+        position, size, u4 = self.position, len(data), _U4.unpack_from
+        cost = 0  # in objects, paid every so often
         try:
             while True:
+                if cost > _INTERVAL:
+                    self.charge(cost * _OBJECT)
+                    cost = 0
                 op = data[position]
                 position += 1
-                if op == 0x71:  # BINPUT
-                    index = data[position]
-                    position += 1
-                    if index == len(memo):
-                        memo.append(stack[-1])
-                    else:
-                        self.put(index, stack[-1])
-                elif op == 0x72:  # LONG_BINPUT
-                    index = _U4.unpack_from(data, position)[0]
+                if op == 0x72:  # LONG_BINPUT
+                    (index,) = u4(data, position)
                     position += 4
                     if index == len(memo):
                         memo.append(stack[-1])
@@ -148,21 +146,38 @@ class _Machine:
                 elif op == 0x28:  # MARK
                     marks.append(len(stack))
                 elif op == 0x74:  # TUPLE
-                    items = tuple(self.pop_mark())
-                    self.charge(_OBJECT)
+                    cost += 1
+                    mark = marks.pop()
+                    items = tuple(stack[mark:])
+                    del stack[mark:]
                     stack.append(items)
                 elif op == 0x85:  # TUPLE1
-                    self.charge(_OBJECT)
+                    cost += 1
                     stack[-1] = (stack[-1],)
                 elif op == 0x58:  # BINUNICODE
-                    end = position + 4 + _U4.unpack_from(data, position)[0]
-                    stack.append(self.text(position + 4, end))
-                    position = end
+                    (length,) = u4(data, position)
+                    position += 4
+                    if position + length > size:
+                        raise CorruptFileError(f"a string of {length:,} bytes goes past the end of the pickle")
+                    stack.append(str(data[position : position + length], "utf-8", "surrogatepass"))
+                    position += length
                 elif op == 0x52 or op == 0x81:  # REDUCE, NEWOBJ
+                    cost += 1
                     args = stack.pop()
-                    stack[-1] = self.call(stack[-1], args)
+                    function = stack[-1]
+                    if type(function) is Global and not function.bulk and type(args) is tuple:
+                        stack[-1] = function.build(*args)
+                    else:
+                        stack[-1] = self.call(function, args)
+                elif op == 0x71:  # BINPUT
+                    index = data[position]
+                    position += 1
+                    if index == len(memo):
+                        memo.append(stack[-1])
+                    else:
+                        self.put(index, stack[-1])
                 elif op == 0x6A:  # LONG_BINGET
-                    index = _U4.unpack_from(data, position)[0]
+                    (index,) = u4(data, position)
                     position += 4
                     stack.append(memo[index] if index < len(memo) else self.far_memo[index])
                 elif op == 0x29:  # EMPTY_TUPLE
@@ -170,9 +185,10 @@ class _Machine:
                 elif op == 0x89:  # NEWFALSE
                     stack.append(False)
                 elif op == 0x51:  # BINPERSID
+                    cost += 1
                     stack[-1] = self.persistent(stack[-1])
                 elif op == 0x86:  # TUPLE2
-                    self.charge(_OBJECT)
+                    cost += 1
                     stack[-2:] = ((stack[-2], stack[-1]),)
                 elif op == 0x4D:  # BININT2
                     stack.append(_U2.unpack_from(data, position)[0])
@@ -184,19 +200,21 @@ class _Machine:
                     memo.append(stack[-1])
                 elif op == 0x8C:  # SHORT_BINUNICODE
                     end = position + 1 + data[position]
-                    stack.append(self.text(position + 1, end))
+                    if end > size:
+                        raise CorruptFileError(f"a string of {end - position:,} bytes goes past the end of the pickle")
+                    stack.append(str(data[position + 1 : end], "utf-8", "surrogatepass"))
                     position = end
                 elif op == 0x87:  # TUPLE3
-                    self.charge(_OBJECT)
+                    cost += 1
                     stack[-3:] = ((stack[-3], stack[-2], stack[-1]),)
                 elif op == 0x47:  # BINFLOAT
                     stack.append(_F8.unpack_from(data, position)[0])
                     position += 8
                 elif op == 0x7D:  # EMPTY_DICT
-                    self.charge(2 * _OBJECT)
+                    cost += 2
                     stack.append(StateDict())
                 elif op == 0x5D:  # EMPTY_LIST
-                    self.charge(_OBJECT)
+                    cost += 1
                     stack.append([])
                 elif op == 0x75:  # SETITEMS
                     items = self.pop_mark()
@@ -233,6 +251,7 @@ class _Machine:
                     position += 8
                 elif op == 0x2E:  # STOP
                     result = stack.pop()
+                    self.charge(cost * _OBJECT)
                     return (Opaque(result.name) if type(result) is Global else result), position
                 else:
                     position = self.rare(op, position)
@@ -295,12 +314,15 @@ class _Machine:
             module, position = self.line(position)
             name, position = self.line(position)
             items = self.pop_mark()
+            self.charge(_OBJECT)
             stack.append(self.call(self.find(module, name), tuple(items)))
         elif op == 0x6F:  # OBJ
             items = self.pop_mark()
+            self.charge(_OBJECT)
             stack.append(self.call(items[0], tuple(items[1:])))
         elif op == 0x92:  # NEWOBJ_EX
             named, args = stack.pop(), stack.pop()
+            self.charge(_OBJECT)
             stack[-1] = self.call(stack[-1], (*args, named) if named else args)
         elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
             width = 1 << (op - 0x82)
@@ -327,11 +349,6 @@ class _Machine:
                 self.charge(_OBJECT)
             self.far_memo[index] = value
 
-    def text(self, begin: int, end: int) -> str:
-        if end > len(self.data):
-            raise CorruptFileError(f"a string of {end - begin:,} bytes goes past the end of the pickle")
-        return str(self.data[begin:end], "utf-8", "surrogatepass")
-
     def line(self, position: int) -> tuple[str, int]:
         end = self.data.index(b"\n", position)
         return self.data[position:end].decode(), end + 1
@@ -350,7 +367,6 @@ class _Machine:
         return found
 
     def call(self, function: Any, args: Any) -> Any:
-        self.charge(_OBJECT)
         if type(function) is not Global:
             name = f"{function.name}()" if isinstance(function, Opaque) else f"a call of {type(function).__name__}"
             return Opaque(name[:1000], args)
@@ -365,7 +381,6 @@ class _Machine:
     def persistent(self, identifier: Any) -> Any:
         if self.persistent_load is None:
             return Opaque("persistent object", (identifier,))
-        self.charge(_OBJECT)
         return self.persistent_load(identifier)
 
     def set_items(self, target: Any, items: list[Any]) -> None:
