@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import sys
 
+from statedict.dtypes import DType, dtype
+from statedict.errors import UnsupportedError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-from statedict.dtypes import DType, dtype
-from statedict.errors import UnsupportedError
 
 Strides = tuple[int, ...]
 
@@ -49,10 +49,28 @@ class Memory:
     `address` and `nbytes` give the storage, `offset` the array's first byte in it; `owner` keeps it alive.
     """
 
-    __slots__ = ("address", "device", "dtype", "nbytes", "offset", "owner", "parameter", "requires_grad", "shape", "strides")
+    __slots__ = (
+        "address",
+        "device",
+        "dtype",
+        "nbytes",
+        "offset",
+        "owner",
+        "parameter",
+        "requires_grad",
+        "shape",
+        "strides",
+    )
 
     def __init__(
-        self, dtype: DType, shape: tuple[int, ...], strides: Strides | None, address: int, nbytes: int, offset: int, owner: object
+        self,
+        dtype: DType,
+        shape: tuple[int, ...],
+        strides: Strides | None,
+        address: int,
+        nbytes: int,
+        offset: int,
+        owner: object,
     ) -> None:
         self.dtype, self.shape, self.strides = dtype, shape, strides
         self.address, self.nbytes, self.offset, self.owner = address, nbytes, offset, owner
@@ -139,7 +157,9 @@ def numpy_memory(array: Any) -> Memory:
     try:
         found = dtype(array.dtype.name)
     except ValueError as error:
-        raise UnsupportedError(f"numpy dtype {kind} has no counterpart in PyTorch; convert it to numbers first") from error
+        raise UnsupportedError(
+            f"numpy dtype {kind} has no counterpart in PyTorch; convert it to numbers first"
+        ) from error
     item = found.itemsize
     if any(s < 0 or s % item for s in array.strides) or (item and array.ctypes.data % item):
         array = numpy.ascontiguousarray(array)
@@ -209,5 +229,3 @@ def gather(array: Any, start: int, out: Any) -> None:
             take = rows * row
             out[done : done + take].reshape(rows, *array.shape[1:])[...] = array[index : index + rows]
         done += take
-
-

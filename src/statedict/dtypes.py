@@ -9,13 +9,13 @@ ml_dtypes 0.6.
 
 from __future__ import annotations
 
+from statedict.errors import FormatError, UnsupportedError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     import numpy
-
-from statedict.errors import FormatError, UnsupportedError
 
 # name                 bits kind       numpy                 safetensors    torch storage    other names
 _ROWS: tuple[tuple[str, int, str, str, str, str, tuple[str, ...]], ...] = (
@@ -76,7 +76,9 @@ class DType:
 
     __slots__ = ("_numpy", "_numpy_name", "bits", "itemsize", "kind", "name", "safetensors", "storage")
 
-    def __init__(self, name: str, bits: int, kind: str, numpy: str = "", safetensors: str = "", storage: str = "") -> None:
+    def __init__(
+        self, name: str, bits: int, kind: str, numpy: str = "", safetensors: str = "", storage: str = ""
+    ) -> None:
         self.name, self.bits, self.kind = name, bits, kind
         self.itemsize = bits // 8 if bits % 8 == 0 else 0
         self.safetensors, self.storage = safetensors, storage

@@ -7,17 +7,17 @@ cover; overlapping tensors share one, so ties survive, and bytes that no tensor 
 
 from __future__ import annotations
 
+from statedict.arrays import Strides, numpy_view, torch_storage, torch_view
+from statedict.io.memory import allocate
+from statedict.io.pipeline import fill
+from statedict.tensor import LazyTensor, Storage
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
     from statedict.io.source import ByteSource
-
-from statedict.arrays import Strides, numpy_view, torch_storage, torch_view
-from statedict.io.memory import allocate
-from statedict.io.pipeline import fill
-from statedict.tensor import LazyTensor, Storage
 
 _ARENA = 32 << 20
 _SEPARATE = 1 << 20

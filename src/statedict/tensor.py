@@ -4,13 +4,6 @@ from __future__ import annotations
 
 import math
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-
-    from statedict.io.source import ByteSource
-
 from statedict.arrays import (
     Strides,
     contiguous_strides,
@@ -31,6 +24,13 @@ from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
 from statedict.io.source import AddressSource, ComputedSource, address_view
 from statedict.values import Size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from statedict.io.source import ByteSource
 
 
 class Storage:
@@ -170,7 +170,9 @@ class LazyTensor:
         if not self.dtype.itemsize:
             raise UnsupportedError(f"{self!r}: elements of {self.dtype.bits} bits cannot be sliced; read .raw()")
         numel = math.prod(shape)
-        contiguous = not numel or all(n == 1 or s == c for n, s, c in zip(shape, strides, contiguous_strides(shape), strict=True))
+        contiguous = not numel or all(
+            n == 1 or s == c for n, s, c in zip(shape, strides, contiguous_strides(shape), strict=True)
+        )
         offset = self.offset if not numel else self.offset + start * self.dtype.itemsize
         return LazyTensor(self.dtype, shape, self.storage, offset, None if contiguous else strides, self.requires_grad)
 

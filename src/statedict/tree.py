@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from typing import Any
-
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, PathError, TreeError
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.values import Device, Opaque, Size, from_json, to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
 
 MAX_DEPTH = 200
 MAX_ENTRIES = 20_000_000
@@ -67,7 +67,9 @@ class StateDict(dict["Any", "Any"]):
 
             paths = [p for p, _ in walk(self)]
             near = get_close_matches(path, paths, 3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"the first is {paths[0]!r}" if paths else "it is empty"
+            hint = (
+                f"did you mean {', '.join(near)}?" if near else f"the first is {paths[0]!r}" if paths else "it is empty"
+            )
             raise PathError(f"no entry {path!r} among {len(paths):,}; {hint}")
         return found
 
@@ -183,7 +185,9 @@ def unflatten(flat: Mapping[str, Any], skeleton: Any = None) -> Any:
 
     tree = decode(skeleton, get)
     if left:
-        raise TreeError(f"{len(left)} paths are not in the skeleton, the first is {next(iter(left))!r}; add them to the tree")
+        raise TreeError(
+            f"{len(left)} paths are not in the skeleton, the first is {next(iter(left))!r}; add them to the tree"
+        )
     if isinstance(tree, StateDict) and getattr(flat, "metadata", None):
         tree.metadata = flat.metadata  # type: ignore[attr-defined]
     return tree
@@ -327,7 +331,9 @@ def _find(node: Any, path: str) -> Any:
                 return found
         return _MISSING
     if isinstance(node, dict):
-        children: Mapping[str, Any] = node if all(type(key) is str for key in node) else {str(k): v for k, v in node.items()}
+        children: Mapping[str, Any] = (
+            node if all(type(key) is str for key in node) else {str(k): v for k, v in node.items()}
+        )
     elif isinstance(node, (list, tuple)):
         children = {str(index): value for index, value in enumerate(node)}
     else:
@@ -340,7 +346,9 @@ def _find(node: Any, path: str) -> Any:
     return _MISSING
 
 
-def transform(tree: Any, leaf: Callable[[Any], Any], container: Callable[[dict[Any, Any], Any], Any] | None = None) -> Any:
+def transform(
+    tree: Any, leaf: Callable[[Any], Any], container: Callable[[dict[Any, Any], Any], Any] | None = None
+) -> Any:
     """A new tree of StateDicts, lists and tuples with `leaf(value)` for each leaf, called once for each object.
 
     Args:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from statedict.dtypes import DType, dtype
+from statedict.errors import CorruptFileError, UnsupportedError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-from statedict.dtypes import DType, dtype
-from statedict.errors import CorruptFileError, UnsupportedError
 
 
 class Size(tuple[int, ...]):
@@ -63,7 +63,12 @@ class Opaque:
     __slots__ = ("args", "entries", "items", "name", "state")
 
     def __init__(
-        self, name: str, args: Any = None, state: Any = None, items: list[Any] | None = None, entries: dict[Any, Any] | None = None
+        self,
+        name: str,
+        args: Any = None,
+        state: Any = None,
+        items: list[Any] | None = None,
+        entries: dict[Any, Any] | None = None,
     ) -> None:
         self.name, self.args, self.state, self.items, self.entries = name, args, state, items, entries
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
     from statedict.io.zip import Inflated, Record
 
+from statedict.arrays import contiguous_strides
 from statedict.errors import CorruptFileError, UnknownFormatError
 from statedict.io.pipeline import Part, transfer, write_at
 from statedict.io.source import BytesSource, ComputedSource
@@ -116,7 +117,7 @@ def write(tree: Any, fd: int) -> None:
 
     def place(tensor: LazyTensor) -> tuple[str, int, int, tuple[int, ...]]:
         where = by_tensor[id(tensor)]
-        strides = tensor.stride() if where.strides is None else where.strides
+        strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
     layout = ArchiveLayout()

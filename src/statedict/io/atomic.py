@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import stat
 
+from statedict.errors import ExistingFileError, FileError, file_error
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-from statedict.errors import ExistingFileError, FileError, file_error
 
 
 def publish(path: str, write: Callable[[int], None], *, overwrite: bool = True, fsync: bool = True) -> None:

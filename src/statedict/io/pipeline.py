@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+from statedict.io.memory import allocate
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     Job = TypeVar("Job")
     Result = TypeVar("Result")
     Fill = tuple[ByteSource, int, memoryview]
-
-from statedict.io.memory import allocate
 
 WORKERS = min(4, os.cpu_count() or 1)
 BLOCK = 4 << 20

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from statedict.errors import CorruptFileError, FileError, file_error
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
             With `private` the view is writable; what is written there stays in this process.
             """
 
-
-from statedict.errors import CorruptFileError, FileError, file_error
 
 _PREAD_AT_MOST = 1 << 30  # Linux moves at most 2 GiB a call
 

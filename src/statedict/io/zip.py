@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import struct
 
+from statedict.errors import CorruptFileError, FormatError, LimitError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from statedict.io.source import ByteSource
-
-from statedict.errors import CorruptFileError, FormatError, LimitError
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -62,7 +62,9 @@ class Record:
         if self._start < 0:
             base = self._base
             if self._header + 30 > base.size:
-                raise CorruptFileError(f"{self.label}: its header lies past the end of the file; the file looks truncated")
+                raise CorruptFileError(
+                    f"{self.label}: its header lies past the end of the file; the file looks truncated"
+                )
             head = _LOCAL.unpack(base.read(self._header, 30))
             start = self._header + 30 + head[9] + head[10]
             if head[0] != b"PK\3\4":
@@ -153,7 +155,9 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
     for _ in range(count):
         if at + 46 > size:
             raise CorruptFileError(f"{source.name}: the zip directory ends after {len(records):,} of {count:,} records")
-        (magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, _, _, _, header) = unpack(directory, at)
+        (magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, _, _, _, header) = unpack(
+            directory, at
+        )
         if magic != b"PK\1\2":
             raise CorruptFileError(f"{source.name}: the zip directory is damaged at its byte {at:,}")
         try:
@@ -167,9 +171,13 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         if flags & 1:
             raise FormatError(f"{source.name}: record {name!r} is encrypted; decrypt the archive first")
         if name in records:
-            raise CorruptFileError(f"{source.name}: record {name!r} stands twice in the zip directory; it is damaged or forged")
+            raise CorruptFileError(
+                f"{source.name}: record {name!r} stands twice in the zip directory; it is damaged or forged"
+            )
         if header + packed > offset:
-            raise CorruptFileError(f"{source.name}: record {name!r} overlaps the zip directory; it is damaged or forged")
+            raise CorruptFileError(
+                f"{source.name}: record {name!r} overlaps the zip directory; it is damaged or forged"
+            )
         record = Record(source, name, header, packed, crc)
         if method == _STORED:
             if packed != unpacked:
@@ -178,7 +186,9 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         elif method == _DEFLATED:
             records[name] = Inflated(record, unpacked)
         else:
-            raise FormatError(f"{source.name}: record {name!r} is compressed by method {method}; unpack the archive first")
+            raise FormatError(
+                f"{source.name}: record {name!r} is compressed by method {method}; unpack the archive first"
+            )
     return records
 
 
@@ -252,9 +262,7 @@ class ArchiveLayout:
         extra += struct.pack("<2s H", b"FB", padding) + b"Z" * padding
         sizes = (_FULL32, _FULL32) if wide else (0, 0)  # the descriptor has them
         version = 45 if wide else 20
-        header = (
-            _LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
-        )
+        header = _LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
         data_at = start + padding
         self._entries.append((encoded, header_at, size))
         self.position = data_at + size + (24 if wide else 16)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 from statedict.dtypes import BY_NAME, BY_STORAGE, DType
 from statedict.errors import CorruptFileError
 from statedict.pickles.machine import Global, hashable
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict
 from statedict.values import Device, Opaque, Size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class TypedStorage:
@@ -57,7 +57,12 @@ def tensor(
     Raises:
         CorruptFileError: negative numbers, or elements outside the storage.
     """
-    if type(shape) not in (tuple, Size) or type(strides) is not tuple or len(shape) != len(strides) or type(offset) is not int:
+    if (
+        type(shape) not in (tuple, Size)
+        or type(strides) is not tuple
+        or len(shape) != len(strides)
+        or type(offset) is not int
+    ):
         raise CorruptFileError(f"a tensor of shape {shape!r} and strides {strides!r} at {offset!r}")
     numel, last, expected, contiguous = 1, 0, 1, True
     for axis in range(len(shape) - 1, -1, -1):
@@ -86,10 +91,18 @@ def tensor(
 
 
 def _tensor_v2(
-    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, hooks: Any = None, metadata: Any = None
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
 ) -> Any:
     if type(storage) is not TypedStorage:
-        return Opaque("torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, requires_grad, hooks, metadata))
+        return Opaque(
+            "torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, requires_grad, hooks, metadata)
+        )
     made = tensor(storage.storage, storage.dtype, offset, size, stride, requires_grad)
     return _with_bits(made, metadata) if metadata else made
 
@@ -220,5 +233,7 @@ DATA: dict[str, Any] = {
     **{name: Global("complex", _complex) for name in _both("complex")},
     **{name: Global("bytearray", _bytearray) for name in _both("bytearray")},
     **{f"torch {name}": kind for name, kind in BY_NAME.items()},
-    **{f"{module} {name}": StorageType(kind) for module in ("torch", "torch.cuda") for name, kind in BY_STORAGE.items()},
+    **{
+        f"{module} {name}": StorageType(kind) for module in ("torch", "torch.cuda") for name, kind in BY_STORAGE.items()
+    },
 }

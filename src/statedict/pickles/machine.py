@@ -24,16 +24,16 @@ from collections import OrderedDict
 from struct import Struct
 from struct import error as StructError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
-
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
 from statedict.values import Device, Opaque, Size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 RESERVE = 64 << 20
 FACTOR = 20
@@ -102,7 +102,12 @@ class _Machine:
     def __init__(
         self, data: bytes, constructors: Mapping[str, Any], persistent_load: Callable[[Any], Any] | None, position: int
     ) -> None:
-        self.data, self.constructors, self.persistent_load, self.position = data, constructors, persistent_load, position
+        self.data, self.constructors, self.persistent_load, self.position = (
+            data,
+            constructors,
+            persistent_load,
+            position,
+        )
         self.budget = RESERVE + FACTOR * len(data)
         self.globals: dict[str, Any] = {}
         self.memo: list[Any] = []

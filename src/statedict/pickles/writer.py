@@ -16,18 +16,18 @@ from __future__ import annotations
 from collections import Counter
 from struct import Struct
 
+from statedict.dtypes import DType
+from statedict.errors import TreeError, UnsupportedError
+from statedict.tensor import LazyTensor
+from statedict.tree import MAX_DEPTH
+from statedict.values import Device, Opaque, Size
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
     Place = tuple[str, int, int, tuple[int, ...]]
-
-from statedict.dtypes import DType
-from statedict.errors import TreeError, UnsupportedError
-from statedict.tensor import LazyTensor
-from statedict.tree import MAX_DEPTH
-from statedict.values import Device, Opaque, Size
 
 _I4, _U4, _F8 = Struct("<i"), Struct("<I"), Struct(">d")
 
@@ -96,7 +96,9 @@ class _Writer:
         if not kind.itemsize or kind.kind == "raw":
             raise UnsupportedError(f"{path}: PyTorch has no dtype {kind}; save it as .safetensors")
         if kind.kind == "quantized":
-            raise UnsupportedError(f"{path}: a bare {kind} tensor lacks its scale; save its integers, scale and zero point")
+            raise UnsupportedError(
+                f"{path}: a bare {kind} tensor lacks its scale; save its integers, scale and zero point"
+            )
         named = self.named
         young = not kind.storage
         out = [named("torch._utils._rebuild_parameter"), b"("] if tensor.parameter else []
@@ -194,7 +196,8 @@ def _refusal(value: Any, path: str) -> str:
     what = f"an object of class {value.name}" if isinstance(value, Opaque) else f"a {type(value).__qualname__}"
     return (
         f"{path or 'the root'}: {what} is not data that torch.load(weights_only=True) accepts; "
-        "drop it, or save as .safetensors" + (", which keeps it as a label" if isinstance(value, Opaque) else " after converting it")
+        "drop it, or save as .safetensors"
+        + (", which keeps it as a label" if isinstance(value, Opaque) else " after converting it")
     )
 
 

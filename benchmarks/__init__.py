@@ -1,0 +1,1 @@
+"""Every claim of speed, measured beside its peer: `python -m benchmarks`."""

@@ -1,0 +1,36 @@
+"""The files that the jobs read, made at first use.
+
+large.pth, large.safetensors          300 bfloat16 tensors of 2048 × 1685, 2.07 GB
+small-N.pth, small-N.safetensors      N float32 tensors of 64 elements
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+LARGE_MB = 300 * 2048 * 1685 * 2 / 1e6
+COUNTS = (1_000, 10_000, 50_000, 100_000)
+
+_MAKE = """
+import os, sys, torch
+from safetensors.torch import save_file
+kind, _, count = os.path.basename(sys.argv[1]).partition(".")[0].partition("-")
+torch.manual_seed(0)
+if kind == "large":
+    tensors = {f"layers.{i}.weight": torch.randn(2048, 1685).bfloat16() for i in range(300)}
+else:
+    tensors = {f"layers.{i}.weight": torch.randn(64) for i in range(int(count))}
+for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):
+    save(tensors, sys.argv[1] + suffix + ".part")
+    os.replace(sys.argv[1] + suffix + ".part", sys.argv[1] + suffix)
+"""
+
+
+def ensure(directory: Path, names: set[str]) -> None:
+    """Make the files that are not there yet, in another process, so that this one stays small."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for stem in sorted({name.partition(".")[0] for name in names if not (directory / name).exists()}):
+        print(f"making {directory / stem}.{{pth,safetensors}}", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-c", _MAKE, str(directory / stem)], check=True)

@@ -1,0 +1,99 @@
+"""The jobs, as data: what PyTorch or safetensors does, what we do, and how much faster that has to be."""
+
+from __future__ import annotations
+
+from benchmarks.data import COUNTS, LARGE_MB
+from benchmarks.harness import SYNC, Row, Side
+
+_LIST = "for name, tensor in {}: print(name, tuple(tensor.shape), tensor.dtype)"
+_FSYNC = "\nfd = os.open(out, os.O_RDWR); os.fsync(fd); os.close(fd)"
+_MODEL = """
+import torch, statedict
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        make = lambda: torch.nn.Linear(1685, 2048, bias=False, dtype=torch.bfloat16)
+        self.layers = torch.nn.ModuleList([make() for _ in range(300)])
+model = Model()
+"""
+
+TORCH_MMAP = Side("torch.load(mmap=True)", "import torch\n" + _LIST.format("torch.load(path, mmap=True).items()"))
+SAFE_OPEN = Side(
+    "safe_open(np)",
+    "from safetensors import safe_open\n"
+    "with safe_open(path, 'np') as file:\n"
+    "    for name in file.keys():\n"
+    "        part = file.get_slice(name)\n"
+    "        print(name, tuple(part.get_shape()), part.get_dtype())",
+)
+LIST = Side("load", "import statedict\n" + _LIST.format("statedict.load(path).items()"))
+SHOW = Side(
+    "statedict show",
+    "import sys\nsys.argv = ['statedict', 'show', path]\nfrom statedict.cli import main\nmain()",
+)
+TORCH_INDEX = Side("torch.load", "result = torch.load(path, weights_only=True)", "import torch")
+LOAD_FILE = Side("load_file", "result = load_file(path)", "from safetensors.torch import load_file")
+INDEX = Side("load", "result = statedict.load(path)", "import statedict")
+OWNED = Side("load().torch(copy=True)", "result = statedict.load(path).torch(copy=True)", "import statedict, torch")
+OWNED_NUMPY = Side(
+    "load().numpy(copy=True)", "result = statedict.load(path).numpy(copy=True)", "import statedict, numpy"
+)
+
+_TREE = "import os, torch, statedict\nfrom safetensors.torch import save_file\n"
+_TREE += "tree = {k: v.clone() for k, v in torch.load(path.partition('.')[0] + '.pth', mmap=True).items()}"
+
+
+def _saves(name: str, data: str, target: float, most: float | None = None) -> list[Row]:
+    """Saving the tensors of a file in its format, without and with fsync on both sides."""
+    peer, call = (
+        ("save_file", "save_file(tree, out)")
+        if data.endswith("safetensors")
+        else ("torch.save", "torch.save(tree, out)")
+    )
+    ours = "statedict.save(tree, out, fsync={})"
+    return [
+        Row(
+            name, data, Side(peer, call, _TREE, SYNC), Side("save", ours.format(False), _TREE, SYNC), target, most=most
+        ),
+        Row(
+            name + ", fsync",
+            data,
+            Side(peer + ", fsync", call + _FSYNC, _TREE, SYNC),
+            Side("save, fsync", ours.format(True), _TREE, SYNC),
+        ),
+    ]
+
+
+ROWS: list[Row] = [
+    Row("list 2 GB .pth", "large.pth", TORCH_MMAP, LIST, 20, new_process=True, most=40),
+    Row("list 2 GB .safetensors", "large.safetensors", SAFE_OPEN, LIST, 2.5, new_process=True, most=40),
+    Row("show 2 GB .pth", "large.pth", TORCH_MMAP, SHOW, 6, new_process=True),
+    Row("show 2 GB .safetensors", "large.safetensors", TORCH_MMAP, SHOW, 6, new_process=True),
+    *(
+        Row(f"index {count:,} .{suffix}", f"small-{count}.{suffix}", peer, INDEX, target if count == 50_000 else None)
+        for suffix, peer, target in (("pth", TORCH_INDEX, 5), ("safetensors", LOAD_FILE, 2))
+        for count in COUNTS
+    ),
+    Row("load 2 GB .pth, torch", "large.pth", TORCH_INDEX, OWNED, 4),
+    Row("load 2 GB .pth, numpy", "large.pth", TORCH_INDEX, OWNED_NUMPY, 4),
+    Row("load 2 GB .safetensors, torch", "large.safetensors", LOAD_FILE, OWNED),
+    *_saves("save 2 GB .pth", "large.pth", 1.5, 1.3 * LARGE_MB),
+    *_saves("save 2 GB .safetensors", "large.safetensors", 0.95, 1.3 * LARGE_MB),
+    *_saves("save 50,000 .pth", "small-50000.pth", 2),
+    *_saves("save 50,000 .safetensors", "small-50000.safetensors", 2),
+    *(
+        Row(
+            f"restore 2 GB .{suffix}",
+            f"large.{suffix}",
+            Side(
+                "load_state_dict(torch.load)",
+                "model.load_state_dict(torch.load(path.partition('.')[0] + '.pth'))",
+                _MODEL,
+            ),
+            Side("restore", "statedict.restore(model, path)", _MODEL),
+            3,
+            most=1.3 * LARGE_MB,
+        )
+        for suffix in ("pth", "safetensors")
+    ),
+]

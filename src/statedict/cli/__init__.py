@@ -1,0 +1,64 @@
+"""The command line: a command parses, calls one library function, renders its report.
+
+Exit status: 0 done, 1 a finding (differences, damage), 2 could not do it. Errors are one line on standard error;
+`--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from statedict import __version__
+from statedict.errors import StateDictError
+
+# name → the module whose `command` it is, imported when it is called
+COMMANDS = {
+    "show": "statedict.cli.show",
+    "convert": "statedict.cli.convert",
+    "demo": "statedict.cli.demo",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="statedict")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Save, open, see, alter and restore checkpoints, without PyTorch and without running code from them."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        cli.main(arguments, prog_name="statedict")
+    except (StateDictError, OSError, RecursionError, MemoryError) as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(f"statedict: {_one_line(error)}", err=True)
+        sys.exit(2)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return printable(text)
+
+
+def printable(text: Any) -> str:
+    """Text from a file, with what could steer a terminal escaped."""
+    text = str(text)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

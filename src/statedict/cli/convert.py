@@ -1,0 +1,22 @@
+"""`statedict convert`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from statedict.api import convert
+from statedict.formats import FORMATS
+from statedict.tensor import human_bytes
+
+
+@click.command()
+@click.argument("src", type=click.Path())
+@click.argument("dst", type=click.Path())
+@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Write this format, whatever DST's suffix.")
+@click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+def command(src: str, dst: str, format_: str | None, overwrite: bool) -> None:
+    """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
+    convert(src, dst, format=format_, overwrite=overwrite)
+    click.echo(f"{src} ({human_bytes(os.path.getsize(src))}) → {dst} ({human_bytes(os.path.getsize(dst))})")

@@ -1,0 +1,124 @@
+"""`statedict demo`: the main job on a real checkpoint, told as a story.
+
+Each step is what a user would type. The Python lines that it shows are the lines that it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from statedict.errors import MissingFileError
+
+STORY = """
+A checkpoint that plain torch.save wrote: the network of PyTorch's state_dict recipe, trained on real digits.
+This is what is in it, as the recipe prints it. PyTorch need not be installed for any of this.
+
+$ statedict show --recipe checkpoint.pth | head -24
+
+The same as a tree, with sizes and totals. No tensor has been read yet.
+
+$ statedict show checkpoint.pth
+
+It is a dictionary, so altering it is altering a dictionary: rename a layer, drop the optimizer, update a value.
+
+>>> import statedict
+>>> checkpoint = statedict.load("checkpoint.pth")
+>>> model = checkpoint["model_state"]
+>>> model["classifier.weight"] = model.pop("fc3.weight")
+>>> model["classifier.bias"] = model.pop("fc3.bias")
+>>> del checkpoint["optimizer_state"]
+>>> model["conv1.bias"] = model["conv1.bias"].numpy() * 2
+>>> checkpoint["epoch"] += 1
+
+Save it twice, for PyTorch and as safetensors. Each file appears whole or not at all.
+
+>>> statedict.save(checkpoint, "altered.pth")
+>>> statedict.save(checkpoint, "altered.safetensors")
+
+Open both again, and the original, and compare every byte.
+
+>>> before = {t.raw(): name for name, t in statedict.load("checkpoint.pth")["model_state"].tensors().items()}
+>>> for file in ["altered.pth", "altered.safetensors"]:
+...     after = statedict.load(file)
+...     print(file, "epoch", after["epoch"], "optimizer" if "optimizer_state" in after else "no optimizer")
+...     for name, tensor in after["model_state"].tensors().items():
+...         was = before.get(tensor.raw(), "changed")
+...         print("   ", name.ljust(18), "equal" if was == name else was if was == "changed" else "equal, was " + was)
+
+The two files hold the same bytes in two formats, and one becomes the other with one command.
+
+$ statedict convert altered.pth again.safetensors
+>>> open("again.safetensors", "rb").read() == open("altered.safetensors", "rb").read()
+
+$ statedict show altered.safetensors --depth 2
+"""
+
+
+@click.command()
+def command() -> None:
+    """Show, alter, save and compare a real checkpoint, step by step."""
+    with _playground():
+        names: dict[str, Any] = {}
+        for kind, text in steps(STORY):
+            if kind == "$":
+                click.echo(click.style(f"$ {text}", fg="green"))
+                subprocess.run(text, shell=True, check=True, env=_environment())
+            elif kind == ">>>":
+                first, *more = text.split("\n")
+                click.echo(click.style("\n".join([f">>> {first}", *(f"... {line}" for line in more)]), fg="green"))
+                exec(compile(text + "\n", "<demo>", "single"), names)
+            else:
+                click.echo(click.style(text, bold=True))
+
+
+def steps(story: str) -> Iterator[tuple[str, str]]:
+    """(kind, text) of each step: `$` a command, `>>>` Python with its continuation lines, or prose."""
+    python: list[str] = []
+    for line in story.strip("\n").split("\n"):
+        if line.startswith("... "):
+            python.append(line[4:])
+            continue
+        if python:
+            yield ">>>", "\n".join(python)
+            python = []
+        if line.startswith(">>> "):
+            python = [line[4:]]
+        elif line.startswith("$ "):
+            yield "$", line[2:]
+        else:
+            yield "", line
+    if python:
+        yield ">>>", "\n".join(python)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the `statedict` that stands beside this Python first on the path."""
+    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+
+
+@contextlib.contextmanager
+def _playground() -> Iterator[None]:
+    """A temporary working directory with the example checkpoint in it."""
+    here = Path(__file__).parent
+    candidates = [here / "checkpoint.pth", here.parents[2] / "examples" / "checkpoint.pth"]
+    source = next((path for path in candidates if path.exists()), None)
+    if source is None:
+        raise MissingFileError(f"{candidates[0]}: the example checkpoint is missing; install statedict again")
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copy(source, directory)
+        os.chdir(directory)
+        try:
+            yield
+        finally:
+            os.chdir(before)

@@ -1,0 +1,44 @@
+"""`statedict show`."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from statedict.api import load
+from statedict.cli import printable
+from statedict.tensor import human_bytes
+from statedict.tree import StateDict
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("--at", metavar="PATH", help="Show only this entry, such as model.layers.0.")
+@click.option("--depth", type=click.IntRange(min=1), help="Fold the tree below this many levels.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--recipe", is_flag=True, help="Print as the loops of PyTorch's state_dict recipe do.")
+def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bool) -> None:
+    """Show what is in a checkpoint: its tree, dtypes, shapes, sizes and values. No tensor is read."""
+    state = load(file)
+    found = state.at(at) if at else state
+    if not isinstance(found, StateDict):
+        found = StateDict({at.rpartition(".")[2] if at else "": found})
+    if recipe:
+        from statedict.cli.recipe import recipe_lines
+
+        click.echo("\n".join(recipe_lines(found)))
+        return
+    from statedict.ops.inspect import inspect
+
+    summary = inspect(found)
+    if as_json:
+        click.echo(json.dumps({"file": file, "size": os.path.getsize(file), **summary.to_json()}))
+        return
+    from statedict.cli.render import summary_lines
+
+    total = summary.total
+    title = f"{printable(file)}  {human_bytes(os.path.getsize(file))}  {total.tensors:,} tensors, {total.elements:,} elements"
+    click.echo(click.style(title, bold=True) + "\n")
+    click.echo("\n".join(summary_lines(summary, depth)))

@@ -1,0 +1,286 @@
+"""What is in a state_dict: its tree with totals, from the index alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from statedict.tensor import LazyTensor, as_lazy, is_array
+from statedict.tree import free_name, walk
+from statedict.values import KINDS, Opaque
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_SHORT = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Sums over some tensors: how many, their elements, their bytes (tied ones counted once)."""
+
+    tensors: int = 0
+    elements: int = 0
+    nbytes: int = 0
+
+    def __add__(self, other: Total) -> Total:
+        return Total(self.tensors + other.tensors, self.elements + other.elements, self.nbytes + other.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor.
+
+    Attributes:
+        path: its path in the tree.
+        dtype: PyTorch's name.
+        shape: sizes.
+        elements: their product.
+        nbytes: bytes of the elements.
+        role: `parameter`, `buffer`, `optimizer` or `tensor`, as its place and name show.
+        parameter: for optimizer state the name of its parameter, where the file has names.
+        tied: the path of an earlier tensor with the same bytes.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int
+    nbytes: int
+    role: str
+    parameter: str | None = None
+    tied: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One row of the tree.
+
+    Attributes:
+        key: its key in the parent; keys with dots are nested by module.
+        tensor: what it is, if it is a tensor.
+        value: its text, if it is a plain value.
+        note: what else is to be said, such as the parameter that an optimizer's entry belongs to.
+        children: rows below it.
+        total: sums over the subtree.
+    """
+
+    key: str
+    tensor: TensorInfo | None = None
+    value: str | None = None
+    note: str = ""
+    children: tuple[Node, ...] = ()
+    total: Total = Total()
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What `inspect` found.
+
+    Attributes:
+        root: the tree.
+        tensors: every tensor in order.
+        values: path → plain value.
+        dtypes: PyTorch's name → sums.
+        wasted: bytes of storages that no tensor covers (a small view of a large storage).
+        opaque: qualified name → how often, of objects that are no data.
+    """
+
+    root: Node
+    tensors: tuple[TensorInfo, ...]
+    values: dict[str, Any]
+    dtypes: dict[str, Total]
+    wasted: int
+    opaque: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Total:
+        """Sums over all tensors."""
+        return self.root.total
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`."""
+        from dataclasses import asdict
+
+        from statedict.values import to_json
+
+        def plain(value: Any) -> Any:
+            return repr(value) if isinstance(value, Opaque) or type(value) not in KINDS else to_json(value)
+
+        return {
+            "tensors": [{"name": t.path} | {k: v for k, v in asdict(t).items() if k != "path"} for t in self.tensors],
+            "values": {path: plain(value) for path, value in self.values.items()},
+            "dtypes": {name: asdict(total) for name, total in self.dtypes.items()},
+            "total": asdict(self.total),
+            "wasted": self.wasted,
+            "opaque": self.opaque,
+        }
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><td>{escape(t.path)}</td><td>{t.dtype}</td><td>{t.shape}</td><td>{t.nbytes:,}</td></tr>" for t in self.tensors
+        )
+        return f"<table><tr><th>name</th><th>dtype</th><th>shape</th><th>bytes</th></tr>{rows}</table>"
+
+
+def is_optimizer(node: Any) -> bool:
+    """Whether a value is an optimizer's state_dict: a dict with `state` and `param_groups`."""
+    return isinstance(node, dict) and isinstance(node.get("state"), dict) and isinstance(node.get("param_groups"), list)
+
+
+def is_model(node: Any) -> bool:
+    """Whether a value is a model's state_dict: a dict of names → tensors, extra state aside."""
+    return (
+        isinstance(node, dict)
+        and any(is_array(value) for value in node.values())
+        and all(type(key) is str for key in node)
+        and all(is_array(value) or key.rpartition(".")[2] == "_extra_state" for key, value in node.items())
+    )
+
+
+def state_dicts(tree: Any) -> Iterator[tuple[str, Any]]:
+    """(path, state_dict) of every model and optimizer in a tree."""
+    pending = [("", tree)]
+    while pending:
+        path, node = pending.pop()
+        if is_optimizer(node) or is_model(node):
+            yield path, node
+        elif isinstance(node, dict):
+            pending += [(f"{path}.{key}" if path else str(key), child) for key, child in reversed(node.items())]
+
+
+def inspect(state: Any) -> Summary:
+    """See what is in a state_dict without reading a tensor.
+
+    Args:
+        state: a StateDict or any tree of dicts, lists, arrays and values.
+
+    >>> import statedict
+    >>> summary = statedict.inspect(statedict.load("examples/checkpoint.pth"))
+    >>> summary.total
+    Total(tensors=20, elements=124012, nbytes=496048)
+    >>> summary.tensors[0].path, summary.tensors[0].role
+    ('model_state.conv1.weight', 'parameter')
+    """
+    build = _Builder()
+    root = build.node("", state, "", "tensor", None)
+    return Summary(
+        root=root,
+        tensors=tuple(build.tensors.values()),
+        values=build.values,
+        dtypes=dict(sorted(build.dtypes.items(), key=lambda item: -item[1].nbytes)),
+        wasted=_wasted(build.storages.values()),
+        opaque=build.opaque,
+    )
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.tensors: dict[str, TensorInfo] = {}
+        self.values: dict[str, Any] = {}
+        self.dtypes: dict[str, Total] = {}
+        self.opaque: dict[str, int] = {}
+        self.regions: dict[object, str] = {}
+        self.storages: dict[object, list[LazyTensor]] = {}
+
+    def node(self, key: str, value: Any, path: str, role: str, parameter: str | None) -> Node:
+        if is_array(value):
+            return self.tensor(key, as_lazy(value), path, role, parameter)
+        if is_optimizer(value):
+            return self.optimizer(key, value, path)
+        if isinstance(value, dict):
+            role = "parameter" if role == "tensor" and is_model(value) else role
+            return self.group(key, self.children(value.items(), path, role, parameter))
+        if isinstance(value, Opaque):
+            self.opaque[value.name] = self.opaque.get(value.name, 0) + 1
+            held = [(slot, getattr(value, slot)) for slot in ("args", "state", "items", "entries")]
+            inline = {k: v for _, part in held if isinstance(part, dict) for k, v in part.items()}
+            rest = {slot: part for slot, part in held if part is not None and part != () and not isinstance(part, dict)}
+            return self.group(key, self.children((inline | rest).items(), path, role, parameter), f"object of {value.name}")
+        if type(value) in (list, tuple) and any(is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value):
+            return self.group(key, self.children(enumerate(value), path, role, parameter))
+        for where, item in walk(value):  # a plain value, or a list of them on one row
+            self.values[free_name(f"{path}.{where}" if where else path, self.values)] = item
+        return Node(key, value=_short(value))
+
+    def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> list[Node]:
+        dot = path + "." if path else ""
+        made = [self.node(str(key), value, f"{dot}{key}", role, parameter) for key, value in items]
+        return _by_module(made)
+
+    def group(self, key: str, children: list[Node], note: str = "") -> Node:
+        return Node(key, note=note, children=tuple(children), total=sum((c.total for c in children), Total()))
+
+    def tensor(self, key: str, tensor: LazyTensor, path: str, role: str, parameter: str | None) -> Node:
+        region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides)
+        tied = self.regions.setdefault(region, path) if tensor.nbytes else path
+        if role == "parameter" and key.rpartition(".")[2] in _BUFFERS:
+            role = "buffer"
+        info = TensorInfo(
+            path, tensor.dtype.name, tuple(tensor.shape), tensor.numel(), tensor.nbytes, role, parameter,
+            None if tied == path else tied,
+        )  # fmt: skip
+        self.tensors[free_name(path, self.tensors)] = info
+        total = Total(1, info.elements, info.nbytes) if info.tied is None else Total(1)
+        self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
+        self.storages.setdefault(tensor.storage.key, []).append(tensor)
+        return Node(key, tensor=info, note=f"= {tied}" if info.tied else "", total=total)
+
+    def optimizer(self, key: str, value: Any, path: str) -> Node:
+        names = {}
+        for group in value["param_groups"]:
+            if isinstance(group, dict) and isinstance(group.get("param_names"), list):
+                names |= dict(zip(group.get("params", ()), group["param_names"], strict=False))
+        dot = path + "." if path else ""
+        made = []
+        for name, part in value.items():
+            if name == "state":
+                entries = [
+                    self.named(self.node(str(i), entry, f"{dot}state.{i}", "optimizer", names.get(i)), names.get(i))
+                    for i, entry in part.items()
+                ]
+                made.append(self.group("state", entries))
+            else:
+                made.append(self.node(str(name), part, f"{dot}{name}", "optimizer", None))
+        return self.group(key, made, "optimizer")
+
+    @staticmethod
+    def named(node: Node, name: str | None) -> Node:
+        from dataclasses import replace
+
+        return node if name is None else replace(node, note=name)
+
+
+def _by_module(rows: list[Node]) -> list[Node]:
+    """Rows whose keys have dots, nested by module; only neighbours share a module, so the order stays."""
+    if not any("." in row.key.strip(".") for row in rows):
+        return rows
+    from dataclasses import replace
+    from itertools import groupby
+
+    nested: list[Node] = []
+    for head, members in groupby(rows, key=lambda row: row.key.partition(".")[0]):
+        group = list(members)
+        if len(group) == 1 and "." not in group[0].key:
+            nested.append(group[0])
+            continue
+        inner = _by_module([replace(row, key=row.key.partition(".")[2]) for row in group])
+        nested.append(Node(head, children=tuple(inner), total=sum((row.total for row in inner), Total())))
+    return nested
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 15]} … {text[-12:]}"
+
+
+def _wasted(storages: Iterable[list[LazyTensor]]) -> int:
+    wasted = 0
+    for tensors in storages:
+        covered = end = 0
+        for begin, stop in sorted((t.offset, t.offset + t.span) for t in tensors):
+            covered += max(stop, end) - max(begin, end)
+            end = max(stop, end)
+        wasted += tensors[0].storage.nbytes - covered
+    return wasted
