@@ -76,7 +76,9 @@ def patterned(kind: DType, *shape: int) -> torch.Tensor:
     data = bytes((7 * i + 3) % 256 for i in range(count))
     if kind.name == "bool":
         data = bytes(byte & 1 for byte in data)
-    storage = torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage() if data else torch.UntypedStorage(0)
+    storage = (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage() if data else torch.UntypedStorage(0)
+    )
     strides = [1]
     for n in reversed(shape[1:]):
         strides.insert(0, strides[0] * max(n, 1))
@@ -96,5 +98,7 @@ def raw(value: Any) -> bytes:
 
 
 def _bytes(value: torch.Tensor) -> bytes:
-    storage = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage(), value.storage_offset(), (value.numel(),), (1,))
+    storage = torch.empty(0, dtype=torch.uint8).set_(
+        value.untyped_storage(), value.storage_offset(), (value.numel(),), (1,)
+    )
     return storage.numpy().tobytes()

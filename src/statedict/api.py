@@ -75,7 +75,8 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
     module = formats.by_name(format or formats.for_writing(target))
     with Paused():
         live = lazily(collect(tree))
-        root = live[""] if isinstance(live, StateDict) and list(live) == [""] else live
+        bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], dict)
+        root = live[""] if bare else live
         publish(target, lambda fd: module.write(root, fd), overwrite=overwrite, fsync=fsync)
 
 

@@ -186,9 +186,8 @@ def numpy_view(data: memoryview, kind: DType, shape: tuple[int, ...], strides: S
     numel = math.prod(shape)
     if strides is None or not numel:
         return numpy.frombuffer(data, native, numel).reshape(shape) if numel else numpy.empty(shape, native)
-    flat = numpy.frombuffer(data, native)
-    byte_strides = tuple(s * native.itemsize for s in strides)
-    return numpy.lib.stride_tricks.as_strided(flat, shape, byte_strides, writeable=flat.flags.writeable)
+    # not as_strided: it rebuilds the dtype from its character code, which those of ml_dtypes have not of their own
+    return numpy.ndarray(shape, native, data, 0, tuple(s * native.itemsize for s in strides))
 
 
 def torch_storage(data: memoryview) -> Any:

@@ -271,7 +271,7 @@ class LazyTensor:
     def _dlpack_array(self) -> Any:
         import sys
 
-        if "torch" in sys.modules:
+        if sys.modules.get("torch") is not None:
             return self.torch()
         return self.numpy(copy=True)  # numpy exports no read-only memory
 

@@ -14,6 +14,7 @@ from statedict.errors import CorruptFileError, UnsupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 
@@ -71,6 +72,15 @@ class Opaque:
         entries: dict[Any, Any] | None = None,
     ) -> None:
         self.name, self.args, self.state, self.items, self.entries = name, args, state, items, entries
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        """What it holds: the entries of its dicts under their own keys, all else under the attribute's name."""
+        for slot in ("args", "state", "items", "entries"):
+            held = getattr(self, slot)
+            if isinstance(held, dict):
+                yield from held.items()
+            elif held is not None and held != ():
+                yield slot, held
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Opaque):

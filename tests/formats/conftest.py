@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,13 @@ import safetensors
 import torch
 
 import statedict
+from statedict.arrays import contiguous_strides
+from statedict.dtypes import dtype
 from statedict.formats import FORMATS
+from statedict.io.source import BytesSource
+from statedict.io.zip import ArchiveLayout
+from statedict.pickles.writer import dumps
+from statedict.tensor import LazyTensor, Storage
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,25 @@ class Subject:
     def round_trip(self, tree: Any, folder: Path, **options: Any) -> Any:
         """What `load` finds after `save`."""
         path = folder / f"round-trip{self.suffix}"
-        statedict.save(tree, path, **options)
+        statedict.save(tree, path, **{"fsync": False, **options})
         return statedict.load(path)
+
+    def sparse(self, path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        """Make a file of bfloat16 zeros that are holes, so that its size costs nothing; name → its first byte."""
+        sizes = {name: 2 * math.prod(shape) for name, shape in shapes.items()}
+        with path.open("wb") as file:
+            if self.name == "torch":
+                return _sparse_archive(file.fileno(), shapes, sizes)
+            begins = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
+            header = json.dumps(
+                {
+                    name: {"dtype": "BF16", "shape": shapes[name], "data_offsets": [begin, begin + sizes[name]]}
+                    for name, begin in zip(sizes, begins, strict=True)
+                }
+            ).encode()
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + sum(sizes.values()))
+            return {name: 8 + len(header) + begin for name, begin in zip(sizes, begins, strict=True)}
 
     def peer(self, path: Path) -> dict[str, torch.Tensor]:
         """A flat dict of tensors, as the format's own library reads it."""
@@ -45,6 +72,28 @@ SUBJECTS = {
     "torch": Subject("torch", ".pth", views=True, opaque=False),
     "safetensors": Subject("safetensors", ".safetensors", views=False, opaque=True),
 }
+
+
+def _sparse_archive(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> dict[str, int]:
+    layout = ArchiveLayout()
+    crcs, begins = [], {}
+    tensors = {
+        name: LazyTensor(dtype("bfloat16"), shape, Storage(BytesSource(b"", name), 0, sizes[name]))
+        for name, shape in shapes.items()
+    }
+    pickle = dumps(tensors, lambda t: (t.storage.source.name, t.storage.nbytes, 0, contiguous_strides(t.shape)))
+    records = {"data.pkl": pickle, "byteorder": b"little", **{f"data/{name}": None for name in shapes}, "version": b"3"}
+    for name, data in records.items():
+        size = sizes[name[5:]] if data is None else len(data)
+        header_at, header, data_at = layout.add("archive/" + name, size)
+        os.pwrite(fd, header, header_at)
+        os.pwrite(fd, data or b"", data_at)
+        crcs.append(zlib.crc32(data or b""))  # of the holes nobody computes one
+        os.pwrite(fd, layout.descriptor(crcs[-1], size), data_at + size)
+        if data is None:
+            begins[name[5:]] = data_at
+    os.pwrite(fd, layout.directory(crcs), layout.position)
+    return begins
 
 
 @pytest.fixture(scope="session", params=list(FORMATS))

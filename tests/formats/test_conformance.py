@@ -97,7 +97,7 @@ def test_numpy_arrays_of_any_byte_order_and_layout_keep_their_elements(
 
 def test_a_small_view_of_a_huge_storage_takes_only_its_own_bytes(subject: Subject, tmp_path: Path) -> None:
     huge = torch.zeros(8, 1_000_000)
-    tree = {"column": huge[:, 5], "few": huge[3, 10:20], "gap a": huge[0, :3], "gap b": huge[7, :3]}
+    tree = {"column": torch.zeros(8, 1_000_000)[:, 5], "few": huge[3, 10:20], "start": huge[0, :3], "end": huge[7, -3:]}
     loaded = subject.round_trip(tree, tmp_path)
     assert (tmp_path / f"round-trip{subject.suffix}").stat().st_size < 8_000
     assert_same(loaded, tree)
@@ -125,7 +125,13 @@ def test_tensors_that_overlap_in_part_keep_their_values_and_where_the_format_can
     subject: Subject, tmp_path: Path
 ) -> None:
     base = torch.arange(100.0)
-    tree = {"all": base, "first": base[:60], "last": base[40:], "odd": base[1::2], "bytes": base[50:60].view(torch.uint8)}
+    tree = {
+        "all": base,
+        "first": base[:60],
+        "last": base[40:],
+        "odd": base[1::2],
+        "bytes": base[50:60].view(torch.uint8),
+    }
     loaded = subject.round_trip(tree, tmp_path)
     assert_same(loaded, tree)
     if subject.views:
@@ -224,7 +230,10 @@ def test_metadata_strings_come_back(subject: Subject, tmp_path: Path) -> None:
 
 
 def test_what_is_no_data_is_kept_as_a_label_or_refused_by_its_path(subject: Subject, tmp_path: Path) -> None:
-    tree = {"args": [Opaque("argparse.Namespace", None, statedict.StateDict(lr=0.1, w=torch.ones(2)))], "w": torch.ones(3)}
+    tree = {
+        "args": [Opaque("argparse.Namespace", None, statedict.StateDict(lr=0.1, w=torch.ones(2)))],
+        "w": torch.ones(3),
+    }
     if subject.opaque:
         assert_same(subject.round_trip(tree, tmp_path), tree)
     else:
@@ -251,7 +260,9 @@ def test_the_same_tree_makes_the_same_bytes(subject: Subject, tmp_path: Path) ->
     assert one.read_bytes() == other.read_bytes()
 
 
-keys = st.text(max_size=5) | st.integers(-3, 300) | st.booleans() | st.none() | st.floats() | st.tuples(st.integers(0, 9))
+keys = (
+    st.text(max_size=5) | st.integers(-3, 300) | st.booleans() | st.none() | st.floats() | st.tuples(st.integers(0, 9))
+)
 plain = (
     st.none()
     | st.booleans()
@@ -261,22 +272,28 @@ plain = (
     | st.text(st.characters(), max_size=5)
     | st.binary(max_size=20)
     | st.complex_numbers()
-    | st.sets(st.integers() | st.text(max_size=3), max_size=4)
+    | st.sets(st.integers(-(2**63), 2**64 - 1) | st.text(max_size=3), max_size=4)
     | st.lists(st.integers(0, 5), max_size=4).map(torch.Size)
     | st.sampled_from([torch.float32, torch.device("cpu"), torch.device("cuda", 3)])
     | st.dictionaries(st.text(max_size=3), st.integers(), max_size=3).map(Counter)
 )
 tensors = st.builds(
-    lambda kind, shape, transpose: patterned(kind, *shape).T if transpose and len(shape) == 2 else patterned(kind, *shape),
-    st.sampled_from([kind for kind in SAVED_BY_TORCH if kind.name not in ("complex32", "float4_e2m1fn_x2")]),
+    lambda kind, shape, transpose: (
+        patterned(kind, *shape).T if transpose and len(shape) == 2 else patterned(kind, *shape)
+    ),
+    st.sampled_from(
+        [kind for kind in SAVED_BY_TORCH if kind.kind != "bits" and kind.name not in ("complex32", "float4_e2m1fn_x2")]
+    ),
     st.lists(st.integers(0, 4), max_size=3),
     st.booleans(),
 )
 trees = st.recursive(
     plain | tensors,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(keys.filter(lambda key: key == key), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(keys.filter(lambda key: key == key), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 
@@ -285,4 +302,4 @@ trees = st.recursive(
 @given(tree=trees)
 def test_any_tree_round_trips(subject: Subject, tree: Any, tmp_path: Path) -> None:
     loaded = subject.round_trip(tree, tmp_path, fsync=False)
-    assert_same(loaded if isinstance(tree, dict) and list(tree) != [""] else loaded[""] if not isinstance(tree, dict) else loaded, tree)
+    assert_same(loaded if isinstance(tree, dict) else loaded[""], tree)

@@ -51,7 +51,7 @@ def find(value: Any, path: str) -> Adapter:
         UnsupportedError: none takes it.
     """
     for framework, name in ADAPTERS:
-        if framework in sys.modules:
+        if sys.modules.get(framework) is not None:
             adapter: Any = importlib.import_module(name)
             if adapter.accepts(value):
                 return adapter  # type: ignore[no-any-return]

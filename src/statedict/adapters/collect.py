@@ -22,7 +22,7 @@ def collect(tree: Any) -> Any:
 
 def parameter_names(tree: Any) -> dict[int, str]:
     """id of each live parameter in the tree → its name; prefixed with the model's path where there are several."""
-    if "torch" not in sys.modules:
+    if sys.modules.get("torch") is None:
         return {}
     from statedict.adapters import torch_module
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
 
 import click
 
@@ -58,7 +57,6 @@ def _one_line(error: BaseException) -> str:
     return printable(text)
 
 
-def printable(text: Any) -> str:
+def printable(text: str) -> str:
     """Text from a file, with what could steer a terminal escaped."""
-    text = str(text)
     return text if text.isprintable() else text.encode("unicode_escape").decode()

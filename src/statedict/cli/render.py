@@ -18,7 +18,7 @@ _HEAD: Row = ("name", "dtype", "shape", "elements", "bytes", "")
 
 def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
     """The tree, then totals by dtype, then what deserves a look."""
-    yield from table([_HEAD, *_rows(summary.root, "", "", depth, 0)])
+    yield from table([_HEAD, *_rows("", summary.root, "", "", depth, 0)])
     if summary.tensors:
         yield ""
         rows: list[Row] = [("dtype", "tensors", "", "elements", "bytes", "")]
@@ -49,26 +49,27 @@ def _numbers(total: Total) -> tuple[str, str]:
     return f"{total.elements:,}", human_bytes(total.nbytes)
 
 
-def _rows(node: Node, first: str, rest: str, depth: int | None, level: int) -> Iterator[Row]:
-    key, note = first + printable(node.key), printable(node.note)
+def _rows(key: str, node: Node, first: str, rest: str, depth: int | None, level: int) -> Iterator[Row]:
+    name, note = first + printable(key), printable(node.note)
     if node.tensor is not None:
-        shape = "×".join(map(str, node.tensor.shape)) or "scalar"
-        note = " ".join(part for part in (note, "buffer" if node.tensor.role == "buffer" else "") if part)
-        yield key, node.tensor.dtype, shape, *_numbers(Total(1, node.tensor.elements, node.tensor.nbytes)), note
+        tensor = node.tensor
+        shape = "×".join(map(str, tensor.shape)) or "scalar"
+        note = " ".join(part for part in (note, "buffer" if tensor.role == "buffer" else "") if part)
+        yield name, tensor.dtype, shape, f"{tensor.elements:,}", human_bytes(tensor.nbytes), note
     elif node.value is not None:
-        yield key, "", "", "", "", printable(node.value)
+        yield name, "", "", "", "", printable(node.value)
     else:
         if level:
             count = _count(node.total.tensors) if node.total.tensors else ""
             numbers = _numbers(node.total) if node.total.tensors else ("", "")
-            yield key, "", count, *numbers, note
+            yield name, "", count, *numbers, note
         if depth is not None and level >= depth:
             return
-        for index, child in enumerate(node.children):
+        for index, (child_key, child) in enumerate(node.children):
             last = index == len(node.children) - 1
             branch = "" if level == 0 else "└─ " if last else "├─ "
             trunk = "" if level == 0 else "   " if last else "│  "
-            yield from _rows(child, rest + branch, rest + trunk, depth, level + 1)
+            yield from _rows(child_key, child, rest + branch, rest + trunk, depth, level + 1)
 
 
 def table(rows: list[Row]) -> Iterator[str]:

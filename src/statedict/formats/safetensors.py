@@ -59,7 +59,7 @@ def read(source: ByteSource) -> Any:
     tensors = _tensors(source, header, 8 + length)
     state = _tree(tensors, metadata, name)
     if isinstance(state, StateDict):
-        kept = {key: value for key, value in metadata.items() if not key.startswith(_KEY)}
+        kept = {key: value for key, value in metadata.items() if not _is_ours(key)}
         aliases = {path for path, _ in walk(state)} if any(value in tensors for value in kept.values()) else set()
         state.metadata = {key: value for key, value in kept.items() if not (value in tensors and key in aliases)}
     return state
@@ -148,7 +148,7 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
     text = metadata.get(_KEY)
     if text is None:
         for alias, kept in metadata.items():
-            if kept in tensors and alias not in tensors:
+            if kept in tensors and alias not in tensors and alias != "format":
                 tensors[alias] = tensors[kept]
         return StateDict(tensors)
 
@@ -186,11 +186,11 @@ def write(tree: Any, fd: int) -> None:
     """
     plan = _Plan()
     skeleton = encode(tree, plan.put)
-    metadata = {"format": "pt", **getattr(tree, "metadata", {})}
-    flat = type(tree) is StateDict and tree._metadata is None and all(type(leaf) is LazyTensor for leaf in tree.values())
-    if plan.special or not flat:
+    own = _strings(getattr(tree, "metadata", {}))
+    metadata = plan.aliases | {"format": "pt"} | own
+    says_nothing_new = skeleton == {name: {"$tensor": name} for name in plan.tensors}
+    if not says_nothing_new or any(value in plan.tensors for value in own.values()):
         metadata[_KEY] = json.dumps({"version": 1, "tree": skeleton}, separators=(",", ":"))
-    metadata |= plan.aliases
     metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(plan.tensors) + 1)])
     header: dict[str, Any] = {"__metadata__": metadata}
     parts: list[Part] = []
@@ -238,18 +238,37 @@ def _dump(header: dict[str, Any]) -> bytes:
     return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def _strings(metadata: dict[str, str]) -> dict[str, str]:
+    """The caller's metadata, if the format can hold it."""
+    for key, value in metadata.items():
+        if type(key) is not str or type(value) is not str or not _utf8(key + value):
+            raise UnsupportedError(f"metadata {key!r}: safetensors holds strings of Unicode only; convert it")
+        if _is_ours(key):
+            raise UnsupportedError(f"metadata {key!r}: the name is reserved for statedict's own; rename it")
+    return metadata
+
+
+def _utf8(text: str) -> bool:
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_ours(key: str) -> bool:
+    return key == _KEY or key.startswith(_KEY + ".")
+
+
 class _Plan:
     """The tensors to store by name, each once, and how the tree refers to them."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, LazyTensor] = {}
         self.aliases: dict[str, str] = {}
-        self.special = False
         self._stored: dict[Any, str] = {}
 
     def put(self, path: str, leaf: Any) -> Any:
         if type(leaf) is not LazyTensor:
-            self.special = True
             try:
                 return to_json(leaf)
             except UnsupportedError as error:
@@ -261,10 +280,8 @@ class _Plan:
         if name is None:
             name = self._stored[region] = free_name(wanted, self.tensors)
             self.tensors[name] = _storable(leaf)
-        else:
-            self.special = True
-            if wanted not in self.tensors:
-                self.aliases[wanted] = name
+        elif wanted not in self.tensors:
+            self.aliases[wanted] = name
         node: dict[str, Any] = {"$tensor": name}
         if not leaf.dtype.safetensors:
             node["dtype"] = leaf.dtype.name
@@ -272,7 +289,6 @@ class _Plan:
             node["parameter"] = True
         if leaf.requires_grad:
             node["grad"] = True
-        self.special |= len(node) > 1 or name != path
         return node
 
 

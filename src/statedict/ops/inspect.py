@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
+from statedict.collector import Paused
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.tree import free_name, walk
 from statedict.values import KINDS, Opaque
@@ -56,19 +59,17 @@ class Node:
     """One row of the tree.
 
     Attributes:
-        key: its key in the parent; keys with dots are nested by module.
         tensor: what it is, if it is a tensor.
         value: its text, if it is a plain value.
         note: what else is to be said, such as the parameter that an optimizer's entry belongs to.
-        children: rows below it.
+        children: (key, row) of what is below it; keys with dots are nested by module.
         total: sums over the subtree.
     """
 
-    key: str
     tensor: TensorInfo | None = None
     value: str | None = None
     note: str = ""
-    children: tuple[Node, ...] = ()
+    children: tuple[tuple[str, Node], ...] = ()
     total: Total = Total()
 
 
@@ -164,7 +165,8 @@ def inspect(state: Any) -> Summary:
     ('model_state.conv1.weight', 'parameter')
     """
     build = _Builder()
-    root = build.node("", state, "", "tensor", None)
+    with Paused():
+        root = build.node("", state, "", "tensor", None)
     return Summary(
         root=root,
         tensors=tuple(build.tensors.values()),
@@ -188,85 +190,77 @@ class _Builder:
         if is_array(value):
             return self.tensor(key, as_lazy(value), path, role, parameter)
         if is_optimizer(value):
-            return self.optimizer(key, value, path)
-        if isinstance(value, dict):
+            return self.optimizer(value, path)
+        if isinstance(value, dict) and type(value) is not Counter:
             role = "parameter" if role == "tensor" and is_model(value) else role
-            return self.group(key, self.children(value.items(), path, role, parameter))
+            return _group(self.children(value.items(), path, role, parameter), parameter or "")
         if isinstance(value, Opaque):
             self.opaque[value.name] = self.opaque.get(value.name, 0) + 1
-            held = [(slot, getattr(value, slot)) for slot in ("args", "state", "items", "entries")]
-            inline = {k: v for _, part in held if isinstance(part, dict) for k, v in part.items()}
-            rest = {slot: part for slot, part in held if part is not None and part != () and not isinstance(part, dict)}
-            return self.group(key, self.children((inline | rest).items(), path, role, parameter), f"object of {value.name}")
+            children = self.children(value.children(), path, role, parameter)
+            return _group(children, f"object of {value.name}")
         if type(value) in (list, tuple) and any(is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value):
-            return self.group(key, self.children(enumerate(value), path, role, parameter))
+            return _group(self.children(enumerate(value), path, role, parameter))
         for where, item in walk(value):  # a plain value, or a list of them on one row
             self.values[free_name(f"{path}.{where}" if where else path, self.values)] = item
-        return Node(key, value=_short(value))
+        return Node(value=_short(value))
 
-    def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> list[Node]:
+    def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> _Rows:
         dot = path + "." if path else ""
-        made = [self.node(str(key), value, f"{dot}{key}", role, parameter) for key, value in items]
-        return _by_module(made)
-
-    def group(self, key: str, children: list[Node], note: str = "") -> Node:
-        return Node(key, note=note, children=tuple(children), total=sum((c.total for c in children), Total()))
+        return _by_module([(str(key), self.node(str(key), value, f"{dot}{key}", role, parameter)) for key, value in items])
 
     def tensor(self, key: str, tensor: LazyTensor, path: str, role: str, parameter: str | None) -> Node:
         region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides)
-        tied = self.regions.setdefault(region, path) if tensor.nbytes else path
+        elements, nbytes = tensor.numel(), tensor.nbytes
+        tied = self.regions.setdefault(region, path) if nbytes else path
         if role == "parameter" and key.rpartition(".")[2] in _BUFFERS:
             role = "buffer"
-        info = TensorInfo(
-            path, tensor.dtype.name, tuple(tensor.shape), tensor.numel(), tensor.nbytes, role, parameter,
-            None if tied == path else tied,
-        )  # fmt: skip
+        first = None if tied == path else tied
+        info = TensorInfo(path, tensor.dtype.name, tuple(tensor.shape), elements, nbytes, role, parameter, first)
         self.tensors[free_name(path, self.tensors)] = info
-        total = Total(1, info.elements, info.nbytes) if info.tied is None else Total(1)
+        total = Total(1, elements, nbytes) if first is None else Total(1)
         self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
         self.storages.setdefault(tensor.storage.key, []).append(tensor)
-        return Node(key, tensor=info, note=f"= {tied}" if info.tied else "", total=total)
+        return Node(info, note=f"= {tied}" if first else "", total=total)
 
-    def optimizer(self, key: str, value: Any, path: str) -> Node:
-        names = {}
+    def optimizer(self, value: Any, path: str) -> Node:
+        names: dict[Any, str] = {}
         for group in value["param_groups"]:
             if isinstance(group, dict) and isinstance(group.get("param_names"), list):
                 names |= dict(zip(group.get("params", ()), group["param_names"], strict=False))
         dot = path + "." if path else ""
-        made = []
+        rows: _Rows = []
         for name, part in value.items():
             if name == "state":
                 entries = [
-                    self.named(self.node(str(i), entry, f"{dot}state.{i}", "optimizer", names.get(i)), names.get(i))
-                    for i, entry in part.items()
+                    (str(i), self.node(str(i), entry, f"{dot}state.{i}", "optimizer", names.get(i))) for i, entry in part.items()
                 ]
-                made.append(self.group("state", entries))
+                rows.append(("state", _group(entries)))
             else:
-                made.append(self.node(str(name), part, f"{dot}{name}", "optimizer", None))
-        return self.group(key, made, "optimizer")
-
-    @staticmethod
-    def named(node: Node, name: str | None) -> Node:
-        from dataclasses import replace
-
-        return node if name is None else replace(node, note=name)
+                rows.append((str(name), self.node(str(name), part, f"{dot}{name}", "optimizer", None)))
+        return _group(rows, "optimizer")
 
 
-def _by_module(rows: list[Node]) -> list[Node]:
+_Rows = list[tuple[str, Node]]
+
+
+def _group(rows: _Rows, note: str = "") -> Node:
+    tensors = elements = nbytes = 0
+    for _, row in rows:
+        tensors += row.total.tensors
+        elements += row.total.elements
+        nbytes += row.total.nbytes
+    return Node(note=note, children=tuple(rows), total=Total(tensors, elements, nbytes))
+
+
+def _by_module(rows: _Rows) -> _Rows:
     """Rows whose keys have dots, nested by module; only neighbours share a module, so the order stays."""
-    if not any("." in row.key.strip(".") for row in rows):
-        return rows
-    from dataclasses import replace
-    from itertools import groupby
-
-    nested: list[Node] = []
-    for head, members in groupby(rows, key=lambda row: row.key.partition(".")[0]):
+    nested: _Rows = []
+    for head, members in groupby(rows, key=lambda row: row[0].partition(".")[0]):
         group = list(members)
-        if len(group) == 1 and "." not in group[0].key:
-            nested.append(group[0])
-            continue
-        inner = _by_module([replace(row, key=row.key.partition(".")[2]) for row in group])
-        nested.append(Node(head, children=tuple(inner), total=sum((row.total for row in inner), Total())))
+        if len(group) == 1 and "." not in group[0][0]:
+            nested += group
+        else:
+            nested.append((head, _group(_by_module([(key.partition(".")[2], row) for key, row in group]))))
     return nested
 
 
@@ -276,6 +270,7 @@ def _short(value: Any) -> str:
 
 
 def _wasted(storages: Iterable[list[LazyTensor]]) -> int:
+    """Bytes of the storages that none of their tensors covers."""
     wasted = 0
     for tensors in storages:
         covered = end = 0

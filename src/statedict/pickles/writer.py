@@ -224,5 +224,5 @@ _NESTED = {_Writer.dict, _Writer.tuple, _Writer.list}
 
 
 def _device_parts(device: str) -> tuple[Any, ...]:
-    kind, _, index = device.partition(":")
+    kind, _, index = str(device).partition(":")  # a str's partition would give a Device back
     return (kind, int(index)) if index else (kind,)

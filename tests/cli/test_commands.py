@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import statedict
+from statedict.cli import COMMANDS
+from statedict.cli.demo import STORY, steps
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_the_version_is_the_librarys(run: Run) -> None:
+    assert run("--version").stdout == f"statedict, version {statedict.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(run: Run, name: str) -> None:
+    helped = run(name, "--help")
+    assert helped.returncode == 0
+    assert len(helped.stdout.splitlines()) > 3
+
+
+def test_convert_writes_the_format_of_the_suffix_and_back(run: Run, tmp_path: Path) -> None:
+    assert run("convert", "checkpoint.pth", "c.safetensors").returncode == 0
+    assert run("convert", "c.safetensors", "back.pth").returncode == 0
+    before, after = torch.load(tmp_path / "checkpoint.pth"), torch.load(tmp_path / "back.pth", mmap=True)
+    assert before["model_state"].keys() == after["model_state"].keys()
+    assert all(torch.equal(before["model_state"][name], after["model_state"][name]) for name in before["model_state"])
+
+
+def test_convert_refuses_to_replace_a_file_unless_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").write_bytes(b"precious")
+    refused = run("convert", "checkpoint.pth", "there.safetensors")
+    assert refused.returncode == 2
+    assert (tmp_path / "there.safetensors").read_bytes() == b"precious"
+    assert run("convert", "checkpoint.pth", "there.safetensors", "--overwrite").returncode == 0
+
+
+def test_convert_with_a_format_ignores_the_suffix(run: Run, tmp_path: Path) -> None:
+    assert run("convert", "checkpoint.pth", "model.bin", "--format", "safetensors").returncode == 0
+    assert (tmp_path / "model.bin").read_bytes()[8:9] == b"{"
+
+
+def test_an_error_is_one_line_and_status_2(run: Run) -> None:
+    failed = run("show", "missing.pth")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert failed.stderr == "statedict: missing.pth: cannot open: No such file or directory\n"
+
+
+def test_debug_shows_the_traceback(run: Run) -> None:
+    assert "Traceback" in run("--debug", "show", "missing.pth").stderr
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["nonsense"], ["show", "checkpoint.pth", "--depth", "0"]])
+def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
+    assert run(*arguments).returncode == 2
+
+
+def test_the_demo_proves_what_is_equal_and_what_changed_without_torch(run: Run) -> None:
+    told = run("demo", torch=False)
+    assert told.returncode == 0, told.stderr
+    for file in ("altered.pth", "altered.safetensors"):
+        after = told.stdout.split(f"\n{file} epoch 61 no optimizer\n")[1].splitlines()[:10]
+        assert [line.split()[1] for line in after] == ["equal", "changed", *["equal"] * 6, "equal,", "equal,"]
+    assert "\nTrue\n" in told.stdout
+
+
+def test_the_demo_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
+    run("demo")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth"]
+
+
+def test_the_story_is_cut_into_commands_python_and_prose() -> None:
+    kinds = [kind for kind, _ in steps(STORY)]
+    assert kinds.count("$") == 4
+    assert any("\n" in text for kind, text in steps(STORY) if kind == ">>>")

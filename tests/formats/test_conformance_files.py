@@ -1,0 +1,198 @@
+"""How every format behaves as a file: laziness, atomic writing, damage. The other half of the conformance suite."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import statedict
+from statedict.io.source import ComputedSource
+from statedict.tensor import LazyTensor, Storage
+
+from ..same import assert_same
+from .conftest import Subject
+
+TREE = {
+    "model": {"w": torch.arange(300.0).reshape(20, 15), "b": torch.ones(15, dtype=torch.bfloat16)},
+    "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
+}
+
+
+@pytest.fixture
+def path(subject: Subject, tmp_path: Path) -> Path:
+    """A saved TREE."""
+    path = tmp_path / f"checkpoint{subject.suffix}"
+    statedict.save(TREE, path)
+    return path
+
+
+def test_loading_costs_the_header_whatever_the_size_of_the_file(subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / f"sparse{subject.suffix}"
+    subject.sparse(path, {f"layers.{i}.weight": (1 << 15, 1 << 16) for i in range(50)})
+    assert path.stat().st_size > 200 << 30
+    started = time.perf_counter()
+    state = statedict.load(path)
+    assert state["layers.49.weight"].nbytes == 1 << 32
+    assert state["layers.49.weight"][5, 100:110].numpy().tolist() == [0] * 10
+    assert time.perf_counter() - started < 1
+
+
+def test_files_over_4_gib_are_read_at_the_right_place(subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / f"large{subject.suffix}"
+    begins = subject.sparse(path, {"large": (5, 1 << 29), "after": (3,), "last": (2, 2)})
+    with path.open("r+b") as file:
+        for name, elements, code in (("large", 5 * (1 << 29) - 2, 0x4000), ("after", 1, 0x4040), ("last", 3, 0x4080)):
+            os.pwrite(file.fileno(), code.to_bytes(2, "little"), begins[name] + 2 * elements)
+    state = statedict.load(path)
+    assert state["large"].nbytes > 5 << 30
+    assert state["large"][4, -3:].tolist() == [0, 2, 0]
+    assert state["after"].tolist() == [0, 3, 0]
+    assert state["last"].torch().tolist() == [[0, 0], [0, 4]]
+    theirs = torch.load(path, mmap=True, weights_only=True) if subject.name == "torch" else subject.peer(path)
+    assert theirs["large"][4, -3:].tolist() == [0, 2, 0]
+    assert theirs["last"].tolist() == [[0, 0], [0, 4]]
+
+
+def test_a_state_is_saved_over_the_file_that_it_was_lazily_loaded_from(subject: Subject, path: Path) -> None:
+    state = statedict.load(path)
+    state["model"]["renamed"] = state["model"].pop("w")
+    del state["optimizer"]
+    statedict.save(state, path)
+    expected = {"model": {"b": TREE["model"]["b"], "renamed": TREE["model"]["w"]}}
+    assert_same(statedict.load(path), expected)
+    assert_same(state, expected)  # the file that was replaced stays readable for whom holds it
+
+
+def test_mapped_arrays_keep_their_values_when_their_file_is_saved_over(subject: Subject, path: Path) -> None:
+    mapped, tensor = statedict.load(path)["model"]["w"].numpy(), statedict.load(path)["model"]["w"].torch()
+    statedict.save({"model": {"w": torch.zeros(20, 15)}}, path)
+    assert numpy.array_equal(mapped, TREE["model"]["w"].numpy())
+    assert torch.equal(tensor, TREE["model"]["w"])
+
+
+def test_what_is_written_into_a_mapped_tensor_does_not_reach_the_file(subject: Subject, path: Path) -> None:
+    state = statedict.load(path)
+    state["model"]["w"].torch().zero_()
+    assert_same(statedict.load(path), TREE)
+    assert_same(state, TREE)
+
+
+def test_an_existing_file_is_kept_where_overwriting_is_off(subject: Subject, path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="exists and overwrite is off"):
+        statedict.save({"w": torch.ones(2)}, path, overwrite=False)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+    fresh = path.with_stem("fresh")
+    statedict.save(TREE, fresh, overwrite=False)
+    assert fresh.read_bytes() == before
+
+
+def test_a_new_file_has_the_mode_of_the_umask_and_a_replaced_one_keeps_its_own(subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / f"new{subject.suffix}"
+    before = os.umask(0o027)
+    try:
+        statedict.save(TREE, path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o604)
+        statedict.save(TREE, path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    finally:
+        os.umask(before)
+
+
+def _failing(blocks: int, fail: Any) -> LazyTensor:
+    """A tensor of 40 MB whose reading fails somewhere in the middle."""
+    size = 40_000_000
+
+    def fill(offset: int, buffer: memoryview) -> None:
+        if offset > size // 2:
+            fail()
+        buffer[:] = bytes(len(buffer))
+
+    return LazyTensor(statedict.dtype("uint8"), (size,), Storage(ComputedSource(size, fill), 0, size))
+
+
+def test_a_save_that_fails_midway_leaves_the_old_file_and_nothing_else(subject: Subject, path: Path) -> None:
+    before = path.read_bytes()
+
+    def fail() -> None:
+        raise RuntimeError("the disk it came from is gone")
+
+    with pytest.raises(RuntimeError, match="is gone"):
+        statedict.save({"a": torch.ones(3), "w": _failing(10, fail)}, path)
+    with pytest.raises(statedict.UnsupportedError, match="model.what"):
+        statedict.save({"model": {"what": threading_lock()}}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def threading_lock() -> Any:
+    """Something that is no data."""
+    import threading
+
+    return threading.Lock()
+
+
+def test_a_save_that_is_killed_leaves_the_old_file(subject: Subject, path: Path) -> None:
+    before = path.read_bytes()
+    script = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+import statedict
+from statedict.io.source import ComputedSource
+from statedict.tensor import LazyTensor, Storage
+size = 40_000_000
+def fill(offset, buffer):
+    if offset > size // 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    buffer[:] = bytes(len(buffer))
+tensor = LazyTensor(statedict.dtype("uint8"), (size,), Storage(ComputedSource(size, fill), 0, size))
+statedict.save({{"w": tensor}}, {str(path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert path.read_bytes() == before
+    assert_same(statedict.load(path), TREE)
+    left = [name for name in os.listdir(path.parent) if name != path.name]
+    assert all(name.startswith(f".{path.name}.") and name.endswith(".tmp") for name in left)
+
+
+def test_a_file_cut_short_anywhere_is_an_error_that_names_it(subject: Subject, path: Path) -> None:
+    whole = path.read_bytes()
+    cut = path.with_stem("cut")
+    for length in [*range(0, len(whole), 37), len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(statedict.FormatError, match=r"cut\."):
+            statedict.load(cut)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_loads_or_fails_with_a_format_error_and_nothing_else(
+    subject: Subject, path: Path, data: st.DataObject
+) -> None:
+    damaged = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(damaged) - 1) | st.integers(0, 1200) | st.integers(len(damaged) - 800, len(damaged) - 1))
+    length = data.draw(st.integers(0, 4))
+    damaged[at : at + length] = data.draw(st.binary(max_size=6))
+    broken = path.with_stem("broken")
+    broken.write_bytes(damaged)
+    try:
+        state = statedict.load(broken)
+        for tensor in state.tensors().values():
+            tensor.raw()
+    except (statedict.FormatError, statedict.TreeError, statedict.UnsupportedError) as error:
+        assert str(error)

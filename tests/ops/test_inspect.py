@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import statedict
+from statedict.ops.inspect import Total, is_model, is_optimizer, state_dicts
+
+
+def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(4, 3)).square().sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_roles_tell_parameters_buffers_and_optimizer_state_apart() -> None:
+    model, optimizer = trained()
+    summary = statedict.inspect(statedict.capture({"model": model, "optimizer": optimizer, "extra": {"x": [np.ones(2)]}}))
+    roles = {info.path: info.role for info in summary.tensors}
+    assert roles["model.0.weight"] == "parameter"
+    assert roles["model.1.running_mean"] == "buffer"
+    assert roles["optimizer.state.0.exp_avg"] == "optimizer"
+    assert roles["extra.x.0"] == "tensor"
+
+
+def test_moments_carry_the_name_of_their_parameter() -> None:
+    model, optimizer = trained()
+    summary = statedict.inspect(statedict.capture({"model": model, "optimizer": optimizer}))
+    assert {info.parameter for info in summary.tensors if info.role == "optimizer"} == {
+        name for name, _ in model.named_parameters()
+    }
+
+
+def test_tied_tensors_count_once() -> None:
+    shared = torch.zeros(10)
+    summary = statedict.inspect({"a": shared, "b": shared})
+    assert summary.total == Total(2, 10, 40)
+    assert summary.tensors[1].tied == "a"
+
+
+def test_bytes_that_no_tensor_covers_are_wasted() -> None:
+    big = torch.zeros(100)
+    assert statedict.inspect({"x": big[:10], "y": big[5:20]}).wasted == 320
+    assert statedict.inspect({"x": big}).wasted == 0
+
+
+@given(
+    st.recursive(
+        st.integers(0, 4).map(lambda n: np.zeros((n, 2), "float32")) | st.floats(allow_nan=False) | st.text(max_size=5),
+        lambda inner: st.dictionaries(st.text(max_size=6), inner, max_size=4) | st.lists(inner, max_size=3),
+        max_leaves=12,
+    ).map(lambda tree: {"root": tree})
+)
+def test_the_totals_are_the_sums_of_the_tensors(tree: object) -> None:
+    state = statedict.StateDict(tree)  # type: ignore[call-overload]
+    summary = statedict.inspect(state)
+    tensors = state.tensors().values()
+    assert summary.total.tensors == len(tensors)
+    assert summary.total.elements == sum(t.numel() for t in tensors)
+    assert len(summary.values) + len(tensors) == len(state.flatten())
+    json.dumps(summary.to_json())
+
+
+def test_optimizers_and_models_are_found_at_any_depth() -> None:
+    model, optimizer = trained()
+    tree = {"gan": {"g": model.state_dict(), "o": optimizer.state_dict()}, "n": 1}
+    assert [path for path, _ in state_dicts(tree)] == ["gan.g", "gan.o"]
+    assert is_model(model.state_dict())
+    assert is_optimizer(optimizer.state_dict())
+    assert not is_model({"a": 1})
+
+
+def test_objects_that_are_no_data_are_counted_by_name() -> None:
+    opaque = statedict.Opaque("lib.Config", args=(), state=statedict.StateDict({"w": torch.ones(2)}))
+    summary = statedict.inspect({"config": opaque})
+    assert summary.opaque == {"lib.Config": 1}
+    assert [info.path for info in summary.tensors] == ["config.w"]
+
+
+def test_the_cost_grows_linearly_with_the_tensors() -> None:
+    def seconds(count: int) -> float:
+        state = statedict.StateDict({f"layers.{i}.weight": np.zeros(1) for i in range(count)})
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            statedict.inspect(state)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(16_000) < 4 * 3 * seconds(4_000)
+
+
+def test_the_summary_shows_itself_in_a_notebook() -> None:
+    assert "<td>w</td>" in statedict.inspect({"w": np.zeros(2)})._repr_html_()
+
+
+def test_a_summary_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        statedict.inspect({}).wasted = 1  # type: ignore[misc]
