@@ -151,3 +151,13 @@ def test_show_moves_no_tensor_bytes(run: Run, tmp_path: Path) -> None:
         file.truncate(8 + len(header) + (1 << 40))
     shown = run("show", "huge.safetensors")
     assert "1.1 TB" in shown.stdout
+
+
+def test_at_a_module_shows_the_entries_below_it(run: Run) -> None:
+    lines = run("show", "checkpoint.pth", "--at", "model_state.fc3").stdout.splitlines()
+    assert [line.split()[0] for line in lines[3:5]] == ["weight", "bias"]
+
+
+def test_json_of_one_entry_keeps_paths_of_the_file(run: Run) -> None:
+    found = json.loads(run("show", "checkpoint.pth", "--at", "model_state.fc3.bias", "--json").stdout)
+    assert [tensor["name"] for tensor in found["tensors"]] == ["model_state.fc3.bias"]

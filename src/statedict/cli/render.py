@@ -41,7 +41,8 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         yield f"opaque {sum(summary.opaque.values()):,}: objects that are no data, kept inert ({kinds})"
 
 
-def _count(tensors: int) -> str:
+def count_tensors(tensors: int) -> str:
+    """`1 tensor`, `20 tensors`."""
     return f"{tensors:,} tensor{'s' * (tensors != 1)}"
 
 
@@ -60,7 +61,7 @@ def _rows(key: str, node: Node, first: str, rest: str, depth: int | None, level:
         yield name, "", "", "", "", printable(node.value)
     else:
         if level:
-            count = _count(node.total.tensors) if node.total.tensors else ""
+            count = count_tensors(node.total.tensors) if node.total.tensors else ""
             numbers = _numbers(node.total) if node.total.tensors else ("", "")
             yield name, "", count, *numbers, note
         if depth is not None and level >= depth:

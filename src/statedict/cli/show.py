@@ -23,8 +23,10 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
     """Show what is in a checkpoint: its tree, dtypes, shapes, sizes and values. No tensor is read."""
     state = load(file)
     found = state.at(at) if at else state
+    above, key = "", ""
     if not isinstance(found, StateDict):
-        found = StateDict({at.rpartition(".")[2] if at else "": found})
+        above, _, key = (at or "").rpartition(".")
+        found = StateDict({key: found})
     if recipe:
         from statedict.cli.recipe import recipe_lines
 
@@ -32,13 +34,14 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
         return
     from statedict.ops.inspect import inspect
 
-    summary = inspect(found)
+    summary = inspect(found, above if key else at or "")
     if as_json:
         click.echo(json.dumps({"file": file, "size": os.path.getsize(file), **summary.to_json()}))
         return
-    from statedict.cli.render import summary_lines
+    from statedict.cli.render import count_tensors, summary_lines
 
     total = summary.total
-    title = f"{printable(file)}  {human_bytes(os.path.getsize(file))}  {total.tensors:,} tensors, {total.elements:,} elements"
+    size = human_bytes(os.path.getsize(file))
+    title = f"{printable(file)}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))

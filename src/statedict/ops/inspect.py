@@ -151,11 +151,12 @@ def state_dicts(tree: Any) -> Iterator[tuple[str, Any]]:
             pending += [(f"{path}.{key}" if path else str(key), child) for key, child in reversed(node.items())]
 
 
-def inspect(state: Any) -> Summary:
+def inspect(state: Any, path: str = "") -> Summary:
     """See what is in a state_dict without reading a tensor.
 
     Args:
         state: a StateDict or any tree of dicts, lists, arrays and values.
+        path: where the state stands in a larger tree; paths in the summary begin with it.
 
     >>> import statedict
     >>> summary = statedict.inspect(statedict.load("examples/checkpoint.pth"))
@@ -166,7 +167,7 @@ def inspect(state: Any) -> Summary:
     """
     build = _Builder()
     with Paused():
-        root = build.node("", state, "", "tensor", None)
+        root = build.node("", state, path, "tensor", None)
     return Summary(
         root=root,
         tensors=tuple(build.tensors.values()),
