@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 
+from statedict import formats
+from statedict.collector import Paused
+from statedict.io.source import FileSource
+from statedict.tree import StateDict
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
     from statedict.adapters.report import RestoreReport
-
-from statedict import formats
-from statedict.collector import Paused
-from statedict.io.source import FileSource
-from statedict.tree import StateDict
 
 Path = str | os.PathLike[str]
 
@@ -68,14 +68,14 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
     >>> statedict.load(path)
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
-    from statedict.adapters.collect import collect
+    from statedict.adapters.collect import collect, lazily
     from statedict.io.atomic import publish
 
     target = os.fspath(path)
     module = formats.by_name(format or formats.for_writing(target))
     with Paused():
         live = lazily(collect(tree))
-        bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], dict)
+        bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], StateDict)
         root = live[""] if bare else live
         publish(target, lambda fd: module.write(root, fd), overwrite=overwrite, fsync=fsync)
 
@@ -86,7 +86,11 @@ def convert(src: Path, dst: Path, *, format: str | None = None, overwrite: bool 
     Args:
         src: the file to read.
         dst: the file to write; its suffix says the format unless `format` does.
-        format, overwrite: as for `save`.
+        format: as for `save`.
+        overwrite: as for `save`.
+
+    Raises:
+        StateDictError: what `load` and `save` raise.
 
     >>> import statedict, tempfile
     >>> path = tempfile.mkdtemp() + "/checkpoint.safetensors"
@@ -150,7 +154,7 @@ def restore(
     >>> import statedict, numpy
     >>> target = {"w": numpy.zeros(3), "epoch": 0}
     >>> print(statedict.restore(target, {"w": numpy.ones(3), "epoch": 7}))
-    restored 2 entries
+    restored 2 of 2 entries
       1 restored: epoch (0 → 7)
     >>> target
     {'w': array([1., 1., 1.]), 'epoch': 7}
@@ -158,12 +162,6 @@ def restore(
     from statedict.adapters.collect import put_back
 
     state = load(state_or_path) if isinstance(state_or_path, str | os.PathLike) else state_or_path
-    return put_back(obj, state, allow_missing=allow_missing, allow_unexpected=allow_unexpected, cast=cast, dry_run=dry_run)
-
-
-def lazily(tree: Any) -> Any:
-    """The tree with every array as a LazyTensor over its memory."""
-    from statedict.tensor import as_lazy, is_array
-    from statedict.tree import transform
-
-    return transform(tree, lambda leaf: as_lazy(leaf) if is_array(leaf) else leaf)
+    return put_back(
+        obj, state, allow_missing=allow_missing, allow_unexpected=allow_unexpected, cast=cast, dry_run=dry_run
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def test_files_over_4_gib_are_read_at_the_right_place(subject: Subject, tmp_path
         for name, elements, code in (("large", 5 * (1 << 29) - 2, 0x4000), ("after", 1, 0x4040), ("last", 3, 0x4080)):
             os.pwrite(file.fileno(), code.to_bytes(2, "little"), begins[name] + 2 * elements)
     state = statedict.load(path)
-    assert state["large"].nbytes > 5 << 30
+    assert state["large"].nbytes == 5 << 30
     assert state["large"][4, -3:].tolist() == [0, 2, 0]
     assert state["after"].tolist() == [0, 3, 0]
     assert state["last"].torch().tolist() == [[0, 0], [0, 4]]
@@ -100,7 +102,9 @@ def test_an_existing_file_is_kept_where_overwriting_is_off(subject: Subject, pat
     assert fresh.read_bytes() == before
 
 
-def test_a_new_file_has_the_mode_of_the_umask_and_a_replaced_one_keeps_its_own(subject: Subject, tmp_path: Path) -> None:
+def test_a_new_file_has_the_mode_of_the_umask_and_a_replaced_one_keeps_its_own(
+    subject: Subject, tmp_path: Path
+) -> None:
     path = tmp_path / f"new{subject.suffix}"
     before = os.umask(0o027)
     try:
@@ -113,7 +117,7 @@ def test_a_new_file_has_the_mode_of_the_umask_and_a_replaced_one_keeps_its_own(s
         os.umask(before)
 
 
-def _failing(blocks: int, fail: Any) -> LazyTensor:
+def _failing(fail: Any) -> LazyTensor:
     """A tensor of 40 MB whose reading fails somewhere in the middle."""
     size = 40_000_000
 
@@ -132,18 +136,11 @@ def test_a_save_that_fails_midway_leaves_the_old_file_and_nothing_else(subject: 
         raise RuntimeError("the disk it came from is gone")
 
     with pytest.raises(RuntimeError, match="is gone"):
-        statedict.save({"a": torch.ones(3), "w": _failing(10, fail)}, path)
-    with pytest.raises(statedict.UnsupportedError, match="model.what"):
-        statedict.save({"model": {"what": threading_lock()}}, path)
+        statedict.save({"a": torch.ones(3), "w": _failing(fail)}, path)
+    with pytest.raises(statedict.UnsupportedError, match=r"model\.what"):
+        statedict.save({"model": {"what": threading.Lock()}}, path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
-
-
-def threading_lock() -> Any:
-    """Something that is no data."""
-    import threading
-
-    return threading.Lock()
 
 
 def test_a_save_that_is_killed_leaves_the_old_file(subject: Subject, path: Path) -> None:
@@ -185,14 +182,13 @@ def test_a_damaged_file_loads_or_fails_with_a_format_error_and_nothing_else(
     subject: Subject, path: Path, data: st.DataObject
 ) -> None:
     damaged = bytearray(path.read_bytes())
-    at = data.draw(st.integers(0, len(damaged) - 1) | st.integers(0, 1200) | st.integers(len(damaged) - 800, len(damaged) - 1))
+    at = data.draw(
+        st.integers(0, len(damaged) - 1) | st.integers(0, 1200) | st.integers(len(damaged) - 800, len(damaged) - 1)
+    )
     length = data.draw(st.integers(0, 4))
     damaged[at : at + length] = data.draw(st.binary(max_size=6))
     broken = path.with_stem("broken")
     broken.write_bytes(damaged)
-    try:
-        state = statedict.load(broken)
-        for tensor in state.tensors().values():
+    with contextlib.suppress(statedict.FormatError, statedict.TreeError, statedict.UnsupportedError):
+        for tensor in statedict.load(broken).tensors().values():
             tensor.raw()
-    except (statedict.FormatError, statedict.TreeError, statedict.UnsupportedError) as error:
-        assert str(error)

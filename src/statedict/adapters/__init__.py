@@ -19,7 +19,8 @@ from statedict.adapters.report import Entry, allowed
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
 from statedict.tensor import LazyTensor, is_array
-from statedict.values import KINDS, Device, Opaque, Size
+from statedict.tree import StateDict
+from statedict.values import KINDS, PLAIN, Device, Opaque, Size
 
 
 class Adapter(Protocol):
@@ -75,10 +76,24 @@ def leaf(value: Any) -> Any:
             return Device(str(value))
         if isinstance(value, torch.dtype):
             return dtype(value)
-    for kind in (bool, int, float, complex, str, bytes):  # enumerations and other subclasses of plain values
-        if isinstance(value, kind) and type(value).__reduce_ex__ is object.__reduce_ex__ and not hasattr(value, "_fields"):
-            return kind(value)
+    if _is_special_plain(value):
+        for kind in (bool, int, float, complex, str, bytes):
+            if isinstance(value, kind):
+                return kind(value)  # type: ignore[arg-type]  # of its own subclass
     return ...
+
+
+def _is_special_plain(value: Any) -> bool:
+    """Whether it is of a subclass of a plain kind, like an enumeration."""
+    return type(value) not in PLAIN and isinstance(value, (int, float, complex, str, bytes))
+
+
+def realized(value: Any) -> Any:
+    """A value of a state with arrays, sizes, dtypes and devices as the framework that is loaded has them."""
+    if type(value) in PLAIN:
+        return value
+    whole = StateDict({"": value})
+    return (whole.torch(copy=True) if "torch" in sys.modules else whole.numpy(copy=True))[""]
 
 
 @dataclass
@@ -125,9 +140,11 @@ class Plan:
         if plain is not ... and not is_array(target):
             if assign is None:
                 self.problem("cannot be set", path, "is a plain value that its parent cannot replace")
+            elif plain is not None and (is_array(state) or leaf(state) is ...):
+                self.mismatch(path, target, state)
             else:
-                self.note("restored", path, "" if _same(plain, state) else f"{plain!r:.40} → {state!r:.40}")
-                self.actions.append(lambda: assign(state))
+                self.note("restored", path, "" if _same(plain, leaf(state)) else f"{plain!r:.40} → {state!r:.40}")
+                self.actions.append(lambda: assign(_alike(target, realized(state))))
             return
         find(target, path).plan(target, state, self, path)
 
@@ -138,6 +155,10 @@ class Plan:
     def problem(self, action: str, path: str, detail: str) -> None:
         """Report what forbids the restore."""
         self.problems.append(Entry(path, action, detail))
+
+    def mismatch(self, path: str, target: Any, state: Any) -> None:
+        """Report a state of another kind than its target."""
+        self.problem("kind", path, f"the target is a {type(target).__name__}, the state has a {type(state).__name__}")
 
     def missing(self, path: str, detail: str = "the target has it, the state does not") -> None:
         """An entry of the target that the state lacks."""
@@ -154,7 +175,8 @@ class Plan:
         elif kind is not value.dtype and not self.cast:
             self.problem("dtype", path, f"the state has {value.dtype}, the target {kind}; pass cast=True to convert")
         else:
-            self.note("restored" if kind is value.dtype else "cast", path, "" if kind is value.dtype else f"{value.dtype} → {kind}")
+            same = kind is value.dtype
+            self.note("restored" if same else "cast", path, "" if same else f"{value.dtype} → {kind}")
             return True
         return False
 
@@ -162,6 +184,14 @@ class Plan:
 def join(path: str, key: object) -> str:
     """The path of a child."""
     return f"{path}.{key}" if path else str(key)
+
+
+def _alike(target: Any, value: Any) -> Any:
+    """The value as what the target was: a member of its enumeration, a numpy scalar."""
+    numpy = sys.modules.get("numpy")
+    if _is_special_plain(target) or (numpy is not None and isinstance(target, numpy.generic)):
+        return type(target)(value)
+    return value
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from statedict.adapters import Capture, Plan, join
 from statedict.adapters.report import RestoreReport, remedy, summary
 from statedict.arrays import is_numpy, is_torch
-from statedict.errors import RestoreError
+from statedict.errors import RestoreError, UnsupportedError
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict, transform, walk
@@ -21,7 +21,7 @@ def collect(tree: Any) -> Any:
 
 
 def parameter_names(tree: Any) -> dict[int, str]:
-    """id of each live parameter in the tree → its name; prefixed with the model's path where there are several."""
+    """The id of each live parameter in the tree → its name; prefixed with the model's path where there are several."""
     if sys.modules.get("torch") is None:
         return {}
     from statedict.adapters import torch_module
@@ -34,27 +34,55 @@ def parameter_names(tree: Any) -> dict[int, str]:
     return found
 
 
-def _modules(tree: Any, path: str, accepts: Any) -> Iterator[tuple[str, Any]]:
+def _modules(tree: Any, path: str, accepts: Any, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
     if accepts(tree):
         yield path, tree
-    elif isinstance(tree, dict):
-        for key, child in tree.items():
-            yield from _modules(child, join(path, key), accepts)
-    elif type(tree) in (list, tuple):
-        for index, child in enumerate(tree):
-            yield from _modules(child, join(path, index), accepts)
+    elif (isinstance(tree, dict) or type(tree) in (list, tuple)) and id(tree) not in above:
+        above |= {id(tree)}
+        for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if not is_array(child):
+                yield from _modules(child, join(path, key), accepts, above)
+
+
+def lazily(tree: Any) -> Any:
+    """The tree with every array as a LazyTensor over its memory.
+
+    Raises:
+        UnsupportedError: an array without plain memory; the message names its path.
+    """
+    try:
+        return transform(tree, lambda leaf: as_lazy(leaf) if is_array(leaf) else leaf)
+    except UnsupportedError as error:
+        raise _located(tree, error) from None
 
 
 def snapshot(tree: Any) -> Any:
-    """The tree with a copy of every live array, of its kind; arrays that share memory share it again."""
+    """The tree with a copy of every live array, of its kind; arrays that share memory share it again.
+
+    Raises:
+        UnsupportedError: an array without plain memory; the message names its path.
+    """
     copies: dict[int, Any] = {}
     leaves = {id(leaf): leaf for _, leaf in walk(tree)}
     for belongs, copy in ((is_torch, torch_tensors), (is_numpy, numpy_arrays)):
         live = [leaf for leaf in leaves.values() if belongs(leaf)]
         if live:
-            made = copy([as_lazy(leaf) for leaf in live], True)
+            try:
+                made = copy([as_lazy(leaf) for leaf in live], True)
+            except UnsupportedError as error:
+                raise _located(tree, error) from None
             copies |= {id(leaf): new for leaf, new in zip(live, made, strict=True)}
     return transform(tree, lambda leaf: copies.get(id(leaf), leaf))
+
+
+def _located(tree: Any, error: UnsupportedError) -> UnsupportedError:
+    """The error with the path of the first array that raises one."""
+    for path, leaf in walk(tree):
+        try:
+            _ = is_array(leaf) and as_lazy(leaf)
+        except UnsupportedError as cause:
+            return UnsupportedError(f"{path or 'the root'}: {cause}")
+    return error
 
 
 def put_back(
@@ -65,7 +93,7 @@ def put_back(
         state = state[""]
     plan = Plan(allow_missing, allow_unexpected, cast, parameter_names(obj))
     plan.value(obj, state, "")
-    if not plan.problems and not any(entry.action not in ("missing", "unexpected") for entry in plan.entries) and plan.entries:
+    if not plan.problems and plan.entries and all(entry.action in ("missing", "unexpected") for entry in plan.entries):
         plan.problem("nothing matched", "", "no entry of the state has the name of an entry of the target")
     report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written=not dry_run and not plan.problems)
     if dry_run:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from statedict.adapters import Capture, Plan, join, leaf
+from statedict.adapters import Capture, Plan, join, leaf, realized
 from statedict.dtypes import dtype
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.tree import StateDict, like
@@ -23,8 +23,8 @@ def accepts(value: Any) -> bool:
 
 def _attributes(value: Any) -> dict[str, Any]:
     names = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    slots = {name: getattr(value, name) for name in names if name not in ("__dict__", "__weakref__") and hasattr(value, name)}
-    return slots | dict(getattr(value, "__dict__", {}))
+    held = (name for name in names if name not in ("__dict__", "__weakref__") and hasattr(value, name))
+    return {name: getattr(value, name) for name in held} | dict(getattr(value, "__dict__", {}))
 
 
 def capture(value: Any, context: Capture, path: str) -> Any:
@@ -42,6 +42,11 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     """Fill arrays in place, replace plain values in their container, and go on into the rest."""
     if is_array(value):
         _array(value, state, plan, path)
+    elif not value and path and type(value) in (list, dict) and type(state) in (list, StateDict, dict):
+        _fill(value, state, plan, path)
+    elif _is_history(value, state):
+        plan.note("restored", path, f"{len(value)} entries → {len(state)}")
+        plan.actions.append(lambda: value.__setitem__(slice(None), realized(state)))
     elif isinstance(value, list | tuple):
         if not isinstance(state, list | tuple) or len(state) != len(value):
             found = f"{len(state)} entries" if isinstance(state, list | tuple) else f"a {type(state).__name__}"
@@ -57,7 +62,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
                 continue
             plan.value(item, state[index], join(path, index), assign)
     elif not isinstance(state, dict):
-        plan.problem("kind", path, f"the target is a {type(value).__name__}, the state has a {type(state).__name__}")
+        plan.mismatch(path, value, state)
     else:
         own = value if isinstance(value, dict) else _attributes(value)
         for key, item in own.items():
@@ -68,6 +73,23 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         for key in state:
             if key not in own:
                 plan.unexpected(join(path, key))
+
+
+def _is_history(value: Any, state: Any) -> bool:
+    """Whether they are lists of plain values that differ in length."""
+    if not isinstance(value, list) or not isinstance(state, list) or len(value) == len(state):
+        return False
+    return all(leaf(item) is not ... and not is_array(item) for item in (*value, *state))
+
+
+def _fill(value: Any, state: Any, plan: Plan, path: str) -> None:
+    """An empty container in the target, such as a history that has not begun, takes what the state has."""
+    if isinstance(value, list) is not isinstance(state, list):
+        plan.mismatch(path, value, state)
+        return
+    plan.note("restored", path, f"0 entries → {len(state)}" if state else "")
+    fill = value.extend if isinstance(value, list) else value.update
+    plan.actions.append(lambda: fill(realized(state)))
 
 
 def _setter(value: Any, key: Any) -> Callable[[Any], None]:

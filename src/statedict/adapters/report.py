@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from html import escape
 from typing import Any
 
+RESTORED = ("restored", "tied", "cast")
 _SHOWN = 3
 
 
@@ -59,8 +60,10 @@ class RestoreReport:
         )
 
     def __str__(self) -> str:
-        lines = [f"{'restored' if self.written else 'would restore'} {len(self.entries):,} entries"]
-        lines += summary([*self.problems, *(entry for entry in self.entries if entry.action != "restored" or entry.detail)])
+        count = sum(entry.action in RESTORED for entry in self.entries)
+        lines = [f"{'restored' if self.written else 'would restore'} {count:,} of {len(self.entries):,} entries"]
+        notable = [entry for entry in self.entries if entry.action != "restored" or entry.detail]
+        lines += summary([*self.problems, *notable])
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -98,5 +101,16 @@ def remedy(problems: Sequence[Entry]) -> str:
     for action, option in (("missing", "allow_missing"), ("unexpected", "allow_unexpected")):
         paths = [entry.path for entry in problems if entry.action == action]
         if paths:
-            wanted[option] = sorted({path.split(".")[0] + ".*" if "." in path else path for path in paths})[:_SHOWN]
-    return "; pass " + ", ".join(f"{option}={paths!r}" for option, paths in wanted.items()) + " to accept it" if wanted else ""
+            wanted[option] = paths if len(paths) <= _SHOWN else _globs(paths)
+    options = ", ".join(f"{option}={paths!r}" for option, paths in wanted.items())
+    return f"; pass {options} to accept it" if options else ""
+
+
+def _globs(paths: list[str]) -> list[str]:
+    """A few globs that match all paths: as deep as a few can be."""
+    split = [path.split(".") for path in paths]
+    for depth in range(max(map(len, split)), 0, -1):
+        globs = {".".join([*keys[:depth], "*"] if len(keys) > depth else keys) for keys in split}
+        if len(globs) <= 2 * _SHOWN:
+            return sorted(globs)
+    return ["*"]

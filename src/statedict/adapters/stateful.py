@@ -32,7 +32,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             if key not in own:
                 plan.unexpected(join(path, key))
     elif isinstance(own, dict) or isinstance(state, dict):
-        plan.problem("kind", path, f"the target's state is a {type(own).__name__}, the file has a {type(state).__name__}")
+        plan.mismatch(path, own, state)
     else:
         plan.note("restored", path)
     plan.actions.append(lambda: value.load_state_dict(StateDict({"": state}).torch(copy=True)[""]))

@@ -22,7 +22,7 @@ def accepts(value: Any) -> bool:
 
 
 def names(module: Any) -> dict[int, str]:
-    """id of each parameter → its name, the first one for a tied parameter."""
+    """The id of each parameter → its name, the first one for a tied parameter."""
     return {id(parameter): name for name, parameter in module.named_parameters()}
 
 
@@ -50,7 +50,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         if name not in state:
             plan.missing(full)
             continue
-        if not isinstance(entry, torch.Tensor):  # extra state
+        if not isinstance(entry, torch.Tensor) or name.rpartition(".")[2] == "_extra_state":  # of any kind and shape
             plan.note("restored", full)
             chosen[name] = StateDict({"": state[name]}).torch(copy=True)[""]
             continue
@@ -58,7 +58,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             plan.problem("kind", full, f"the target is a tensor, the state has a {type(state[name]).__name__}")
             continue
         tensor = as_lazy(state[name])
-        if isinstance(entry, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(entry):
             plan.note("restored", full, f"takes its shape {tensor.shape} from the state")
         elif not plan.tensor(entry.shape, dtype(entry.dtype), tensor, full):
             continue

@@ -12,7 +12,16 @@ from __future__ import annotations
 from typing import Any
 
 from statedict.adapters import Capture, Plan, join
+from statedict.tensor import is_array
 from statedict.tree import StateDict
+
+_MISSING = object()
+_WHOSE = ("params", "param_names")
+_ELEMENTWISE = frozenset((
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
+    "sum", "ax", "prev", "step_size",
+))  # fmt: skip
+"""What the optimizers of torch.optim keep for each element of a parameter."""
 
 
 def accepts(value: Any) -> bool:
@@ -39,79 +48,92 @@ def _names(group: Any, known: dict[int, str]) -> list[str] | None:
     """The names of a live group's parameters, None unless all are known."""
     if "param_names" in group:
         return list(group["param_names"])
-    found = [known.get(id(parameter)) for parameter in group["params"]]
-    return None if None in found else found  # type: ignore[return-value]
+    found = [known[id(parameter)] for parameter in group["params"] if id(parameter) in known]
+    return found if len(found) == len(group["params"]) else None
 
 
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     """Match the parameters by name or position; then `load_state_dict`, in the live order."""
-    if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or not isinstance(state.get("param_groups"), list):
+    saved = state.get("param_groups") if isinstance(state, dict) else None
+    if not isinstance(saved, list) or not isinstance(state.get("state"), dict):
         plan.problem("kind", path, "an optimizer is restored from a dict with 'state' and 'param_groups'")
         return
-    live, saved = value.param_groups, state["param_groups"]
-    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in saved):
+    if not all(
+        isinstance(group, dict)
+        and isinstance(group.get("params"), list)
+        and all(type(identifier) in (int, str) for identifier in group["params"])
+        for group in saved
+    ):
         plan.problem("kind", join(path, "param_groups"), "is not a list of groups with 'params'")
         return
+    live = value.param_groups
     live_names = [_names(group, plan.names) for group in live]
     saved_names = [group.get("param_names") for group in saved]
-    if all(live_names) and all(saved_names):
-        matched = _by_name(live_names, saved, saved_names, plan, path)
-    else:
-        matched = _by_position(live, saved, plan, path)
+    named = _name_them_all(live_names, live) and _name_them_all(saved_names, saved)
+    matched = _by_name(live_names, saved, saved_names, plan, path) if named else _by_position(live, saved, plan, path)
     if matched is None:
         return
     groups: list[dict[str, Any]] = []
     states: dict[int, Any] = {}
-    index = 0
+    fresh: list[Any] = []
     for number, (group, (source, identifiers)) in enumerate(zip(live, matched, strict=True)):
-        hyper = {key: v for key, v in saved[source].items() if key not in ("params", "param_names")}
         where = join(path, f"param_groups.{number}")
-        for key in group:
-            if key not in hyper and key not in ("params", "param_names"):
-                plan.missing(join(where, key))
-                hyper[key] = group[key]
-        for key in hyper:
-            if key not in group:
-                plan.unexpected(join(where, key))
-            else:
-                before, after = group[key], hyper[key]
-                changed = not isinstance(before, type(group["params"][0])) and before != after if group["params"] else False
-                plan.note("restored", join(where, key), f"{before!r:.40} → {after!r:.40}" if changed else "")
-        if "param_names" in group:
-            hyper["param_names"] = group["param_names"]
-        hyper["params"] = list(range(index, index + len(identifiers)))
-        groups.append(hyper)
-        for offset, identifier in enumerate(identifiers):
-            if identifier is not None and identifier in state["state"]:
-                states[index + offset] = state["state"][identifier]
-        index += len(identifiers)
-    plan.actions.append(lambda: _load(value, states, groups))
+        groups.append(_hyperparameters(group, saved[source] if source >= 0 else group, plan, where))
+        first = sum(len(before["params"]) for before in groups[:-1])
+        groups[-1]["params"] = list(range(first, first + len(identifiers)))
+        for offset, (parameter, identifier) in enumerate(zip(group["params"], identifiers, strict=True)):
+            if identifier is _MISSING:
+                fresh.append(parameter)
+            elif identifier in state["state"]:
+                states[first + offset] = state["state"][identifier]
+                _check_shapes(parameter, states[first + offset], plan, join(path, f"state.{identifier}"))
+    own = value.state_dict()
+    chosen = StateDict()
+    for key in own:
+        if key in state:
+            chosen[key] = {"state": states, "param_groups": groups}.get(key, state[key])
+        else:
+            plan.missing(join(path, key))
+    for key in state:
+        if key not in own:
+            plan.unexpected(join(path, key))
+    plan.actions.append(lambda: _load(value, chosen, fresh))
+
+
+def _name_them_all(names: list[Any], groups: list[Any]) -> bool:
+    """Whether each parameter of each group has a name of its own."""
+    if not all(
+        isinstance(some, list) and len(some) == len(group["params"]) for some, group in zip(names, groups, strict=True)
+    ):
+        return False
+    flat = [name for some in names for name in some]
+    return all(type(name) is str for name in flat) and len(set(flat)) == len(flat) > 0
 
 
 def _by_name(
     live: list[Any], saved: list[Any], saved_names: list[Any], plan: Plan, path: str
-) -> list[tuple[int, list[Any]]] | None:
-    known: dict[str, tuple[int, Any]] = {}
-    for number, (group, group_names) in enumerate(zip(saved, saved_names, strict=True)):
-        for name, identifier in zip(group_names, group["params"], strict=False):
-            known[name] = (number, identifier)
+) -> list[tuple[int, list[Any]]]:
+    """For each live group the saved one that most of its parameters were in (-1: none), and their saved keys."""
+    known = {
+        name: (number, identifier)
+        for number, (group, names) in enumerate(zip(saved, saved_names, strict=True))
+        for name, identifier in zip(names, group["params"], strict=True)
+    }
     matched = []
-    seen = set()
-    for number, group_names in enumerate(live):
+    for names in live:
         identifiers = []
-        for name in group_names:
+        for name in names:
             full = join(path, f"state.{name}")
+            identifiers.append(known[name][1] if name in known else _MISSING)
             if name in known:
-                seen.add(name)
-                identifiers.append(known[name][1])
                 plan.note("restored", full)
             else:
-                identifiers.append(None)
-                plan.missing(full, "the state has no such parameter, it starts fresh")
-        sources = [known[name][0] for name in group_names if name in known]
-        matched.append((max(sources, key=sources.count) if sources else min(number, len(saved) - 1), identifiers))
+                plan.missing(full, "the state has no such parameter; what the target has for it stays")
+        sources = [known[name][0] for name in names if name in known]
+        matched.append((max(sources, key=sources.count) if sources else -1, identifiers))
+    wanted = {name for names in live for name in names}
     for name in known:
-        if name not in seen:
+        if name not in wanted:
             plan.unexpected(join(path, f"state.{name}"))
     return matched
 
@@ -120,10 +142,11 @@ def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> li
     sizes = [len(group["params"]) for group in live], [len(group["params"]) for group in saved]
     if sizes[0] != sizes[1]:
         plan.problem(
-            "groups", join(path, "param_groups"),
-            f"the state has groups of {sizes[1]} parameters and no names, the target has {sizes[0]}; "
-            "restore it together with its model from a checkpoint that statedict saved, or build the optimizer alike",
-        )  # fmt: skip
+            "groups",
+            join(path, "param_groups"),
+            f"the state has groups of {sizes[1]} parameters, the target of {sizes[0]}, and not both have names to go by; "
+            "restore the optimizer together with its model, from a checkpoint that has param_names, or build it alike",
+        )
         return None
     for group in saved:
         for identifier in group["params"]:
@@ -131,14 +154,50 @@ def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> li
     return [(number, list(group["params"])) for number, group in enumerate(saved)]
 
 
-def _load(optimizer: Any, states: dict[int, Any], groups: list[dict[str, Any]]) -> None:
+def _hyperparameters(live: Any, saved: Any, plan: Plan, path: str) -> dict[str, Any]:
+    """The saved hyperparameters of a group, reported one by one, under the live group's names.
+
+    Their set differs between releases of PyTorch and with a scheduler, so a difference is reported and no error.
+    """
+    hyper = {key: value for key, value in saved.items() if key not in _WHOSE}
+    for key, before in live.items():
+        if key in _WHOSE:
+            continue
+        if key not in hyper:
+            plan.note("missing", join(path, key), "the state is from before it existed, the target's stays")
+            hyper[key] = before
+            continue
+        changed = not is_array(before) and not is_array(hyper[key]) and before != hyper[key]
+        plan.note("restored", join(path, key), f"{before!r:.40} → {hyper[key]!r:.40}" if changed else "")
+    for key in hyper:
+        if key not in live:
+            plan.note("unexpected", join(path, key), "the target had none, as with what a scheduler adds; it is taken over")
+    if "param_names" in live:
+        hyper["param_names"] = live["param_names"]
+    return hyper
+
+
+def _check_shapes(parameter: Any, entries: Any, plan: Plan, path: str) -> None:
+    """What is kept element by element must have as many elements as the parameter."""
+    for key, value in entries.items() if isinstance(entries, dict) else ():
+        if key in _ELEMENTWISE and is_array(value) and tuple(value.shape) != tuple(parameter.shape):
+            plan.problem(
+                "shape",
+                join(path, key),
+                f"the state has {tuple(value.shape)}, the parameter {tuple(parameter.shape)}; their orders differ",
+            )
+
+
+def _load(optimizer: Any, state: StateDict, fresh: list[Any]) -> None:
     import torch
 
-    made = StateDict({"state": states, "param_groups": groups}).torch(copy=True)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    made = state.torch(copy=True)
+    kept = {parameter: optimizer.state[parameter] for parameter in fresh if parameter in optimizer.state}
     optimizer.load_state_dict(made)
+    optimizer.state.update(kept)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entries in made["state"].items():  # PyTorch casts floating state to the parameter's dtype; undo that
         loaded = optimizer.state[parameters[index]]
         for key, tensor in entries.items():
-            if isinstance(tensor, torch.Tensor) and loaded[key].dtype != tensor.dtype:
+            if isinstance(tensor, torch.Tensor) and key in loaded and loaded[key].dtype != tensor.dtype:
                 loaded[key] = tensor.to(loaded[key].device)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from statedict.errors import FormatError, UnknownFormatError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
         def write(self, tree: Any, fd: int) -> None:
             """Write a tree of LazyTensors and plain values into an open file."""
 
-
-from statedict.errors import FormatError, UnknownFormatError
 
 _HEAD = 512
 
@@ -59,19 +59,30 @@ FORMATS: dict[str, Row] = {
     ),
 }
 
-# what else people find under a checkpoint's name: how it begins, what it is, what to do
-_STRANGERS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "is a git-LFS pointer, not the file; run `git lfs pull`"),
-    (b"<!doctype html", "is an HTML page; the download needs a login or another address"),
-    (b"<html", "is an HTML page; the download needs a login or another address"),
-    (b'{"error', "is a server's error message; read it and download again"),
-    (b"\x1f\x8b", "is compressed by gzip; unpack it first"),
-    (b"7z\xbc\xaf", "is a 7z archive; unpack it first"),
-    (b"GGUF", "is a GGUF file, which this version does not read"),
-    (b"\x89HDF", "is an HDF5 file, which this version does not read"),
-    (b"\x93NUMPY", "is a .npy file; load it with numpy"),
-    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", "was written by torch.save before PyTorch 1.6, which this version does not read"),
-    (b"\x80", "is a bare pickle, which this version does not read"),
+# what else people find under a checkpoint's name: where and how it shows, what it is and what to do
+_STRANGERS: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"version https://git-lfs", "is a git-LFS pointer, not the file; run `git lfs pull`"),
+    (0, b"<!doctype html", "is an HTML page; the download needs a login or another address"),
+    (0, b"<html", "is an HTML page; the download needs a login or another address"),
+    (0, b"<?xml", "is XML, as servers send errors; read it and download again"),
+    (0, b'{"error', "is a server's error message; read it and download again"),
+    (0, b"{", "is JSON text: an index or a configuration (the weights lie beside it), or a server's error message"),
+    (0, b"\x1f\x8b", "is compressed by gzip; unpack it first"),
+    (0, b"\xfd7zXZ", "is compressed by xz; unpack it first"),
+    (0, b"BZh", "is compressed by bzip2; unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "is compressed by Zstandard; unpack it first"),
+    (0, b"7z\xbc\xaf", "is a 7z archive; unpack it first"),
+    (0, b"Rar!", "is a RAR archive; unpack it first"),
+    (257, b"ustar", "is a tar archive; unpack it first"),
+    (0, b"GGUF", "is a GGUF file, which this version does not read"),
+    (0, b"\x89HDF", "is an HDF5 file, which this version does not read"),
+    (0, b"\x93NUMPY", "is a .npy file; load it with numpy"),
+    (
+        0,
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
+        "was written by torch.save before PyTorch 1.6, which this version does not read",
+    ),
+    (0, b"\x80", "is a bare pickle, which this version does not read"),
 )
 
 
@@ -88,10 +99,10 @@ def detect(source: ByteSource) -> str:
     if not head:
         raise UnknownFormatError(f"{source.name}: is empty; fetch or save it again")
     if not head.strip(b"\0"):
-        raise UnknownFormatError(f"{source.name}: begins with {len(head)} zero bytes; its write was cut short, fetch it again")
-    start = head.lstrip().lower()
-    for magic, what in _STRANGERS:
-        if head.startswith(magic) or start.startswith(magic):
+        raise UnknownFormatError(f"{source.name}: begins with zero bytes only; its write was cut short, fetch it again")
+    text = head.lstrip().lower()
+    for at, magic, what in _STRANGERS:
+        if head.startswith(magic, at) or text.startswith(magic, at):
             raise UnknownFormatError(f"{source.name}: {what}")
     raise UnknownFormatError(
         f"{source.name}: no known checkpoint begins with {head[:8]!r}; formats are {', '.join(FORMATS)}"

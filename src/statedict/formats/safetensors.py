@@ -18,18 +18,18 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from statedict.io.source import ByteSource
-
 from statedict.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.io.pipeline import Part, transfer, write_at
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict, decode, encode, free_name, walk
 from statedict.values import from_json, to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.io.source import ByteSource
 
 _MAX_HEADER = 100_000_000
 _KEY = "statedict"
@@ -45,7 +45,7 @@ def read(source: ByteSource) -> Any:
     """
     name = source.name
     if source.size < 8:
-        raise CorruptFileError(f"{name}: {source.size} bytes are too few for a safetensors header; the file looks truncated")
+        raise CorruptFileError(f"{name}: {source.size} bytes are too few for a header; the file looks truncated")
     length = int.from_bytes(source.read(0, 8), "little")
     if length > min(_MAX_HEADER, source.size - 8):
         raise CorruptFileError(
@@ -67,15 +67,23 @@ def read(source: ByteSource) -> Any:
 
 def _parse(raw: bytes, name: str) -> dict[str, Any]:
     try:
-        header = json.loads(raw)
-        # a duplicated key would hide a tensor: count what was written, and look closely if the count is off
-        if isinstance(header, dict) and raw.count(b'"data_offsets"') != len(header) - ("__metadata__" in header):
-            json.loads(raw, object_pairs_hook=_unique)
+        text = raw.decode()
+        header = json.loads(text)
+        if isinstance(header, dict) and _counts_are_off(raw, header):
+            json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{name}: the header is not JSON ({error}); the file is damaged") from error
     if not isinstance(header, dict):
         raise CorruptFileError(f"{name}: the header is a JSON {type(header).__name__}, not an object")
     return header
+
+
+def _counts_are_off(raw: bytes, header: dict[str, Any]) -> bool:
+    """Whether some key may stand twice and hide another: what was read is counted in what was written."""
+    described = "__metadata__" in header
+    fields = (b'"dtype"', b'"shape"', b'"data_offsets"')
+    tensors = len(header) - described
+    return raw.count(b'"__metadata__"') != described or any(raw.count(field) != tensors for field in fields)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,8 +125,8 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
             )
         if start + end > source.size:
             raise CorruptFileError(
-                f"{source.name}: tensor {key!r}: bytes {start + begin:,} to {start + end:,} lie past the end of the file "
-                f"({source.size:,} bytes); the file looks truncated, fetch it again"
+                f"{source.name}: tensor {key!r}: bytes {start + begin:,} to {start + end:,} lie past the end of "
+                f"the file ({source.size:,} bytes); the file looks truncated, fetch it again"
             )
         ranges.append((begin, end))
         tensors[key] = LazyTensor(kind, tuple(shape), Storage(source, start + begin, end - begin))
@@ -140,7 +148,7 @@ def _check_coverage(source: ByteSource, ranges: list[tuple[int, int]], size: int
 def _unnamed(source: ByteSource, key: str, code: Any, numel: int, nbytes: int) -> DType:
     """A dtype that our table does not have yet: raw bytes under its name."""
     if type(code) is not str or not code or (numel and nbytes * 8 % numel) or not numel:
-        raise FormatError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r}; a newer statedict may know it")
+        raise FormatError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r}; a newer version may know it")
     return DType(code, nbytes * 8 // numel, "raw", "", code)
 
 
@@ -152,10 +160,13 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
                 tensors[alias] = tensors[kept]
         return StateDict(tensors)
 
+    unnamed = dict(tensors)
+
     def get(node: Any) -> Any:
         if not isinstance(node, dict) or "$tensor" not in node:
             return from_json(node)
         stored = tensors[node["$tensor"]]
+        unnamed.pop(node["$tensor"], None)
         kind = BY_NAME[node["dtype"]] if "dtype" in node else stored.dtype
         if kind is not stored.dtype:
             shape = stored.shape[:-1] if stored.shape[-1:] == (kind.itemsize,) else None
@@ -169,13 +180,19 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
 
     try:
         skeleton = json.loads(text)
-        if not isinstance(skeleton, dict) or skeleton.get("version") != 1:
-            raise FormatError(f"{name}: its skeleton has version {skeleton.get('version')!r}; a newer statedict may read it")
-        return decode(skeleton["tree"], get)
+        if skeleton["version"] != 1:
+            raise FormatError(f"{name}: its skeleton has version {skeleton['version']!r}; a newer version may read it")
+        tree = decode(skeleton["tree"], get)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, FormatError) and not isinstance(error, CorruptFileError):
             raise
         raise CorruptFileError(f"{name}: the skeleton under {_KEY!r} is damaged ({error})") from error
+    if unnamed:
+        raise CorruptFileError(
+            f"{name}: tensor {next(iter(unnamed))!r} is not in the skeleton under {_KEY!r}; another program changed "
+            "the file, take that key out of its metadata to read the tensors alone"
+        )
+    return tree
 
 
 def write(tree: Any, fd: int) -> None:
@@ -195,29 +212,28 @@ def write(tree: Any, fd: int) -> None:
     header: dict[str, Any] = {"__metadata__": metadata}
     parts: list[Part] = []
     position = 0
-    offsets: dict[str, int] = {}
+    places: dict[str, tuple[int, int]] = {}
     # larger elements first keeps every tensor aligned without padding, which the format forbids
     for name, tensor in sorted(plan.tensors.items(), key=lambda item: -item[1].dtype.itemsize):
-        offsets[name] = position
+        places[name] = position, position + tensor.nbytes
         position += tensor.nbytes
     for name, tensor in plan.tensors.items():
-        begin = offsets[name]
-        shape = list(tensor.shape)
+        shape = tensor.shape
         if tensor.dtype.safetensors == "F4":
             if not shape:
-                raise UnsupportedError(f"{name}: safetensors cannot hold a single pair of 4 bit elements without a shape")
-            shape[-1] *= 2
-        header[name] = {"dtype": tensor.dtype.safetensors, "shape": shape, "data_offsets": [begin, begin + tensor.nbytes]}
+                raise UnsupportedError(f"{name}: safetensors has no shape for a single pair of 4 bit elements")
+            shape = (*shape[:-1], 2 * shape[-1])
+        header[name] = {"dtype": tensor.dtype.safetensors, "shape": shape, "data_offsets": places[name]}
     raw = _dump(header)
     raw += b" " * (-(8 + len(raw)) % 64)
     if len(raw) > _MAX_HEADER:
-        raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth or in shards")
+        raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth")
     start = 8 + len(raw)
-    for name in offsets:
+    for name, (begin, end) in places.items():
         tensor = plan.tensors[name]
-        source = tensor.storage.source
-        parts.append(Part(start + offsets[name], source, tensor.storage.offset + tensor.offset, tensor.nbytes))
-    digests = dict(zip(offsets, (s.digest for s in transfer(fd, parts)), strict=True))
+        storage = tensor.storage
+        parts.append(Part(start + begin, storage.source, storage.offset + tensor.offset, end - begin))
+    digests = dict(zip(places, (s.digest for s in transfer(fd, parts)), strict=True))
     write_at(fd, 0, len(raw).to_bytes(8, "little") + _sign(raw, [digests[name] for name in plan.tensors]))
 
 

@@ -12,13 +12,6 @@ Source: caffe2/serialize/inline_container.h and torch/serialization.py (PyTorch 
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from statedict.io.source import ByteSource
-    from statedict.io.zip import Inflated, Record
-
 from statedict.arrays import contiguous_strides
 from statedict.errors import CorruptFileError, UnknownFormatError
 from statedict.io.pipeline import Part, transfer, write_at
@@ -31,6 +24,14 @@ from statedict.segments import plan
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict, walk
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.dtypes import DType
+    from statedict.io.source import ByteSource
+    from statedict.io.zip import Inflated, Record
+
 _OURS = ".statedict.json"
 
 
@@ -42,7 +43,7 @@ def read(source: ByteSource) -> Any:
         CorruptFileError: a storage that the pickle refers to is missing or too small, or the archive is damaged.
     """
     records = read_directory(source)
-    folders = [name[: -len("data.pkl")] for name in records if name.endswith("data.pkl")]
+    folders = [name[: -len("data.pkl")] for name in records if name.rpartition("/")[2] == "data.pkl"]
     if not folders:
         raise UnknownFormatError(
             f"{source.name}: is a zip archive without data.pkl, so torch.save did not write it; unpack it first"
@@ -63,8 +64,7 @@ def read(source: ByteSource) -> Any:
             record = records.get(f"{folder}data/{key}")
             if record is None:
                 raise CorruptFileError(f"storage data/{key} is missing from the archive; save it again")
-            bytesource: ByteSource = _swapped(record, kind.dtype.itemsize) if swap else record
-            found = storages[key] = Storage(bytesource, 0, record.size, device)
+            found = storages[key] = Storage(_swapped(record, kind.dtype) if swap else record, 0, record.size, device)
         if numel * kind.dtype.itemsize > found.nbytes:
             raise CorruptFileError(
                 f"storage data/{key}: {numel:,} elements of {kind.dtype} need {numel * kind.dtype.itemsize:,} bytes, "
@@ -76,21 +76,26 @@ def read(source: ByteSource) -> Any:
     tree, _ = load(pickle.read(0, pickle.size), DATA, storage, pickle.label)
     ours = records.get(folder + _OURS)
     if ours is not None and isinstance(tree, StateDict):
-        tree.metadata = _extra(ours).get("metadata", {})
+        tree.metadata = _metadata(ours)
     return tree
 
 
-def _extra(record: Record | Inflated) -> dict[str, Any]:
+def _metadata(record: Record | Inflated) -> dict[str, str]:
+    """The caller's strings in our own record."""
     import json
 
     try:
-        return dict(json.loads(bytes(record.read(0, record.size))))
-    except (ValueError, TypeError, RecursionError) as error:
+        metadata = json.loads(bytes(record.read(0, record.size))).get("metadata", {})
+        if all(type(value) is str for value in metadata.values()):
+            return metadata  # type: ignore[no-any-return]
+        raise ValueError("metadata that is no strings")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
 
 
-def _swapped(source: ByteSource, itemsize: int) -> ByteSource:
+def _swapped(source: ByteSource, kind: DType) -> ByteSource:
     """The storage of a big-endian machine, in our order."""
+    itemsize = kind.itemsize // 2 if kind.kind == "complex" else kind.itemsize
 
     def fill(offset: int, buffer: memoryview) -> None:
         first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize

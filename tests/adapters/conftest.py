@@ -1,0 +1,110 @@
+"""Each adapter's entry for the conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from statedict.adapters import ADAPTERS
+
+torch.set_num_threads(1)  # two test processes with two threads each on two cores wait for one another
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapter under test.
+
+    `make(seed)` builds an object whose state depends on the seed; `change` alters that state in place.
+    `state` is what the object's owner sees of it, to compare by.
+    """
+
+    make: Callable[[int], Any]
+    change: Callable[[Any], None]
+    state: Callable[[Any], Any]
+
+
+class Progress:
+    """A plain object: attributes of all kinds, one of them in a slot."""
+
+    def __init__(self, seed: int) -> None:
+        generator = numpy.random.default_rng(seed)
+        self.losses = generator.normal(size=5)
+        self.mean = torch.tensor(generator.normal(size=(2, 3)))
+        self.step = seed
+        self.names = ["a", f"run {seed}"]
+        self.nested = {"best": float(seed), 3: {"deep": generator.normal(size=2)}}
+
+
+class Counting:
+    """Has `state_dict` and `load_state_dict`, as samplers and metrics do."""
+
+    def __init__(self, seed: int) -> None:
+        self.seen, self.total = seed, torch.full((3,), float(seed))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "total": self.total, "nested": {"twice": [2 * self.seen]}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen, self.total = state["seen"], state["total"]
+
+
+def model(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2).bfloat16())
+    network[1].running_mean.add_(seed)
+    return network
+
+
+def optimizer(seed: int) -> torch.optim.Optimizer:
+    torch.manual_seed(seed)
+    network = nn.Linear(3, 2)
+    made = torch.optim.AdamW(network.parameters(), lr=0.1 / (seed + 1))
+    step(made)
+    return made
+
+
+def step(value: torch.optim.Optimizer) -> None:
+    for group in value.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.randn_like(parameter)
+    value.step()
+
+
+def change_model(value: nn.Module) -> None:
+    with torch.no_grad():
+        for tensor in value.state_dict().values():
+            tensor.add_(1)
+
+
+def change_counting(value: Counting) -> None:
+    value.seen += 1
+    value.total += 1
+
+
+def change_progress(value: Progress) -> None:
+    value.losses += 1
+    value.mean.add_(1)
+    value.step += 1
+    value.names[1] = "changed"
+    value.nested["best"] = -1.0
+    value.nested[3]["deep"][0] = 7
+
+
+SUBJECTS = {
+    "statedict.adapters.torch_module": Subject(model, change_model, lambda value: value.state_dict()),
+    "statedict.adapters.torch_optimizer": Subject(optimizer, step, lambda value: value.state_dict()),
+    "statedict.adapters.stateful": Subject(Counting, change_counting, lambda value: value.state_dict()),
+    "statedict.adapters.objects": Subject(Progress, change_progress, vars),
+}
+
+
+@pytest.fixture(params=[name for _, name in ADAPTERS], ids=lambda name: name.rpartition(".")[2])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """Every adapter of the table; one without an entry above fails."""
+    return SUBJECTS[request.param]

@@ -1,0 +1,135 @@
+"""A file's content decides what it is; whatever else lies under a checkpoint's name is named, with a remedy."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+import statedict
+
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".model", "", ".zip", ".json", ".PTH")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("written", ["torch", "safetensors"])
+def test_the_content_decides_and_never_the_suffix(written: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"checkpoint{suffix}"
+    statedict.save({"w": torch.arange(3.0), "epoch": 3}, path, format=written)
+    assert statedict.load(path)["w"].tolist() == [0, 1, 2]
+    assert statedict.load(path, format=written)["epoch"] == 3
+    with pytest.raises(statedict.FormatError):
+        statedict.load(path, format={"torch": "safetensors", "safetensors": "torch"}[written])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "magic"),
+    [
+        (".safetensors", b'{"'),
+        (".SafeTensors", b'{"'),
+        (".pth", b"PK\3\4"),
+        (".bin", b"PK\3\4"),
+        (".model", b"PK\3\4"),
+        ("", b"PK\3\4"),
+    ],
+)
+def test_the_suffix_chooses_what_is_written(suffix: str, magic: bytes, tmp_path: Path) -> None:
+    statedict.save({"w": torch.ones(1)}, tmp_path / f"x{suffix}")
+    head = (tmp_path / f"x{suffix}").read_bytes()[:12]
+    assert head.startswith(magic) or head[8:].startswith(magic)
+
+
+def test_the_suffix_of_a_folder_chooses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.safetensors").mkdir()
+    statedict.save({"w": torch.ones(1)}, tmp_path / "run.safetensors" / "checkpoint")
+    assert (tmp_path / "run.safetensors" / "checkpoint").read_bytes().startswith(b"PK")
+
+
+def test_an_unknown_format_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(statedict.FormatError, match=r"no format 'onnx'; there are torch, safetensors"):
+        statedict.save({}, tmp_path / "x.onnx", format="onnx")
+    statedict.save({}, tmp_path / "x.pth")
+    with pytest.raises(statedict.FormatError, match=r"no format 'onnx'"):
+        statedict.load(tmp_path / "x.pth", format="onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def _npy() -> bytes:
+    buffer = io.BytesIO()
+    numpy.save(buffer, numpy.zeros(3))
+    return buffer.getvalue()
+
+
+def _legacy() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def _tar() -> bytes:
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("weights.bin"))
+    return buffer.getvalue()
+
+
+STRANGERS = {
+    "git-lfs pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        r"git-LFS pointer.*git lfs pull",
+    ),
+    "html": (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", r"HTML page.*login"),
+    "html after blanks": (b"\n\n  <HTML lang='en'>", r"HTML page.*login"),
+    "server error": (b'{"error": "Repository not found"}', r"server's error message"),
+    "server error with blanks": (b'{ "error" : "Invalid credentials" }', r"server's error message"),
+    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', r"XML, as servers send errors"),
+    "empty": (b"", r"is empty; fetch or save it again"),
+    "zeros": (bytes(100_000), r"zero bytes only; its write was cut short"),
+    "gzip": (gzip.compress(b"x" * 100), r"compressed by gzip; unpack it"),
+    "bzip2": (bz2.compress(b"x" * 100), r"compressed by bzip2; unpack it"),
+    "xz": (b"\xfd7zXZ\x00" + bytes(20), r"compressed by xz; unpack it"),
+    "zstandard": (b"\x28\xb5\x2f\xfd" + bytes(20), r"compressed by Zstandard; unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(20), r"7z archive; unpack it"),
+    "rar": (b"Rar!\x1a\x07\x01\x00", r"RAR archive; unpack it"),
+    "tar": (_tar(), r"tar archive; unpack it"),
+    "gguf": (b"GGUF\3\0\0\0" + bytes(100), r"GGUF file"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), r"HDF5 file"),
+    "npy": (_npy(), r"\.npy file; load it with numpy"),
+    "legacy torch": (_legacy(), r"before PyTorch 1\.6"),
+    "pickle": (b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94.", r"bare pickle"),
+    "json": (json.dumps({"weight_map": {"a": "b"}}).encode(), r"is JSON text.*lie beside it"),
+    "noise": (b"\x01\x02\x03\x04nothing", r"no known checkpoint begins with .*formats are torch, safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", list(STRANGERS))
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_stranger_is_called_by_its_name_with_a_remedy(name: str, suffix: str, tmp_path: Path) -> None:
+    data, message = STRANGERS[name]
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(statedict.UnknownFormatError, match=message) as caught:
+        statedict.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_zip_of_other_things_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "readme.txt").write_text("hello")
+    path = shutil.make_archive(str(tmp_path / "weights"), "zip", tmp_path / "folder")
+    with pytest.raises(statedict.UnknownFormatError, match=r"zip archive without data\.pkl"):
+        statedict.load(path)
+
+
+def test_a_file_that_is_not_there_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth: cannot open: No such file"):
+        statedict.load(tmp_path / "nothing.pth")
