@@ -111,6 +111,6 @@ def _globs(paths: list[str]) -> list[str]:
     split = [path.split(".") for path in paths]
     for depth in range(max(map(len, split)), 0, -1):
         globs = {".".join([*keys[:depth], "*"] if len(keys) > depth else keys) for keys in split}
-        if len(globs) <= 2 * _SHOWN:
+        if len(globs) <= min(2 * _SHOWN, len(paths) - 1):
             return sorted(globs)
     return ["*"]
