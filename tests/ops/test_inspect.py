@@ -23,7 +23,9 @@ def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 def test_roles_tell_parameters_buffers_and_optimizer_state_apart() -> None:
     model, optimizer = trained()
-    summary = statedict.inspect(statedict.capture({"model": model, "optimizer": optimizer, "extra": {"x": [np.ones(2)]}}))
+    summary = statedict.inspect(
+        statedict.capture({"model": model, "optimizer": optimizer, "extra": {"x": [np.ones(2)]}})
+    )
     roles = {info.path: info.role for info in summary.tensors}
     assert roles["model.0.weight"] == "parameter"
     assert roles["model.1.running_mean"] == "buffer"

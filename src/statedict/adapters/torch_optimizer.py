@@ -144,8 +144,8 @@ def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> li
         plan.problem(
             "groups",
             join(path, "param_groups"),
-            f"the state has groups of {sizes[1]} parameters, the target of {sizes[0]}, and not both have names to go by; "
-            "restore the optimizer together with its model, from a checkpoint that has param_names, or build it alike",
+            f"the state has groups of {sizes[1]} parameters, the target of {sizes[0]}, and not both have names to go "
+            "by; restore the optimizer together with its model, from a checkpoint that has param_names, or build it alike",
         )
         return None
     for group in saved:
@@ -171,7 +171,9 @@ def _hyperparameters(live: Any, saved: Any, plan: Plan, path: str) -> dict[str, 
         plan.note("restored", join(path, key), f"{before!r:.40} → {hyper[key]!r:.40}" if changed else "")
     for key in hyper:
         if key not in live:
-            plan.note("unexpected", join(path, key), "the target had none, as with what a scheduler adds; it is taken over")
+            plan.note(
+                "unexpected", join(path, key), "the target had none, as with what a scheduler adds; it is taken over"
+            )
     if "param_names" in live:
         hyper["param_names"] = live["param_names"]
     return hyper

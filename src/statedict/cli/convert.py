@@ -7,14 +7,14 @@ import os
 import click
 
 from statedict.api import convert
-from statedict.formats import FORMATS
+from statedict.formats import WRITABLE
 from statedict.tensor import human_bytes
 
 
 @click.command()
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
-@click.option("--format", "format_", type=click.Choice(list(FORMATS)), help="Write this format, whatever DST's suffix.")
+@click.option("--format", "format_", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 def command(src: str, dst: str, format_: str | None, overwrite: bool) -> None:
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""

@@ -1,7 +1,7 @@
-"""A checkpoint as the loops of PyTorch's state_dict recipe print it.
+r"""A checkpoint as the loops of PyTorch's state_dict recipe print it.
 
-    for name, tensor in model.state_dict().items(): print(name, "\\t", tensor.size())
-    for key, value in optimizer.state_dict().items(): print(key, "\\t", value)
+    for name, tensor in model.state_dict().items(): print(name, "\t", tensor.size())
+    for key, value in optimizer.state_dict().items(): print(key, "\t", value)
 
 Source: PyTorch's recipe "What is a state_dict in PyTorch".
 """

@@ -32,8 +32,15 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         roles[tensor.role] = roles.get(tensor.role, Total()) + one
     if roles:
         yield ""
-        names = {"parameter": "parameters", "buffer": "buffers", "optimizer": "optimizer state", "tensor": "other tensors"}
-        yield ", ".join(f"{names[role]} {total.elements:,} ({human_bytes(total.nbytes)})" for role, total in roles.items())
+        names = {
+            "parameter": "parameters",
+            "buffer": "buffers",
+            "optimizer": "optimizer state",
+            "tensor": "other tensors",
+        }
+        yield ", ".join(
+            f"{names[role]} {total.elements:,} ({human_bytes(total.nbytes)})" for role, total in roles.items()
+        )
     if summary.wasted:
         yield f"wasted {human_bytes(summary.wasted)}: storages hold more than their views; saving it again drops that"
     if summary.opaque:

@@ -120,7 +120,8 @@ class Summary:
         from html import escape
 
         rows = "".join(
-            f"<tr><td>{escape(t.path)}</td><td>{t.dtype}</td><td>{t.shape}</td><td>{t.nbytes:,}</td></tr>" for t in self.tensors
+            f"<tr><td>{escape(t.path)}</td><td>{t.dtype}</td><td>{t.shape}</td><td>{t.nbytes:,}</td></tr>"
+            for t in self.tensors
         )
         return f"<table><tr><th>name</th><th>dtype</th><th>shape</th><th>bytes</th></tr>{rows}</table>"
 
@@ -199,7 +200,9 @@ class _Builder:
             self.opaque[value.name] = self.opaque.get(value.name, 0) + 1
             children = self.children(value.children(), path, role, parameter)
             return _group(children, f"object of {value.name}")
-        if type(value) in (list, tuple) and any(is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value):
+        if type(value) in (list, tuple) and any(
+            is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value
+        ):
             return _group(self.children(enumerate(value), path, role, parameter))
         for where, item in walk(value):  # a plain value, or a list of them on one row
             self.values[free_name(f"{path}.{where}" if where else path, self.values)] = item
@@ -207,7 +210,9 @@ class _Builder:
 
     def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> _Rows:
         dot = path + "." if path else ""
-        return _by_module([(str(key), self.node(str(key), value, f"{dot}{key}", role, parameter)) for key, value in items])
+        return _by_module(
+            [(str(key), self.node(str(key), value, f"{dot}{key}", role, parameter)) for key, value in items]
+        )
 
     def tensor(self, key: str, tensor: LazyTensor, path: str, role: str, parameter: str | None) -> Node:
         region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides)
@@ -233,7 +238,8 @@ class _Builder:
         for name, part in value.items():
             if name == "state":
                 entries = [
-                    (str(i), self.node(str(i), entry, f"{dot}state.{i}", "optimizer", names.get(i))) for i, entry in part.items()
+                    (str(i), self.node(str(i), entry, f"{dot}state.{i}", "optimizer", names.get(i)))
+                    for i, entry in part.items()
                 ]
                 rows.append(("state", _group(entries)))
             else:
