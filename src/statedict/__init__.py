@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from statedict.errors import RestoreError as RestoreError
     from statedict.errors import StateDictError as StateDictError
     from statedict.errors import TreeError as TreeError
+    from statedict.errors import TruncatedError as TruncatedError
     from statedict.errors import UnknownFormatError as UnknownFormatError
     from statedict.errors import UnsupportedError as UnsupportedError
     from statedict.ops.inspect import Summary as Summary
@@ -65,6 +66,7 @@ _EXPORTS = {
     "Storage": "tensor",
     "Summary": "ops.inspect",
     "TreeError": "errors",
+    "TruncatedError": "errors",
     "UnknownFormatError": "errors",
     "UnsupportedError": "errors",
     "capture": "api",
@@ -77,7 +79,7 @@ _EXPORTS = {
     "unflatten": "tree",
 }
 
-__all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_EXPORTS, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -23,8 +23,9 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     """Open a checkpoint lazily: its index is read, no tensor is.
 
     Args:
-        path: the file. Its content decides what it is, never its suffix.
-        format: read it as this format: `"torch"` or `"safetensors"`.
+        path: the file. Its content decides what it is, never its suffix. Or a folder: of Hugging Face (with
+            `model.safetensors`, `pytorch_model.bin` or an index of shards) or of `torch.distributed.checkpoint`.
+        format: read it as this format: `"torch"`, `"safetensors"`, or another name in `formats.FORMATS`.
 
     Returns:
         Its tree. A file whose root is no dict (a bare tensor, a list) comes under the key `""`.
@@ -39,7 +40,7 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     >>> state["model_state"]["conv1.weight"].shape
     (6, 3, 5, 5)
     """
-    source = FileSource(os.fspath(path))
+    source = FileSource(formats.entry(os.fspath(path)))
     reader = formats.by_name(format or formats.detect(source))
     with Paused():
         tree = reader.read(source)
@@ -72,7 +73,7 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
     from statedict.io.atomic import publish
 
     target = os.fspath(path)
-    module = formats.by_name(format or formats.for_writing(target))
+    module = formats.writer(format or formats.for_writing(target))
     with Paused():
         live = lazily(collect(tree))
         bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], StateDict)

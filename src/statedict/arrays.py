@@ -99,12 +99,10 @@ def torch_memory(tensor: Any) -> Memory:
         what = "on the meta device and has no values; materialise it first"
     if what:
         raise UnsupportedError(f"the tensor is {what}")
-    device = str(tensor.device)
-    whole = tensor.detach()
-    if tensor.is_conj() or tensor.is_neg():
-        whole = whole.resolve_conj().resolve_neg()
-    if device != "cpu":
-        whole = whole.cpu()
+    device, whole = "cpu", tensor
+    if not tensor.is_cpu or tensor.is_conj() or tensor.is_neg():
+        device = str(tensor.device)
+        whole = tensor.detach().resolve_conj().resolve_neg().cpu()
     found = _TORCH_DTYPES.get(whole.dtype)
     if found is None:
         found = _TORCH_DTYPES[whole.dtype] = dtype(whole.dtype)
@@ -116,7 +114,7 @@ def torch_memory(tensor: Any) -> Memory:
         storage.data_ptr(),
         storage.nbytes(),
         whole.storage_offset() * found.itemsize,
-        whole,
+        storage,
     )
     memory.device, memory.requires_grad = device, tensor.requires_grad
     memory.parameter = type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter)
@@ -167,7 +165,8 @@ def numpy_memory(array: Any) -> Memory:
     base = array
     while isinstance(base.base, numpy.ndarray) and base.base.flags.c_contiguous:
         base = base.base
-    if not base.flags.c_contiguous:  # a view of foreign memory: the span that it covers is its storage
+    # a view of foreign memory, or one between the elements of its base: the span that it covers is its storage
+    if not base.flags.c_contiguous or (address - base.ctypes.data) % item:
         span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + item if array.size else 0
         start, nbytes = address, span
     else:
@@ -195,7 +194,7 @@ def torch_storage(data: memoryview) -> Any:
     import torch
 
     if not len(data):
-        return torch.UntypedStorage(0)
+        return torch.empty(0, dtype=torch.uint8).untyped_storage()
     return torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
 
 

@@ -3,7 +3,8 @@
     StateDictError
     ├── FormatError (ValueError)          the file cannot be read as a checkpoint
     │   ├── UnknownFormatError            no format recognises it
-    │   ├── CorruptFileError              truncated, inconsistent or damaged
+    │   ├── CorruptFileError              inconsistent or damaged
+    │   │   └── TruncatedError            the file ends early
     │   └── LimitError                    it asks for more memory or time than its size justifies
     ├── FileError (OSError)               the file system said no
     │   ├── MissingFileError (FileNotFoundError)
@@ -36,6 +37,10 @@ class UnknownFormatError(FormatError):
 
 class CorruptFileError(FormatError):
     """The file is truncated, inconsistent or damaged."""
+
+
+class TruncatedError(CorruptFileError):
+    """The file ends early."""
 
 
 class LimitError(FormatError):

@@ -43,7 +43,7 @@ class Place:
 
 
 def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
-    """The segments that the tensors cover, in the order of first use, and each tensor's place in them."""
+    """The segments that the tensors cover, storage by storage in the order of first use, and each tensor's place."""
     by_storage: dict[object, list[int]] = {}
     for index, tensor in enumerate(tensors):
         by_storage.setdefault(tensor.storage.key, []).append(index)
@@ -74,9 +74,11 @@ def _overlapping(tensors: Sequence[LazyTensor], members: list[int]) -> list[list
     end = -1
     for index in sorted(members, key=lambda i: (tensors[i].offset, i)):
         tensor = tensors[index]
-        if not groups or tensor.offset >= end or not tensor.span:
+        if not tensor.span:
+            groups.insert(0, [index])
+            continue
+        if tensor.offset >= end:
             groups.append([])
-            end = tensor.offset
         groups[-1].append(index)
         end = max(end, tensor.offset + tensor.span)
     return sorted(groups, key=min)
@@ -85,12 +87,20 @@ def _overlapping(tensors: Sequence[LazyTensor], members: list[int]) -> list[list
 def _together(
     tensors: Sequence[LazyTensor], group: list[int], segments: list[Segment], places: list[Place | None]
 ) -> None:
-    if len(group) == 1:
-        places[group[0]] = _alone(tensors[group[0]], segments)
-        return
+    regions: dict[object, list[int]] = {}
+    for i in group:
+        t = tensors[i]
+        regions.setdefault((t.offset, t.shape, t.strides, t.dtype.name), []).append(i)
     start = min(tensors[i].offset for i in group)
-    start -= start % 16  # so that every dtype's offset stays a whole number of elements
     end = max(tensors[i].offset + tensors[i].span for i in group)
+    if len(regions) == 1 or end - start > sum(tensors[members[0]].nbytes for members in regions.values()):
+        # tied ones only, or views with more between them than in them, such as a row and a column
+        for members in regions.values():
+            place = _alone(tensors[members[0]], segments)
+            for i in members:
+                places[i] = place
+        return
+    start -= start % 16  # so that every dtype's offset stays a whole number of elements
     storage = tensors[group[0]].storage
     segments.append(Segment(storage.source, storage.offset + start, end - start, storage.device))
     for i in group:
@@ -143,7 +153,7 @@ def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
         buffers, places = own(tensors)
         owned = [torch_storage(buffer) for buffer in buffers]
         return [
-            torch_view(owned[p.segment], t.dtype, t.shape, p.strides, p.offset // t.dtype.itemsize)
+            torch_view(owned[p.segment], t.dtype, t.shape, p.strides, p.offset // max(t.dtype.itemsize, 1))
             for t, p in zip(tensors, places, strict=True)
         ]
     mapped: dict[object, Any] = {}
@@ -154,7 +164,7 @@ def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
             data = storage.view(private=True)
             mapped[storage.key] = None if data is None else torch_storage(data)
         shared = mapped[storage.key]
-        if shared is None or not item or storage.offset % item or tensor.offset % item:
+        if shared is None or not item or shared.data_ptr() % item or tensor.offset % item:
             result.append(tensor.torch(copy=True))
         else:
             result.append(torch_view(shared, tensor.dtype, tensor.shape, tensor.strides, tensor.offset // item))

@@ -197,8 +197,10 @@ class LazyTensor:
             return numpy_view(self._owned(), self.dtype, self.shape, None)
         data = self.storage.view()
         if data is None:
-            return numpy_view(memoryview(self.raw()), self.dtype, self.shape, None)
-        result = numpy_view(data[self.offset : self.offset + self.span], self.dtype, self.shape, self.strides)
+            data = memoryview(self.storage.source.read(self.storage.offset + self.offset, self.span))
+        else:
+            data = data[self.offset : self.offset + self.span]
+        result = numpy_view(data, self.dtype, self.shape, self.strides)
         result.flags.writeable = False
         return result
 
@@ -210,10 +212,11 @@ class LazyTensor:
                 True gives owned memory, read the fastest way.
         """
         data = None if copy else self.storage.view(private=True)
-        if data is None or not self.dtype.itemsize or (self.storage.offset + self.offset) % self.dtype.itemsize:
-            return torch_view(torch_storage(self._owned()), self.dtype, self.shape, None, 0)
-        data = data[self.offset : self.offset + self.span]
-        return torch_view(torch_storage(data), self.dtype, self.shape, self.strides, 0)
+        if data is not None and self.dtype.itemsize:
+            mapped = torch_storage(data[self.offset : self.offset + self.span])
+            if mapped.data_ptr() % self.dtype.itemsize == 0:
+                return torch_view(mapped, self.dtype, self.shape, self.strides, 0)
+        return torch_view(torch_storage(self._owned()), self.dtype, self.shape, None, 0)
 
     def _owned(self) -> memoryview:
         tensor, buffer = self.contiguous(), allocate(self.nbytes)
@@ -237,16 +240,19 @@ class LazyTensor:
         if self.strides is None:
             return self
         kind = self.dtype
+        arrays: list[Any] = []
 
         def collect(offset: int, buffer: memoryview) -> None:
             import numpy
 
+            if not arrays:  # once, for a source that cannot be mapped reads the whole span here
+                arrays.append(self.numpy())
             item = kind.itemsize
             first, last = offset // item, -(-(offset + len(buffer)) // item)
             block = numpy.empty(last - first, kind.numpy)
-            gather(self.numpy(), first, block)
+            gather(arrays[0], first, block)
             skip = offset - first * item
-            buffer[:] = memoryview(block.view(numpy.uint8))[skip : skip + len(buffer)]
+            buffer[:] = block.view(numpy.uint8).data[skip : skip + len(buffer)]
 
         source = ComputedSource(self.nbytes, collect, self.storage.source.name)
         storage = Storage(source, 0, self.nbytes, self.storage.device)
@@ -403,7 +409,10 @@ def _index(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple[
             start += first * strides[axis] if count else 0
             axis += 1
         elif hasattr(item, "__index__") and not isinstance(item, bool):
-            position = item.__index__()
+            try:
+                position = item.__index__()
+            except TypeError:
+                raise IndexError(f"an index of several elements is not lazy; use .numpy()[...], not {item!r}") from None
             if not -shape[axis] <= position < shape[axis]:
                 raise IndexError(f"index {position} is out of range for axis {axis} of size {shape[axis]}")
             start += (position % shape[axis]) * strides[axis]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 200
 MAX_ENTRIES = 20_000_000
+MAX_SHARED = 100_000
+MAX_CHARACTERS = 1 << 28
 
 
 class StateDict(dict["Any", "Any"]):
@@ -52,7 +54,7 @@ class StateDict(dict["Any", "Any"]):
     __copy__ = copy
 
     def at(self, path: str) -> Any:
-        """The value at a path.
+        """The value at a path; at a module's, the entries below it.
 
         Raises:
             PathError: there is none; the message names the nearest ones.
@@ -122,7 +124,7 @@ class StateDict(dict["Any", "Any"]):
         return _realize(self, lambda tensors: torch_tensors(tensors, copy), _torch_value)  # type: ignore[no-any-return]
 
     def _repr_html_(self) -> str:
-        return _html(self, f"state_dict, {len(self):,} entries", 0)
+        return _html(self, f"state_dict, {len(self):,} entries", 0, [_HTML_ROWS])
 
 
 class FlatState(dict[str, "Any"]):
@@ -137,6 +139,7 @@ class FlatState(dict[str, "Any"]):
 
 
 _MISSING: Any = object()
+_ACTIVE: Any = object()
 
 
 def like(origin: Any, new: StateDict) -> StateDict:
@@ -150,11 +153,15 @@ def like(origin: Any, new: StateDict) -> StateDict:
 
 def free_name(path: str, taken: Mapping[str, Any]) -> str:
     """The path, or the path with `~2`, `~3` … if it is taken."""
-    name, count = path, 1
-    while name in taken:
-        count += 1
-        name = f"{path}~{count}"
-    return name
+    if path not in taken:
+        return path
+    used, free = 1, 2
+    while f"{path}~{free}" in taken:  # doubling, then halving: a file may have one path a million times
+        used, free = free, 2 * free
+    while free - used > 1:
+        middle = (used + free) // 2
+        used, free = (middle, free) if f"{path}~{middle}" in taken else (used, middle)
+    return f"{path}~{free}"
 
 
 def unflatten(flat: Mapping[str, Any], skeleton: Any = None) -> Any:
@@ -178,7 +185,7 @@ def unflatten(flat: Mapping[str, Any], skeleton: Any = None) -> Any:
 
     def get(node: Any) -> Any:
         name = node.get("$leaf") if isinstance(node, dict) else None
-        if name not in flat:
+        if type(name) is not str or name not in flat:
             raise TreeError(f"the skeleton has an entry {name!r} that the flat dict lacks; it was renamed or removed")
         left.pop(name, None)
         return flat[name]
@@ -198,6 +205,8 @@ def _nest(flat: Mapping[str, Any]) -> StateDict:
     parents = {"": root}
     for path, leaf in flat.items():
         *above, key = path.split(".")
+        if len(above) > MAX_DEPTH:
+            raise TreeError(f"{path[:80]!r}: nested deeper than {MAX_DEPTH}")
         node, prefix = root, ""
         for name in above:
             prefix += "." + name
@@ -215,33 +224,50 @@ def _nest(flat: Mapping[str, Any]) -> StateDict:
 def walk(tree: Any) -> Iterator[tuple[str, Any]]:
     """(path, leaf) in order; paths repeat where two entries have one path."""
     found: list[tuple[str, Any]] = []
-    encode(tree, lambda path, leaf: found.append((path, leaf)))
+    encode(tree, lambda path, leaf: found.append((path, leaf)), lambda value: None)
     return iter(found)
 
 
-def encode(tree: Any, put: Callable[[str, Any], Any]) -> Any:
+def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any] = to_json) -> Any:
     """A JSON-ready skeleton of the tree, with `put(path, leaf)` in the place of each leaf.
 
     A dict whose keys are strings that do not begin with `$` is a JSON object, a list an array; every other container
     is an object with a key that begins with `$`. docs/format.md specifies them.
+
+    Args:
+        tree: any nesting of dicts, lists, tuples and Opaques.
+        put: makes what stands for a leaf.
+        plain: makes the JSON of a key and of a value in `_metadata`.
+
+    Raises:
+        TreeError: the tree contains itself, is nested deeper than 200, or has over 20 million entries, or over
+            100,000 if that is because it holds few containers many times, or its paths have over 2²⁸ characters.
     """
-    count = 0
+    count = characters = 0
+    fresh = MAX_SHARED  # entries that a tree of so many different containers may have
+    seen: set[int] = set()
     active: set[int] = set()
 
     def visit(node: Any, prefix: str) -> Any:
-        nonlocal count
+        nonlocal count, characters, fresh
         count += 1
+        characters += len(prefix)
+        if characters > MAX_CHARACTERS:
+            raise TreeError(f"{prefix[:80]!r}: the paths have more than {MAX_CHARACTERS:,} characters")
         kind = type(node)
         if kind is StateDict or (isinstance(node, dict) and kind is not Counter):
             make = dict_node
         elif kind is list or kind is tuple:
             make = sequence_node
-        elif kind is Opaque:
+        elif isinstance(node, Opaque):
             make = opaque_node
         else:
             return put(prefix, node)
-        if count > MAX_ENTRIES:
-            raise TreeError(f"{prefix[:80]!r}: more than {MAX_ENTRIES:,} entries; containers that are shared multiply")
+        if id(node) not in seen:
+            seen.add(id(node))
+            fresh += 100 * (4 if make is opaque_node else len(node))
+        if count > min(fresh, MAX_ENTRIES):
+            raise TreeError(f"{prefix[:80]!r}: more than {count - 1:,} entries; containers that are shared multiply")
         if len(active) > MAX_DEPTH:
             raise TreeError(f"{prefix[:80]!r}: nested deeper than {MAX_DEPTH}")
         if id(node) in active:
@@ -256,10 +282,10 @@ def encode(tree: Any, put: Callable[[str, Any], Any]) -> Any:
         if metadata is None and all(type(key) is str and key[:1] != "$" for key in node):
             return {key: visit(value, prefix + key) for key, value in node.items()}
         result: dict[str, Any] = {
-            "$dict": [[to_json(key), visit(value, f"{prefix}{key}")] for key, value in node.items()]
+            "$dict": [[plain(key), visit(value, f"{prefix}{key}")] for key, value in node.items()]
         }
         if metadata is not None:
-            result["metadata"] = encode(metadata, lambda _, leaf: to_json(leaf))
+            result["metadata"] = encode(metadata, lambda _, leaf: plain(leaf), plain)
         return result
 
     def sequence_node(node: Any, prefix: str) -> Any:
@@ -286,8 +312,8 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
     """
 
     def visit(node: Any, depth: int) -> Any:
-        if depth > 2 * MAX_DEPTH:
-            raise TreeError(f"the skeleton is nested deeper than {2 * MAX_DEPTH}")
+        if depth > MAX_DEPTH + 1:
+            raise TreeError(f"the skeleton is nested deeper than {MAX_DEPTH}")
         depth += 1
         if type(node) is list:
             return [visit(child, depth) for child in node]
@@ -343,13 +369,16 @@ def _find(node: Any, path: str) -> Any:
         if path[:end] in children and (found := _find(children[path[:end]], path[end + 1 :])) is not _MISSING:
             return found
         end = path.rfind(".", 0, end)
-    return _MISSING
+    module = {key[len(path) + 1 :]: child for key, child in children.items() if key.startswith(path + ".")}
+    return StateDict(module) if module else _MISSING
 
 
 def transform(
     tree: Any, leaf: Callable[[Any], Any], container: Callable[[dict[Any, Any], Any], Any] | None = None
 ) -> Any:
     """A new tree of StateDicts, lists and tuples with `leaf(value)` for each leaf, called once for each object.
+
+    What stood in several places, a leaf or a container, is made once and stands there again.
 
     Args:
         tree: any nesting of dicts, lists, tuples and Opaques.
@@ -360,19 +389,30 @@ def transform(
     keep: list[Any] = []
     build = container or (lambda entries, origin: like(origin, StateDict(entries)))
 
-    def visit(node: Any) -> Any:
-        if isinstance(node, dict) and not isinstance(node, Counter):
-            return build({key: visit(child) for key, child in node.items()}, node)
-        if type(node) in (list, tuple):
-            return type(node)(visit(child) for child in node)
-        if type(node) is Opaque:
-            return Opaque(node.name, visit(node.args), visit(node.state), visit(node.items), visit(node.entries))
-        if id(node) not in made:
+    def visit(node: Any, depth: int) -> Any:
+        known = made.get(id(node), _MISSING)
+        if known is _MISSING:
             keep.append(node)  # an id is only unique while its object lives
-            made[id(node)] = leaf(node)
-        return made[id(node)]
+            made[id(node)] = _ACTIVE
+            known = made[id(node)] = make(node, depth + 1)
+        elif known is _ACTIVE:
+            raise TreeError("the tree contains itself")
+        return known
 
-    return visit(tree)
+    def make(node: Any, depth: int) -> Any:
+        if depth > MAX_DEPTH + 1:
+            raise TreeError(f"nested deeper than {MAX_DEPTH}")
+        if isinstance(node, dict) and not isinstance(node, Counter):
+            return build({key: visit(child, depth) for key, child in node.items()}, node)
+        if type(node) in (list, tuple):
+            return type(node)([visit(child, depth) for child in node])
+        if isinstance(node, Opaque):
+            return Opaque(
+                node.name, *[visit(part, depth) for part in (node.args, node.state, node.items, node.entries)]
+            )
+        return leaf(node)
+
+    return visit(tree, 0)
 
 
 def _realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: Callable[[Any], Any]) -> Any:
@@ -401,22 +441,31 @@ def _torch_value(value: Any) -> Any:
     return value
 
 
-def _html(node: Any, label: str, depth: int) -> str:
+_HTML_ROWS = 10_000
+_HTML_CHILDREN = 1000
+
+
+def _html(node: Any, label: str, depth: int, left: list[int]) -> str:
+    """A folded list of a container's entries, as long as `left`, the rows of the page, lasts."""
     from html import escape
 
     def row(key: Any, child: Any) -> str:
         if isinstance(child, dict | list | tuple | Opaque) and child.__class__ is not Size and depth < MAX_DEPTH:
             kind = repr(child) if isinstance(child, Opaque) else f"{len(child):,} entries"
-            return _html(child, f"{key}: {kind}", depth + 1)
+            return _html(child, f"{key}: {kind}", depth + 1, left)
         text = repr(as_lazy(child)) if is_array(child) else repr(child)
         return f"<li><b>{escape(str(key))}</b> <code>{escape(text[:200])}</code></li>"
 
     if isinstance(node, Opaque):
-        pairs = [(slot, getattr(node, slot)) for slot in ("args", "state", "items", "entries")]
-        pairs = [(slot, held) for slot, held in pairs if held is not None]
+        held = ((slot, getattr(node, slot)) for slot in ("args", "state", "items", "entries"))
+        pairs: list[tuple[Any, Any]] = [(slot, value) for slot, value in held if value is not None]
+    elif isinstance(node, dict):
+        pairs = list(node.items())
     else:
-        pairs = list(node.items() if isinstance(node, dict) else enumerate(node))
-    rows = "".join(row(key, child) for key, child in pairs[:1000])
-    more = f"<li>… {len(pairs) - 1000:,} more</li>" if len(pairs) > 1000 else ""
+        pairs = list(enumerate(node))
+    shown = pairs[: max(0, min(_HTML_CHILDREN, left[0]))]
+    left[0] -= len(shown)
+    rows = "".join(row(key, child) for key, child in shown)
+    more = f"<li>… {len(pairs) - len(shown):,} more</li>" if len(pairs) > len(shown) else ""
     opened = " open" if depth == 0 else ""
     return f"<details{opened}><summary>{escape(label)}</summary><ul>{rows}{more}</ul></details>"

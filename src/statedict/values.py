@@ -55,7 +55,8 @@ class Opaque:
 
     Attributes:
         name: its qualified name, `"omegaconf.dictconfig.DictConfig"`.
-        args: what its constructor would have been called with; None for a bare reference to a class or function.
+        args: what its constructor would have been called with, as a pair with its keywords if there are any, or with
+            what is called if that is an Opaque too; None for a bare reference to a class or function.
         state: what its `__setstate__` or `__dict__` would have received.
         items: what would have been appended to it.
         entries: what would have been set in it, key → value.
@@ -85,7 +86,7 @@ class Opaque:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Opaque):
             return NotImplemented
-        return all(getattr(self, slot) == getattr(other, slot) for slot in self.__slots__)
+        return all(getattr(self, slot) == getattr(other, slot) for slot in Opaque.__slots__)
 
     __hash__ = object.__hash__
 
@@ -145,8 +146,10 @@ def from_json(node: Any) -> Any:
     try:
         ((tag, body),) = node.items()
         return _DECODERS[tag](body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFileError(f"not a value: {str(node)[:80]}; the header is damaged") from error
+    except CorruptFileError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(f"not a value: {', '.join(map(repr, node))[:80]}; the header is damaged") from error
 
 
 def _bytes(body: Any) -> bytes:

@@ -80,3 +80,14 @@ def test_the_story_is_cut_into_commands_python_and_prose() -> None:
     kinds = [kind for kind, _ in steps(STORY)]
     assert kinds.count("$") == 4
     assert any("\n" in text for kind, text in steps(STORY) if kind == ">>>")
+
+
+def test_a_folder_is_shown_and_converted_with_the_size_of_its_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    statedict.save({"w": torch.zeros(50_000)}, tmp_path / "folder" / "model.safetensors")
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    assert run("show", "folder", torch=False).stdout.startswith("folder  200.3 kB  1 tensor, 50,000 elements")
+    assert run("convert", "folder", "x.pth", torch=False).stdout.startswith("folder (200.3 kB) → x.pth (")
+    refused = run("convert", "folder", "x.pickle", "--format", "pickle")
+    assert refused.returncode == 2
+    assert "'torch', 'safetensors'" in refused.stderr

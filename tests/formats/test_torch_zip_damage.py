@@ -44,7 +44,9 @@ def test_an_archive_without_its_directory_looks_truncated(path: Path) -> None:
 
 
 def test_an_archive_without_data_pkl_was_not_written_by_torch(path: Path) -> None:
-    with pytest.raises(statedict.UnknownFormatError, match=r"zip archive without data\.pkl.*unpack it first"):
+    with pytest.raises(
+        statedict.UnknownFormatError, match=r"zip archive without data\.pkl and none of its members is a checkpoint"
+    ):
         statedict.load(rezip(path, **{"data.pkl": None}))
 
 
@@ -206,8 +208,6 @@ def test_our_own_record_may_be_missing_or_newer(path: Path) -> None:
     assert statedict.load(rezip(path, **{".statedict.json": newer})).metadata == {"note": "kept"}
 
 
-@pytest.mark.parametrize("name", ["model.pth/", "x" * 300], ids=["a folder", "a long name"])
-def test_a_path_that_cannot_be_opened_is_a_file_error(tmp_path: Path, name: str) -> None:
-    (tmp_path / "model.pth").mkdir()
+def test_a_path_that_cannot_be_opened_is_a_file_error(tmp_path: Path) -> None:
     with pytest.raises(statedict.FileError):
-        statedict.load(tmp_path / name)
+        statedict.load(tmp_path / ("x" * 300))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from statedict.api import convert
+from statedict.cli import size_of
 from statedict.formats import WRITABLE
 from statedict.tensor import human_bytes
 
@@ -19,4 +18,4 @@ from statedict.tensor import human_bytes
 def command(src: str, dst: str, format_: str | None, overwrite: bool) -> None:
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
     convert(src, dst, format=format_, overwrite=overwrite)
-    click.echo(f"{src} ({human_bytes(os.path.getsize(src))}) → {dst} ({human_bytes(os.path.getsize(dst))})")
+    click.echo(f"{src} ({human_bytes(size_of(src))}) → {dst} ({human_bytes(size_of(dst))})")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 
 import click
 
 from statedict.api import load
-from statedict.cli import printable
+from statedict.cli import printable, size_of
 from statedict.tensor import human_bytes
 from statedict.tree import StateDict
 
@@ -36,12 +35,12 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 
     summary = inspect(found, above if key else at or "")
     if as_json:
-        click.echo(json.dumps({"file": file, "size": os.path.getsize(file), **summary.to_json()}))
+        click.echo(json.dumps({"file": file, "size": size_of(file), **summary.to_json()}))
         return
     from statedict.cli.render import count_tensors, summary_lines
 
     total = summary.total
-    size = human_bytes(os.path.getsize(file))
+    size = human_bytes(size_of(file))
     title = f"{printable(file)}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))

@@ -284,7 +284,7 @@ class _Plan:
         self._stored: dict[Any, str] = {}
 
     def put(self, path: str, leaf: Any) -> Any:
-        if type(leaf) is not LazyTensor:
+        if not isinstance(leaf, LazyTensor):
             try:
                 return to_json(leaf)
             except UnsupportedError as error:

@@ -6,6 +6,13 @@
     NAME/version               "3"
     NAME/.statedict.json       ours: what the pickle cannot say, see docs/format.md; PyTorch ignores it
 
+TorchScript archives, from `torch.jit.save`, are the same with `NAME/code/…`, which is never looked at, and
+
+    NAME/constants.pkl         a tuple of the tensors that the code refers to
+    NAME/constants/0 …         their storages
+
+They open as the attributes of the modules, so a parameter is `conv.weight`; constants, if any, are under `constants`.
+
 Records are stored, not compressed, so a tensor is a range of the file. NAME is any folder; we write `archive`.
 Source: caffe2/serialize/inline_container.h and torch/serialization.py (PyTorch 2.13).
 """
@@ -15,20 +22,21 @@ from __future__ import annotations
 from statedict.arrays import contiguous_strides
 from statedict.errors import CorruptFileError, UnknownFormatError
 from statedict.io.pipeline import Part, transfer, write_at
-from statedict.io.source import BytesSource, ComputedSource
+from statedict.io.source import BytesSource, swapped
 from statedict.io.zip import ArchiveLayout, read_directory
-from statedict.pickles.constructors import DATA, StorageType, TypedStorage
+from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
+from statedict.pickles.tables import DATA
 from statedict.pickles.writer import dumps
 from statedict.segments import plan
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict, walk
+from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from statedict.dtypes import DType
     from statedict.io.source import ByteSource
     from statedict.io.zip import Inflated, Record
 
@@ -45,12 +53,24 @@ def read(source: ByteSource) -> Any:
     records = read_directory(source)
     folders = [name[: -len("data.pkl")] for name in records if name.rpartition("/")[2] == "data.pkl"]
     if not folders:
-        raise UnknownFormatError(
-            f"{source.name}: is a zip archive without data.pkl, so torch.save did not write it; unpack it first"
-        )
+        raise UnknownFormatError(f"{source.name}: is a zip archive without data.pkl, so torch.save did not write it")
     folder = min(folders, key=len)
     order = records.get(folder + "byteorder")
     swap = order is not None and bytes(order.read(0, min(order.size, 16))).strip() == b"big"
+    tree = _tree(records, folder, "data", swap)
+    ours = records.get(folder + _OURS)
+    if ours is not None and isinstance(tree, StateDict):
+        tree.metadata = _metadata(ours)
+    if folder + "constants.pkl" in records and _is_module(tree):
+        tree = _attributes(tree)
+        constants = _tree(records, folder, "constants", swap)
+        if constants:
+            tree.setdefault("constants", constants)
+    return tree
+
+
+def _tree(records: dict[str, Record | Inflated], folder: str, name: str, swap: bool) -> Any:
+    """What the pickle `NAME.pkl` holds over the storages in `NAME/`."""
     storages: dict[str, Storage] = {}
 
     def storage(identifier: Any) -> TypedStorage:
@@ -61,23 +81,40 @@ def read(source: ByteSource) -> Any:
             raise CorruptFileError(f"a storage that is described wrongly: {str(identifier)[:80]}")
         found = storages.get(key)
         if found is None:
-            record = records.get(f"{folder}data/{key}")
+            record = records.get(f"{folder}{name}/{key}")
             if record is None:
-                raise CorruptFileError(f"storage data/{key} is missing from the archive; save it again")
-            found = storages[key] = Storage(_swapped(record, kind.dtype) if swap else record, 0, record.size, device)
+                raise CorruptFileError(f"storage {name}/{key} is missing from the archive; save it again")
+            found = storages[key] = Storage(record, 0, record.size, device)
+            if swap:
+                found.source = swapped(record, 0, record.size, kind.dtype)
         if numel * kind.dtype.itemsize > found.nbytes:
             raise CorruptFileError(
-                f"storage data/{key}: {numel:,} elements of {kind.dtype} need {numel * kind.dtype.itemsize:,} bytes, "
+                f"storage {name}/{key}: {numel:,} elements of {kind.dtype} need {numel * kind.dtype.itemsize:,} bytes, "
                 f"the archive has {found.nbytes:,}; the file is damaged"
             )
         return TypedStorage(found, kind.dtype)
 
-    pickle = records[folder + "data.pkl"]
-    tree, _ = load(pickle.read(0, pickle.size), DATA, storage, pickle.label)
-    ours = records.get(folder + _OURS)
-    if ours is not None and isinstance(tree, StateDict):
-        tree.metadata = _metadata(ours)
-    return tree
+    pickle = records[f"{folder}{name}.pkl"]
+    return load(pickle.read(0, pickle.size), DATA, storage, pickle.label)[0]
+
+
+def _is_module(value: Any) -> bool:
+    """Whether it is a module of TorchScript, by the name that only its compiler gives."""
+    return type(value) is Opaque and value.name.startswith("__torch__.") and isinstance(value.state, StateDict)
+
+
+def _attributes(module: Opaque) -> Any:
+    """The attributes of a module of TorchScript and of those below it."""
+    pending, seen = [module.state], {id(module.state)}
+    while pending:
+        attributes = pending.pop()
+        for name, value in attributes.items():
+            if _is_module(value):
+                attributes[name] = value.state
+                if id(value.state) not in seen:
+                    seen.add(id(value.state))
+                    pending.append(value.state)
+    return module.state
 
 
 def _metadata(record: Record | Inflated) -> dict[str, str]:
@@ -93,21 +130,6 @@ def _metadata(record: Record | Inflated) -> dict[str, str]:
         raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
 
 
-def _swapped(source: ByteSource, kind: DType) -> ByteSource:
-    """The storage of a big-endian machine, in our order."""
-    itemsize = kind.itemsize // 2 if kind.kind == "complex" else kind.itemsize
-
-    def fill(offset: int, buffer: memoryview) -> None:
-        first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize
-        data = bytearray(source.read(first, min(last, source.size) - first))
-        turned = bytearray(len(data))
-        for at in range(itemsize):
-            turned[at::itemsize] = data[itemsize - 1 - at :: itemsize]
-        buffer[:] = turned[offset - first : offset - first + len(buffer)]
-
-    return ComputedSource(source.size, fill, source.name)
-
-
 def write(tree: Any, fd: int) -> None:
     """Write the tree into an open file; its leaves are LazyTensors and plain values.
 
@@ -116,7 +138,7 @@ def write(tree: Any, fd: int) -> None:
     """
     import json
 
-    tensors = list({id(leaf): leaf for _, leaf in walk(tree) if type(leaf) is LazyTensor}.values())
+    tensors = list({id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values())
     segments, places = plan(tensors)
     by_tensor = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
 

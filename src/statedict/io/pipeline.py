@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     Fill = tuple[ByteSource, int, memoryview]
 
 WORKERS = min(4, os.cpu_count() or 1)
-BLOCK = 4 << 20
+BLOCK = 1 << 20  # of a write: summed while it lies in the processor's cache, and written from there
+READ = 8 << 20
 BATCH = 1 << 20
 _BATCH_ITEMS = 4096
 
@@ -170,11 +171,11 @@ def _blocks(ranges: Iterable[Fill]) -> Iterator[list[Fill]]:
     batch: list[Fill] = []
     size = 0
     for source, offset, buffer in ranges:
-        for at in range(0, len(buffer), 2 * BLOCK):
-            piece = buffer[at : at + 2 * BLOCK]
+        for at in range(0, len(buffer), READ):
+            piece = buffer[at : at + READ]
             batch.append((source, offset + at, piece))
             size += len(piece)
-            if size >= 2 * BLOCK or len(batch) >= _BATCH_ITEMS:
+            if size >= READ or len(batch) >= _BATCH_ITEMS:
                 yield batch
                 batch, size = [], 0
     if batch:

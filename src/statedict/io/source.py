@@ -7,7 +7,9 @@ Every range is checked against the size first, so that no offset from a file is 
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 from statedict.errors import CorruptFileError, FileError, file_error
 
@@ -15,11 +17,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from statedict.dtypes import DType
+
     class ByteSource(Protocol):
         """Readable bytes of known size."""
 
-        name: str
-        size: int
+        @property
+        def name(self) -> str:
+            """What messages call it."""
+
+        @property
+        def size(self) -> int:
+            """Its length in bytes."""
 
         @property
         def in_memory(self) -> bool:
@@ -63,6 +72,8 @@ class FileSource:
         try:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
             status = os.fstat(self._fd)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except OSError as error:
             raise file_error(path, "cannot open", error) from error
         self.size = status.st_size
@@ -82,15 +93,21 @@ class FileSource:
         return self._fd
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
+        """A copy of `length` bytes from `offset`."""
         check_range(self, offset, length)
-        data = os.pread(self._fd, length, offset) if length <= _PREAD_AT_MOST else b""
-        if len(data) == length:
-            return data
+        if length <= _PREAD_AT_MOST:
+            try:
+                data = os.pread(self._fd, length, offset)
+            except OSError as error:
+                raise file_error(self.name, f"cannot read byte {offset:,}", error) from error
+            if len(data) == length:
+                return data
         whole = bytearray(length)
         self.readinto(offset, memoryview(whole))
         return whole
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
         length = len(buffer)
         check_range(self, offset, length)
         done = 0
@@ -107,6 +124,7 @@ class FileSource:
             done += count
 
     def view(self, private: bool = False) -> memoryview | None:
+        """The file mapped; with `private` writable, and what is written stays in this process."""
         import mmap
 
         if not self.size:
@@ -142,14 +160,17 @@ class BytesSource:
         return BytesSource, (bytes(self._view), self.name)
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
+        """A copy of `length` bytes from `offset`."""
         check_range(self, offset, length)
         return bytes(self._view[offset : offset + length])
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
         check_range(self, offset, len(buffer))
         buffer[:] = self._view[offset : offset + len(buffer)]
 
     def view(self, private: bool = False) -> memoryview | None:
+        """The memory; None for a private view of what is read-only."""
         if private and self._view.readonly:
             return None
         return self._view
@@ -169,16 +190,19 @@ class AddressSource:
         return BytesSource, (self.read(0, self.size), self.name)
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
+        """A copy of `length` bytes from `offset`."""
         import ctypes
 
         check_range(self, offset, length)
         return ctypes.string_at(self.address + offset, length)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
         check_range(self, offset, len(buffer))
         buffer[:] = self.view()[offset : offset + len(buffer)]
 
     def view(self, private: bool = False) -> memoryview:
+        """The memory itself."""
         return address_view(self.address, self.size, self.owner)
 
 
@@ -193,17 +217,75 @@ class ComputedSource:
         self.size, self.fill, self.name = size, fill, name
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
+        """A copy of `length` bytes from `offset`."""
         check_range(self, offset, length)
         whole = bytearray(length)
         self.fill(offset, memoryview(whole))
         return whole
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
         check_range(self, offset, len(buffer))
         self.fill(offset, buffer)
 
     def view(self, private: bool = False) -> memoryview | None:
+        """None: nothing is there before it is computed."""
         return None
+
+
+class Slice:
+    """A range of another source."""
+
+    __slots__ = ("_base", "_start", "name", "size")
+
+    def __init__(self, base: ByteSource, start: int, size: int, name: str = "") -> None:
+        check_range(base, start, size)
+        self._base, self._start, self.size, self.name = base, start, size, name or base.name
+
+    @property
+    def in_memory(self) -> bool:
+        """As the source that it is a range of."""
+        return self._base.in_memory
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        """A copy of `length` bytes from `offset`."""
+        self._check(offset, length)
+        return self._base.read(self._start + offset, length)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        self._check(offset, len(buffer))
+        self._base.readinto(self._start + offset, buffer)
+
+    def view(self, private: bool = False) -> memoryview | None:
+        """Its part of the other source's view."""
+        whole = self._base.view(private)
+        return None if whole is None else whole[self._start : self._start + self.size]
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise CorruptFileError(
+                f"{self.name}: bytes {offset:,} to {offset + length:,} lie outside of their part of the file "
+                f"(bytes {self._start:,} to {self._start + self.size:,}); it looks damaged, fetch it again"
+            )
+
+
+def swapped(source: ByteSource, start: int, nbytes: int, kind: DType) -> ByteSource:
+    """A part of a source in which a machine of the other byte order wrote elements of `kind`, in our order."""
+    itemsize = kind.itemsize // 2 if kind.kind == "complex" else kind.itemsize
+    if itemsize == 1:
+        return Slice(source, start, nbytes)
+    check_range(source, start, nbytes)
+
+    def fill(offset: int, buffer: memoryview) -> None:
+        first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize
+        data = bytearray(source.read(start + first, min(last, nbytes) - first))
+        turned = bytearray(len(data))
+        for at in range(itemsize):
+            turned[at::itemsize] = data[itemsize - 1 - at :: itemsize]
+        buffer[:] = turned[offset - first : offset - first + len(buffer)]
+
+    return ComputedSource(nbytes, fill, source.name)
 
 
 def address_view(address: int, size: int, owner: object) -> memoryview:

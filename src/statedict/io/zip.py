@@ -1,12 +1,12 @@
-"""Zip archives as a table of byte ranges.
+r"""Zip archives as a table of byte ranges.
 
     [local header | name | extra | data | data descriptor]*  [central header | name | extra]*  [zip64 end]  [end]
 
-    end (22 bytes, last 64 KiB):  PK\\5\\6, disks, counts, size and offset of the central directory, comment
-    zip64 end and locator:        PK\\6\\6 and PK\\6\\7, the same in 64 bits, when a 16 or 32 bit field is full (all ones)
-    central header (46 bytes):    PK\\1\\2, method, CRC-32, sizes, offset of the local header, lengths of name and extra
-    local header (30 bytes):      PK\\3\\4, the same again; its name and extra may have other lengths
-    data descriptor:              PK\\7\\10, CRC-32, sizes (64 bits wide in zip64 entries)
+    end (22 bytes, last 64 KiB):  PK\5\6, disks, counts, size and offset of the central directory, comment
+    zip64 end and locator:        PK\6\6 and PK\6\7, the same in 64 bits, when a 16 or 32 bit field is all ones
+    central header (46 bytes):    PK\1\2, method, CRC-32, sizes, offset of the local header, lengths of name and extra
+    local header (30 bytes):      PK\3\4, the same again; its name and extra may have other lengths
+    data descriptor:              PK\7\10, CRC-32, sizes (64 bits wide in zip64 entries)
 
 Reading takes the central directory in one piece and resolves a local header only when its record is read, for
 touching 300 of them on a cold disk costs more than the rest of the work. Writing appends a record as it comes, with
@@ -34,6 +34,7 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _STORED, _DEFLATED = 0, 8
 _FLAGS = 0x0808  # names in UTF-8, data descriptor
 ALIGNMENT = 64
+_PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
 
 
 class Record:
@@ -78,19 +79,22 @@ class Record:
         return self._base, self._start
 
     def _at(self, offset: int, length: int) -> int:
-        if offset < 0 or offset + length > self.size:
+        if offset < 0 or length < 0 or offset + length > self.size:
             raise CorruptFileError(
                 f"{self.label}: bytes {offset:,} to {offset + length:,} lie outside the record ({self.size:,} bytes)"
             )
         return self.locate()[1] + offset
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
+        """A copy of `length` bytes from `offset`."""
         return self._base.read(self._at(offset, length), length)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
         self._base.readinto(self._at(offset, len(buffer)), buffer)
 
     def view(self, private: bool = False) -> memoryview | None:
+        """The record's part of the archive's view."""
         whole = self._base.view(private)
         if whole is None:
             return None
@@ -127,14 +131,19 @@ class Inflated:
         return self._data
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
-        if offset < 0 or offset + length > self.size:
-            raise CorruptFileError(f"{self.label}: bytes {offset:,} to {offset + length:,} lie outside the record")
+        """A copy of `length` bytes from `offset`."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise CorruptFileError(
+                f"{self.label}: bytes {offset:,} to {offset + length:,} lie outside the record ({self.size:,} bytes)"
+            )
         return bytes(self._inflate()[offset : offset + length])
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
         buffer[:] = self.read(offset, len(buffer))
 
     def view(self, private: bool = False) -> memoryview | None:
+        """The unpacked bytes; None for a private view."""
         return None if private else self._inflate()
 
 
@@ -165,7 +174,7 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         except UnicodeDecodeError:
             name = directory[at + 46 : at + 46 + nlen].decode("cp437")
         if unpacked == _FULL32 or packed == _FULL32 or header == _FULL32:
-            extra = directory[at + 46 + nlen : at + 46 + nlen + xlen]
+            extra = bytes(directory[at + 46 + nlen : at + 46 + nlen + xlen])
             unpacked, packed, header = _zip64_fields(source, name, extra, unpacked, packed, header)
         at += 46 + nlen + xlen + clen
         if flags & 1:
@@ -259,7 +268,7 @@ class ArchiveLayout:
         extra = struct.pack("<2H2Q", 1, 16, 0, 0) if wide else b""
         start = header_at + 30 + len(encoded) + len(extra) + 4
         padding = -start % ALIGNMENT
-        extra += struct.pack("<2s H", b"FB", padding) + b"Z" * padding
+        extra += _PADDING[padding]
         sizes = (_FULL32, _FULL32) if wide else (0, 0)  # the descriptor has them
         version = 45 if wide else 20
         header = _LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
@@ -278,10 +287,12 @@ class ArchiveLayout:
         parts: list[bytes] = []
         pack = _CENTRAL.pack
         for (name, header_at, size), crc in zip(self._entries, crcs, strict=True):
-            wide = [v for v in (size, size, header_at) if v >= _FULL32]
-            extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+            extra = b""
+            if size >= _FULL32 or header_at >= _FULL32:
+                wide = [v for v in (size, size, header_at) if v >= _FULL32]
+                extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide)
             short_size, short_at = min(size, _FULL32), min(header_at, _FULL32)
-            version = 45 if wide else 20
+            version = 45 if extra else 20
             parts.append(
                 pack(b"PK\1\2", version, version, _FLAGS, 0, 0, 0, crc, short_size, short_size,
                      len(name), len(extra), 0, 0, 0, 0, short_at)

@@ -10,7 +10,8 @@ from collections import Counter
 
 from statedict.dtypes import BY_NAME, BY_STORAGE, DType
 from statedict.errors import CorruptFileError
-from statedict.pickles.machine import Global, hashable
+from statedict.pickles.keys import Keys
+from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict
 from statedict.values import Device, Opaque, Size
@@ -20,22 +21,41 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class TypedStorage:
-    """A storage as a pickle refers to it: the bytes and the dtype of the elements."""
+class TypedStorage(LazyTensor):
+    """A storage as a pickle refers to it, which is a tensor of one dimension where it stands by itself.
 
-    __slots__ = ("dtype", "storage")
+    Args:
+        storage: the bytes.
+        dtype: of the elements.
+        shift: where it begins, in elements, for a storage that is a view of another one.
+        numel: how many elements it has; by default all that follow.
+    """
 
-    def __init__(self, storage: Storage, dtype: DType) -> None:
-        self.storage, self.dtype = storage, dtype
+    __slots__ = ()
+
+    def __init__(self, storage: Storage, dtype: DType, shift: int = 0, numel: int = -1) -> None:
+        itemsize = dtype.itemsize
+        self.dtype, self.storage, self.strides, self.offset = dtype, storage, None, shift * itemsize
+        self.shape = (storage.nbytes // itemsize - shift if numel < 0 else numel,)
+        self.requires_grad = self.parameter = False
+
+    def place(self, offset: Any) -> Any:
+        """The element of the underlying storage where this one has its element `offset`."""
+        return offset + self.offset // self.dtype.itemsize if self.offset and type(offset) is int else offset
 
 
-class StorageType:
+class StorageType(Opaque):
     """A storage class, `torch.FloatStorage`, as the pickle names it."""
 
     __slots__ = ("dtype",)
 
-    def __init__(self, dtype: DType) -> None:
+    def __init__(self, dtype: DType, name: str) -> None:
+        super().__init__(name)
         self.dtype = dtype
+
+
+_MAX_DIMS = 64  # as torch's operations and numpy have it
+_MAX_SIZE = 1 << 60
 
 
 def tensor(
@@ -51,24 +71,25 @@ def tensor(
     Args:
         storage: the bytes.
         dtype: of the elements.
-        offset, strides: in elements.
-        shape: sizes.
+        offset: of the first element, in elements.
+        shape: sizes, at most 64 of them.
+        strides: in elements.
+        requires_grad: as PyTorch recorded it.
 
     Raises:
-        CorruptFileError: negative numbers, or elements outside the storage.
+        CorruptFileError: numbers that make no sense, or elements outside the storage.
     """
-    if (
-        type(shape) not in (tuple, Size)
-        or type(strides) is not tuple
-        or len(shape) != len(strides)
-        or type(offset) is not int
-    ):
-        raise CorruptFileError(f"a tensor of shape {shape!r} and strides {strides!r} at {offset!r}")
+    if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
+        raise CorruptFileError("a tensor whose shape, strides or offset are no numbers")
+    if len(shape) != len(strides) or len(shape) > _MAX_DIMS:
+        raise CorruptFileError(
+            f"a tensor of {len(shape):,} sizes and {len(strides):,} strides, over {_MAX_DIMS} or unequal"
+        )
     numel, last, expected, contiguous = 1, 0, 1, True
     for axis in range(len(shape) - 1, -1, -1):
         n, stride = shape[axis], strides[axis]
-        if type(n) is not int or type(stride) is not int or n < 0 or stride < 0:
-            raise CorruptFileError(f"a tensor of shape {shape!r} and strides {strides!r}")
+        if type(n) is not int or type(stride) is not int or not (0 <= n < _MAX_SIZE and 0 <= stride < _MAX_SIZE):
+            raise CorruptFileError(f"a tensor whose axis {axis} has a size or a stride that is none")
         if n != 1:
             if stride != expected:
                 contiguous = False
@@ -78,10 +99,10 @@ def tensor(
     itemsize = dtype.itemsize
     if numel:
         end = (offset + last + 1) * itemsize
-        if offset < 0 or end > storage.nbytes or numel >= 1 << 60:
+        if offset < 0 or end > storage.nbytes or numel >= _MAX_SIZE:
             raise CorruptFileError(
-                f"a {dtype} tensor of shape {tuple(shape)} and strides {strides} from element {offset:,} ends at byte {end:,} "
-                f"of a storage of {storage.nbytes:,} bytes"
+                f"a {dtype} tensor of shape {tuple(shape)} and strides {strides} from element {offset:,} "
+                f"ends at byte {end:,} of a storage of {storage.nbytes:,} bytes"
             )
     else:
         offset, contiguous = 0, True
@@ -103,8 +124,14 @@ def _tensor_v2(
         return Opaque(
             "torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, requires_grad, hooks, metadata)
         )
+    if storage.offset:
+        offset = storage.place(offset)
     made = tensor(storage.storage, storage.dtype, offset, size, stride, requires_grad)
-    return _with_bits(made, metadata) if metadata else made
+    return _with_bits(made, metadata) if metadata is not None else made
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
+    return _tensor_v2(storage, offset, size, stride)
 
 
 def _tensor_v3(
@@ -113,11 +140,13 @@ def _tensor_v3(
     if type(storage) is not TypedStorage or type(dtype) is not DType:
         return Opaque("torch._utils._rebuild_tensor_v3", (storage, offset, size, stride, requires_grad, hooks, dtype))
     made = tensor(storage.storage, dtype, offset, size, stride, requires_grad)
-    return _with_bits(made, metadata) if metadata else made
+    return _with_bits(made, metadata) if metadata is not None else made
 
 
 def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
     """Apply the lazy conjugation and negation that PyTorch records as bits."""
+    if not isinstance(metadata, dict):
+        raise CorruptFileError(f"a tensor's metadata is a {type(metadata).__name__}")
     conj, neg = metadata.get("conj") is True, metadata.get("neg") is True
     if not (conj or neg):
         return made
@@ -135,7 +164,7 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
         block = numpy.frombuffer(source.read(start + first, last - first), native.numpy)
         block = numpy.conjugate(block) if conj else block
         block = numpy.ascontiguousarray(numpy.negative(block) if neg else block)
-        buffer[:] = memoryview(block.view(numpy.uint8))[offset - first : offset - first + len(buffer)]
+        buffer[:] = block.view(numpy.uint8).data[offset - first : offset - first + len(buffer)]
 
     source = ComputedSource(plain.nbytes, compute, plain.storage.source.name)
     return LazyTensor(native, plain.shape, Storage(source, 0, plain.nbytes), 0, None, plain.requires_grad)
@@ -148,18 +177,19 @@ def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
 
 
 def _ordered_dict(items: Any = ()) -> StateDict:
-    state = StateDict()
-    for pair in items.items() if isinstance(items, dict) else items:
-        key, value = pair
-        hashable(key)
-        state[key] = value
+    state, keys = StateDict(), Keys()
+    for pair in items.items() if isinstance(items, dict) else _sequence(items):
+        key, value = _sequence(pair)
+        state[keys.check(key)] = value
     return state
 
 
-def _counter(counts: Any = ()) -> Counter[Any]:
+def _counter(counts: Any = ()) -> Any:
     if not isinstance(counts, dict) and counts != ():
         raise CorruptFileError("a Counter of something that is no dict")
-    return Counter({hashable(key): count for key, count in dict(counts).items() if type(count) is int})
+    if any(type(count) not in (int, float, bool) for count in dict(counts).values()):
+        return Opaque("collections.Counter", (counts,))
+    return Counter(dict(counts))
 
 
 def _default_dict(factory: Any = None, items: Any = ()) -> StateDict:
@@ -167,11 +197,11 @@ def _default_dict(factory: Any = None, items: Any = ()) -> StateDict:
 
 
 def _set(items: Any = ()) -> set[Any]:
-    return {hashable(item) for item in _sequence(items)}
+    return set(map(Keys().check, _sequence(items)))
 
 
 def _frozenset(items: Any = ()) -> frozenset[Any]:
-    return frozenset(hashable(item) for item in _sequence(items))
+    return frozenset(map(Keys().check, _sequence(items)))
 
 
 def _sequence(items: Any) -> Any:
@@ -182,8 +212,19 @@ def _sequence(items: Any) -> Any:
 
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     if type(text) is not str or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise CorruptFileError(f"bytes encoded as {encoding!r}")
+        raise CorruptFileError("bytes encoded in a way that pickle does not use")
     return text.encode(encoding)
+
+
+def _no_bytes() -> bytes:
+    """What protocol 2 makes of `b""`; other bytes come through `_encode`."""
+    return b""
+
+
+def _bytes(data: Any = b"") -> bytes:
+    if type(data) is not bytes:
+        raise CorruptFileError(f"bytes of a {type(data).__name__}")
+    return data
 
 
 def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> bytearray:
@@ -208,7 +249,7 @@ def _size(items: Any = ()) -> Size:
 
 def _device(kind: Any, index: Any = None) -> Device:
     if type(kind) is not str or len(kind) > 100 or not (index is None or type(index) is int):
-        raise CorruptFileError(f"a device named {str(kind)[:40]!r}")
+        raise CorruptFileError("a device whose name or index is none")
     return Device(kind if index is None else f"{kind}:{index}")
 
 
@@ -224,16 +265,21 @@ DATA: dict[str, Any] = {
     "_codecs encode": Global("_codecs.encode", _encode),
     "torch Size": Global("torch.Size", _size),
     "torch device": Global("torch.device", _device),
+    "torch._utils _rebuild_tensor": Global("torch._utils._rebuild_tensor", _tensor, bulk=False),
     "torch._utils _rebuild_tensor_v2": Global("torch._utils._rebuild_tensor_v2", _tensor_v2, bulk=False),
     "torch._utils _rebuild_tensor_v3": Global("torch._utils._rebuild_tensor_v3", _tensor_v3, bulk=False),
     "torch._utils _rebuild_parameter": Global("torch._utils._rebuild_parameter", _parameter, bulk=False),
-    "torch.storage UntypedStorage": StorageType(BY_NAME["uint8"]),
+    "torch.storage UntypedStorage": StorageType(BY_NAME["uint8"], "torch.storage.UntypedStorage"),
     **{name: Global("set", _set) for name in _both("set")},
     **{name: Global("frozenset", _frozenset) for name in _both("frozenset")},
+    **{name: Global("bytes", _no_bytes) for name in _both("bytes")},
     **{name: Global("complex", _complex) for name in _both("complex")},
     **{name: Global("bytearray", _bytearray) for name in _both("bytearray")},
+    **{name: Global("bytes", _bytes) for name in _both("bytes")},
     **{f"torch {name}": kind for name, kind in BY_NAME.items()},
     **{
-        f"{module} {name}": StorageType(kind) for module in ("torch", "torch.cuda") for name, kind in BY_STORAGE.items()
+        f"{module} {name}": StorageType(kind, f"{module}.{name}")
+        for module in ("torch", "torch.cuda")
+        for name, kind in BY_STORAGE.items()
     },
 }

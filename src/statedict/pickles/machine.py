@@ -6,13 +6,15 @@ caller's table of constructors builds data; every other one becomes an inert `Op
 the program would have handed to it. Nothing is imported, called or looked up by a name from the file.
 
 Bounds, for a pickle of n bytes:
-    memory   at most 64 MB + 20 n, besides what the constructors' results refer to. Containers and calls draw on
-             a budget of that size; strings, integers and the memo cannot exceed it by construction.
+    memory   at most 64 MB + 64 n. Containers, their entries and calls draw on a budget of 64 MB + 40 n; strings,
+             numbers, the stack and the memo take at most 24 bytes a byte by construction.
     time     linear in n. Arguments of constructors are charged by their length, so a long one that is reused draws
              on the budget each time.
-    keys     of dicts and sets: strings, bytes, floats, None, booleans, integers of 64 bits, and tuples of up to 64 of
-             these in all, for hashing anything else can be made to take for ever.
-    lengths  of strings and integers are checked against what is left of the pickle before anything is allocated.
+    keys     of dicts and sets: strings, bytes, numbers of up to 4,096 bits, None, globals, and tuples and frozensets of
+             up to 64 of these in all; 64 of them may have one hash; for hashing or comparing anything else can be
+             made to take for ever.
+    lengths  of strings and integers are checked against what is left of the pickle before anything is allocated;
+             names of globals have up to 1,000 characters, numbers in decimal digits what Python allows (4,300).
 Nesting is not bounded here, for it costs this machine nothing; whoever walks the result bounds it (tree.MAX_DEPTH).
 
 Source: the opcode documentation in CPython's Lib/pickletools.py.
@@ -20,15 +22,14 @@ Source: the opcode documentation in CPython's Lib/pickletools.py.
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
-from struct import Struct
-from struct import error as StructError
 
-from statedict.dtypes import DType
-from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError
-from statedict.tensor import LazyTensor
+from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError, TruncatedError
+from statedict.pickles.keys import Keys
+from statedict.pickles.scalars import COUNTED, LINES
 from statedict.tree import StateDict
-from statedict.values import Device, Opaque, Size
+from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,25 +37,28 @@ if TYPE_CHECKING:
     from typing import Any
 
 RESERVE = 64 << 20
-FACTOR = 20
+FACTOR = 40
 _OBJECT = 128  # what a container or a call may cost at most, itself, in bytes
-_INTERVAL = 10_000  # objects between two looks at the budget
-_MAX_KEY_ITEMS = 64
+_ENTRY = 24  # the same for a key and for a value of a dict
+_INTERVAL = 1 << 20  # bytes between two looks at the budget
+_MAX_NAME = 1000
+_MODULE = {"_parameters", "_buffers", "_modules"}
 
-_U2, _U4, _I4, _F8 = Struct("<H"), Struct("<I"), Struct("<i"), Struct(">d")
-_SIMPLE_KEYS = (str, bytes, float, bool, type(None), Size, Device, DType, Opaque, LazyTensor)
+_U2, _U4, _I4, _F8 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<i"), struct.Struct(">d")
 
 
-class Global:
+class Global(Opaque):
     """A global that the pickle names: with a `build` it makes data, without one its calls become Opaque.
 
+    Where the pickle holds it as a value it is what every class is there: an Opaque with a name and nothing else.
     `bulk` says that the cost of a call grows with its arguments, or that nothing is built.
     """
 
-    __slots__ = ("build", "bulk", "name")
+    __slots__ = ("build", "bulk")
 
     def __init__(self, name: str, build: Callable[..., Any] | None = None, bulk: bool = True) -> None:
-        self.name, self.build, self.bulk = name, build, bulk
+        super().__init__(name)
+        self.build, self.bulk = build, bulk
 
 
 def load(
@@ -77,7 +81,8 @@ def load(
         The object and the offset after its STOP.
 
     Raises:
-        CorruptFileError: it ends early or makes no sense; the message names the byte.
+        TruncatedError: it ends early; the message names the byte.
+        CorruptFileError: it makes no sense; the message names the byte.
         LimitError: it goes beyond the bounds above.
 
     >>> import pickle, os
@@ -90,10 +95,11 @@ def load(
     except StateDictError as error:
         kind = type(error)
         raise kind(f"{where}: at byte {machine.position:,} of {len(data):,}: {error}") from error
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, StructError) as error:
-        ended = machine.position >= len(data) or isinstance(error, StructError)
-        what = "the pickle ends here" if ended else f"malformed pickle ({type(error).__name__}: {error})"
-        raise CorruptFileError(
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
+        ended = machine.position >= len(data) or isinstance(error, struct.error)
+        kind = TruncatedError if ended else CorruptFileError
+        what = "the pickle ends here" if ended else f"malformed pickle ({type(error).__name__}: {str(error)[:200]})"
+        raise kind(
             f"{where}: at byte {machine.position:,} of {len(data):,}: {what}; the file looks truncated or damaged"
         ) from error
 
@@ -114,6 +120,7 @@ class _Machine:
         self.far_memo: dict[int, Any] = {}
         self.stack: list[Any] = []
         self.marks: list[int] = []
+        self.keys = Keys()
 
     def charge(self, cost: int) -> None:
         self.budget -= cost
@@ -126,11 +133,12 @@ class _Machine:
     def run(self) -> tuple[Any, int]:  # one branch an opcode, the frequent ones first
         data, memo, stack, marks = self.data, self.memo, self.stack, self.marks
         position, size, u4 = self.position, len(data), _U4.unpack_from
-        cost = 0  # in objects, paid every so often
+        cost, unit = 0, _OBJECT  # in bytes, paid every so often
+        items: Any
         try:
             while True:
                 if cost > _INTERVAL:
-                    self.charge(cost * _OBJECT)
+                    self.charge(cost)
                     cost = 0
                 op = data[position]
                 position += 1
@@ -151,27 +159,27 @@ class _Machine:
                 elif op == 0x28:  # MARK
                     marks.append(len(stack))
                 elif op == 0x74:  # TUPLE
-                    cost += 1
+                    cost += unit
                     mark = marks.pop()
                     items = tuple(stack[mark:])
                     del stack[mark:]
                     stack.append(items)
                 elif op == 0x85:  # TUPLE1
-                    cost += 1
+                    cost += unit
                     stack[-1] = (stack[-1],)
                 elif op == 0x58:  # BINUNICODE
                     (length,) = u4(data, position)
                     position += 4
                     if position + length > size:
-                        raise CorruptFileError(f"a string of {length:,} bytes goes past the end of the pickle")
+                        raise TruncatedError(f"a string of {length:,} bytes goes past the end of the pickle")
                     stack.append(str(data[position : position + length], "utf-8", "surrogatepass"))
                     position += length
                 elif op == 0x52 or op == 0x81:  # REDUCE, NEWOBJ
-                    cost += 1
+                    cost += unit
                     args = stack.pop()
                     function = stack[-1]
                     if type(function) is Global and not function.bulk and type(args) is tuple:
-                        stack[-1] = function.build(*args)
+                        stack[-1] = function.build(*args)  # type: ignore[misc]  # what is not bulk builds
                     else:
                         stack[-1] = self.call(function, args)
                 elif op == 0x71:  # BINPUT
@@ -190,10 +198,10 @@ class _Machine:
                 elif op == 0x89:  # NEWFALSE
                     stack.append(False)
                 elif op == 0x51:  # BINPERSID
-                    cost += 1
+                    cost += unit
                     stack[-1] = self.persistent(stack[-1])
                 elif op == 0x86:  # TUPLE2
-                    cost += 1
+                    cost += unit
                     stack[-2:] = ((stack[-2], stack[-1]),)
                 elif op == 0x4D:  # BININT2
                     stack.append(_U2.unpack_from(data, position)[0])
@@ -206,25 +214,27 @@ class _Machine:
                 elif op == 0x8C:  # SHORT_BINUNICODE
                     end = position + 1 + data[position]
                     if end > size:
-                        raise CorruptFileError(f"a string of {end - position:,} bytes goes past the end of the pickle")
+                        raise TruncatedError(f"a string of {data[position]:,} bytes goes past the end of the pickle")
                     stack.append(str(data[position + 1 : end], "utf-8", "surrogatepass"))
                     position = end
                 elif op == 0x87:  # TUPLE3
-                    cost += 1
+                    cost += unit
                     stack[-3:] = ((stack[-3], stack[-2], stack[-1]),)
                 elif op == 0x47:  # BINFLOAT
                     stack.append(_F8.unpack_from(data, position)[0])
                     position += 8
                 elif op == 0x7D:  # EMPTY_DICT
-                    cost += 2
+                    cost += 2 * unit
                     stack.append(StateDict())
                 elif op == 0x5D:  # EMPTY_LIST
-                    cost += 1
+                    cost += unit
                     stack.append([])
                 elif op == 0x75:  # SETITEMS
                     items = self.pop_mark()
+                    cost += _ENTRY * len(items)
                     self.set_items(stack[-1], items)
                 elif op == 0x73:  # SETITEM
+                    cost += 2 * _ENTRY
                     items = stack[-2:]
                     del stack[-2:]
                     self.set_items(stack[-1], items)
@@ -241,7 +251,7 @@ class _Machine:
                 elif op == 0x63:  # GLOBAL
                     module, position = self.line(position)
                     name, position = self.line(position)
-                    stack.append(self.find(module, name))
+                    stack.append(self.find(module.decode(), name.decode()))
                 elif op == 0x93:  # STACK_GLOBAL
                     name, module = stack.pop(), stack.pop()
                     stack.append(self.find(module, name))
@@ -256,8 +266,8 @@ class _Machine:
                     position += 8
                 elif op == 0x2E:  # STOP
                     result = stack.pop()
-                    self.charge(cost * _OBJECT)
-                    return (Opaque(result.name) if type(result) is Global else result), position
+                    self.charge(cost)
+                    return result, position
                 else:
                     position = self.rare(op, position)
         finally:
@@ -266,27 +276,30 @@ class _Machine:
     def rare(self, op: int, position: int) -> int:
         """The opcodes that modern pickles seldom use."""
         data, stack, marks = self.data, self.stack, self.marks
-        if op in _COUNTED:  # a length, then that many bytes
-            width, decode = _COUNTED[op]
+        if op in COUNTED:  # a length, then that many bytes
+            width, decode = COUNTED[op]
             begin = position + width
             end = begin + int.from_bytes(data[position:begin], "little")
             if end > len(data):
-                raise CorruptFileError(f"a value of {end - begin:,} bytes goes past the end of the pickle")
+                raise TruncatedError(f"a value of {end - begin:,} bytes goes past the end of the pickle")
             stack.append(decode(data[begin:end]))
             return end
-        if op in _LINES:
-            text, position = self.line(position)
-            stack.append(_LINES[op](text))
+        if op in LINES:
+            raw, position = self.line(position)
+            stack.append(LINES[op](raw))
         elif op in (0x67, 0x70):  # GET, PUT
-            text, position = self.line(position)
-            index = int(text)
+            raw, position = self.line(position)
+            index = int(raw)
+            if not 0 <= index < 1 << 32:
+                raise CorruptFileError(f"a memo index of {len(raw)} digits")
             if op == 0x70:
                 self.put(index, stack[-1])
             else:
-                stack.append(self.memo[index] if 0 <= index < len(self.memo) else self.far_memo[index])
+                stack.append(self.memo[index] if index < len(self.memo) else self.far_memo[index])
         elif op == 0x50:  # PERSID
-            text, position = self.line(position)
-            stack.append(self.persistent(text))
+            raw, position = self.line(position)
+            self.charge(_OBJECT)
+            stack.append(self.persistent(raw.decode()))
         elif op == 0x30:  # POP
             if marks and marks[-1] == len(stack):
                 marks.pop()
@@ -298,7 +311,7 @@ class _Machine:
             stack.append(stack[-1])
         elif op == 0x64:  # DICT
             items = self.pop_mark()
-            self.charge(2 * _OBJECT)
+            self.charge(2 * _OBJECT + _ENTRY * len(items))
             stack.append(StateDict())
             self.set_items(stack[-1], items)
         elif op == 0x6C:  # LIST
@@ -313,25 +326,26 @@ class _Machine:
             self.add(stack[-1], items)
         elif op == 0x91:  # FROZENSET
             items = self.pop_mark()
-            self.charge(2 * _OBJECT)
-            stack.append(frozenset(map(hashable, items)))
+            self.charge(2 * _OBJECT + _OBJECT * len(items))
+            stack.append(frozenset(map(self.keys.check, items)))
         elif op == 0x69:  # INST
             module, position = self.line(position)
             name, position = self.line(position)
             items = self.pop_mark()
             self.charge(_OBJECT)
-            stack.append(self.call(self.find(module, name), tuple(items)))
+            stack.append(self.call(self.find(module.decode(), name.decode()), tuple(items)))
         elif op == 0x6F:  # OBJ
             items = self.pop_mark()
             self.charge(_OBJECT)
             stack.append(self.call(items[0], tuple(items[1:])))
         elif op == 0x92:  # NEWOBJ_EX
             named, args = stack.pop(), stack.pop()
-            self.charge(_OBJECT)
-            stack[-1] = self.call(stack[-1], (*args, named) if named else args)
+            self.charge(2 * _OBJECT)
+            stack[-1] = Opaque(_called(stack[-1]), (args, named)) if named else self.call(stack[-1], args)
         elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
             width = 1 << (op - 0x82)
-            stack.append(Global(f"copyreg extension {int.from_bytes(data[position : position + width], 'little')}"))
+            code = int.from_bytes(data[position : position + width], "little")
+            stack.append(self.find("copyreg", f"extension {code}"))
             position += width
         else:
             raise FormatError(f"opcode {bytes([op])!r} is not one that a file may hold")
@@ -345,7 +359,7 @@ class _Machine:
 
     def put(self, index: int, value: Any) -> None:
         memo = self.memo
-        if 0 <= index < len(memo):
+        if index < len(memo):
             memo[index] = value
         elif index == len(memo):
             memo.append(value)
@@ -354,34 +368,47 @@ class _Machine:
                 self.charge(_OBJECT)
             self.far_memo[index] = value
 
-    def line(self, position: int) -> tuple[str, int]:
-        end = self.data.index(b"\n", position)
-        return self.data[position:end].decode(), end + 1
+    def line(self, position: int) -> tuple[bytes, int]:
+        end = self.data.find(b"\n", position)
+        if end < 0:
+            raise TruncatedError("a line goes past the end of the pickle; the file looks truncated or damaged")
+        return self.data[position:end], end + 1
 
     def find(self, module: Any, name: Any) -> Any:
+        if type(module) is not str or type(name) is not str:
+            raise CorruptFileError("a global is named by something that is no string")
+        if len(module) + len(name) > _MAX_NAME:
+            raise LimitError(f"a global's name has {len(module) + len(name):,} characters, over {_MAX_NAME:,}")
         full = f"{module} {name}"
         found = self.globals.get(full)
         if found is None:
-            if type(module) is not str or type(name) is not str:
-                raise CorruptFileError("a global is named by something that is no string")
             found = self.constructors.get(full)
             if found is None:
-                self.charge(_OBJECT)
                 found = Global(f"{module}.{name}")
+            self.charge(3 * _OBJECT + 8 * len(full))
             self.globals[full] = found
         return found
 
     def call(self, function: Any, args: Any) -> Any:
-        if type(function) is not Global:
-            name = f"{function.name}()" if isinstance(function, Opaque) else f"a call of {type(function).__name__}"
-            return Opaque(name[:1000], args)
-        if function.build is None or type(args) is not tuple:
-            return Opaque(function.name, args)
+        if type(function) is not Global or function.build is None or type(args) is not tuple:
+            name = _called(function)
+            if type(function) is not Opaque:
+                return Opaque(name, args)
+            self.charge(_OBJECT + len(name))
+            return Opaque(name, (function, args))
         if function.bulk:
-            for argument in args:
-                if isinstance(argument, (str, bytes, bytearray, list, tuple, dict, set, frozenset)):
-                    self.charge(8 * len(argument))
+            self.charge_copies(args)
         return function.build(*args)
+
+    def charge_copies(self, args: tuple[Any, ...]) -> None:
+        """Charge what it would cost to copy each of the arguments."""
+        for argument in args:
+            if isinstance(argument, (str, bytes, bytearray)):
+                self.charge(8 * len(argument))
+            elif isinstance(argument, (list, tuple, dict, set, frozenset)):
+                self.charge(_OBJECT * len(argument))
+                if type(argument) is tuple:
+                    self.charge(_OBJECT * sum(len(item) for item in argument if isinstance(item, dict)))
 
     def persistent(self, identifier: Any) -> Any:
         if self.persistent_load is None:
@@ -399,115 +426,75 @@ class _Machine:
         elif not isinstance(target, dict):
             raise CorruptFileError(f"sets items in a {type(target).__name__}")
         for index in range(0, len(items), 2):
-            key, value = items[index], items[index + 1]
+            key = items[index]
             if type(key) is not str:
-                key = hashable(key)
-            target[key] = Opaque(value.name) if type(value) is Global else value
+                key = self.keys.check(key)
+            target[key] = items[index + 1]
 
     def append(self, target: Any, items: list[Any]) -> None:
         if type(target) is Opaque:
             if target.items is None:
+                self.charge(_OBJECT)
                 target.items = []
             target = target.items
         elif type(target) is not list:
             raise CorruptFileError(f"appends to a {type(target).__name__}")
-        target.extend(Opaque(item.name) if type(item) is Global else item for item in items)
+        target += items
 
     def add(self, target: Any, items: list[Any]) -> None:
         if type(target) is Opaque:
             self.append(target, items)
         elif type(target) is set:
-            target.update(map(hashable, items))
+            self.charge(_OBJECT * len(items))
+            target.update(map(self.keys.check, items))
         else:
             raise CorruptFileError(f"adds to a {type(target).__name__}")
 
     def build(self, target: Any, state: Any) -> Any:
         if type(target) is Opaque:
-            target.state = state
+            target.state = self.module(state) if isinstance(state, dict) and state.keys() >= _MODULE else state
         elif isinstance(target, StateDict):
-            if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
-                target._metadata = OrderedDict(state["_metadata"])
+            metadata = state.get("_metadata") if isinstance(state, dict) else None
+            if isinstance(metadata, dict):
+                self.charge(_OBJECT * len(metadata))
+                target._metadata = OrderedDict(metadata)
         elif hasattr(target, "set_state"):
-            return target.set_state(state)
+            if type(state) is tuple:
+                self.charge_copies(state)
+            made = target.set_state(state)
+            if made is not target:
+                self.replace(target, made)
+            return made
         else:
             raise CorruptFileError(f"gives a state to a {type(target).__name__}")
         return target
 
+    def module(self, state: dict[Any, Any]) -> dict[Any, Any]:
+        """The attributes of a `torch.nn.Module` with its parameters, buffers and modules by their own names."""
+        members = [state[name] for name in ("_parameters", "_buffers", "_modules")]
+        if not all(isinstance(held, dict) for held in members):
+            return state
+        self.charge(2 * _OBJECT + 2 * _ENTRY * sum(map(len, (state, *members))))
+        flat = StateDict((name, value) for held in members for name, value in held.items())
+        rest = {name: value for name, value in state.items() if name not in _MODULE}
+        if len(flat) != sum(map(len, members)) or not flat.keys().isdisjoint(rest):
+            return state
+        flat.update(rest)
+        return flat
 
-def hashable(key: Any) -> Any:
-    """The key if hashing it costs little, whatever it is."""
-    kind = type(key)
-    if kind is Global:
-        return Opaque(key.name)
-    if kind in _SIMPLE_KEYS:
-        return key
-    if kind is int and -(1 << 63) <= key < 1 << 64:
-        return key
-    if kind is tuple or kind is frozenset:
-        pending, seen = list(key), 0
-        while pending:
-            item = pending.pop()
-            seen += 1
-            if type(item) is tuple:
-                if len(item) + seen > _MAX_KEY_ITEMS:
-                    break
-                pending += item
-            else:
-                hashable(item)
-            if seen > _MAX_KEY_ITEMS:
-                break
-        else:
-            return key
-    raise LimitError(f"a key is a {kind.__name__}, which could be made to hash for ever")
+    def replace(self, old: Any, new: Any) -> None:
+        """Put `new` where the memo holds `old`."""
+        memo = self.memo
+        at = len(memo) - 1
+        while at >= 0 and memo[at] is not old:
+            at -= 1
+        self.charge(len(memo) - at)
+        if at >= 0:
+            memo[at] = new
 
 
-def _old_text(raw: bytes) -> str | bytes:
-    """A string of Python 2: text where it is text."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
-
-
-def _quoted(text: str) -> str | bytes:
-    if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
-        raise CorruptFileError("a string without its quotes")
-    import codecs
-
-    return _old_text(codecs.escape_decode(text[1:-1].encode())[0])  # type: ignore[attr-defined]
-
-
-def _integer(text: str) -> int | bool:
-    if text in ("00", "01"):
-        return text == "01"
-    return int(text.removesuffix("L"))
-
-
-def _long(raw: bytes) -> int:
-    return int.from_bytes(raw, "little", signed=True)
-
-
-def _unicode(raw: bytes) -> str:
-    return str(raw, "utf-8", "surrogatepass")
-
-
-# opcode: width of the length, what the bytes become
-_COUNTED: dict[int, tuple[int, Callable[[bytes], Any]]] = {
-    0x8A: (1, _long),  # LONG1
-    0x8B: (4, _long),  # LONG4
-    0x54: (4, _old_text),  # BINSTRING
-    0x55: (1, _old_text),  # SHORT_BINSTRING
-    0x42: (4, bytes),  # BINBYTES
-    0x43: (1, bytes),  # SHORT_BINBYTES
-    0x8E: (8, bytes),  # BINBYTES8
-    0x96: (8, bytearray),  # BYTEARRAY8
-    0x8D: (8, _unicode),  # BINUNICODE8
-}
-# opcode: what its line of text becomes
-_LINES: dict[int, Callable[[str], Any]] = {
-    0x49: _integer,  # INT
-    0x4C: _integer,  # LONG
-    0x46: float,  # FLOAT
-    0x53: _quoted,  # STRING
-    0x56: lambda text: text.encode().decode("raw-unicode-escape"),  # UNICODE
-}
+def _called(function: Any) -> str:
+    """What to call the result of calling something that is not in the table."""
+    if type(function) is Global:
+        return function.name
+    return f"{function.name}()"[:_MAX_NAME] if type(function) is Opaque else f"a call of {type(function).__name__}"

@@ -54,6 +54,7 @@ class _Writer:
         self.out: list[bytes] = []
         self.memo: dict[str, bytes] = {}
         self.shapes: dict[tuple[int, ...], bytes] = {}
+        self.tensors: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
         self.depth = 0
 
     def value(self, value: Any, path: str) -> None:
@@ -93,21 +94,24 @@ class _Writer:
     def tensor(self, tensor: LazyTensor, path: str) -> None:
         key, size, offset, strides = self.place(tensor)
         kind = tensor.dtype
+        alike = (kind.name, size, offset, tensor.shape, strides, tensor.requires_grad, tensor.parameter)
+        known = self.tensors.get(alike)
+        if known is not None:
+            self.out += (known[0], _text(key), known[1])
+            return
         if not kind.itemsize or kind.kind == "raw":
             raise UnsupportedError(f"{path}: PyTorch has no dtype {kind}; save it as .safetensors")
         if kind.kind == "quantized":
             raise UnsupportedError(
                 f"{path}: a bare {kind} tensor lacks its scale; save its integers, scale and zero point"
             )
-        named = self.named
+        named, globals_before = self.named, len(self.memo)
         young = not kind.storage
         out = [named("torch._utils._rebuild_parameter"), b"("] if tensor.parameter else []
         out.append(named("torch._utils._rebuild_tensor_v3" if young else "torch._utils._rebuild_tensor_v2"))
         out.append(b"((" + _text("storage"))
         out.append(named("torch.storage.UntypedStorage" if young else f"torch.{kind.storage}"))
-        out.append(_text(key))
-        out.append(_text("cpu"))
-        out.append(_int(size if young else size // kind.itemsize))
+        head, out = b"".join(out), [_text("cpu"), _int(size if young else size // kind.itemsize)]
         out.append(b"tQ" + _int(offset // kind.itemsize) + self.ints(tensor.shape) + self.ints(strides))
         out.append(b"\x88" if tensor.requires_grad and not tensor.parameter else b"\x89")
         out.append(named("collections.OrderedDict"))
@@ -117,7 +121,10 @@ class _Writer:
         out.append(b"tR")
         if tensor.parameter:
             out += (b"\x88" if tensor.requires_grad else b"\x89", named("collections.OrderedDict"), b")RtR")
-        self.out.append(b"".join(out))
+        tail = b"".join(out)
+        self.out += (head, _text(key), tail)
+        if len(self.memo) == globals_before:  # nothing here is spelled out for the first time
+            self.tensors[alike] = head, tail
 
     def ints(self, numbers: tuple[int, ...]) -> bytes:
         known = self.shapes.get(numbers)
@@ -139,7 +146,10 @@ class _Writer:
         self.out.append(b"(")
         dot = path + "." if path else ""
         for key, value in items.items():
-            self.value(key, f"{dot}{key} (the key)")
+            if type(key) is str:
+                self.out.append(_text(key))
+            else:
+                self.value(key, f"{dot}{key} (the key)")
             self.value(value, f"{dot}{key}")
         self.out.append(b"u")
 
@@ -147,22 +157,26 @@ class _Writer:
         self.out.append(b"]")
         if items:
             self.out.append(b"(")
+            dot = path + "." if path else ""
             for index, value in enumerate(items):
-                self.value(value, f"{path}.{index}")
+                self.value(value, f"{dot}{index}")
             self.out.append(b"e")
 
     def tuple(self, items: Any, path: str) -> None:
         if len(items) > 3:
             self.out.append(b"(")
+        dot = path + "." if path else ""
         for index, value in enumerate(items):
-            self.value(value, f"{path}.{index}")
+            self.value(value, f"{dot}{index}")
         self.out.append((b")", b"\x85", b"\x86", b"\x87")[len(items)] if len(items) <= 3 else b"t")
 
     def int(self, value: int, path: str) -> None:
         try:
             self.out.append(_int(value))
         except OverflowError:
-            raise UnsupportedError(f"{path}: an integer of over 255 bytes; torch.load could not read it") from None
+            raise UnsupportedError(
+                f"{path or 'the root'}: an integer of over 255 bytes; torch.load could not read it"
+            ) from None
 
     def set(self, items: Any, path: str) -> None:
         self.call("builtins.set", sorted(items, key=repr))
@@ -180,7 +194,7 @@ def _int(value: int) -> bytes:
         return b"M" + value.to_bytes(2, "little")
     if -(1 << 31) <= value < 1 << 31:
         return b"J" + _I4.pack(value)
-    raw = value.to_bytes((value.bit_length() >> 3) + 1, "little", signed=True)
+    raw = value.to_bytes(((value if value >= 0 else ~value).bit_length() >> 3) + 1, "little", signed=True)
     if len(raw) > 255:
         raise OverflowError
     return b"\x8a" + bytes([len(raw)]) + raw
@@ -219,10 +233,13 @@ _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
     set: _Writer.set,
     Counter: lambda w, v, p: w.call("collections.Counter", dict(v)),
 }
-_SUBCLASSES: tuple[tuple[type, Callable[[_Writer, Any, str], None]], ...] = ((dict, _Writer.dict),)
+_SUBCLASSES: tuple[tuple[type, Callable[[_Writer, Any, str], None]], ...] = (
+    (dict, _Writer.dict),
+    (LazyTensor, _Writer.tensor),
+)
 _NESTED = {_Writer.dict, _Writer.tuple, _Writer.list}
 
 
 def _device_parts(device: str) -> tuple[Any, ...]:
     kind, _, index = str(device).partition(":")  # a str's partition would give a Device back
-    return (kind, int(index)) if index else (kind,)
+    return (kind, int(index)) if index.isdecimal() else (str(device),)

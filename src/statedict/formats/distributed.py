@@ -1,0 +1,199 @@
+"""`torch.distributed.checkpoint` directories, read without PyTorch and without a process group.
+
+    .metadata        a pickle of Metadata: for each name the size, dtype and chunks of a tensor, or that it is bytes;
+                     for each chunk its file, offset and length; for each name the keys that it had in the tree
+    __RANK_N.distcp  the chunks one after the other, each of them a file of torch.save in itself
+
+A tensor of several chunks is assembled when it is read, block by block. The chunk's own header is looked at only then,
+so opening costs `.metadata` and the entries that are bytes.
+Source: torch/distributed/checkpoint/metadata.py, filesystem.py, _nested_dict.py (PyTorch 2.13).
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+
+from statedict import formats
+from statedict.arrays import contiguous_strides
+from statedict.dtypes import DType
+from statedict.errors import CorruptFileError, FormatError, LimitError
+from statedict.io.source import ComputedSource, FileSource, Slice
+from statedict.pickles.keys import Keys
+from statedict.pickles.machine import load
+from statedict.pickles.tables import DATA
+from statedict.tensor import LazyTensor, Storage
+from statedict.tree import StateDict
+from statedict.values import Opaque, Size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+
+def read(source: ByteSource) -> StateDict:
+    """The tree of the checkpoint whose `.metadata` this is, lazily.
+
+    Raises:
+        CorruptFileError: `.metadata` does not describe a checkpoint, or chunks are missing.
+        FormatError: a chunk lies in a file outside of the folder.
+    """
+    if not isinstance(source, FileSource):
+        raise FormatError(f"{source.name}: the .metadata of a folder without its folder; unpack the archive first")
+    try:
+        return _tree(source, os.path.dirname(source.name))
+    except (TypeError, AttributeError) as error:
+        raise CorruptFileError(f"{source.name}: does not describe a checkpoint ({error})") from error
+
+
+def _tree(index: FileSource, folder: str) -> StateDict:
+    metadata = _fields(load(index.read(0, index.size), DATA, None, index.name)[0])
+    entries, stored = metadata.get("state_dict_metadata"), metadata.get("storage_data")
+    if not isinstance(entries, dict) or not isinstance(stored, dict):
+        raise CorruptFileError(f"{index.name}: does not describe a checkpoint of torch.distributed")
+    files: dict[str, FileSource] = {}
+    known = Keys()
+    places: dict[tuple[Any, ...], Slice] = {}
+    for key, info in stored.items():
+        where, what = _fields(info), _fields(key)
+        file, offset, length = where.get("relative_path"), where.get("offset"), where.get("length")
+        if type(file) is not str or type(offset) is not int or type(length) is not int:
+            raise CorruptFileError(f"{index.name}: an entry without file, offset and length")
+        if where.get("transform_descriptors"):
+            raise FormatError(
+                f"{index.name}: chunks are transformed ({where['transform_descriptors']}), which is not read"
+            )
+        if file not in files:
+            files[file] = FileSource(formats.inside(folder, file))
+        chunk = what.get("offset")
+        places[known.check((what.get("fqn"), None if chunk is None else tuple(chunk)))] = Slice(
+            files[file], offset, length
+        )
+    planner = metadata.get("planner_data")
+    paths = planner if isinstance(planner, dict) else {}
+    tree = StateDict()
+    for name, entry in entries.items():
+        leaf = _leaf(name, _fields(entry), places, index.name)
+        keys = paths.get(name, (name,))
+        _insert(tree, keys if type(keys) is tuple and keys else (name,), leaf)
+    return tree
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The attributes of an object in the metadata."""
+    return value.state if isinstance(value, Opaque) and isinstance(value.state, dict) else {}
+
+
+def _leaf(name: str, entry: dict[str, Any], places: dict[tuple[Any, ...], Slice], where: str) -> Any:
+    if "chunks" not in entry:
+        place = places.get((name, None))
+        if place is None:
+            raise CorruptFileError(f"{where}: the bytes of {name!r} are missing")
+        return formats.read_part(place)
+    size, kind = entry.get("size"), _dtype(entry.get("properties"))
+    if not isinstance(size, Size) or kind is None or not kind.itemsize:
+        raise CorruptFileError(f"{where}: {name!r} has no size or dtype")
+    chunks: list[tuple[tuple[int, ...], tuple[int, ...], Slice]] = []
+    for chunk in map(_fields, entry["chunks"]):
+        offsets, sizes = chunk.get("offsets"), chunk.get("sizes")
+        if not isinstance(offsets, Size) or not isinstance(sizes, Size) or not len(offsets) == len(sizes) == len(size):
+            raise CorruptFileError(f"{where}: a chunk of {name!r} is described wrongly")
+        if any(o < 0 or n < 0 or o + n > total for o, n, total in zip(offsets, sizes, size, strict=True)):
+            raise CorruptFileError(f"{where}: a chunk of {name!r} lies outside of the tensor")
+        place = places.get((name, tuple(offsets)))
+        if place is None:
+            raise CorruptFileError(f"{where}: the chunk of {name!r} at {tuple(offsets)} is missing")
+        chunks.append((tuple(offsets), tuple(sizes), place))
+    numel = sum(Size(sizes).numel() for _, sizes, _ in chunks)
+    if numel != size.numel() or not _tile(tuple(size), [(offsets, sizes) for offsets, sizes, _ in chunks]):
+        raise CorruptFileError(
+            f"{where}: the chunks of {name!r} have {numel:,} elements and do not make up its {size.numel():,}; "
+            "a rank's file is missing or the metadata is damaged"
+        )
+    return _assembled(kind, tuple(size), chunks, name)
+
+
+def _tile(size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
+    """Whether chunks with as many elements as the tensor cover it.
+
+    They do if each element is in an odd number of them, which their corners tell: all but those of the tensor itself
+    cancel out in pairs.
+    """
+    axes = [a for a in range(len(size)) if any(sizes[a] != size[a] for _, sizes in chunks)]
+    if 0 in size or not axes:
+        return True
+    if len(axes) > 8:
+        raise LimitError(f"a tensor that is split along {len(axes)} axes")
+    odd: set[str] = set()  # of texts, whose hashes cannot be chosen
+    for offsets, sizes in [((0,) * len(size), size), *chunks]:
+        if 0 not in sizes:
+            odd ^= {str(corner) for corner in product(*((offsets[a], offsets[a] + sizes[a]) for a in axes))}
+    return not odd
+
+
+def _dtype(properties: Any) -> DType | None:
+    """The dtype in TensorProperties, whose state is a dict or a tuple that begins with it."""
+    state = properties.state if isinstance(properties, Opaque) else None
+    found = state.get("dtype") if isinstance(state, dict) else state[0] if type(state) is tuple and state else None
+    return found if isinstance(found, DType) else None
+
+
+def _assembled(kind: DType, size: tuple[int, ...], chunks: list[Any], name: str) -> LazyTensor:
+    nbytes = kind.nbytes(Size(size).numel())
+    opened: dict[int, LazyTensor] = {}
+
+    def chunk(index: int) -> LazyTensor:
+        if index not in opened:
+            _, sizes, place = chunks[index]
+            tensor = formats.read_part(place)
+            if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
+                raise CorruptFileError(
+                    f"{place.name}: the chunk of {name!r} is not the tensor that the metadata describes"
+                )
+            opened[index] = tensor
+        return opened[index]
+
+    def fill(offset: int, buffer: memoryview) -> None:
+        if len(chunks) == 1:
+            whole = chunk(0).contiguous()
+            whole.storage.source.readinto(whole.storage.offset + whole.offset + offset, buffer)
+            return
+        import numpy
+
+        row = contiguous_strides(size)[0] * kind.itemsize if size else kind.itemsize
+        first, last = offset // row, -(-(offset + len(buffer)) // row)
+        block = numpy.empty((last - first, *size[1:]), kind.numpy)
+        for index, (offsets, sizes, _) in enumerate(chunks):
+            begin, end = max(first, offsets[0]), min(last, offsets[0] + sizes[0])
+            if begin < end:
+                part = chunk(index)[begin - offsets[0] : end - offsets[0]].numpy()
+                where = tuple(slice(o, o + n) for o, n in zip(offsets[1:], sizes[1:], strict=True))
+                block[(slice(begin - first, end - first), *where)] = part
+        flat = block.reshape(-1).view(numpy.uint8)
+        buffer[:] = flat[offset - first * row : offset - first * row + len(buffer)].data
+
+    return LazyTensor(
+        kind, size, Storage(ComputedSource(nbytes, fill, chunks[0][2].name if chunks else name), 0, nbytes)
+    )
+
+
+def _insert(tree: StateDict, keys: tuple[Any, ...], leaf: Any) -> None:
+    """Put a leaf under its keys; integers are places in a list."""
+    node: Any = tree
+    for key, following in zip(keys, (*keys[1:], None), strict=True):
+        new = leaf if following is None else [] if type(following) is int else StateDict()
+        if type(key) not in (str, int):
+            raise CorruptFileError(f"the path {keys!r:.80} of an entry makes no sense")
+        if isinstance(node, list):
+            if type(key) is not int or key < 0 or key > len(node) + 4096:
+                raise CorruptFileError(f"the path {keys!r:.80} of an entry makes no sense")
+            node += [None] * (key + 1 - len(node))
+            if node[key] is None:
+                node[key] = new
+            node = node[key]
+        elif isinstance(node, dict):
+            node = node.setdefault(key, new)
+        else:
+            raise CorruptFileError(f"the path {keys!r:.80} of an entry leads through a leaf")

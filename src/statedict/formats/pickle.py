@@ -1,0 +1,26 @@
+"""A bare pickle, of arrays or of anything: what `pickle.dump` and `joblib` without compression write.
+
+One pickle of protocol 2 to 5; what follows it is ignored, as Python does. Nothing in it is executed. It is read whole,
+for the arrays lie within it. Protocols 0 and 1 begin in no way that tells them from text; `format="pickle"` reads them.
+"""
+
+from __future__ import annotations
+
+from statedict.pickles.machine import load
+from statedict.pickles.tables import DATA
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+
+def read(source: ByteSource) -> Any:
+    """The object in the file: arrays as LazyTensors, foreign classes as Opaque.
+
+    Raises:
+        TruncatedError: it ends early.
+        CorruptFileError: it is damaged.
+    """
+    return load(source.read(0, source.size), DATA, None, source.name)[0]

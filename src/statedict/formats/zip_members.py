@@ -1,0 +1,62 @@
+"""An ordinary zip archive that contains checkpoints, such as stable-baselines3's `model.zip`.
+
+Each member that is a checkpoint opens as the tree under its name, texts become strings, everything else is named and
+kept inert, archives within the archive too. Members are read in place; a deflated one is unpacked when something in it
+is read.
+"""
+
+from __future__ import annotations
+
+from statedict import formats
+from statedict.errors import FormatError, UnknownFormatError
+from statedict.io.zip import Inflated, read_directory
+from statedict.tree import StateDict
+from statedict.values import Opaque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+_MAX_TEXT = 1 << 20
+_RESERVE, _FACTOR = 64 << 20, 20  # the bytes to which deflated members may unpack, of which a part is per byte
+
+
+def read(source: ByteSource) -> StateDict:
+    """The tree of the archive's members, lazily.
+
+    Raises:
+        UnknownFormatError: none of them is a checkpoint.
+    """
+    tree = StateDict()
+    found = False
+    budget = _RESERVE + _FACTOR * source.size
+    for name, record in read_directory(source).items():
+        if name.endswith("/"):
+            continue
+        if isinstance(record, Inflated):
+            budget -= record.size
+            if budget < 0:
+                tree[name] = Opaque(f"a file of {record.size:,} bytes")
+                continue
+        try:
+            tree[name] = formats.read_part(record)
+            found = True
+        except FormatError:
+            tree[name] = _other(record)
+    if not found:
+        raise UnknownFormatError(
+            f"{source.name}: is a zip archive without data.pkl and none of its members is a checkpoint; "
+            f"it holds {', '.join(list(tree)[:3]) or 'nothing'}"
+        )
+    return tree
+
+
+def _other(record: Any) -> Any:
+    if record.size <= _MAX_TEXT:
+        try:
+            return bytes(record.read(0, record.size)).decode()
+        except (UnicodeDecodeError, FormatError):
+            pass
+    return Opaque(f"a file of {record.size:,} bytes")

@@ -1,0 +1,184 @@
+"""PyTorch's tensors that are more than strided memory: sparse, quantized, nested, meta, subclasses.
+
+Each becomes an Opaque that keeps its parts under plain names, so that every inner tensor has a path:
+
+    torch.sparse_coo         indices, values, size, is_coalesced
+    torch.sparse_csr/bsr     crow_indices, col_indices, values, size
+    torch.sparse_csc/bsc     ccol_indices, row_indices, values, size
+    torch.per_tensor_affine  int_repr, dtype, scale, zero_point       (and the other quantization schemes)
+    torch.nested             values, sizes, strides, offsets
+    torch.jagged             values, offsets, lengths …
+    torch.meta               dtype, size, stride                      a shape without values
+    a subclass               inner tensors and attributes under their own names
+
+Source: torch/_utils.py and torch/_tensor.py (PyTorch 2.13).
+"""
+
+from __future__ import annotations
+
+from statedict.dtypes import BY_NAME, DType
+from statedict.errors import CorruptFileError
+from statedict.pickles.constructors import TypedStorage, tensor
+from statedict.pickles.machine import Global
+from statedict.tensor import LazyTensor
+from statedict.tree import StateDict
+from statedict.values import Opaque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32", "quint4x2": "uint8", "quint2x4": "uint8"}
+_JAGGED = "torch.jagged"
+_SPARSE: dict[str, tuple[str, ...]] = {
+    "torch.sparse_coo": ("indices", "values", "size", "is_coalesced"),
+    "torch.sparse_csr": ("crow_indices", "col_indices", "values", "size"),
+    "torch.sparse_bsr": ("crow_indices", "col_indices", "values", "size"),
+    "torch.sparse_csc": ("ccol_indices", "row_indices", "values", "size"),
+    "torch.sparse_bsc": ("ccol_indices", "row_indices", "values", "size"),
+}
+_QSCHEMES = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric",
+             "per_channel_affine_float_qparams")  # fmt: skip
+
+
+def _parts(name: str, **parts: Any) -> Opaque:
+    return Opaque(name, state=StateDict(parts))
+
+
+def _layout(name: Any) -> Opaque:
+    if type(name) is not str or len(name) > 40:
+        raise CorruptFileError("a layout without a name")
+    return Opaque(name if name.startswith("torch.") else f"torch.{name}")
+
+
+def _sparse(layout: Any, data: Any) -> Opaque:
+    names = _SPARSE.get(getattr(layout, "name", ""))
+    if names is None or type(data) is not tuple or not len(names) - 1 <= len(data) <= len(names):
+        return Opaque("torch._utils._rebuild_sparse_tensor", (layout, data))
+    return _parts(layout.name, **dict(zip(names, data, strict=False)))
+
+
+def _quantized(
+    storage: Any, offset: Any, size: Any, stride: Any, quantizer: Any, requires_grad: Any = False, hooks: Any = None
+) -> Opaque:
+    scheme = quantizer[0] if type(quantizer) is tuple and quantizer else None
+    name = getattr(scheme, "name", "")
+    if type(storage) is not TypedStorage or not name:
+        return Opaque("torch._utils._rebuild_qtensor", (storage, offset, size, stride, quantizer, requires_grad))
+    kind = BY_NAME[_INTEGERS.get(storage.dtype.name, storage.dtype.name)]
+    packed = {"quint4x2": 2, "quint2x4": 4}.get(storage.dtype.name, 1)
+    if packed > 1:  # several elements a byte: the bytes as they are
+        integers = tensor(storage.storage, kind, 0, (storage.storage.nbytes,), (1,))
+        held = {"packed": integers, "size": size, "stride": stride, "dtype": storage.dtype}
+    else:
+        held = {"int_repr": tensor(storage.storage, kind, storage.place(offset), size, stride), "dtype": storage.dtype}
+    fields = ("scale", "zero_point") if len(quantizer) == 3 else ("scales", "zero_points", "axis")
+    return _parts(name, **held, **dict(zip(fields, quantizer[1:], strict=False)))
+
+
+def _nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Opaque:
+    return _parts("torch.nested", values=buffer, sizes=sizes, strides=strides, offsets=offsets)
+
+
+def _jagged(parts: Any) -> Opaque:
+    if not isinstance(parts, dict):
+        raise CorruptFileError("a jagged tensor without its parts")
+    return Opaque(_JAGGED, state=StateDict(parts))
+
+
+def _meta(dtype: Any, size: Any, stride: Any, requires_grad: Any = False) -> Opaque:
+    return _parts("torch.meta", dtype=dtype, size=size, stride=stride)
+
+
+def _wrapper(cls: Any, dtype: Any, size: Any, stride: Any, offset: Any, layout: Any, device: Any, grad: Any) -> Opaque:
+    return _parts(getattr(cls, "name", "torch.Tensor"), dtype=dtype, size=size, stride=stride)
+
+
+def _moved(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -> Any:
+    if type(data) is not LazyTensor or (type(dtype) is DType and dtype is not data.dtype):
+        return _parts("a tensor of another device", data=data, dtype=dtype, device=device)
+    return data
+
+
+def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = None, state: Any = None) -> Any:
+    if type(data) is not LazyTensor:
+        return data
+    made = LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
+    attributes = _attributes(state)
+    if not attributes:
+        return made
+    return Opaque("torch.nn.parameter.Parameter", state=StateDict({"data": made} | attributes))
+
+
+def _attributes(state: Any) -> dict[Any, Any]:
+    """The attributes in a state, which is a dict, or a pair of one for `__dict__` and one for `__slots__`."""
+    parts = state if type(state) is tuple else (state,)
+    if not all(part is None or isinstance(part, dict) for part in parts):
+        return {"state": state}
+    return {key: value for part in parts if part for key, value in part.items()}
+
+
+def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
+    """A tensor of a subclass: what its own class would be rebuilt from, and its attributes."""
+    if type(args) is not tuple:
+        raise CorruptFileError("a tensor subclass without arguments")
+    build = function.build if type(function) is Global and function.name in _INNER else None
+    inner = build(*args) if build is not None else Opaque(getattr(function, "name", "?"), args)
+    name = getattr(kind, "name", "torch.Tensor")
+    attributes = _attributes(state)
+    if isinstance(inner, Opaque) and inner.name == _JAGGED:
+        return inner  # its attributes are its parts again
+    attributes = {key: value for key, value in attributes.items() if "_dynamo_" not in str(key)}
+    if isinstance(inner, Opaque) and isinstance(inner.state, dict):
+        return Opaque(name, state=StateDict(attributes | dict(inner.state)))
+    if name in ("torch.Tensor", "torch.nn.parameter.Parameter") and not attributes:
+        return inner
+    return Opaque(name, state=StateDict({"data": inner} | attributes))
+
+
+# what a subclass may be rebuilt from: nothing whose cost grows with arguments that are not charged, or that nests
+_INNER = {
+    "torch.nested._internal.nested_tensor._rebuild_njt",
+    *(
+        f"torch._utils._rebuild_{name}"
+        for name in (
+            "tensor_v2",
+            "tensor_v3",
+            "parameter",
+            "sparse_tensor",
+            "qtensor",
+            "nested_tensor",
+            "meta_tensor_no_storage",
+            "wrapper_subclass",
+            "device_tensor_from_cpu_tensor",
+            "device_tensor_from_numpy",
+        )
+    ),
+}
+
+
+def _globals(**functions: Callable[..., Any]) -> dict[str, Global]:
+    return {f"torch._utils {name}": Global(f"torch._utils.{name}", build) for name, build in functions.items()}
+
+
+COMPOSITES: dict[str, Any] = {
+    **_globals(
+        _rebuild_sparse_tensor=_sparse,
+        _rebuild_qtensor=_quantized,
+        _rebuild_nested_tensor=_nested,
+        _rebuild_meta_tensor_no_storage=_meta,
+        _rebuild_wrapper_subclass=_wrapper,
+        _rebuild_device_tensor_from_cpu_tensor=_moved,
+        _rebuild_device_tensor_from_numpy=_moved,
+        _rebuild_xla_tensor=_moved,
+        _rebuild_parameter_with_state=_parameter_with_state,
+    ),
+    "torch.nested._internal.nested_tensor _rebuild_njt": Global(
+        "torch.nested._internal.nested_tensor._rebuild_njt", _jagged
+    ),
+    "torch._tensor _rebuild_from_type": Global("torch._tensor._rebuild_from_type", _from_type),
+    "torch._tensor _rebuild_from_type_v2": Global("torch._tensor._rebuild_from_type_v2", _from_type),
+    "torch.serialization _get_layout": Global("torch.serialization._get_layout", _layout),
+    **{f"torch {scheme}": Opaque(f"torch.{scheme}") for scheme in _QSCHEMES},
+}

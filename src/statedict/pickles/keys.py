@@ -1,0 +1,66 @@
+"""Which keys a dict or a set from a file may have.
+
+Hashing a nested tuple can take for ever, and so can a dict whose keys all have one hash. Python guards strings and
+bytes against the latter, by a secret; it does not guard numbers and tuples.
+"""
+
+from __future__ import annotations
+
+from statedict.dtypes import DType
+from statedict.errors import LimitError
+from statedict.tensor import LazyTensor
+from statedict.values import Device, Opaque, Size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_MAX_ITEMS = 64
+_MAX_ALIKE = 64
+_SIMPLE = (str, bytes, float, bool, type(None), Device, DType, LazyTensor)
+_MAX_BITS = 4096
+_COMPOUND = (tuple, frozenset, Size, complex, int)
+
+
+class Keys:
+    """Lets through the keys of dicts and sets that cost little to hash and to compare, whatever a file does."""
+
+    __slots__ = ("_alike",)
+
+    def __init__(self) -> None:
+        self._alike: dict[int, list[Any]] = {}
+
+    def check(self, key: Any) -> Any:
+        """The key.
+
+        Raises:
+            LimitError: it is none of those that the bounds above allow.
+        """
+        kind = type(key)
+        if kind in _SIMPLE or (kind is int and -(1 << 63) <= key < 1 << 64) or isinstance(key, Opaque):
+            return key
+        if kind in _COMPOUND and self._is_small(key):
+            # unlike those of strings, the hashes of these can be chosen, and a dict of one hash is a list
+            alike = self._alike.setdefault(hash(key), [])
+            if key not in alike:
+                if len(alike) == _MAX_ALIKE:
+                    raise LimitError(f"more than {_MAX_ALIKE} keys with one hash; the pickle is hostile")
+                alike.append(key)
+            return key
+        raise LimitError(f"a key is a {kind.__name__}, which could be made to hash for ever")
+
+    def _is_small(self, key: Any) -> bool:
+        pending, seen = [key], 0
+        while pending:
+            item = pending.pop()
+            if type(item) in (tuple, frozenset, Size):
+                seen += len(item)
+                if seen > _MAX_ITEMS:
+                    return False
+                pending += item
+            elif type(item) is int:
+                if item.bit_length() > _MAX_BITS:
+                    return False
+            elif type(item) is not complex:
+                self.check(item)
+        return True

@@ -1,0 +1,153 @@
+"""numpy's arrays, scalars and dtypes as a pickle describes them.
+
+    dtype("f4", False, True) with state (version, "<", …)             one of ours, where it has a counterpart
+    scalar(dtype, bytes)                                               a Python number
+    _reconstruct(ndarray, (0,), b"b") with state (version, shape, dtype, is_fortran, bytes)
+    _frombuffer(bytes, dtype, shape, order)                            since protocol 5
+
+An array becomes a LazyTensor over the bytes in the pickle. One of Python objects, strings or records stays an Opaque.
+Source: numpy/_core/src/multiarray/methods.c and descriptor.c (numpy 2.4), `array_reduce` and `arraydescr_reduce`.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from statedict.dtypes import BY_NAME, DType
+from statedict.errors import CorruptFileError
+from statedict.io.source import BytesSource, swapped
+from statedict.pickles.machine import Global
+from statedict.tensor import LazyTensor, Storage
+from statedict.values import Opaque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# numpy's code → our dtype, the format of one element for `struct`
+_CODES: dict[str, tuple[str, str]] = {
+    "f2": ("float16", "e"), "f4": ("float32", "f"), "f8": ("float64", "d"), "b1": ("bool", "?"),
+    "i1": ("int8", "b"), "i2": ("int16", "h"), "i4": ("int32", "i"), "i8": ("int64", "q"),
+    "u1": ("uint8", "B"), "u2": ("uint16", "H"), "u4": ("uint32", "I"), "u8": ("uint64", "Q"),
+    "c8": ("complex64", "ff"), "c16": ("complex128", "dd"),
+}  # fmt: skip
+
+
+class NumpyType(Opaque):
+    """A numpy dtype: its code and byte order."""
+
+    __slots__ = ("code", "order", "plain")
+
+    def __init__(self, code: str) -> None:
+        super().__init__("numpy.dtype", (code,))
+        self.code, self.order, self.plain = code, "<", code in _CODES
+
+    def set_state(self, state: Any) -> NumpyType:
+        """Take the byte order; fields and subarrays make it one that we only label."""
+        if type(state) is not tuple or len(state) < 5:
+            raise CorruptFileError("a numpy dtype with a state that is none")
+        if state[1] in ("<", ">", "|"):
+            self.order = "<" if state[1] == "|" else state[1]
+        if state[2] is not None or state[3] is not None:
+            self.plain = False
+        return self
+
+    @property
+    def kind(self) -> DType:
+        """Our dtype."""
+        return BY_NAME[_CODES[self.code][0]]
+
+
+class _Array(LazyTensor):
+    """An array whose state is still to come; it becomes a LazyTensor then, in place, for the memo may hold it."""
+
+    __slots__ = ()
+
+    def set_state(self, state: Any) -> Any:
+        if type(state) is not tuple or len(state) != 5:
+            raise CorruptFileError("a numpy array with a state that is none")
+        _, shape, kind, fortran, raw = state
+        made = array(raw, kind, shape, "F" if fortran else "C")
+        if isinstance(made, Opaque):
+            return made
+        for slot in LazyTensor.__slots__:
+            setattr(self, slot, getattr(made, slot))
+        self.__class__ = LazyTensor  # type: ignore[assignment]
+        return self
+
+
+def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
+    """The tensor, or an Opaque for elements that are no numbers."""
+    if type(kind) is not NumpyType or type(shape) is not tuple:
+        raise CorruptFileError("a numpy array without a dtype or a shape")
+    if not kind.plain:
+        return Opaque(f"numpy.ndarray of {kind.code}", (shape,), items=raw if type(raw) is list else [raw])
+    if type(raw) is str:  # Python 2 wrote bytes as text
+        raw = raw.encode("latin-1")
+    if type(raw) not in (bytes, bytearray):
+        raise CorruptFileError(f"a numpy array whose bytes are a {type(raw).__name__}")
+    numel = 1
+    for n in shape:
+        if type(n) is not int or n < 0:
+            raise CorruptFileError("a numpy array with a shape of something that is no size")
+        numel *= n
+    if numel * kind.kind.itemsize != len(raw):
+        raise CorruptFileError(f"a numpy array of shape {shape} and dtype {kind.code} has {len(raw):,} bytes")
+    if kind.order == ">":
+        raw = swapped(BytesSource(raw), 0, len(raw), kind.kind).read(0, len(raw))
+    strides = None
+    if order == "F" and len(shape) > 1 and numel:
+        steps = [1]
+        for n in shape[:-1]:
+            steps.append(steps[-1] * n)
+        strides = tuple(steps)
+    return LazyTensor(kind.kind, shape, Storage(BytesSource(raw, "pickle"), 0, len(raw)), 0, strides)
+
+
+def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:
+    if type(kind) is not Global or kind.name != "numpy.ndarray":
+        return Opaque("numpy.core.multiarray._reconstruct", (Opaque(getattr(kind, "name", "?")), shape, code))
+    return _Array(BY_NAME["uint8"], (0,), Storage(BytesSource(b"", "pickle"), 0, 0))
+
+
+def _dtype(code: Any, align: Any = False, copy: Any = False) -> NumpyType:
+    if type(code) is bytes:
+        code = code.decode("ascii", "replace")
+    if type(code) is not str or len(code) > 100:
+        raise CorruptFileError("a numpy dtype without a name, or with one of over 100 characters")
+    return NumpyType(code)
+
+
+def _scalar(kind: Any, raw: Any = b"") -> Any:
+    if type(kind) is not NumpyType:
+        raise CorruptFileError("a numpy scalar without a dtype")
+    if type(raw) is str:
+        raw = raw.encode("latin-1")
+    if not kind.plain or type(raw) is not bytes:
+        return Opaque(f"numpy scalar of {kind.code}", (raw,))
+    if len(raw) != kind.kind.itemsize:
+        raise CorruptFileError(f"a numpy scalar of dtype {kind.code} has {len(raw):,} bytes")
+    numbers = struct.unpack(kind.order + _CODES[kind.code][1], raw)
+    return complex(*numbers) if len(numbers) == 2 else numbers[0]
+
+
+def _modules(name: str, *modules: str) -> list[str]:
+    return [f"{module} {name}" for module in modules]
+
+
+NUMPY: dict[str, Any] = {
+    "numpy dtype": Global("numpy.dtype", _dtype),
+    "numpy ndarray": Global("numpy.ndarray"),
+    **dict.fromkeys(
+        _modules("_reconstruct", "numpy.core.multiarray", "numpy._core.multiarray"),
+        Global("numpy.core.multiarray._reconstruct", _reconstruct),
+    ),
+    **dict.fromkeys(
+        _modules("scalar", "numpy.core.multiarray", "numpy._core.multiarray"),
+        Global("numpy.core.multiarray.scalar", _scalar),
+    ),
+    **dict.fromkeys(
+        _modules("_frombuffer", "numpy.core.numeric", "numpy._core.numeric"),
+        Global("numpy.core.numeric._frombuffer", array),
+    ),
+}

@@ -1,0 +1,230 @@
+"""Directories of torch.distributed.checkpoint, written by one process and by two."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+
+import statedict
+
+from ..same import assert_same
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+def save(tree: Any, folder: Path) -> Path:
+    dcp.save(tree, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+def metadata(folder: Path) -> Any:
+    return pickle.loads((folder / ".metadata").read_bytes())
+
+
+def rewrite(folder: Path, changed: Any) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(changed))
+
+
+def test_a_model_its_optimizer_lists_and_values_are_what_was_saved(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    tree = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+        "list": [torch.ones(2), {"a": torch.arange(3), "b": ["text", None]}],
+        "half": torch.arange(4).bfloat16(),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+        "turned": torch.arange(6.0).reshape(2, 3).t(),
+    }
+    found = statedict.load(save(tree, tmp_path / "d"))
+    expected = statedict.StateDict(tree).flatten()
+    names = {path for path in expected if "params" not in path and "betas" not in path}
+    assert names <= set(found.flatten())
+    for path in names:
+        if isinstance(expected[path], torch.Tensor):
+            assert_same(found.at(path), expected[path], path)
+        else:
+            assert found.at(path) == expected[path]
+    model.load_state_dict(found["model"])
+
+
+def test_the_metadata_file_opens_it_too_and_a_part_reads_alone(tmp_path: Path) -> None:
+    folder = save({"w": torch.arange(20.0).reshape(5, 4)}, tmp_path / "d")
+    state = statedict.load(folder / ".metadata")
+    assert state["w"][3, 1:3].tolist() == [13, 14]
+    statedict.convert(folder, tmp_path / "w.safetensors")
+    assert_same(statedict.load(tmp_path / "w.safetensors")["w"], torch.arange(20.0).reshape(5, 4))
+
+
+RANK = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}.rendezvous", rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+def tensor(*shape, dtype=torch.float32):
+    return torch.arange(torch.Size(shape).numel()).to(dtype).reshape(shape)
+dcp.save({
+    "rows": distribute_tensor(tensor(7, 5), mesh, [Shard(0)]),
+    "columns": distribute_tensor(tensor(6, 9, dtype=torch.bfloat16), mesh, [Shard(1)]),
+    "deep": {"middle": distribute_tensor(tensor(3, 5, 2, dtype=torch.int64), mesh, [Shard(1)])},
+    "same": distribute_tensor(tensor(4), mesh, [Replicate()]),
+    "epoch": 3,
+}, checkpoint_id=folder)
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two processes."""
+    folder = tmp_path_factory.mktemp("ranks") / "checkpoint"
+    workers = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(folder)]) for rank in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    return folder
+
+
+def test_shards_of_two_ranks_are_assembled_into_the_whole_tensors(ranks: Path, tmp_path: Path) -> None:
+    assert len(list(ranks.glob("*.distcp"))) == 2
+    state = statedict.load(ranks)
+    expected = {
+        "rows": torch.arange(35.0).reshape(7, 5),
+        "columns": torch.arange(54).bfloat16().reshape(6, 9),
+        "deep.middle": torch.arange(30).reshape(3, 5, 2),
+        "same": torch.arange(4.0),
+    }
+    for path, tensor in expected.items():
+        assert_same(state.at(path), tensor, path)
+        assert torch.equal(state.at(path).torch(), tensor)
+        assert_same(state.at(path)[1:3], tensor[1:3], path)
+        size = tensor.element_size()
+        source = state.at(path).storage.source
+        raw = bytes(state.at(path).raw())
+        for start in range(0, len(raw) - 3 * size, 3):
+            assert source.read(start, size + 3) == raw[start : start + size + 3]
+    assert state["epoch"] == 3
+    statedict.save(state, tmp_path / "whole.pth")
+    assert_same(statedict.load(tmp_path / "whole.pth").at("deep.middle"), expected["deep.middle"])
+
+
+def test_a_rank_whose_file_is_missing_is_named(ranks: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(ranks, tmp_path / "d")
+    first = min((tmp_path / "d").glob("*.distcp"))
+    first.unlink()
+    with pytest.raises(statedict.FileError, match=first.name) as caught:
+        statedict.load(tmp_path / "d")
+    assert isinstance(caught.value, FileNotFoundError)
+
+
+def test_a_file_that_ends_early_is_noticed_when_it_is_opened(tmp_path: Path) -> None:
+    folder = save({"w": torch.arange(2000.0)}, tmp_path / "d")
+    (file,) = folder.glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(statedict.CorruptFileError, match=r"distcp: bytes .* lie outside the file \(500 bytes\)"):
+        statedict.load(folder)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return print, ("executed",)
+
+
+def test_code_in_the_metadata_is_inert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save({"w": torch.ones(2)}, tmp_path / "d")
+    changed = metadata(folder)
+    changed.planner_data = Evil()
+    changed.storage_meta = Evil()
+    rewrite(folder, changed)
+    assert statedict.load(folder)["w"].tolist() == [1, 1]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.distcp", "/etc/passwd", "link.distcp", "a/../../outside.distcp", "", "null\0byte"]
+)
+def test_a_file_outside_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    folder = save({"w": torch.ones(2)}, tmp_path / "d")
+    (file,) = folder.glob("*.distcp")
+    (tmp_path / "outside.distcp").write_bytes(file.read_bytes())
+    (folder / "link.distcp").symlink_to(tmp_path / "outside.distcp")
+    changed = metadata(folder)
+    for info in changed.storage_data.values():
+        info.relative_path = name
+    rewrite(folder, changed)
+    with pytest.raises(statedict.FormatError, match="outside of the folder; refused"):
+        statedict.load(folder)
+
+
+def chunks(*places: tuple[tuple[int, int], tuple[int, int]]) -> list[ChunkStorageMetadata]:
+    return [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in places]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([((0, 0), (2, 4))], "do not make up its 16"),
+        ([((0, 0), (2, 4)), ((1, 0), (2, 4))], "do not make up its 16"),
+        ([((0, 0), (4, 2)), ((0, 0), (4, 2))], "do not make up its 16"),
+        ([((0, 0), (2, 4)), ((3, 0), (2, 4))], "lies outside of the tensor"),
+        ([((0, 0), (-1, 4))], "lies outside of the tensor"),
+        ([((0, 0), (1 << 62, 4))], "lies outside of the tensor"),
+    ],
+)
+def test_chunks_that_do_not_make_up_their_tensor_are_refused(parts: Any, message: str, tmp_path: Path) -> None:
+    folder = save({"w": torch.zeros(4, 4)}, tmp_path / "d")
+    changed = metadata(folder)
+    changed.state_dict_metadata["w"].chunks = chunks(*parts)
+    info = next(iter(changed.storage_data.values()))
+    changed.storage_data = {MetadataIndex("w", torch.Size(offsets)): info for offsets, _ in parts}
+    rewrite(folder, changed)
+    with pytest.raises(statedict.CorruptFileError, match=message):
+        statedict.load(folder)
+
+
+def test_a_chunk_that_is_another_tensor_is_found_when_it_is_read(tmp_path: Path) -> None:
+    folder = save({"w": torch.zeros(4, 4)}, tmp_path / "d")
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(2, 8), buffer)
+    (file,) = folder.glob("*.distcp")
+    file.write_bytes(buffer.getvalue())
+    changed = metadata(folder)
+    for info in changed.storage_data.values():
+        info.offset, info.length = 0, len(buffer.getvalue())
+    rewrite(folder, changed)
+    state = statedict.load(folder)
+    with pytest.raises(statedict.CorruptFileError, match="the chunk of 'w' is not the tensor"):
+        state["w"].numpy()
+
+
+def test_a_metadata_that_makes_no_sense_is_an_error_of_ours(tmp_path: Path) -> None:
+    folder = save({"w": torch.zeros(4, 4), "n": 3, "l": [torch.ones(1)]}, tmp_path / "d")
+    whole = (folder / ".metadata").read_bytes()
+    for position in range(80, len(whole)):
+        (folder / ".metadata").write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
+        try:
+            for tensor in statedict.load(folder).tensors().values():
+                tensor.raw()
+        except statedict.StateDictError:
+            pass
+    for length in range(80, len(whole) - 1, 7):
+        (folder / ".metadata").write_bytes(whole[:length])
+        with pytest.raises(statedict.TruncatedError, match=r"\.metadata"):
+            statedict.load(folder)

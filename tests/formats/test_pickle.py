@@ -1,0 +1,147 @@
+"""Bare pickles, and classes that are not there."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+import statedict
+from statedict.values import Opaque
+
+from ..same import assert_same
+
+TREE = {"w": numpy.arange(6.0).reshape(2, 3), "b": [numpy.arange(3, dtype="i2"), 1.5], "epoch": 3, "name": None}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_of_arrays_is_read(protocol: int, tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(TREE, protocol))
+    assert_same(statedict.load(tmp_path / "x.pkl"), TREE)
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_the_oldest_protocols_are_read_when_the_format_is_named(protocol: int, tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(TREE, protocol))
+    assert_same(statedict.load(tmp_path / "x.pkl", format="pickle"), TREE)
+    with pytest.raises(statedict.UnknownFormatError):
+        statedict.load(tmp_path / "x.pkl")
+
+
+def test_a_root_that_is_no_dict_comes_under_an_empty_key(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(TREE["w"]))
+    assert_same(statedict.load(tmp_path / "x.pkl")[""], TREE["w"])
+
+
+def test_the_arrays_can_be_saved_as_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(TREE))
+    statedict.convert(tmp_path / "x.pkl", tmp_path / "x.pth")
+    assert torch.load(tmp_path / "x.pth", weights_only=True)["w"].tolist() == TREE["w"].tolist()
+
+
+def test_a_pickle_that_ends_anywhere_is_truncated(tmp_path: Path) -> None:
+    whole = pickle.dumps(TREE, 2)
+    for length in range(2, len(whole)):
+        (tmp_path / "x.pkl").write_bytes(whole[:length])
+        with pytest.raises(statedict.TruncatedError, match=r"x\.pkl: at byte"):
+            statedict.load(tmp_path / "x.pkl")
+
+
+WRITE = """
+import sys, types, argparse, torch
+lib = types.ModuleType("configs_of_a_lab"); sys.modules["configs_of_a_lab"] = lib
+class DictConfig:
+    def __init__(self, **content): self._content = content
+class Schedule(dict): pass
+class Sampler(list): pass
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3)
+        self.norm = torch.nn.BatchNorm2d(2)
+        self.temperature = torch.tensor(0.5)
+for kind in (DictConfig, Schedule, Sampler, Net):
+    kind.__module__ = "configs_of_a_lab"; kind.__qualname__ = kind.__name__; setattr(lib, kind.__name__, kind)
+torch.manual_seed(0)
+net = Net()
+checkpoint = {
+    "epoch": 7, "pytorch-lightning_version": "2.2.0", "state_dict": net.state_dict(),
+    "hyper_parameters": {"config": DictConfig(lr=0.1, mean=torch.ones(3))},
+    "args": argparse.Namespace(lr=0.1, init=torch.arange(2.0)),
+    "callbacks": {"best": Schedule(best=torch.tensor(3.0)), "sampler": Sampler([torch.zeros(2)])},
+    "model": net,
+}
+torch.save(checkpoint, sys.argv[1] + "/lightning.ckpt")
+torch.save(net, sys.argv[1] + "/whole.pt")
+torch.save(net, sys.argv[1] + "/old.pt", _use_new_zipfile_serialization=False)
+torch.save(net.state_dict(), sys.argv[1] + "/expected.pth")
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints with classes of a module that does not exist here."""
+    folder = tmp_path_factory.mktemp("lab")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WRITE, str(folder)], check=True)
+    return folder
+
+
+def test_every_tensor_of_a_lightning_checkpoint_is_reachable(lab: Path) -> None:
+    state = statedict.load(lab / "lightning.ckpt")
+    expected = torch.load(lab / "expected.pth", weights_only=True)
+    assert_same(state["state_dict"], expected)
+    for name, value in expected.items():
+        assert torch.equal(state.at(f"model.{name}").torch(), value), name
+    assert state.at("hyper_parameters.config._content.mean").tolist() == [1, 1, 1]
+    assert (state.at("args.lr"), state.at("args.init").tolist()) == (0.1, [0, 1])
+    assert state.at("callbacks.best.best").item() == 3
+    assert state.at("callbacks.sampler.items.0").tolist() == [0, 0]
+    assert state.at("model.temperature").item() == 0.5
+    assert state["hyper_parameters"]["config"].name == "configs_of_a_lab.DictConfig"
+    names = set(state.tensors())
+    assert {"model.conv.weight", "model.norm.running_mean", "args.init"} <= names
+
+
+@pytest.mark.parametrize("file", ["whole.pt", "old.pt"])
+def test_a_whole_pickled_module_reads_by_the_names_of_its_state_dict(file: str, lab: Path) -> None:
+    state = statedict.load(lab / file)
+    expected = torch.load(lab / "expected.pth", weights_only=True)
+    tensors = state.tensors()
+    assert {name: value.tolist() for name, value in expected.items()}.items() <= {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }.items()
+    assert isinstance(state[""], Opaque)
+    assert state[""].name == "configs_of_a_lab.Net"
+
+
+@pytest.mark.parametrize("file", ["lightning.ckpt", "whole.pt", "old.pt"])
+def test_nothing_is_imported_for_the_classes_in_a_file(file: str, lab: Path) -> None:
+    program = (
+        "import sys, statedict.tree, statedict.api, statedict.formats.torch_legacy, statedict.formats.torch_zip\n"
+        "import statedict.collector, zlib\n"
+        "before = set(sys.modules)\n"
+        "state = statedict.api.load(sys.argv[1]); assert state.tensors()\n"
+        "print(sorted(set(sys.modules) - before))\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program, str(lab / file)], check=True, capture_output=True, text=True
+    ).stdout
+    assert output == "[]\n"
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return print, ("executed",)
+
+
+def test_code_in_a_pickle_is_a_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": Evil(), "w": numpy.ones(1)}))
+    state = statedict.load(tmp_path / "x.pkl")
+    assert state["a"] == Opaque("builtins.print", ("executed",))
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,104 @@
+"""The bounds that the machine states hold for pickles made to exceed them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from statedict.errors import CorruptFileError, LimitError
+from statedict.pickles.machine import FACTOR, RESERVE, load
+from statedict.pickles.tables import DATA
+from statedict.values import Opaque
+
+from . import bombs
+
+SMALL, LARGE = 300_000, 1_500_000
+
+
+def measure(name: str, *sizes: int) -> list[tuple[str, int, float, int]]:
+    command = [sys.executable, bombs.__file__, name, *map(str, sizes)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    split = [line.split() for line in lines]
+    return [(outcome, int(memory), float(seconds), int(length)) for outcome, memory, seconds, length in split]
+
+
+@pytest.mark.parametrize("name", bombs.BOMBS)
+def test_memory_and_time_stay_within_the_bounds(name: str) -> None:
+    small, large = measure(name, SMALL, LARGE)
+    for _, memory, _, length in (small, large):
+        assert memory <= RESERVE + 64 * length
+    assert large[2] <= 8 * small[2] + 0.5  # five times the bytes; were it quadratic, 25 times the time
+    assert {small[0], large[0]} <= {"read", "CorruptFileError", "TruncatedError", "LimitError"}
+
+
+@pytest.mark.parametrize("name", ["lists", "short strings"])
+def test_memory_stays_within_the_bounds_for_a_pickle_of_many_megabytes(name: str) -> None:
+    ((outcome, memory, _, length),) = measure(name, 12_000_000)
+    assert outcome in ("CorruptFileError", "TruncatedError", "LimitError")
+    assert memory <= RESERVE + 64 * length
+
+
+def test_the_bounds_are_those_of_the_documentation() -> None:
+    from statedict.pickles import machine
+
+    assert (RESERVE, FACTOR) == (64 << 20, 40)
+    assert "64 MB + 64 n" in str(machine.__doc__)
+
+
+def test_a_limit_names_what_was_asked_for() -> None:
+    with pytest.raises(LimitError, match=r"asks for more than 80 MiB, the most that a pickle of its size may need"):
+        load(b"}" * 420_000, DATA)
+
+
+@pytest.mark.parametrize("name", ["a key of nested pairs", "keys of one hash", "a key of nested frozensets"])
+def test_keys_that_take_for_ever_are_refused(name: str) -> None:
+    with pytest.raises(LimitError, match="hash"):
+        load(bombs.BOMBS[name](10_000), DATA)
+
+
+def test_the_keys_of_one_hash_have_one_hash() -> None:
+    keys = {}
+    for number in range(1, 40):
+        keys |= load(b"}(" + bombs._colliding_tuples(number) + b"u.", DATA)[0]
+    assert len(keys) == 39
+    assert len(set(map(hash, keys))) == 1
+
+
+def test_deep_nesting_is_read_and_let_go() -> None:
+    found = load(b"]" * 300_000 + b"a" * 299_999 + b".", DATA)[0]
+    depth = 0
+    while found:
+        (found,) = found
+        depth += 1
+    assert depth == 299_999
+
+
+def test_nine_bytes_that_claim_an_exabyte_are_refused() -> None:
+    with pytest.raises(CorruptFileError, match="1,152,921,504,606,846,976 bytes goes past the end"):
+        load(b"\x8e" + (1 << 60).to_bytes(8, "little"), DATA)
+
+
+def test_nine_bytes_with_a_huge_memo_index_cost_one_entry() -> None:
+    data = b"\x80\x02Nr\xff\xff\xff\xff."
+    assert load(data, DATA) == (None, 9)
+
+
+def test_laughs_are_read_as_the_few_lists_that_they_are() -> None:
+    found = load(bombs.BOMBS["laughs"](0), DATA)[0]
+    for _ in range(200):
+        assert len(found) == 10
+        assert all(item is found[0] for item in found)
+        found = found[0]
+    assert found == 1
+
+
+@pytest.mark.parametrize("depth", [3, 200])
+def test_a_chain_of_calls_keeps_what_is_called(depth: int) -> None:
+    found = load(b"cmaker\nmake\n(K\x01tR" + b")R" * depth + b".", DATA)[0]
+    for _ in range(depth):
+        assert found.name.startswith("maker.make()")
+        found, arguments = found.args
+        assert arguments == ()
+    assert found == Opaque("maker.make", (1,))

@@ -1,0 +1,74 @@
+"""What a fresh process imports, and how long that takes."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import statedict
+
+HEAVY = {"torch", "numpy", "ml_dtypes", "click", "rich", "safetensors", "msgspec", "hypothesis", "jax", "tensorflow"}
+
+
+def modules_after(code: str) -> set[str]:
+    """The heavy modules that a fresh process has imported after some code."""
+    script = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return HEAVY & set(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("imports")
+    tree = {"model": {"w": np.ones((2, 3), "f4")}, "epoch": 3}
+    found = {suffix: folder / f"checkpoint.{suffix}" for suffix in ("pth", "safetensors")}
+    for path in found.values():
+        statedict.save(tree, path)
+    return found
+
+
+def test_importing_statedict_imports_no_framework_and_no_dependency() -> None:
+    assert modules_after("import statedict") == set()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_listing_a_file_imports_neither_numpy_nor_torch(files: dict[str, Path], suffix: str) -> None:
+    code = f"""
+import statedict
+state = statedict.load({str(files[suffix])!r})
+tensors = state.tensors()
+assert [(p, str(t.dtype), t.shape, t.nbytes) for p, t in tensors.items()] == [("model.w", "float32", (2, 3), 24)]
+assert state["epoch"] == 3 and repr(state) and state.flatten()
+"""
+    assert modules_after(code) == set()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_converting_a_file_imports_neither_numpy_nor_torch(files: dict[str, Path], suffix: str) -> None:
+    target = files[suffix].with_name(f"converted-from-{suffix}")
+    assert modules_after(f"import statedict\nstatedict.convert({str(files[suffix])!r}, {str(target)!r})") == set()
+
+
+def test_reading_numbers_imports_numpy_and_no_torch(files: dict[str, Path]) -> None:
+    code = f"import statedict\nassert statedict.load({str(files['pth'])!r}).at('model.w').numpy().sum() == 6"
+    assert modules_after(code) == {"numpy"}
+
+
+def test_every_public_name_is_importable_without_torch() -> None:
+    assert "torch" not in modules_after("from statedict import *")
+
+
+def test_importing_statedict_takes_less_than_100_ms_more_than_importing_numpy() -> None:
+    def seconds(module: str) -> float:
+        code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+        return statistics.median(
+            float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+            for _ in range(5)
+        )
+
+    assert seconds("statedict") < seconds("numpy") + 0.1

@@ -1,0 +1,88 @@
+"""Imports run downwards only. Those inside functions and those for type checkers count too."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import statedict
+
+ROOT = Path(str(statedict.__file__)).parent
+
+# from the ground up; what stands in one line are neighbours that never import one another
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("collector",),
+    ("dtypes",),
+    ("io",),
+    ("values", "arrays"),
+    ("tensor",),
+    ("segments",),
+    ("tree",),
+    ("pickles",),
+    ("formats", "ops", "adapters"),
+    ("api",),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, layer) of each import of ours; imports by `importlib` are found by their string."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "statedict" else [module]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("statedict."):
+            names = [node.value]  # a row of a table, such as that of the formats
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "statedict" and rest.split(".")[0] in LEVEL:
+                yield node.lineno, rest.split(".")[0]
+
+
+def test_every_module_has_a_layer_and_every_layer_a_module() -> None:
+    assert {layer(path) for path in MODULES} - {"__main__"} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if layer(p) in LEVEL], ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_imports_only_what_lies_below_it_or_in_its_own_room(path: Path) -> None:
+    here = layer(path)
+    for line, other in imported(path):
+        assert other == here or LEVEL[other] < LEVEL[here], f"{path}:{line}: {here} imports {other}"
+
+
+def test_the_public_face_is_imported_by_nobody_below_the_command_line() -> None:
+    for path in MODULES:
+        if layer(path) != "cli":
+            for node in ast.walk(ast.parse(path.read_text())):
+                faces = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                assert "statedict" not in faces, f"{path}:{getattr(node, 'lineno', 0)}: imports the whole of statedict"
+
+
+def test_the_reader_of_imports_sees_every_kind() -> None:
+    def seen(code: str, tmp: Path = Path("x")) -> list[str]:
+        class Fake:
+            def read_text(self) -> str:
+                return code
+
+        return [name for _, name in imported(Fake())]  # type: ignore[arg-type]
+
+    assert seen("import statedict.api") == ["api"]
+    assert seen("from statedict import formats, load") == ["formats"]
+    assert seen("def f():\n    from statedict.cli.show import x") == ["cli"]
+    assert seen("ROW = ('statedict.formats.torch_zip',)") == ["formats"]
+    assert seen("if TYPE_CHECKING:\n    from statedict.tree import StateDict") == ["tree"]
+    assert not seen("import json, statedictionary.api")

@@ -1,0 +1,100 @@
+"""The public face: pinned, documented, and the same for people, for type checkers and at run time."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+from pathlib import Path
+
+import pytest
+
+import statedict
+from statedict import errors
+
+PUBLIC = [
+    "CorruptFileError", "DType", "Device", "FileError", "FormatError", "LazyTensor", "LimitError",
+    "MissingExtraError", "Opaque", "PathError", "RestoreError", "RestoreReport", "Size", "StateDict",
+    "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError",
+    "UnsupportedError", "__version__", "capture", "convert", "dtype", "inspect", "load", "restore", "save",
+    "unflatten",
+]  # fmt: skip
+EXCEPTIONS = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(statedict.__all__) == sorted(PUBLIC)
+    assert dir(statedict) == statedict.__all__ == sorted(statedict.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("_")])
+def test_every_public_name_and_its_public_methods_are_documented(name: str) -> None:
+    value = getattr(statedict, name)
+    assert value.__doc__
+    summary = value.__doc__.strip().split("\n\n")[0].strip()
+    assert summary.endswith((".", ":", "?")), summary
+    if isinstance(value, type) and not issubclass(value, Exception):
+        for method, member in vars(value).items():
+            if not method.startswith("_") and (callable(member) or isinstance(member, property | staticmethod)):
+                assert inspect.getdoc(member), f"{name}.{method}"
+
+
+def test_type_checkers_and_the_runtime_see_the_same_names() -> None:
+    tree = ast.parse(Path(str(statedict.__file__)).read_text())
+    checked = {
+        alias.asname: (str(node.module).removeprefix("statedict."), alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("statedict.")
+        for alias in node.names
+    }
+    assert checked == {name: (module, name) for name, module in statedict._EXPORTS.items()}
+
+
+def test_a_public_name_lives_where_it_is_exported_from() -> None:
+    for name, module in statedict._EXPORTS.items():
+        assert getattr(statedict, name).__module__ == f"statedict.{module}"
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'statedict' has no attribute 'nonsense'"):
+        _ = statedict.nonsense  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", EXCEPTIONS, ids=lambda kind: kind.__name__)
+def test_an_exception_is_ours_and_the_builtin_that_fits(kind: type[Exception]) -> None:
+    assert issubclass(kind, errors.StateDictError)
+    if kind is not errors.StateDictError:
+        fitting = [
+            base
+            for base in kind.__mro__
+            if base.__module__ == "builtins" and base not in (Exception, BaseException, object)
+        ]
+        assert fitting
+        assert all(getattr(builtins, base.__name__) is base for base in fitting)
+
+
+@pytest.mark.parametrize("kind", EXCEPTIONS, ids=lambda kind: kind.__name__)
+def test_a_message_is_printed_as_it_was_written(kind: type[Exception]) -> None:
+    assert str(kind("model.pth: 'w': it's short")) == "model.pth: 'w': it's short"
+
+
+def test_the_tree_of_exceptions_in_the_docstring_is_the_real_one() -> None:
+    drawn: dict[str, str] = {}
+    parents = {0: "StateDictError"}
+    for line in str(errors.__doc__).splitlines():
+        if "──" in line:
+            depth = (line.index("─") - 5) // 4 + 1
+            words = line.split("─ ")[1].split()
+            parents[depth] = words[0]
+            drawn[words[0]] = parents[depth - 1]
+            if words[1].startswith("("):
+                assert words[1].strip("()") in {base.__name__ for base in getattr(errors, words[0]).__mro__}
+    real = {kind.__name__: kind.__bases__[0].__name__ for kind in EXCEPTIONS if kind is not errors.StateDictError}
+    assert drawn == real
+
+
+def test_what_the_operating_system_says_becomes_the_error_that_fits() -> None:
+    for number, kind in ((2, errors.MissingFileError), (17, errors.ExistingFileError), (13, errors.FileError)):
+        made = errors.file_error("a.pth", "cannot open", OSError(number, "said no"))
+        assert type(made) is kind
+        assert (str(made), made.errno, made.filename) == ("a.pth: cannot open: said no", number, "a.pth")

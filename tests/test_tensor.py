@@ -1,0 +1,299 @@
+"""LazyTensor: what it is without reading, what it reads, and what numpy and torch make of it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statedict.dtypes import BY_NAME, dtype
+from statedict.errors import UnsupportedError
+from statedict.io.source import BytesSource, ComputedSource, FileSource
+from statedict.io.zip import read_directory
+from statedict.segments import torch_tensors
+from statedict.tensor import LazyTensor, Storage, as_lazy, human_bytes, is_array
+
+
+class Counted:
+    """Bytes that remember which of them were read."""
+
+    in_memory = False
+    name = "counted"
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.size, self.reads = data, len(data), list[tuple[int, int]]()
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.reads.append((offset, length))
+        return self.data[offset : offset + length]
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read(offset, len(buffer))
+
+    def view(self, private: bool = False) -> memoryview | None:
+        return None
+
+
+SOURCES = ["bytes", "writable", "counted", "computed", "file"]
+
+
+def source(kind: str, data: bytes, folder: Path) -> Any:
+    if kind == "file":
+        path = folder / "data"
+        path.write_bytes(data)
+        return FileSource(str(path))
+
+    def fill(offset: int, buffer: memoryview) -> None:
+        buffer[:] = data[offset : offset + len(buffer)]
+
+    made = {"bytes": BytesSource(data), "writable": BytesSource(bytearray(data)), "counted": Counted(data)}
+    return made.get(kind) or ComputedSource(len(data), fill)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tensor")
+
+
+indices = st.one_of(
+    st.integers(-4, 4),
+    st.none(),
+    st.just(...),
+    st.slices(5).filter(lambda s: s.step is None or s.step > 0),
+)
+
+
+@given(
+    st.sampled_from(SOURCES),
+    st.lists(st.integers(0, 4), max_size=3).map(tuple),
+    st.lists(st.lists(indices, max_size=4).map(tuple) | indices, max_size=2),
+)
+def test_indexing_is_that_of_numpy_and_so_is_what_is_read(
+    folder: Path, kind: str, shape: tuple[int, ...], steps: list[Any]
+) -> None:
+    expected = np.arange(np.prod(shape), dtype="<i4").reshape(shape)
+    raw = b"\xff" * 8 + expected.tobytes() + b"\xff" * 4
+    lazy = LazyTensor(dtype("int32"), shape, Storage(source(kind, raw, folder), 4, len(raw) - 4), 4)
+    for index in steps:
+        try:
+            expected = np.asarray(expected[index])
+        except IndexError:
+            with pytest.raises(IndexError):
+                lazy[index]
+            return
+        lazy = lazy[index]
+    assert lazy.shape == expected.shape
+    assert lazy.ndim == lazy.dim() == expected.ndim
+    assert lazy.numel() == expected.size
+    assert lazy.nbytes == expected.nbytes
+    assert lazy.raw() == expected.tobytes()
+    assert lazy.contiguous().raw() == expected.tobytes()
+    for array in (lazy.numpy(), lazy.numpy(copy=True), lazy.torch().numpy(), lazy.torch(copy=True).numpy()):
+        assert array.dtype == np.int32
+        assert np.array_equal(array, expected)
+    assert lazy.tolist() == expected.tolist()
+    assert (
+        lazy.is_contiguous() == torch.tensor(expected).as_strided(lazy.shape, lazy.stride()).is_contiguous()
+        or 0 in shape
+    )
+    tensor = pickle.loads(pickle.dumps(lazy if kind != "computed" else as_lazy(lazy.numpy(copy=True))))
+    assert tensor.raw() == expected.tobytes()
+
+
+def test_a_slice_reads_only_the_bytes_it_needs() -> None:
+    bytesource = Counted(bytes(400))
+    lazy = LazyTensor(dtype("float32"), (10, 10), Storage(bytesource, 0, 400))
+    assert lazy[3, 2:5][1:].shape == (2,)
+    assert not bytesource.reads
+    lazy[3].raw()
+    lazy[3, 2:5].numpy()
+    lazy[9, 9].item()
+    assert bytesource.reads == [(120, 40), (128, 12), (396, 4)]
+
+
+def test_what_it_is_costs_no_read() -> None:
+    bytesource = Counted(bytes(24))
+    lazy = LazyTensor(dtype("bf16"), (3, 4), Storage(bytesource, 0, 24))
+    assert repr(lazy) == "LazyTensor(bfloat16, (3, 4), 24 B, 'counted')"
+    assert lazy._repr_html_() == "<code>LazyTensor(bfloat16, (3, 4), 24 B, &#x27;counted&#x27;)</code>"
+    assert (len(lazy), lazy.size(), lazy.size(1), lazy.stride(), lazy.stride(0)) == (
+        3,
+        torch.Size((3, 4)),
+        4,
+        (4, 1),
+        4,
+    )
+    assert [row.shape for row in lazy] == [(4,)] * 3
+    assert copy.deepcopy(lazy) is lazy
+    assert as_lazy(lazy) is lazy
+    assert not bytesource.reads
+
+
+@pytest.mark.parametrize("index", [(0, 0, 0), (..., ...), slice(None, None, -1), [0], 1.5, True, "a", np.array([0])])
+def test_an_index_that_is_not_lazy_is_an_index_error(index: Any) -> None:
+    with pytest.raises(IndexError):
+        as_lazy(np.zeros((2, 2)))[index]
+
+
+@pytest.mark.parametrize("name", [n for n, k in BY_NAME.items() if k.itemsize and k.kind not in ("quantized", "bits")])
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")  # torch's own, once a process
+def test_every_dtype_is_the_same_in_numpy_and_torch(name: str) -> None:
+    raw = bytes([0, 1] * 16)
+    lazy = LazyTensor(dtype(name), (2, 1), Storage(BytesSource(raw), 0, 32))
+    made = lazy.torch()
+    assert made.dtype is dtype(name).torch
+    assert bytes(made.untyped_storage())[: lazy.nbytes] == lazy.numpy().tobytes() == lazy.raw() == raw[: lazy.nbytes]
+    assert lazy.numpy().dtype == dtype(name).numpy
+
+
+def test_a_mapped_array_is_read_only_and_a_mapped_tensor_keeps_its_writes_to_this_process(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(np.arange(4, dtype="f4").tobytes())
+    lazy = LazyTensor(dtype("float32"), (4,), Storage(FileSource(str(path)), 0, 16))
+    with pytest.raises(ValueError, match="read-only"):
+        lazy.numpy()[0] = 1
+    mapped, owned = lazy.torch(), lazy.numpy(copy=True)
+    mapped += 1
+    owned += 1
+    assert path.read_bytes() == np.arange(4, dtype="f4").tobytes()
+    assert lazy.tolist() == [0, 1, 2, 3]
+    assert mapped.tolist() == owned.tolist() == [1, 2, 3, 4]
+
+
+def test_a_live_array_and_its_lazy_tensor_share_memory() -> None:
+    for live in (torch.zeros(3), np.zeros(3, "f4")):
+        lazy = as_lazy(live)
+        live[1] = 5
+        assert lazy.tolist() == [0, 5, 0]
+        assert is_array(live)
+    assert not is_array(np.float32(1))
+    with pytest.raises(UnsupportedError, match="expected a tensor or an array, got int"):
+        as_lazy(3)
+
+
+def test_live_tensors_over_one_memory_have_one_storage_key() -> None:
+    weight = torch.zeros(4, 3)
+    assert as_lazy(weight).storage.key == as_lazy(weight.T).storage.key == as_lazy(weight[1:]).storage.key
+    assert as_lazy(weight).storage.key != as_lazy(weight.clone()).storage.key
+    assert as_lazy(torch.zeros(0)).storage.key != as_lazy(torch.zeros(0)).storage.key
+
+
+# what numpy and torch ask it for
+
+
+def lazy_floats() -> LazyTensor:
+    return LazyTensor(dtype("float32"), (2, 3), Storage(BytesSource(np.arange(6, dtype="f4").tobytes()), 0, 24))
+
+
+def test_numpy_takes_it_as_an_array() -> None:
+    lazy = lazy_floats()
+    assert np.asarray(lazy).sum() == 15
+    assert np.array(lazy).flags.owndata or np.array(lazy).flags.writeable
+    assert np.asarray(lazy, dtype="f8").dtype == np.float64
+    assert (np.ones((2, 3)) + lazy).tolist() == [[1, 2, 3], [4, 5, 6]]
+    with pytest.raises(ValueError, match="another dtype needs a copy"):
+        lazy.__array__("f8", copy=False)
+
+
+def test_torch_functions_take_it_as_a_tensor() -> None:
+    lazy = lazy_floats()
+    assert torch.equal(torch.add(lazy, 1), torch.arange(6.0).reshape(2, 3) + 1)
+    assert torch.stack([lazy, lazy]).shape == (2, 2, 3)
+    assert torch.nn.functional.linear(torch.ones(1, 3), weight=lazy).tolist() == [[3, 12]]
+    assert torch.equal(torch.from_dlpack(lazy), lazy.torch())
+    assert np.from_dlpack(lazy).tolist() == lazy.tolist()
+    assert torch.equal(torch.zeros(2, 3).add_(lazy), lazy.torch())
+    assert torch.as_tensor(np.asarray(lazy.numpy(copy=True))).shape == (2, 3)
+
+
+def test_nothing_writes_into_it() -> None:
+    for write in (lambda t: torch.Tensor.add_(t, 1), lambda t: torch.add(torch.ones(2, 3), 1, out=t)):
+        with pytest.raises((UnsupportedError, TypeError)):
+            write(lazy_floats())
+    assert lazy_floats().tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_one_number_is_a_number_and_several_are_none() -> None:
+    one = as_lazy(np.array([3], "i4"))
+    assert (one.item(), int(one), float(one), bool(one), [0, 1, 2, 3][one]) == (3, 3, 3.0, True, 3)
+    assert type(as_lazy(torch.tensor(1.5, dtype=torch.bfloat16)).item()) is float
+    with pytest.raises(ValueError, match="size"):
+        lazy_floats().item()
+    with pytest.raises(TypeError, match="only one integer can be an index"):
+        [0][as_lazy(np.array(1.0))]
+    with pytest.raises(TypeError, match="0-d"):
+        len(as_lazy(np.array(1)))
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_copying_into_a_tensor_moves_the_bytes_without_one_between(kind: str, folder: Path) -> None:
+    data = np.arange(6, dtype="f4").tobytes()
+    lazy = LazyTensor(dtype("float32"), (2, 3), Storage(source(kind, data, folder), 0, 24))
+    whole = torch.zeros(3, 2, 3)
+    assert lazy.copy_into(whole[1])
+    assert whole.sum() == whole[1].sum() == 15
+    parameter = torch.nn.Parameter(torch.zeros(2, 3))
+    with torch.no_grad():
+        parameter.copy_(lazy)
+    assert torch.equal(parameter, lazy.torch())
+
+
+def test_a_copy_that_takes_a_conversion_is_left_to_torch() -> None:
+    lazy = lazy_floats()
+    for target in (torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3, 2).T):
+        assert not lazy.copy_into(target)
+        assert target.sum() == 0
+        target.copy_(lazy)
+        assert target.tolist() == lazy.tolist()
+    assert not lazy.copy_into(torch.zeros(3))
+    broadcast = torch.zeros(4, 2, 3)
+    broadcast.copy_(lazy)
+    assert broadcast.sum() == 60
+    assert not lazy[:, 1].copy_into(torch.zeros(2))
+
+
+def test_autograd_notices_a_copy() -> None:
+    weight = torch.ones(2, 3, requires_grad=True)
+    product = (weight * weight).sum()
+    with torch.no_grad():
+        weight.copy_(lazy_floats())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_elements_that_are_no_bytes_are_read_raw_only() -> None:
+    lazy = LazyTensor(dtype("float6_e2m3fn"), (4,), Storage(BytesSource(b"abc"), 0, 3))
+    assert (lazy.nbytes, lazy.raw()) == (3, b"abc")
+    for use in (lambda: lazy[0], lazy.numpy, lazy.torch, lambda: lazy.torch(copy=True)):
+        with pytest.raises(UnsupportedError):
+            use()
+
+
+def test_a_tensor_at_an_odd_byte_of_a_file_is_aligned_for_torch(tmp_path: Path) -> None:
+    path = tmp_path / "odd"
+    numbers = np.arange(4, dtype="f8").tobytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("odd", numbers)
+    record = read_directory(FileSource(str(path)))["odd"]
+    (tmp_path / "raw").write_bytes(b"x" + numbers)
+    for storage in (Storage(record, 0, 32), Storage(FileSource(str(tmp_path / "raw")), 1, 32)):
+        lazy = LazyTensor(dtype("float64"), (4,), storage)
+        for made in (lazy.torch(), torch_tensors([lazy], copy=False)[0]):
+            assert made.data_ptr() % 8 == 0
+            assert made.tolist() == lazy.numpy().tolist() == [0, 1, 2, 3]
+
+
+@given(st.integers(0, 10**16))
+def test_sizes_for_people_have_four_digits_at_most(count: int) -> None:
+    number, unit = human_bytes(count).split()
+    factor = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[unit]
+    assert abs(float(number) * factor - count) <= 0.0500001 * factor
+    assert len(number) <= 5 or unit == "TB"
