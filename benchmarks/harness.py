@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -14,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RUNS_A_CHILD = 3
 SYNC = "import os\nif os.path.exists(out): os.unlink(out)\nos.sync()"
 """Before a timed save: no dirty pages of the other side, which would throttle this one's writes."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two programs that are compared: Python source that sees `path`, `out` and `directory`."""
+    """One of the two programs that are compared: Python source that sees `path` and `out`."""
 
     name: str
     run: str
@@ -33,16 +35,19 @@ class Row:
     """One claim: `ours` is at least `target` times as fast as `peer`.
 
     `new_process` times the whole process, its start and its imports included; otherwise `run` is timed alone, in a
-    process that has run it once before. `most` bounds our peak resident memory, in megabytes.
+    process that has run it once before. `most` bounds our peak resident memory, in megabytes. Without a peer our time
+    alone is of interest.
     """
 
     name: str
     data: str
-    peer: Side
+    peer: Side | None
     ours: Side
     target: float | None = None
     new_process: bool = False
     most: float | None = None
+    first: bool = False
+    """Time the first run in a process, into memory that the system has to find, instead of later ones."""
 
 
 @dataclass
@@ -75,7 +80,7 @@ class Result:
     @property
     def ratio(self) -> float:
         """How many times faster we are."""
-        return self.peer.median / self.ours.median
+        return self.peer.median / self.ours.median if self.row.peer else math.nan
 
     @property
     def verdict(self) -> str:
@@ -94,24 +99,29 @@ def environment() -> dict[str, str]:
 
 
 def measure(row: Row, directory: Path, runs: int) -> Result:
-    """Run both sides in turn, `runs` times each; for whole processes after one untimed start."""
+    """Run both sides in turn until each has `runs` runs or a few more; whole processes after one untimed start."""
     result = Result(row)
-    for number in range(runs + row.new_process):
+    rounds = runs + 1 if row.new_process else -(-runs // _runs_a_child(row))
+    for number in range(rounds):
         for side, samples in ((row.peer, result.peer), (row.ours, result.ours)):
-            if samples.error:
+            if side is None or samples.error:
                 continue
             try:
                 seconds, megabytes = (_process if row.new_process else _timed)(side, row, directory)
             except RuntimeError as error:
                 samples.error = str(error)
                 continue
-            if number >= row.new_process:
-                samples.seconds.append(seconds)
+            if number or not row.new_process:
+                samples.seconds += seconds
                 samples.megabytes.append(megabytes)
     return result
 
 
-def _process(side: Side, row: Row, directory: Path) -> tuple[float, float]:
+def _runs_a_child(row: Row) -> int:
+    return 1 if row.first else RUNS_A_CHILD
+
+
+def _process(side: Side, row: Row, directory: Path) -> tuple[list[float], float]:
     """Wall clock and peak resident memory of `python -c`, from start to end."""
     code = f"path = {str(directory / row.data)!r}\n{side.run}"
     with open(os.devnull, "w") as null, tempfile.TemporaryFile() as errors:
@@ -123,14 +133,20 @@ def _process(side: Side, row: Row, directory: Path) -> tuple[float, float]:
         if child.returncode:
             errors.seek(0)
             raise RuntimeError(_last_line(errors.read().decode()))
-    return took, usage.ru_maxrss / 1024
+    return [took], usage.ru_maxrss / 1024
 
 
-def _timed(side: Side, row: Row, directory: Path) -> tuple[float, float]:
-    """Seconds of `side.run` in a fresh process that has run it once, and the peak resident memory of that process."""
+def _timed(side: Side, row: Row, directory: Path) -> tuple[list[float], float]:
+    """Seconds of each `side.run` in a fresh process that has run it once, and the process's peak resident memory."""
     out = directory / f"out{Path(row.data).suffix}"
-    job = {"setup": side.setup, "before": side.before, "run": side.run}
-    job |= {"path": str(directory / row.data), "out": str(out), "directory": str(directory)}
+    job = {
+        "setup": side.setup,
+        "before": side.before,
+        "run": side.run,
+        "runs": _runs_a_child(row),
+        "warm": not row.first,
+    }
+    job |= {"path": str(directory / row.data), "out": str(out)}
     command = [sys.executable, "-P", str(HERE / "child.py")]
     child = subprocess.run(
         command, input=json.dumps(job), capture_output=True, text=True, env=environment(), check=False
@@ -156,15 +172,13 @@ def cells(result: Result) -> tuple[str, ...]:
     target += f"{', ' * bool(target)}< {row.most:,.0f} MB" if row.most is not None else ""
     if peer.error or ours.error:
         what = f"{'peer' if peer.error else 'ours'}: {peer.error or ours.error}"
-        return (row.name, row.peer.name, "", "", "", "", what[:100], target, "error")
+        return (row.name, row.peer.name if row.peer else "", "", "", "", "", what[:100], target, "error")
     return (
         row.name,
-        row.peer.name,
-        _seconds(peer.median),
-        f"{peer.peak:,.0f}",
+        *((row.peer.name, _seconds(peer.median), f"{peer.peak:,.0f}") if row.peer else ("", "", "")),
         _seconds(ours.median),
         f"{ours.peak:,.0f}",
-        f"{result.ratio:.2f}×",
+        f"{result.ratio:.2f}×" if row.peer else "",
         target,
         result.verdict,
     )
@@ -189,10 +203,10 @@ def as_json(result: Result) -> dict[str, object]:
     """A result with every run of it."""
     return {
         "job": result.row.name,
-        "peer": {"name": result.row.peer.name, **vars(result.peer)},
+        "peer": {"name": result.row.peer.name, **vars(result.peer)} if result.row.peer else None,
         "ours": {"name": result.row.ours.name, **vars(result.ours)},
         "target": result.row.target,
         "most_megabytes": result.row.most,
-        "ratio": None if result.verdict == "error" else result.ratio,
+        "ratio": result.ratio if result.row.peer and result.verdict != "error" else None,
         "verdict": result.verdict,
     }
