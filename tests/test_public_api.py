@@ -13,8 +13,8 @@ import statedict
 from statedict import errors
 
 PUBLIC = [
-    "CorruptFileError", "DType", "Device", "FileError", "FormatError", "LazyTensor", "LimitError",
-    "MissingExtraError", "Opaque", "PathError", "RestoreError", "RestoreReport", "Size", "StateDict",
+    "CorruptFileError", "DType", "Device", "ExistingFileError", "FileError", "FormatError", "LazyTensor", "LimitError",
+    "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RestoreError", "RestoreReport", "Size", "StateDict",
     "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError",
     "UnsupportedError", "__version__", "capture", "convert", "dtype", "inspect", "load", "restore", "save",
     "unflatten",

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from statedict.dtypes import DType as DType
     from statedict.dtypes import dtype as dtype
     from statedict.errors import CorruptFileError as CorruptFileError
+    from statedict.errors import ExistingFileError as ExistingFileError
     from statedict.errors import FileError as FileError
     from statedict.errors import FormatError as FormatError
     from statedict.errors import LimitError as LimitError
     from statedict.errors import MissingExtraError as MissingExtraError
+    from statedict.errors import MissingFileError as MissingFileError
     from statedict.errors import PathError as PathError
     from statedict.errors import RestoreError as RestoreError
     from statedict.errors import StateDictError as StateDictError
@@ -51,11 +53,13 @@ _EXPORTS = {
     "CorruptFileError": "errors",
     "DType": "dtypes",
     "Device": "values",
+    "ExistingFileError": "errors",
     "FileError": "errors",
     "FormatError": "errors",
     "LazyTensor": "tensor",
     "LimitError": "errors",
     "MissingExtraError": "errors",
+    "MissingFileError": "errors",
     "Opaque": "values",
     "PathError": "errors",
     "RestoreError": "errors",

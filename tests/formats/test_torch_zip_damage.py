@@ -211,3 +211,12 @@ def test_our_own_record_may_be_missing_or_newer(path: Path) -> None:
 def test_a_path_that_cannot_be_opened_is_a_file_error(tmp_path: Path) -> None:
     with pytest.raises(statedict.FileError):
         statedict.load(tmp_path / ("x" * 300))
+
+
+def test_a_persistent_id_that_doubles_itself_is_refused_at_once(tmp_path: Path) -> None:
+    doubled = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60))
+    for identifier in (doubled, b"(X\x07\x00\x00\x00storageN" + doubled + b"NNt"):
+        with zipfile.ZipFile(tmp_path / "bomb.pth", "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02" + identifier + b"Q.")
+        with pytest.raises(statedict.CorruptFileError, match="storage"):
+            statedict.load(tmp_path / "bomb.pth")

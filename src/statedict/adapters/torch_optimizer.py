@@ -145,7 +145,7 @@ def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> li
             "groups",
             join(path, "param_groups"),
             f"the state has groups of {sizes[1]} parameters, the target of {sizes[0]}, and not both have names to go "
-            "by; restore the optimizer together with its model, from a checkpoint that has param_names, or build it alike",
+            "by; restore it together with its model, from a checkpoint that has param_names, or build it alike",
         )
         return None
     for group in saved:
@@ -164,7 +164,7 @@ def _hyperparameters(live: Any, saved: Any, plan: Plan, path: str) -> dict[str, 
         if key in _WHOSE:
             continue
         if key not in hyper:
-            plan.note("missing", join(path, key), "the state is from before it existed, the target's stays")
+            plan.note("missing", join(path, key), "the state has none, the target's stays")
             hyper[key] = before
             continue
         changed = not is_array(before) and not is_array(hyper[key]) and before != hyper[key]

@@ -114,12 +114,14 @@ def read(source: ByteSource) -> Any:
         if type(identifier) is tuple and identifier[:1] in (("module",), (b"module",)) and len(identifier) > 1:
             return identifier[1]  # a class with its source text; the class is all that the tree refers to
         if type(identifier) is not tuple or len(identifier) != 6 or identifier[0] not in ("storage", b"storage"):
-            raise CorruptFileError(f"a persistent id that names no storage: {str(identifier)[:80]}")
+            raise CorruptFileError("a persistent id that names no storage")
         _, kind, key, device, numel, view = identifier
         if type(kind) is not StorageType or type(key) not in (str, bytes) or type(numel) is not int or numel < 0:
-            raise CorruptFileError(f"a storage that is described wrongly: {str(identifier)[:80]}")
+            raise CorruptFileError("a storage that is described wrongly")
         if key not in storages:
-            device = device.decode("ascii", "replace") if type(device) is bytes else str(device)
+            device = device.decode("ascii", "replace") if type(device) is bytes else device
+            if type(device) is not str:
+                raise CorruptFileError("a storage whose device has no name")
             storages[key] = Storage(source, 0, numel * kind.dtype.itemsize, device), kind
         storage = storages[key][0]
         if view is not None:
@@ -133,8 +135,8 @@ def read(source: ByteSource) -> Any:
     if type(keys) is not list:
         raise CorruptFileError(f"{source.name}: the list of storages is missing")
     for key in keys:
-        if key not in storages:
-            raise CorruptFileError(f"{source.name}: a storage {str(key)[:40]!r} that nothing refers to")
+        if type(key) not in (str, bytes) or key not in storages:
+            raise CorruptFileError(f"{source.name}: the list of storages names one that nothing refers to")
         storage, kind = storages[key]
         _place(stream, storage, kind.dtype, f"storage {key}", swap)
     missing = storages.keys() - set(keys)
@@ -188,9 +190,10 @@ def _read_tar(source: ByteSource) -> Any:
     def persistent(identifier: Any) -> Any:
         if type(identifier) is tuple and identifier:
             return identifier[0]  # a class with its source text
-        if str(identifier) not in tensors:
-            raise CorruptFileError(f"tensor {str(identifier)[:40]!r} is missing from the archive")
-        return tensors[str(identifier)]
+        key = str(identifier) if type(identifier) in (int, str) else ""
+        if key not in tensors:
+            raise CorruptFileError(f"tensor {key[:40]!r} is missing from the archive")
+        return tensors[key]
 
     return _Stream(source, *members["pickle"]).pickle(persistent)
 
@@ -204,7 +207,7 @@ def _count(stream: _Stream) -> int:
 
 def _fields(value: Any, count: int) -> Any:
     if type(value) is not tuple or len(value) != count or any(isinstance(item, _CONTAINERS) for item in value):
-        raise CorruptFileError(f"an index entry that is described wrongly: {str(value)[:80]}")
+        raise CorruptFileError("an index entry that is described wrongly")
     return value
 
 

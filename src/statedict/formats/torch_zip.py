@@ -75,10 +75,11 @@ def _tree(records: dict[str, Record | Inflated], folder: str, name: str, swap: b
 
     def storage(identifier: Any) -> TypedStorage:
         if type(identifier) is not tuple or len(identifier) < 5 or identifier[0] != "storage":
-            raise CorruptFileError(f"a persistent id that names no storage: {str(identifier)[:80]}")
+            raise CorruptFileError("a persistent id that names no storage")
         _, kind, key, device, numel = identifier[:5]
-        if type(kind) is not StorageType or type(numel) is not int or numel < 0 or type(device) is not str:
-            raise CorruptFileError(f"a storage that is described wrongly: {str(identifier)[:80]}")
+        described = type(kind) is StorageType and type(key) is str and type(device) is str and type(numel) is int
+        if not described or numel < 0:
+            raise CorruptFileError("a storage that is described wrongly")
         found = storages.get(key)
         if found is None:
             record = records.get(f"{folder}{name}/{key}")
