@@ -21,6 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("values", "arrays"),
     ("tensor",),
     ("segments",),
+    ("paths",),
+    ("notebook",),
     ("tree",),
     ("pickles",),
     ("formats", "ops", "adapters"),

@@ -14,8 +14,8 @@ from statedict import errors
 
 PUBLIC = [
     "CorruptFileError", "DType", "Device", "ExistingFileError", "FileError", "FormatError", "LazyTensor", "LimitError",
-    "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RestoreError", "RestoreReport", "Size", "StateDict",
-    "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError",
+    "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RestoreError", "RestoreReport", "Size",
+    "StateDict", "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError",
     "UnsupportedError", "__version__", "capture", "convert", "dtype", "inspect", "load", "restore", "save",
     "unflatten",
 ]  # fmt: skip

@@ -19,7 +19,8 @@ from statedict.errors import UnsupportedError
 from statedict.io.source import BytesSource, ComputedSource, FileSource
 from statedict.io.zip import read_directory
 from statedict.segments import torch_tensors
-from statedict.tensor import LazyTensor, Storage, as_lazy, human_bytes, is_array
+from statedict.tensor import LazyTensor, Storage, as_lazy, is_array
+from statedict.values import human_bytes
 
 
 class Counted:

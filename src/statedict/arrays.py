@@ -227,3 +227,46 @@ def gather(array: Any, start: int, out: Any) -> None:
             take = rows * row
             out[done : done + take].reshape(rows, *array.shape[1:])[...] = array[index : index + rows]
         done += take
+
+
+def indexed(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple[int, ...], Strides, int]:
+    """Shape, strides and first element of `array[index]` for integers, slices, `...` and `None`."""
+    items = index if isinstance(index, tuple) else (index,)
+    wanted = sum(1 for item in items if item is not None and item is not Ellipsis)
+    if wanted > len(shape) or sum(1 for item in items if item is Ellipsis) > 1:
+        raise IndexError(f"too many indices for a tensor of shape {shape}")
+    if not any(item is Ellipsis for item in items):
+        items = (*items, Ellipsis)
+    new_shape: list[int] = []
+    new_strides: list[int] = []
+    start = axis = 0
+    for item in items:
+        if item is None:
+            new_shape.append(1)
+            new_strides.append(1)
+        elif item is Ellipsis:
+            skipped = len(shape) - wanted
+            new_shape += shape[axis : axis + skipped]
+            new_strides += strides[axis : axis + skipped]
+            axis += skipped
+        elif isinstance(item, slice):
+            first, last, step = item.indices(shape[axis])
+            if step < 0:
+                raise IndexError("slices with a negative step are not lazy; use .numpy()[...]")
+            count = len(range(first, last, step))
+            new_shape.append(count)
+            new_strides.append(strides[axis] * step)
+            start += first * strides[axis] if count else 0
+            axis += 1
+        elif hasattr(item, "__index__") and not isinstance(item, bool):
+            try:
+                position = item.__index__()
+            except TypeError:
+                raise IndexError(f"an index of several elements is not lazy; use .numpy()[...], not {item!r}") from None
+            if not -shape[axis] <= position < shape[axis]:
+                raise IndexError(f"index {position} is out of range for axis {axis} of size {shape[axis]}")
+            start += (position % shape[axis]) * strides[axis]
+            axis += 1
+        else:
+            raise IndexError(f"a LazyTensor takes integers, slices, ... and None, not {item!r}; use .numpy()[...]")
+    return tuple(new_shape), tuple(new_strides), start

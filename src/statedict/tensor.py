@@ -8,6 +8,7 @@ from statedict.arrays import (
     Strides,
     contiguous_strides,
     gather,
+    indexed,
     is_numpy,
     is_torch,
     numpy_memory,
@@ -23,7 +24,7 @@ from statedict.errors import UnsupportedError
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
 from statedict.io.source import AddressSource, ComputedSource, address_view
-from statedict.values import Size
+from statedict.values import Size, human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class LazyTensor:
         return self  # immutable, like the file behind it
 
     def __getitem__(self, index: Any) -> LazyTensor:
-        shape, strides, start = _index(self.shape, self.stride(), index)
+        shape, strides, start = indexed(self.shape, self.stride(), index)
         if not self.dtype.itemsize:
             raise UnsupportedError(f"{self!r}: elements of {self.dtype.bits} bits cannot be sliced; read .raw()")
         numel = math.prod(shape)
@@ -349,20 +350,6 @@ def is_array(value: object) -> bool:
     return isinstance(value, LazyTensor) or is_torch(value) or is_numpy(value)
 
 
-def human_bytes(count: int) -> str:
-    """Bytes in decimal units, three digits.
-
-    >>> human_bytes(3360), human_bytes(2_070_000_000)
-    ('3.4 kB', '2.1 GB')
-    """
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 999.95 or unit == "TB":
-            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
 def _holds_lazy(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return any(map(_holds_lazy, value))
@@ -377,46 +364,3 @@ def _as_torch(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(map(_as_torch, value))
     return value
-
-
-def _index(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple[int, ...], Strides, int]:
-    """Shape, strides and first element of `array[index]` for integers, slices, `...` and `None`."""
-    items = index if isinstance(index, tuple) else (index,)
-    wanted = sum(1 for item in items if item is not None and item is not Ellipsis)
-    if wanted > len(shape) or sum(1 for item in items if item is Ellipsis) > 1:
-        raise IndexError(f"too many indices for a tensor of shape {shape}")
-    if not any(item is Ellipsis for item in items):
-        items = (*items, Ellipsis)
-    new_shape: list[int] = []
-    new_strides: list[int] = []
-    start = axis = 0
-    for item in items:
-        if item is None:
-            new_shape.append(1)
-            new_strides.append(1)
-        elif item is Ellipsis:
-            skipped = len(shape) - wanted
-            new_shape += shape[axis : axis + skipped]
-            new_strides += strides[axis : axis + skipped]
-            axis += skipped
-        elif isinstance(item, slice):
-            first, last, step = item.indices(shape[axis])
-            if step < 0:
-                raise IndexError("slices with a negative step are not lazy; use .numpy()[...]")
-            count = len(range(first, last, step))
-            new_shape.append(count)
-            new_strides.append(strides[axis] * step)
-            start += first * strides[axis] if count else 0
-            axis += 1
-        elif hasattr(item, "__index__") and not isinstance(item, bool):
-            try:
-                position = item.__index__()
-            except TypeError:
-                raise IndexError(f"an index of several elements is not lazy; use .numpy()[...], not {item!r}") from None
-            if not -shape[axis] <= position < shape[axis]:
-                raise IndexError(f"index {position} is out of range for axis {axis} of size {shape[axis]}")
-            start += (position % shape[axis]) * strides[axis]
-            axis += 1
-        else:
-            raise IndexError(f"a LazyTensor takes integers, slices, ... and None, not {item!r}; use .numpy()[...]")
-    return tuple(new_shape), tuple(new_strides), start

@@ -6,19 +6,15 @@ from collections import Counter, OrderedDict
 
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, PathError, TreeError
+from statedict.paths import MAX_DEPTH, encode, free_name, walk
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import LazyTensor, as_lazy, is_array
-from statedict.values import Device, Opaque, Size, from_json, to_json
+from statedict.values import Device, Opaque, Size, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
-
-MAX_DEPTH = 200
-MAX_ENTRIES = 20_000_000
-MAX_SHARED = 100_000
-MAX_CHARACTERS = 1 << 28
 
 
 class StateDict(dict["Any", "Any"]):
@@ -124,7 +120,9 @@ class StateDict(dict["Any", "Any"]):
         return _realize(self, lambda tensors: torch_tensors(tensors, copy), _torch_value)  # type: ignore[no-any-return]
 
     def _repr_html_(self) -> str:
-        return _html(self, f"state_dict, {len(self):,} entries", 0, [_HTML_ROWS])
+        from statedict.notebook import html
+
+        return html(self, f"state_dict, {len(self):,} entries")
 
 
 class FlatState(dict[str, "Any"]):
@@ -149,19 +147,6 @@ def like(origin: Any, new: StateDict) -> StateDict:
     if isinstance(metadata, dict) and metadata:
         new.metadata = metadata
     return new
-
-
-def free_name(path: str, taken: Mapping[str, Any]) -> str:
-    """The path, or the path with `~2`, `~3` … if it is taken."""
-    if path not in taken:
-        return path
-    used, free = 1, 2
-    while f"{path}~{free}" in taken:  # doubling, then halving: a file may have one path a million times
-        used, free = free, 2 * free
-    while free - used > 1:
-        middle = (used + free) // 2
-        used, free = (middle, free) if f"{path}~{middle}" in taken else (used, middle)
-    return f"{path}~{free}"
 
 
 def unflatten(flat: Mapping[str, Any], skeleton: Any = None) -> Any:
@@ -219,89 +204,6 @@ def _nest(flat: Mapping[str, Any]) -> StateDict:
             raise TreeError(f"{path!r} is both a leaf and a parent")
         node[key] = leaf
     return root
-
-
-def walk(tree: Any) -> Iterator[tuple[str, Any]]:
-    """(path, leaf) in order; paths repeat where two entries have one path."""
-    found: list[tuple[str, Any]] = []
-    encode(tree, lambda path, leaf: found.append((path, leaf)), lambda value: None)
-    return iter(found)
-
-
-def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any] = to_json) -> Any:
-    """A JSON-ready skeleton of the tree, with `put(path, leaf)` in the place of each leaf.
-
-    A dict whose keys are strings that do not begin with `$` is a JSON object, a list an array; every other container
-    is an object with a key that begins with `$`. docs/format.md specifies them.
-
-    Args:
-        tree: any nesting of dicts, lists, tuples and Opaques.
-        put: makes what stands for a leaf.
-        plain: makes the JSON of a key and of a value in `_metadata`.
-
-    Raises:
-        TreeError: the tree contains itself, is nested deeper than 200, or has over 20 million entries, or over
-            100,000 if that is because it holds few containers many times, or its paths have over 2²⁸ characters.
-    """
-    count = characters = 0
-    fresh = MAX_SHARED  # entries that a tree of so many different containers may have
-    seen: set[int] = set()
-    active: set[int] = set()
-
-    def visit(node: Any, prefix: str) -> Any:
-        nonlocal count, characters, fresh
-        count += 1
-        characters += len(prefix)
-        if characters > MAX_CHARACTERS:
-            raise TreeError(f"{prefix[:80]!r}: the paths have more than {MAX_CHARACTERS:,} characters")
-        kind = type(node)
-        if kind is StateDict or (isinstance(node, dict) and kind is not Counter):
-            make = dict_node
-        elif kind is list or kind is tuple:
-            make = sequence_node
-        elif isinstance(node, Opaque):
-            make = opaque_node
-        else:
-            return put(prefix, node)
-        if id(node) not in seen:
-            seen.add(id(node))
-            fresh += 100 * (4 if make is opaque_node else len(node))
-        if count > min(fresh, MAX_ENTRIES):
-            raise TreeError(f"{prefix[:80]!r}: more than {count - 1:,} entries; containers that are shared multiply")
-        if len(active) > MAX_DEPTH:
-            raise TreeError(f"{prefix[:80]!r}: nested deeper than {MAX_DEPTH}")
-        if id(node) in active:
-            raise TreeError(f"{prefix[:80]!r}: the tree contains itself here")
-        active.add(id(node))
-        result = make(node, prefix + "." if prefix else "")
-        active.discard(id(node))
-        return result
-
-    def dict_node(node: Any, prefix: str) -> Any:
-        metadata = getattr(node, "_metadata", None)
-        if metadata is None and all(type(key) is str and key[:1] != "$" for key in node):
-            return {key: visit(value, prefix + key) for key, value in node.items()}
-        result: dict[str, Any] = {
-            "$dict": [[plain(key), visit(value, f"{prefix}{key}")] for key, value in node.items()]
-        }
-        if metadata is not None:
-            result["metadata"] = encode(metadata, lambda _, leaf: plain(leaf), plain)
-        return result
-
-    def sequence_node(node: Any, prefix: str) -> Any:
-        children = [visit(value, f"{prefix}{index}") for index, value in enumerate(node)]
-        return children if type(node) is list else {"$tuple": children}
-
-    def opaque_node(node: Any, prefix: str) -> Any:
-        result = {"$opaque": node.name}
-        for slot in ("args", "state", "items", "entries"):
-            value = getattr(node, slot)
-            if value is not None:
-                inline = isinstance(value, dict)  # its entries read as the object's own
-                result[slot] = visit(value, prefix.removesuffix(".") if inline else prefix + slot)
-        return result
-
-    return visit(tree, "")
 
 
 def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
@@ -439,33 +341,3 @@ def _torch_value(value: Any) -> Any:
             return torch.Size(value)
         return value.torch if isinstance(value, DType) else torch.device(str(value))
     return value
-
-
-_HTML_ROWS = 10_000
-_HTML_CHILDREN = 1000
-
-
-def _html(node: Any, label: str, depth: int, left: list[int]) -> str:
-    """A folded list of a container's entries, as long as `left`, the rows of the page, lasts."""
-    from html import escape
-
-    def row(key: Any, child: Any) -> str:
-        if isinstance(child, dict | list | tuple | Opaque) and child.__class__ is not Size and depth < MAX_DEPTH:
-            kind = repr(child) if isinstance(child, Opaque) else f"{len(child):,} entries"
-            return _html(child, f"{key}: {kind}", depth + 1, left)
-        text = repr(as_lazy(child)) if is_array(child) else repr(child)
-        return f"<li><b>{escape(str(key))}</b> <code>{escape(text[:200])}</code></li>"
-
-    if isinstance(node, Opaque):
-        held = ((slot, getattr(node, slot)) for slot in ("args", "state", "items", "entries"))
-        pairs: list[tuple[Any, Any]] = [(slot, value) for slot, value in held if value is not None]
-    elif isinstance(node, dict):
-        pairs = list(node.items())
-    else:
-        pairs = list(enumerate(node))
-    shown = pairs[: max(0, min(_HTML_CHILDREN, left[0]))]
-    left[0] -= len(shown)
-    rows = "".join(row(key, child) for key, child in shown)
-    more = f"<li>… {len(pairs) - len(shown):,} more</li>" if len(pairs) > len(shown) else ""
-    opened = " open" if depth == 0 else ""
-    return f"<details{opened}><summary>{escape(label)}</summary><ul>{rows}{more}</ul></details>"

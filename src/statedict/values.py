@@ -94,6 +94,20 @@ class Opaque:
         return f"Opaque({self.name!r})"
 
 
+def human_bytes(count: int) -> str:
+    """Bytes in decimal units, three digits.
+
+    >>> human_bytes(3360), human_bytes(2_070_000_000)
+    ('3.4 kB', '2.1 GB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.95 or unit == "TB":
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
 PLAIN = (type(None), bool, int, float, str)
 KINDS = (*PLAIN, complex, bytes, bytearray, Size, Device, DType, set, frozenset, Counter)
 

@@ -10,9 +10,10 @@ from statedict.adapters import Capture, Plan, join
 from statedict.adapters.report import RestoreReport, remedy, summary
 from statedict.arrays import is_numpy, is_torch
 from statedict.errors import RestoreError, UnsupportedError
+from statedict.paths import walk
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import as_lazy, is_array
-from statedict.tree import StateDict, transform, walk
+from statedict.tree import StateDict, transform
 
 
 def collect(tree: Any) -> Any:

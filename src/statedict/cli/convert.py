@@ -7,7 +7,7 @@ import click
 from statedict.api import convert
 from statedict.cli import size_of
 from statedict.formats import WRITABLE
-from statedict.tensor import human_bytes
+from statedict.values import human_bytes
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 
 from statedict.cli import printable
 from statedict.ops.inspect import Node, Summary, Total
-from statedict.tensor import human_bytes
+from statedict.values import human_bytes
 
 # name, dtype, shape, elements, bytes, note
 Row = tuple[str, str, str, str, str, str]

@@ -8,8 +8,8 @@ import click
 
 from statedict.api import load
 from statedict.cli import printable, size_of
-from statedict.tensor import human_bytes
 from statedict.tree import StateDict
+from statedict.values import human_bytes
 
 
 @click.command()

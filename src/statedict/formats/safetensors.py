@@ -21,8 +21,9 @@ from itertools import pairwise
 from statedict.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.io.pipeline import Part, transfer, write_at
+from statedict.paths import encode, free_name, walk
 from statedict.tensor import LazyTensor, Storage
-from statedict.tree import StateDict, decode, encode, free_name, walk
+from statedict.tree import StateDict, decode
 from statedict.values import from_json, to_json
 
 TYPE_CHECKING = False

@@ -24,13 +24,14 @@ from statedict.errors import CorruptFileError, UnknownFormatError
 from statedict.io.pipeline import Part, transfer, write_at
 from statedict.io.source import BytesSource, swapped
 from statedict.io.zip import ArchiveLayout, read_directory
+from statedict.paths import walk
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.pickles.writer import dumps
 from statedict.segments import plan
 from statedict.tensor import LazyTensor, Storage
-from statedict.tree import StateDict, walk
+from statedict.tree import StateDict
 from statedict.values import Opaque
 
 TYPE_CHECKING = False

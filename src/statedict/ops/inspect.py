@@ -9,8 +9,8 @@ from itertools import groupby
 from typing import Any
 
 from statedict.collector import Paused
+from statedict.paths import free_name, walk
 from statedict.tensor import LazyTensor, as_lazy, is_array
-from statedict.tree import free_name, walk
 from statedict.values import KINDS, Opaque
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

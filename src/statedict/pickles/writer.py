@@ -18,8 +18,8 @@ from struct import Struct
 
 from statedict.dtypes import DType
 from statedict.errors import TreeError, UnsupportedError
+from statedict.paths import MAX_DEPTH
 from statedict.tensor import LazyTensor
-from statedict.tree import MAX_DEPTH
 from statedict.values import Device, Opaque, Size
 
 TYPE_CHECKING = False
