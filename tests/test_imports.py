@@ -72,3 +72,19 @@ def test_importing_statedict_takes_less_than_100_ms_more_than_importing_numpy() 
         )
 
     assert seconds("statedict") < seconds("numpy") + 0.1
+
+
+def test_what_takes_torch_names_the_extra_where_torch_is_missing() -> None:
+    program = """
+import sys
+sys.modules["torch"] = None
+import statedict
+state = statedict.load("examples/checkpoint.pth")
+for call in (state.torch, state.at("model_state.fc3.bias").torch):
+    try:
+        call()
+    except statedict.MissingExtraError as error:
+        print(error)
+"""
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.count("pip install 'statedict[torch]'") == 2

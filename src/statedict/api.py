@@ -40,7 +40,7 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     >>> state["model_state"]["conv1.weight"].shape
     (6, 3, 5, 5)
     """
-    source = FileSource(formats.entry(os.fspath(path)))
+    source = FileSource(formats.entry(os.fsdecode(path)))
     reader = formats.by_name(format or formats.detect(source))
     with Paused():
         tree = reader.read(source)
@@ -72,7 +72,7 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
     from statedict.adapters.collect import collect, lazily
     from statedict.io.atomic import publish
 
-    target = os.fspath(path)
+    target = os.fsdecode(path)
     module = formats.writer(format or formats.for_writing(target))
     with Paused():
         live = lazily(collect(tree))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 
-from statedict.dtypes import DType, dtype
+from statedict.dtypes import DType, dtype, import_torch
 from statedict.errors import UnsupportedError
 
 TYPE_CHECKING = False
@@ -191,8 +191,7 @@ def numpy_view(data: memoryview, kind: DType, shape: tuple[int, ...], strides: S
 
 def torch_storage(data: memoryview) -> Any:
     """A `torch.UntypedStorage` over writable memory, without a copy."""
-    import torch
-
+    torch = import_torch()
     if not len(data):
         return torch.empty(0, dtype=torch.uint8).untyped_storage()
     return torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
@@ -200,8 +199,7 @@ def torch_storage(data: memoryview) -> Any:
 
 def torch_view(storage: Any, kind: DType, shape: tuple[int, ...], strides: Strides | None, offset: int) -> Any:
     """A tensor over a `torch.UntypedStorage`; `offset` in elements."""
-    import torch
-
+    torch = import_torch()
     empty = torch.empty(0, dtype=kind.torch)
     return empty.set_(storage, offset, shape, contiguous_strides(shape) if strides is None else strides)
 

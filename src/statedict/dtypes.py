@@ -9,7 +9,7 @@ ml_dtypes 0.6.
 
 from __future__ import annotations
 
-from statedict.errors import FormatError, UnsupportedError
+from statedict.errors import FormatError, MissingExtraError, UnsupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +54,19 @@ _ROWS: tuple[tuple[str, int, str, str, str, str, tuple[str, ...]], ...] = (
     ("bits2x4", 8, "bits", "uint8", "", "", ()),
     ("bits4x2", 8, "bits", "uint8", "", "", ()),
 )
+
+
+def import_torch() -> Any:
+    """PyTorch.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("this takes PyTorch; install it by: pip install 'statedict[torch]'") from error
+    return torch
 
 
 class DType:
@@ -114,8 +127,7 @@ class DType:
         Raises:
             UnsupportedError: this PyTorch does not have it.
         """
-        import torch
-
+        torch = import_torch()
         found = getattr(torch, self.name, None)
         if not isinstance(found, torch.dtype):
             raise UnsupportedError(f"torch {torch.__version__} has no dtype {self.name}; read its bytes with .raw()")

@@ -26,7 +26,7 @@ def _list(node: Any, label: str, depth: int, left: list[int]) -> str:
     def row(key: Any, child: Any) -> str:
         if isinstance(child, dict | list | tuple | Opaque) and child.__class__ is not Size and depth < MAX_DEPTH:
             kind = repr(child) if isinstance(child, Opaque) else f"{len(child):,} entries"
-            return _list(child, f"{key}: {kind}", depth + 1, left)
+            return f"<li>{_list(child, f'{key}: {kind}', depth + 1, left)}</li>"
         text = repr(as_lazy(child)) if is_array(child) else repr(child)
         return f"<li><b>{escape(str(key))}</b> <code>{escape(text[:200])}</code></li>"
 

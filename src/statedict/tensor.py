@@ -209,8 +209,9 @@ class LazyTensor:
         """As a `torch.Tensor` on the CPU (imports torch).
 
         Args:
-            copy: False maps the file where it can; what is written into the tensor stays in this process.
-                True gives owned memory, read the fastest way.
+            copy: False maps the file where it can: what is written into the tensor stays in this process and reaches
+                a file only if the tensor is put into the dict and saved. True gives owned memory, read the fastest
+                way; it is what `load_state_dict(..., assign=True)` and plain optimizers want, for they keep it.
         """
         data = None if copy else self.storage.view(private=True)
         if data is not None and self.dtype.itemsize:

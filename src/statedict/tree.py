@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 
-from statedict.dtypes import DType
+from statedict.dtypes import DType, import_torch
 from statedict.errors import CorruptFileError, PathError, TreeError
 from statedict.paths import MAX_DEPTH, encode, free_name, walk
 from statedict.segments import numpy_arrays, torch_tensors
@@ -335,8 +335,7 @@ def _realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: 
 
 def _torch_value(value: Any) -> Any:
     if isinstance(value, Size | Device | DType):
-        import torch
-
+        torch = import_torch()
         if isinstance(value, Size):
             return torch.Size(value)
         return value.torch if isinstance(value, DType) else torch.device(str(value))

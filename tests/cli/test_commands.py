@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,3 +93,23 @@ def test_a_folder_is_shown_and_converted_with_the_size_of_its_files(run: Run, tm
     refused = run("convert", "folder", "x.pickle", "--format", "pickle")
     assert refused.returncode == 2
     assert "'torch', 'safetensors'" in refused.stderr
+
+
+def test_debug_is_taken_anywhere_and_keeps_the_status(run: Run) -> None:
+    failed = run("show", "missing.pth", "--debug")
+    assert (failed.returncode, failed.stderr.count("Traceback")) == (2, 2)
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["nonsense"], ["show", "checkpoint.pth", "--recipe", "--json"]])
+def test_a_usage_error_is_one_line(run: Run, arguments: list[str]) -> None:
+    assert run(*arguments).stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_a_terminal_that_lacks_characters_gets_escapes(tmp_path: Path, encoding: str) -> None:
+    statedict.save({"\u2200": torch.ones(2), "m": {"w": torch.ones(1)}}, tmp_path / "odd.pth")
+    command = [sys.executable, "-m", "statedict", "show", "odd.pth"]
+    shown = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+    )
+    assert b"u2200" in shown.stdout

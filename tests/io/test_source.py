@@ -116,7 +116,7 @@ def test_an_open_file_outlives_its_replacement(tmp_path: Path) -> None:
 def test_a_file_that_is_shortened_while_open_is_named(tmp_path: Path) -> None:
     source = file(tmp_path / "data", DATA)
     os.truncate(tmp_path / "data", 100)
-    with pytest.raises(CorruptFileError, match=r"data: ended at byte 100 of 1,024; it was shortened while it was open"):
+    with pytest.raises(CorruptFileError, match=r"data: was shortened or overwritten in place since it was loaded"):
         source.read(0, 1024)
 
 
@@ -170,3 +170,20 @@ def test_allocated_memory_is_zero_writable_and_as_long_as_asked(size: int) -> No
     assert not any(memory[:: max(1, size // 100)])
     memory[:1] = b"x"[: min(size, 1)]
     assert not memory.readonly
+
+
+def test_a_file_that_is_overwritten_in_place_is_noticed_by_reads_and_by_views(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(range(64)))
+    os.utime(path, ns=(0, 0))
+    source = FileSource(str(path))
+    path.write_bytes(bytes(64))
+    for read in (lambda: source.read(0, 4), lambda: source.readinto(0, memoryview(bytearray(4))), source.view):
+        with pytest.raises(CorruptFileError, match="overwritten in place since it was loaded; load it again"):
+            read()
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="is a pipe or a device"):
+        FileSource(str(tmp_path / "pipe"))

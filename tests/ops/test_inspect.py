@@ -107,3 +107,14 @@ def test_the_summary_shows_itself_in_a_notebook() -> None:
 def test_a_summary_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         statedict.inspect({}).wasted = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("keys", [[1, "1"], [None, "None"], ["", "."], ["a.", "a.."], ["." * 3000, "." * 3000 + "b"]])
+def test_keys_that_read_alike_are_shown_side_by_side(keys: list[object]) -> None:
+    summary = statedict.inspect({key: np.zeros(1) for key in keys})
+    assert len({info.path for info in summary.tensors}) == 2
+
+
+def test_a_path_is_not_taken_for_a_state() -> None:
+    with pytest.raises(statedict.UnsupportedError, match="is a path; inspect what load returns"):
+        statedict.inspect("checkpoint.pth")

@@ -7,7 +7,10 @@ Exit status: 0 done, 1 a finding (differences, damage), 2 could not do it. Error
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
+import traceback
 
 import click
 
@@ -43,24 +46,33 @@ def cli(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character gets its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        cli.main(arguments, prog_name="statedict")
-    except (StateDictError, OSError, RecursionError, MemoryError) as error:
-        if "--debug" in arguments:
-            raise
-        click.echo(f"statedict: {_one_line(error)}", err=True)
+        status = cli.main([a for a in arguments if a != "--debug"], prog_name="statedict", standalone_mode=False)
+    except click.Abort:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader has seen enough; as if SIGPIPE had ended us
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (click.ClickException, StateDictError, OSError, RecursionError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+            click.echo(f"statedict: {_one_line(text) or type(error).__name__}", err=True)
         sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return printable(text)
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def size_of(path: str) -> int:
     """Bytes of a file, or of the files directly in a folder."""
-    import os
-
     if not os.path.isdir(path):
         return os.path.getsize(path)
     with os.scandir(path) as found:

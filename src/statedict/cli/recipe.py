@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from statedict.cli import printable
 from statedict.errors import FormatError
 from statedict.ops.inspect import is_optimizer, state_dicts
 from statedict.tensor import as_lazy, is_array
@@ -45,7 +46,7 @@ def recipe_lines(state: StateDict) -> Iterator[str]:
         else:
             yield "Model's state_dict:"
             for name, value in node.items():
-                yield f"{name} \t {as_lazy(value).size() if is_array(value) else value}"
+                yield f"{printable(name)} \t {as_lazy(value).size() if is_array(value) else value}"
     if not found:
         raise FormatError("there is no state_dict of a model or an optimizer in it; look at it without --recipe")
 

@@ -8,6 +8,7 @@ import click
 
 from statedict.api import load
 from statedict.cli import printable, size_of
+from statedict.errors import PathError
 from statedict.tree import StateDict
 from statedict.values import human_bytes
 
@@ -20,8 +21,13 @@ from statedict.values import human_bytes
 @click.option("--recipe", is_flag=True, help="Print as the loops of PyTorch's state_dict recipe do.")
 def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bool) -> None:
     """Show what is in a checkpoint: its tree, dtypes, shapes, sizes and values. No tensor is read."""
+    if recipe and as_json:
+        raise click.UsageError("--recipe and --json exclude each other")
     state = load(file)
-    found = state.at(at) if at else state
+    try:
+        found = state.at(at) if at else state
+    except PathError as error:
+        raise PathError(f"{file}: {error}") from error
     above, key = "", ""
     if not isinstance(found, StateDict):
         above, _, key = (at or "").rpartition(".")

@@ -70,14 +70,17 @@ class FileSource:
         self._fd = -1
         self.name = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+            self._fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for a writer
             status = os.fstat(self._fd)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except OSError as error:
             raise file_error(path, "cannot open", error) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError(f"{path}: is a pipe or a device; save what comes out of it to a file first")
         self.size = status.st_size
-        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        self.identity = _identity(status)
         self._view: memoryview | None = None
         self._private: memoryview | None = None
 
@@ -92,9 +95,18 @@ class FileSource:
         """The open file descriptor, for zero-copy system calls."""
         return self._fd
 
+    def _check_unchanged(self) -> None:
+        if _identity(os.fstat(self._fd)) != self.identity:
+            raise self._changed()
+
+    def _changed(self) -> CorruptFileError:
+        text = "was shortened or overwritten in place since it was loaded; load it again"
+        return CorruptFileError(f"{self.name}: {text}")
+
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
         check_range(self, offset, length)
+        self._check_unchanged()
         if length <= _PREAD_AT_MOST:
             try:
                 data = os.pread(self._fd, length, offset)
@@ -110,6 +122,7 @@ class FileSource:
         """Fill `buffer` from `offset`."""
         length = len(buffer)
         check_range(self, offset, length)
+        self._check_unchanged()
         done = 0
         while done < length:
             try:
@@ -117,16 +130,14 @@ class FileSource:
             except OSError as error:
                 raise file_error(self.name, f"cannot read byte {offset + done:,}", error) from error
             if count == 0:
-                raise CorruptFileError(
-                    f"{self.name}: ended at byte {offset + done:,} of {self.size:,}; "
-                    "it was shortened while it was open, load it again"
-                )
+                raise self._changed()
             done += count
 
     def view(self, private: bool = False) -> memoryview | None:
         """The file mapped; with `private` writable, and what is written stays in this process."""
         import mmap
 
+        self._check_unchanged()
         if not self.size:
             return memoryview(bytearray() if private else b"")
         if private:
@@ -136,6 +147,10 @@ class FileSource:
         if self._view is None:
             self._view = memoryview(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ))
         return self._view
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _reopen(path: str, identity: tuple[int, ...]) -> FileSource:

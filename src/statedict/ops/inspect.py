@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from itertools import groupby
 from typing import Any
 
 from statedict.collector import Paused
-from statedict.paths import free_name, walk
+from statedict.errors import UnsupportedError
+from statedict.paths import MAX_DEPTH, free_name, walk
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.values import KINDS, Opaque
 
@@ -166,6 +168,8 @@ def inspect(state: Any, path: str = "") -> Summary:
     >>> summary.tensors[0].path, summary.tensors[0].role
     ('model_state.conv1.weight', 'parameter')
     """
+    if isinstance(state, str | os.PathLike):
+        raise UnsupportedError(f"{os.fspath(state)!r} is a path; inspect what load returns for it")
     build = _Builder()
     with Paused():
         root = build.node("", state, path, "tensor", None)
@@ -221,8 +225,9 @@ class _Builder:
         if role == "parameter" and key.rpartition(".")[2] in _BUFFERS:
             role = "buffer"
         first = None if tied == path else tied
-        info = TensorInfo(path, tensor.dtype.name, tuple(tensor.shape), elements, nbytes, role, parameter, first)
-        self.tensors[free_name(path, self.tensors)] = info
+        name = free_name(path, self.tensors)
+        info = TensorInfo(name, tensor.dtype.name, tuple(tensor.shape), elements, nbytes, role, parameter, first)
+        self.tensors[name] = info
         total = Total(1, elements, nbytes) if first is None else Total(1)
         self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
         self.storages.setdefault(tensor.storage.key, []).append(tensor)
@@ -259,15 +264,16 @@ def _group(rows: _Rows, note: str = "") -> Node:
     return Node(note=note, children=tuple(rows), total=Total(tensors, elements, nbytes))
 
 
-def _by_module(rows: _Rows) -> _Rows:
+def _by_module(rows: _Rows, depth: int = 0) -> _Rows:
     """Rows whose keys have dots, nested by module; only neighbours share a module, so the order stays."""
     nested: _Rows = []
     for head, members in groupby(rows, key=lambda row: row[0].partition(".")[0]):
         group = list(members)
-        if len(group) == 1 and "." not in group[0][0]:
-            nested += group
+        if depth < MAX_DEPTH and all("." in key for key, _ in group):
+            inner = _by_module([(key.partition(".")[2], row) for key, row in group], depth + 1)
+            nested.append((head, _group(inner)))
         else:
-            nested.append((head, _group(_by_module([(key.partition(".")[2], row) for key, row in group]))))
+            nested += group
     return nested
 
 
