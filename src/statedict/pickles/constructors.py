@@ -177,7 +177,10 @@ def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
 
 
 def _ordered_dict(items: Any = ()) -> StateDict:
-    state, keys = StateDict(), Keys()
+    state = StateDict()
+    if items == ():  # the hooks of every tensor
+        return state
+    keys = Keys()
     for pair in items.items() if isinstance(items, dict) else _sequence(items):
         key, value = _sequence(pair)
         state[keys.check(key)] = value

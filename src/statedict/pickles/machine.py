@@ -178,8 +178,9 @@ class _Machine:
                     cost += unit
                     args = stack.pop()
                     function = stack[-1]
-                    if type(function) is Global and not function.bulk and type(args) is tuple:
-                        stack[-1] = function.build(*args)  # type: ignore[misc]  # what is not bulk builds
+                    build = function.build if type(function) is Global and type(args) is tuple else None
+                    if build is not None and not (args and function.bulk):
+                        stack[-1] = build(*args)
                     else:
                         stack[-1] = self.call(function, args)
                 elif op == 0x71:  # BINPUT
