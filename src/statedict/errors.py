@@ -12,7 +12,7 @@
     ├── PathError (KeyError)              no such path in the tree
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
-    ├── RestoreError (ValueError)         the plan does not fit; nothing was written
+    ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
 A message says what, where, expected, got, and the remedy.
@@ -84,7 +84,7 @@ class UnsupportedError(StateDictError, TypeError):
 
 
 class RestoreError(StateDictError, ValueError):
-    """The state does not fit its target; nothing was written."""
+    """The state does not fit its target and nothing was written, or writing failed half-way; the message says which."""
 
 
 class MissingExtraError(StateDictError, ImportError):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
+import random
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy
 import pytest
 import torch
 
 import statedict
+from statedict.adapters.collect import parameter_names
 
 from ..same import assert_same
+
+T = TypeVar("T")
 
 
 class Stage(enum.IntEnum):
@@ -206,3 +212,159 @@ def test_an_array_without_plain_memory_is_refused_by_its_path(value: Any, messag
     with pytest.raises(statedict.UnsupportedError, match=rf"model\.w: .*{message}"):
         statedict.save({"model": {"w": value}}, tmp_path / "x.pth")
     assert list(tmp_path.iterdir()) == []
+
+
+class OnlyStateDict:
+    def state_dict(self) -> dict[str, Any]:
+        return {"a": 1}
+
+
+class Reduced:
+    def __init__(self) -> None:
+        self.a = 1
+
+    def __reduce__(self) -> Any:
+        return Reduced, ()
+
+
+class Plain(enum.Enum):
+    ONE = 1
+
+
+class FromCError(ValueError):
+    pass
+
+
+class Unit(numpy.ndarray):
+    """An array that carries its unit."""
+
+
+def with_unit() -> Any:
+    array = numpy.ones(2).view(Unit)
+    array.unit = "m"  # type: ignore[attr-defined]
+    return array
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(2).untyped_storage(), "torch.storage.UntypedStorage"),
+        (torch.ones(2)._typed_storage(), "torch.storage.TypedStorage"),
+        (random.Random(1), "random.Random"),
+        (Fraction(1, 3), "fractions.Fraction"),
+        (ipaddress.ip_address("127.0.0.1"), "ipaddress.IPv4Address"),
+        (Path("x"), r"pathlib.PosixPath; store str\(path\)"),
+        (numpy.ma.masked_array([1.0, 2.0], [True, False]), "MaskedArray; store its data and what it adds"),
+        (with_unit(), "Unit; store its data and what it adds"),
+        (OnlyStateDict(), r"OnlyStateDict; it has state_dict\(\) but no load_state_dict\(\)"),
+        (Reduced(), "Reduced"),
+        (FromCError("x"), "FromCError"),
+        (Plain.ONE, "Plain"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_an_object_whose_attributes_are_not_its_whole_state_is_refused_by_its_path(
+    value: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(statedict.UnsupportedError, match=rf"model\.w: cannot capture a .*{message}"):
+        statedict.capture({"model": {"w": value}})
+    with pytest.raises(statedict.UnsupportedError, match=rf"model\.w: cannot capture a .*{message}"):
+        statedict.save({"model": {"w": value}}, tmp_path / "x.pth")
+    with pytest.raises(statedict.UnsupportedError, match=r"model\.w: cannot capture a "):
+        statedict.restore({"model": {"w": value}}, {"model": {"w": numpy.ones(2)}})
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    mean: Any
+
+
+class Typed(Generic[T]):
+    def __init__(self) -> None:
+        self.mean = numpy.ones(2)
+
+
+def test_frozen_slots_and_generic_classes_are_plain_objects() -> None:
+    for one, other in ((Frozen(numpy.ones(2)), Frozen(numpy.zeros(2))), (Typed(), Typed())):
+        one.mean[:] = 5
+        statedict.restore(other, statedict.capture(one))
+        assert other.mean.tolist() == [5, 5]
+
+
+def test_a_memory_map_is_an_array_like_any_other(tmp_path: Path) -> None:
+    mapped = numpy.memmap(tmp_path / "x.bin", "f4", "w+", shape=(2,))
+    mapped[:] = 3
+    assert statedict.capture({"w": mapped})["w"].tolist() == [3, 3]
+    statedict.restore({"w": mapped}, {"w": numpy.ones(2, "f4")})
+    assert mapped.tolist() == [1, 1]
+    assert statedict.capture({"w": mapped[1:] + 1})["w"].tolist() == [2]
+
+
+def read_only() -> Any:
+    array = numpy.zeros(2)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (read_only(), "the target is a read-only array"),
+        (torch.zeros(1).double().expand(2), "elements of the target share memory"),
+        (torch.zeros(2, device="meta").double(), "the target is on the meta device"),
+        (torch.zeros(2).double().to_sparse(), "the target has the layout torch.sparse_coo"),
+    ],
+    ids=["read-only", "overlapping", "meta", "sparse"],
+)
+def test_a_target_that_cannot_be_written_is_found_before_anything_is(target: Any, reason: str) -> None:
+    first = numpy.zeros(1)
+    with pytest.raises(statedict.RestoreError, match=rf"nothing was written:\n.*target: w \({reason}"):
+        statedict.restore({"first": first, "w": target}, {"first": numpy.ones(1), "w": numpy.ones(2)})
+    assert first.tolist() == [0]
+    report = statedict.restore({"w": target}, {"w": numpy.ones(2)}, dry_run=True)
+    assert len(report.problems) == 1
+    assert report.entries == ()
+
+
+class Failing:
+    def state_dict(self) -> dict[str, Any]:
+        return {"a": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise KeyError("b")
+
+
+def test_an_error_while_writing_says_which_entry_failed_and_what_was_written() -> None:
+    target = {"first": numpy.zeros(1), "parts": [Failing()], "last": numpy.zeros(1)}
+    state = {"first": numpy.ones(1), "parts": [{"a": 1}], "last": numpy.ones(1)}
+    with pytest.raises(
+        statedict.RestoreError, match=r"^parts\.0: .*KeyError: 'b'\nthe entries before it were written"
+    ) as info:
+        statedict.restore(target, state)
+    assert type(info.value.__cause__) is KeyError
+    assert target["first"].tolist() == [1]
+    assert target["last"].tolist() == [0]
+    with pytest.raises(statedict.RestoreError, match=r"^the root: .*KeyError"):
+        statedict.restore(Failing(), {"a": 1})
+
+
+def nested(depth: int, kind: Any) -> Any:
+    tree: Any = [numpy.ones(1)]
+    for _ in range(depth - 1):
+        tree = {"a": tree} if kind is dict else kind([tree]) if kind in (list, tuple) else kind(tree)
+    return tree
+
+
+@pytest.mark.parametrize("kind", [dict, list, tuple, Frozen])
+def test_a_tree_that_is_nested_too_deep_is_refused_by_its_path(kind: Any, tmp_path: Path) -> None:
+    message = r"'(a|0|mean)(\.(a|0|m|me|mea|mean)?)*': nested deeper than 200"
+    for depth in (202, 5000):
+        with pytest.raises(statedict.TreeError, match=message):
+            statedict.capture({"tree": nested(depth, kind)}["tree"])
+        with pytest.raises(statedict.TreeError, match=message):
+            statedict.save(nested(depth, kind), tmp_path / "x.pth")
+        with pytest.raises(statedict.TreeError, match=message):
+            parameter_names(nested(depth, dict))
+    assert list(tmp_path.iterdir()) == []
+    assert str(statedict.capture(nested(200, kind))).count("1.") == 1

@@ -10,14 +10,17 @@ Restoring plans first: `plan` compares and reports, and only if nothing in the w
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from statedict.adapters.report import Entry, allowed
+from statedict.arrays import is_numpy
 from statedict.dtypes import dtype
-from statedict.errors import UnsupportedError
+from statedict.errors import TreeError, UnsupportedError
+from statedict.paths import MAX_DEPTH
 from statedict.tensor import LazyTensor, is_array
 from statedict.tree import StateDict
 from statedict.values import KINDS, PLAIN, Device, Opaque, Size
@@ -58,8 +61,18 @@ def find(value: Any, path: str) -> Adapter:
                 return adapter  # type: ignore[no-any-return]
     raise UnsupportedError(
         f"{path or 'the root'}: cannot capture a {type(value).__module__}.{type(value).__qualname__}; "
-        "give it state_dict() and load_state_dict(), or leave it out"
+        f"{_advice(value)}, or leave it out"
     )
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        return "store str(path)"
+    if is_array(value):
+        return "store its data and what it adds to them as plain arrays"
+    if callable(getattr(value, "state_dict", None)) and not isinstance(value, type):
+        return "it has state_dict() but no load_state_dict(); give it both"
+    return "give it state_dict() and load_state_dict()"
 
 
 def leaf(value: Any) -> Any:
@@ -109,12 +122,17 @@ class Capture:
 
         Raises:
             UnsupportedError: it is no data and no adapter takes it, or it contains itself.
+            TreeError: it is nested deeper than 200.
         """
         plain = leaf(value)
         if plain is not ...:
+            if is_numpy(value) and type(value) is not sys.modules["numpy"].ndarray:
+                find(value, path)  # which refuses one with more than elements, such as a mask
             return plain
         if id(value) in self.active:
             raise UnsupportedError(f"{path}: contains itself; leave the back reference out")
+        if len(self.active) > MAX_DEPTH:
+            raise too_deep(path)
         self.active.add(id(value))
         try:
             return find(value, path).capture(value, self, path)
@@ -133,6 +151,8 @@ class Plan:
     entries: list[Entry] = field(default_factory=list)
     problems: list[Entry] = field(default_factory=list)
     actions: list[Callable[[], None]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    """For each action the path of what it restores."""
 
     def value(self, target: Any, state: Any, path: str, assign: Callable[[Any], None] | None = None) -> None:
         """Plan for any value in the tree; `assign` replaces it in its parent where that is how it is restored."""
@@ -145,8 +165,9 @@ class Plan:
             else:
                 self.note("restored", path, "" if _same(plain, leaf(state)) else f"{plain!r:.40} → {state!r:.40}")
                 self.actions.append(lambda: assign(_alike(target, realized(state))))
-            return
-        find(target, path).plan(target, state, self, path)
+        else:
+            find(target, path).plan(target, state, self, path)
+        self.paths += [path] * (len(self.actions) - len(self.paths))
 
     def note(self, action: str, path: str, detail: str = "") -> None:
         """Report what will happen to an entry."""
@@ -184,6 +205,11 @@ class Plan:
 def join(path: str, key: object) -> str:
     """The path of a child."""
     return f"{path}.{key}" if path else str(key)
+
+
+def too_deep(path: str) -> TreeError:
+    """The error for a tree that nests deeper than any file may."""
+    return TreeError(f"{path[:80]!r}: nested deeper than {MAX_DEPTH}")
 
 
 def _alike(target: Any, value: Any) -> Any:

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from statedict.adapters import Capture, Plan, join
+from statedict.adapters import Capture, Plan, join, too_deep
 from statedict.adapters.report import RestoreReport, remedy, summary
 from statedict.arrays import is_numpy, is_torch
 from statedict.errors import RestoreError, UnsupportedError
-from statedict.paths import walk
+from statedict.paths import MAX_DEPTH, walk
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict, transform
@@ -22,7 +22,11 @@ def collect(tree: Any) -> Any:
 
 
 def parameter_names(tree: Any) -> dict[int, str]:
-    """The id of each live parameter in the tree → its name; prefixed with the model's path where there are several."""
+    """The id of each live parameter in the tree → its name; prefixed with the model's path where there are several.
+
+    Raises:
+        TreeError: the tree is nested deeper than 200.
+    """
     if sys.modules.get("torch") is None:
         return {}
     from statedict.adapters import torch_module
@@ -39,6 +43,8 @@ def _modules(tree: Any, path: str, accepts: Any, above: frozenset[int] = frozens
     if accepts(tree):
         yield path, tree
     elif (isinstance(tree, dict) or type(tree) in (list, tuple)) and id(tree) not in above:
+        if len(above) > MAX_DEPTH:
+            raise too_deep(path)
         above |= {id(tree)}
         for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
             if not is_array(child):
@@ -105,8 +111,14 @@ def put_back(
             f"the state does not fit and nothing was written:\n{lines}\n"
             f"fix the names, or use dry_run=True for the whole report{remedy(plan.problems)}{_nested_hint(obj, state)}"
         )
-    for action in plan.actions:
-        action()
+    for path, action in zip(plan.paths, plan.actions, strict=True):
+        try:
+            action()
+        except Exception as error:
+            raise RestoreError(
+                f"{path or 'the root'}: could not be written: {type(error).__name__}: {error}\n"
+                "the entries before it were written, it may be in part, those after it were not"
+            ) from error
     return report
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from statedict.adapters import Capture, Plan, join, leaf, realized
+from statedict.arrays import is_numpy, is_torch
 from statedict.dtypes import dtype
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.tree import StateDict, like
@@ -14,11 +15,42 @@ from statedict.tree import StateDict, like
 
 def accepts(value: Any) -> bool:
     """Whether it is a container, an array, or an object whose attributes are its state."""
-    if isinstance(value, dict | list | tuple) or is_array(value):
+    if is_array(value):
+        return not (is_numpy(value) and _adds_to_data(value))
+    if isinstance(value, dict | list | tuple):
         return True
     if isinstance(value, type) or callable(value) or type(value).__module__ in ("builtins", "types", "_thread", "_io"):
         return False
+    if callable(getattr(value, "state_dict", None)) or not _is_plain(type(value)):
+        return False
     return hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
+
+
+_PICKLING = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+_HEAP_TYPE = 1 << 9
+"""Py_TPFLAGS_HEAPTYPE: what a `class` statement makes has it, what is built in does not."""
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether attributes are all the state: no base is a C type, and pickle is told nothing else."""
+    if any(base is not object and not base.__flags__ & _HEAP_TYPE for base in kind.__mro__):
+        return False
+    own = [getattr(kind, name, None) for name in _PICKLING if _overrides(kind, name, object)]
+    return all(getattr(method, "__module__", "") == "dataclasses" for method in own)  # frozen ones with slots
+
+
+def _adds_to_data(array: Any) -> bool:
+    """Whether it is of a subclass of `numpy.ndarray` that has more than elements, such as a mask."""
+    import numpy
+
+    kind = type(array)
+    if isinstance(array, numpy.memmap | numpy.matrix) or kind is numpy.ndarray:
+        return False
+    return bool(getattr(array, "__dict__", None)) or any(_overrides(kind, name, numpy.ndarray) for name in _PICKLING)
+
+
+def _overrides(kind: type, name: str, base: type) -> bool:
+    return getattr(kind, name, None) is not getattr(base, name, None)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -103,9 +135,30 @@ def _array(value: Any, state: Any, plan: Plan, path: str) -> None:
     if isinstance(value, LazyTensor):
         plan.problem("kind", path, "the target is a LazyTensor, which is read-only; restore into arrays")
         return
+    forbids = _unwritable(value)
+    if forbids:
+        plan.problem("target", path, forbids)
+        return
     tensor = as_lazy(state)
     if plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path):
         plan.actions.append(lambda: _copy(value, tensor))
+
+
+def _unwritable(value: Any) -> str:
+    """Why an array cannot be written into; empty if it can."""
+    if is_torch(value):
+        if value.is_meta:
+            return "the target is on the meta device, which holds no data; make it with to_empty(device=...) first"
+        if str(value.layout) != "torch.strided":
+            return f"the target has the layout {value.layout}; restore into a dense tensor"
+        strides = value.stride()
+    elif not value.flags.writeable:
+        return "the target is a read-only array"
+    else:
+        strides = value.strides
+    if any(size > 1 and not stride for size, stride in zip(value.shape, strides, strict=True)):
+        return "elements of the target share memory, as those of expand() do; restore into a tensor of its own"
+    return ""
 
 
 def _copy(target: Any, tensor: LazyTensor) -> None:
