@@ -266,3 +266,51 @@ def test_the_error_for_many_entries_stays_short() -> None:
     with pytest.raises(statedict.RestoreError, match="258 missing") as caught:
         statedict.restore(model, prefixed)
     assert len(str(caught.value).splitlines()) < 10
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_module_on_the_meta_device_gets_memory_and_the_state(suffix: str, tmp_path: Path) -> None:
+    model = nn.Sequential(Block(), Tied())
+    with torch.device("meta"):
+        fresh = nn.Sequential(Block(), Tied())
+    fresh[0].weight.requires_grad_(False)
+    weight, optimizer = fresh[0].weight, torch.optim.SGD(fresh.parameters())
+    statedict.save(model, tmp_path / f"x{suffix}")
+    statedict.restore(fresh, tmp_path / f"x{suffix}")
+    assert_same(fresh.state_dict(), model.state_dict())
+    assert fresh[1].head.weight is fresh[1].embed.weight
+    assert type(fresh[1].head.weight) is nn.Parameter
+    assert fresh[1].head.weight.requires_grad
+    assert fresh[0].weight is weight
+    assert not weight.requires_grad
+    assert not any(parameter.is_meta for parameter in optimizer.param_groups[0]["params"])
+    assert fresh[0].cache.is_meta  # no part of the state
+
+
+def test_a_module_that_is_partly_on_the_meta_device_is_filled_whole() -> None:
+    model, fresh = nn.Linear(2, 3), nn.Linear(2, 3)
+    fresh.weight = nn.Parameter(torch.empty(3, 2, device="meta"))
+    bias = fresh.bias
+    statedict.restore(fresh, statedict.capture(model))
+    assert fresh.bias is bias
+    assert_same(fresh.state_dict(), model.state_dict())
+
+
+def test_a_lazy_module_on_the_meta_device_is_filled() -> None:
+    model = nn.Linear(3, 2)
+    with torch.device("meta"):
+        fresh = nn.LazyLinear(2)
+    statedict.restore(fresh, statedict.capture(model))
+    assert_same(fresh.state_dict(), model.state_dict())
+
+
+def test_a_state_that_pytorch_has_assigned_from_is_still_restored_and_left_as_it_was() -> None:
+    model, fresh = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
+    state = statedict.capture(model)
+    for metadata in state._metadata.values():
+        metadata["assign_to_params_buffers"] = True
+    weight = fresh[0].weight
+    statedict.restore(fresh, state)
+    assert fresh[0].weight is weight
+    assert_same(fresh.state_dict(), model.state_dict())
+    assert all("assign_to_params_buffers" in metadata for metadata in state._metadata.values())

@@ -298,6 +298,47 @@ def test_a_hyperparameter_that_a_scheduler_added_is_taken_over_and_reported() ->
 
 
 @pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("AdamW", "SGD"),
+        ("RMSprop", "Adam"),
+        ("Adam", "LBFGS"),
+        ("LBFGS", "Adam"),
+        ("SGD", "Adam"),
+        ("SGD", "RMSprop"),
+        ("Adam", "Adamax"),
+        ("Adamax", "Adam"),
+        ("Adam", "RAdam"),
+        ("RAdam", "Adamax"),
+        ("Adamax", "RAdam"),
+        ("NAdam", "Adam"),
+    ],
+)
+def test_the_state_of_an_optimizer_of_another_class_is_an_error_and_nothing_is_written(theirs: str, ours: str) -> None:
+    old, new = made(theirs, 1), made(ours, 2)
+    train(*old, range(2))
+    before, hyper = copy.deepcopy(new[0].state_dict()), copy.deepcopy(new[1].state_dict())
+    with pytest.raises(
+        statedict.RestoreError, match=r"(?s)nothing was written.*(missing|unexpected): o\.(param_groups|state)"
+    ):
+        statedict.restore({"m": new[0], "o": new[1]}, statedict.capture({"m": old[0], "o": old[1]}))
+    assert_same(new[0].state_dict(), before)
+    assert new[1].state_dict() == hyper
+
+
+def test_the_hyperparameters_of_an_older_pytorch_are_filled_in() -> None:
+    whole, fresh = made("Adam", 1), made("Adam", 2)
+    train(*whole, range(2))
+    older = statedict.capture({"m": whole[0], "o": whole[1]})
+    added = ["maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"]
+    for name in added:
+        del older["o"]["param_groups"][0][name]
+    report = statedict.restore({"m": fresh[0], "o": fresh[1]}, older)
+    assert set(report.paths("missing")) == {f"o.param_groups.0.{name}" for name in added}
+    same_training(whole, fresh)
+
+
+@pytest.mark.parametrize(
     "state",
     [
         {"state": {}},

@@ -44,6 +44,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     own = value.state_dict()
     chosen = like(state, StateDict())
+    if isinstance(chosen._metadata, dict):
+        chosen._metadata = {prefix: _without_assign(entry) for prefix, entry in chosen._metadata.items()}
     regions: dict[object, str] = {}
     for name, entry in own.items():
         full = join(path, name)
@@ -74,7 +76,31 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     plan.actions.append(lambda: _load(value, chosen))
 
 
+def _without_assign(metadata: Any) -> Any:
+    """A copy of a module's metadata without what `load_state_dict(assign=True)` leaves in the dict it was given."""
+    if not isinstance(metadata, dict):
+        return metadata
+    return {key: value for key, value in metadata.items() if key != "assign_to_params_buffers"}
+
+
 def _load(module: Any, state: StateDict) -> None:
+    for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
+        if name in state and tensor.is_meta:
+            _materialize(tensor, state[name].shape)
     result = module.load_state_dict(state, strict=False)
     if result.unexpected_keys:
         raise RuntimeError(f"{type(module).__name__}.load_state_dict refused {result.unexpected_keys[:3]}")
+
+
+def _materialize(tensor: Any, shape: tuple[int, ...]) -> None:
+    """Give a tensor of the meta device memory, in place: its ties stay, and an optimizer that has it still does."""
+    import torch
+
+    if torch.nn.parameter.is_lazy(tensor):
+        tensor.materialize(shape)
+    with torch.inference_mode(False), torch.no_grad():
+        real: Any = torch.empty_like(tensor.detach(), device="cpu")
+        if isinstance(tensor, torch.nn.Parameter):
+            real = torch.nn.Parameter(real, requires_grad=tensor.requires_grad)
+        real.__dict__.update(tensor.__dict__)
+        torch.utils.swap_tensors(tensor, real)  # type: ignore[no-untyped-call]

@@ -22,6 +22,16 @@ _ELEMENTWISE = frozenset((
     "sum", "ax", "prev", "step_size",
 ))  # fmt: skip
 """What the optimizers of torch.optim keep for each element of a parameter."""
+_ADDED = frozenset((
+    "foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay",
+    "amsgrad", "nesterov", "momentum", "centered",
+))  # fmt: skip
+"""The hyperparameters that came with releases of PyTorch, which fill them in where a state is older."""
+_FOREIGN = {"Adamax": "exp_avg_sq", "RAdam": "exp_inf"}
+"""What these two, whose hyperparameters are the same but for added ones, have of each other only."""
+_OF_A_SCHEDULER = frozenset((
+    "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr",
+))  # fmt: skip
 
 
 def accepts(value: Any) -> bool:
@@ -78,7 +88,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     fresh: list[Any] = []
     for number, (group, (source, identifiers)) in enumerate(zip(live, matched, strict=True)):
         where = join(path, f"param_groups.{number}")
-        groups.append(_hyperparameters(group, saved[source] if source >= 0 else group, plan, where))
+        groups.append(_hyperparameters(group, saved[source] if source >= 0 else group, value.defaults, plan, where))
         first = sum(len(before["params"]) for before in groups[:-1])
         groups[-1]["params"] = list(range(first, first + len(identifiers)))
         for offset, (parameter, identifier) in enumerate(zip(group["params"], identifiers, strict=True)):
@@ -86,7 +96,11 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
                 fresh.append(parameter)
             elif identifier in state["state"]:
                 states[first + offset] = state["state"][identifier]
-                _check_shapes(parameter, states[first + offset], plan, join(path, f"state.{identifier}"))
+                full = join(path, f"state.{identifier}")
+                _check_shapes(parameter, states[first + offset], plan, full)
+                foreign = _FOREIGN.get(type(value).__name__, "")
+                if isinstance(states[first + offset], dict) and foreign in states[first + offset]:
+                    plan.unexpected(join(full, foreign), "the state is another optimizer's")
     own = value.state_dict()
     chosen = StateDict()
     for key in own:
@@ -154,26 +168,36 @@ def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> li
     return [(number, list(group["params"])) for number, group in enumerate(saved)]
 
 
-def _hyperparameters(live: Any, saved: Any, plan: Plan, path: str) -> dict[str, Any]:
+def _hyperparameters(live: Any, saved: Any, defaults: Any, plan: Plan, path: str) -> dict[str, Any]:
     """The saved hyperparameters of a group, reported one by one, under the live group's names.
 
-    Their set differs between releases of PyTorch and with a scheduler, so a difference is reported and no error.
+    Their set differs between releases of PyTorch and with a scheduler, which is reported and no error; any other
+    difference means an optimizer of another class.
     """
     hyper = {key: value for key, value in saved.items() if key not in _WHOSE}
+    # Adam has amsgrad for longer than any optimizer has maximize: a state with maximize alone is another's
+    added = _ADDED - {"amsgrad"} if "maximize" in hyper else _ADDED
     for key, before in live.items():
         if key in _WHOSE:
             continue
-        if key not in hyper:
-            plan.note("missing", join(path, key), "the state has none, the target's stays")
+        if key not in saved:
+            if key in defaults and key not in added:
+                plan.missing(join(path, key), "the state is another optimizer's, it has no such hyperparameter")
+            else:
+                plan.note("missing", join(path, key), "the state has none, the target's stays")
             hyper[key] = before
             continue
         changed = not is_array(before) and not is_array(hyper[key]) and before != hyper[key]
         plan.note("restored", join(path, key), f"{before!r:.40} → {hyper[key]!r:.40}" if changed else "")
     for key in hyper:
-        if key not in live:
+        if key in live:
+            continue
+        if key in _OF_A_SCHEDULER or key in added:
             plan.note(
                 "unexpected", join(path, key), "the target had none, as with what a scheduler adds; it is taken over"
             )
+        else:
+            plan.unexpected(join(path, key), "the state is another optimizer's, the target has no such hyperparameter")
     if "param_names" in live:
         hyper["param_names"] = live["param_names"]
     return hyper
