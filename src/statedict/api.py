@@ -150,7 +150,7 @@ def restore(
         What happened to every entry.
 
     Raises:
-        RestoreError: something is not allowed; nothing was written.
+        RestoreError: something is not allowed and nothing was written, or writing failed and the message says where.
 
     >>> import statedict, numpy
     >>> target = {"w": numpy.zeros(3), "epoch": 0}
