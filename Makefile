@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # statedict's own modules are compiled once, so that every command starts fast
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test weights lint types fuzz bench clean
 
 demo: $(VENV)/.core
 	@$(BIN)/statedict demo
 
-test: lint types $(VENV)/.test
+test: lint types weights
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+weights: $(VENV)/.test
+	$(BIN)/python tests/real/fetch.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -19,6 +22,9 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.test
+	$(BIN)/python -m fuzz --jobs 2
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
@@ -35,4 +41,4 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.core
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

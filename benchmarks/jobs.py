@@ -40,6 +40,10 @@ SHOW = Side(
     "statedict show",
     "import sys\nsys.argv = ['statedict', 'show', path]\nfrom statedict.cli import main\nmain()",
 )
+SCAN = Side(
+    "statedict scan",
+    "import sys\nsys.argv = ['statedict', 'scan', path]\nfrom statedict.cli import main\nmain()",
+)
 _WARM = "\nlarge, path = path, path.replace('large', 'small-1000')\n{0}\npath = large\ndel result"
 
 
@@ -66,6 +70,31 @@ _LARGE_TREE = _TREE + "tree = torch.load(path.rpartition('.')[0] + '.pth')"
 _SMALL_TREE = _TREE + "tree = {k: v.clone() for k, v in load_file(path.rpartition('.')[0] + '.safetensors').items()}"
 
 
+_READ = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import local
+from statedict.io.pipeline import WORKERS
+own = local()
+def read(piece):
+    own.block = getattr(own, 'block', None) or memoryview(bytearray(1 << 20))
+    for at in range(*piece, 1 << 20):
+        os.preadv(file, [own.block], at)
+file, size = os.open(path, os.O_RDONLY), os.path.getsize(path)
+with ThreadPoolExecutor(WORKERS) as pool:
+    list(pool.map(read, [(at, min(at + (8 << 20), size)) for at in range(0, size, 8 << 20)]))
+os.close(file)
+"""
+_OURS = "import statedict\nstatedict.convert(path, out)\npath = out"
+_TESTZIP = Side("zipfile.testzip", "assert zipfile.ZipFile(path).testzip() is None", "import zipfile")
+
+
+def _verifies(name: str, data: str, setup: str) -> Row:
+    """Verifying a file as against reading it by as many threads, from the page cache."""
+    ours = Side("verify", "assert statedict.verify(path).ok", setup)
+    return Row(name, data, Side("plain reading", _READ, setup), ours, 0.7, most=100)
+
+
 def _saves(name: str, data: str, target: float, most: float | None = None) -> list[Row]:
     """Saving the tensors of a file in its format, without and with fsync on both sides."""
     peer, call = (
@@ -90,6 +119,7 @@ ROWS: list[Row] = [
     Row("list 2 GB .safetensors", "large.safetensors", SAFE_OPEN, LIST, 2.5, new_process=True, most=40),
     Row("show 2 GB .pth", "large.pth", TORCH_MMAP, SHOW, 6, new_process=True),
     Row("show 2 GB .safetensors", "large.safetensors", TORCH_MMAP_PTH, SHOW, 6, new_process=True),
+    Row("scan 2 GB .pth", "large.pth", None, SCAN, new_process=True),
     *(
         Row(
             f"index {count:,} .{suffix}",
@@ -107,6 +137,17 @@ ROWS: list[Row] = [
             (".pth, numpy", TORCH_INDEX, OWNED_NUMPY),
             (".safetensors, torch", LOAD_FILE_OWNED, OWNED),
         )
+    ),
+    _verifies("verify 2 GB .pth of torch.save", "large.pth", "import statedict"),
+    _verifies("verify 2 GB .pth of ours", "large.pth", _OURS),
+    _verifies("verify 2 GB .safetensors of ours", "large.safetensors", _OURS),
+    Row(
+        "verify 2 GB .pth, CRC-32",
+        "large.pth",
+        _TESTZIP,
+        Side("verify", "assert statedict.verify(path).ok", "import statedict"),
+        3,
+        most=100,
     ),
     *_saves("save 2 GB .pth", "large.pth", 1.5, 1.3 * LARGE_MB),
     *_saves("save 2 GB .safetensors", "large.safetensors", 0.95, 1.3 * LARGE_MB),

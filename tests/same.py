@@ -93,7 +93,11 @@ def raw(value: Any) -> bytes:
         value = value.detach().resolve_conj().resolve_neg().contiguous()
         if not value.numel():
             return b""
-        return value.view(-1).view(torch.uint8).numpy().tobytes() if value.element_size() > 1 else _bytes(value)
+        return (
+            value.as_strided((value.numel(),), (1,)).view(torch.uint8).numpy().tobytes()
+            if value.element_size() > 1
+            else _bytes(value)
+        )
     return value.tobytes()
 
 

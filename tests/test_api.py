@@ -63,7 +63,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_folder_is_no_file_to_write_to_or_read(tmp_path: Path) -> None:
     with pytest.raises(statedict.FileError, match="is not a regular file"):
         statedict.save(TREE, tmp_path)
-    with pytest.raises(statedict.UnknownFormatError, match=r"is a folder without .*it holds nothing; name the file"):
+    with pytest.raises(statedict.UnknownFormatError, match=r"is an empty folder; .*name its file"):
         statedict.load(tmp_path)
 
 

@@ -20,14 +20,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("io",),
     ("values", "arrays"),
     ("tensor",),
-    ("segments",),
+    ("segments", "checks"),
     ("paths",),
     ("notebook",),
     ("tree",),
     ("pickles",),
     ("formats", "ops", "adapters"),
     ("api",),
-    ("cli",),
+    ("cli", "torch"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import statedict
 from statedict.dtypes import BY_NAME, dtype
 from statedict.errors import UnsupportedError
 from statedict.io.source import BytesSource, ComputedSource, FileSource
@@ -295,3 +296,21 @@ def test_sizes_for_people_have_four_digits_at_most(count: int) -> None:
     factor = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[unit]
     assert abs(float(number) * factor - count) <= 0.0500001 * factor
     assert len(number) <= 5 or unit == "TB"
+
+
+def test_a_few_bytes_that_claim_to_be_petabytes_are_seen_but_not_written_out(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1).as_strided((1 << 30, 1 << 29), (0, 0))}, tmp_path / "w.pth")
+    tensor = statedict.load(tmp_path / "w.pth")["w"]
+    assert tensor.numpy()[5, 7] == 1
+    assert tensor[3, :2].tolist() == [1, 1]
+    statedict.convert(tmp_path / "w.pth", tmp_path / "again.pth")
+    for write in (
+        tensor.raw,
+        tensor.tolist,
+        lambda: tensor.numpy(copy=True),
+        lambda: tensor.torch(copy=True),
+        lambda: statedict.convert(tmp_path / "w.pth", tmp_path / "w.safetensors"),
+    ):
+        with pytest.raises(statedict.LimitError, match=r"repeats 4 B to 2305843\.0 TB"):
+            write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.pth", "w.pth"]

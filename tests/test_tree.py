@@ -210,6 +210,26 @@ def test_a_tree_that_contains_itself_is_refused() -> None:
             operation(loop)
 
 
+def family() -> StateDict:
+    """A tree whose object is referred to by its parts, as omegaconf's nodes refer to their parents."""
+    parent = Opaque("a.Config", (), StateDict())
+    parent.state["content"] = [Opaque("a.Node", (), StateDict(w=np.ones(2, "f4"), parent=parent))]
+    return StateDict(config=parent, lr=0.1)
+
+
+def test_an_object_that_its_parts_refer_to_is_only_named_there() -> None:
+    assert [path for path, _ in walk(family())] == ["config.content.0.w", "lr"]
+    assert [path for path, _ in walk(family()["config"].state)] == ["content.0.w"]
+    found = family().flatten().unflatten()["config"].state["content"][0]
+    assert found.state["parent"] == Opaque("a.Config")
+    assert "lr" in family().numpy()
+
+
+def test_an_object_that_its_parts_refer_to_is_transformed_once() -> None:
+    made = transform(family(), lambda leaf: leaf)["config"]
+    assert made.state["content"][0].state["parent"] is made
+
+
 def laughs(depth: int, width: int) -> StateDict:
     tree: Any = [np.zeros(2, "f4")]
     for _ in range(depth):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from statedict.api import load as load
     from statedict.api import restore as restore
     from statedict.api import save as save
+    from statedict.api import verify as verify
     from statedict.dtypes import DType as DType
     from statedict.dtypes import dtype as dtype
     from statedict.errors import CorruptFileError as CorruptFileError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from statedict.errors import MissingExtraError as MissingExtraError
     from statedict.errors import MissingFileError as MissingFileError
     from statedict.errors import PathError as PathError
+    from statedict.errors import RefusedError as RefusedError
     from statedict.errors import RestoreError as RestoreError
     from statedict.errors import StateDictError as StateDictError
     from statedict.errors import TreeError as TreeError
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from statedict.errors import UnsupportedError as UnsupportedError
     from statedict.ops.inspect import Summary as Summary
     from statedict.ops.inspect import inspect as inspect
+    from statedict.ops.scan import ScanReport as ScanReport
+    from statedict.ops.scan import scan as scan
+    from statedict.ops.verify import VerifyReport as VerifyReport
     from statedict.tensor import LazyTensor as LazyTensor
     from statedict.tensor import Storage as Storage
     from statedict.tree import StateDict as StateDict
@@ -62,8 +67,10 @@ _EXPORTS = {
     "MissingFileError": "errors",
     "Opaque": "values",
     "PathError": "errors",
+    "RefusedError": "errors",
     "RestoreError": "errors",
     "RestoreReport": "adapters.report",
+    "ScanReport": "ops.scan",
     "Size": "values",
     "StateDict": "tree",
     "StateDictError": "errors",
@@ -73,6 +80,7 @@ _EXPORTS = {
     "TruncatedError": "errors",
     "UnknownFormatError": "errors",
     "UnsupportedError": "errors",
+    "VerifyReport": "ops.verify",
     "capture": "api",
     "convert": "api",
     "dtype": "dtypes",
@@ -80,7 +88,9 @@ _EXPORTS = {
     "load": "api",
     "restore": "api",
     "save": "api",
+    "scan": "ops.scan",
     "unflatten": "tree",
+    "verify": "api",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"])

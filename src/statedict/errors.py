@@ -6,6 +6,7 @@
     │   ├── CorruptFileError              inconsistent or damaged
     │   │   └── TruncatedError            the file ends early
     │   └── LimitError                    it asks for more memory or time than its size justifies
+    ├── RefusedError (UnpicklingError)    only running code from the file could make what it holds
     ├── FileError (OSError)               the file system said no
     │   ├── MissingFileError (FileNotFoundError)
     │   └── ExistingFileError (FileExistsError)
@@ -21,6 +22,7 @@ A message says what, where, expected, got, and the remedy.
 from __future__ import annotations
 
 import errno
+from _pickle import UnpicklingError  # pickle.UnpicklingError, without the cost of importing all of pickle
 
 
 class StateDictError(Exception):
@@ -45,6 +47,10 @@ class TruncatedError(CorruptFileError):
 
 class LimitError(FormatError):
     """The file asks for more memory or time than its size justifies."""
+
+
+class RefusedError(StateDictError, UnpicklingError):
+    """Only running code from the file could make what it holds."""
 
 
 class FileError(StateDictError, OSError):

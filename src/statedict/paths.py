@@ -49,17 +49,20 @@ def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any
         put: makes what stands for a leaf.
         plain: makes the JSON of a key and of a value in `_metadata`.
 
+    An object that an Opaque of it refers to again, as omegaconf's nodes do to their parents, is only named there.
+
     Raises:
-        TreeError: the tree contains itself, is nested deeper than 200, or has over 20 million entries, or over
+        TreeError: a container contains itself, is nested deeper than 200, or has over 20 million entries, or over
             100,000 if that is because it holds few containers many times, or its paths have over 2²⁸ characters.
     """
-    count = characters = 0
+    count = characters = depth = 0
     fresh = MAX_SHARED  # entries that a tree of so many different containers may have
     seen: set[int] = set()
-    active: set[int] = set()
+    active: set[int] = set()  # the containers around, up to the nearest Opaque: without one a loop cannot be cut
+    objects: set[int] = set()  # the Opaques around
 
     def visit(node: Any, prefix: str) -> Any:
-        nonlocal count, characters, fresh
+        nonlocal count, characters, fresh, depth
         count += 1
         characters += len(prefix)
         if characters > MAX_CHARACTERS:
@@ -73,18 +76,22 @@ def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any
             make = opaque_node
         else:
             return put(prefix, node)
+        if id(node) in objects:
+            return {"$opaque": node.name}
         if id(node) not in seen:
             seen.add(id(node))
             fresh += 100 * (4 if make is opaque_node else len(node))
         if count > min(fresh, MAX_ENTRIES):
             raise TreeError(f"{prefix[:80]!r}: more than {count - 1:,} entries; containers that are shared multiply")
-        if len(active) > MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise TreeError(f"{prefix[:80]!r}: nested deeper than {MAX_DEPTH}")
         if id(node) in active:
             raise TreeError(f"{prefix[:80]!r}: the tree contains itself here")
+        depth += 1
         active.add(id(node))
         result = make(node, prefix + "." if prefix else "")
         active.discard(id(node))
+        depth -= 1
         return result
 
     def dict_node(node: Any, prefix: str) -> Any:
@@ -103,12 +110,17 @@ def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any
         return children if type(node) is list else {"$tuple": children}
 
     def opaque_node(node: Any, prefix: str) -> Any:
+        nonlocal active
+        around, active = active, set()
+        objects.add(id(node))
         result = {"$opaque": node.name}
         for slot in ("args", "state", "items", "entries"):
             value = getattr(node, slot)
             if value is not None:
                 inline = isinstance(value, dict)  # its entries read as the object's own
                 result[slot] = visit(value, prefix.removesuffix(".") if inline else prefix + slot)
+        objects.discard(id(node))
+        active = around
         return result
 
     return visit(tree, "")

@@ -157,15 +157,19 @@ def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
             for t, p in zip(tensors, places, strict=True)
         ]
     mapped: dict[object, Any] = {}
-    result: list[Any] = []
-    for tensor in tensors:
+    result: list[Any] = [None] * len(tensors)
+    apart: list[int] = []  # those that cannot be mapped, read together, for they may share storages
+    for index, tensor in enumerate(tensors):
         storage, item = tensor.storage, tensor.dtype.itemsize
         if storage.key not in mapped:
             data = storage.view(private=True)
             mapped[storage.key] = None if data is None else torch_storage(data)
         shared = mapped[storage.key]
         if shared is None or not item or shared.data_ptr() % item or tensor.offset % item:
-            result.append(tensor.torch(copy=True))
+            apart.append(index)
         else:
-            result.append(torch_view(shared, tensor.dtype, tensor.shape, tensor.strides, tensor.offset // item))
+            result[index] = torch_view(shared, tensor.dtype, tensor.shape, tensor.strides, tensor.offset // item)
+    if apart:
+        for index, made in zip(apart, torch_tensors([tensors[i] for i in apart], True), strict=True):
+            result[index] = made
     return result

@@ -20,7 +20,7 @@ from statedict.arrays import (
     writable_memory,
 )
 from statedict.dtypes import DType
-from statedict.errors import UnsupportedError
+from statedict.errors import LimitError, UnsupportedError
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
 from statedict.io.source import AddressSource, ComputedSource, address_view
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.source import ByteSource
+
+
+_EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
 
 
 class Storage:
@@ -235,12 +238,21 @@ class LazyTensor:
 
     def tolist(self) -> Any:
         """The elements as nested lists of Python numbers."""
-        return self.numpy().tolist()
+        return self.contiguous().numpy().tolist()
 
     def contiguous(self) -> LazyTensor:
-        """The same elements row-major; reading it gathers them block by block."""
+        """The same elements row-major; reading it gathers them block by block.
+
+        Raises:
+            LimitError: it repeats a few bytes so often that no memory could hold it.
+        """
         if self.strides is None:
             return self
+        if self.nbytes > max(_EXPANDED, 1024 * self.span):
+            raise LimitError(
+                f"{self!r}: repeats {human_bytes(self.span)} to {human_bytes(self.nbytes)}; "
+                "a view by .numpy() or an index takes no memory"
+            )
         kind = self.dtype
         arrays: list[Any] = []
 

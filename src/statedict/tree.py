@@ -110,14 +110,14 @@ class StateDict(dict["Any", "Any"]):
 
     def numpy(self, copy: bool = False) -> dict[Any, Any]:
         """Plain nested dicts with numpy arrays; see `LazyTensor.numpy`. With `copy`, tied tensors stay tied."""
-        return _realize(self, lambda tensors: numpy_arrays(tensors, copy), lambda value: value)  # type: ignore[no-any-return]
+        return realize(self, lambda tensors: numpy_arrays(tensors, copy), lambda value: value)  # type: ignore[no-any-return]
 
     def torch(self, copy: bool = False) -> dict[Any, Any]:
         """Plain nested dicts with torch tensors, sizes, dtypes and devices; see `LazyTensor.torch`.
 
         Tied tensors share their storage again.
         """
-        return _realize(self, lambda tensors: torch_tensors(tensors, copy), _torch_value)  # type: ignore[no-any-return]
+        return realize(self, lambda tensors: torch_tensors(tensors, copy), torch_value)  # type: ignore[no-any-return]
 
     def _repr_html_(self) -> str:
         from statedict.notebook import html
@@ -309,15 +309,16 @@ def transform(
         if type(node) in (list, tuple):
             return type(node)([visit(child, depth) for child in node])
         if isinstance(node, Opaque):
-            return Opaque(
-                node.name, *[visit(part, depth) for part in (node.args, node.state, node.items, node.entries)]
-            )
+            new = made[id(node)] = Opaque(node.name)  # before its parts, which may refer to it
+            for slot in ("args", "state", "items", "entries"):
+                setattr(new, slot, visit(getattr(node, slot), depth))
+            return new
         return leaf(node)
 
     return visit(tree, 0)
 
 
-def _realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: Callable[[Any], Any]) -> Any:
+def realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: Callable[[Any], Any]) -> Any:
     """The tree with plain dicts, its tensors made in one go by `arrays`, its other leaves by `value`."""
     leaves = {id(leaf): leaf for _, leaf in walk(tree) if is_array(leaf)}
     made = dict(zip(leaves, arrays([as_lazy(leaf) for leaf in leaves.values()]), strict=True))
@@ -333,7 +334,8 @@ def _realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: 
     return transform(tree, lambda leaf: made[id(leaf)] if id(leaf) in made else value(leaf), plain)
 
 
-def _torch_value(value: Any) -> Any:
+def torch_value(value: Any) -> Any:
+    """A plain value as PyTorch has it: `torch.Size`, `torch.device`, `torch.dtype`."""
     if isinstance(value, Size | Device | DType):
         torch = import_torch()
         if isinstance(value, Size):

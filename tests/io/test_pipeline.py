@@ -155,3 +155,19 @@ def test_a_short_write_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             assert os.pread(fd, 200, 3) == POOL[:100]
     finally:
         os.close(fd)
+
+
+@given(
+    data=st.binary(max_size=300), bounds=st.tuples(st.integers(0, 300), st.integers(0, 300)), block=st.integers(1, 64)
+)
+def test_the_sums_of_a_range_are_those_of_its_bytes_whatever_the_blocks(
+    data: bytes, bounds: tuple[int, int], block: int
+) -> None:
+    start, end = sorted(min(bound, len(data)) for bound in bounds)
+    part = data[start:end]
+    seen: list[bytes] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "BLOCK", block)
+        sums = pipeline.summed(BytesSource(data), start, end - start, use=lambda _, piece: seen.append(bytes(piece)))
+    assert (sums.crc, sums.digest) == (zlib.crc32(part), xxhash.xxh3_128_hexdigest(part))
+    assert b"".join(seen) == part

@@ -41,6 +41,22 @@ def test_moments_carry_the_name_of_their_parameter() -> None:
     }
 
 
+def test_an_object_that_its_parts_refer_to_is_only_named_there() -> None:
+    parent = statedict.Opaque("a.Config", (), {})
+    parent.state["content"] = {"node": statedict.Opaque("a.Node", (), {"w": np.ones(2), "parent": parent})}
+    summary = statedict.inspect({"config": parent})
+    assert [tensor.path for tensor in summary.tensors] == ["config.content.node.w"]
+    assert summary.opaque == {"a.Config": 1, "a.Node": 1}
+
+
+def test_a_few_containers_that_multiply_are_refused() -> None:
+    tree: list[object] = [[1]]
+    for _ in range(100):
+        tree = [tree, tree]
+    with pytest.raises(statedict.TreeError, match="containers that are shared multiply"):
+        statedict.inspect({"a": tree})
+
+
 def test_tied_tensors_count_once() -> None:
     shared = torch.zeros(10)
     summary = statedict.inspect({"a": shared, "b": shared})

@@ -67,7 +67,37 @@ BOMBS: dict[str, Callable[[int], bytes]] = {
     "extensions": lambda n: b"".join(b"\x84" + _u4(i) for i in range(n // 5)),
     "calls of calls": lambda n: b"ca\nb\n" + b")R\x94" * (n // 3),
     "opaque keys": lambda n: _OBJECT + b"}" + b"h\x00)RNs" * (n // 6),
+    "nothings": lambda n: b"N" * n,
+    "marks over nothings": lambda n: b"N(" * (n // 2),
+    "objects of a state": lambda n: _OBJECT + b"h\x00)R}b" * (n // 6),
+    "objects of entries": lambda n: _OBJECT + b"h\x00)RNNs" * (n // 7),
+    "metadata": lambda n: b"}}b" * (n // 3),
+    "arrays": lambda n: (
+        b"cnumpy.core.numeric\n_frombuffer\n\x94(C\0cnumpy\ndtype\nU\2f4\x85RK\0\x85U\1Ct\x940" + b"h\0h\1R" * (n // 5)
+    ),
+    "arrays of a state": lambda n: (
+        b"cnumpy.core.multiarray\n_reconstruct\n\x94(cnumpy\nndarray\nK\0\x85C\1bt\x94"
+        b"(K\1K\0\x85cnumpy\ndtype\nU\2f4\x85R\x89C\0t\x940" + b"h\0h\1Rh\2b" * (n // 8)
+    ),
+    "dtypes": lambda n: b"cnumpy\ndtype\n\x94U\2f4\x85\x940" + b"h\0h\1R" * (n // 5),
+    "sizes": lambda n: b"ctorch\nSize\n\x94)\x85\x940" + b"h\0h\1R" * (n // 5),
+    "sparse tensors": lambda n: (
+        b"ctorch._utils\n_rebuild_sparse_tensor\n\x94ctorch.serialization\n_get_layout\nU\20torch.sparse_coo\x85R"
+        b"NNN\x87\x86\x940" + b"h\0h\1R" * (n // 5)
+    ),
+    "subclasses": lambda n: (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n\x94(ca\nb\nca\nc\n)}t\x940" + b"h\0h\1R" * (n // 5)
+    ),
     # values that are larger in memory
+    "short old strings": lambda n: b"U\2ab" * (n // 4),
+    "short lines": lambda n: b"V\xff\xfe\n" * (n // 4),
+    "short integers": lambda n: b"".join(b"M" + struct.pack("<H", 300 + i % 60_000) for i in range(n // 3)),
+    "short long integers": lambda n: b"\x8a\1\x80" * (n // 3),
+    "short numbers": lambda n: b"F1\n" * (n // 3),
+    "wide text": lambda n: b"X" + _u4(n) + b"a" * (n - 4) + "\U0001f600".encode() + b".",
+    "a tuple of nothings": lambda n: b"(" + b"N" * n + b"t.",
+    "a list of nothings": lambda n: b"](" + b"N" * n + b"e.",
+    "small keys": lambda n: b"}(" + b"".join(b"J" + _u4(i) + b"\x85N" for i in range(n // 7)) + b"u.",
     "short strings": lambda n: b"".join(b"\x8c\x02" + chr(0x100 + i % 0x600).encode() for i in range(n // 4)),
     "integers in a set": lambda n: b"\x8f(" + _ints(n // 5) + b"\x90.",
     "integers in a dict": lambda n: b"}(" + _pairs(n // 6) + b"u.",

@@ -12,8 +12,9 @@ from torch import nn
 
 import statedict
 from statedict.dtypes import dtype
-from statedict.errors import LimitError
+from statedict.errors import CorruptFileError, LimitError
 from statedict.io.source import BytesSource
+from statedict.pickles.constructors import TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.tensor import LazyTensor, Storage
@@ -89,6 +90,22 @@ def test_quantized_with_four_bits_keeps_its_packed_bytes(saved: Any) -> None:
     assert bytes(state.at("t.packed").raw()) == bytes(value.untyped_storage().tolist())
     assert (state.at("t.size"), state.at("t.dtype")) == ((4, 4), dtype("quint4x2"))
     assert_same(state.at("t.scales"), scales)
+
+
+def test_quantized_tensors_of_more_than_their_bytes_are_refused() -> None:
+    storage = TypedStorage(Storage(BytesSource(bytes(8)), 0, 8), dtype("quint4x2"))
+    rebuild = DATA["torch._utils _rebuild_qtensor"].build
+    scheme = (Opaque("torch.per_tensor_affine"), 0.1, 0)
+    assert rebuild(storage, 0, (4, 4), (4, 1), scheme).state["size"] == (4, 4)
+    with pytest.raises(CorruptFileError, match=r"shape \(4, 5\) in 8 bytes"):
+        rebuild(storage, 0, (4, 5), (5, 1), scheme)
+    with pytest.raises(CorruptFileError, match="without a storage"):
+        rebuild(None, 0, (1 << 40,), (1,), scheme)
+
+
+def test_subclasses_are_rebuilt_by_what_rebuilds_tensors_only() -> None:
+    with pytest.raises(CorruptFileError, match="a tensor subclass that is rebuilt by bytearray"):
+        load(b"ctorch._tensor\n_rebuild_from_type_v2\n(c__builtin__\nbytearray\nca\nb\nJ\xff\xff\xff\x7f\x85}tR.", DATA)
 
 
 def test_meta_keeps_dtype_and_shape(saved: Any) -> None:

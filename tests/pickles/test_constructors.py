@@ -31,6 +31,15 @@ def read(data: bytes) -> Any:
     return load(data, DATA, lambda _: TypedStorage(FLOATS, F4))[0]
 
 
+def test_old_tensors_are_made_from_their_state_alone() -> None:
+    found = read(b"ctorch\nFloatTensor\n)R(NQK\x02K\x03\x85K\x01\x85tb.")
+    assert found.numpy().tolist() == [2, 3, 4]
+    with pytest.raises(CorruptFileError, match="made from arguments"):
+        read(b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R.")
+    with pytest.raises(CorruptFileError, match="a state that is none"):
+        read(b"ctorch\nFloatTensor\n)RNb.")
+
+
 def rebuild(arguments: bytes) -> Any:
     return read(b"ctorch._utils\n_rebuild_tensor_v2\n(NQ" + arguments + b"tR.")
 

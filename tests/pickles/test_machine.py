@@ -377,3 +377,9 @@ def test_keys_that_cannot_be_hashed_are_refused() -> None:
     for data in (b"}]Ns.", b"}}Ns.", b"\x8f(]\x90.", b"(]\x91."):
         with pytest.raises(LimitError, match="a key is a"):
             read(data)
+
+
+def test_memo_indexes_that_leave_gaps_do_not_mix_with_those_that_count() -> None:
+    assert load(b"\x80\x04NK\x01q\x050K\x02q\x000h\x05.", DATA)[0] == 1
+    with pytest.raises(CorruptFileError, match="filled in two ways"):  # Python counts what is filled, not what is free
+        load(b"\x80\x04K\x01q\x05K\x02\x94h\x01.", DATA)

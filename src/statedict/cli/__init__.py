@@ -21,6 +21,8 @@ from statedict.errors import StateDictError
 COMMANDS = {
     "show": "statedict.cli.show",
     "convert": "statedict.cli.convert",
+    "scan": "statedict.cli.scan",
+    "verify": "statedict.cli.verify",
     "demo": "statedict.cli.demo",
 }
 

@@ -1,6 +1,6 @@
 """Formats: one module a kind of file; here the protocol, the table and the sniffing.
 
-To add one: a module with `read` and, if it can, `write`; a row in `FORMATS`; if it writes, an entry in
+To add one: a module with `read`, `checks` and, if it can, `write`; a row in `FORMATS`; if it writes, an entry in
 `tests/formats/conftest.py`, whose conformance suite it then runs.
 """
 
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 
-from statedict.errors import FormatError, UnknownFormatError, file_error
+from statedict.errors import CorruptFileError, FileError, FormatError, UnknownFormatError, file_error
+from statedict.io.source import FileSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, Protocol
 
+    from statedict.checks import Found
     from statedict.io.source import ByteSource
 
     class Format(Protocol):
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 
         def read(self, source: ByteSource) -> Any:
             """The tree in the file, lazily."""
+
+        def checks(self, source: ByteSource) -> Iterator[Found]:
+            """The parts of the file with what is known of their bytes, and what is wrong with its structure.
+
+            Raises:
+                CorruptFileError: so wrong that nothing more can be said.
+            """
 
         def write(self, tree: Any, fd: int) -> None:
             """Write a tree of LazyTensors and plain values into an open file; absent where `suffixes` is empty."""
@@ -57,12 +66,12 @@ FORMATS: dict[str, Row] = {
     "torch": Row(
         "statedict.formats.torch_zip",
         (".pth", ".pt", ".bin", ".ckpt"),
-        lambda head: head[:4] == b"PK\3\4",
+        lambda head: head[:4] == b"PK\3\4" or (b"/data.pkl" in head[30:80] and _nearly(head[:4], b"PK\3\4")),
     ),
     "safetensors": Row(
         "statedict.formats.safetensors",
         (".safetensors",),
-        lambda head: head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40,
+        lambda head: (head[8:9] == b"{" and head[5:8] == b"\0\0\0") or _nearly(head[8:], b'{"__metadata__":{'),
     ),
     "zip": Row("statedict.formats.zip_members", (), lambda head: head[:4] == b"PK\5\6", parts=True),
     "torch-legacy": Row(
@@ -94,25 +103,7 @@ _ENTRIES = (
     "diffusion_pytorch_model.safetensors.index.json",
     "adapter_model.safetensors",
     "adapter_model.bin",
-)
-
-# what else people find under a checkpoint's name: where and how it shows, what it is and what to do
-_STRANGERS: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"version https://git-lfs", "is a git-LFS pointer, not the file; run `git lfs pull`"),
-    (0, b"<!doctype html", "is an HTML page; the download needs a login or another address"),
-    (0, b"<html", "is an HTML page; the download needs a login or another address"),
-    (0, b"<?xml", "is XML, as servers send errors; read it and download again"),
-    (0, b'{"error', "is a server's error message; read it and download again"),
-    (0, b"{", "is JSON text: an index or a configuration (the weights lie beside it), or a server's error message"),
-    (0, b"\x1f\x8b", "is compressed by gzip; unpack it first"),
-    (0, b"\xfd7zXZ", "is compressed by xz; unpack it first"),
-    (0, b"BZh", "is compressed by bzip2; unpack it first"),
-    (0, b"\x28\xb5\x2f\xfd", "is compressed by Zstandard; unpack it first"),
-    (0, b"7z\xbc\xaf", "is a 7z archive; unpack it first"),
-    (0, b"Rar!", "is a RAR archive; unpack it first"),
-    (0, b"GGUF", "is a GGUF file, which this version does not read"),
-    (0, b"\x89HDF", "is an HDF5 file, which this version does not read"),
-    (0, b"\x93NUMPY", "is a .npy file; load it with numpy"),
+    "saved_model.pb",  # for its message
 )
 
 
@@ -126,17 +117,9 @@ def detect(source: ByteSource) -> str:
     for name, row in FORMATS.items():
         if row.magic(head):
             return "zip" if name == "torch" and not _has_pickle(source, head) else name
-    if not head:
-        raise UnknownFormatError(f"{source.name}: is empty; fetch or save it again")
-    if not head.strip(b"\0"):
-        raise UnknownFormatError(f"{source.name}: begins with zero bytes only; its write was cut short, fetch it again")
-    text = head.lstrip().lower()
-    for at, magic, what in _STRANGERS:
-        if head.startswith(magic, at) or text.startswith(magic, at):
-            raise UnknownFormatError(f"{source.name}: {what}")
-    raise UnknownFormatError(
-        f"{source.name}: no known checkpoint begins with {head[:8]!r}; formats are {', '.join(FORMATS)}"
-    )
+    from statedict.formats.causes import stranger
+
+    raise stranger(source.name, head, source.size, ", ".join(FORMATS))
 
 
 def _is_pickle(head: bytes) -> bool:
@@ -149,7 +132,15 @@ def _has_pickle(source: ByteSource, head: bytes) -> bool:
         return True
     from statedict.io.zip import read_directory
 
-    return any(name.rpartition("/")[2] == "data.pkl" for name in read_directory(source))
+    try:
+        return any(name.rpartition("/")[2] == "data.pkl" for name in read_directory(source))
+    except CorruptFileError:
+        return True  # who knows; reading it says what is wrong
+
+
+def _nearly(head: bytes, magic: bytes) -> bool:
+    """Whether the bytes are these, or damaged in one place."""
+    return len(head) >= len(magic) and sum(a != b for a, b in zip(head, magic, strict=False)) <= 1
 
 
 def read_part(source: ByteSource) -> Any:
@@ -158,10 +149,87 @@ def read_part(source: ByteSource) -> Any:
     Raises:
         FormatError: it is no checkpoint, or has parts itself.
     """
+    with Hinted(source.name):
+        return _part(source).read(source)
+
+
+def part_checks(source: ByteSource) -> Iterator[Found]:
+    """The checks of a file that is a part of another checkpoint, as `read_part` reads it."""
+    with Hinted(source.name):
+        part = _part(source)
+    return _hinted(source, part)
+
+
+def _part(source: ByteSource) -> Format:
     name = detect(source)
     if FORMATS[name].parts:
         raise FormatError(f"{source.name}: checkpoints within checkpoints are read one deep; open this one by itself")
-    return FORMATS[name].load().read(source)
+    return FORMATS[name].load()
+
+
+def read(source: ByteSource, name: str | None = None) -> Any:
+    """The tree in a file of this format, or of the one that its content shows."""
+    with Hinted(source.name):
+        return by_name(name or detect(source)).read(source)
+
+
+def checks(source: ByteSource) -> tuple[str, Iterator[Found]]:
+    """The format of a file, and what there is to check in it."""
+    with Hinted(source.name):
+        name = detect(source)
+    return name, _hinted(source, FORMATS[name].load())
+
+
+def _hinted(source: ByteSource, module: Format) -> Iterator[Found]:
+    from statedict.formats.causes import unfinished
+
+    with Hinted(source.name):
+        yield from module.checks(source)
+    hint = unfinished(source.name)
+    if hint:
+        yield hint
+
+
+class Hinted:
+    """A context in which the error for a file says, too, if its download looks unfinished."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FormatError):
+            from statedict.formats.causes import unfinished
+
+            hint = unfinished(self._name)
+            if hint and hint not in str(error):
+                error.args = (f"{error}; {hint}",)
+
+
+def opened(path: str) -> FileSource:
+    """The file of a path, or the one by which a folder is opened.
+
+    Raises:
+        FileError: it is missing or cannot be read.
+        UnknownFormatError: the folder holds no checkpoint.
+    """
+    return open_file(entry(path))
+
+
+def open_file(path: str) -> FileSource:
+    """The file.
+
+    Raises:
+        FileError: it is missing or cannot be read; the message says what else may be known.
+    """
+    try:
+        return FileSource(path)
+    except FileError as error:
+        from statedict.formats.causes import unopened
+
+        raise unopened(path, error) from error.__cause__
 
 
 def entry(path: str) -> str:
@@ -179,9 +247,12 @@ def entry(path: str) -> str:
         raise file_error(path, "cannot list", error) from error
     found = [name for name in _ENTRIES if name in names] or [name for name in names if name.endswith(".index.json")]
     if not found or (len(found) > 1 and found[0] not in _ENTRIES):
+        from statedict.formats.causes import of_folder
+
         held = f"has several: {', '.join(found)}" if found else f"holds {', '.join(names[:3]) or 'nothing'}"
         raise UnknownFormatError(
-            f"{path}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one *.index.json; "
+            (not found and of_folder(path, names))
+            or f"{path}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one *.index.json; "
             f"it {held}; name the file to open"
         )
     return inside(path, found[0])

@@ -12,12 +12,12 @@ Source: torch/distributed/checkpoint/metadata.py, filesystem.py, _nested_dict.py
 from __future__ import annotations
 
 import os
-from itertools import product
+from itertools import pairwise, product
 
 from statedict import formats
 from statedict.arrays import contiguous_strides
 from statedict.dtypes import DType
-from statedict.errors import CorruptFileError, FormatError, LimitError
+from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
 from statedict.io.source import ComputedSource, FileSource, Slice
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
@@ -28,8 +28,10 @@ from statedict.values import Opaque, Size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
+    from statedict.checks import Found
     from statedict.io.source import ByteSource
 
 
@@ -50,27 +52,16 @@ def read(source: ByteSource) -> StateDict:
 
 def _tree(index: FileSource, folder: str) -> StateDict:
     metadata = _fields(load(index.read(0, index.size), DATA, None, index.name)[0])
-    entries, stored = metadata.get("state_dict_metadata"), metadata.get("storage_data")
-    if not isinstance(entries, dict) or not isinstance(stored, dict):
+    entries = metadata.get("state_dict_metadata")
+    if not isinstance(entries, dict):
         raise CorruptFileError(f"{index.name}: does not describe a checkpoint of torch.distributed")
     files: dict[str, FileSource] = {}
     known = Keys()
     places: dict[tuple[Any, ...], Slice] = {}
-    for key, info in stored.items():
-        where, what = _fields(info), _fields(key)
-        file, offset, length = where.get("relative_path"), where.get("offset"), where.get("length")
-        if type(file) is not str or type(offset) is not int or type(length) is not int:
-            raise CorruptFileError(f"{index.name}: an entry without file, offset and length")
-        if where.get("transform_descriptors"):
-            raise FormatError(
-                f"{index.name}: chunks are transformed ({where['transform_descriptors']}), which is not read"
-            )
+    for name, chunk, file, offset, length in _stored(metadata, index.name):
         if file not in files:
             files[file] = FileSource(formats.inside(folder, file))
-        chunk = what.get("offset")
-        places[known.check((what.get("fqn"), None if chunk is None else tuple(chunk)))] = Slice(
-            files[file], offset, length
-        )
+        places[known.check((name, chunk))] = Slice(files[file], offset, length)
     planner = metadata.get("planner_data")
     paths = planner if isinstance(planner, dict) else {}
     tree = StateDict()
@@ -79,6 +70,62 @@ def _tree(index: FileSource, folder: str) -> StateDict:
         keys = paths.get(name, (name,))
         _insert(tree, keys if type(keys) is tuple and keys else (name,), leaf)
     return tree
+
+
+def _stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, Any, str, int, int]]:
+    """Of each thing that is stored its name, its place in a tensor (None for bytes), file, offset and length."""
+    stored = metadata.get("storage_data")
+    if not isinstance(stored, dict):
+        raise CorruptFileError(f"{where}: does not describe a checkpoint of torch.distributed")
+    for key, info in stored.items():
+        place, what = _fields(info), _fields(key)
+        file, offset, length = place.get("relative_path"), place.get("offset"), place.get("length")
+        if type(file) is not str or type(offset) is not int or type(length) is not int:
+            raise CorruptFileError(f"{where}: an entry without file, offset and length")
+        if place.get("transform_descriptors"):
+            raise FormatError(f"{where}: chunks are transformed ({place['transform_descriptors']}), which is not read")
+        chunk = what.get("offset")
+        yield what.get("fqn"), None if chunk is None else tuple(chunk), file, offset, length
+
+
+def checks(source: ByteSource) -> Iterator[Found]:
+    """Every chunk, each a file in itself, and whether they make up the files of the ranks and the tensors."""
+    from dataclasses import replace
+
+    from statedict.checks import Problem, refusal, within
+
+    folder, sound = os.path.dirname(source.name), True
+    metadata = _fields(load(source.read(0, source.size), DATA, None, source.name)[0])
+    files: dict[str, list[tuple[int, int, str, Any]]] = {}
+    for name, chunk, file, offset, length in _stored(metadata, source.name):
+        files.setdefault(file, []).append((offset, length, str(name), chunk))
+    for file, chunks in files.items():
+        try:
+            whole = formats.open_file(formats.inside(folder, file))
+        except FileError as error:
+            missing = refusal(error, os.path.join(folder, file), file)
+            yield replace(missing, tensors=tuple(dict.fromkeys(name for _, _, name, _ in chunks)))
+            sound = False
+            continue
+        if sum(length for _, length, _, _ in chunks) > whole.size:
+            what = "its chunks overlap or lie past its end, and are not read"
+            yield Problem(file, what, remedy="fetch or save the checkpoint again")
+            sound = False
+            continue
+        for offset, length, name, chunk in chunks:
+            part = f"{file}: {name} from {chunk}" if chunk and any(chunk) else f"{file}: {name}"
+            try:
+                yield from within(formats.part_checks(Slice(whole, offset, length)), part, name)
+            except (CorruptFileError, UnknownFormatError) as error:
+                yield replace(refusal(error, whole.name, part), tensors=(name,))
+                sound = False
+        ranges = sorted((offset, offset + length) for offset, length, _, _ in chunks)
+        for (_, end), (begin, _) in pairwise([(0, 0), *ranges, (whole.size, whole.size)]):
+            if begin != end and sound:
+                what = f"its chunks {'overlap' if begin < end else 'leave a hole'} at byte {min(begin, end):,}"
+                yield Problem(file, f"{what} (to {max(begin, end):,})", remedy="fetch or save the checkpoint again")
+    if sound:
+        read(source)
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from statedict.pickles.tables import DATA
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
+    from statedict.checks import Found
     from statedict.io.source import ByteSource
 
 
@@ -24,3 +26,13 @@ def read(source: ByteSource) -> Any:
         CorruptFileError: it is damaged.
     """
     return load(source.read(0, source.size), DATA, None, source.name)[0]
+
+
+def checks(source: ByteSource) -> Iterator[Found]:
+    """The arrays, which lie in the pickle and have no sums."""
+    from statedict.checks import by_storage
+
+    tree, end = load(source.read(0, source.size), DATA, None, source.name)
+    yield from by_storage(tree)
+    if end < source.size:
+        yield f"{source.size - end:,} bytes follow the pickle, from byte {end:,}, and are not read"

@@ -19,7 +19,8 @@ import json
 from itertools import pairwise
 
 from statedict.dtypes import BY_NAME, BY_SAFETENSORS, DType
-from statedict.errors import CorruptFileError, FormatError, UnsupportedError
+from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
+from statedict.io.json import check
 from statedict.io.pipeline import Part, transfer, write_at
 from statedict.paths import encode, free_name, walk
 from statedict.tensor import LazyTensor, Storage
@@ -28,14 +29,17 @@ from statedict.values import from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
+    from statedict.checks import Found
     from statedict.io.source import ByteSource
 
 _MAX_HEADER = 100_000_000
 _KEY = "statedict"
 _DIGESTS = "statedict.digests"
 _NO_DIGEST = "0" * 32
+_MARKER = json.dumps(_DIGESTS).encode() + b':"xxh3_128 '
 
 
 def read(source: ByteSource) -> Any:
@@ -45,19 +49,7 @@ def read(source: ByteSource) -> Any:
         CorruptFileError: the header is not what the format says, or promises bytes that the file does not have.
     """
     name = source.name
-    if source.size < 8:
-        raise CorruptFileError(f"{name}: {source.size} bytes are too few for a header; the file looks truncated")
-    length = int.from_bytes(source.read(0, 8), "little")
-    if length > min(_MAX_HEADER, source.size - 8):
-        raise CorruptFileError(
-            f"{name}: the header claims {length:,} bytes, the file has {source.size - 8:,} and the format allows "
-            f"{_MAX_HEADER:,}; the file looks truncated or is no safetensors file"
-        )
-    header = _parse(bytes(source.read(8, length)), name)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
-        raise CorruptFileError(f"{name}: __metadata__ is not a dict of strings")
-    tensors = _tensors(source, header, 8 + length)
+    _, metadata, tensors = _header(source)
     state = _tree(tensors, metadata, name)
     if isinstance(state, StateDict):
         kept = {key: value for key, value in metadata.items() if not _is_ours(key)}
@@ -66,12 +58,69 @@ def read(source: ByteSource) -> Any:
     return state
 
 
-def _parse(raw: bytes, name: str) -> dict[str, Any]:
+def checks(source: ByteSource) -> Iterator[Found]:
+    """The header and every tensor, with their digests where the file has them."""
+    from statedict.checks import Check, Problem, refusal, tensors_of
+    from statedict.io.source import BytesSource
+
+    raw, metadata, tensors = _header(source)
+    held: dict[int, list[tuple[str, LazyTensor]]] = {}
     try:
-        text = raw.decode()
-        header = json.loads(text)
+        for path, tensor in tensors_of(_tree(dict(tensors), metadata, source.name)):
+            held.setdefault(id(tensor.storage), []).append((path, tensor))
+    except FormatError as error:
+        yield refusal(error, source.name, "header")
+    count = len(tensors) + 1
+    texts = [text for key, text in metadata.items() if key == _DIGESTS or _looks_signed(text, count)]
+    at = raw.find(_MARKER) + len(_MARKER)
+    sums: list[str | None] = [None] * count
+    if texts and (at < len(_MARKER) or not _looks_signed(texts[0], count)):
+        remedy = "another program rewrote it, or it is damaged; fetch or save it again"
+        yield Problem("header", "the digests in it are not as they were written", remedy=remedy)
+    elif texts:
+        sums = list(texts[0].split(" ")[1:])
+        raw = raw[:at] + _NO_DIGEST.encode() + raw[at + 32 :]
+    yield Check("header", BytesSource(raw, source.name), 0, len(raw), (), None, sums[0])
+    for (name, tensor), digest in zip(tensors.items(), sums[1:], strict=True):
+        storage = tensor.storage
+        here = tuple(held.get(id(storage), ()))
+        yield Check(name, source, storage.offset, storage.nbytes, here, None, digest)
+
+
+def _looks_signed(text: str, count: int) -> bool:
+    """Whether a text in the metadata is that of the digests, of which a byte of the key may be damaged."""
+    return text.startswith("xxh3_128 ") and [len(digest) for digest in text.split(" ")[1:]] == [32] * count
+
+
+def _header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTensor]]:
+    """The header as it stands in the file, its `__metadata__`, its tensors."""
+    name = source.name
+    if source.size < 8:
+        raise TruncatedError(f"{name}: {source.size} bytes are too few for a header; the file looks truncated")
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > min(_MAX_HEADER, source.size - 8):
+        raise TruncatedError(
+            f"{name}: the header claims {length:,} bytes, the file has {source.size - 8:,} and the format allows "
+            f"{_MAX_HEADER:,}; the file looks truncated or is no safetensors file"
+        )
+    raw = bytes(source.read(8, length))
+    header = _parse(raw, name)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
+        raise CorruptFileError(f"{name}: __metadata__ is not a dict of strings")
+    return raw, metadata, _tensors(source, header, 8 + length)
+
+
+def _parse(raw: bytes, name: str) -> dict[str, Any]:
+    check(raw, f"{name}: the header")
+    try:
+        header = json.loads(raw.decode())
         if isinstance(header, dict) and _counts_are_off(raw, header):
-            json.loads(text, object_pairs_hook=_unique)
+            header = None
+            check(raw, f"{name}: the header", 1.5)
+            header = json.loads(raw.decode(), object_pairs_hook=_unique)
+    except LimitError:
+        raise
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{name}: the header is not JSON ({error}); the file is damaged") from error
     if not isinstance(header, dict):
@@ -90,7 +139,8 @@ def _counts_are_off(raw: bytes, header: dict[str, Any]) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice!r} stands twice")
     return found
 
@@ -125,14 +175,24 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
                 f"data_offsets give {end - begin:,}; the file is damaged"
             )
         if start + end > source.size:
-            raise CorruptFileError(
-                f"{source.name}: tensor {key!r}: bytes {start + begin:,} to {start + end:,} lie past the end of "
-                f"the file ({source.size:,} bytes); the file looks truncated, fetch it again"
-            )
+            raise _cut(source, header, key, start)
         ranges.append((begin, end))
         tensors[key] = LazyTensor(kind, tuple(shape), Storage(source, start + begin, end - begin))
     _check_coverage(source, ranges, source.size - start)
     return tensors
+
+
+def _cut(source: ByteSource, header: dict[str, Any], key: str, start: int) -> TruncatedError:
+    """The error for a tensor past the end: the header tells how long the file should be."""
+    begin, end = header[key]["data_offsets"]
+    try:
+        whole = start + max(entry["data_offsets"][1] for entry in header.values())
+    except (TypeError, KeyError, IndexError):
+        whole = start + end
+    return TruncatedError(
+        f"{source.name}: tensor {key!r}: bytes {start + begin:,} to {start + end:,} lie past the end of "
+        f"the file ({source.size:,} of {whole:,} bytes); the file looks truncated, fetch it again"
+    )
 
 
 def _check_coverage(source: ByteSource, ranges: list[tuple[int, int]], size: int) -> None:
@@ -179,6 +239,7 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
         return stored
 
+    check(text, f"{name}: the skeleton under {_KEY!r}", 2.5)
     try:
         skeleton = json.loads(text)
         if skeleton["version"] != 1:
@@ -242,8 +303,7 @@ def _sign(raw: bytes, digests: list[str]) -> bytes:
     """Put the digests in the place that was kept for them, the header's own over the header with zeros there."""
     from xxhash import xxh3_128_hexdigest
 
-    marker = json.dumps(_DIGESTS).encode() + b':"xxh3_128 '
-    at = raw.index(marker) + len(marker)
+    at = raw.index(_MARKER) + len(_MARKER)
     tail = " ".join(digests).encode()
     signed = bytearray(raw)
     signed[at + 33 : at + 33 + len(tail)] = tail

@@ -16,15 +16,19 @@ import json
 import os
 
 from statedict import formats
-from statedict.errors import CorruptFileError, FormatError, MissingFileError
+from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
+from statedict.io.json import check
 from statedict.io.source import FileSource
 from statedict.tree import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
+    from statedict.checks import Found
     from statedict.io.source import ByteSource
+    from statedict.tensor import LazyTensor
 
 _MAX_INDEX = 256 << 20
 
@@ -38,19 +42,7 @@ def read(source: ByteSource) -> StateDict:
         FormatError: a file lies outside the folder.
     """
     name = source.name
-    if not isinstance(source, FileSource):
-        raise FormatError(f"{name}: an index of shards that is not a file of its own; unpack the archive first")
-    if source.size > _MAX_INDEX:
-        raise FormatError(f"{name}: an index of {source.size:,} bytes is larger than any; it is something else")
-    try:
-        index = json.loads(bytes(source.read(0, source.size)))
-        files = index["weight_map"]
-        if not isinstance(files, dict) or not all(type(file) is str for file in files.values()):
-            raise TypeError("its weight_map does not map names to files")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CorruptFileError(f"{name}: is JSON but no index of shards ({error})") from error
-    folder = os.path.dirname(name)
-    paths = {file: formats.inside(folder, file) for file in dict.fromkeys(files.values())}
+    files, paths, metadata = _index(source)
     missing = [path for path in paths.values() if not os.path.exists(path)]
     if missing:
         raise MissingFileError(
@@ -64,9 +56,72 @@ def read(source: ByteSource) -> StateDict:
                 f"{name}: says that {key!r} is in {file}, but it is not; fetch the index and the file again"
             )
         state[key] = shards[file][key]
-    if isinstance(index.get("metadata"), dict):
-        state.metadata = {str(k): v for k, v in index["metadata"].items() if type(v) is str}
+    state.metadata = {str(k): v for k, v in metadata.items() if type(v) is str}
     return state
+
+
+def _index(source: ByteSource) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
+    """What the index says: tensor → file, file → path, and the metadata."""
+    name = source.name
+    if not isinstance(source, FileSource):
+        raise FormatError(f"{name}: an index of shards that is not a file of its own; unpack the archive first")
+    if source.size > _MAX_INDEX:
+        raise FormatError(f"{name}: an index of {source.size:,} bytes is larger than any; it is something else")
+    text = bytes(source.read(0, source.size))
+    check(text, name)
+    try:
+        index = json.loads(text)
+        files = index["weight_map"]
+        if not isinstance(files, dict) or not all(type(file) is str for file in files.values()):
+            raise TypeError("its weight_map does not map names to files")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CorruptFileError(f"{name}: is JSON but no index of shards ({error})") from error
+    folder = os.path.dirname(name)
+    metadata = index.get("metadata")
+    paths = {file: formats.inside(folder, file) for file in dict.fromkeys(files.values())}
+    return files, paths, metadata if isinstance(metadata, dict) else {}
+
+
+def checks(source: ByteSource) -> Iterator[Found]:
+    """Every shard by itself, and whether the index and the shards name the same tensors and sizes."""
+    from dataclasses import replace
+
+    from statedict.checks import Check, Problem, refusal, within
+
+    files, paths, metadata = _index(source)
+    promised: dict[str, set[str]] = {}
+    for key, file in files.items():
+        promised.setdefault(file, set()).add(key)
+    total, sound = 0, True
+    for number, (file, path) in enumerate(paths.items(), 1):
+        there: dict[str, LazyTensor] = {}
+        problems = 0
+        try:
+            for item in within(formats.part_checks(formats.open_file(path)), file):
+                if isinstance(item, Check):
+                    there |= item.tensors
+                problems += isinstance(item, Problem)
+                yield item
+        except (FormatError, FileError) as error:
+            found = refusal(error, path, file)
+            what = f"shard {number:,} of {len(paths):,}: {found.what}"
+            yield replace(found, what=what, remedy=found.remedy or "fetch it", tensors=tuple(sorted(promised[file])))
+            problems += 1
+        if problems:  # what else differs is their consequence
+            sound = False
+            continue
+        total += sum({(id(t.storage), t.offset, t.shape): t.nbytes for t in there.values()}.values())
+        for names, what in (
+            (promised[file] - there.keys(), "which the index says are in it, are not"),
+            (there.keys() - promised[file], "which are in it, are not in the index"),
+        ):
+            if names:
+                what = f"{len(names):,} tensors, {what}"
+                yield Problem(file, what, remedy="fetch the index and the file again", tensors=tuple(sorted(names)))
+    size = metadata.get("total_size")
+    if sound and type(size) in (int, float) and size != total:
+        remedy = "the index was not made for these shards, or not well; fetch or save them again"
+        yield Problem("index", "its total_size is not that of the tensors", f"{total:,}", f"{size:,.0f}", remedy)
 
 
 def _shard(path: str) -> dict[Any, Any]:

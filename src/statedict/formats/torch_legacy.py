@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import struct
 
-from statedict.errors import CorruptFileError, LimitError, TruncatedError
+from statedict.errors import CorruptFileError, LimitError, TruncatedError, UnknownFormatError
 from statedict.io.source import swapped
 from statedict.pickles.constructors import StorageType, TypedStorage, tensor
 from statedict.pickles.machine import load
@@ -35,13 +35,15 @@ from statedict.tensor import LazyTensor, Storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+    from statedict.checks import Found
     from statedict.dtypes import DType
     from statedict.io.source import ByteSource
 
 MAGIC = 0x1950A86A20F9469CFC6C
+_TAR = ("storages", "tensors", "pickle")
 _WINDOW = 1 << 16
 _MAX_PICKLE = 1 << 30
 _CONTAINERS = (tuple, list, dict, set, frozenset)  # none of which is a key
@@ -50,8 +52,14 @@ _CONTAINERS = (tuple, list, dict, set, frozenset)  # none of which is a key
 class _Stream:
     """Pickles and numbers one after the other in a source."""
 
-    def __init__(self, source: ByteSource, position: int = 0, end: int | None = None) -> None:
-        self.source, self.position = source, position
+    def __init__(
+        self,
+        source: ByteSource,
+        position: int = 0,
+        end: int | None = None,
+        constructors: Mapping[str, Any] = DATA,
+    ) -> None:
+        self.source, self.position, self.constructors = source, position, constructors
         self.end = source.size if end is None else end
 
     def pickle(self, persistent_load: Callable[[Any], Any] | None = None) -> Any:
@@ -60,7 +68,8 @@ class _Stream:
         while True:
             data = self.source.read(self.position, min(window, self.end - self.position))
             try:
-                value, length = load(data, DATA, persistent_load, f"{self.source.name}: from byte {self.position:,}")
+                where = f"{self.source.name}: from byte {self.position:,}"
+                value, length = load(data, self.constructors, persistent_load, where)
             except TruncatedError:
                 if self.position + len(data) == self.end:
                     raise
@@ -99,9 +108,33 @@ def read(source: ByteSource) -> Any:
         TruncatedError: it ends within a pickle or a storage.
         CorruptFileError: it contradicts itself.
     """
-    if source.size > 262 and bytes(source.read(257, 5)) == b"ustar":
-        return _read_tar(source)
-    stream = _Stream(source)
+    return _read_tar(source) if is_tar(source) else unpickle(source)[0]
+
+
+def checks(source: ByteSource) -> Iterator[Found]:
+    """The storages, which have no sums, and whether the file ends with the last of them."""
+    from statedict.checks import Problem, by_storage
+
+    if is_tar(source):
+        yield from by_storage(_read_tar(source))
+        return
+    tree, storages, _, end = unpickle(source)
+    yield from by_storage(tree, {id(storage): f"storage {key}" for key, storage in storages.items()})
+    if end < source.size:
+        what = f"{source.size - end:,} bytes follow the last storage, from byte {end:,}"
+        yield Problem("end of file", what, remedy="find out what they are, or save it again without them")
+
+
+def is_tar(source: ByteSource) -> bool:
+    """Whether it is the tar archive, not the stream."""
+    return source.size > 262 and bytes(source.read(257, 5)) == b"ustar"
+
+
+def unpickle(
+    source: ByteSource, constructors: Mapping[str, Any] = DATA
+) -> tuple[Any, dict[Any, Storage], tuple[int, int], int]:
+    """The tree in a stream, its storages by key, where its pickle begins and ends, and where the file ends."""
+    stream = _Stream(source, constructors=constructors)
     if stream.pickle() != MAGIC:
         raise CorruptFileError(f"{source.name}: begins with a pickle that is not PyTorch's magic number")
     if stream.pickle() != 1001:
@@ -130,7 +163,9 @@ def read(source: ByteSource) -> Any:
             return TypedStorage(storage, kind.dtype, view[1], view[2])
         return TypedStorage(storage, kind.dtype, 0, numel)
 
+    start = stream.position
     tree = stream.pickle(persistent)
+    end = stream.position
     keys = stream.pickle()
     if type(keys) is not list:
         raise CorruptFileError(f"{source.name}: the list of storages is missing")
@@ -142,7 +177,7 @@ def read(source: ByteSource) -> Any:
     missing = storages.keys() - set(keys)
     if missing:
         raise CorruptFileError(f"{source.name}: storage {next(iter(missing))!r} is missing; save it again")
-    return tree
+    return tree, {key: storage for key, (storage, _) in storages.items()}, (start, end), stream.position
 
 
 def _place(stream: _Stream, storage: Storage, kind: DType, what: str, swap: bool = False) -> None:
@@ -158,9 +193,12 @@ def _place(stream: _Stream, storage: Storage, kind: DType, what: str, swap: bool
 
 def _read_tar(source: ByteSource) -> Any:
     members = _members(source)
-    for name in ("storages", "tensors", "pickle"):
+    for name in _TAR:
         if name not in members:
-            raise CorruptFileError(f"{source.name}: a tar archive without {name!r}, so torch.save did not write it")
+            foreign = members and not members.keys() & {"sys_info", *_TAR}
+            remedy = f"unpack it, it holds {', '.join(list(members)[:3])}" if foreign else "fetch or save it again"
+            kind = UnknownFormatError if foreign else CorruptFileError
+            raise kind(f"{source.name}: a tar archive without {name!r}, so torch.save did not write it; {remedy}")
     stream = _Stream(source, *members["storages"])
     storages: dict[Any, TypedStorage] = {}
     for _ in range(_count(stream)):

@@ -19,9 +19,11 @@ Source: caffe2/serialize/inline_container.h and torch/serialization.py (PyTorch 
 
 from __future__ import annotations
 
+from itertools import chain, repeat
+
 from statedict.arrays import contiguous_strides
-from statedict.errors import CorruptFileError, UnknownFormatError
-from statedict.io.pipeline import Part, transfer, write_at
+from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnknownFormatError
+from statedict.io.pipeline import Part, transfer
 from statedict.io.source import BytesSource, swapped
 from statedict.io.zip import ArchiveLayout, read_directory
 from statedict.paths import walk
@@ -36,8 +38,11 @@ from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
+    from statedict.checks import Found
+    from statedict.io.pipeline import Sums
     from statedict.io.source import ByteSource
     from statedict.io.zip import Inflated, Record
 
@@ -51,27 +56,103 @@ def read(source: ByteSource) -> Any:
         UnknownFormatError: an archive without `data.pkl`.
         CorruptFileError: a storage that the pickle refers to is missing or too small, or the archive is damaged.
     """
-    records = read_directory(source)
-    folders = [name[: -len("data.pkl")] for name in records if name.rpartition("/")[2] == "data.pkl"]
-    if not folders:
-        raise UnknownFormatError(f"{source.name}: is a zip archive without data.pkl, so torch.save did not write it")
-    folder = min(folders, key=len)
-    order = records.get(folder + "byteorder")
-    swap = order is not None and bytes(order.read(0, min(order.size, 16))).strip() == b"big"
-    tree = _tree(records, folder, "data", swap)
-    ours = records.get(folder + _OURS)
-    if ours is not None and isinstance(tree, StateDict):
-        tree.metadata = _metadata(ours)
-    if folder + "constants.pkl" in records and _is_module(tree):
-        tree = _attributes(tree)
-        constants = _tree(records, folder, "constants", swap)
-        if constants:
-            tree.setdefault("constants", constants)
+    records = members(source)
+    tree, _ = _tree(records)
+    if _OURS in records and isinstance(tree, StateDict):
+        tree.metadata = _ours(records[_OURS])["metadata"]
     return tree
 
 
-def _tree(records: dict[str, Record | Inflated], folder: str, name: str, swap: bool) -> Any:
-    """What the pickle `NAME.pkl` holds over the storages in `NAME/`."""
+def _tree(records: dict[str, Record | Inflated]) -> tuple[Any, dict[int, str]]:
+    """The tree, and the record of each storage in it by the storage's id."""
+    tree, storages = unpickle(records)
+    places = {id(storage): f"data/{key}" for key, storage in storages.items()}
+    if "constants.pkl" in records and _is_module(tree):
+        tree = _attributes(tree)
+        constants, storages = unpickle(records, "constants")
+        places |= {id(storage): f"constants/{key}" for key, storage in storages.items()}
+        if constants:
+            tree.setdefault("constants", constants)
+    return tree, places
+
+
+def checks(source: ByteSource) -> Iterator[Found]:
+    """Every record with its CRC-32 and, where we wrote it, its digest; the structure of the archive."""
+    from dataclasses import replace
+
+    from statedict.checks import refusal, tensors_of
+    from statedict.formats.archive import check, faults
+
+    records = _directory(source)
+    folder, digests = "", list[str]()
+    tensors: dict[str, list[tuple[str, LazyTensor]]] = {}
+    try:
+        folder = _folder(records, source.name)
+        held = _held(records, folder)
+        if _OURS in held:
+            digests = _ours(held[_OURS])["digests"]
+        tree, places = _tree(held)
+        for path, tensor in tensors_of(tree):
+            tensors.setdefault(places.get(id(tensor.storage), "data.pkl"), []).append((path, tensor))
+    except FormatError as error:
+        yield refusal(error, source.name)
+    for problem in faults(source, records, f"{folder}{_OURS}" in records):
+        part = problem.part.removeprefix(folder)
+        yield replace(problem, part=part, tensors=tuple(path for path, _ in tensors.get(part, ())))
+    order = [name.removeprefix(folder) or name for name in records]
+    if digests and (order[0], order[-1], len(order)) != ("data.pkl", _OURS, len(digests) + 1):
+        yield "another program packed the archive anew, so its digests cannot be told apart; CRC-32 only"
+        digests = []
+    for part, record, digest in zip(order, records.values(), chain(digests, repeat(None)), strict=False):
+        yield check(part, record, tuple(tensors.get(part, ())), digest)
+
+
+def members(source: ByteSource) -> dict[str, Record | Inflated]:
+    """The records of the archive by their names within its folder: `data.pkl`, `data/0`, `version`.
+
+    Raises:
+        UnknownFormatError: an archive without `data.pkl`.
+    """
+    records = _directory(source)
+    return _held(records, _folder(records, source.name))
+
+
+def _directory(source: ByteSource) -> dict[str, Record | Inflated]:
+    try:
+        return read_directory(source)
+    except TruncatedError as error:
+        from statedict.formats.truncated import what_is_left
+
+        raise what_is_left(source, error) from error
+
+
+def _folder(records: dict[str, Record | Inflated], where: str) -> str:
+    folders = [name[: -len("data.pkl")] for name in records if name.rpartition("/")[2] == "data.pkl"]
+    if not folders:
+        raise UnknownFormatError(f"{where}: is a zip archive without data.pkl, so torch.save did not write it")
+    return min(folders, key=len)
+
+
+def _held(records: dict[str, Record | Inflated], folder: str) -> dict[str, Record | Inflated]:
+    return {name[len(folder) :]: record for name, record in records.items() if name.startswith(folder)}
+
+
+def unpickle(
+    records: dict[str, Record | Inflated],
+    name: str = "data",
+    big_endian: bool = False,
+    constructors: Mapping[str, Any] = DATA,
+) -> tuple[Any, dict[str, Storage]]:
+    """What the pickle `NAME.pkl` holds, and the storages in `NAME/` that it refers to.
+
+    Args:
+        records: what `members` returns.
+        name: `data` or `constants`.
+        big_endian: the byte order of a file that does not say.
+        constructors: the allow-list.
+    """
+    order = records.get("byteorder")
+    swap = big_endian if order is None else bytes(order.read(0, min(order.size, 16))).strip() == b"big"
     storages: dict[str, Storage] = {}
 
     def storage(identifier: Any) -> TypedStorage:
@@ -83,7 +164,7 @@ def _tree(records: dict[str, Record | Inflated], folder: str, name: str, swap: b
             raise CorruptFileError("a storage that is described wrongly")
         found = storages.get(key)
         if found is None:
-            record = records.get(f"{folder}{name}/{key}")
+            record = records.get(f"{name}/{key}")
             if record is None:
                 raise CorruptFileError(f"storage {name}/{key} is missing from the archive; save it again")
             found = storages[key] = Storage(record, 0, record.size, device)
@@ -96,8 +177,8 @@ def _tree(records: dict[str, Record | Inflated], folder: str, name: str, swap: b
             )
         return TypedStorage(found, kind.dtype)
 
-    pickle = records[f"{folder}{name}.pkl"]
-    return load(pickle.read(0, pickle.size), DATA, storage, pickle.label)[0]
+    pickle = records[f"{name}.pkl"]
+    return load(pickle.read(0, pickle.size), constructors, storage, pickle.label)[0], storages
 
 
 def _is_module(value: Any) -> bool:
@@ -119,15 +200,16 @@ def _attributes(module: Opaque) -> Any:
     return module.state
 
 
-def _metadata(record: Record | Inflated) -> dict[str, str]:
-    """The caller's strings in our own record."""
+def _ours(record: Record | Inflated) -> dict[str, Any]:
+    """The caller's strings and the digests in our own record."""
     import json
 
     try:
-        metadata = json.loads(bytes(record.read(0, record.size))).get("metadata", {})
-        if all(type(value) is str for value in metadata.values()):
-            return metadata  # type: ignore[no-any-return]
-        raise ValueError("metadata that is no strings")
+        found = json.loads(bytes(record.read(0, record.size)))
+        metadata, digests = found.get("metadata", {}), found.get("digests", {}).get("xxh3_128", [])
+        if type(digests) is list and all(type(text) is str for text in [*metadata.values(), *digests]):
+            return {"metadata": metadata, "digests": digests}
+        raise ValueError("metadata or digests that are no strings")
     except (ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
 
@@ -138,8 +220,6 @@ def write(tree: Any, fd: int) -> None:
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
     """
-    import json
-
     tensors = list({id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values())
     segments, places = plan(tensors)
     by_tensor = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
@@ -148,6 +228,30 @@ def write(tree: Any, fd: int) -> None:
         where = by_tensor[id(tensor)]
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
+
+    data = dumps(tree, place)
+    storages = [(segment.source, segment.start, segment.size) for segment in segments]
+    metadata = getattr(tree, "metadata", None)
+    pack(lambda parts: transfer(fd, parts, crc=True), data, storages, {"byteorder": b"little"}, metadata)
+
+
+def pack(
+    put: Callable[[list[Part]], list[Sums]],
+    data: bytes,
+    storages: Iterable[tuple[ByteSource, int, int]],
+    records: dict[str, bytes],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write an archive.
+
+    Args:
+        put: writes parts, which come in the order of their offsets, and returns their sums.
+        data: the pickle.
+        storages: source, first byte and size of each.
+        records: what stands between the pickle and the storages.
+        metadata: strings of the caller's.
+    """
+    import json
 
     layout = ArchiveLayout()
     parts: list[Part] = []
@@ -159,16 +263,18 @@ def write(tree: Any, fd: int) -> None:
     def small(name: str, data: bytes) -> None:
         add(name, BytesSource(data, name), 0, len(data))
 
-    small("data.pkl", dumps(tree, place))
-    small("byteorder", b"little")
-    for index, segment in enumerate(segments):
-        add(f"data/{index}", segment.source, segment.start, segment.size)
+    small("data.pkl", data)
+    for name, record in records.items():
+        small(name, record)
+    for index, storage in enumerate(storages):
+        add(f"data/{index}", *storage)
     small("version", b"3\n")
-    sums = transfer(fd, parts, crc=True)
-    extra: dict[str, Any] = {"digests": {"xxh3_128": [s.digest for s in sums]}}
-    if getattr(tree, "metadata", None):
-        extra["metadata"] = dict(tree.metadata)
+    sums = put(parts)
+    ours: dict[str, Any] = {"digests": {"xxh3_128": [s.digest for s in sums]}}
+    if metadata:
+        ours["metadata"] = dict(metadata)
     parts = []
-    small(_OURS, json.dumps(extra, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape"))
-    sums += transfer(fd, parts, crc=True)
-    write_at(fd, layout.position, layout.directory([s.crc for s in sums]))
+    small(_OURS, json.dumps(ours, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    sums += put(parts)
+    directory = layout.directory([s.crc for s in sums])
+    put([Part(layout.position, BytesSource(directory), 0, len(directory))])

@@ -15,8 +15,10 @@ from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
+    from statedict.checks import Found
     from statedict.io.source import ByteSource
 
 _MAX_TEXT = 1 << 20
@@ -51,6 +53,22 @@ def read(source: ByteSource) -> StateDict:
             f"it holds {', '.join(list(tree)[:3]) or 'nothing'}"
         )
     return tree
+
+
+def checks(source: ByteSource) -> Iterator[Found]:
+    """The checks of each member that is a checkpoint, the CRC-32 of all others, and the archive's own structure."""
+    from statedict.checks import within
+    from statedict.formats.archive import check, faults
+
+    records = read_directory(source)
+    yield from faults(source, records, ours=False)
+    tree = read(source)
+    for name, record in records.items():
+        if name.endswith("/"):
+            continue
+        yield check(name, record)
+        if not isinstance(tree[name], str | Opaque):
+            yield from within(formats.part_checks(record), name, name)
 
 
 def _other(record: Any) -> Any:

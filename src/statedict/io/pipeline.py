@@ -1,26 +1,35 @@
 """The one streaming engine: read → compute → write, in bounded memory, on a few threads.
 
-`transfer` writes parts of known place into a file and sums them on the way; `fill` reads ranges into buffers.
-Both cut large ranges into blocks and gather small ones into batches, so that neither a tensor of 100 GB nor a
-million tensors of 100 bytes costs more than its bytes. What the block sizes are worth: docs/decisions/0004-reading.md
-and 0005-writing.md.
+`transfer` writes parts of known place into a file and sums them on the way; `summed` reads a range for its sums alone;
+`fill` reads ranges into buffers. All cut large ranges into blocks, and `batches` gathers small ones, so that neither a
+tensor of 100 GB nor a million tensors of 100 bytes costs more than its bytes. What the block sizes are worth:
+docs/decisions/0004-reading.md and 0005-writing.md.
 """
 
 from __future__ import annotations
 
 import os
+from threading import local
 
 from statedict.io.memory import allocate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import TypeVar
+    from typing import Protocol, TypeVar
 
     from statedict.io.source import ByteSource
 
+    class Sized(Protocol):
+        """What has a size in bytes."""
+
+        @property
+        def size(self) -> int:
+            """Bytes."""
+
     Job = TypeVar("Job")
     Result = TypeVar("Result")
+    Item = TypeVar("Item", bound=Sized)
     Fill = tuple[ByteSource, int, memoryview]
 
 WORKERS = min(4, os.cpu_count() or 1)
@@ -28,6 +37,7 @@ BLOCK = 1 << 20  # of a write: summed while it lies in the processor's cache, an
 READ = 8 << 20
 BATCH = 1 << 20
 _BATCH_ITEMS = 4096
+_OWN = local()  # each thread's block: fresh memory for every part would cost as much as reading it
 
 
 class Part:
@@ -68,8 +78,19 @@ def transfer(fd: int, parts: Iterable[Part], *, crc: bool = False) -> list[Sums]
         crc: also compute CRC-32 (0 otherwise); the digest is always computed.
     """
     sums: list[Sums] = []
-    for done in parallel(lambda batch: _write_batch(fd, batch, crc), _batches(parts)):
+    for done in parallel(lambda batch: _write_batch(fd, batch, crc), batches(parts)):
         sums += done
+    return sums
+
+
+def pour(write: Callable[[bytes | memoryview], object], parts: Iterable[Part]) -> list[Sums]:
+    """What `transfer` does with `crc`, into a stream that takes one piece after the other."""
+    sums: list[Sums] = []
+    for part in parts:
+        write(part.head)
+        sums.append(summed(part.source, part.start, part.size, use=lambda _, block: write(block)))
+        if part.tail is not None:
+            write(part.tail(sums[-1].crc, part.size))
     return sums
 
 
@@ -96,8 +117,9 @@ def parallel(work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Res
         yield from pool.map(work, chain(first, iterator))
 
 
-def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    batch: list[Part] = []
+def batches(parts: Iterable[Item]) -> Iterator[list[Item]]:
+    """Neighbours together while they are small, so that a job is worth its thread."""
+    batch: list[Item] = []
     size = 0
     for part in parts:
         if batch and (size + part.size > BATCH or len(batch) >= _BATCH_ITEMS):
@@ -134,29 +156,64 @@ def _write_batch(fd: int, batch: list[Part], with_crc: bool) -> list[Sums]:
 
 
 def _write_large(fd: int, part: Part, with_crc: bool) -> Sums:
+    if part.head:
+        write_at(fd, part.offset - len(part.head), part.head)
+    ahead = part.offset - part.start
+    sums = summed(part.source, part.start, part.size, with_crc, use=lambda at, block: write_at(fd, ahead + at, block))
+    if part.tail is not None:
+        write_at(fd, part.offset + part.size, part.tail(sums.crc, part.size))
+    return sums
+
+
+def summed(
+    source: ByteSource,
+    start: int,
+    size: int,
+    crc: bool = True,
+    digest: bool = True,
+    use: Callable[[int, memoryview], object] | None = None,
+) -> Sums:
+    """The sums of a range, read once; `use` gets each block while it lies in the processor's cache.
+
+    Args:
+        source: where the bytes are.
+        start: its first byte.
+        size: its length.
+        crc: compute the CRC-32 (0 otherwise).
+        digest: compute the digest (empty otherwise).
+        use: called with each block and its offset in the source.
+    """
     from xxhash import xxh3_128
     from zlib_ng.zlib_ng import crc32
 
-    hasher, crc = xxh3_128(), 0
-    source, start, size = part.source, part.start, part.size
+    hasher, crc_so_far = xxh3_128(), 0
+    for at, block in blocks(source, start, size):
+        if crc:
+            crc_so_far = crc32(block, crc_so_far)
+        if digest:
+            hasher.update(block)
+        if use is not None:
+            use(at, block)
+    return Sums(crc_so_far, hasher.hexdigest() if digest else "")
+
+
+def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, memoryview]]:
+    """(offset, block) of a range; a thread reads one range at a time, for each block overwrites the one before."""
+    stream = getattr(source, "stream", None)
+    if stream is not None and (start, size) == (0, source.size):  # what is unpacked is not kept
+        yield from stream(BLOCK)
+        return
     memory = source.view() if source.in_memory else None
-    buffer = allocate(min(BLOCK, size)) if memory is None else memoryview(b"")
-    if part.head:
-        write_at(fd, part.offset - len(part.head), part.head)
-    for at in range(0, size, BLOCK):
-        length = min(BLOCK, size - at)
+    if memory is None and not hasattr(_OWN, "block"):
+        _OWN.block = allocate(BLOCK)
+    for at in range(start, start + size, BLOCK):
+        length = min(BLOCK, start + size - at)
         if memory is not None:
-            block = memory[start + at : start + at + length]
+            block = memory[at : at + length]
         else:
-            block = buffer[:length]
-            source.readinto(start + at, block)
-        if with_crc:
-            crc = crc32(block, crc)
-        hasher.update(block)
-        write_at(fd, part.offset + at, block)
-    if part.tail is not None:
-        write_at(fd, part.offset + size, part.tail(crc, size))
-    return Sums(crc, hasher.hexdigest())
+            block = _OWN.block[:length]
+            source.readinto(at, block)
+        yield at, block
 
 
 def write_at(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:

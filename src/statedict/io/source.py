@@ -66,12 +66,13 @@ class FileSource:
 
     in_memory = False
 
-    def __init__(self, path: str) -> None:
-        self._fd = -1
+    def __init__(self, path: str, fd: int = -1) -> None:
+        self._fd = fd  # one that is open already, which now belongs to this object
         self.name = path
         try:
-            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-            self._fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for a writer
+            if fd < 0:
+                flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+                self._fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
             status = os.fstat(self._fd)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -19,18 +19,20 @@ from __future__ import annotations
 
 import struct
 
-from statedict.errors import CorruptFileError, FormatError, LimitError
+from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from statedict.io.source import ByteSource
 
-_END = struct.Struct("<4s4H2LH")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR64 = struct.Struct("<4sLQL")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+END = struct.Struct("<4s4H2LH")
+END64 = struct.Struct("<4sQ2H2L4Q")
+LOCATOR64 = struct.Struct("<4sLQL")
+CENTRAL = struct.Struct("<4s6H3L5H2L")
+LOCAL = struct.Struct("<4s5H3L2H")
+FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 _STORED, _DEFLATED = 0, 8
 _FLAGS = 0x0808  # names in UTF-8, data descriptor
 ALIGNMENT = 64
@@ -40,12 +42,12 @@ _PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
 class Record:
     """One stored record as a ByteSource; where its data begin is looked up at first use."""
 
-    __slots__ = ("_base", "_header", "_record", "_start", "crc", "size")
+    __slots__ = ("_base", "_start", "crc", "header", "record", "size")
 
     in_memory = False
 
     def __init__(self, base: ByteSource, record: str, header: int, size: int, crc: int) -> None:
-        self._base, self._record, self._header, self._start = base, record, header, -1
+        self._base, self.record, self.header, self._start = base, record, header, -1
         self.size, self.crc = size, crc
 
     @property
@@ -56,20 +58,20 @@ class Record:
     @property
     def label(self) -> str:
         """The archive's and the record's name."""
-        return f"{self._base.name}: {self._record}"
+        return f"{self._base.name}: {self.record}"
 
     def locate(self) -> tuple[ByteSource, int]:
         """The archive and the offset of this record's first byte in it."""
         if self._start < 0:
             base = self._base
-            if self._header + 30 > base.size:
+            if self.header + 30 > base.size:
                 raise CorruptFileError(
                     f"{self.label}: its header lies past the end of the file; the file looks truncated"
                 )
-            head = _LOCAL.unpack(base.read(self._header, 30))
-            start = self._header + 30 + head[9] + head[10]
+            head = LOCAL.unpack(base.read(self.header, 30))
+            start = self.header + 30 + head[9] + head[10]
             if head[0] != b"PK\3\4":
-                raise CorruptFileError(f"{self.label}: no record at byte {self._header:,}; the archive is damaged")
+                raise CorruptFileError(f"{self.label}: no record at byte {self.header:,}; the archive is damaged")
             if start + self.size > base.size:
                 raise CorruptFileError(
                     f"{self.label}: bytes {start:,} to {start + self.size:,} lie past the end of the file "
@@ -105,7 +107,7 @@ class Record:
 class Inflated:
     """One deflated record, unpacked at first use and never beyond the size that it declares."""
 
-    __slots__ = ("_data", "_packed", "crc", "label", "name", "size")
+    __slots__ = ("_data", "crc", "label", "name", "packed", "size")
 
     in_memory = True
 
@@ -113,7 +115,7 @@ class Inflated:
         # deflate cannot expand by more than 1032 to 1
         if size > 1032 * packed.size + 64:
             raise LimitError(f"{packed.label}: {packed.size:,} bytes claim to unpack to {size:,}; refused")
-        self._packed, self.name, self.label, self.size, self.crc = packed, packed.name, packed.label, size, packed.crc
+        self.packed, self.name, self.label, self.size, self.crc = packed, packed.name, packed.label, size, packed.crc
         self._data: memoryview | None = None
 
     def _inflate(self) -> memoryview:
@@ -122,13 +124,35 @@ class Inflated:
 
             try:
                 machine = zlib.decompressobj(-15)
-                data = machine.decompress(self._packed.read(0, self._packed.size), self.size + 1)
+                data = machine.decompress(self.packed.read(0, self.packed.size), self.size + 1)
             except zlib.error as error:
                 raise CorruptFileError(f"{self.label}: {error}; the archive is damaged") from error
             if len(data) != self.size:
                 raise CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
             self._data = memoryview(data)
         return self._data
+
+    def stream(self, block: int) -> Iterator[tuple[int, memoryview]]:
+        """(offset, up to `block` bytes) of all of it, in order; nothing is kept."""
+        import zlib
+
+        machine, piece = zlib.decompressobj(-15), b""
+        at = done = 0
+        while done <= self.size and not machine.eof:
+            if not piece:
+                piece = bytes(self.packed.read(at, min(block, self.packed.size - at)))
+                at += len(piece)
+            if not piece:
+                break
+            try:
+                data = machine.decompress(piece, block)
+            except zlib.error as error:
+                raise CorruptFileError(f"{self.label}: {error}; the archive is damaged") from error
+            piece = machine.unconsumed_tail
+            yield done, memoryview(data)
+            done += len(data)
+        if done != self.size:
+            raise CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
@@ -152,15 +176,15 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
 
     Raises:
         CorruptFileError: the directory is missing, lies outside the file, or contradicts itself.
-        FormatError: an encrypted record, or a method other than stored and deflated.
+        UnknownFormatError: an encrypted record, or a method other than stored and deflated.
     """
-    count, offset, size = _find_end(source)
+    count, offset, size, _ = find_end(source)
     if size < 46 * count:
         raise CorruptFileError(f"{source.name}: {count:,} records cannot lie in a directory of {size:,} bytes")
     directory = source.read(offset, size)
     records: dict[str, Record | Inflated] = {}
-    at = 0
-    unpack = _CENTRAL.unpack_from
+    at = claimed = 0
+    unpack = CENTRAL.unpack_from
     for _ in range(count):
         if at + 46 > size:
             raise CorruptFileError(f"{source.name}: the zip directory ends after {len(records):,} of {count:,} records")
@@ -173,12 +197,12 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
             name = directory[at + 46 : at + 46 + nlen].decode()
         except UnicodeDecodeError:
             name = directory[at + 46 : at + 46 + nlen].decode("cp437")
-        if unpacked == _FULL32 or packed == _FULL32 or header == _FULL32:
+        if unpacked == FULL32 or packed == FULL32 or header == FULL32:
             extra = bytes(directory[at + 46 + nlen : at + 46 + nlen + xlen])
             unpacked, packed, header = _zip64_fields(source, name, extra, unpacked, packed, header)
         at += 46 + nlen + xlen + clen
         if flags & 1:
-            raise FormatError(f"{source.name}: record {name!r} is encrypted; decrypt the archive first")
+            raise _unread(source, name, header, flags, method, "is encrypted; decrypt the archive first")
         if name in records:
             raise CorruptFileError(
                 f"{source.name}: record {name!r} stands twice in the zip directory; it is damaged or forged"
@@ -186,6 +210,12 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         if header + packed > offset:
             raise CorruptFileError(
                 f"{source.name}: record {name!r} overlaps the zip directory; it is damaged or forged"
+            )
+        claimed += 30 + nlen + packed
+        if claimed > offset:  # reading them all would take the square of its size
+            raise CorruptFileError(
+                f"{source.name}: its records overlap: up to {name!r} they have {claimed:,} bytes, the archive "
+                f"{offset:,}; it is damaged or forged"
             )
         record = Record(source, name, header, packed, crc)
         if method == _STORED:
@@ -195,40 +225,63 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         elif method == _DEFLATED:
             records[name] = Inflated(record, unpacked)
         else:
-            raise FormatError(
-                f"{source.name}: record {name!r} is compressed by method {method}; unpack the archive first"
-            )
+            what = f"is compressed by method {method}; unpack the archive first"
+            raise _unread(source, name, header, flags, method, what)
     return records
 
 
-def _find_end(source: ByteSource) -> tuple[int, int, int]:
+def _unread(source: ByteSource, name: str, header: int, flags: int, method: int, what: str) -> FormatError:
+    """What the directory says of a record that cannot be read, if the record itself says so too."""
+    local = LOCAL.unpack(source.read(header, 30)) if header + 30 <= source.size else None
+    if local is None or (local[2] & 1, local[3]) != (flags & 1, method):
+        what += ", or fetch it again: the record's own header says otherwise"
+        return CorruptFileError(f"{source.name}: record {name!r} {what}")
+    return UnknownFormatError(f"{source.name}: record {name!r} {what}")
+
+
+def find_end(source: ByteSource) -> tuple[int, int, int, int]:
+    """The number of records, offset and size of the central directory, offset of the end record.
+
+    Raises:
+        TruncatedError: there is no end.
+        CorruptFileError: it contradicts itself or the file.
+    """
     tail_length = min(source.size, 22 + 0xFFFF)
     base = source.size - tail_length
     tail = bytes(source.read(base, tail_length))
     at = len(tail)
     while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
-        if len(tail) - at >= 22 and _END.unpack_from(tail, at)[7] == len(tail) - at - 22:
-            break
+        if len(tail) - at >= 22:
+            _, _, _, _, _, size, offset, comment = END.unpack_from(tail, at)
+            if comment == len(tail) - at - 22:
+                break
+            if base + at - offset - size in (0, 76) and comment < len(tail) - at - 22:  # 76 of 64 bit end records
+                raise CorruptFileError(
+                    f"{source.name}: {len(tail) - at - 22:,} bytes follow the end of the archive at byte "
+                    f"{base + at + 22:,}; they were appended or the end is damaged, fetch it again"
+                )
     else:
-        raise CorruptFileError(
-            f"{source.name}: begins as a zip archive but its directory at the end is missing; "
+        zeros = len(tail) - len(tail.rstrip(b"\0"))
+        holes = f" and its last {zeros:,} bytes or more are zero, as in a download that was cut short" * (zeros > 512)
+        raise TruncatedError(
+            f"{source.name}: begins as a zip archive but its directory at the end is missing{holes}; "
             f"the file ({source.size:,} bytes) looks truncated, fetch it again"
         )
-    _, _, _, _, count, size, offset, _ = _END.unpack_from(tail, at)
+    _, _, _, _, count, size, offset, _ = END.unpack_from(tail, at)
     end = base + at
-    if count == _FULL16 or size == _FULL32 or offset == _FULL32:
+    if count == FULL16 or size == FULL32 or offset == FULL32:
         locator = source.read(end - 20, 20) if end >= 20 else b""
         if locator[:4] == b"PK\6\7":
-            at64 = _LOCATOR64.unpack(locator)[2]
+            at64 = LOCATOR64.unpack(locator)[2]
             if at64 + 56 > end:
                 raise CorruptFileError(f"{source.name}: the zip64 end record lies outside the file; it is damaged")
-            record = _END64.unpack(source.read(at64, 56))
+            record = END64.unpack(source.read(at64, 56))
             if record[0] != b"PK\6\6":
                 raise CorruptFileError(f"{source.name}: the zip64 end record is damaged")
             count, size, offset, end = record[7], record[8], record[9], at64
     if offset + size > end:
         raise CorruptFileError(f"{source.name}: the zip directory lies outside the file; it is truncated or damaged")
-    return count, offset, size
+    return count, offset, size, base + at
 
 
 def _zip64_fields(source: ByteSource, name: str, extra: bytes, *fields: int) -> list[int]:
@@ -239,7 +292,7 @@ def _zip64_fields(source: ByteSource, name: str, extra: bytes, *fields: int) -> 
             body = extra[at + 4 : at + 4 + length]
             wide = iter(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
             try:
-                return [next(wide) if field == _FULL32 else field for field in fields]
+                return [next(wide) if field == FULL32 else field for field in fields]
             except StopIteration:
                 break
         at += 4 + length
@@ -264,14 +317,14 @@ class ArchiveLayout:
         """Place a record of `size` bytes: its header's offset, its header with padding, its data's offset."""
         encoded = name.encode()
         header_at = self.position
-        wide = size >= _FULL32
+        wide = size >= FULL32
         extra = struct.pack("<2H2Q", 1, 16, 0, 0) if wide else b""
         start = header_at + 30 + len(encoded) + len(extra) + 4
         padding = -start % ALIGNMENT
         extra += _PADDING[padding]
-        sizes = (_FULL32, _FULL32) if wide else (0, 0)  # the descriptor has them
+        sizes = (FULL32, FULL32) if wide else (0, 0)  # the descriptor has them
         version = 45 if wide else 20
-        header = _LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
+        header = LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
         data_at = start + padding
         self._entries.append((encoded, header_at, size))
         self.position = data_at + size + (24 if wide else 16)
@@ -280,18 +333,18 @@ class ArchiveLayout:
     @staticmethod
     def descriptor(crc: int, size: int) -> bytes:
         """What follows a record's data."""
-        return struct.pack("<4sL2Q" if size >= _FULL32 else "<4s3L", b"PK\7\x08", crc, size, size)
+        return struct.pack("<4sL2Q" if size >= FULL32 else "<4s3L", b"PK\7\x08", crc, size, size)
 
     def directory(self, crcs: list[int]) -> bytes:
         """The central directory and the end records, given each record's CRC-32 in the order of `add`."""
         parts: list[bytes] = []
-        pack = _CENTRAL.pack
+        pack = CENTRAL.pack
         for (name, header_at, size), crc in zip(self._entries, crcs, strict=True):
             extra = b""
-            if size >= _FULL32 or header_at >= _FULL32:
-                wide = [v for v in (size, size, header_at) if v >= _FULL32]
+            if size >= FULL32 or header_at >= FULL32:
+                wide = [v for v in (size, size, header_at) if v >= FULL32]
                 extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide)
-            short_size, short_at = min(size, _FULL32), min(header_at, _FULL32)
+            short_size, short_at = min(size, FULL32), min(header_at, FULL32)
             version = 45 if extra else 20
             parts.append(
                 pack(b"PK\1\2", version, version, _FLAGS, 0, 0, 0, crc, short_size, short_size,
@@ -301,9 +354,9 @@ class ArchiveLayout:
         body = b"".join(parts)
         count, size, at = len(self._entries), len(body), self.position
         end = b""
-        if count >= _FULL16 or size >= _FULL32 or at >= _FULL32:
-            end = _END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
-            end += _LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
-        short = min(count, _FULL16)
-        end += _END.pack(b"PK\5\6", 0, 0, short, short, min(size, _FULL32), min(at, _FULL32), 0)
+        if count >= FULL16 or size >= FULL32 or at >= FULL32:
+            end = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
+            end += LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
+        short = min(count, FULL16)
+        end += END.pack(b"PK\5\6", 0, 0, short, short, min(size, FULL32), min(at, FULL32), 0)
         return body + end

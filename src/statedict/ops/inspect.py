@@ -172,6 +172,7 @@ def inspect(state: Any, path: str = "") -> Summary:
         raise UnsupportedError(f"{os.fspath(state)!r} is a path; inspect what load returns for it")
     build = _Builder()
     with Paused():
+        walk(state)  # an error beyond its bounds, which hold below too
         root = build.node("", state, path, "tensor", None)
     return Summary(
         root=root,
@@ -189,6 +190,7 @@ class _Builder:
         self.values: dict[str, Any] = {}
         self.dtypes: dict[str, Total] = {}
         self.opaque: dict[str, int] = {}
+        self.objects: set[int] = set()  # the Opaques around, which may be referred to
         self.regions: dict[object, str] = {}
         self.storages: dict[object, list[LazyTensor]] = {}
 
@@ -201,8 +203,12 @@ class _Builder:
             role = "parameter" if role == "tensor" and is_model(value) else role
             return _group(self.children(value.items(), path, role, parameter), parameter or "")
         if isinstance(value, Opaque):
+            if id(value) in self.objects:
+                return Node(note=f"the object of {value.name} that holds it")
+            self.objects.add(id(value))
             self.opaque[value.name] = self.opaque.get(value.name, 0) + 1
             children = self.children(value.children(), path, role, parameter)
+            self.objects.discard(id(value))
             return _group(children, f"object of {value.name}")
         if type(value) in (list, tuple) and any(
             is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value

@@ -16,6 +16,8 @@ Source: torch/_utils.py and torch/_tensor.py (PyTorch 2.13).
 
 from __future__ import annotations
 
+from math import prod
+
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
 from statedict.pickles.constructors import TypedStorage, tensor
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32", "quint4x2": "uint8", "quint2x4": "uint8"}
 _JAGGED = "torch.jagged"
+_COST = 1024  # of an Opaque with its parts
 _SPARSE: dict[str, tuple[str, ...]] = {
     "torch.sparse_coo": ("indices", "values", "size", "is_coalesced"),
     "torch.sparse_csr": ("crow_indices", "col_indices", "values", "size"),
@@ -65,14 +68,21 @@ def _quantized(
     scheme = quantizer[0] if type(quantizer) is tuple and quantizer else None
     name = getattr(scheme, "name", "")
     if type(storage) is not TypedStorage or not name:
-        return Opaque("torch._utils._rebuild_qtensor", (storage, offset, size, stride, quantizer, requires_grad))
+        raise CorruptFileError("a quantized tensor without a storage or a scheme")
     kind = BY_NAME[_INTEGERS.get(storage.dtype.name, storage.dtype.name)]
     packed = {"quint4x2": 2, "quint2x4": 4}.get(storage.dtype.name, 1)
     if packed > 1:  # several elements a byte: the bytes as they are
+        if not isinstance(size, tuple) or not all(type(n) is int and n >= 0 for n in size):
+            raise CorruptFileError("a quantized tensor with a shape of something that is no size")
+        if prod(size) > packed * storage.storage.nbytes:
+            raise CorruptFileError(f"a quantized tensor of shape {size} in {storage.storage.nbytes:,} bytes")
         integers = tensor(storage.storage, kind, 0, (storage.storage.nbytes,), (1,))
         held = {"packed": integers, "size": size, "stride": stride, "dtype": storage.dtype}
     else:
-        held = {"int_repr": tensor(storage.storage, kind, storage.place(offset), size, stride), "dtype": storage.dtype}
+        integers = tensor(storage.storage, kind, storage.place(offset), size, stride)
+        if integers.nbytes > storage.storage.nbytes:
+            raise CorruptFileError(f"a quantized tensor of shape {size} in {storage.storage.nbytes:,} bytes")
+        held = {"int_repr": integers, "dtype": storage.dtype}
     fields = ("scale", "zero_point") if len(quantizer) == 3 else ("scales", "zero_points", "axis")
     return _parts(name, **held, **dict(zip(fields, quantizer[1:], strict=False)))
 
@@ -123,7 +133,9 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
     """A tensor of a subclass: what its own class would be rebuilt from, and its attributes."""
     if type(args) is not tuple:
         raise CorruptFileError("a tensor subclass without arguments")
-    build = function.build if type(function) is Global and function.name in _INNER else None
+    build = function.build if type(function) is Global else None
+    if build is not None and function.name not in _INNER:
+        raise CorruptFileError(f"a tensor subclass that is rebuilt by {function.name}")
     inner = build(*args) if build is not None else Opaque(getattr(function, "name", "?"), args)
     name = getattr(kind, "name", "torch.Tensor")
     attributes = _attributes(state)
@@ -159,7 +171,9 @@ _INNER = {
 
 
 def _globals(**functions: Callable[..., Any]) -> dict[str, Global]:
-    return {f"torch._utils {name}": Global(f"torch._utils.{name}", build) for name, build in functions.items()}
+    return {
+        f"torch._utils {name}": Global(f"torch._utils.{name}", build, cost=_COST) for name, build in functions.items()
+    }
 
 
 COMPOSITES: dict[str, Any] = {
@@ -175,10 +189,10 @@ COMPOSITES: dict[str, Any] = {
         _rebuild_parameter_with_state=_parameter_with_state,
     ),
     "torch.nested._internal.nested_tensor _rebuild_njt": Global(
-        "torch.nested._internal.nested_tensor._rebuild_njt", _jagged
+        "torch.nested._internal.nested_tensor._rebuild_njt", _jagged, cost=_COST
     ),
-    "torch._tensor _rebuild_from_type": Global("torch._tensor._rebuild_from_type", _from_type),
-    "torch._tensor _rebuild_from_type_v2": Global("torch._tensor._rebuild_from_type_v2", _from_type),
+    "torch._tensor _rebuild_from_type": Global("torch._tensor._rebuild_from_type", _from_type, cost=_COST),
+    "torch._tensor _rebuild_from_type_v2": Global("torch._tensor._rebuild_from_type_v2", _from_type, cost=_COST),
     "torch.serialization _get_layout": Global("torch.serialization._get_layout", _layout),
     **{f"torch {scheme}": Opaque(f"torch.{scheme}") for scheme in _QSCHEMES},
 }

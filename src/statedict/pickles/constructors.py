@@ -10,6 +10,7 @@ from collections import Counter
 
 from statedict.dtypes import BY_NAME, BY_STORAGE, DType
 from statedict.errors import CorruptFileError
+from statedict.io.source import BytesSource
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor, Storage
@@ -170,6 +171,27 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
     return LazyTensor(native, plain.shape, Storage(source, 0, plain.nbytes), 0, None, plain.requires_grad)
 
 
+class _Tensor(LazyTensor):
+    """A tensor as PyTorch pickled it before `_rebuild_tensor`: its state is still to come, in place, for the memo."""
+
+    __slots__ = ()
+
+    def set_state(self, state: Any) -> LazyTensor:
+        if type(state) is not tuple or len(state) != 4 or type(state[0]) is not TypedStorage:
+            raise CorruptFileError("a tensor with a state that is none")
+        made = _tensor_v2(*state)
+        for slot in LazyTensor.__slots__:
+            setattr(self, slot, getattr(made, slot))
+        self.__class__ = LazyTensor  # type: ignore[assignment]
+        return self
+
+
+def _old_tensor(*args: Any) -> LazyTensor:
+    if args:
+        raise CorruptFileError("a tensor that is made from arguments, not from its state")
+    return _Tensor(BY_NAME["float32"], (0,), Storage(BytesSource(b""), 0, 0))
+
+
 def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
     if type(data) is not LazyTensor:
         return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks))
@@ -268,10 +290,15 @@ DATA: dict[str, Any] = {
     "_codecs encode": Global("_codecs.encode", _encode),
     "torch Size": Global("torch.Size", _size),
     "torch device": Global("torch.device", _device),
-    "torch._utils _rebuild_tensor": Global("torch._utils._rebuild_tensor", _tensor, bulk=False),
-    "torch._utils _rebuild_tensor_v2": Global("torch._utils._rebuild_tensor_v2", _tensor_v2, bulk=False),
-    "torch._utils _rebuild_tensor_v3": Global("torch._utils._rebuild_tensor_v3", _tensor_v3, bulk=False),
-    "torch._utils _rebuild_parameter": Global("torch._utils._rebuild_parameter", _parameter, bulk=False),
+    "torch._utils _rebuild_tensor": Global("torch._utils._rebuild_tensor", _tensor, bulk=8),
+    "torch._utils _rebuild_tensor_v2": Global("torch._utils._rebuild_tensor_v2", _tensor_v2, bulk=7, cost=2048),
+    "torch._utils _rebuild_tensor_v3": Global("torch._utils._rebuild_tensor_v3", _tensor_v3, bulk=8, cost=2048),
+    "torch._utils _rebuild_parameter": Global("torch._utils._rebuild_parameter", _parameter, bulk=8),
+    **{
+        f"{module} {name}": Global(f"{module}.{name}", _old_tensor)
+        for module in ("torch", "torch.cuda")
+        for name in ("Tensor", *(kind.replace("Storage", "Tensor") for kind in BY_STORAGE))
+    },
     "torch.storage UntypedStorage": StorageType(BY_NAME["uint8"], "torch.storage.UntypedStorage"),
     **{name: Global("set", _set) for name in _both("set")},
     **{name: Global("frozenset", _frozenset) for name in _both("frozenset")},

@@ -30,6 +30,9 @@ class Keys:
     def __init__(self) -> None:
         self._alike: dict[int, list[Any]] = {}
 
+    def __len__(self) -> int:
+        return len(self._alike)
+
     def check(self, key: Any) -> Any:
         """The key.
 

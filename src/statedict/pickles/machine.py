@@ -6,8 +6,7 @@ caller's table of constructors builds data; every other one becomes an inert `Op
 the program would have handed to it. Nothing is imported, called or looked up by a name from the file.
 
 Bounds, for a pickle of n bytes:
-    memory   at most 64 MB + 64 n. Containers, their entries and calls draw on a budget of 64 MB + 40 n; strings,
-             numbers, the stack and the memo take at most 24 bytes a byte by construction.
+    memory   at most 64 MB + 20 n, the pickle itself included (budget.py).
     time     linear in n. Arguments of constructors are charged by their length, so a long one that is reused draws
              on the budget each time.
     keys     of dicts and sets: strings, bytes, numbers of up to 4,096 bits, None, globals, and tuples and frozensets of
@@ -26,6 +25,7 @@ import struct
 from collections import OrderedDict
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError, TruncatedError
+from statedict.pickles.budget import DICT, ENTRY, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget
 from statedict.pickles.keys import Keys
 from statedict.pickles.scalars import COUNTED, LINES
 from statedict.tree import StateDict
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-RESERVE = 64 << 20
-FACTOR = 40
-_OBJECT = 128  # what a container or a call may cost at most, itself, in bytes
-_ENTRY = 24  # the same for a key and for a value of a dict
-_INTERVAL = 1 << 20  # bytes between two looks at the budget
 _MAX_NAME = 1000
 _MODULE = {"_parameters", "_buffers", "_modules"}
 
@@ -51,14 +46,15 @@ class Global(Opaque):
     """A global that the pickle names: with a `build` it makes data, without one its calls become Opaque.
 
     Where the pickle holds it as a value it is what every class is there: an Opaque with a name and nothing else.
-    `bulk` says that the cost of a call grows with its arguments, or that nothing is built.
+    A call with fewer than `bulk` arguments makes one small object; one with more makes up to `cost` bytes besides what
+    it takes to copy its arguments.
     """
 
-    __slots__ = ("build", "bulk")
+    __slots__ = ("build", "bulk", "cost")
 
-    def __init__(self, name: str, build: Callable[..., Any] | None = None, bulk: bool = True) -> None:
+    def __init__(self, name: str, build: Callable[..., Any] | None = None, bulk: int = 1, cost: int = OBJECT) -> None:
         super().__init__(name)
-        self.build, self.bulk = build, bulk
+        self.build, self.bulk, self.cost = build, bulk, cost
 
 
 def load(
@@ -114,7 +110,8 @@ class _Machine:
             persistent_load,
             position,
         )
-        self.budget = RESERVE + FACTOR * len(data)
+        self.budget = Budget(position)
+        self.charge = self.budget.charge
         self.globals: dict[str, Any] = {}
         self.memo: list[Any] = []
         self.far_memo: dict[int, Any] = {}
@@ -122,24 +119,15 @@ class _Machine:
         self.marks: list[int] = []
         self.keys = Keys()
 
-    def charge(self, cost: int) -> None:
-        self.budget -= cost
-        if self.budget < 0:
-            raise LimitError(
-                f"asks for more than {(RESERVE + FACTOR * len(self.data)) >> 20} MiB, "
-                "the most that a pickle of its size may need; it is damaged or hostile"
-            )
-
     def run(self) -> tuple[Any, int]:  # one branch an opcode, the frequent ones first
-        data, memo, stack, marks = self.data, self.memo, self.stack, self.marks
+        data, memo, far_memo, stack, marks = self.data, self.memo, self.far_memo, self.stack, self.marks
         position, size, u4 = self.position, len(data), _U4.unpack_from
-        cost, unit = 0, _OBJECT  # in bytes, paid every so often
+        cost, checkpoint, look = 0, position, self.budget.look  # bytes that were made since the last look
         items: Any
         try:
             while True:
-                if cost > _INTERVAL:
-                    self.charge(cost)
-                    cost = 0
+                if position > checkpoint:
+                    checkpoint, cost = look(cost, position, stack, memo, marks), 0
                 op = data[position]
                 position += 1
                 if op == 0x72:  # LONG_BINPUT
@@ -152,34 +140,36 @@ class _Machine:
                 elif op == 0x68:  # BINGET
                     index = data[position]
                     position += 1
-                    stack.append(memo[index] if index < len(memo) else self.far_memo[index])
+                    stack.append(memo[index] if index < len(memo) else far_memo[index])
                 elif op == 0x4B:  # BININT1
                     stack.append(data[position])
                     position += 1
                 elif op == 0x28:  # MARK
                     marks.append(len(stack))
                 elif op == 0x74:  # TUPLE
-                    cost += unit
                     mark = marks.pop()
                     items = tuple(stack[mark:])
+                    cost += TUPLE + 8 * len(items)
                     del stack[mark:]
                     stack.append(items)
                 elif op == 0x85:  # TUPLE1
-                    cost += unit
+                    cost += TUPLE
                     stack[-1] = (stack[-1],)
                 elif op == 0x58:  # BINUNICODE
                     (length,) = u4(data, position)
                     position += 4
                     if position + length > size:
                         raise TruncatedError(f"a string of {length:,} bytes goes past the end of the pickle")
-                    stack.append(str(data[position : position + length], "utf-8", "surrogatepass"))
+                    text = str(data[position : position + length], "utf-8", "surrogatepass")
+                    stack.append(text)
+                    cost += TEXT + (length if len(text) == length else 4 * length)
                     position += length
                 elif op == 0x52 or op == 0x81:  # REDUCE, NEWOBJ
-                    cost += unit
+                    cost += OBJECT
                     args = stack.pop()
                     function = stack[-1]
                     build = function.build if type(function) is Global and type(args) is tuple else None
-                    if build is not None and not (args and function.bulk):
+                    if build is not None and len(args) < function.bulk:
                         stack[-1] = build(*args)
                     else:
                         stack[-1] = self.call(function, args)
@@ -193,57 +183,65 @@ class _Machine:
                 elif op == 0x6A:  # LONG_BINGET
                     (index,) = u4(data, position)
                     position += 4
-                    stack.append(memo[index] if index < len(memo) else self.far_memo[index])
-                elif op == 0x29:  # EMPTY_TUPLE
+                    stack.append(memo[index] if index < len(memo) else far_memo[index])
+                elif op == 0x29:  # EMPTYTUPLE
                     stack.append(())
                 elif op == 0x89:  # NEWFALSE
                     stack.append(False)
                 elif op == 0x51:  # BINPERSID
-                    cost += unit
+                    cost += 2 * OBJECT
                     stack[-1] = self.persistent(stack[-1])
                 elif op == 0x86:  # TUPLE2
-                    cost += unit
+                    cost += TUPLE
                     stack[-2:] = ((stack[-2], stack[-1]),)
                 elif op == 0x4D:  # BININT2
                     stack.append(_U2.unpack_from(data, position)[0])
+                    cost += 32
                     position += 2
                 elif op == 0x4A:  # BININT
                     stack.append(_I4.unpack_from(data, position)[0])
+                    cost += 32
                     position += 4
                 elif op == 0x94:  # MEMOIZE
+                    if far_memo:
+                        raise CorruptFileError("a memo that is filled in two ways at once")
                     memo.append(stack[-1])
                 elif op == 0x8C:  # SHORT_BINUNICODE
                     end = position + 1 + data[position]
                     if end > size:
                         raise TruncatedError(f"a string of {data[position]:,} bytes goes past the end of the pickle")
                     stack.append(str(data[position + 1 : end], "utf-8", "surrogatepass"))
+                    cost += TEXT + 4 * (end - position)
                     position = end
                 elif op == 0x87:  # TUPLE3
-                    cost += unit
+                    cost += TUPLE
                     stack[-3:] = ((stack[-3], stack[-2], stack[-1]),)
                 elif op == 0x47:  # BINFLOAT
                     stack.append(_F8.unpack_from(data, position)[0])
+                    cost += 32
                     position += 8
-                elif op == 0x7D:  # EMPTY_DICT
-                    cost += 2 * unit
+                elif op == 0x7D:  # EMPTYDICT
+                    cost += DICT
                     stack.append(StateDict())
                 elif op == 0x5D:  # EMPTY_LIST
-                    cost += unit
+                    cost += OBJECT
                     stack.append([])
                 elif op == 0x75:  # SETITEMS
                     items = self.pop_mark()
-                    cost += _ENTRY * len(items)
+                    cost += ENTRY * len(items)
                     self.set_items(stack[-1], items)
                 elif op == 0x73:  # SETITEM
-                    cost += 2 * _ENTRY
+                    cost += 2 * ENTRY
                     items = stack[-2:]
                     del stack[-2:]
                     self.set_items(stack[-1], items)
                 elif op == 0x65:  # APPENDS
                     items = self.pop_mark()
+                    cost += MEMO * len(items)
                     self.append(stack[-1], items)
                 elif op == 0x61:  # APPEND
                     items = [stack.pop()]
+                    cost += MEMO
                     self.append(stack[-1], items)
                 elif op == 0x4E:  # NONE
                     stack.append(None)
@@ -267,7 +265,7 @@ class _Machine:
                     position += 8
                 elif op == 0x2E:  # STOP
                     result = stack.pop()
-                    self.charge(cost)
+                    look(cost, position, stack, memo, marks)
                     return result, position
                 else:
                     position = self.rare(op, position)
@@ -283,10 +281,12 @@ class _Machine:
             end = begin + int.from_bytes(data[position:begin], "little")
             if end > len(data):
                 raise TruncatedError(f"a value of {end - begin:,} bytes goes past the end of the pickle")
+            self.charge(TEXT + 4 * (end - begin))
             stack.append(decode(data[begin:end]))
             return end
         if op in LINES:
             raw, position = self.line(position)
+            self.charge(TEXT + 4 * len(raw))
             stack.append(LINES[op](raw))
         elif op in (0x67, 0x70):  # GET, PUT
             raw, position = self.line(position)
@@ -299,49 +299,49 @@ class _Machine:
                 stack.append(self.memo[index] if index < len(self.memo) else self.far_memo[index])
         elif op == 0x50:  # PERSID
             raw, position = self.line(position)
-            self.charge(_OBJECT)
+            self.charge(2 * OBJECT)
             stack.append(self.persistent(raw.decode()))
         elif op == 0x30:  # POP
             if marks and marks[-1] == len(stack):
                 marks.pop()
             else:
                 stack.pop()
-        elif op == 0x31:  # POP_MARK
+        elif op == 0x31:  # POPMARK
             self.pop_mark()
         elif op == 0x32:  # DUP
             stack.append(stack[-1])
         elif op == 0x64:  # DICT
             items = self.pop_mark()
-            self.charge(2 * _OBJECT + _ENTRY * len(items))
+            self.charge(DICT + ENTRY * len(items))
             stack.append(StateDict())
             self.set_items(stack[-1], items)
         elif op == 0x6C:  # LIST
             items = self.pop_mark()
-            self.charge(_OBJECT)
+            self.charge(OBJECT + MEMO * len(items))
             stack.append(items)
         elif op == 0x8F:  # EMPTY_SET
-            self.charge(2 * _OBJECT)
+            self.charge(DICT)
             stack.append(set())
         elif op == 0x90:  # ADDITEMS
             items = self.pop_mark()
             self.add(stack[-1], items)
         elif op == 0x91:  # FROZENSET
             items = self.pop_mark()
-            self.charge(2 * _OBJECT + _OBJECT * len(items))
-            stack.append(frozenset(map(self.keys.check, items)))
+            self.charge(DICT + 2 * ENTRY * len(items))
+            stack.append(frozenset(map(self.key, items)))
         elif op == 0x69:  # INST
             module, position = self.line(position)
             name, position = self.line(position)
             items = self.pop_mark()
-            self.charge(_OBJECT)
+            self.charge(OBJECT + TUPLE + 8 * len(items))
             stack.append(self.call(self.find(module.decode(), name.decode()), tuple(items)))
         elif op == 0x6F:  # OBJ
             items = self.pop_mark()
-            self.charge(_OBJECT)
+            self.charge(OBJECT + TUPLE + 16 * len(items))
             stack.append(self.call(items[0], tuple(items[1:])))
         elif op == 0x92:  # NEWOBJ_EX
             named, args = stack.pop(), stack.pop()
-            self.charge(2 * _OBJECT)
+            self.charge(2 * OBJECT)
             stack[-1] = Opaque(_called(stack[-1]), (args, named)) if named else self.call(stack[-1], args)
         elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
             width = 1 << (op - 0x82)
@@ -366,7 +366,7 @@ class _Machine:
             memo.append(value)
         else:
             if index not in self.far_memo:
-                self.charge(_OBJECT)
+                self.charge(OBJECT)
             self.far_memo[index] = value
 
     def line(self, position: int) -> tuple[bytes, int]:
@@ -386,7 +386,7 @@ class _Machine:
             found = self.constructors.get(full)
             if found is None:
                 found = Global(f"{module}.{name}")
-            self.charge(3 * _OBJECT + 8 * len(full))
+            self.charge(3 * OBJECT + 8 * len(full))
             self.globals[full] = found
         return found
 
@@ -395,9 +395,10 @@ class _Machine:
             name = _called(function)
             if type(function) is not Opaque:
                 return Opaque(name, args)
-            self.charge(_OBJECT + len(name))
+            self.charge(OBJECT + len(name))
             return Opaque(name, (function, args))
-        if function.bulk:
+        if len(args) >= function.bulk:
+            self.charge(function.cost)
             self.charge_copies(args)
         return function.build(*args)
 
@@ -405,11 +406,11 @@ class _Machine:
         """Charge what it would cost to copy each of the arguments."""
         for argument in args:
             if isinstance(argument, (str, bytes, bytearray)):
-                self.charge(8 * len(argument))
+                self.charge(2 * len(argument))
             elif isinstance(argument, (list, tuple, dict, set, frozenset)):
-                self.charge(_OBJECT * len(argument))
+                self.charge((2 * ENTRY + KEY) * len(argument))
                 if type(argument) is tuple:
-                    self.charge(_OBJECT * sum(len(item) for item in argument if isinstance(item, dict)))
+                    self.charge(2 * ENTRY * sum(len(item) for item in argument if isinstance(item, dict)))
 
     def persistent(self, identifier: Any) -> Any:
         if self.persistent_load is None:
@@ -421,7 +422,7 @@ class _Machine:
             raise CorruptFileError("a key has no value")
         if type(target) is Opaque:
             if target.entries is None:
-                self.charge(2 * _OBJECT)
+                self.charge(DICT)
                 target.entries = StateDict()
             target = target.entries
         elif not isinstance(target, dict):
@@ -429,13 +430,21 @@ class _Machine:
         for index in range(0, len(items), 2):
             key = items[index]
             if type(key) is not str:
-                key = self.keys.check(key)
+                key = self.key(key)
             target[key] = items[index + 1]
+
+    def key(self, key: Any) -> Any:
+        """A key of a dict or a set."""
+        noted = len(self.keys)
+        self.keys.check(key)
+        if len(self.keys) > noted:
+            self.charge(KEY)
+        return key
 
     def append(self, target: Any, items: list[Any]) -> None:
         if type(target) is Opaque:
             if target.items is None:
-                self.charge(_OBJECT)
+                self.charge(OBJECT)
                 target.items = []
             target = target.items
         elif type(target) is not list:
@@ -446,8 +455,8 @@ class _Machine:
         if type(target) is Opaque:
             self.append(target, items)
         elif type(target) is set:
-            self.charge(_OBJECT * len(items))
-            target.update(map(self.keys.check, items))
+            self.charge(2 * ENTRY * len(items))
+            target.update(map(self.key, items))
         else:
             raise CorruptFileError(f"adds to a {type(target).__name__}")
 
@@ -457,9 +466,10 @@ class _Machine:
         elif isinstance(target, StateDict):
             metadata = state.get("_metadata") if isinstance(state, dict) else None
             if isinstance(metadata, dict):
-                self.charge(_OBJECT * len(metadata))
+                self.charge(DICT + 2 * ENTRY * len(metadata))
                 target._metadata = OrderedDict(metadata)
         elif hasattr(target, "set_state"):
+            self.charge(STATE)
             if type(state) is tuple:
                 self.charge_copies(state)
             made = target.set_state(state)
@@ -475,7 +485,7 @@ class _Machine:
         members = [state[name] for name in ("_parameters", "_buffers", "_modules")]
         if not all(isinstance(held, dict) for held in members):
             return state
-        self.charge(2 * _OBJECT + 2 * _ENTRY * sum(map(len, (state, *members))))
+        self.charge(2 * DICT + 2 * ENTRY * sum(map(len, (state, *members))))
         flat = StateDict((name, value) for held in members for name, value in held.items())
         rest = {name: value for name, value in state.items() if name not in _MODULE}
         if len(flat) != sum(map(len, members)) or not flat.keys().isdisjoint(rest):

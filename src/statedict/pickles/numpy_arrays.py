@@ -24,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+IN_PICKLE = "pickle"  # the name of the source of an array
 # numpy's code → our dtype, the format of one element for `struct`
 _CODES: dict[str, tuple[str, str]] = {
     "f2": ("float16", "e"), "f4": ("float32", "f"), "f8": ("float64", "d"), "b1": ("bool", "?"),
@@ -78,7 +79,7 @@ class _Array(LazyTensor):
 
 def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     """The tensor, or an Opaque for elements that are no numbers."""
-    if type(kind) is not NumpyType or type(shape) is not tuple:
+    if not isinstance(kind, NumpyType) or type(shape) is not tuple:
         raise CorruptFileError("a numpy array without a dtype or a shape")
     if not kind.plain:
         return Opaque(f"numpy.ndarray of {kind.code}", (shape,), items=raw if type(raw) is list else [raw])
@@ -101,13 +102,15 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
         for n in shape[:-1]:
             steps.append(steps[-1] * n)
         strides = tuple(steps)
-    return LazyTensor(kind.kind, shape, Storage(BytesSource(raw, "pickle"), 0, len(raw)), 0, strides)
+    return LazyTensor(kind.kind, shape, Storage(BytesSource(raw, IN_PICKLE), 0, len(raw)), 0, strides)
 
 
 def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:
+    if shape != (0,):  # the state brings the real one
+        raise CorruptFileError("a numpy array that is made with a shape of its own")
     if type(kind) is not Global or kind.name != "numpy.ndarray":
         return Opaque("numpy.core.multiarray._reconstruct", (Opaque(getattr(kind, "name", "?")), shape, code))
-    return _Array(BY_NAME["uint8"], (0,), Storage(BytesSource(b"", "pickle"), 0, 0))
+    return _Array(BY_NAME["uint8"], (0,), Storage(BytesSource(b"", IN_PICKLE), 0, 0))
 
 
 def _dtype(code: Any, align: Any = False, copy: Any = False) -> NumpyType:
@@ -119,7 +122,7 @@ def _dtype(code: Any, align: Any = False, copy: Any = False) -> NumpyType:
 
 
 def _scalar(kind: Any, raw: Any = b"") -> Any:
-    if type(kind) is not NumpyType:
+    if not isinstance(kind, NumpyType):
         raise CorruptFileError("a numpy scalar without a dtype")
     if type(raw) is str:
         raw = raw.encode("latin-1")
@@ -140,7 +143,7 @@ NUMPY: dict[str, Any] = {
     "numpy ndarray": Global("numpy.ndarray"),
     **dict.fromkeys(
         _modules("_reconstruct", "numpy.core.multiarray", "numpy._core.multiarray"),
-        Global("numpy.core.multiarray._reconstruct", _reconstruct),
+        Global("numpy.core.multiarray._reconstruct", _reconstruct, cost=1024),
     ),
     **dict.fromkeys(
         _modules("scalar", "numpy.core.multiarray", "numpy._core.multiarray"),
@@ -148,6 +151,6 @@ NUMPY: dict[str, Any] = {
     ),
     **dict.fromkeys(
         _modules("_frombuffer", "numpy.core.numeric", "numpy._core.numeric"),
-        Global("numpy.core.numeric._frombuffer", array),
+        Global("numpy.core.numeric._frombuffer", array, cost=1024),
     ),
 }

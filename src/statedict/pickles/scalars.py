@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def _old_text(raw: bytes) -> str | bytes:
+def as_text(raw: bytes) -> str | bytes:
     """A string of Python 2: text where it is text."""
     try:
         return raw.decode()
@@ -23,7 +23,7 @@ def _quoted(raw: bytes) -> str | bytes:
         raise CorruptFileError("a string without its quotes")
     import codecs
 
-    return _old_text(codecs.escape_decode(raw[1:-1])[0])
+    return as_text(codecs.escape_decode(raw[1:-1])[0])
 
 
 def _integer(raw: bytes) -> int | bool:
@@ -44,8 +44,8 @@ def _unicode(raw: bytes) -> str:
 COUNTED: dict[int, tuple[int, Callable[[bytes], Any]]] = {
     0x8A: (1, _long),  # LONG1
     0x8B: (4, _long),  # LONG4
-    0x54: (4, _old_text),  # BINSTRING
-    0x55: (1, _old_text),  # SHORT_BINSTRING
+    0x54: (4, as_text),  # BINSTRING
+    0x55: (1, as_text),  # SHORT_BINSTRING
     0x42: (4, bytes),  # BINBYTES
     0x43: (1, bytes),  # SHORT_BINBYTES
     0x8E: (8, bytes),  # BINBYTES8

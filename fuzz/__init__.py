@@ -1,0 +1,7 @@
+"""Fuzzing: valid files of every format, damaged and forged, and what must hold for each. See docs/security.md.
+
+seeds.py    the valid files, made by PyTorch, safetensors, numpy and statedict
+mutate.py   what is done to them
+probe.py    what must hold
+hunt.py     the loop in a process of its own; crashes kept and made small
+"""

@@ -1,0 +1,41 @@
+"""`statedict verify`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from statedict.api import verify
+from statedict.cli import printable
+from statedict.errors import StateDictError
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.option("--values", is_flag=True, help="Count NaN and infinities in each tensor, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(files: tuple[str, ...], values: bool, as_json: bool) -> int:
+    """Check files for damage: structure, CRC-32, digests, shards against their index.
+
+    Every byte is read. The exit status is 0 if all files are fine, 1 if one is damaged, 2 if one cannot be opened or is
+    no checkpoint. NaN and infinities are no damage.
+    """
+    status, found = 0, list[dict[str, Any]]()
+    for file in files:
+        try:
+            report = verify(file, values=values)
+        except StateDictError as error:
+            status = 2
+            found.append({"file": file, "ok": False, "error": str(error)})
+            if not as_json:
+                click.echo(printable(" ".join(f"statedict: {error}".split())), err=True)
+            continue
+        status = max(status, int(not report.ok))
+        found.append(report.to_json())
+        if not as_json:
+            click.echo("\n".join(map(printable, str(report).splitlines())))
+    if as_json:
+        click.echo(json.dumps({"files": found}))
+    return status

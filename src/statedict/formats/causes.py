@@ -1,0 +1,149 @@
+"""What lies under a checkpoint's name and is none: what it is, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from statedict.errors import FileError, MissingFileError, UnknownFormatError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NOT_READ = "which this version does not read"
+
+# how a file begins, as a regular expression, then what it is and what to do
+_STRANGERS: tuple[tuple[bytes, str], ...] = (
+    (rb"version https://git-lfs", "is a git-LFS pointer, not the file; run `git lfs pull`"),
+    (
+        rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)",
+        "is an HTML page; the download needs a login or another address",
+    ),
+    (rb"\s*<\?xml|\s*<Error>", "is XML, as servers send errors; read it and download again"),
+    (
+        rb'(?i)\s*\{\s*"(errors?|message|detail|msg|title|reason|code|status|statuscode|__type)"',
+        "is a server's error message; check the address and the access, and download again",
+    ),
+    (rb'\{\s*"[^"]*":\s*\{[^}]*"data_offsets"', "is safetensors without its first 8 bytes; fetch it again"),
+    (
+        rb"\s*[{\[]",
+        "is JSON text: an index or a configuration (the weights lie beside it), or a server's error message; "
+        "read it and fetch the weights",
+    ),
+    (rb"\x1f\x8b", "is compressed by gzip; unpack it first"),
+    (rb"\xfd7zXZ", "is compressed by xz; unpack it first"),
+    (rb"BZh", "is compressed by bzip2; unpack it first"),
+    (rb"\x28\xb5\x2f\xfd", "is compressed by Zstandard; unpack it first"),
+    (rb"\x04\x22\x4d\x18", "is compressed by LZ4; unpack it first"),
+    (rb"7z\xbc\xaf", "is a 7z archive; unpack it first"),
+    (rb"Rar!", "is a RAR archive; unpack it first"),
+    (rb"Salted__|-----BEGIN PGP|age-encryption\.org|\x85[\x01-\x04]\x0c\x03", "is encrypted; decrypt it first"),
+    (rb"GGUF", f"is a GGUF file, {_NOT_READ}; open it with the package gguf"),
+    (rb"\x89HDF", f"is an HDF5 file (Keras's .h5 is one), {_NOT_READ}; open it with h5py"),
+    (rb"\x93NUMPY", "is a .npy file; load it with numpy"),
+    (rb"\x08\x01\x12", f"is a TensorFlow SavedModel, {_NOT_READ}; open it with TensorFlow"),
+    (rb".{5}\x1a\x02\x08\x01", f"is the index of a TensorFlow checkpoint, {_NOT_READ}; open it with TensorFlow"),
+    (rb"\n.{1,3}\n.{1,120}\x12.(Placeholder|Const|VariableV2)", f"is a TensorFlow graph, {_NOT_READ}; open it there"),
+    (rb"\x08[\x03-\x0f][\x12\x1a:B]", f"is an ONNX model, {_NOT_READ}; open it with the package onnx"),
+    (rb".{4}TFL3", f"is a TensorFlow Lite model, {_NOT_READ}; open it with TensorFlow"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", "is an image; name the checkpoint, or fetch it from another address"),
+    (rb"%PDF", "is a PDF document; name the checkpoint, or fetch it from another address"),
+    (
+        rb"\x7fELF|\xcf\xfa\xed\xfe|\xca\xfe\xba\xbe|MZ.{58}",
+        "is a program or a library; name the checkpoint, or fetch it again",
+    ),
+    (rb"SQLite format 3", "is an SQLite database; name the checkpoint"),
+    (rb"PAR1", "is a Parquet file, which holds tables; name the checkpoint"),
+    (rb"ARROW1|\xff{4}.{4}\x10\0{3}", "is an Arrow file, which holds tables; name the checkpoint"),
+    (
+        rb"\((d|l|i)p?[0-9c]|ccopy_reg\n|c__builtin__\n|[}\]]q.",
+        'looks like a pickle of protocol 0 or 1; load it with format="pickle"',
+    ),
+)
+_UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".!qB", ".tmp")
+
+# the same for folders: what their names show
+_FOLDERS: tuple[tuple[Callable[[list[str]], object], str], ...] = (
+    (lambda names: not names, "is an empty folder; fetch the checkpoint, or name its file"),
+    (lambda names: _ends(names, _UNFINISHED), "holds an unfinished download; fetch it again"),
+    (
+        lambda names: _ends(names, (".distcp",)),
+        "holds a distributed checkpoint without its index .metadata; it was not saved or not fetched whole, fetch it",
+    ),
+    (
+        lambda names: any(re.search(r"-\d{5}-of-\d{5}\.", name) for name in names),
+        "holds shards without their index *.index.json; fetch that too",
+    ),
+    (lambda names: {"blobs", "snapshots"} <= {*names}, "is the root of a Hugging Face cache; name snapshots/REVISION"),
+    (lambda names: "model_index.json" in names, "is a pipeline of several models; name one of its folders"),
+    (
+        lambda names: any(re.match(r"(config|tokenizer.*|generation_config)\.json$", name) for name in names),
+        "is a model's folder without its weights; fetch them too (`git lfs pull`, or download the whole repository)",
+    ),
+    (lambda names: _ends(names, (".py",)), "is a folder of source code; name the checkpoint"),
+)
+
+
+def _ends(names: list[str], suffixes: tuple[str, ...]) -> bool:
+    return any(name.endswith(suffixes) for name in names)
+
+
+def of_file(head: bytes, size: int, formats: str) -> str:
+    """What a file is that begins like no checkpoint, with the remedy.
+
+    Args:
+        head: its first bytes.
+        size: how many it has.
+        formats: the names of what is known.
+    """
+    if not head:
+        return "is empty; fetch or save it again"
+    if not head.strip(b"\0"):
+        return "begins with zero bytes only; its write was cut short, fetch it again"
+    for pattern, what in _STRANGERS:
+        if re.match(pattern, head, re.DOTALL):
+            said = _text(head) if head.lstrip()[:1] in (b"{", b"<") and size < 4096 else ""
+            return what.replace(";", f" ({said});", 1) if said else what
+    if _text(head) and b"\n" in head + b"\n":
+        return f"is text ({_text(head)}); name the checkpoint, or fetch it again"
+    short = f"; it has only {size:,} bytes and looks truncated, fetch it again" if size < 64 else ""
+    return f"no known checkpoint begins with {head[:8]!r}; formats are {formats}{short}"
+
+
+def _text(head: bytes) -> str:
+    """The beginning of a text in one line; nothing for what is none."""
+    text = " ".join(head.decode("utf-8", "ignore").split())
+    return repr(text[:80])[1:-1] + "…" * (len(text) > 80) if text.isprintable() and len(text) > len(head) / 2 else ""
+
+
+def of_folder(path: str, names: list[str]) -> str:
+    """What a folder is in which nothing can be opened, with the remedy; empty where its names do not tell."""
+    return next((f"{path}: {what}" for shows, what in _FOLDERS if shows(names)), "")
+
+
+def unfinished(path: str) -> str:
+    """Why a file looks like an unfinished download: its name or what lies beside it."""
+    ending = next((ending for ending in _UNFINISHED if path.endswith(ending)), "")
+    if ending:
+        return f"its name ends with {ending}, so the download is not finished; let it finish"
+    ending = next((ending for ending in _UNFINISHED if os.path.exists(path + ending)), "")
+    return f"{os.path.basename(path)}{ending} lies beside it, so the download is not finished; let it finish" * bool(
+        ending
+    )
+
+
+def unopened(path: str, error: FileError) -> FileError:
+    """The error for a file that cannot be opened, with what else is known of it."""
+    cause = unfinished(path)
+    if os.path.islink(path) and isinstance(error, MissingFileError):
+        cause = f"it is a symbolic link to {os.readlink(path)}, which is not there; fetch that or link anew"
+    elif error.errno == errno.EACCES:
+        cause = "you may not read it; ask its owner, or change its permissions with chmod"
+    return type(error)(error.errno, f"{error.strerror}; {cause}", path) if cause else error
+
+
+def stranger(name: str, head: bytes, size: int, formats: str) -> UnknownFormatError:
+    """The error for a file that is no checkpoint."""
+    return UnknownFormatError(f"{name}: {of_file(head, size, formats)}")

@@ -1,0 +1,202 @@
+"""Is a file damaged? Every part of it read once, its sums compared, its structure as its format sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from statedict.checks import Check, Found, Problem, refusal
+from statedict.errors import FileError, FormatError, LimitError, TreeError, UnknownFormatError
+from statedict.io.pipeline import Sums, batches, blocks, parallel, summed
+from statedict.tensor import LazyTensor
+
+_REMEDY = "fetch the file again, or save it again"
+
+
+@dataclass(frozen=True, slots=True)
+class Nonfinite:
+    """How many elements of a tensor are no finite numbers.
+
+    Attributes:
+        path: its path.
+        elements: how many it has.
+        nan: how many are NaN.
+        inf: how many are infinite.
+    """
+
+    path: str
+    elements: int
+    nan: int
+    inf: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` found in a file, or in the files of a checkpoint.
+
+    Attributes:
+        file: its path.
+        format: what it is.
+        tensors: how many it holds.
+        parts: how many parts were looked at: records of an archive, or the header and each tensor.
+        nbytes: bytes that were read.
+        crcs: how many parts have a CRC-32.
+        digests: how many parts have a digest.
+        problems: what is wrong; empty if nothing is.
+        notes: what deserves a word and is no damage.
+        nonfinite: tensors with NaN or infinities; None if these were not asked for.
+    """
+
+    file: str
+    format: str
+    tensors: int = 0
+    parts: int = 0
+    nbytes: int = 0
+    crcs: int = 0
+    digests: int = 0
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    nonfinite: tuple[Nonfinite, ...] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong. NaN and infinities are values, not damage."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`."""
+        return {"file": self.file, "ok": self.ok} | asdict(self)
+
+    def __str__(self) -> str:
+        verdict = _number(len(self.problems), "problem") if self.problems else "fine"
+        counts = f"{_number(self.tensors, 'tensor')} in {_number(self.parts, 'part')}"
+        sums = f"CRC-32 of {self.crcs:,}, digests of {self.digests:,}"
+        lines = [f"{self.file}: {verdict} ({self.format}, {counts}, {sums})"]
+        lines += [f"  {problem}" for problem in self.problems]
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [
+            f"  {found.path}: {found.nan:,} NaN and {found.inf:,} infinite of {found.elements:,} elements"
+            for found in self.nonfinite or ()
+        ]
+        return "\n".join(lines)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def examine(file: str, name: str, found: Iterator[Found], values: bool = False) -> VerifyReport:
+    """Carry out what a format's `checks` say.
+
+    Args:
+        file: names the report.
+        name: the format's name.
+        found: what `checks` yields.
+        values: also count NaN and infinities, for which the tensors are read once more.
+
+    Raises:
+        UnknownFormatError: it turns out to be no checkpoint.
+    """
+    checks: list[Check] = []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    try:
+        for item in found:
+            kept: list[Any] = checks if isinstance(item, Check) else problems if isinstance(item, Problem) else notes
+            kept.append(item)
+    except UnknownFormatError:
+        raise
+    except (FormatError, FileError, TreeError) as error:
+        problems.append(refusal(error, file))
+    nonfinite: dict[str, Nonfinite] = {}
+    for done in parallel(lambda batch: [_look(check, values) for check in batch], batches(checks)):
+        for problem, counts in done:
+            problems += [problem] if problem else []
+            for count in counts:
+                before = nonfinite.get(count.path, Nonfinite(count.path, 0, 0, 0))
+                nonfinite[count.path] = Nonfinite(
+                    count.path,
+                    before.elements + count.elements,
+                    before.nan + count.nan,
+                    before.inf + count.inf,
+                )
+    paths = {path for check in checks for path in check.paths}
+    if not paths and not problems:
+        notes.append("no tensor is in it")
+    elif checks and not any(check.digest or check.crc is not None for check in checks):
+        notes.append("it carries no digests, so damage within tensors cannot be seen; files that statedict saves do")
+    return VerifyReport(
+        file=file,
+        format=name,
+        tensors=len(paths),
+        parts=len(checks),
+        nbytes=sum(check.size for check in checks),
+        crcs=sum(check.crc is not None for check in checks),
+        digests=sum(check.digest is not None for check in checks),
+        problems=tuple(dict.fromkeys(problems)),
+        notes=tuple(notes),
+        nonfinite=tuple(count for count in nonfinite.values() if count.nan or count.inf) if values else None,
+    )
+
+
+def _look(check: Check, values: bool) -> tuple[Problem | None, list[Nonfinite]]:
+    """What is wrong with a part, and its numbers that are not finite."""
+    try:
+        with_crc, with_digest = check.crc is not None, check.digest is not None
+        sums = summed(check.source, check.start, check.size, with_crc, with_digest)
+        return _compare(check, sums), list(_nonfinite(check)) if values else []
+    except (FormatError, FileError) as error:
+        found = refusal(error, check.source.name)
+        return Problem(check.part, found.what, remedy=found.remedy or _REMEDY, tensors=check.paths), []
+
+
+def _compare(check: Check, sums: Sums) -> Problem | None:
+    pairs = [("digest", check.digest, sums.digest)] if check.digest is not None else []
+    if check.crc is not None:
+        pairs.append(("CRC-32", f"{check.crc:08x}", f"{sums.crc:08x}"))
+    wrong = [pair for pair in pairs if pair[1] != pair[2]]
+    if not wrong:
+        return None
+    what = f"its {' and '.join(kind for kind, _, _ in wrong)} differ{'s' * (len(wrong) == 1)}"
+    if len(wrong) < len(pairs):
+        right = next(kind for kind, expected, got in pairs if expected == got)
+        what += f", its {right} does not: its bytes are right and the {wrong[0][0]} in the file is damaged"
+    else:
+        what += ", so its bytes are damaged"
+    return Problem(check.part, what, wrong[0][1] or "", wrong[0][2], _REMEDY, check.paths)
+
+
+def _nonfinite(check: Check) -> Iterator[Nonfinite]:
+    """The counts of a part's tensors; tied ones once, under the first path."""
+    seen: set[object] = set()
+    left = 64 * check.size + (1 << 20)
+    for path, tensor in check.tensors:
+        region = (id(tensor.storage), tensor.offset, tensor.shape, tensor.strides, tensor.dtype.name)
+        if region not in seen:
+            seen.add(region)
+            left -= min(tensor.span, tensor.nbytes)
+            if left < 0:
+                raise LimitError(f"its {len(check.tensors):,} tensors overlap too often for their values to be counted")
+            yield Nonfinite(path, tensor.numel(), *_counts(tensor))
+
+
+def _counts(tensor: LazyTensor) -> tuple[int, int]:
+    """How many elements are NaN, and how many infinite."""
+    kind = tensor.dtype
+    # float4 has neither and comes in pairs, smaller ones have no numpy dtype
+    if kind.kind not in ("float", "complex") or not kind.itemsize or kind.name == "float4_e2m1fn_x2":
+        return 0, 0
+    import numpy
+
+    # an element that stands many times, by a stride of 0, is looked at once
+    spread = tensor.nbytes > tensor.span
+    whole = tensor if spread else tensor.contiguous()
+    nan = inf = 0
+    start, size = whole.storage.offset + whole.offset, tensor.span if spread else tensor.nbytes
+    for _, block in blocks(whole.storage.source, start, size):
+        array = numpy.frombuffer(block, kind.numpy)
+        if not numpy.isfinite(array).all():
+            nan += int(numpy.isnan(array).sum())
+            inf += int(numpy.isinf(array).sum())
+    return nan, inf

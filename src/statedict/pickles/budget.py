@@ -1,0 +1,66 @@
+"""How much memory reading a pickle may take: 64 MB + 20 n for one of n bytes, the pickle itself included.
+
+Everything that is made is charged with the most that it may take, and the stack, the memo and the marks by their
+length. Every 16 KB of pickle the sum is compared with 48 MB + 17 bytes for each byte that was read so far.
+tests/pickles/bombs.py measures what pickles take that are made to exceed it.
+"""
+
+from __future__ import annotations
+
+from statedict.errors import LimitError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sized
+
+RESERVE = 48 << 20
+FACTOR = 17
+INTERVAL = 1 << 14
+# what things take at most, in bytes
+TUPLE = 64  # of up to three items; eight more for each further one
+OBJECT = 128  # a list, an Opaque, a tensor
+DICT = 256  # a dict or a set without entries
+ENTRY = 80  # a key, and a value, of a dict
+TEXT = 80  # a string or a number, and up to four for each byte of it
+KEY = 256  # what `Keys` notes of a key whose hash can be chosen
+STATE = 1024  # what a numpy array makes of its state
+MEMO = 9  # a place in the memo or in a list
+_SLOT = 17  # one in the stack, once more while it moves
+_MARK = 41
+
+
+class Budget:
+    """What a pickle has made so far, and what it may."""
+
+    __slots__ = ("_limit", "_spent", "_start")
+
+    def __init__(self, start: int) -> None:
+        self._start, self._spent, self._limit = start, 0, RESERVE
+
+    def charge(self, cost: int) -> None:
+        """Charge something that is made now.
+
+        Raises:
+            LimitError: it is too much.
+        """
+        self._spent += cost
+        if self._spent > self._limit:
+            self._refuse()
+
+    def look(self, cost: int, position: int, stack: Sized, memo: Sized, marks: Sized) -> int:
+        """Charge what was made since the last look, and compare; where to look next.
+
+        Raises:
+            LimitError: it is too much.
+        """
+        self._spent += cost
+        self._limit = RESERVE + FACTOR * (position - self._start)
+        if self._spent + _SLOT * len(stack) + MEMO * len(memo) + _MARK * len(marks) > self._limit:
+            self._refuse()
+        return position + INTERVAL
+
+    def _refuse(self) -> None:
+        raise LimitError(
+            f"asks for more than {self._limit >> 20} MiB so far, the most that a pickle of its size may need; "
+            "it is damaged or hostile"
+        )

@@ -1,0 +1,132 @@
+"""PyTorch's unpickler for `weights_only=True`, over pickles that our machine has read with `CHECKED`.
+
+It makes the objects; our machine has seen that their numbers fit the file and that they cost what the pickle's size
+justifies. Both take the same names for the same things, so nothing that one checks is something else to the other.
+The only module here that imports PyTorch; only `statedict.torch` imports it.
+Source: torch/_weights_only_unpickler.py (PyTorch 2.13).
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from types import FunctionType
+
+import torch
+from torch import _weights_only_unpickler as theirs
+from torch._utils import IMPORT_MAPPING
+
+from statedict.dtypes import BY_NAME
+from statedict.errors import LimitError, RefusedError
+from statedict.pickles.machine import Global
+from statedict.pickles.numpy_arrays import NumpyType
+from statedict.pickles.tables import DATA
+from statedict.tensor import LazyTensor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str) -> Any:
+    """The object in a pickle.
+
+    Args:
+        data: a pickle of protocol 2 that our machine has read with `CHECKED`.
+        persistent_load: makes the storage of a persistent id.
+        encoding: of strings of Python 2.
+
+    Raises:
+        pickle.UnpicklingError: it names what is not allowed.
+    """
+    unpickler: Any = theirs.Unpickler(io.BytesIO(data), encoding=encoding)
+    unpickler.persistent_load = persistent_load
+    return _load(unpickler)
+
+
+@cache
+def _allowed() -> dict[str, Any]:
+    """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without storages that are made."""
+    import numpy
+
+    storage = torch.serialization.StorageType("ByteStorage")
+    functions: list[Any] = [numpy.zeros(1).__reduce__()[0], numpy.float32(1).__reduce__()[0]]
+    return {
+        **theirs._get_allowed_globals(),
+        **dict.fromkeys(("torch.storage.UntypedStorage", "torch.storage.TypedStorage"), storage),
+        **{f"numpy.{core}.multiarray.{f.__name__}": f for f in functions for core in ("core", "_core")},
+        **{f"numpy.{kind.__name__}": kind for kind in (numpy.ndarray, numpy.dtype)},
+        **{code: type(numpy.dtype(code)) for code in "?bBhHiIlLqQefdFD"},  # a name without a dot is in no file
+    }
+
+
+# PyTorch's unpickler with that table; `safe_globals` would change what other threads may load meanwhile
+_load: Any = FunctionType(theirs.Unpickler.load.__code__, vars(theirs) | {"_get_allowed_globals": _allowed})
+
+
+_REMEDY = "nothing was run, and statedict.load opens the file with it as an inert label"
+
+
+class _NumberType(NumpyType):
+    """A numpy dtype of numbers; numpy itself would believe whatever a file says of others."""
+
+    __slots__ = ()
+
+    def set_state(self, state: Any) -> NumpyType:
+        made = super().set_state(state)
+        if not self.plain or tuple(state[5:]) != (-1, -1, 0):
+            raise RefusedError(f"a numpy dtype {self.code!r} with fields or a size of its own; {_REMEDY}")
+        return made
+
+
+def _number_type(code: Any, align: Any = False, copy: Any = False) -> NumpyType:
+    made = _NumberType(code.decode("ascii", "replace") if type(code) is bytes else code)
+    if not made.plain:
+        raise RefusedError(f"a numpy dtype {str(code)[:100]!r} that is no number; {_REMEDY}")
+    return made
+
+
+def _never(*args: Any) -> Any:
+    raise RefusedError(f"a numpy array that is made without its data; {_REMEDY}")
+
+
+def _uncopied(name: str, copied: Callable[..., Any]) -> Global:
+    """A function of PyTorch's that copies tensors, for such as repeat no bytes and keep their dtype.
+
+    A copy of another would take what its shape says, at each call, whatever the size of the file.
+    """
+    known = DATA[name]
+
+    def build(*args: Any) -> Any:
+        for tensor, dtype in copied(*args):
+            if not isinstance(tensor, LazyTensor):
+                continue
+            if tensor.nbytes > tensor.storage.nbytes or (dtype and tensor.dtype is not dtype):
+                raise LimitError(f"{known.name}: a tensor of {tensor.nbytes:,} bytes would be copied; refused")
+        return known.build(*args)
+
+    return Global(known.name, build, known.bulk, known.cost)
+
+
+# function → the (tensor, dtype that it is copied to) among its arguments
+_COPIED: dict[str, Callable[..., Any]] = {
+    "_rebuild_device_tensor_from_cpu_tensor": lambda data, dtype, *_: [(data, dtype)],
+    "_rebuild_nested_tensor": lambda values, *sizes: [(tensor, BY_NAME["int64"]) for tensor in sizes],
+    "_rebuild_sparse_tensor": lambda layout, data: [(data[0], layout.name == _COO and BY_NAME["int64"])],
+    "_rebuild_qtensor": lambda *args: [(tensor, None) for tensor in args[4]],
+}
+_COO = "torch.sparse_coo"
+
+CHECKED = DATA | {
+    "numpy dtype": Global("numpy.dtype", _number_type),
+    "numpy ndarray": Global("numpy.ndarray", _never),
+    **{f"torch._utils {name}": _uncopied(f"torch._utils {name}", copied) for name, copied in _COPIED.items()},
+}
+# PyTorch's unpickler takes Python 2's names for modules, so they are checked as what it takes them for
+CHECKED |= {
+    f"{old} {name}": CHECKED[f"{module} {name}"]
+    for module, name in map(str.split, list(CHECKED))
+    for old, new in IMPORT_MAPPING.items()
+    if new == module
+}

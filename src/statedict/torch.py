@@ -1,0 +1,330 @@
+"""A drop-in for `torch.load` and `torch.save` that runs nothing from a file.
+
+    import statedict.torch
+    checkpoint = statedict.torch.load("model.pth")
+    statedict.torch.save(checkpoint, "copy.pth")
+
+`load` reads every pickle twice. First our own machine, which builds nothing and bounds memory and time, checks each
+number against the file; then PyTorch's unpickler for `weights_only=True` makes the objects, over storages that were
+read on several threads. So they are what `torch.load` makes, and a class that is not allowed is refused by both.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tempfile
+
+import torch
+from torch.serialization import load as torch_load  # bound now, for whoever puts ours in the place of theirs
+from torch.serialization import save as torch_save
+from torch.utils.serialization import config
+
+from statedict import formats
+from statedict.arrays import torch_storage
+from statedict.collector import Paused
+from statedict.errors import CorruptFileError, RefusedError
+from statedict.formats import torch_legacy, torch_zip
+from statedict.io.atomic import publish
+from statedict.io.memory import allocate
+from statedict.io.pipeline import fill, pour, transfer
+from statedict.io.source import AddressSource, BytesSource, FileSource, Slice
+from statedict.io.zip import ALIGNMENT
+from statedict.ops.inspect import inspect
+from statedict.pickles.numpy_arrays import IN_PICKLE
+from statedict.pickles.scalars import as_text
+from statedict.pickles.torch_unpickler import CHECKED, unpickle
+from statedict.segments import torch_tensors
+from statedict.tree import StateDict, realize, torch_value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import IO, Any
+
+    from statedict.io.source import ByteSource
+    from statedict.tensor import LazyTensor, Storage
+
+__all__ = ["load", "save"]
+
+
+def load(
+    f: str | os.PathLike[str] | IO[bytes],
+    map_location: Any = None,
+    pickle_module: Any = None,
+    *,
+    weights_only: bool | None = True,
+    mmap: bool | None = None,
+    **pickle_load_args: Any,
+) -> Any:
+    """Load what `torch.save` wrote, as `torch.load` does, without running anything from it.
+
+    Args:
+        f: a path, or a file object that can `read`, `seek` and `tell`; it is read from its position on. Every other
+            format that `statedict.load` knows opens too, as plain dicts of torch tensors.
+        map_location: as for `torch.load`, but None puts everything on the CPU, wherever it was saved.
+        pickle_module: None or `pickle`; another one would run code.
+        weights_only: makes no difference: data is loaded, numpy's too, and no code is run. What
+            `torch.serialization.add_safe_globals` names is allowed, as with `torch.load`.
+        mmap: map the file instead of reading it; for paths of the zip format.
+        pickle_load_args: `encoding`, for strings of Python 2.
+
+    Returns:
+        The object: tensors that share storages share them again, with `requires_grad`, Parameters, attributes.
+
+    Raises:
+        RefusedError: it holds something that could only be made by running code; a `pickle.UnpicklingError`.
+        FormatError: it is no checkpoint, truncated or damaged.
+
+    >>> import io, torch, statedict.torch
+    >>> file = io.BytesIO()
+    >>> statedict.torch.save({"w": torch.ones(2), "epoch": 3}, file)
+    >>> _ = file.seek(0)
+    >>> statedict.torch.load(file)
+    {'w': tensor([1., 1.]), 'epoch': 3}
+    """
+    if pickle_module not in (None, pickle):
+        raise _refused("pickle_module", f"the module {pickle_module.__name__!r} would run code from the file")
+    mmap = config.load.mmap if mmap is None else mmap
+    source, start = _open(f)
+    with Paused():
+        name = formats.detect(source)
+        storages: Mapping[Any, Storage] = {}
+        pickled = b""
+        if name == "torch":
+            records = torch_zip.members(source)
+            if "constants.pkl" in records:
+                raise _refused(
+                    source.name, "Cannot use ``weights_only=True`` with TorchScript archives passed to ``torch.load``"
+                )
+            serialization = torch.serialization
+            big = serialization.get_default_load_endianness() is serialization.LoadEndianness.BIG
+            tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=CHECKED)
+            pickled = bytes(records["data.pkl"].read(0, records["data.pkl"].size))
+        elif name == "torch-legacy" and not torch_legacy.is_tar(source):
+            tree, storages, (begin, end), size = torch_legacy.unpickle(source, CHECKED)
+            pickled = bytes(source.read(begin, end - begin))
+            if not isinstance(f, str | os.PathLike):
+                f.seek(start + size)
+        else:
+            tree = formats.by_name(name).read(source)
+        refusal = ""
+        if pickled[:2] == b"\x80\x02":
+            try:
+                if mmap or _without_data(map_location):
+                    if not isinstance(f, str | os.PathLike):
+                        f.seek(start)
+                    device = "cpu" if mmap and map_location is None else map_location
+                    return torch_load(f, map_location=device, weights_only=True, mmap=mmap)
+                return _unpickle(pickled, _owned(storages), map_location, pickle_load_args.get("encoding", "utf-8"))
+            except pickle.UnpicklingError as error:
+                refusal = str(error)
+            except (LookupError, EOFError, AssertionError, TypeError, AttributeError) as error:
+                raise CorruptFileError(
+                    f"{source.name}: its pickle describes no object ({error!r}); "
+                    "it is damaged, or map_location or an allowed class does not fit"
+                ) from error
+        labels = inspect(StateDict({"": tree})).opaque
+        if labels:
+            raise _refused(source.name, refusal or f"it holds objects of {', '.join(labels)}")
+        return _from_tree(tree, not mmap, map_location)
+
+
+def _refused(where: str, why: str) -> RefusedError:
+    why = why if why.startswith("Weights only load failed") else f"Weights only load failed. {why}"
+    return RefusedError(
+        f"{where}: {why}\nNothing was run. statedict.load opens the file with such objects as inert labels; "
+        "torch.serialization.add_safe_globals allows a class by name; if you trust the file, "
+        "torch.load(..., weights_only=False) runs its code."
+    )
+
+
+def _open(f: Any) -> tuple[ByteSource, int]:
+    """The bytes from the file's position on, and that position."""
+    if isinstance(f, str | os.PathLike):
+        return FileSource(formats.entry(os.fsdecode(f))), 0
+    torch.serialization._check_seekable(f)  # for its message
+    start, name = f.tell(), str(getattr(f, "name", type(f).__name__))
+    file: Any = f.file if isinstance(f, tempfile._TemporaryFileWrapper) else f
+    raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
+    if type(raw) is io.FileIO:  # and no class of the caller's, which may decode what it reads
+        file.flush()
+        whole = FileSource(name, os.dup(file.fileno()))
+        return Slice(whole, start, whole.size - start), start
+    if type(f) is io.BytesIO:
+        return BytesSource(memoryview(f.getvalue())[start:], name), start
+    f.seek(0, os.SEEK_END)
+    data = allocate(f.tell() - start)
+    f.seek(start)
+    done = 0
+    while done < len(data):
+        if hasattr(f, "readinto"):
+            count = f.readinto(data[done:])
+        else:
+            piece = f.read(len(data) - done)
+            count = len(piece)
+            data[done : done + count] = piece
+        if not count:
+            break
+        done += count
+    f.seek(start)
+    return BytesSource(data[:done], name), start
+
+
+def _without_data(map_location: Any) -> bool:
+    """Whether PyTorch was asked for tensors without bytes."""
+    local: Any = torch.serialization._serialization_tls
+    return torch._guards.active_fake_mode() is not None or local.skip_data or str(map_location) == "meta"
+
+
+def _owned(storages: Mapping[Any, Storage]) -> dict[Any, Any]:
+    """The storages read into memory of their own, which nothing in a file can make grow."""
+    buffers = {key: allocate(storage.nbytes) for key, storage in storages.items()}
+    fill((storage.source, storage.offset, buffers[key]) for key, storage in storages.items())
+    empty = torch.UntypedStorage(0)[:0]
+    return {key: torch_storage(buffer) if len(buffer) else empty for key, buffer in buffers.items()}
+
+
+def _unpickle(data: bytes, storages: Mapping[Any, Any], map_location: Any, encoding: str) -> Any:
+    """What PyTorch makes of the pickle over these storages."""
+    map_location = "cpu" if map_location is None else map_location
+    place: Callable[[Any, str], Any] = torch.serialization._get_restore_location(map_location)
+    made: dict[Any, Any] = {}
+
+    def persistent_load(identifier: Any) -> Any:
+        kind, key, device, _, *view = identifier[1:]
+        if type(key) is bytes:  # from Python 2, with encoding="bytes"
+            key, device = as_text(key), device.decode("ascii")
+        dtype = kind.dtype
+        typed = made.get(key)
+        if typed is None:
+            untyped = place(storages[key], device)
+            typed = torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
+            if typed._data_ptr():  # an empty one may come again with another dtype
+                made[key] = typed
+        if not view or view[0] is None:
+            return typed
+        name, offset, size = view[0]
+        if name not in made:
+            item = dtype.itemsize
+            part = typed._untyped_storage[offset * item : (offset + size) * item]
+            made[name] = torch.storage.TypedStorage(wrap_storage=part, dtype=dtype, _internal=True)
+        return made[name]
+
+    local: Any = torch.serialization._serialization_tls
+    local.map_location = map_location
+    try:
+        result = unpickle(data, persistent_load, encoding)
+        torch._utils._validate_loaded_sparse_tensors()
+    finally:
+        local.map_location = None
+        torch._utils._sparse_tensors_to_validate.clear()
+    return result
+
+
+def _from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
+    """The objects of a tree of data that PyTorch's unpickler does not read."""
+    place = None if map_location is None else torch.serialization._get_restore_location(map_location)
+
+    def tensor(lazy: LazyTensor, real: Any) -> Any:
+        if lazy.storage.source.name == IN_PICKLE:
+            return real.numpy()
+        if place is not None:
+            real = real.to(place(real.untyped_storage(), lazy.storage.device).device)
+        if lazy.parameter:
+            return torch.nn.Parameter(real, lazy.requires_grad)
+        return real.requires_grad_(lazy.requires_grad)
+
+    return realize(tree, lambda lazy: list(map(tensor, lazy, torch_tensors(lazy, copy))), torch_value)
+
+
+def save(
+    obj: object,
+    f: str | os.PathLike[str] | IO[bytes],
+    pickle_module: Any = pickle,
+    pickle_protocol: int = 2,
+    _use_new_zipfile_serialization: bool = True,
+    _disable_byteorder_record: bool = False,
+) -> None:
+    """Write what `torch.save` writes, with digests that `statedict verify` checks.
+
+    Like `torch.save` it pickles whatever it is given; `statedict.save` writes data only.
+
+    Args:
+        obj: anything that pickle takes.
+        f: a path, which is replaced whole or not at all, or a file object that can `write`.
+        pickle_module: another one than `pickle`, and what `torch.utils.serialization.config.save` changes in the
+            file, is left to PyTorch's own writer.
+        pickle_protocol: of the pickle within the file.
+
+    Raises:
+        FileError: the file system refuses; what was there is unchanged.
+
+    >>> import statedict.torch, tempfile, torch
+    >>> path = tempfile.mkdtemp() + "/w.pth"
+    >>> statedict.torch.save({"w": torch.ones(2)}, path)
+    >>> torch.load(path)
+    {'w': tensor([1., 1.])}
+    """
+    torch.serialization._check_save_filelike(f)
+    plain = pickle_module is pickle and _use_new_zipfile_serialization and not _without_data(None)
+    plain = plain and config.save.compute_crc32 and config.save.storage_alignment == ALIGNMENT
+    archive = _archive(obj, pickle_protocol, not _disable_byteorder_record) if plain else None
+
+    def write(file: Any) -> None:
+        torch_save(obj, file, pickle_module, pickle_protocol, _use_new_zipfile_serialization, _disable_byteorder_record)
+
+    def publishable(fd: int) -> None:
+        if archive is not None:
+            torch_zip.pack(lambda parts: transfer(fd, parts, crc=True), *archive)
+        else:
+            with open(fd, "wb", closefd=False) as file:
+                write(file)
+
+    if isinstance(f, str | os.PathLike):
+        publish(os.fsdecode(f), publishable)
+    elif archive is not None:
+        torch_zip.pack(lambda parts: pour(f.write, parts), *archive)
+        f.flush()
+    else:
+        write(f)
+
+
+def _archive(obj: object, protocol: int, order: bool) -> tuple[bytes, list[Any], dict[str, bytes]] | None:
+    """The pickle, the storages and the small records of a file; None where a storage has no bytes."""
+    storages: list[Any] = []
+    keys: dict[int, str] = {}
+    dtypes: dict[int, torch.dtype] = {}
+
+    def persistent_id(value: Any) -> Any:
+        if isinstance(value, torch.storage.TypedStorage):
+            storage, dtype, numel = value._untyped_storage, value.dtype, value._size()
+            kind = getattr(torch, value._pickle_storage_type())
+        elif isinstance(value, torch.UntypedStorage):
+            storage, dtype, numel = value, torch.uint8, value.nbytes()
+            kind = torch.serialization.normalize_storage_type(type(value))
+        else:
+            return None
+        address = 0 if storage.device.type == "meta" else storage.data_ptr()
+        if address and dtypes.setdefault(address, dtype) != dtype:
+            raise RuntimeError(
+                "Cannot save multiple tensors or storages that view the same data as different types; clone one of them"
+            )
+        key = keys.setdefault(storage._cdata, str(len(keys)))
+        if len(keys) > len(storages):
+            storages.append(storage)
+        return "storage", kind, key, torch.serialization.location_tag(storage), numel
+
+    file = io.BytesIO()
+    pickler: Any = pickle.Pickler(file, protocol)
+    pickler.persistent_id = persistent_id  # no subclass: a class is a cycle, and would hold the storages for a while
+    pickler.dump(obj)
+    if any(storage.device.type == "meta" for storage in storages):
+        return None
+    memory = [storage.cpu() for storage in storages]
+    records = {"byteorder": b"little"} if order else {}
+    if sum(m.nbytes() for m in memory) < 1 << 31 and all(m.nbytes() for m in memory):
+        # PyTorch may compute where the records are, as its own writer would have placed them: so are ours then
+        records = {".format_version": b"1", ".storage_alignment": str(ALIGNMENT).encode()} | records
+    return file.getvalue(), [(AddressSource(m.data_ptr(), m.nbytes(), m), 0, m.nbytes()) for m in memory], records
