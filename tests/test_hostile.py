@@ -103,6 +103,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "members that are deflated pickles": lambda: zipped(
         {f"{index}.pkl": b"\x80\x02(" + b"}" * 200_000 + b"l." for index in range(40)}, zipfile.ZIP_DEFLATED
     ),
+    "members that are pickles of empty dicts": lambda: zipped(
+        {f"{index}.pkl": b"\x80\x02(" + b"}" * 100_000 + b"l." for index in range(40)}
+    ),
+    "members that are pickles of empty dicts, deflated": lambda: zipped(
+        {f"{index}.pkl": b"\x80\x02(" + b"}" * 150_000 + b"l." for index in range(50)}, zipfile.ZIP_DEFLATED
+    ),
     "members that are deflated texts": lambda: zipped(
         {"p.pkl": EMPTY} | {f"{index}.txt": b"a" * (1 << 20) for index in range(200)}, zipfile.ZIP_DEFLATED
     ),

@@ -14,11 +14,11 @@ import statedict
 from statedict import errors
 
 PUBLIC = [
-    "CorruptFileError", "DType", "Device", "ExistingFileError", "FileError", "FormatError", "LazyTensor", "LimitError",
-    "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RefusedError", "RestoreError", "RestoreReport", "ScanReport",
-    "Size", "StateDict", "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError",
-    "UnsupportedError", "VerifyReport", "__version__", "capture", "convert", "dtype", "inspect", "load", "restore",
-    "save", "scan", "unflatten", "verify",
+    "CorruptFileError", "DType", "Device", "ExistingFileError", "FileError", "FormatError", "LazyTensor",
+    "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RefusedError", "RestoreError",
+    "RestoreReport", "ScanReport", "Size", "StateDict", "StateDictError", "Storage", "Summary", "TreeError",
+    "TruncatedError", "UnknownFormatError", "UnsupportedError", "VerifyReport", "__version__", "capture", "convert",
+    "dtype", "inspect", "load", "restore", "save", "scan", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [
     value

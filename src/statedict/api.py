@@ -6,6 +6,7 @@ import os
 
 from statedict import formats
 from statedict.collector import Paused
+from statedict.paths import walk
 from statedict.tree import StateDict
 
 TYPE_CHECKING = False
@@ -74,6 +75,8 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
     target = os.fsdecode(path)
     module = formats.writer(format or formats.for_writing(target))
     with Paused():
+        if isinstance(tree, StateDict):
+            walk(tree)  # an error beyond its bounds, before anything follows what is shared
         live = lazily(collect(tree))
         bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], StateDict)
         root = live[""] if bare else live

@@ -9,7 +9,7 @@ from statedict.errors import CorruptFileError, PathError, TreeError
 from statedict.paths import MAX_DEPTH, encode, free_name, walk
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import LazyTensor, as_lazy, is_array
-from statedict.values import Device, Opaque, Size, from_json
+from statedict.values import Device, Opaque, Size, distinct, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -230,7 +230,8 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
             if tag == "$opaque":
                 return Opaque(str(node[tag]), **{k: visit(v, depth) for k, v in node.items() if k != tag})
             if tag == "$dict":
-                state = StateDict((from_json(key), visit(child, depth)) for key, child in node[tag])
+                keys = distinct([from_json(key) for key, _ in node[tag]])
+                state = StateDict(zip(keys, (visit(child, depth) for _, child in node[tag]), strict=True))
                 if "metadata" in node:
                     state._metadata = _ordered(visit_metadata(node["metadata"]))
                 return state

@@ -166,6 +166,17 @@ def from_json(node: Any) -> Any:
         raise CorruptFileError(f"not a value: {', '.join(map(repr, node))[:80]}; the header is damaged") from error
 
 
+def distinct(keys: list[Any]) -> list[Any]:
+    """The keys, unless so many of them have one hash that a dict or set of them would take for ever."""
+    if len(keys) - len(set(map(hash, keys))) > 64:
+        raise CorruptFileError("more than 64 keys have the hash of another; the header is hostile")
+    return keys
+
+
+def _items(body: Any) -> list[Any]:
+    return distinct([from_json(item) for item in body])
+
+
 def _bytes(body: Any) -> bytes:
     from base64 import b64decode
 
@@ -182,7 +193,9 @@ _DECODERS: dict[str, Any] = {
     "$device": Device,
     "$dtype": dtype,
     "$tuple": lambda body: tuple(map(from_json, body)),
-    "$set": lambda body: set(map(from_json, body)),
-    "$frozenset": lambda body: frozenset(map(from_json, body)),
-    "$counter": lambda body: Counter({from_json(key): from_json(count) for key, count in body}),
+    "$set": lambda body: set(_items(body)),
+    "$frozenset": lambda body: frozenset(_items(body)),
+    "$counter": lambda body: Counter(
+        dict(zip(_items(k for k, _ in body), [from_json(n) for _, n in body], strict=True))
+    ),
 }

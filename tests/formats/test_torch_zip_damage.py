@@ -147,11 +147,12 @@ def test_a_directory_entry_that_lies_is_refused(path: Path, field: int, code: st
 
 def test_a_local_header_that_is_not_there_is_found_when_its_record_is_read(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    struct.pack_into("<L", data, central(path, "archive/data/0") + 42, 1)
+    at = central(path, "archive/data/0") + 42
+    struct.pack_into("<L", data, at, struct.unpack_from("<L", data, at)[0] + 1)
     path.write_bytes(data)
     state = statedict.load(path)
     assert state["b"].tolist() == [0, 1, 2]
-    with pytest.raises(statedict.CorruptFileError, match=r"archive/data/0: no record at byte 1"):
+    with pytest.raises(statedict.CorruptFileError, match=r"archive/data/0: no record at byte \d+"):
         state["w"].numpy()
 
 

@@ -94,7 +94,7 @@ def test_records_that_share_their_bytes_are_not_read_again_and_again(tmp_path: P
             new.filelist.append(twin)
         new._didModify = True  # type: ignore[attr-defined]
     report = statedict.verify(path)
-    assert "its records overlap: up to" in str(report)
+    assert "records overlap at byte" in str(report)
     assert report.nbytes == 0
 
 

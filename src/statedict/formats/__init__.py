@@ -60,7 +60,7 @@ class Row:
         return module  # type: ignore[no-any-return]
 
 
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the magic number, as protocol 2 writes it
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, as protocols 2 to 5 write it
 
 FORMATS: dict[str, Row] = {
     "torch": Row(
@@ -75,7 +75,9 @@ FORMATS: dict[str, Row] = {
     ),
     "zip": Row("statedict.formats.zip_members", (), lambda head: head[:4] == b"PK\5\6", parts=True),
     "torch-legacy": Row(
-        "statedict.formats.torch_legacy", (), lambda head: head.startswith(_LEGACY) or head[257:262] == b"ustar"
+        "statedict.formats.torch_legacy",
+        (),
+        lambda head: (_is_pickle(head) and _LEGACY in head[:32]) or head[257:262] == b"ustar",
     ),
     "distributed": Row(
         "statedict.formats.distributed",
@@ -267,7 +269,13 @@ def inside(folder: str, file: str) -> str:
         FormatError: it does not, by its name or by a symbolic link.
     """
     root = os.path.realpath(folder or os.curdir)
-    refused = not file or "\0" in file or os.path.isabs(file) or ".." in file.replace("\\", "/").split("/")
+    refused = (
+        not file
+        or "\0" in file
+        or not _is_text(file)
+        or os.path.isabs(file)
+        or ".." in file.replace("\\", "/").split("/")
+    )
     if not refused:
         real = os.path.realpath(os.path.join(root, file))
         cache, is_snapshot, _ = root.rpartition("/snapshots/")
@@ -279,6 +287,14 @@ def inside(folder: str, file: str) -> str:
             "open that file by itself if you trust it"
         )
     return os.path.join(folder, file)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def by_name(name: str) -> Format:

@@ -19,6 +19,7 @@ from statedict.arrays import contiguous_strides
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
 from statedict.io.source import ComputedSource, FileSource, Slice
+from statedict.pickles.budget import Together
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
@@ -45,7 +46,8 @@ def read(source: ByteSource) -> StateDict:
     if not isinstance(source, FileSource):
         raise FormatError(f"{source.name}: the .metadata of a folder without its folder; unpack the archive first")
     try:
-        return _tree(source, os.path.dirname(source.name))
+        with Together():
+            return _tree(source, os.path.dirname(source.name))
     except (TypeError, AttributeError) as error:
         raise CorruptFileError(f"{source.name}: does not describe a checkpoint ({error})") from error
 
@@ -62,6 +64,8 @@ def _tree(index: FileSource, folder: str) -> StateDict:
         if file not in files:
             files[file] = FileSource(formats.inside(folder, file))
         places[known.check((name, chunk))] = Slice(files[file], offset, length)
+    if sum(s.size for (_, chunk), s in places.items() if chunk is None) > sum(f.size for f in files.values()):
+        raise CorruptFileError(f"{index.name}: several names for the same bytes; the metadata is damaged or forged")
     planner = metadata.get("planner_data")
     paths = planner if isinstance(planner, dict) else {}
     tree = StateDict()
@@ -85,6 +89,8 @@ def _stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, Any, st
         if place.get("transform_descriptors"):
             raise FormatError(f"{where}: chunks are transformed ({place['transform_descriptors']}), which is not read")
         chunk = what.get("offset")
+        if not isinstance(chunk, Size | None):
+            raise CorruptFileError(f"{where}: an entry whose place in the tensor is no shape")
         yield what.get("fqn"), None if chunk is None else tuple(chunk), file, offset, length
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _MAX_HEADER = 100_000_000
 _KEY = "statedict"
 _DIGESTS = "statedict.digests"
+_MAX_NUMEL = 1 << 256  # where a product of sizes is a lie; one more size keeps it short
 _NO_DIGEST = "0" * 32
 _MARKER = json.dumps(_DIGESTS).encode() + b':"xxh3_128 '
 
@@ -53,7 +54,9 @@ def read(source: ByteSource) -> Any:
     state = _tree(tensors, metadata, name)
     if isinstance(state, StateDict):
         kept = {key: value for key, value in metadata.items() if not _is_ours(key)}
-        aliases = {path for path, _ in walk(state)} if any(value in tensors for value in kept.values()) else set()
+        aliases: Any = state if _KEY not in metadata else ()
+        if not aliases and any(value in tensors for value in kept.values()):
+            aliases = {path for path, _ in walk(state)}
         state.metadata = {key: value for key, value in kept.items() if not (value in tensors and key in aliases)}
     return state
 
@@ -153,8 +156,8 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
             code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             numel = 1
             for n in shape:
-                if n < 0 or type(n) is not int:
-                    raise ValueError(f"shape {shape}")
+                if n < 0 or type(n) is not int or numel >= _MAX_NUMEL:
+                    raise ValueError(f"shape {str(shape)[:200]}")
                 numel *= n
             if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
                 raise ValueError(f"data_offsets [{begin}, {end}]")

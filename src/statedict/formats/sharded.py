@@ -19,6 +19,7 @@ from statedict import formats
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
 from statedict.io.json import check
 from statedict.io.source import FileSource
+from statedict.pickles.budget import Together
 from statedict.tree import StateDict
 
 TYPE_CHECKING = False
@@ -48,7 +49,8 @@ def read(source: ByteSource) -> StateDict:
         raise MissingFileError(
             errno.ENOENT, f"missing, with {len(missing) - 1} more of {len(paths)} shards; fetch them", missing[0]
         )
-    shards = {file: _shard(path) for file, path in paths.items()}
+    with Together():
+        shards = {file: _shard(path) for file, path in paths.items()}
     state = StateDict()
     for key, file in files.items():
         if key not in shards[file]:

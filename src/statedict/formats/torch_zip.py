@@ -22,10 +22,18 @@ from __future__ import annotations
 from itertools import chain, repeat
 
 from statedict.arrays import contiguous_strides
-from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnknownFormatError
+from statedict.errors import (
+    CorruptFileError,
+    FormatError,
+    LimitError,
+    TruncatedError,
+    UnknownFormatError,
+    UnsupportedError,
+)
+from statedict.io.json import check as check_json
 from statedict.io.pipeline import Part, transfer
 from statedict.io.source import BytesSource, swapped
-from statedict.io.zip import ArchiveLayout, read_directory
+from statedict.io.zip import ArchiveLayout, Inflated, read_directory
 from statedict.paths import walk
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
@@ -44,7 +52,7 @@ if TYPE_CHECKING:
     from statedict.checks import Found
     from statedict.io.pipeline import Sums
     from statedict.io.source import ByteSource
-    from statedict.io.zip import Inflated, Record
+    from statedict.io.zip import Record
 
 _OURS = ".statedict.json"
 
@@ -178,6 +186,8 @@ def unpickle(
         return TypedStorage(found, kind.dtype)
 
     pickle = records[f"{name}.pkl"]
+    if isinstance(pickle, Inflated) and pickle.size > (8 << 20) + pickle.archive_size:
+        raise LimitError(f"{pickle.label}: unpacks to {pickle.size:,} bytes, more than its archive; refused")
     return load(pickle.read(0, pickle.size), constructors, storage, pickle.label)[0], storages
 
 
@@ -204,8 +214,10 @@ def _ours(record: Record | Inflated) -> dict[str, Any]:
     """The caller's strings and the digests in our own record."""
     import json
 
+    text = bytes(record.read(0, record.size))
+    check_json(text, record.label)
     try:
-        found = json.loads(bytes(record.read(0, record.size)))
+        found = json.loads(text)
         metadata, digests = found.get("metadata", {}), found.get("digests", {}).get("xxh3_128", [])
         if type(digests) is list and all(type(text) is str for text in [*metadata.values(), *digests]):
             return {"metadata": metadata, "digests": digests}
@@ -225,7 +237,9 @@ def write(tree: Any, fd: int) -> None:
     by_tensor = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
 
     def place(tensor: LazyTensor) -> tuple[str, int, int, tuple[int, ...]]:
-        where = by_tensor[id(tensor)]
+        where = by_tensor.get(id(tensor))
+        if where is None:
+            raise UnsupportedError(f"{tensor!r}: a tensor in a key or in _metadata has no place in the file; drop it")
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
@@ -274,7 +288,7 @@ def pack(
     if metadata:
         ours["metadata"] = dict(metadata)
     parts = []
-    small(_OURS, json.dumps(ours, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    small(_OURS, json.dumps(ours, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass"))
     sums += put(parts)
     directory = layout.directory([s.crc for s in sums])
     put([Part(layout.position, BytesSource(directory), 0, len(directory))])

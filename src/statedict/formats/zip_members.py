@@ -10,6 +10,7 @@ from __future__ import annotations
 from statedict import formats
 from statedict.errors import FormatError, UnknownFormatError
 from statedict.io.zip import Inflated, read_directory
+from statedict.pickles.budget import Together
 from statedict.tree import StateDict
 from statedict.values import Opaque
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
 
 _MAX_TEXT = 1 << 20
-_RESERVE, _FACTOR = 64 << 20, 20  # the bytes to which deflated members may unpack, of which a part is per byte
+_RESERVE, _FACTOR = 8 << 20, 2  # the bytes to which deflated members may unpack, of which a part is per byte
 
 
 def read(source: ByteSource) -> StateDict:
@@ -33,6 +34,7 @@ def read(source: ByteSource) -> StateDict:
     """
     tree = StateDict()
     found = False
+    together = Together()
     budget = _RESERVE + _FACTOR * source.size
     for name, record in read_directory(source).items():
         if name.endswith("/"):
@@ -43,7 +45,8 @@ def read(source: ByteSource) -> StateDict:
                 tree[name] = Opaque(f"a file of {record.size:,} bytes")
                 continue
         try:
-            tree[name] = formats.read_part(record)
+            with together:
+                tree[name] = formats.read_part(record)
             found = True
         except FormatError:
             tree[name] = _other(record)

@@ -56,6 +56,11 @@ class Record:
         return self._base.name
 
     @property
+    def archive_size(self) -> int:
+        """Bytes of the archive that it lies in."""
+        return self._base.size
+
+    @property
     def label(self) -> str:
         """The archive's and the record's name."""
         return f"{self._base.name}: {self.record}"
@@ -117,6 +122,11 @@ class Inflated:
             raise LimitError(f"{packed.label}: {packed.size:,} bytes claim to unpack to {size:,}; refused")
         self.packed, self.name, self.label, self.size, self.crc = packed, packed.name, packed.label, size, packed.crc
         self._data: memoryview | None = None
+
+    @property
+    def archive_size(self) -> int:
+        """Bytes of the archive that it lies in."""
+        return self.packed.archive_size
 
     def _inflate(self) -> memoryview:
         if self._data is None:
@@ -183,7 +193,8 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         raise CorruptFileError(f"{source.name}: {count:,} records cannot lie in a directory of {size:,} bytes")
     directory = source.read(offset, size)
     records: dict[str, Record | Inflated] = {}
-    at = claimed = 0
+    at = reach = 0
+    spans: list[tuple[int, int]] = []
     unpack = CENTRAL.unpack_from
     for _ in range(count):
         if at + 46 > size:
@@ -211,12 +222,7 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
             raise CorruptFileError(
                 f"{source.name}: record {name!r} overlaps the zip directory; it is damaged or forged"
             )
-        claimed += 30 + nlen + packed
-        if claimed > offset:  # reading them all would take the square of its size
-            raise CorruptFileError(
-                f"{source.name}: its records overlap: up to {name!r} they have {claimed:,} bytes, the archive "
-                f"{offset:,}; it is damaged or forged"
-            )
+        spans.append((header, header + 30 + nlen + packed))
         record = Record(source, name, header, packed, crc)
         if method == _STORED:
             if packed != unpacked:
@@ -227,6 +233,11 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         else:
             what = f"is compressed by method {method}; unpack the archive first"
             raise _unread(source, name, header, flags, method, what)
+    spans.sort()
+    for begin, end in spans:  # reading what overlaps could take the square of the archive's size
+        if begin < reach:
+            raise CorruptFileError(f"{source.name}: records overlap at byte {begin:,}; it is damaged or forged")
+        reach = end
     return records
 
 

@@ -2,10 +2,13 @@
 
 Everything that is made is charged with the most that it may take, and the stack, the memo and the marks by their
 length. Every 16 KB of pickle the sum is compared with 48 MB + 17 bytes for each byte that was read so far.
-tests/pickles/bombs.py measures what pickles take that are made to exceed it.
+tests/pickles/bombs.py measures what pickles take that are made to exceed it. The pickles of one checkpoint, such as its
+shards, share the 48 MB.
 """
 
 from __future__ import annotations
+
+from contextvars import ContextVar
 
 from statedict.errors import LimitError
 
@@ -29,13 +32,32 @@ _SLOT = 17  # one in the stack, once more while it moves
 _MARK = 41
 
 
+_shared: ContextVar[list[int] | None] = ContextVar("what is left of the reserve", default=None)
+
+
+class Together:
+    """A context in which all pickles are those of one checkpoint; it can be entered again."""
+
+    __slots__ = ("_reserve", "_token")
+
+    def __init__(self) -> None:
+        self._reserve = _shared.get() or [RESERVE]
+
+    def __enter__(self) -> None:
+        self._token = _shared.set(self._reserve)
+
+    def __exit__(self, *error: object) -> None:
+        _shared.reset(self._token)
+
+
 class Budget:
     """What a pickle has made so far, and what it may."""
 
-    __slots__ = ("_limit", "_spent", "_start")
+    __slots__ = ("_limit", "_reserve", "_spent", "_start")
 
     def __init__(self, start: int) -> None:
-        self._start, self._spent, self._limit = start, 0, RESERVE
+        self._reserve = _shared.get() or [RESERVE]
+        self._start, self._spent, self._limit = start, 0, self._reserve[0]
 
     def charge(self, cost: int) -> None:
         """Charge something that is made now.
@@ -54,10 +76,14 @@ class Budget:
             LimitError: it is too much.
         """
         self._spent += cost
-        self._limit = RESERVE + FACTOR * (position - self._start)
+        self._limit = self._reserve[0] + FACTOR * (position - self._start)
         if self._spent + _SLOT * len(stack) + MEMO * len(memo) + _MARK * len(marks) > self._limit:
             self._refuse()
         return position + INTERVAL
+
+    def close(self, position: int) -> None:
+        """The pickle ends at `position`; what it took beyond its size is no longer there for the next one."""
+        self._reserve[0] -= max(0, self._spent - FACTOR * (position - self._start))
 
     def _refuse(self) -> None:
         raise LimitError(

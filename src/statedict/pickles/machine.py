@@ -271,6 +271,7 @@ class _Machine:
                     position = self.rare(op, position)
         finally:
             self.position = position
+            self.budget.close(position)
 
     def rare(self, op: int, position: int) -> int:
         """The opcodes that modern pickles seldom use."""

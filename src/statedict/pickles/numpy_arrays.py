@@ -91,7 +91,9 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     for n in shape:
         if type(n) is not int or n < 0:
             raise CorruptFileError("a numpy array with a shape of something that is no size")
-        numel *= n
+        if numel <= len(raw):  # else it is wrong already, and would only grow
+            numel *= n
+    numel = 0 if 0 in shape else numel
     if numel * kind.kind.itemsize != len(raw):
         raise CorruptFileError(f"a numpy array of shape {shape} and dtype {kind.code} has {len(raw):,} bytes")
     if kind.order == ">":
