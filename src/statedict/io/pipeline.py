@@ -16,7 +16,7 @@ from statedict.io.memory import allocate
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Protocol, TypeVar
+    from typing import Any, Protocol, TypeVar
 
     from statedict.io.source import ByteSource
 
@@ -117,12 +117,12 @@ def parallel(work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Res
         yield from pool.map(work, chain(first, iterator))
 
 
-def batches(parts: Iterable[Item]) -> Iterator[list[Item]]:
-    """Neighbours together while they are small, so that a job is worth its thread."""
+def batches(parts: Iterable[Item], limit: int = BATCH) -> Iterator[list[Item]]:
+    """Neighbours together while they have less than `limit` bytes, so that a job is worth its thread."""
     batch: list[Item] = []
     size = 0
     for part in parts:
-        if batch and (size + part.size > BATCH or len(batch) >= _BATCH_ITEMS):
+        if batch and (size + part.size > limit or len(batch) >= _BATCH_ITEMS):
             yield batch
             batch, size = [], 0
         batch.append(part)
@@ -206,14 +206,26 @@ def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, mem
     memory = source.view() if source.in_memory else None
     if memory is None and not hasattr(_OWN, "block"):
         _OWN.block = allocate(BLOCK)
+    file, ahead = (None, 0) if memory is not None else lowest(source)
     for at in range(start, start + size, BLOCK):
         length = min(BLOCK, start + size - at)
         if memory is not None:
             block = memory[at : at + length]
         else:
             block = _OWN.block[:length]
-            source.readinto(at, block)
+            # the file itself where there is one: its checks, at the first block, cost as much as reading half a block
+            if file is None or at == start or os.preadv(file, [block], ahead + at) != length:
+                source.readinto(at, block)
         yield at, block
+
+
+def lowest(source: Any) -> tuple[int | None, int]:
+    """The descriptor of the file that a source is a range of, None if there is none, and where that range begins."""
+    offset = 0
+    while hasattr(source, "locate"):
+        source, start = source.locate()
+        offset += start
+    return (source.fileno() if hasattr(source, "fileno") else None), offset
 
 
 def write_at(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:

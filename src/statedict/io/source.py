@@ -258,6 +258,10 @@ class Slice:
         check_range(base, start, size)
         self._base, self._start, self.size, self.name = base, start, size, name or base.name
 
+    def locate(self) -> tuple[ByteSource, int]:
+        """The source that it is a range of, and where it begins there."""
+        return self._base, self._start
+
     @property
     def in_memory(self) -> bool:
         """As the source that it is a range of."""

@@ -12,6 +12,7 @@ from statedict.io.pipeline import Sums, batches, blocks, parallel, summed
 from statedict.tensor import LazyTensor
 
 _REMEDY = "fetch the file again, or save it again"
+_JOB = 32 << 20  # bytes that a thread takes at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False) 
     except (FormatError, FileError, TreeError) as error:
         problems.append(refusal(error, file))
     nonfinite: dict[str, Nonfinite] = {}
-    for done in parallel(lambda batch: [_look(check, values) for check in batch], batches(checks)):
+    for done in parallel(lambda batch: [_look(check, values) for check in batch], batches(checks, _JOB)):
         for problem, counts in done:
             problems += [problem] if problem else []
             for count in counts:
