@@ -66,6 +66,13 @@ def made(path: Path, data: bytes) -> Path:
 # memory and time
 
 
+def test_an_integer_that_python_could_not_print_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\x80\2}U\1aI1\ns\x8b" + struct.pack("<i", 3000) + b"\x7f" * 3000 + b".")
+    with pytest.raises(statedict.CorruptFileError, match="an integer of 3,000 bytes"):
+        statedict.load(path, format="pickle")
+
+
 def many(count: int, text: str) -> str:
     return ",".join([text] * count)
 

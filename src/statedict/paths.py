@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from statedict.errors import TreeError
+from statedict.tensor import LazyTensor
 from statedict.values import Opaque, to_json
 
 TYPE_CHECKING = False
@@ -16,6 +17,7 @@ MAX_DEPTH = 200
 MAX_ENTRIES = 20_000_000
 MAX_SHARED = 100_000
 MAX_CHARACTERS = 1 << 28
+_SHORT = 100
 
 
 def free_name(path: str, taken: Mapping[str, Any]) -> str:
@@ -29,6 +31,21 @@ def free_name(path: str, taken: Mapping[str, Any]) -> str:
         middle = (used + free) // 2
         used, free = (middle, free) if f"{path}~{middle}" in taken else (used, middle)
     return f"{path}~{free}"
+
+
+def label(key: Any) -> str:
+    """What a key is called in a path: a foreign object by its name and what it was made from, a tensor by its shape.
+
+    >>> label(0), label(Opaque("lab.Color", ("red",)))
+    ('0', "lab.Color('red')")
+    """
+    if isinstance(key, LazyTensor):
+        return f"{key.dtype}[{','.join(map(str, key.shape))}]"
+    if isinstance(key, Opaque):
+        (arg,) = key.args if type(key.args) is tuple and len(key.args) == 1 else (None,)
+        short = (type(arg) is str and len(arg) <= _SHORT) or (type(arg) is int and abs(arg) < 1 << 63)
+        return f"{key.name}({arg!r})" if short else key.name
+    return str(key)
 
 
 def walk(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -99,7 +116,7 @@ def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any
         if metadata is None and all(type(key) is str and key[:1] != "$" for key in node):
             return {key: visit(value, prefix + key) for key, value in node.items()}
         result: dict[str, Any] = {
-            "$dict": [[plain(key), visit(value, f"{prefix}{key}")] for key, value in node.items()]
+            "$dict": [[plain(key), visit(value, prefix + label(key))] for key, value in node.items()]
         }
         if metadata is not None:
             result["metadata"] = encode(metadata, lambda _, leaf: plain(leaf), plain)

@@ -68,7 +68,7 @@ def load(
         weights_only: makes no difference: data is loaded, numpy's too, and no code is run. What
             `torch.serialization.add_safe_globals` names is allowed, as with `torch.load`.
         mmap: map the file instead of reading it; for paths of the zip format.
-        pickle_load_args: `encoding`, for strings of Python 2.
+        pickle_load_args: `encoding`, for strings of Python 2; what else `pickle.load` takes makes no difference.
 
     Returns:
         The object: tensors that share storages share them again, with `requires_grad`, Parameters, attributes.
@@ -86,6 +86,9 @@ def load(
     """
     if pickle_module not in (None, pickle):
         raise _refused("pickle_module", f"the module {pickle_module.__name__!r} would run code from the file")
+    unknown = pickle_load_args.keys() - {"encoding", "errors", "fix_imports", "buffers"}
+    if unknown:
+        raise TypeError(f"load() got an unexpected keyword argument {min(unknown)!r}")
     mmap = config.load.mmap if mmap is None else mmap
     source, start = _open(f)
     with Paused():

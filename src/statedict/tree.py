@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 
 from statedict.dtypes import DType, import_torch
 from statedict.errors import CorruptFileError, PathError, TreeError
-from statedict.paths import MAX_DEPTH, encode, free_name, walk
+from statedict.paths import MAX_DEPTH, encode, free_name, label, walk
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.values import Device, Opaque, Size, distinct, from_json
@@ -261,7 +261,7 @@ def _find(node: Any, path: str) -> Any:
         return _MISSING
     if isinstance(node, dict):
         children: Mapping[str, Any] = (
-            node if all(type(key) is str for key in node) else {str(k): v for k, v in node.items()}
+            node if all(type(key) is str for key in node) else {label(k): v for k, v in node.items()}
         )
     elif isinstance(node, (list, tuple)):
         children = {str(index): value for index, value in enumerate(node)}

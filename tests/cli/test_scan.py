@@ -27,7 +27,7 @@ def test_a_checkpoint_of_data_exits_with_0(run: Run) -> None:
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].split()[:3] == ["data", "collections.OrderedDict", "called"]
-    assert lines[-1] == "checkpoint.pth: data, 1 pickle: nothing in it runs code"
+    assert lines[-1] == "checkpoint.pth: data, 1 pickle: no pickle in it names what runs code"
     assert "\x1b" not in done.stdout
 
 

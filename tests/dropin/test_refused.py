@@ -135,6 +135,13 @@ def test_a_class_is_refused_until_it_is_allowed(zipped: bool) -> None:
         ours(data)
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("tree", [{Fraction(1, 2): torch.ones(2)}, {"s": {Fraction(1, 2)}}, {(1, Fraction(1, 2)): 3}])
+def test_a_class_in_a_key_or_a_set_is_refused(tree: Any, protocol: int) -> None:
+    with pytest.raises(RefusedError, match="Fraction"):
+        ours(written(tree, pickle_protocol=protocol))
+
+
 class Marked(torch.Tensor):
     pass
 
@@ -199,6 +206,12 @@ def test_another_pickle_module_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_an_argument_that_torch_load_does_not_know_is_an_error() -> None:
+    with pytest.raises(TypeError, match="map_locaton"):
+        ours(written({}), map_locaton="cpu")
+    assert ours(written({}), encoding="latin1", fix_imports=True) == {}
+
+
 def test_torchscript_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
     path = tmp_path / "script.pt"
     with warnings.catch_warnings():

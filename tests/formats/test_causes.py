@@ -131,6 +131,13 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "text": (plain(b"Entry not found\n"), "is text .Entry not found", "fetch it again"),
     "an empty file": (plain(b""), "is empty", "fetch or save it again"),
     "zeros at the begin": (plain(bytes(100_000)), "zero bytes only", "cut short, fetch it again"),
+    "zeros where a header was": (plain(bytes(64) + b"weights" * 99), "zero bytes where its header", "fetch it again"),
+    "an HTML page with a mark of UTF-8": (
+        plain(b"\xef\xbb\xbf<!doctype html>"),
+        "HTML page",
+        "login or another address",
+    ),
+    "a page of JavaScript": (plain(b"<script>location='/login'</script>"), "HTML page", "login or another address"),
     "gzip": (plain(gzip.compress(b"x" * 99)), "gzip", "unpack it"),
     "bzip2": (plain(bz2.compress(b"x" * 99)), "bzip2", "unpack it"),
     "xz": (plain(lzma.compress(b"x" * 99)), "xz", "unpack it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,13 @@ from statedict.values import Opaque
 
 from ..same import assert_same
 
+
+def legacy(value: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
 TREE = {"w": numpy.arange(6.0).reshape(2, 3), "b": [numpy.arange(3, dtype="i2"), 1.5], "epoch": 3, "name": None}
 
 
@@ -24,6 +32,42 @@ TREE = {"w": numpy.arange(6.0).reshape(2, 3), "b": [numpy.arange(3, dtype="i2"),
 def test_a_pickle_of_arrays_is_read(protocol: int, tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(TREE, protocol))
     assert_same(statedict.load(tmp_path / "x.pkl"), TREE)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_tensors_that_pickle_itself_wrote_are_read(protocol: int, tmp_path: Path) -> None:
+    tree = {"w": torch.arange(6.0).reshape(2, 3).T, "p": torch.nn.Parameter(torch.ones(2).bfloat16()), "epoch": 3}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(tree, protocol))
+    found = statedict.load(tmp_path / "x.pkl")
+    assert_same(found, tree)
+    assert found["p"].parameter
+    assert statedict.verify(tmp_path / "x.pkl").ok
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [b"", b"\x80\x02N.", "text", legacy({"w": 1}), legacy({"w": torch.ones(2)}), legacy("s" * 5000)],
+    ids=range(6),
+)
+def test_what_stands_for_a_storage_and_is_none_is_refused(stream: Any, tmp_path: Path) -> None:
+    class Forged:
+        def __reduce__(self) -> Any:
+            return torch.storage._load_from_bytes, (stream,)
+
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(Forged()))
+    with pytest.raises(statedict.FormatError):
+        statedict.load(tmp_path / "x.pkl")
+
+
+def test_a_storage_that_is_referred_to_again_and_again_is_within_the_bounds(tmp_path: Path) -> None:
+    whole = pickle.dumps(torch.ones(2).untyped_storage(), 2)
+    call = whole[2 : whole.rindex(b"R") + 1]
+    again = call.rpartition(b"\x85")[0][-2:]
+    assert again[:1] == b"q"
+    data = b"\x80\x02](" + call + (b"h\x00h" + again[1:] + b"\x85R") * 20_000 + b"e."
+    (tmp_path / "x.pkl").write_bytes(data)
+    with pytest.raises(statedict.LimitError):
+        statedict.load(tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("protocol", [0, 1])

@@ -58,7 +58,11 @@ def test_an_index_is_known_by_its_content_also_from_the_current_folder(
     assert_same(statedict.load("anything"), TREE)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "model.fp16.safetensors",
+     "pytorch_model.fp16.bin", "consolidated.safetensors"],
+)  # fmt: skip
 def test_a_folder_with_one_file_of_weights_opens_as_that_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"hidden_size": 3}')
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -79,6 +83,24 @@ def test_the_only_index_of_another_name_opens_the_folder_and_two_are_ambiguous(t
     write(tmp_path / "m" / "vae.index.json", {})
     with pytest.raises(statedict.UnknownFormatError, match=r"has several: unet\.fp16\.index\.json, vae\.index\.json"):
         statedict.load(tmp_path / "m")
+
+
+def test_the_index_of_a_variant_opens_the_folder(tmp_path: Path) -> None:
+    index = shards(tmp_path / "m")
+    index.rename(index.with_name("model.safetensors.index.fp16.json"))
+    assert_same(statedict.load(tmp_path / "m"), TREE)
+
+
+def test_several_variants_are_ambiguous_and_a_lone_shard_is_none(tmp_path: Path) -> None:
+    for name in ("model.fp16.safetensors", "model.fp32.safetensors"):
+        statedict.save(TREE, tmp_path / name)
+    with pytest.raises(statedict.UnknownFormatError, match=r"has several: model\.fp16\.safetensors, model\.fp32"):
+        statedict.load(tmp_path)
+    for name in ("model.fp16.safetensors", "model.fp32.safetensors"):
+        (tmp_path / name).unlink()
+    statedict.save(TREE, tmp_path / "model.fp16-00001-of-00002.safetensors")
+    with pytest.raises(statedict.UnknownFormatError, match="shards without their index"):
+        statedict.load(tmp_path)
 
 
 def test_a_folder_of_something_else_says_what_it_holds(tmp_path: Path) -> None:

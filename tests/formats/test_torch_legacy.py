@@ -36,6 +36,13 @@ def test_every_dtype_is_what_torch_saved(kind: Any, tmp_path: Path) -> None:
     assert_same(statedict.load(save(tree, tmp_path)), tree)
 
 
+@pytest.mark.parametrize("protocol", range(1, 6))
+def test_every_protocol_that_torch_can_save_with_is_read(protocol: int, tmp_path: Path) -> None:
+    tree = {"w": torch.arange(15.0).reshape(3, 5), "epoch": 3}
+    torch.save(tree, tmp_path / "w.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    assert_same(statedict.load(tmp_path / "w.pth"), tree)
+
+
 class Older:
     """A tensor that pickles as it did before `_rebuild_tensor`: an empty one, and its state."""
 

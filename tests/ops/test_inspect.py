@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import statedict
 from statedict.ops.inspect import Total, is_model, is_optimizer, state_dicts
+from statedict.tensor import as_lazy
+from statedict.values import Opaque
 
 
 def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -129,6 +131,18 @@ def test_a_summary_cannot_be_changed() -> None:
 def test_keys_that_read_alike_are_shown_side_by_side(keys: list[object]) -> None:
     summary = statedict.inspect({key: np.zeros(1) for key in keys})
     assert len({info.path for info in summary.tensors}) == 2
+
+
+def test_objects_in_keys_and_sets_are_named() -> None:
+    red, blue = Opaque("lab.Color", ("red",)), Opaque("lab.Color", ("blue",))
+    state = {"by": {red: np.zeros(1), (blue, 2): 3}, "both": {red, blue}, "weights": {as_lazy(np.zeros((2, 3))): 1}}
+    summary = statedict.inspect(state)
+    assert summary.opaque == {"lab.Color": 4}
+    assert [info.path for info in summary.tensors] == ["by.lab.Color('red')"]
+    assert "weights.float64[2,3]" in summary.values
+    found = statedict.StateDict(state)
+    assert list(found.tensors()) == ["by.lab.Color('red')"]
+    assert found.at("by.lab.Color('red')") is state["by"][red]
 
 
 def test_a_path_is_not_taken_for_a_state() -> None:

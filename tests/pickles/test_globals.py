@@ -326,6 +326,11 @@ def test_globals_beyond_the_limit_are_counted_under_one_name() -> None:
         "aiohttp get", "ssl get_server_certificate", "numpy.f2py.crackfortran getlincoef", "venv create",
         "torch.utils.bottleneck.__main__ run_cprofile", "torch.utils.collect_env run",
         "torch._inductor.codecache compile_file", "torch.jit.unsupported_tensor_ops execWrapper",
+        "_osx_support _read_output", "_aix_support _read_cmd_output", "_pyrepl.pager pipe_pager", "_pyio open",
+        "test.support.script_helper assert_python_ok", "mailcap findmatch", "_imp create_dynamic",
+        "numpy._core.multiarray fromfile",
+        "keras.layers.core.Lambda Lambda", "tensorflow.raw_ops WriteFile", "encodings search_function",
+        "p\u043esix system",
     ],
 )  # fmt: skip
 def test_a_name_that_runs_code_is_dangerous(name: str) -> None:
@@ -338,7 +343,8 @@ def test_a_name_that_runs_code_is_dangerous(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "argparse Namespace", "omegaconf.dictconfig DictConfig", "my_module Config", "__main__ Net", "builtins object",
+        "argparse Namespace", "omegaconf.dictconfig DictConfig", "my_module Config", "__main__ Net",
+        "test Net", "datasets Mine", "builtins object",
         "pathlib PosixPath", "datetime datetime", "torch.optim.adam Adam", "torch.nn.modules.linear Linear",
         "__torch__.Net Net", "types SimpleNamespace", "numpy.random._pickle __randomstate_ctor",
     ],
@@ -353,6 +359,11 @@ def test_the_allow_list_alone_says_data() -> None:
         module, _, rest = name.partition(" ")
         assert grade(Named(module, rest, "", 0), ALLOWED)[0] == DATA
         assert grade(Named(module, rest, "", 0), ())[0] != DATA
+
+
+def test_a_walk_that_ends_behind_any_opcode_of_a_pickle_says_that_it_ends_early() -> None:
+    data = pickle.dumps([os.system, {"a": (1, 2.5, b"x", -300, 1 << 70)}], 2)
+    assert all(over(data[:length]).truncated for length in range(len(data)))
 
 
 def test_a_walk_imports_nothing() -> None:

@@ -220,6 +220,21 @@ def test_arguments_by_name_and_slots_are_kept(protocol: int) -> None:
     assert slotted.state == (None, {"a": 1})
 
 
+class Distant(Thing):
+    """Whose state a function sets, as cloudpickle has it."""
+
+    def __reduce__(self) -> Any:
+        return Thing, (), self.__dict__, None, None, setattr
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_state_that_a_function_would_set_is_kept(protocol: int) -> None:
+    found = read(pickle.dumps([Distant(w=1), 2], protocol))
+    assert found[0].name.endswith(".Thing")
+    assert found[0].state == {"w": 1}
+    assert found[1:] == [2]
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_class_or_a_function_is_a_name_wherever_it_stands(protocol: int) -> None:
     values = [os.system, (os.system, 1), {"f": os.system}, {os.system: 1}, {os.system}, [collections.OrderedDict]]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import struct
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from numpy._core.numeric import _frombuffer
 
 from statedict.errors import CorruptFileError, StateDictError
 from statedict.pickles.machine import load
@@ -78,6 +81,47 @@ def test_arrays_of_objects_strings_and_records_are_labels_that_keep_their_parts(
     assert found.items[1]["w"].tolist() == [0, 1]
     for array in (np.array(["ab"]), np.zeros(2, [("a", "f4")]), np.array(["2020-01-01"], "M8[D]"), np.zeros(1, "V3")):
         assert isinstance(read(array, protocol), Opaque)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_with_their_axes_in_any_order_keep_their_values(protocol: int) -> None:
+    array = np.arange(24, dtype=">i4").reshape(2, 3, 4)
+    for axes in itertools.permutations(range(3)):
+        for value in (array.transpose(axes), array[:, :0].transpose(axes)):
+            assert np.array_equal(read(value, protocol).numpy(), value)
+
+
+@pytest.mark.parametrize("axes", [b"K\x00K\x00", b"K\x00K\x02", b"K\x00N"])
+def test_axes_in_no_order_are_refused(axes: bytes) -> None:
+    class Axes:
+        def __reduce__(self) -> Any:
+            return _frombuffer, (b"1234", np.dtype("i1"), (2, 2), "K", (1, 0))
+
+    whole = pickle.dumps(Axes(), 2)
+    assert whole.count(b"K\x01K\x00") == 1
+    with pytest.raises(CorruptFileError, match="axes"):
+        load(whole.replace(b"K\x01K\x00", axes), DATA)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2fnuz"])
+def test_arrays_of_ml_dtypes_keep_their_values(name: str, protocol: int) -> None:
+    array = np.arange(6).reshape(2, 3).astype(getattr(ml_dtypes, name))
+    found = read(array, protocol)
+    assert found.dtype.name == name
+    assert found.raw() == array.tobytes()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_dtypes_that_are_named_by_a_class_or_made_by_a_function_are_labels(protocol: int) -> None:
+    records, texts = (
+        np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
+        np.array(["a"], np.dtypes.StringDType()),
+    )
+    for value in (records, texts, np.zeros(2, ml_dtypes.int4), ml_dtypes.bfloat16(1), np.zeros(2, records.dtype)):
+        found = read({"x": value, "w": np.arange(3)}, protocol)
+        assert isinstance(found["x"], Opaque)
+        assert found["w"].tolist() == [0, 1, 2]
 
 
 def test_a_dtype_by_itself_is_a_label() -> None:

@@ -22,7 +22,7 @@ _MEANING = {
     "dangerous": "opening it with pickle.load or torch.load(weights_only=False) can run code",
     "opaque": "it names what is no data; statedict keeps that inert, pickle.load would import and use it",
     "unreadable": "a part could not be read to its end; what was found until there is data",
-    "data": "nothing in it runs code",
+    "data": "no pickle in it names what runs code",
 }
 
 

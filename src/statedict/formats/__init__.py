@@ -61,6 +61,7 @@ class Row:
 
 
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, as protocols 2 to 5 write it
+_LEGACY_1 = b"L119547037146038801333356L\n."  # as protocol 1 does
 
 FORMATS: dict[str, Row] = {
     "torch": Row(
@@ -74,10 +75,13 @@ FORMATS: dict[str, Row] = {
         lambda head: (head[8:9] == b"{" and head[5:8] == b"\0\0\0") or _nearly(head[8:], b'{"__metadata__":{'),
     ),
     "zip": Row("statedict.formats.zip_members", (), lambda head: head[:4] == b"PK\5\6", parts=True),
+    "torch-export": Row("statedict.formats.torch_export", (), lambda head: False, parts=True),  # a kind of zip
     "torch-legacy": Row(
         "statedict.formats.torch_legacy",
         (),
-        lambda head: (_is_pickle(head) and _LEGACY in head[:32]) or head[257:262] == b"ustar",
+        lambda head: (
+            (_is_pickle(head) and _LEGACY in head[:32]) or head.startswith(_LEGACY_1) or head[257:262] == b"ustar"
+        ),
     ),
     "distributed": Row(
         "statedict.formats.distributed",
@@ -94,7 +98,8 @@ FORMATS: dict[str, Row] = {
     ),
 }
 WRITABLE = [name for name, row in FORMATS.items() if row.suffixes]
-# what a folder is opened by, in this order; without any of them by the only index in it
+# what a folder is opened by, in this order; without any of them by the only index or the only whole file of weights in
+# it, such as `model.fp16.safetensors`
 _ENTRIES = (
     ".metadata",
     "model.safetensors",
@@ -118,7 +123,7 @@ def detect(source: ByteSource) -> str:
     head = bytes(source.read(0, min(source.size, _HEAD)))
     for name, row in FORMATS.items():
         if row.magic(head):
-            return "zip" if name == "torch" and not _has_pickle(source, head) else name
+            return _kind_of_zip(source, head) if name == "torch" else name
     from statedict.formats.causes import stranger
 
     raise stranger(source.name, head, source.size, ", ".join(FORMATS))
@@ -128,16 +133,19 @@ def _is_pickle(head: bytes) -> bool:
     return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
-def _has_pickle(source: ByteSource, head: bytes) -> bool:
+def _kind_of_zip(source: ByteSource, head: bytes) -> str:
     """Whether a zip archive is one of torch.save or torch.jit.save; mostly its first record says so."""
     if head[30 : 30 + int.from_bytes(head[26:28], "little")].rpartition(b"/")[2] == b"data.pkl":
-        return True
+        return "torch"
     from statedict.io.zip import read_directory
 
     try:
-        return any(name.rpartition("/")[2] == "data.pkl" for name in read_directory(source))
+        records = read_directory(source)
     except CorruptFileError:
-        return True  # who knows; reading it says what is wrong
+        return "torch"  # who knows; reading it says what is wrong
+    if any(name.rpartition("/")[2] == "data.pkl" for name in records):
+        return "torch"
+    return "torch-export" if any(name.endswith("/archive_format") for name in records) else "zip"
 
 
 def _nearly(head: bytes, magic: bytes) -> bool:
@@ -247,7 +255,7 @@ def entry(path: str) -> str:
         names = sorted(os.listdir(path))
     except OSError as error:
         raise file_error(path, "cannot list", error) from error
-    found = [name for name in _ENTRIES if name in names] or [name for name in names if name.endswith(".index.json")]
+    found = [name for name in _ENTRIES if name in names] or _others(names)
     if not found or (len(found) > 1 and found[0] not in _ENTRIES):
         from statedict.formats.causes import of_folder
 
@@ -258,6 +266,15 @@ def entry(path: str) -> str:
             f"it {held}; name the file to open"
         )
     return inside(path, found[0])
+
+
+def _others(names: list[str]) -> list[str]:
+    """The indexes among the files of a folder, or the files of weights that are no shards."""
+    import re
+
+    indexes = [name for name in names if re.search(r"\.index\.([^.]+\.)?json$", name)]
+    weights = [name for name in names if re.search(r"\.safetensors$|^(diffusion_)?pytorch_model\..*bin$", name)]
+    return indexes or [name for name in weights if not re.search(r"-\d+-of-\d+\.", name)]
 
 
 def inside(folder: str, file: str) -> str:

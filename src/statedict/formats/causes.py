@@ -18,7 +18,7 @@ _NOT_READ = "which this version does not read"
 _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (rb"version https://git-lfs", "is a git-LFS pointer, not the file; run `git lfs pull`"),
     (
-        rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)",
+        rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body|script|title|meta)",
         "is an HTML page; the download needs a login or another address",
     ),
     (rb"\s*<\?xml|\s*<Error>", "is XML, as servers send errors; read it and download again"),
@@ -102,6 +102,9 @@ def of_file(head: bytes, size: int, formats: str) -> str:
         return "is empty; fetch or save it again"
     if not head.strip(b"\0"):
         return "begins with zero bytes only; its write was cut short, fetch it again"
+    if not head[:16].strip(b"\0"):
+        return "begins with zero bytes where its header should be; its write or download was cut short, fetch it again"
+    head = head.removeprefix(b"\xef\xbb\xbf")  # a text's mark of UTF-8
     for pattern, what in _STRANGERS:
         if re.match(pattern, head, re.DOTALL):
             said = _text(head) if head.lstrip()[:1] in (b"{", b"<") and size < 4096 else ""

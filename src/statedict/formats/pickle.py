@@ -1,12 +1,17 @@
-"""A bare pickle, of arrays or of anything: what `pickle.dump` and `joblib` without compression write.
+"""A bare pickle, of arrays, tensors or anything: what `pickle.dump` writes.
 
 One pickle of protocol 2 to 5; what follows it is ignored, as Python does. Nothing in it is executed. It is read whole,
-for the arrays lie within it. Protocols 0 and 1 begin in no way that tells them from text; `format="pickle"` reads them.
+for the arrays lie within it; a tensor's storage does so as what the legacy format makes of it (torch/storage.py,
+`_load_from_bytes`). Protocols 0 and 1 begin in no way that tells them from text; `format="pickle"` reads them.
 """
 
 from __future__ import annotations
 
-from statedict.pickles.machine import load
+from statedict.errors import CorruptFileError
+from statedict.formats import torch_legacy
+from statedict.io.source import BytesSource
+from statedict.pickles.constructors import StorageType, TypedStorage
+from statedict.pickles.machine import Global, load
 from statedict.pickles.tables import DATA
 
 TYPE_CHECKING = False
@@ -18,6 +23,24 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
 
 
+_LONGEST = 1 << 10  # of the pickles around a storage
+_STORAGES = {name: kind for name, kind in DATA.items() if isinstance(kind, StorageType)}
+
+
+def _storage(stream: Any) -> TypedStorage:
+    if type(stream) is not bytes:
+        raise CorruptFileError(f"a storage made from a {type(stream).__name__}")
+    found = torch_legacy.unpickle(BytesSource(stream, "a storage in the pickle"), _STORAGES, _LONGEST)[0]
+    if type(found) is not TypedStorage:
+        raise CorruptFileError("the bytes of a storage hold something else")
+    return found
+
+
+_CONSTRUCTORS = DATA | {
+    "torch.storage _load_from_bytes": Global("torch.storage._load_from_bytes", _storage, cost=4096),
+}
+
+
 def read(source: ByteSource) -> Any:
     """The object in the file: arrays as LazyTensors, foreign classes as Opaque.
 
@@ -25,14 +48,14 @@ def read(source: ByteSource) -> Any:
         TruncatedError: it ends early.
         CorruptFileError: it is damaged.
     """
-    return load(source.read(0, source.size), DATA, None, source.name)[0]
+    return load(source.read(0, source.size), _CONSTRUCTORS, None, source.name)[0]
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """The arrays, which lie in the pickle and have no sums."""
     from statedict.checks import by_storage
 
-    tree, end = load(source.read(0, source.size), DATA, None, source.name)
+    tree, end = load(source.read(0, source.size), _CONSTRUCTORS, None, source.name)
     yield from by_storage(tree)
     if end < source.size:
         yield f"{source.size - end:,} bytes follow the pickle, from byte {end:,}, and are not read"

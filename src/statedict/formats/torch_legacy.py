@@ -58,13 +58,14 @@ class _Stream:
         position: int = 0,
         end: int | None = None,
         constructors: Mapping[str, Any] = DATA,
+        longest: int = _MAX_PICKLE,
     ) -> None:
-        self.source, self.position, self.constructors = source, position, constructors
+        self.source, self.position, self.constructors, self.longest = source, position, constructors, longest
         self.end = source.size if end is None else end
 
     def pickle(self, persistent_load: Callable[[Any], Any] | None = None) -> Any:
         """The next pickle; read in growing pieces, for nothing says how long it is."""
-        window = _WINDOW
+        window = min(_WINDOW, self.longest)
         while True:
             data = self.source.read(self.position, min(window, self.end - self.position))
             try:
@@ -73,8 +74,9 @@ class _Stream:
             except TruncatedError:
                 if self.position + len(data) == self.end:
                     raise
-                if window >= _MAX_PICKLE:
-                    raise LimitError(f"{self.source.name}: byte {self.position:,}: a pickle of over 1 GiB") from None
+                if window >= self.longest:
+                    what = f"a pickle of over {self.longest:,} bytes"
+                    raise LimitError(f"{self.source.name}: byte {self.position:,}: {what}") from None
                 window *= 4
             else:
                 self.position += length
@@ -131,10 +133,10 @@ def is_tar(source: ByteSource) -> bool:
 
 
 def unpickle(
-    source: ByteSource, constructors: Mapping[str, Any] = DATA
+    source: ByteSource, constructors: Mapping[str, Any] = DATA, longest: int = _MAX_PICKLE
 ) -> tuple[Any, dict[Any, Storage], tuple[int, int], int]:
     """The tree in a stream, its storages by key, where its pickle begins and ends, and where the file ends."""
-    stream = _Stream(source, constructors=constructors)
+    stream = _Stream(source, constructors=constructors, longest=longest)
     if stream.pickle() != MAGIC:
         raise CorruptFileError(f"{source.name}: begins with a pickle that is not PyTorch's magic number")
     if stream.pickle() != 1001:

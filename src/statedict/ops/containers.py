@@ -51,7 +51,7 @@ _FULL32 = 0xFFFFFFFF
 _CHUNK = 1 << 16
 _PAGE = 1 << 12
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x07\x08|\x01\x02)")
-STORED, DEFLATED = 0, 8
+STORED, DEFLATED, BZIP2 = 0, 8, 12
 
 
 class Budget:

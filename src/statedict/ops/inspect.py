@@ -11,7 +11,7 @@ from typing import Any
 
 from statedict.collector import Paused
 from statedict.errors import UnsupportedError
-from statedict.paths import MAX_DEPTH, free_name, walk
+from statedict.paths import MAX_DEPTH, free_name, label, walk
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.values import KINDS, Opaque
 
@@ -216,13 +216,29 @@ class _Builder:
             return _group(self.children(enumerate(value), path, role, parameter))
         for where, item in walk(value):  # a plain value, or a list of them on one row
             self.values[free_name(f"{path}.{where}" if where else path, self.values)] = item
+            if isinstance(item, set | frozenset):
+                self.count(item)
         return Node(value=_short(value))
 
     def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> _Rows:
         dot = path + "." if path else ""
         return _by_module(
-            [(str(key), self.node(str(key), value, f"{dot}{key}", role, parameter)) for key, value in items]
+            [(key, self.node(key, value, dot + key, role, parameter)) for key, value in map(self.named, items)]
         )
+
+    def named(self, item: tuple[Any, Any]) -> tuple[str, Any]:
+        """The entry with what its key is called."""
+        key, value = item
+        self.count(key)
+        return label(key), value
+
+    def count(self, key: Any) -> None:
+        """Count the objects in a key or a set."""
+        if isinstance(key, Opaque):
+            self.opaque[key.name] = self.opaque.get(key.name, 0) + 1
+        elif isinstance(key, tuple | set | frozenset):
+            for item in key:
+                self.count(item)
 
     def tensor(self, key: str, tensor: LazyTensor, path: str, role: str, parameter: str | None) -> Node:
         region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides)
@@ -249,7 +265,7 @@ class _Builder:
         for name, part in value.items():
             if name == "state":
                 entries = [
-                    (str(i), self.node(str(i), entry, f"{dot}state.{i}", "optimizer", names.get(i)))
+                    (label(i), self.node(label(i), entry, f"{dot}state.{label(i)}", "optimizer", names.get(i)))
                     for i, entry in part.items()
                 ]
                 rows.append(("state", _group(entries)))

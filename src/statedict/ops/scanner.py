@@ -7,12 +7,15 @@ GLOBAL or STACK_GLOBAL with a name, and for records of a zip archive; there a pi
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError
 from statedict.io.source import BytesSource, FileSource
 from statedict.ops.containers import (
+    BZIP2,
     DEFLATED,
     STORED,
     Budget,
@@ -28,11 +31,12 @@ from statedict.ops.containers import (
     unpackable,
 )
 from statedict.ops.scan import WORST_FIRST, Finding, ScanReport
-from statedict.pickles.alarms import DANGEROUS, OPAQUE, grade
+from statedict.pickles.alarms import DANGEROUS, OPAQUE, RECORDS, grade
 from statedict.pickles.constructors import StorageType
 from statedict.pickles.globals import COMPUTED, EXTENSION, OBJECTS, Named, Walk, walk
-from statedict.pickles.tables import DATA as ALLOWED
+from statedict.pickles.tables import DATA
 
+_ALLOWED = DATA.keys() | RECORDS
 _STRONG = re.compile(rb"\x80[\x00-\x05]")  # PROTO, which nearly every pickle begins with
 _OLD = re.compile(rb"[(\]})]|c[\w.]+\n[\w.]+\n")  # how those of protocols 0 and 1 begin
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -43,7 +47,10 @@ _EXPECTED = re.compile(r"(^|/)(data|constants)\.pkl$|\.(pkl|pickle|debug_pkl)$|^
 _STORAGE = re.compile(r"(^|/)(data|constants)/\d+$")
 _NO_NAME = re.compile(rb"[\x01-\x1f\x93]")  # what the first name of a tar archive has if it is a pickle
 _LONG_MAGIC = ("gzip", "bzip2", "xz")  # what tensors do not begin with by chance
-_OBJECT_ARRAY = re.compile(rb"['\"][|<>=]?O\d*['\"]")
+_OBJECT_ARRAY = re.compile(rb"(?<!\()['\"]((?:[^'\"]*,)?[|<>=]?(?:O\d*|object))['\"]")  # a type; names follow a (
+_ARRAY = re.compile(
+    rb"\{'descr': '[|<>=]?[a-zA-Z](\d{1,9})(?:\[\w+\])?', 'fortran_order': \w+, 'shape': \(((?:\d{1,19}, ?)*\d{0,19})\)"
+)
 # how something may begin in the midst of other bytes: a pickle, a pickle without PROTO, a record of a zip archive
 _HIDDEN = (
     re.compile(rb"\x80[\x00-\x05][\x00-\xff]"),
@@ -59,7 +66,8 @@ _MAX_DEPTH = 8
 _MAX_FINDINGS = 20_000
 _PATIENCE = 1 << 20  # opcodes without a global, of what may as well be a tensor
 _GLANCE = 1 << 12  # the same, of what an archive says is a tensor
-_OPCODE = 4  # what following one costs, in bytes of the budget
+_PICKLE = 256  # what looking for one costs, in bytes of the budget
+_OPCODE = 4  # what following an opcode costs
 _NAME = 40  # what naming a global costs
 _SURE = 16  # opcodes that random bytes do not get through
 
@@ -100,14 +108,12 @@ class Scan:
         key = (member, named.module, named.name, named.kind)
         known = self.found.get(key)
         if known is not None:
-            count, called = known.count + named.count, known.called + named.called
-            self.found[key] = Finding(
-                member, known.offset, named.module, named.name, known.verdict, known.why, called, count
-            )
+            self.found[key] = replace(known, count=known.count + named.count, called=known.called + named.called)
             return
         if len(self.found) >= _MAX_FINDINGS:
             raise LimitError(f"has more than {_MAX_FINDINGS:,} findings")
-        self.found[key] = Finding(member, offset, named.module, named.name, verdict, why, named.called, named.count)
+        called, count = named.called, max(named.count, 1)  # what no opcode names stands once
+        self.found[key] = Finding(member, offset, named.module, named.name, verdict, why, called, count)
 
     def _unread(self, member: str, offset: int, what: str, why: str) -> None:
         key = (member, "", what, why)
@@ -135,7 +141,7 @@ class Scan:
             self._broken(member, "begins as a zip archive whose directory is missing; it looks truncated")
             self._search(part, member, depth, 0, part.size, listed=False)
         elif head[:6] == b"\x93NUMPY":
-            self._numpy(part, member, depth, head)
+            self._numpy(part, member, depth, head, whole)
         elif tar:
             if _NO_NAME.search(head, 0, 100):
                 self._pickle(part, 0, member, depth)
@@ -182,7 +188,7 @@ class Scan:
         label = _label(member, inner.name)
         data = part.part(inner.start, inner.end)
         expected = bool(_EXPECTED.search(inner.name))
-        if inner.method == STORED:
+        if inner.method in (STORED, BZIP2):  # a record of bzip2 is a file of bzip2
             self.patience = _GLANCE if _STORAGE.search(inner.name) else _PATIENCE
             self._thing(data, label, depth + 1, expected=expected)
             self.patience = _PATIENCE
@@ -212,15 +218,20 @@ class Scan:
                 self._broken(_label(member, inner.name), "goes past the end of the archive; it looks truncated")
             self._member(part, member, inner, depth)
 
-    def _numpy(self, part: Part, member: str, depth: int, head: bytes) -> None:
+    def _numpy(self, part: Part, member: str, depth: int, head: bytes, whole: bool) -> None:
         wide = head[6:7] != b"\1"
         length = int.from_bytes(head[8 : 12 if wide else 10], "little") + (12 if wide else 10)
-        objects = _OBJECT_ARRAY.search(part.read(0, min(length, 1 << 16)))
+        header = part.read(0, min(length, 1 << 16))
+        objects, plain = _OBJECT_ARRAY.search(header), _ARRAY.search(header)
         if objects:
-            named = Named("numpy", f"dtype({objects[0][1:-1].decode()!r})", OBJECTS, 0)
-            named.count = 1
+            named = Named("numpy", f"dtype({objects[1].decode('latin-1')!r})", OBJECTS, 0)
             self._add(member, 0, named, *grade(named, ()))
         self._stream(part, member, depth, length, expected=objects is not None)
+        if whole and plain and not objects:  # numpy.load reads one array after the other from an open file
+            width = int(plain[1]) * (4 if b"U" in plain[0].split(b"'")[3] else 1)
+            end = length + width * math.prod(int(count) for count in plain[2].split(b",") if count.strip())
+            if end < part.size:
+                self._gap(part, member, depth, end, part.size)
 
     def _stream(
         self,
@@ -260,7 +271,7 @@ class Scan:
         """Go past the storages of a file of PyTorch before 1.6, by the numbers of elements."""
         for offset in keys.texts:
             key = keys.text(offset)
-            kind = ALLOWED.get(f"{storages[key].module} {storages[key].name}") if key in storages else None
+            kind = DATA.get(f"{storages[key].module} {storages[key].name}") if key in storages else None
             numel = int.from_bytes(part.read(at, 8), "little", signed=True)
             end = at + 8 + numel * kind.dtype.itemsize if isinstance(kind, StorageType) else -1
             if numel < 0 or end < 0 or end > part.size:
@@ -291,7 +302,7 @@ class Scan:
                 place = base + start
                 if place < done:
                     continue
-                self.budget.spend(512)
+                self.budget.spend(_PICKLE)
                 if data.startswith(b"PK\3\4", start):
                     inner = local_member(part, place, end)
                     if inner is not None:
@@ -335,7 +346,7 @@ class Scan:
             return None
         self.pickles += 1
         for named in found.globals:
-            self._add(member, named.offset, named, *grade(named, ALLOWED))
+            self._add(member, named.offset, named, *grade(named, _ALLOWED))
         if found.problem and not hidden:
             self._broken(member, f"the pickle at byte {at:,} breaks off at byte {found.end:,}: {found.problem}")
         self.budget.spend(_cost(found))
@@ -355,9 +366,13 @@ class Scan:
         before = self.pickles
         self._thing(inner, label, depth)
         if self.pickles > before and compression(inner.read(0, 600)) == "" and inner.read(0, 2) != b"PK":
-            named = Named("", "a pickle inside of a pickle", "", begin)
-            named.count = 1
-            self._add(label, 0, named, DANGEROUS, "whatever unpacks it runs what it names")
+            self._add(
+                label,
+                0,
+                Named("", "a pickle inside of a pickle", "", begin),
+                DANGEROUS,
+                "whatever unpacks it runs what it names",
+            )
 
 
 def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool) -> bool:
@@ -373,7 +388,7 @@ def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool
         return True
     if alone and found.opcodes >= _SURE // 2:
         return True
-    return any(named.called or grade(named, ALLOWED)[0] == DANGEROUS for named in known)
+    return any(named.called or grade(named, _ALLOWED)[0] == DANGEROUS for named in known)
 
 
 def _importable(named: Named, broken: bool) -> bool:
@@ -384,7 +399,7 @@ def _importable(named: Named, broken: bool) -> bool:
 
 
 def _cost(found: Walk) -> int:
-    return _OPCODE * found.opcodes + _NAME * sum(named.count for named in found.globals)
+    return _PICKLE + _OPCODE * found.opcodes + _NAME * sum(named.count for named in found.globals)
 
 
 def _label(member: str, inner: str) -> str:

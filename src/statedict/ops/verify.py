@@ -197,7 +197,8 @@ def _counts(tensor: LazyTensor) -> tuple[int, int]:
     start, size = whole.storage.offset + whole.offset, tensor.span if spread else tensor.nbytes
     for _, block in blocks(whole.storage.source, start, size):
         array = numpy.frombuffer(block, kind.numpy)
-        if not numpy.isfinite(array).all():
-            nan += int(numpy.isnan(array).sum())
-            inf += int(numpy.isinf(array).sum())
+        with numpy.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+            if not numpy.isfinite(array).all():
+                nan += int(numpy.isnan(array).sum())
+                inf += int(numpy.isinf(array).sum())
     return nan, inf

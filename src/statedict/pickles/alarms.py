@@ -46,7 +46,10 @@ _MODULES: dict[str, str] = {
         "cProfile profile pstats pdb bdb trace doctest unittest pydoc idlelib lib2to3 distutils setuptools pip "
         "pkg_resources ensurepip venv virtualenv wsgiref cgi cgitb sched IPython ipykernel nose pytest _pytest "
         "fabric invoke sh pexpect paramiko psutil tracemalloc atexit signal faulthandler readline rlcompleter "
-        "antigravity _testcapi _testinternalcapi compileall py_compile aifc "
+        "antigravity _testcapi _testinternalcapi compileall py_compile aifc test.support _osx_support _aix_support "
+        "_pyrepl mailcap turtledemo _bootsubprocess pyximport Cython cython line_profiler _lsprof jupyter_client "
+        "execnet _interpreters _xxsubinterpreters torch._sources torch._jit_internal torch._appdirs "
+        "torch._functorch.config torch.cuda.jiterator keras.layers.core.Lambda keras.src.layers.core.lambda_layer "
         "numexpr sympy jinja2 mako fire torch.utils.bottleneck torch.utils.collect_env "
         "torch._dynamo torch._inductor torch._export torch.fx torch.testing torch._C._jit torch.compiler "
         "torch.utils._config_module torch.utils.data.datapipes torch.utils._sympy torch.utils.benchmark torch._lazy "
@@ -67,7 +70,9 @@ _MODULES: dict[str, str] = {
         "transformers.dynamic_module_utils mlflow skops.io h5py xmlrpc sqlite3",
     ),
     **_each(
-        _IMPORTS, "importlib _frozen_importlib _frozen_importlib_external imp pkgutil zipimport zipapp modulefinder"
+        _IMPORTS,
+        "importlib _frozen_importlib _frozen_importlib_external imp _imp pkgutil zipimport zipapp modulefinder "
+        "pyclbr encodings",
     ),
     **_each(_REACHES, "inspect gc ast symtable dis opcode"),
     **_each(
@@ -78,13 +83,15 @@ _MODULES: dict[str, str] = {
     **_each(
         _FILES,
         "shutil tempfile pathlib fileinput glob mmap zipfile tarfile gzip bz2 lzma linecache filecmp fcntl "
-        "torch.utils.data._utils tokenize netrc configparser logging.handlers",
+        "torch.utils.data._utils torch.utils.file_baton torch.utils._content_store tokenize tabnanny netrc "
+        "configparser logging.handlers gettext fsspec smart_open s3fs tensorflow.io tensorflow.raw_ops",
     ),
     **_each(
         _NETWORK,
         "socket _socket ssl _ssl socketserver http httplib httplib2 urllib urllib2 urllib3 requests aiohttp httpx "
         "ftplib smtplib smtpd telnetlib poplib imaplib nntplib webbrowser select selectors boto3 botocore twisted "
-        "tornado websocket websockets git",
+        "tornado websocket websockets git asyncore asynchat smtpd gradio flask django BaseHTTPServer SimpleHTTPServer "
+        "CGIHTTPServer SocketServer",
     ),
     **_each(
         _PROCESSES,
@@ -139,23 +146,50 @@ _NAMES: dict[str, dict[str, str]] = {
     ),
     "pandas": _each(_LOADS, "read_pickle eval read_csv read_hdf read_sql read_feather read_parquet"),
     "transformers": _each(_LOADS, "pipeline AutoModel AutoTokenizer AutoConfig"),
+    "numpy.core.multiarray": {"fromfile": _FILES},
+    "numpy.core.records": {"fromfile": _FILES},
+    "argparse": {"FileType": _FILES},
+    "datasets": _each(_LOADS, "load_dataset load_from_disk"),
+    "spacy": {"load": _LOADS},
+    "hashlib": {"file_digest": _FILES},
+    "weakref": {"finalize": _SYSTEM},
     "logging": _each(_FILES, "FileHandler basicConfig"),
 }
 # Python 2's and CPython's inner names for the same modules
 _SAME = {
     "__builtin__": "builtins",
     "_io": "io",
+    "_pyio": "io",
     "_operator": "operator",
     "_functools": "functools",
     "copy_reg": "copyreg",
     "torch.jit._serialization": "torch.jit",
     "pandas.core.api": "pandas",
+    "numpy._core.multiarray": "numpy.core.multiarray",
+    "numpy._core.records": "numpy.core.records",
 }
 # what a dangerous module has that is none of it: classes which only hold values
 _INERT: dict[str, Container[str]] = {
     "pathlib": {"PosixPath", "WindowsPath", "Path", "PurePath", "PurePosixPath", "PureWindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath", "Path", "PurePath", "PurePosixPath", "PureWindowsPath"},
     "joblib.numpy_pickle": {"NumpyArrayWrapper"},
+}
+# beyond `pickles.tables.DATA` what a scan calls data: the records of a distributed checkpoint's index, which are read
+# field by field and never built
+RECORDS = {
+    "pathlib PosixPath",
+    "pathlib WindowsPath",
+    "pathlib._local PosixPath",
+    "pathlib._local WindowsPath",
+    "torch.distributed.checkpoint.filesystem _StorageInfo",
+    "torch.distributed.checkpoint.metadata BytesStorageMetadata",
+    "torch.distributed.checkpoint.metadata ChunkStorageMetadata",
+    "torch.distributed.checkpoint.metadata Metadata",
+    "torch.distributed.checkpoint.metadata MetadataIndex",
+    "torch.distributed.checkpoint.metadata StorageMeta",
+    "torch.distributed.checkpoint.metadata TensorProperties",
+    "torch.distributed.checkpoint.metadata TensorStorageMetadata",
+    "torch.distributed.checkpoint.metadata _MEM_FORMAT_ENCODING",
 }
 _KINDS = {
     COMPUTED: "its name is computed or over 1,000 characters, so what it is cannot be told",
@@ -186,6 +220,8 @@ def grade(found: Named, allowed: Container[str]) -> tuple[str, str]:
         return DATA, "builds data"
     if not _MODULE.fullmatch(module):
         return DANGEROUS, "the module's name is none that an import statement could hold"
+    if not module.isascii():
+        return DANGEROUS, "the module's name has letters beyond ASCII, which may look like another name"
     if "." in name:
         return DANGEROUS, "reaches through a module or a class by a dotted name"
     if not _NAME.fullmatch(name):

@@ -182,7 +182,7 @@ class Walk:
                     at += 1 if op == 0x71 else 4
                     self._put(index, stack[-1])
                 elif op == 0x80:  # PROTO
-                    if data[at] > 5:
+                    if data[at : at + 1] > b"\5":
                         raise CorruptFileError(f"there is no protocol {data[at]}")
                     at += 1
                 elif op == 0x94:  # MEMOIZE

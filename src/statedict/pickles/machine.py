@@ -306,7 +306,7 @@ class _Machine:
             if marks and marks[-1] == len(stack):
                 marks.pop()
             else:
-                stack.pop()
+                self.drop(stack.pop())
         elif op == 0x31:  # POPMARK
             self.pop_mark()
         elif op == 0x32:  # DUP
@@ -480,6 +480,12 @@ class _Machine:
         else:
             raise CorruptFileError(f"gives a state to a {type(target).__name__}")
         return target
+
+    def drop(self, value: Any) -> None:
+        """Forget what was called only to give an object its state, as `copyreg` allows, but not the state."""
+        args = value.args if type(value) is Opaque else None
+        if type(args) is tuple and len(args) == 2 and type(args[0]) is Opaque and args[0].state is None:
+            self.build(*args)
 
     def module(self, state: dict[Any, Any]) -> dict[Any, Any]:
         """The attributes of a `torch.nn.Module` with its parameters, buffers and modules by their own names."""

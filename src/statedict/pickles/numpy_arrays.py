@@ -3,16 +3,20 @@
     dtype("f4", False, True) with state (version, "<", …)             one of ours, where it has a counterpart
     scalar(dtype, bytes)                                               a Python number
     _reconstruct(ndarray, (0,), b"b") with state (version, shape, dtype, is_fortran, bytes)
-    _frombuffer(bytes, dtype, shape, order)                            since protocol 5
+    _frombuffer(bytes, dtype, shape, order, axes)                      since protocol 5; axes since numpy 2.4, for
+                                                                       order "K": (2, 0, 1) as `transpose` takes them
 
-An array becomes a LazyTensor over the bytes in the pickle. One of Python objects, strings or records stays an Opaque.
-Source: numpy/_core/src/multiarray/methods.c and descriptor.c (numpy 2.4), `array_reduce` and `arraydescr_reduce`.
+A dtype may be given by its class instead of its code, as ml_dtypes' and numpy's records are. An array becomes a
+LazyTensor over the bytes in the pickle. One of Python objects, strings or records stays an Opaque.
+Source: numpy/_core/src/multiarray/methods.c and descriptor.c (numpy 2.4), `array_reduce` and `arraydescr_reduce`;
+numpy/_core/numeric.py, `_frombuffer`.
 """
 
 from __future__ import annotations
 
 import struct
 
+from statedict.arrays import contiguous_strides
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource, swapped
@@ -35,13 +39,14 @@ _CODES: dict[str, tuple[str, str]] = {
 
 
 class NumpyType(Opaque):
-    """A numpy dtype: its code and byte order."""
+    """A numpy dtype: its code or its class, its byte order and, for numbers, our dtype."""
 
-    __slots__ = ("code", "order", "plain")
+    __slots__ = ("code", "kind", "order")
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, kind: DType | None = None) -> None:
         super().__init__("numpy.dtype", (code,))
-        self.code, self.order, self.plain = code, "<", code in _CODES
+        self.code, self.order = code, "<"
+        self.kind = BY_NAME[_CODES[code][0]] if code in _CODES else kind
 
     def set_state(self, state: Any) -> NumpyType:
         """Take the byte order; fields and subarrays make it one that we only label."""
@@ -50,13 +55,8 @@ class NumpyType(Opaque):
         if state[1] in ("<", ">", "|"):
             self.order = "<" if state[1] == "|" else state[1]
         if state[2] is not None or state[3] is not None:
-            self.plain = False
+            self.kind = None
         return self
-
-    @property
-    def kind(self) -> DType:
-        """Our dtype."""
-        return BY_NAME[_CODES[self.code][0]]
 
 
 class _Array(LazyTensor):
@@ -79,10 +79,11 @@ class _Array(LazyTensor):
 
 def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     """The tensor, or an Opaque for elements that are no numbers."""
-    if not isinstance(kind, NumpyType) or type(shape) is not tuple:
+    if not isinstance(kind, Opaque) or type(shape) is not tuple:
         raise CorruptFileError("a numpy array without a dtype or a shape")
-    if not kind.plain:
-        return Opaque(f"numpy.ndarray of {kind.code}", (shape,), items=raw if type(raw) is list else [raw])
+    if not isinstance(kind, NumpyType) or kind.kind is None:
+        label = kind.code if isinstance(kind, NumpyType) else kind.name
+        return Opaque(f"numpy.ndarray of {label}", (shape,), items=raw if type(raw) is list else [raw])
     if type(raw) is str:  # Python 2 wrote bytes as text
         raw = raw.encode("latin-1")
     if type(raw) not in (bytes, bytearray):
@@ -115,7 +116,21 @@ def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:
     return _Array(BY_NAME["uint8"], (0,), Storage(BytesSource(b"", IN_PICKLE), 0, 0))
 
 
+def _frombuffer(raw: Any, kind: Any, shape: Any, order: Any = "C", axes: Any = None) -> Any:
+    made = array(raw, kind, shape, order)
+    if order != "K" or axes is None or isinstance(made, Opaque):
+        return made
+    if type(axes) is not tuple or {*map(type, axes)} - {int} or sorted(axes) != [*range(len(shape))]:
+        raise CorruptFileError("a numpy array whose axes are in no order")
+    steps = contiguous_strides(shape)
+    shape, strides = tuple(shape[axis] for axis in axes), tuple(steps[axis] for axis in axes)
+    return LazyTensor(made.dtype, shape, made.storage, 0, None if strides == contiguous_strides(shape) else strides)
+
+
 def _dtype(code: Any, align: Any = False, copy: Any = False) -> NumpyType:
+    if type(code) is Global:
+        found = BY_NAME.get(code.name.removeprefix("ml_dtypes."))
+        return NumpyType(code.name, found if found is not None and found.itemsize else None)
     if type(code) is bytes:
         code = code.decode("ascii", "replace")
     if type(code) is not str or len(code) > 100:
@@ -128,7 +143,7 @@ def _scalar(kind: Any, raw: Any = b"") -> Any:
         raise CorruptFileError("a numpy scalar without a dtype")
     if type(raw) is str:
         raw = raw.encode("latin-1")
-    if not kind.plain or type(raw) is not bytes:
+    if kind.kind is None or kind.code not in _CODES or type(raw) is not bytes:
         return Opaque(f"numpy scalar of {kind.code}", (raw,))
     if len(raw) != kind.kind.itemsize:
         raise CorruptFileError(f"a numpy scalar of dtype {kind.code} has {len(raw):,} bytes")
@@ -153,6 +168,6 @@ NUMPY: dict[str, Any] = {
     ),
     **dict.fromkeys(
         _modules("_frombuffer", "numpy.core.numeric", "numpy._core.numeric"),
-        Global("numpy.core.numeric._frombuffer", array, cost=1024),
+        Global("numpy.core.numeric._frombuffer", _frombuffer, cost=1024),
     ),
 }

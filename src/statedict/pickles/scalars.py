@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_LONGEST = 1024  # bytes of an integer; Python prints none of over 4,300 digits, and torch.load reads 255 bytes
+
+
 def as_text(raw: bytes) -> str | bytes:
     """A string of Python 2: text where it is text."""
     try:
@@ -33,6 +36,8 @@ def _integer(raw: bytes) -> int | bool:
 
 
 def _long(raw: bytes) -> int:
+    if len(raw) > _LONGEST:
+        raise CorruptFileError(f"an integer of {len(raw):,} bytes, which is more than can be shown")
     return int.from_bytes(raw, "little", signed=True)
 
 

@@ -75,14 +75,14 @@ class _NumberType(NumpyType):
 
     def set_state(self, state: Any) -> NumpyType:
         made = super().set_state(state)
-        if not self.plain or tuple(state[5:]) != (-1, -1, 0):
+        if self.kind is None or tuple(state[5:]) != (-1, -1, 0):
             raise RefusedError(f"a numpy dtype {self.code!r} with fields or a size of its own; {_REMEDY}")
         return made
 
 
 def _number_type(code: Any, align: Any = False, copy: Any = False) -> NumpyType:
     made = _NumberType(code.decode("ascii", "replace") if type(code) is bytes else code)
-    if not made.plain:
+    if made.kind is None:
         raise RefusedError(f"a numpy dtype {str(code)[:100]!r} that is no number; {_REMEDY}")
     return made
 
