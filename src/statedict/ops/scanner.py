@@ -112,8 +112,8 @@ class Scan:
             return
         if len(self.found) >= _MAX_FINDINGS:
             raise LimitError(f"has more than {_MAX_FINDINGS:,} findings")
-        called, count = named.called, max(named.count, 1)  # what no opcode names stands once
-        self.found[key] = Finding(member, offset, named.module, named.name, verdict, why, called, count)
+        count = max(named.count, 1)  # what no opcode names stands once
+        self.found[key] = Finding(member, offset, named.module, named.name, verdict, why, named.called, count)
 
     def _unread(self, member: str, offset: int, what: str, why: str) -> None:
         key = (member, "", what, why)
@@ -366,13 +366,8 @@ class Scan:
         before = self.pickles
         self._thing(inner, label, depth)
         if self.pickles > before and compression(inner.read(0, 600)) == "" and inner.read(0, 2) != b"PK":
-            self._add(
-                label,
-                0,
-                Named("", "a pickle inside of a pickle", "", begin),
-                DANGEROUS,
-                "whatever unpacks it runs what it names",
-            )
+            named = Named("", "a pickle inside of a pickle", "", begin)
+            self._add(label, 0, named, DANGEROUS, "whatever unpacks it runs what it names")
 
 
 def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool) -> bool:
