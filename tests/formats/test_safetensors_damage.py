@@ -211,3 +211,11 @@ def test_a_file_cut_inside_its_data_names_the_tensor(tmp_path: Path) -> None:
     statedict.save({"model": {"w": torch.ones(4)}, "epoch": 1}, path)
     path.write_bytes(path.read_bytes()[:-1])
     refused(path, r"tensor 'model\.w': .*fetch it again")
+
+
+def test_a_dtype_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    header = rb'{"w":{"dtype":"\ud800","shape":[1],"data_offsets":[0,1]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    with pytest.raises(statedict.FormatError, match="unknown dtype"):
+        statedict.load(path)

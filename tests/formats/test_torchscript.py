@@ -113,3 +113,20 @@ def test_a_missing_constant_is_an_error_that_names_it(tmp_path: Path) -> None:
                 new.writestr(name, old.read(name))
     with pytest.raises(statedict.CorruptFileError, match="storage constants/0 is missing"):
         statedict.load(tmp_path / "x.pt")
+
+
+def test_constants_that_are_a_bare_tensor_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    (constants,) = (name for name in records if name.endswith("constants.pkl"))
+    records[constants] = (
+        b"\x80\2ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpu"
+        b"K\1tQK\0K\1\x85K\1\x85\x89NtR."
+    )
+    records[constants.replace("constants.pkl", "constants/0")] = b"\0\0\x80?"
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in records.items():
+            new.writestr(name, data)
+    assert statedict.load(path)["constants"].tolist() == [1.0]

@@ -211,7 +211,13 @@ def _check_coverage(source: ByteSource, ranges: list[tuple[int, int]], size: int
 
 def _unnamed(source: ByteSource, key: str, code: Any, numel: int, nbytes: int) -> DType:
     """A dtype that our table does not have yet: raw bytes under its name."""
-    if type(code) is not str or not code or (numel and nbytes * 8 % numel) or not numel:
+    if (
+        type(code) is not str
+        or not (code.isascii() and code.isprintable())
+        or not code
+        or (numel and nbytes * 8 % numel)
+        or not numel
+    ):
         raise FormatError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r}; a newer version may know it")
     return DType(code, nbytes * 8 // numel, "raw", "", code)
 

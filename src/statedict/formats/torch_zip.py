@@ -79,7 +79,7 @@ def _tree(records: dict[str, Record | Inflated]) -> tuple[Any, dict[int, str]]:
         tree = _attributes(tree)
         constants, storages = unpickle(records, "constants")
         places |= {id(storage): f"constants/{key}" for key, storage in storages.items()}
-        if constants:
+        if isinstance(constants, LazyTensor) or constants:
             tree.setdefault("constants", constants)
     return tree, places
 

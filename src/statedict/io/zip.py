@@ -203,7 +203,10 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
             directory, at
         )
         if magic != b"PK\1\2":
-            raise CorruptFileError(f"{source.name}: the zip directory is damaged at its byte {at:,}")
+            raise CorruptFileError(
+                f"{source.name}: the zip directory is damaged at its byte {at:,}, perhaps by a transfer as text; "
+                "fetch it again"
+            )
         try:
             name = directory[at + 46 : at + 46 + nlen].decode()
         except UnicodeDecodeError:
