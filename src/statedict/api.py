@@ -166,6 +166,7 @@ def restore(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     cast: bool = False,
+    prefix: str = "auto",
     dry_run: bool = False,
 ) -> RestoreReport:
     """Put a state back into live objects: planned whole, then written.
@@ -176,6 +177,9 @@ def restore(
         allow_missing: globs over paths of the target that the state may lack; they stay as they are.
         allow_unexpected: globs over paths of the state that the target may lack.
         cast: convert where dtypes differ.
+        prefix: what stands before the names of models and optimizers in the state, `"model."`. `"auto"` finds it,
+            and sets the keys of wrappers aside on both sides (`module.`, `_orig_mod.` and the like), wherever they
+            stand; the report says so. `""` takes names as they are.
         dry_run: plan and report, write nothing, raise nothing.
 
     Returns:
@@ -196,5 +200,11 @@ def restore(
 
     state = load(state_or_path) if isinstance(state_or_path, str | os.PathLike) else state_or_path
     return put_back(
-        obj, state, allow_missing=allow_missing, allow_unexpected=allow_unexpected, cast=cast, dry_run=dry_run
+        obj,
+        state,
+        allow_missing=allow_missing,
+        allow_unexpected=allow_unexpected,
+        cast=cast,
+        prefix=None if prefix == "auto" else prefix,
+        dry_run=dry_run,
     )

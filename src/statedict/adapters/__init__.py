@@ -12,10 +12,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from statedict.adapters.names import align
 from statedict.adapters.report import Entry, allowed
 from statedict.arrays import is_numpy
 from statedict.dtypes import dtype
@@ -147,7 +148,10 @@ class Plan:
     allow_missing: Sequence[str] = ()
     allow_unexpected: Sequence[str] = ()
     cast: bool = False
+    prefix: str | None = None
     names: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """How names were read."""
     entries: list[Entry] = field(default_factory=list)
     problems: list[Entry] = field(default_factory=list)
     actions: list[Callable[[], None]] = field(default_factory=list)
@@ -168,6 +172,16 @@ class Plan:
         else:
             find(target, path).plan(target, state, self, path)
         self.paths += [path] * (len(self.actions) - len(self.paths))
+
+    def align(self, target: Iterable[str], state: Iterable[str], path: str) -> dict[str, str]:
+        """Name in the target → name in the state, wrappers and prefixes set aside, which is reported."""
+        reading = align(target, state, self.prefix)
+        where = f"{path}: " if path else ""
+        if reading.other:
+            self.problem("ambiguous", path, f"two readings are possible: {reading.other}; pass prefix=… to choose")
+        elif reading.note:
+            self.notes.append(where + reading.note)
+        return reading.pairs
 
     def note(self, action: str, path: str, detail: str = "") -> None:
         """Report what will happen to an entry."""

@@ -93,16 +93,24 @@ def _located(tree: Any, error: UnsupportedError) -> UnsupportedError:
 
 
 def put_back(
-    obj: Any, state: Any, *, allow_missing: Sequence[str], allow_unexpected: Sequence[str], cast: bool, dry_run: bool
+    obj: Any,
+    state: Any,
+    *,
+    allow_missing: Sequence[str],
+    allow_unexpected: Sequence[str],
+    cast: bool,
+    prefix: str | None,
+    dry_run: bool,
 ) -> RestoreReport:
     """Plan for the whole tree, then do it; see `statedict.restore`."""
     if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
         state = state[""]
-    plan = Plan(allow_missing, allow_unexpected, cast, parameter_names(obj))
+    plan = Plan(allow_missing, allow_unexpected, cast, prefix, parameter_names(obj))
     plan.value(obj, state, "")
     if not plan.problems and plan.entries and all(entry.action in ("missing", "unexpected") for entry in plan.entries):
         plan.problem("nothing matched", "", "no entry of the state has the name of an entry of the target")
-    report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written=not dry_run and not plan.problems)
+    written = not dry_run and not plan.problems
+    report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written, tuple(plan.notes))
     if dry_run:
         return report
     if plan.problems:
