@@ -79,6 +79,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     live = value.param_groups
     live_names = [_names(group, plan.names) for group in live]
     saved_names = [group.get("param_names") for group in saved]
+    saved_names = [[*map(plan.parameter, names)] if isinstance(names, list) else names for names in saved_names]
     named = _name_them_all(live_names, live) and _name_them_all(saved_names, saved)
     matched = _by_name(live_names, saved, saved_names, plan, path) if named else _by_position(live, saved, plan, path)
     if matched is None:
