@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("values", "arrays"),
     ("tensor",),
     ("segments", "checks"),
-    ("paths",),
+    ("paths", "rename"),
     ("notebook",),
     ("tree",),
     ("pickles",),

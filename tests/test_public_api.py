@@ -15,10 +15,10 @@ from statedict import errors
 
 PUBLIC = [
     "CorruptFileError", "DType", "Device", "ExistingFileError", "FileError", "FormatError", "LazyTensor",
-    "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RefusedError", "RestoreError",
-    "RestoreReport", "ScanReport", "Size", "StateDict", "StateDictError", "Storage", "Summary", "TreeError",
-    "TruncatedError", "UnknownFormatError", "UnsupportedError", "VerifyReport", "__version__", "capture", "convert",
-    "dtype", "inspect", "load", "restore", "save", "scan", "unflatten", "verify",
+    "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RefusedError", "RenameError",
+    "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict", "StateDictError", "Storage", "Summary",
+    "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError", "VerifyReport", "__version__",
+    "capture", "convert", "dtype", "inspect", "load", "restore", "save", "scan", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [
     value

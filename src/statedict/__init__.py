@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from statedict.errors import MissingFileError as MissingFileError
     from statedict.errors import PathError as PathError
     from statedict.errors import RefusedError as RefusedError
+    from statedict.errors import RenameError as RenameError
     from statedict.errors import RestoreError as RestoreError
     from statedict.errors import StateDictError as StateDictError
     from statedict.errors import TreeError as TreeError
@@ -68,6 +69,7 @@ _EXPORTS = {
     "Opaque": "values",
     "PathError": "errors",
     "RefusedError": "errors",
+    "RenameError": "errors",
     "RestoreError": "errors",
     "RestoreReport": "adapters.report",
     "ScanReport": "ops.scan",

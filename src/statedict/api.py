@@ -11,7 +11,7 @@ from statedict.tree import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from statedict.adapters.report import RestoreReport
@@ -166,6 +166,8 @@ def restore(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     cast: bool = False,
+    prefix: str = "auto",
+    rename: Mapping[str, str] | None = None,
     dry_run: bool = False,
 ) -> RestoreReport:
     """Put a state back into live objects: planned whole, then written.
@@ -176,12 +178,18 @@ def restore(
         allow_missing: globs over paths of the target that the state may lack; they stay as they are.
         allow_unexpected: globs over paths of the state that the target may lack.
         cast: convert where dtypes differ.
+        prefix: what stands before the names of models and optimizers in the state, `"model."`. `"auto"` finds it,
+            and sets the keys of wrappers aside on both sides (`module.`, `_orig_mod.` and the like), wherever they
+            stand; the report says so. `""` takes names as they are.
+        rename: rules for paths of the state, `{"layers.{n}.attn.*": "blocks.{n+1}.attention.*"}`; the names that an
+            optimizer has for its parameters follow. docs/recipes.md has the language.
         dry_run: plan and report, write nothing, raise nothing.
 
     Returns:
         What happened to every entry.
 
     Raises:
+        RenameError: a rule is malformed.
         RestoreError: something is not allowed and nothing was written, or writing failed and the message says where.
 
     >>> import statedict, numpy
@@ -196,5 +204,12 @@ def restore(
 
     state = load(state_or_path) if isinstance(state_or_path, str | os.PathLike) else state_or_path
     return put_back(
-        obj, state, allow_missing=allow_missing, allow_unexpected=allow_unexpected, cast=cast, dry_run=dry_run
+        obj,
+        state,
+        allow_missing=allow_missing,
+        allow_unexpected=allow_unexpected,
+        cast=cast,
+        prefix=None if prefix == "auto" else prefix,
+        rename=rename,
+        dry_run=dry_run,
     )

@@ -13,6 +13,7 @@
     ├── PathError (KeyError)              no such path in the tree
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
+    ├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
@@ -87,6 +88,10 @@ class TreeError(StateDictError, ValueError):
 
 class UnsupportedError(StateDictError, TypeError):
     """The target cannot hold this value or dtype."""
+
+
+class RenameError(StateDictError, ValueError):
+    """A rule for names is malformed, matches nothing, or makes two names one."""
 
 
 class RestoreError(StateDictError, ValueError):

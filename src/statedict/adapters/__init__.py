@@ -12,17 +12,19 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from statedict.adapters.names import align
 from statedict.adapters.report import Entry, allowed
 from statedict.arrays import is_numpy
 from statedict.dtypes import dtype
 from statedict.errors import TreeError, UnsupportedError
 from statedict.paths import MAX_DEPTH
+from statedict.rename import Rules
 from statedict.tensor import LazyTensor, is_array
-from statedict.tree import StateDict
+from statedict.tree import StateDict, like
 from statedict.values import KINDS, PLAIN, Device, Opaque, Size
 
 
@@ -147,7 +149,13 @@ class Plan:
     allow_missing: Sequence[str] = ()
     allow_unexpected: Sequence[str] = ()
     cast: bool = False
+    prefix: str | None = None
+    rules: Rules | None = None
+    modules: Sequence[str] = ()
+    """The paths of the modules in the tree, below which the names of an optimizer's parameters may stand."""
     names: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """How names were read."""
     entries: list[Entry] = field(default_factory=list)
     problems: list[Entry] = field(default_factory=list)
     actions: list[Callable[[], None]] = field(default_factory=list)
@@ -166,8 +174,47 @@ class Plan:
                 self.note("restored", path, "" if _same(plain, leaf(state)) else f"{plain!r:.40} → {state!r:.40}")
                 self.actions.append(lambda: assign(_alike(target, realized(state))))
         else:
-            find(target, path).plan(target, state, self, path)
+            find(target, path).plan(target, self.renamed(state, path), self, path)
         self.paths += [path] * (len(self.actions) - len(self.paths))
+
+    def renamed(self, state: Any, path: str) -> Any:
+        """A dict of the state with its keys as the caller's rules make them."""
+        if self.rules is None or not isinstance(state, dict):
+            return state
+        above = join(path, "") if path else ""
+        result, modules = like(state, StateDict()), {}
+        for key, value in state.items():
+            new = self.rules(above + key) if type(key) is str else key
+            if type(key) is str:
+                if not new.startswith(above):
+                    self.problem("moved", above + key, f"a rule makes it {new!r}, out of the dict that holds it")
+                new = new.removeprefix(above)
+                modules[key.rpartition(".")[0]] = new.rpartition(".")[0]
+            if new in result:
+                self.problem("collision", above + key, f"becomes {above}{new}, which another entry is or becomes")
+            result[new] = value
+        if isinstance(result._metadata, dict):
+            result._metadata = {modules.get(name, name): entry for name, entry in result._metadata.items()}
+        return result
+
+    def parameter(self, name: Any) -> Any:
+        """A parameter's name in the state of an optimizer, as the caller's rules make it."""
+        for above in ("", *self.modules) if self.rules is not None and type(name) is str else ():
+            full = join(above, name)
+            new = self.rules(full)  # type: ignore[misc]  # not None, as the line above says
+            if new != full and new.startswith(above):
+                return new[len(above) :].removeprefix(".")
+        return name
+
+    def align(self, target: Iterable[str], state: Iterable[str], path: str) -> dict[str, str]:
+        """Name in the target → name in the state, wrappers and prefixes set aside, which is reported."""
+        reading = align(target, state, self.prefix)
+        where = f"{path}: " if path else ""
+        if reading.other:
+            self.problem("ambiguous", path, f"two readings are possible: {reading.other}; pass prefix=… to choose")
+        elif reading.note:
+            self.notes.append(where + reading.note)
+        return reading.pairs
 
     def note(self, action: str, path: str, detail: str = "") -> None:
         """Report what will happen to an entry."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from statedict.adapters import Capture, Plan, join, too_deep
@@ -11,6 +11,7 @@ from statedict.adapters.report import RestoreReport, remedy, summary
 from statedict.arrays import is_numpy, is_torch
 from statedict.errors import RestoreError, UnsupportedError
 from statedict.paths import MAX_DEPTH, walk
+from statedict.rename import Rules
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict, transform
@@ -27,16 +28,29 @@ def parameter_names(tree: Any) -> dict[int, str]:
     Raises:
         TreeError: the tree is nested deeper than 200.
     """
-    if sys.modules.get("torch") is None:
+    modules = module_paths(tree)
+    if not modules:
         return {}
     from statedict.adapters import torch_module
 
-    modules = list(_modules(tree, "", torch_module.accepts))
     found: dict[int, str] = {}
     for path, module in modules:
         for identity, name in torch_module.names(module).items():
             found.setdefault(identity, join(path, name) if len(modules) > 1 else name)
     return found
+
+
+def module_paths(tree: Any) -> list[tuple[str, Any]]:
+    """The live modules in the tree and where they stand.
+
+    Raises:
+        TreeError: the tree is nested deeper than 200.
+    """
+    if sys.modules.get("torch") is None:
+        return []
+    from statedict.adapters import torch_module
+
+    return list(_modules(tree, "", torch_module.accepts))
 
 
 def _modules(tree: Any, path: str, accepts: Any, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
@@ -93,16 +107,30 @@ def _located(tree: Any, error: UnsupportedError) -> UnsupportedError:
 
 
 def put_back(
-    obj: Any, state: Any, *, allow_missing: Sequence[str], allow_unexpected: Sequence[str], cast: bool, dry_run: bool
+    obj: Any,
+    state: Any,
+    *,
+    allow_missing: Sequence[str],
+    allow_unexpected: Sequence[str],
+    cast: bool,
+    prefix: str | None,
+    rename: Mapping[str, str] | None,
+    dry_run: bool,
 ) -> RestoreReport:
     """Plan for the whole tree, then do it; see `statedict.restore`."""
     if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
         state = state[""]
-    plan = Plan(allow_missing, allow_unexpected, cast, parameter_names(obj))
+    rules = Rules(rename) if rename else None
+    modules = [path for path, _ in module_paths(obj)]
+    plan = Plan(allow_missing, allow_unexpected, cast, prefix, rules, modules, parameter_names(obj))
     plan.value(obj, state, "")
+    for rule in rules.idle() if rules else ():
+        plan.problem("idle rule", rule, "matches no entry of the state; mend or drop it")
+    plan.notes += [f"renamed {count:,} by {rule}" for rule, count in (rules.matched if rules else {}).items() if count]
     if not plan.problems and plan.entries and all(entry.action in ("missing", "unexpected") for entry in plan.entries):
         plan.problem("nothing matched", "", "no entry of the state has the name of an entry of the target")
-    report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written=not dry_run and not plan.problems)
+    written = not dry_run and not plan.problems
+    report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written, tuple(plan.notes))
     if dry_run:
         return report
     if plan.problems:

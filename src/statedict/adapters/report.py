@@ -33,12 +33,15 @@ class Entry:
 class RestoreReport:
     """What `restore` did with every entry, or with `dry_run` would do.
 
+    `notes` say how names were read: prefixes and wrappers that were set aside.
+
     `str(report)` is a summary, `entries` and `to_json()` have all of it.
     """
 
     entries: tuple[Entry, ...]
     problems: tuple[Entry, ...] = ()
     written: bool = True
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """Entries by action."""
@@ -53,6 +56,7 @@ class RestoreReport:
         return json.dumps(
             {
                 "written": self.written,
+                "notes": self.notes,
                 "counts": self.counts(),
                 "entries": [asdict(entry) for entry in self.entries],
                 "problems": [asdict(entry) for entry in self.problems],
@@ -62,6 +66,7 @@ class RestoreReport:
     def __str__(self) -> str:
         count = sum(entry.action in RESTORED for entry in self.entries)
         lines = [f"{'restored' if self.written else 'would restore'} {count:,} of {len(self.entries):,} entries"]
+        lines += [f"  {note}" for note in self.notes]
         notable = [entry for entry in self.entries if entry.action != "restored" or entry.detail]
         lines += summary([*self.problems, *notable])
         return "\n".join(lines)

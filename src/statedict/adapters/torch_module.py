@@ -43,23 +43,25 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.problem("kind", path, f"a module is restored from a dict, the state has a {type(state).__name__} there")
         return
     own = value.state_dict()
+    pairs = plan.align(own, (name for name in state if type(name) is str), path)
     chosen = like(state, StateDict())
     if isinstance(chosen._metadata, dict):
-        chosen._metadata = {prefix: _without_assign(entry) for prefix, entry in chosen._metadata.items()}
+        chosen._metadata = _versions(chosen._metadata, pairs)
     regions: dict[object, str] = {}
     for name, entry in own.items():
         full = join(path, name)
-        if name not in state:
+        if name not in pairs:
             plan.missing(full)
             continue
+        held = state[pairs[name]]
         if not isinstance(entry, torch.Tensor) or name.rpartition(".")[2] == "_extra_state":  # of any kind and shape
             plan.note("restored", full)
-            chosen[name] = StateDict({"": state[name]}).torch(copy=True)[""]
+            chosen[name] = StateDict({"": held}).torch(copy=True)[""]
             continue
-        if not is_array(state[name]):
-            plan.problem("kind", full, f"the target is a tensor, the state has a {type(state[name]).__name__}")
+        if not is_array(held):
+            plan.problem("kind", full, f"the target is a tensor, the state has a {type(held).__name__}")
             continue
-        tensor = as_lazy(state[name])
+        tensor = as_lazy(held)
         if torch.nn.parameter.is_lazy(entry):
             plan.note("restored", full, f"takes its shape {tensor.shape} from the state")
         elif not plan.tensor(entry.shape, dtype(entry.dtype), tensor, full):
@@ -70,10 +72,17 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             plan.note("tied", full, f"shares its bytes with {regions[region]}")
         regions.setdefault(region, full)
         chosen[name] = tensor
+    read = set(pairs.values())
     for name in state:
-        if name not in own:
+        if name not in read:
             plan.unexpected(join(path, name))
     plan.actions.append(lambda: _load(value, chosen))
+
+
+def _versions(metadata: Any, pairs: dict[str, str]) -> Any:
+    """What the state says of its modules, by their names in the target."""
+    modules = {old.rpartition(".")[0]: new.rpartition(".")[0] for new, old in pairs.items()}
+    return {modules.get(name, name): _without_assign(entry) for name, entry in metadata.items()}
 
 
 def _without_assign(metadata: Any) -> Any:

@@ -79,6 +79,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     live = value.param_groups
     live_names = [_names(group, plan.names) for group in live]
     saved_names = [group.get("param_names") for group in saved]
+    saved_names = [[*map(plan.parameter, names)] if isinstance(names, list) else names for names in saved_names]
     named = _name_them_all(live_names, live) and _name_them_all(saved_names, saved)
     matched = _by_name(live_names, saved, saved_names, plan, path) if named else _by_position(live, saved, plan, path)
     if matched is None:
@@ -133,19 +134,20 @@ def _by_name(
         for number, (group, names) in enumerate(zip(saved, saved_names, strict=True))
         for name, identifier in zip(names, group["params"], strict=True)
     }
+    pairs = plan.align([name for names in live for name in names], known, join(path, "param_names"))
     matched = []
     for names in live:
         identifiers = []
         for name in names:
             full = join(path, f"state.{name}")
-            identifiers.append(known[name][1] if name in known else _MISSING)
-            if name in known:
+            identifiers.append(known[pairs[name]][1] if name in pairs else _MISSING)
+            if name in pairs:
                 plan.note("restored", full)
             else:
                 plan.missing(full, "the state has no such parameter; what the target has for it stays")
-        sources = [known[name][0] for name in names if name in known]
+        sources = [known[pairs[name]][0] for name in names if name in pairs]
         matched.append((max(sources, key=sources.count) if sources else -1, identifiers))
-    wanted = {name for names in live for name in names}
+    wanted = set(pairs.values())
     for name in known:
         if name not in wanted:
             plan.unexpected(join(path, f"state.{name}"))

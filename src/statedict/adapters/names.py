@@ -1,0 +1,119 @@
+"""How the names of a state go together with those of its target.
+
+Training wraps models, and each wrapper puts a key into all names below it: `module.` (DistributedDataParallel,
+DeepSpeed), `_orig_mod.` (torch.compile), `_fsdp_wrapped_module.`, `_checkpoint_wrapped_module.`, nested in any order
+and in the midst of names. Checkpoints hold a model under `model.`, `net.` or any other name. A reading says which
+name of the state stands for which of the target.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+WRAPPERS = frozenset((
+    "module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module",
+))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Which name of the state stands for which of the target.
+
+    Attributes:
+        pairs: name in the target → name in the state, where there is one.
+        note: how they differ, empty where they do not.
+        other: another reading that is as good, empty if there is none.
+    """
+
+    pairs: dict[str, str]
+    note: str = ""
+    other: str = ""
+
+
+@dataclass(slots=True)
+class _Side:
+    """The names of one side by what is left of them without wrappers."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    wrappers: dict[str, None] = field(default_factory=dict)
+    twice: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> _Side:
+        side = cls()
+        for name in names:
+            plain = name
+            if not WRAPPERS.isdisjoint(keys := name.split(".")):
+                plain = ".".join(key for key in keys if key not in WRAPPERS) or name
+                side.wrappers |= dict.fromkeys(key for key in keys if key in WRAPPERS)
+            if plain in side.names:
+                side.twice = side.names[plain], name
+            side.names[plain] = name
+        return side
+
+
+def align(target: Iterable[str], state: Iterable[str], prefix: str | None = None) -> Reading:
+    """Read the names of a state as those of a target.
+
+    Args:
+        target: the names of the target.
+        state: those of the state.
+        prefix: what stands before the target's names in the state; None finds it, and takes wrappers away on both
+            sides.
+
+    >>> align(["conv.weight"], ["module.model.conv.weight", "epoch"]).pairs
+    {'conv.weight': 'module.model.conv.weight'}
+    """
+    target, state = list(target), list(state)
+    known = set(state)
+    if prefix is not None:
+        pairs = {name: prefix + name for name in target if prefix + name in known}
+        return Reading(pairs, f"read below {prefix!r}" if prefix and pairs else "")
+    if known.issuperset(target):
+        return Reading({name: name for name in target})
+    ours, theirs = _Side.of(target), _Side.of(state)
+    for side, what in ((ours, "the target"), (theirs, "the state")):
+        if side.twice is not None:
+            same = {name: name for name in target if name in known}
+            return Reading(same, "", f"{what} has both {side.twice[0]!r} and {side.twice[1]!r}" if not same else "")
+    counts = Counter(_readings(ours.names, theirs.names))
+    counts["", ""] += sum(name in theirs.names for name in ours.names)
+    if not any(counts.values()):  # each side below a name of its own
+        above, below = _common(theirs.names), _common(ours.names)
+        counts[above, below] = sum(above + name.removeprefix(below) in theirs.names for name in ours.names)
+    (above, below), most = max(counts.items(), key=lambda item: (item[1], item[0] == ("", "")))
+    rivals = [key for key, count in counts.items() if count == most and key != (above, below)] if above or below else []
+    pairs = {
+        name: theirs.names[above + plain.removeprefix(below)]
+        for plain, name in ours.names.items()
+        if plain.startswith(below) and above + plain.removeprefix(below) in theirs.names
+    }
+    notes = [f"read below {above!r} of the state"] * bool(above) + [f"read as what lies below {below!r}"] * bool(below)
+    for side, what in ((theirs, "the state"), (ours, "the target")):
+        if side.wrappers:
+            notes.append(f"without {', '.join(key + '.' for key in side.wrappers)} of {what}")
+    other = f"below {above or below!r} and below {rivals[0][0] or rivals[0][1]!r}" if rivals and most else ""
+    return Reading(pairs, ", ".join(notes) if pairs else "", other)
+
+
+def _common(names: Iterable[str]) -> str:
+    """What all names begin with, up to a dot."""
+    shared: list[str] = []
+    for keys in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(keys)) > 1 or keys[0].isdecimal():
+            break
+        shared.append(keys[0] + ".")
+    return "".join(shared)
+
+
+def _readings(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """For each name that is another one behind a prefix, that prefix: of the state, of the target."""
+    for one, other, turned in ((theirs, ours, False), (ours, theirs, True)):
+        for name in one:
+            begin, at = 0, name.find(".")
+            while at >= 0 and not name[begin:at].isdecimal():  # a number is a place in a list, not a wrapper
+                if name[at + 1 :] in other:
+                    yield ("", name[: at + 1]) if turned else (name[: at + 1], "")
+                begin, at = at + 1, name.find(".", at + 1)
