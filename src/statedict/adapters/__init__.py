@@ -206,14 +206,15 @@ class Plan:
                 return new[len(above) :].removeprefix(".")
         return name
 
-    def align(self, target: Iterable[str], state: Iterable[str], path: str) -> dict[str, str]:
-        """Name in the target → name in the state, wrappers and prefixes set aside, which is reported."""
+    def align(self, target: Iterable[str], state: Iterable[str], path: str) -> dict[str, str] | None:
+        """Name in the target → name in the state, wrappers and prefixes set aside; None where that is ambiguous."""
         reading = align(target, state, self.prefix)
-        where = f"{path}: " if path else ""
         if reading.other:
-            self.problem("ambiguous", path, f"two readings are possible: {reading.other}; pass prefix=… to choose")
-        elif reading.note:
-            self.notes.append(where + reading.note)
+            detail = f"two readings are possible: {reading.other}; pass prefix=… to choose"
+            self.problem("ambiguous", path or "the names", detail)
+            return None
+        if reading.note:
+            self.notes.append(f"{path}: {reading.note}" if path else reading.note)
         return reading.pairs
 
     def note(self, action: str, path: str, detail: str = "") -> None:

@@ -44,6 +44,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     own = value.state_dict()
     pairs = plan.align(own, (name for name in state if type(name) is str), path)
+    if pairs is None:
+        return
     chosen = like(state, StateDict())
     if isinstance(chosen._metadata, dict):
         chosen._metadata = _versions(chosen._metadata, pairs)

@@ -127,7 +127,7 @@ def _name_them_all(names: list[Any], groups: list[Any]) -> bool:
 
 def _by_name(
     live: list[Any], saved: list[Any], saved_names: list[Any], plan: Plan, path: str
-) -> list[tuple[int, list[Any]]]:
+) -> list[tuple[int, list[Any]]] | None:
     """For each live group the saved one that most of its parameters were in (-1: none), and their saved keys."""
     known = {
         name: (number, identifier)
@@ -135,6 +135,8 @@ def _by_name(
         for name, identifier in zip(names, group["params"], strict=True)
     }
     pairs = plan.align([name for names in live for name in names], known, join(path, "param_names"))
+    if pairs is None:
+        return None
     matched = []
     for names in live:
         identifiers = []
