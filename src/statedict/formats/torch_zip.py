@@ -71,14 +71,13 @@ def read(source: ByteSource) -> Any:
     return tree
 
 
-def _tree(records: dict[str, Record | Inflated]) -> tuple[Any, dict[int, str]]:
-    """The tree, and the record of each storage in it by the storage's id."""
+def _tree(records: dict[str, Record | Inflated]) -> tuple[Any, dict[str, dict[str, Storage]]]:
+    """The tree, and the storages by folder and key."""
     tree, storages = unpickle(records)
-    places = {id(storage): f"data/{key}" for key, storage in storages.items()}
+    places = {"data": storages}
     if "constants.pkl" in records and _is_module(tree):
         tree = _attributes(tree)
-        constants, storages = unpickle(records, "constants")
-        places |= {id(storage): f"constants/{key}" for key, storage in storages.items()}
+        constants, places["constants"] = unpickle(records, "constants")
         if isinstance(constants, LazyTensor) or constants:
             tree.setdefault("constants", constants)
     return tree, places
@@ -99,7 +98,8 @@ def checks(source: ByteSource) -> Iterator[Found]:
         held = _held(records, folder)
         if _OURS in held:
             digests = _ours(held[_OURS])["digests"]
-        tree, places = _tree(held)
+        tree, storages = _tree(held)
+        places = {id(found): f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
         for path, tensor in tensors_of(tree):
             tensors.setdefault(places.get(id(tensor.storage), "data.pkl"), []).append((path, tensor))
     except FormatError as error:
@@ -135,7 +135,7 @@ def _directory(source: ByteSource) -> dict[str, Record | Inflated]:
 
 
 def _folder(records: dict[str, Record | Inflated], where: str) -> str:
-    folders = [name[: -len("data.pkl")] for name in records if name.rpartition("/")[2] == "data.pkl"]
+    folders = [name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")]
     if not folders:
         raise UnknownFormatError(f"{where}: is a zip archive without data.pkl, so torch.save did not write it")
     return min(folders, key=len)

@@ -61,6 +61,11 @@ class Record:
         return self._base.size
 
     @property
+    def span(self) -> tuple[int, int]:
+        """Where it begins in the archive, and where it ends at the earliest."""
+        return self.header, self.header + 30 + self.size
+
+    @property
     def label(self) -> str:
         """The archive's and the record's name."""
         return f"{self._base.name}: {self.record}"
@@ -128,6 +133,11 @@ class Inflated:
         """Bytes of the archive that it lies in."""
         return self.packed.archive_size
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where it begins in the archive, and where it ends at the earliest."""
+        return self.packed.span
+
     def _inflate(self) -> memoryview:
         if self._data is None:
             import zlib
@@ -194,7 +204,7 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
     directory = source.read(offset, size)
     records: dict[str, Record | Inflated] = {}
     at = reach = 0
-    spans: list[tuple[int, int]] = []
+    apart = True
     unpack = CENTRAL.unpack_from
     for _ in range(count):
         if at + 46 > size:
@@ -225,7 +235,8 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
             raise CorruptFileError(
                 f"{source.name}: record {name!r} overlaps the zip directory; it is damaged or forged"
             )
-        spans.append((header, header + 30 + nlen + packed))
+        apart = apart and header >= reach
+        reach = header + 30 + nlen + packed
         record = Record(source, name, header, packed, crc)
         if method == _STORED:
             if packed != unpacked:
@@ -236,12 +247,17 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         else:
             what = f"is compressed by method {method}; unpack the archive first"
             raise _unread(source, name, header, flags, method, what)
-    spans.sort()
-    for begin, end in spans:  # reading what overlaps could take the square of the archive's size
+    if not apart:  # mostly another order of the directory; reading what overlaps could take the square of the size
+        _check_overlap(source, records)
+    return records
+
+
+def _check_overlap(source: ByteSource, records: dict[str, Record | Inflated]) -> None:
+    reach = 0
+    for begin, end in sorted(record.span for record in records.values()):
         if begin < reach:
             raise CorruptFileError(f"{source.name}: records overlap at byte {begin:,}; it is damaged or forged")
         reach = end
-    return records
 
 
 def _unread(source: ByteSource, name: str, header: int, flags: int, method: int, what: str) -> FormatError:
