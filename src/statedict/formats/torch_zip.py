@@ -104,15 +104,15 @@ def checks(source: ByteSource) -> Iterator[Found]:
             tensors.setdefault(places.get(id(tensor.storage), "data.pkl"), []).append((path, tensor))
     except FormatError as error:
         yield refusal(error, source.name)
-    for problem in faults(source, records, f"{folder}{_OURS}" in records):
-        part = problem.part.removeprefix(folder)
-        yield replace(problem, part=part, tensors=tuple(path for path, _ in tensors.get(part, ())))
     order = [name.removeprefix(folder) or name for name in records]
     if digests and (order[0], order[-1], len(order)) != ("data.pkl", _OURS, len(digests) + 1):
         yield "another program packed the archive anew, so its digests cannot be told apart; CRC-32 only"
         digests = []
     for part, record, digest in zip(order, records.values(), chain(digests, repeat(None)), strict=False):
         yield check(part, record, tuple(tensors.get(part, ())), digest)
+    for problem in faults(source, records, f"{folder}{_OURS}" in records):
+        part = problem.part.removeprefix(folder)
+        yield replace(problem, part=part, tensors=tuple(path for path, _ in tensors.get(part, ())))
 
 
 def members(source: ByteSource) -> dict[str, Record | Inflated]:

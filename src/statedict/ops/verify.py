@@ -102,16 +102,24 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False) 
     checks: list[Check] = []
     problems: list[Problem] = []
     notes: list[str] = []
-    try:
-        for item in found:
-            kept: list[Any] = checks if isinstance(item, Check) else problems if isinstance(item, Problem) else notes
-            kept.append(item)
-    except UnknownFormatError:
-        raise
-    except (FormatError, FileError, TreeError) as error:
-        problems.append(refusal(error, file))
+
+    def parts() -> Iterator[Check]:
+        """The checks alone; the threads read the first ones while the rest of the structure is looked at."""
+        try:
+            for item in found:
+                if isinstance(item, Check):
+                    checks.append(item)
+                    yield item
+                else:
+                    kept: list[Any] = problems if isinstance(item, Problem) else notes
+                    kept.append(item)
+        except UnknownFormatError:
+            raise
+        except (FormatError, FileError, TreeError) as error:
+            problems.append(refusal(error, file))
+
     nonfinite: dict[str, Nonfinite] = {}
-    for done in parallel(lambda batch: [_look(check, values) for check in batch], batches(checks, _JOB)):
+    for done in parallel(lambda batch: [_look(check, values) for check in batch], batches(parts(), _JOB)):
         for problem, counts in done:
             problems += [problem] if problem else []
             for count in counts:
