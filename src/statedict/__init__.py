@@ -99,6 +99,8 @@ __all__ = sorted([*_EXPORTS, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "torch":  # the drop-in, which imports PyTorch
+        return importlib.import_module("statedict.torch")
     module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module 'statedict' has no attribute {name!r}")

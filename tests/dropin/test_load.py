@@ -6,6 +6,8 @@ import gzip
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -365,3 +367,9 @@ def test_two_storages_that_are_parts_of_one_share_its_memory() -> None:
     first, second = ours(data)
     assert second.data_ptr() == first.data_ptr() + 4
     assert_alike(ours(data), torch.load(io.BytesIO(data), weights_only=False))
+
+
+def test_the_drop_in_is_there_without_an_import_of_its_own() -> None:
+    program = "import statedict, sys; assert 'torch' not in sys.modules; print(statedict.torch.load.__module__)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "statedict.torch\n"
