@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import statedict
+from statedict.adapters.suggest import rules
 
 RULES = {"layers.{n}.0": "blocks.{n}.linear", "layers.{n}.1": "blocks.{n}.norm", "head": "classifier"}
 
@@ -114,3 +115,58 @@ def test_rules_and_prefixes_go_together() -> None:
     state = {f"module.{name}": tensor for name, tensor in old.state_dict().items()}
     statedict.restore(new, state, rename={f"*{key}": f"*{value}" for key, value in RULES.items()})
     assert values(new) == values(old)
+
+
+class Query(nn.Module):
+    """A model of one family's names, with the keys of another's on request."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        super().__init__()
+        for old, new in {"query": "query", "key": "key", "norm": "norm", "layer": "layer"}.items():
+            names.setdefault(old, new)
+        blocks = []
+        for _ in range(4):
+            block = nn.Module()
+            block.add_module(names["query"], nn.Linear(4, 4))
+            block.add_module(names["key"], nn.Linear(4, 4))
+            block.add_module(names["norm"], nn.LayerNorm(4))
+            blocks.append(block)
+        self.add_module(names["layer"], nn.ModuleList(blocks))
+
+
+def test_the_error_has_the_rules_for_what_looks_renamed_ready_to_copy() -> None:
+    old, new = Query({}), Query({"query": "q", "key": "k", "layer": "layers"})
+    state = statedict.capture(old)
+    with pytest.raises(statedict.RestoreError) as caught:
+        statedict.restore(new, state)
+    (line,) = (line for line in str(caught.value).splitlines() if "look renamed" in line)
+    assert line.startswith("  24 look renamed; pass rename={'layer.{n}.query': 'layers.{n}.q'")
+    statedict.restore(new, state, rename=eval(line.partition("rename=")[2]))
+    assert values(new) == values(old)
+
+
+def test_parameters_of_another_family_s_names_are_paired_by_shape_and_order() -> None:
+    state = {
+        name.replace("weight", "gamma").replace("bias", "beta"): tensor for name, tensor in Old().state_dict().items()
+    }
+    with pytest.raises(statedict.RestoreError, match="look renamed") as caught:
+        statedict.restore(Old(), state)
+    model = Old()
+    statedict.restore(model, state, rename=eval(str(caught.value).partition("rename=")[2].splitlines()[0]))
+    assert values(model) == [tensor.numpy().tobytes() for tensor in state.values()]
+
+
+def test_nothing_is_suggested_where_shapes_differ_or_the_caller_allows_it() -> None:
+    with pytest.raises(statedict.RestoreError) as caught:
+        statedict.restore(nn.Sequential(nn.Linear(2, 3)), {"a.weight": torch.ones(5, 5), "a.bias": torch.ones(5)})
+    assert "renamed" not in str(caught.value)
+
+
+def test_names_without_a_pattern_give_no_rules_soon() -> None:
+    import time
+
+    missing = {f"x{i * 7919 % 5000}.w{i}": 1 for i in range(3000)}
+    unexpected = {f"y{i * 104729 % 5000}.v{i}": 1 for i in range(3000)}
+    start = time.process_time()
+    assert rules(missing, unexpected) == {}
+    assert time.process_time() - start < 2

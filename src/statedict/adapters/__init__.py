@@ -12,10 +12,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from statedict.adapters import suggest
 from statedict.adapters.names import align
 from statedict.adapters.report import Entry, allowed
 from statedict.arrays import is_numpy
@@ -156,6 +157,9 @@ class Plan:
     names: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """How names were read."""
+    renames: dict[str, str] = field(default_factory=dict)
+    """Rules that would give missing entries what unexpected ones have."""
+    renamed_count: int = 0
     entries: list[Entry] = field(default_factory=list)
     problems: list[Entry] = field(default_factory=list)
     actions: list[Callable[[], None]] = field(default_factory=list)
@@ -216,6 +220,13 @@ class Plan:
         if reading.note:
             self.notes.append(f"{path}: {reading.note}" if path else reading.note)
         return reading.pairs
+
+    def suggest(self, missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> None:
+        """Look for entries that are there under another name; both by path, with what must agree."""
+        if missing and unexpected and not all(allowed(path, self.allow_missing) for path in missing):
+            found = suggest.rules(missing, unexpected)
+            self.renames |= found
+            self.renamed_count += sum(Rules(found)(path) in missing for path in unexpected) if found else 0
 
     def note(self, action: str, path: str, detail: str = "") -> None:
         """Report what will happen to an entry."""

@@ -135,6 +135,8 @@ def put_back(
         return report
     if plan.problems:
         lines = "\n".join(summary(plan.problems))
+        if plan.renames:
+            lines += f"\n  {plan.renamed_count:,} look renamed; pass rename={plan.renames!r}"
         raise RestoreError(
             f"the state does not fit and nothing was written:\n{lines}\n"
             f"fix the names, or use dry_run=True for the whole report{remedy(plan.problems)}{_nested_hint(obj, state)}"

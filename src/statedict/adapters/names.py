@@ -80,9 +80,10 @@ def align(target: Iterable[str], state: Iterable[str], prefix: str | None = None
             return Reading(same, "", f"{what} has both {side.twice[0]!r} and {side.twice[1]!r}" if not same else "")
     counts = Counter(_readings(ours.names, theirs.names))
     counts["", ""] += sum(name in theirs.names for name in ours.names)
-    if not any(counts.values()):  # each side below a name of its own
+    if not any(counts.values()):  # each side below a name of its own, if nothing else differs
         above, below = _common(theirs.names), _common(ours.names)
-        counts[above, below] = sum(above + name.removeprefix(below) in theirs.names for name in ours.names)
+        if all(above + name.removeprefix(below) in theirs.names for name in ours.names):
+            counts[above, below] = len(ours.names)
     (above, below), most = max(counts.items(), key=lambda item: (item[1], item[0] == ("", "")))
     rivals = [key for key, count in counts.items() if count == most and key != (above, below)] if above or below else []
     pairs = {

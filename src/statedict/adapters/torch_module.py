@@ -78,7 +78,14 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     for name in state:
         if name not in read:
             plan.unexpected(join(path, name))
+    absent = {join(path, name): _kind(entry) for name, entry in own.items() if name not in pairs}
+    plan.suggest(absent, {join(path, name): _kind(held) for name, held in state.items() if name not in read})
     plan.actions.append(lambda: _load(value, chosen))
+
+
+def _kind(entry: Any) -> Any:
+    """What agrees in two entries that are one under two names."""
+    return (tuple(entry.shape), dtype(entry.dtype)) if is_array(entry) else type(entry)
 
 
 def _versions(metadata: Any, pairs: dict[str, str]) -> Any:
