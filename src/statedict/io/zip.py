@@ -315,18 +315,30 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
 
 
 def _zip64_fields(source: ByteSource, name: str, extra: bytes, *fields: int) -> list[int]:
+    wide = iter(zip64_values(extra))
+    try:
+        return [next(wide) if field == FULL32 else field for field in fields]
+    except StopIteration:
+        raise CorruptFileError(
+            f"{source.name}: record {name!r} lacks its 64 bit sizes; the zip directory is damaged"
+        ) from None
+
+
+def zip64_values(extra: bytes) -> tuple[int, ...]:
+    r"""The 64 bit values of a record's extra field of kind 1 (APPNOTE 4.5.3), in their order; none without it.
+
+    >>> from statedict.io.zip import zip64_values
+    >>> zip64_values(b"\x01\0\x08\0" + (1 << 32).to_bytes(8, "little"))
+    (4294967296,)
+    """
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
         if kind == 1:
             body = extra[at + 4 : at + 4 + length]
-            wide = iter(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
-            try:
-                return [next(wide) if field == FULL32 else field for field in fields]
-            except StopIteration:
-                break
+            return struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8])
         at += 4 + length
-    raise CorruptFileError(f"{source.name}: record {name!r} lacks its 64 bit sizes; the zip directory is damaged")
+    return ()
 
 
 class ArchiveLayout:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import zlib
 
 from statedict.errors import LimitError
+from statedict.io.zip import CENTRAL, END, END64, FULL32, LOCAL, LOCATOR64, zip64_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ else:
 
     Member = namedtuple("Member", "name start end method")
 
-_END, _END64, _LOCATOR64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
-_CENTRAL, _LOCAL = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
-_FULL32 = 0xFFFFFFFF
 _CHUNK = 1 << 16
 _PAGE = 1 << 12
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x07\x08|\x01\x02)")
@@ -244,11 +241,11 @@ class Zip:
                 self.problems.append(f"record {name!r} is marked as encrypted")
             if (method, name) != (local.method, local.name):
                 self.problems.append(f"record {name!r}: the local header says {local.name!r}, method {local.method}")
-            if not local.flags & 8 and _FULL32 not in (local.packed, packed) and local.packed != packed:
+            if not local.flags & 8 and FULL32 not in (local.packed, packed) and local.packed != packed:
                 self.problems.append(f"record {name!r} has {packed:,} bytes, by its local header {local.packed:,}")
             if local.start + packed > place and at < place:
                 self.problems.append(f"record {name!r} overlaps the directory")
-            longest = max(packed, 0 if local.packed == _FULL32 else local.packed)
+            longest = max(packed, 0 if local.packed == FULL32 else local.packed)
             for one in dict.fromkeys((method, local.method)):
                 self.members.append(Member(name, local.start, local.start + longest, one))
             taken.append((at, local.start + packed))
@@ -260,13 +257,13 @@ class Zip:
         at = 0
         while at + 46 <= len(data):
             (magic, _, _, flags, method, _, _, _, packed, unpacked, nlen, xlen, clen, _, _, _, header) = (
-                _CENTRAL.unpack_from(data, at)
+                CENTRAL.unpack_from(data, at)
             )
             if magic != b"PK\1\2":
                 break
             name = _text(data[at + 46 : at + 46 + nlen])
             extra = data[at + 46 + nlen : at + 46 + nlen + xlen]
-            if _FULL32 in (unpacked, packed, header):
+            if FULL32 in (unpacked, packed, header):
                 unpacked, packed, header = _wide(extra, unpacked, packed, header)
             yield name, flags, method, packed, header
             at += 46 + nlen + xlen + clen
@@ -283,14 +280,14 @@ def find_directory(part: Part, end: int) -> tuple[int, int, int, int] | None:
         while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
             if len(tail) - at < 22:
                 continue
-            _, _, _, _, count, size, offset, _ = _END.unpack_from(tail, at)
+            _, _, _, _, count, size, offset, _ = END.unpack_from(tail, at)
             stop = base + at
             locator = part.read(max(0, stop - 20), 20)
             if locator[:4] == b"PK\6\7":  # where there is a wide record, readers take it whatever the short one says
-                for at64 in (stop - 76, _LOCATOR64.unpack(locator)[2]):
+                for at64 in (stop - 76, LOCATOR64.unpack(locator)[2]):
                     wide = part.read(at64, 56) if at64 >= 0 else b""
                     if wide[:4] == b"PK\6\6" and len(wide) == 56:
-                        count, size, offset, stop = *_END64.unpack(wide)[7:10], at64
+                        count, size, offset, stop = *END64.unpack(wide)[7:10], at64
                         break
             for place in (stop - size, offset):
                 if 0 <= place <= stop and (part.read(place, 4) == b"PK\1\2" or not count):
@@ -309,9 +306,9 @@ def _read_local(part: Part, at: int) -> _Local | None:
     head = part.read(at, 256) if at >= 0 else b""
     if len(head) < 30 or head[:4] != b"PK\3\4":
         return None
-    _, _, flags, method, _, _, _, packed, unpacked, nlen, xlen = _LOCAL.unpack_from(head)
+    _, _, flags, method, _, _, _, packed, unpacked, nlen, xlen = LOCAL.unpack_from(head)
     raw = head[30 : 30 + nlen] if 30 + nlen <= len(head) else part.read(at + 30, nlen)
-    if _FULL32 in (packed, unpacked):
+    if FULL32 in (packed, unpacked):
         _, packed = _wide(part.read(at + 30 + nlen, xlen), unpacked, packed)
     return _Local(flags, method, packed, _text(raw), at + 30 + nlen + xlen)
 
@@ -321,7 +318,7 @@ def local_member(part: Part, at: int, end: int) -> Member | None:
     local = _read_local(part, at)
     if local is None or local.start > end:
         return None
-    known = 0 < local.packed < _FULL32
+    known = 0 < local.packed < FULL32
     stop = local.start + local.packed if known else _next_signature(part, local.start, end)
     return Member(local.name, local.start, min(end, stop), local.method)
 
@@ -336,15 +333,8 @@ def _next_signature(part: Part, start: int, end: int) -> int:
 
 def _wide(extra: bytes, *fields: int) -> list[int]:
     """The fields with those that are all ones taken from the zip64 extra, where it has them."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            body = extra[at + 4 : at + 4 + length]
-            wide = iter(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
-            return [next(wide, field) if field == _FULL32 else field for field in fields]
-        at += 4 + length
-    return list(fields)
+    wide = iter(zip64_values(extra))
+    return [next(wide, field) if field == FULL32 else field for field in fields]
 
 
 def _text(raw: bytes) -> str:
