@@ -18,7 +18,7 @@ PUBLIC = [
     "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RefusedError", "RenameError",
     "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict", "StateDictError", "Storage", "Summary",
     "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError", "VerifyReport", "__version__",
-    "capture", "convert", "dtype", "inspect", "load", "restore", "save", "scan", "unflatten", "verify",
+    "capture", "convert", "dtype", "inspect", "load", "renamed_in", "restore", "save", "scan", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [
     value

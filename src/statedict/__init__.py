@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from statedict.adapters.history import renamed_in as renamed_in
     from statedict.adapters.report import RestoreReport as RestoreReport
     from statedict.api import capture as capture
     from statedict.api import convert as convert
@@ -88,6 +89,7 @@ _EXPORTS = {
     "dtype": "dtypes",
     "inspect": "ops.inspect",
     "load": "api",
+    "renamed_in": "adapters.history",
     "restore": "api",
     "save": "api",
     "scan": "ops.scan",

@@ -160,29 +160,41 @@ def capture(obj: Any) -> StateDict:
 
 
 def restore(
-    obj: Any,
-    state_or_path: Any,
+    target: Any,
+    source: Any,
     *,
-    allow_missing: Sequence[str] = (),
-    allow_unexpected: Sequence[str] = (),
-    cast: bool = False,
-    prefix: str = "auto",
+    allow_missing: Sequence[str] | str = (),
+    allow_unexpected: Sequence[str] | str = (),
+    shapes: Mapping[str, str] | str = "error",
     rename: Mapping[str, str] | None = None,
+    override: Mapping[str, Any] | None = None,
+    cast: Sequence[str] | str | bool = False,
+    prefix: str = "auto",
     dry_run: bool = False,
 ) -> RestoreReport:
     """Put a state back into live objects: planned whole, then written.
 
+    If anything is wrong that is not allowed here, nothing is written. Patterns are globs over paths (`"model.head.*"`);
+    one that matches a path allows all below it.
+
     Args:
-        obj: a module, an optimizer, anything with `load_state_dict`, arrays, or a dict or list of them.
-        state_or_path: a StateDict, any dict like it, or a file.
-        allow_missing: globs over paths of the target that the state may lack; they stay as they are.
-        allow_unexpected: globs over paths of the state that the target may lack.
-        cast: convert where dtypes differ.
+        target: a module, an optimizer, a scheduler, anything with `load_state_dict`, an object with attributes, arrays,
+            or a dict or list of them.
+        source: a StateDict, any dict like it, or a file.
+        allow_missing: patterns of what the state may lack; it stays as it is. An optimizer's state for a parameter
+            follows the parameter, and goes by its name too.
+        allow_unexpected: patterns of what the state may have and the target not.
+        shapes: what to do where shapes differ, for all or by pattern: `"error"`, `"skip"` (leave the target's),
+            `"slice"` (take the first entries), `"pad"` (with zeros), `"overlap"` (leave the rest as the target has it),
+            `"reshape"` (as many elements). The first pattern that matches counts. Optimizers follow.
+        rename: rules for paths of the state, `{"layers.{n}.attn.*": "blocks.{n+1}.attention.*"}`; the names that an
+            optimizer has for its parameters follow. docs/recipes.md has the language.
+        override: values instead of the state's, by pattern: `{"epoch": 0, "optimizer.param_groups.0.lr": 1e-4}`. The
+            bare name of a hyperparameter means it in every group of every optimizer: `{"lr": 1e-4}`.
+        cast: convert where dtypes differ; True, or patterns.
         prefix: what stands before the names of models and optimizers in the state, `"model."`. `"auto"` finds it,
             and sets the keys of wrappers aside on both sides (`module.`, `_orig_mod.` and the like), wherever they
             stand; the report says so. `""` takes names as they are.
-        rename: rules for paths of the state, `{"layers.{n}.attn.*": "blocks.{n+1}.attention.*"}`; the names that an
-            optimizer has for its parameters follow. docs/recipes.md has the language.
         dry_run: plan and report, write nothing, raise nothing.
 
     Returns:
@@ -201,15 +213,20 @@ def restore(
     {'w': array([1., 1., 1.]), 'epoch': 7}
     """
     from statedict.adapters.collect import put_back
+    from statedict.adapters.plan import Options
 
-    state = load(state_or_path) if isinstance(state_or_path, str | os.PathLike) else state_or_path
-    return put_back(
-        obj,
-        state,
-        allow_missing=allow_missing,
-        allow_unexpected=allow_unexpected,
-        cast=cast,
-        prefix=None if prefix == "auto" else prefix,
-        rename=rename,
-        dry_run=dry_run,
+    options = Options(
+        _patterns(allow_missing),
+        _patterns(allow_unexpected),
+        {"*": shapes} if isinstance(shapes, str) else shapes,
+        ("*",) * cast if isinstance(cast, bool) else _patterns(cast),
+        None if prefix == "auto" else prefix,
+        rename or {},
+        override or {},
     )
+    state = load(source) if isinstance(source, str | os.PathLike) else source
+    return put_back(target, state, options, dry_run)
+
+
+def _patterns(given: Sequence[str] | str) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)

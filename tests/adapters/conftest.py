@@ -69,6 +69,17 @@ def optimizer(seed: int) -> torch.optim.Optimizer:
     return made
 
 
+def scheduler(seed: int) -> torch.optim.lr_scheduler.LRScheduler:
+    made = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], lr=torch.tensor(0.1)), step_size=9 + seed)
+    change_scheduler(made)
+    return made
+
+
+def change_scheduler(value: torch.optim.lr_scheduler.LRScheduler) -> None:
+    value.optimizer.step()
+    value.step()
+
+
 def step(value: torch.optim.Optimizer) -> None:
     for group in value.param_groups:
         for parameter in group["params"]:
@@ -99,6 +110,7 @@ def change_progress(value: Progress) -> None:
 SUBJECTS = {
     "statedict.adapters.torch_module": Subject(model, change_model, lambda value: value.state_dict()),
     "statedict.adapters.torch_optimizer": Subject(optimizer, step, lambda value: value.state_dict()),
+    "statedict.adapters.torch_scheduler": Subject(scheduler, change_scheduler, lambda value: value.state_dict()),
     "statedict.adapters.stateful": Subject(Counting, change_counting, lambda value: value.state_dict()),
     "statedict.adapters.objects": Subject(Progress, change_progress, vars),
 }

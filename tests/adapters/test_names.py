@@ -90,7 +90,7 @@ def test_the_optimizer_of_a_wrapped_model_follows_by_name(saved: str, live: str,
     first.step()
     statedict.save({"model": source, "optimizer": first}, tmp_path / "all.pth")
     report = statedict.restore({"model": target, "optimizer": second}, tmp_path / "all.pth")
-    assert [note.split(":")[0] for note in report.notes] == ["model", "optimizer.param_names"]
+    assert [note.split(":")[0] for note in report.notes] == ["model"]
     for one, other in zip(source.parameters(), target.parameters(), strict=True):
         assert torch.equal(first.state[one]["exp_avg"], second.state[other]["exp_avg"])
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from statedict.adapters import Capture, Plan, join, too_deep
-from statedict.adapters.report import RestoreReport, remedy, summary
+from statedict.adapters import Capture, join, too_deep
+from statedict.adapters.plan import Options, Plan
+from statedict.adapters.report import RestoreReport, remedy
 from statedict.arrays import is_numpy, is_torch
 from statedict.errors import RestoreError, UnsupportedError
 from statedict.paths import MAX_DEPTH, walk
-from statedict.rename import Rules
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict, transform
@@ -106,42 +106,20 @@ def _located(tree: Any, error: UnsupportedError) -> UnsupportedError:
     return error
 
 
-def put_back(
-    obj: Any,
-    state: Any,
-    *,
-    allow_missing: Sequence[str],
-    allow_unexpected: Sequence[str],
-    cast: bool,
-    prefix: str | None,
-    rename: Mapping[str, str] | None,
-    dry_run: bool,
-) -> RestoreReport:
+def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreReport:
     """Plan for the whole tree, then do it; see `statedict.restore`."""
     if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
         state = state[""]
-    rules = Rules(rename) if rename else None
-    modules = [path for path, _ in module_paths(obj)]
-    plan = Plan(allow_missing, allow_unexpected, cast, prefix, rules, modules, parameter_names(obj))
-    plan.value(obj, state, "")
-    for rule in rules.idle() if rules else ():
-        plan.problem("idle rule", rule, "matches no entry of the state; mend or drop it")
-    plan.notes += [f"renamed {count:,} by {rule}" for rule, count in (rules.matched if rules else {}).items() if count]
-    if not plan.problems and plan.entries and all(entry.action in ("missing", "unexpected") for entry in plan.entries):
-        plan.problem("nothing matched", "", "no entry of the state has the name of an entry of the target")
+    plan = Plan(options, parameter_names(obj), [path for path, _ in module_paths(obj)])
+    plan.tree(obj, state)
     written = not dry_run and not plan.problems
-    report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written, tuple(plan.notes))
+    hints = _hints(plan, obj, state) if plan.problems else ()
+    report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written, tuple(plan.notes), hints)
     if dry_run:
         return report
     if plan.problems:
-        lines = "\n".join(summary(plan.problems))
-        if plan.renames:
-            lines += f"\n  {plan.renamed_count:,} look renamed; pass rename={plan.renames!r}"
-        raise RestoreError(
-            f"the state does not fit and nothing was written:\n{lines}\n"
-            f"fix the names, or use dry_run=True for the whole report{remedy(plan.problems)}{_nested_hint(obj, state)}"
-        )
-    for path, action in zip(plan.paths, plan.actions, strict=True):
+        raise RestoreError("\n".join(["the state does not fit and nothing was written:", *report.findings()]))
+    for path, action in plan.actions:
         try:
             action()
         except Exception as error:
@@ -152,14 +130,28 @@ def put_back(
     return report
 
 
+def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:
+    """What the caller can do about the problems."""
+    hints = []
+    if plan.renames:
+        count = sum(plan.renamed_alike(entry.path) for entry in plan.problems if entry.action == "unexpected")
+        shown = ", ".join(f"{old} → {new}" for old, new in [*plan.renames.items()][:2])
+        more = ", …" if len(plan.renames) > 2 else ""
+        hints.append(f"{count:,} keys look renamed: {shown}{more}; pass rename={plan.renames!r}")
+    nested = _nested_hint(obj, state)
+    hints += [nested] if nested else []
+    hints.append(f"fix the names, or use dry_run=True for the whole report{remedy(plan.problems)}")
+    return tuple(hints)
+
+
 def _nested_hint(obj: Any, state: Any) -> str:
     """Where in the state the target's own entries seem to be."""
     if isinstance(obj, dict) or not isinstance(state, dict):
         return ""
     for key, child in state.items():
         if isinstance(child, dict):
-            trial = Plan(cast=True)
-            trial.value(obj, child, "")
+            trial = Plan(Options(cast=("*",)), parameter_names(obj), [path for path, _ in module_paths(obj)])
+            trial.tree(obj, child)
             if not trial.problems:
-                return f"; the entry {key!r} of the state fits, restore from load(path)[{key!r}]"
+                return f"the entry {key!r} of the state fits, restore from load(path)[{key!r}]"
     return ""

@@ -25,11 +25,51 @@ class Reading:
         pairs: name in the target → name in the state, where there is one.
         note: how they differ, empty where they do not.
         other: another reading that is as good, empty if there is none.
+        above: what stands before the target's names in the state.
+        below: what stands before the state's names in the target.
+        literal: wrappers are names like others.
     """
 
     pairs: dict[str, str]
     note: str = ""
     other: str = ""
+    above: str = ""
+    below: str = ""
+    literal: bool = False
+
+    def translate(self, name: str, modules: Mapping[str, str]) -> str | None:
+        """What a name of the state that has no pair would be called in the target; None if it is none of its names.
+
+        Args:
+            name: the name.
+            modules: paths of the target's modules, without wrappers → as they are.
+        """
+        short = name if self.literal else plain(name)
+        if not short.startswith(self.above):
+            return None
+        if self.literal:
+            return name.removeprefix(self.above)
+        keys = (self.below + short.removeprefix(self.above)).split(".")
+        for depth in range(len(keys) - 1, 0, -1):
+            path = ".".join(keys[:depth])
+            if path in modules:
+                return ".".join([modules[path], *keys[depth:]])
+        return ".".join(([modules[""]] if modules.get("") else []) + keys)
+
+
+def plain(name: str) -> str:
+    """A name without the keys that wrappers put into it.
+
+    >>> plain("module.encoder._orig_mod.weight")
+    'encoder.weight'
+    """
+    keys = name.split(".")
+    return name if WRAPPERS.isdisjoint(keys) else unwrapped(name) or name
+
+
+def unwrapped(path: str) -> str:
+    """A module's path without wrappers; that of a module which is only wrapped is empty."""
+    return ".".join(key for key in path.split(".") if key not in WRAPPERS)
 
 
 @dataclass(slots=True)
@@ -44,13 +84,12 @@ class _Side:
     def of(cls, names: Iterable[str]) -> _Side:
         side = cls()
         for name in names:
-            plain = name
-            if not WRAPPERS.isdisjoint(keys := name.split(".")):
-                plain = ".".join(key for key in keys if key not in WRAPPERS) or name
-                side.wrappers |= dict.fromkeys(key for key in keys if key in WRAPPERS)
-            if plain in side.names:
-                side.twice = side.names[plain], name
-            side.names[plain] = name
+            short = plain(name)
+            if short != name:
+                side.wrappers |= dict.fromkeys(key for key in name.split(".") if key in WRAPPERS)
+            if short in side.names:
+                side.twice = side.names[short], name
+            side.names[short] = name
         return side
 
 
@@ -70,7 +109,7 @@ def align(target: Iterable[str], state: Iterable[str], prefix: str | None = None
     known = set(state)
     if prefix is not None:
         pairs = {name: prefix + name for name in target if prefix + name in known}
-        return Reading(pairs, f"read below {prefix!r}" if prefix and pairs else "")
+        return Reading(pairs, f"read below {prefix!r}" if prefix and pairs else "", above=prefix, literal=True)
     if known.issuperset(target):
         return Reading({name: name for name in target})
     ours, theirs = _Side.of(target), _Side.of(state)
@@ -87,16 +126,16 @@ def align(target: Iterable[str], state: Iterable[str], prefix: str | None = None
     (above, below), most = max(counts.items(), key=lambda item: (item[1], item[0] == ("", "")))
     rivals = [key for key, count in counts.items() if count == most and key != (above, below)] if above or below else []
     pairs = {
-        name: theirs.names[above + plain.removeprefix(below)]
-        for plain, name in ours.names.items()
-        if plain.startswith(below) and above + plain.removeprefix(below) in theirs.names
+        name: theirs.names[above + short.removeprefix(below)]
+        for short, name in ours.names.items()
+        if short.startswith(below) and above + short.removeprefix(below) in theirs.names
     }
     notes = [f"read below {above!r} of the state"] * bool(above) + [f"read as what lies below {below!r}"] * bool(below)
     for side, what in ((theirs, "the state"), (ours, "the target")):
         if side.wrappers:
             notes.append(f"without {', '.join(key + '.' for key in side.wrappers)} of {what}")
     other = f"below {above or below!r} and below {rivals[0][0] or rivals[0][1]!r}" if rivals and most else ""
-    return Reading(pairs, ", ".join(notes) if pairs else "", other)
+    return Reading(pairs, ", ".join(notes) if pairs else "", other, above, below)
 
 
 def _common(names: Iterable[str]) -> str:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from statedict.adapters import Capture, Plan, join, leaf, realized
+from statedict.adapters import Capture, join, leaf, realized
+from statedict.adapters.plan import Plan
 from statedict.arrays import is_numpy, is_torch
 from statedict.dtypes import dtype
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.tree import StateDict, like
+
+STAGE = 0
 
 
 def accepts(value: Any) -> bool:
@@ -78,7 +81,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         _fill(value, state, plan, path)
     elif _is_history(value, state):
         plan.note("restored", path, f"{len(value)} entries → {len(state)}")
-        plan.actions.append(lambda: value.__setitem__(slice(None), realized(state)))
+        plan.act(path, lambda: value.__setitem__(slice(None), realized(state)))
     elif isinstance(value, list | tuple):
         if not isinstance(state, list | tuple) or len(state) != len(value):
             found = f"{len(state)} entries" if isinstance(state, list | tuple) else f"a {type(state).__name__}"
@@ -121,7 +124,7 @@ def _fill(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     plan.note("restored", path, f"0 entries → {len(state)}" if state else "")
     fill = value.extend if isinstance(value, list) else value.update
-    plan.actions.append(lambda: fill(realized(state)))
+    plan.act(path, lambda: fill(realized(state)))
 
 
 def _setter(value: Any, key: Any) -> Callable[[Any], None]:
@@ -141,7 +144,7 @@ def _array(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     tensor = as_lazy(state)
     if plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path):
-        plan.actions.append(lambda: _copy(value, tensor))
+        plan.act(path, lambda: _copy(value, tensor))
 
 
 def _unwritable(value: Any) -> str:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from html import escape
 from typing import Any
 
-RESTORED = ("restored", "tied", "cast")
+RESTORED = ("restored", "renamed", "cast", "reshaped", "tied", "untied", "overridden", "differs", "made")
 _SHOWN = 3
 
 
@@ -20,7 +20,18 @@ class Entry:
 
     Attributes:
         path: its path.
-        action: `restored`, `tied`, `cast`, `missing`, `unexpected`, `fresh`; in errors also `shape`, `dtype`, `kind`.
+        action: one of
+
+            restored, renamed, cast, reshaped   from the state, the last three with what changed
+            made            by the module's own loading, from other entries or for an older version
+            tied, untied    shares its bytes with another entry; or does so in the state only
+            overridden      the caller's value in place of the state's
+            skipped         its shape differs and the caller wants it left as it is
+            missing, fresh  not in the state, which the caller allows; fresh where it is an optimizer's
+            unexpected      only in the state, which the caller allows
+            differs         restored, but at odds with another part of the tree
+
+            In `problems` also `shape`, `dtype`, `kind`, `tie`, `groups`, `version` and others, by what is wrong.
         detail: why, or what changed; empty where nothing is to be said.
     """
 
@@ -33,15 +44,21 @@ class Entry:
 class RestoreReport:
     """What `restore` did with every entry, or with `dry_run` would do.
 
-    `notes` say how names were read: prefixes and wrappers that were set aside.
-
     `str(report)` is a summary, `entries` and `to_json()` have all of it.
+
+    Attributes:
+        entries: what becomes of each entry.
+        problems: what forbids it; only after a dry run, for otherwise they are an error.
+        written: whether it was done.
+        notes: how names were read: prefixes and wrappers that were set aside, rules, versions.
+        hints: what to do about the problems, ready to copy.
     """
 
     entries: tuple[Entry, ...]
     problems: tuple[Entry, ...] = ()
     written: bool = True
     notes: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """Entries by action."""
@@ -57,19 +74,25 @@ class RestoreReport:
             {
                 "written": self.written,
                 "notes": self.notes,
+                "hints": self.hints,
                 "counts": self.counts(),
                 "entries": [asdict(entry) for entry in self.entries],
                 "problems": [asdict(entry) for entry in self.problems],
             }
         )
 
+    def findings(self) -> list[str]:
+        """The problems by kind, and what to do about them."""
+        return [*summary(self.problems), *self.hints]
+
     def __str__(self) -> str:
         count = sum(entry.action in RESTORED for entry in self.entries)
-        lines = [f"{'restored' if self.written else 'would restore'} {count:,} of {len(self.entries):,} entries"]
-        lines += [f"  {note}" for note in self.notes]
-        notable = [entry for entry in self.entries if entry.action != "restored" or entry.detail]
-        lines += summary([*self.problems, *notable])
-        return "\n".join(lines)
+        whole = len(self.entries) + len(self.problems)
+        lines = [f"{'restored' if self.written else 'would restore'} {count:,} of {whole:,} entries"]
+        lines += [f"  {note}" for note in self.notes[:_SHOWN]]
+        lines += [f"  and {len(self.notes) - _SHOWN:,} more notes"] * (len(self.notes) > _SHOWN)
+        lines += summary(entry for entry in self.entries if entry.action != "restored" or entry.detail)
+        return "\n".join([*lines, *self.findings()])
 
     def _repr_html_(self) -> str:
         rows = "".join(

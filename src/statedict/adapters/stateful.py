@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from statedict.adapters import Capture, Plan, join
-from statedict.tree import StateDict
+from statedict.adapters import Capture, join
+from statedict.adapters.plan import Plan
+from statedict.tree import StateDict, like
+
+STAGE = 0
 
 
 def accepts(value: Any) -> bool:
@@ -26,13 +29,23 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     """Compare the names of the first level; then `load_state_dict`."""
     own = value.state_dict()
     if isinstance(own, dict) and isinstance(state, dict):
+        chosen = like(state, StateDict(state))
         for key in own:
-            (plan.note("restored", join(path, key)) if key in state else plan.missing(join(path, key)))
+            if key not in state:
+                plan.missing(join(path, key))
+                continue
+            full = join(path, key)
+            chosen[key] = plan.overridden(full, state[key])
+            if chosen[key] is state[key]:
+                plan.note("restored", full)
+            else:
+                plan.note("overridden", full, f"{state[key]!r:.40} of the state by {chosen[key]!r:.40}")
         for key in state:
             if key not in own:
                 plan.unexpected(join(path, key))
+        state = chosen
     elif isinstance(own, dict) or isinstance(state, dict):
         plan.mismatch(path, own, state)
     else:
         plan.note("restored", path)
-    plan.actions.append(lambda: value.load_state_dict(StateDict({"": state}).torch(copy=True)[""]))
+    plan.act(path, lambda: value.load_state_dict(StateDict({"": state}).torch(copy=True)[""]))

@@ -1,14 +1,16 @@
 """Which missing and unexpected entries look like one another under another name, as rules ready to copy.
 
-Entries are paired if dtype and shape agree: those whose last keys agree first, then the others; in their order, which
-renaming seldom changes. Numbers that pairs have in common become `{n}`, and the last keys that they share are left to
-the rule for their parent.
+Names that differ in numbers only are one pattern, such as `layers.{n}.attn.q.weight`. A pattern that is unexpected is
+paired with one that is missing if as many entries belong to it and they have, in the order of their numbers, the same
+dtypes and shapes; of several, with the one whose name is most like it. What pairs have in common becomes `{n}`, and
+the last keys that they share are left to the rule for their parent.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 from statedict.rename import Rules
@@ -16,6 +18,7 @@ from statedict.rename import Rules
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _LETTERS = "nmkpqr"
 _MOST = 50  # rules; more are no pattern
+_COMPARED = 200  # patterns of one kind; comparing names costs their square
 
 
 def rules(missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> dict[str, str]:
@@ -44,20 +47,57 @@ def rules(missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> dict[str
 
 
 def _pairs(missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    left, right = dict(unexpected), dict(missing)
-    for kind in (lambda name, what: (what, name.rpartition(".")[2]), lambda name, what: what):
-        groups: dict[Any, list[str]] = {}
-        for name, what in right.items():
-            groups.setdefault(kind(name, what), []).append(name)
-        turned: dict[Any, list[str]] = {}
-        for name, what in left.items():
-            turned.setdefault(kind(name, what), []).append(name)
-        for key, olds in turned.items():
-            news = groups.get(key, [])
-            if len(olds) == len(news):
-                yield from zip(olds, news, strict=True)
-                for old, new in zip(olds, news, strict=True):
-                    del left[old], right[new]
+    ours, theirs = _kinds(missing), _kinds(unexpected)
+    for kind, olds in theirs.items():
+        news = ours.get(kind, {})
+        for old, new in _alike(list(olds), list(news)):
+            yield from zip(olds[old], news[new], strict=True)
+
+
+def _kinds(entries: Mapping[str, Any]) -> dict[Any, dict[str, list[str]]]:
+    """What the entries of a pattern are → the patterns of that kind, each with its names in the order of numbers."""
+    patterns: dict[str, list[tuple[list[int], str]]] = {}
+    for name in entries:
+        numbers = [int(number) for number in _NUMBER.findall(name)]
+        patterns.setdefault(_NUMBER.sub("{}", name), []).append((numbers, name))
+    kinds: dict[Any, dict[str, list[str]]] = {}
+    for pattern, members in patterns.items():
+        names = [name for _, name in sorted(members)]
+        kinds.setdefault(tuple(entries[name] for name in names), {})[pattern] = names
+    return kinds
+
+
+def _alike(olds: list[str], news: list[str]) -> Iterator[tuple[str, str]]:
+    """Patterns of one kind in pairs, the most alike first; where names tell nothing, in their order."""
+    if len(olds) == len(news) == 1:
+        yield olds[0], news[0]
+    elif len(olds) * len(news) > _COMPARED**2:
+        yield from zip(olds, news, strict=False)
+    else:
+        scores = {(old, new): _likeness(old, new) for old in olds for new in news}
+        found: dict[str, str] = {}
+        for (old, new), _ in sorted(scores.items(), key=lambda item: item[1], reverse=True):
+            if old not in found and new not in found.values():
+                found[old] = new
+        yield from ((old, found[old]) for old in olds if old in found)
+
+
+def _likeness(old: str, new: str) -> tuple[float, float, float]:
+    """How much two names are alike: first their last key, then the one before, then all of it."""
+    before, after = old.split("."), new.split(".")
+    same_end = float(before[-1] == after[-1])
+    keys = zip(reversed(before[:-1]), reversed(after[:-1]), strict=False)
+    inner = sum(_ratio(one, other) / 2**depth for depth, (one, other) in enumerate(keys))
+    return same_end, round(inner, 3), _ratio(old, new)
+
+
+def _ratio(one: str, other: str) -> float:
+    """1 for equal texts; a key that abbreviates another, as `q` does `query`, is nearly that."""
+    if one == other:
+        return 1.0
+    if one and other and (one.startswith(other.split("_")[0]) or other.startswith(one.split("_")[0])):
+        return 0.9
+    return SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
 def _rule(old: str, new: str) -> tuple[str, str] | None:

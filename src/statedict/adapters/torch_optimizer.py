@@ -3,35 +3,35 @@
     {"state": {0: {"exp_avg": …}, …}, "param_groups": [{"lr": …, "params": [0, …], "param_names": ["conv1.weight", …]}]}
 
 `param_names` is PyTorch's key for optimizers made from `named_parameters()`; where the model is captured beside the
-optimizer we add it ourselves. Restoring goes by name where both sides have names, otherwise by position, and the
-report says which.
+optimizer we add it ourselves. Restoring goes by name; where the state has no names they are inferred from the model
+beside it (param_names.py), and without one the order must be the same. The report says which.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from statedict.adapters import Capture, Plan, join
-from statedict.tensor import is_array
+from statedict.adapters import Capture, join
+from statedict.adapters.param_groups import merged
+from statedict.adapters.param_names import inferred
+from statedict.adapters.plan import Plan
+from statedict.adapters.report import allowed
+from statedict.adapters.shapes import Fit, Shape
+from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict
 
+STAGE = 1
 _MISSING = object()
-_WHOSE = ("params", "param_names")
 _ELEMENTWISE = frozenset((
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
     "sum", "ax", "prev", "step_size",
 ))  # fmt: skip
 """What the optimizers of torch.optim keep for each element of a parameter."""
-_ADDED = frozenset((
-    "foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay",
-    "amsgrad", "nesterov", "momentum", "centered",
-))  # fmt: skip
-"""The hyperparameters that came with releases of PyTorch, which fill them in where a state is older."""
+_BEGIN = {"step_size": "lr", "sum": "initial_accumulator_value"}
+"""What they begin with where that is not zero: a hyperparameter (torch/optim/rprop.py, adagrad.py)."""
 _FOREIGN = {"Adamax": "exp_avg_sq", "RAdam": "exp_inf"}
 """What these two, whose hyperparameters are the same but for added ones, have of each other only."""
-_OF_A_SCHEDULER = frozenset((
-    "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr",
-))  # fmt: skip
 
 
 def accepts(value: Any) -> bool:
@@ -62,8 +62,12 @@ def _names(group: Any, known: dict[int, str]) -> list[str] | None:
     return found if len(found) == len(group["params"]) else None
 
 
+Matched = list[tuple[int, list[Any]]]
+"""For each live group the saved one that most of its parameters were in (-1: none), and their saved keys."""
+
+
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
-    """Match the parameters by name or position; then `load_state_dict`, in the live order."""
+    """Match the parameters; then `load_state_dict`, in the live order."""
     saved = state.get("param_groups") if isinstance(state, dict) else None
     if not isinstance(saved, list) or not isinstance(state.get("state"), dict):
         plan.problem("kind", path, "an optimizer is restored from a dict with 'state' and 'param_groups'")
@@ -76,32 +80,36 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     ):
         plan.problem("kind", join(path, "param_groups"), "is not a list of groups with 'params'")
         return
-    live = value.param_groups
-    live_names = [_names(group, plan.names) for group in live]
-    saved_names = [group.get("param_names") for group in saved]
-    saved_names = [[*map(plan.parameter, names)] if isinstance(names, list) else names for names in saved_names]
-    named = _name_them_all(live_names, live) and _name_them_all(saved_names, saved)
-    matched = _by_name(live_names, saved, saved_names, plan, path) if named else _by_position(live, saved, plan, path)
+    matched = _match(value.param_groups, saved, state["state"], plan, path)
     if matched is None:
         return
     groups: list[dict[str, Any]] = []
     states: dict[int, Any] = {}
+    fits: dict[int, tuple[Fit, Any]] = {}
     fresh: list[Any] = []
-    for number, (group, (source, identifiers)) in enumerate(zip(live, matched, strict=True)):
+    foreign = _FOREIGN.get(type(value).__name__, "")
+    first = 0
+    for number, (group, (source, identifiers)) in enumerate(zip(value.param_groups, matched, strict=True)):
         where = join(path, f"param_groups.{number}")
-        groups.append(_hyperparameters(group, saved[source] if source >= 0 else group, value.defaults, plan, where))
-        first = sum(len(before["params"]) for before in groups[:-1])
+        groups.append(merged(group, saved[source] if source >= 0 else group, value.defaults, plan, where))
         groups[-1]["params"] = list(range(first, first + len(identifiers)))
-        for offset, (parameter, identifier) in enumerate(zip(group["params"], identifiers, strict=True)):
+        names = _names(group, plan.names) or [""] * len(identifiers)
+        for index, (parameter, identifier, name) in enumerate(
+            zip(group["params"], identifiers, names, strict=True), first
+        ):
             if identifier is _MISSING:
                 fresh.append(parameter)
             elif identifier in state["state"]:
-                states[first + offset] = state["state"][identifier]
+                states[index] = state["state"][identifier]
                 full = join(path, f"state.{identifier}")
-                _check_shapes(parameter, states[first + offset], plan, full)
-                foreign = _FOREIGN.get(type(value).__name__, "")
-                if isinstance(states[first + offset], dict) and foreign in states[first + offset]:
-                    plan.unexpected(join(full, foreign), "the state is another optimizer's")
+                if isinstance(states[index], dict):
+                    fit = _moments(parameter, states[index], plan, full, name)
+                    if fit is not None:
+                        fits[index] = fit, groups[-1]
+                    if foreign in states[index]:
+                        plan.unexpected(join(full, foreign), "the state is another optimizer's")
+        first += len(identifiers)
+    plan.rates[id(value)] = [group.get("lr") for group in groups]
     own = value.state_dict()
     chosen = StateDict()
     for key in own:
@@ -112,7 +120,36 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     for key in state:
         if key not in own:
             plan.unexpected(join(path, key))
-    plan.actions.append(lambda: _load(value, chosen, fresh))
+    plan.act(path, lambda: _load(value, chosen, fits, fresh))
+
+
+def _match(live: list[Any], saved: list[Any], entries: Any, plan: Plan, path: str) -> Matched | None:
+    """Which saved parameter is which live one; None where that cannot be told."""
+    live_names: list[Any] = [_names(group, plan.names) for group in live]
+    saved_names: list[Any] = [group.get("param_names") for group in saved]
+    if not _name_them_all(live_names, live):
+        return _by_position(live, saved, plan, path)
+    if _name_them_all(saved_names, saved):
+        found = [[_current(plan.parameter(name), plan) for name in names] for names in saved_names]
+        return _by_name(live_names, saved, found, "", plan, path)
+    shapes = {
+        name: tuple(p.shape)
+        for n, g in zip(live_names, live, strict=True)
+        for name, p in zip(n, g["params"], strict=True)
+    }
+    sizes = [[_size(entries.get(identifier)) for identifier in group["params"]] for group in saved]
+    now = [name for name in plan.names.values() if name in shapes] or list(shapes)
+    guess = inferred(sizes, live_names, plan.shapes_in_state or shapes, now)
+    if not isinstance(guess, str):
+        return _by_name(live_names, saved, guess, "its name is inferred from order and shapes", plan, path)
+    if not plan.shapes_in_state and [len(group) for group in live_names] == [len(group) for group in sizes]:
+        return _by_position(live, saved, plan, path)  # the shapes that do not agree are named one by one
+    counts = [len(group["params"]) for group in live]
+    detail = (
+        f"{guess}; the target has groups of {counts}; restore from a checkpoint that has param_names, or build it alike"
+    )
+    plan.problem("groups", join(path, "param_groups"), detail)
+    return None
 
 
 def _name_them_all(names: list[Any], groups: list[Any]) -> bool:
@@ -125,18 +162,33 @@ def _name_them_all(names: list[Any], groups: list[Any]) -> bool:
     return all(type(name) is str for name in flat) and len(set(flat)) == len(flat) > 0
 
 
+def _current(name: str, plan: Plan) -> str:
+    """What a parameter of the state is called in the target, as its module has read it."""
+    for above in plan.modules if len(plan.modules) == 1 else ("",):
+        new = plan.read_as.get(join(above, name))
+        if new is not None:
+            return new[len(above) :].removeprefix(".")
+    return name
+
+
+def _dropped(name: str, plan: Plan) -> bool:
+    """Whether the caller lets go of the parameter itself."""
+    return any(plan.read_as.get(join(above, name), "") is None for above in ("", *plan.modules))
+
+
 def _by_name(
-    live: list[Any], saved: list[Any], saved_names: list[Any], plan: Plan, path: str
-) -> list[tuple[int, list[Any]]] | None:
-    """For each live group the saved one that most of its parameters were in (-1: none), and their saved keys."""
+    live: Sequence[Any], saved: list[Any], saved_names: Sequence[Sequence[str]], detail: str, plan: Plan, path: str
+) -> Matched | None:
     known = {
         name: (number, identifier)
         for number, (group, names) in enumerate(zip(saved, saved_names, strict=True))
         for name, identifier in zip(names, group["params"], strict=True)
     }
-    pairs = plan.align([name for names in live for name in names], known, join(path, "param_names"))
-    if pairs is None:
+    reading = plan.align([name for names in live for name in names], known, join(path, "param_names"))
+    if reading is None:
         return None
+    pairs = reading.pairs
+    absent = plan.absent_parameters
     matched = []
     for names in live:
         identifiers = []
@@ -144,7 +196,11 @@ def _by_name(
             full = join(path, f"state.{name}")
             identifiers.append(known[pairs[name]][1] if name in pairs else _MISSING)
             if name in pairs:
-                plan.note("restored", full)
+                plan.note("restored", full, detail)
+            elif (
+                name in absent or allowed(full, plan.options.allow_missing) or allowed(name, plan.options.allow_missing)
+            ):
+                plan.note("fresh", full, "the state has no such parameter; what the target has for it stays")
             else:
                 plan.missing(full, "the state has no such parameter; what the target has for it stays")
         sources = [known[pairs[name]][0] for name in names if name in pairs]
@@ -152,11 +208,15 @@ def _by_name(
     wanted = set(pairs.values())
     for name in known:
         if name not in wanted:
-            plan.unexpected(join(path, f"state.{name}"))
+            full = join(path, f"state.{name}")
+            if _dropped(name, plan) or allowed(name, plan.options.allow_unexpected):
+                plan.note("unexpected", full, "its parameter is not restored either")
+            else:
+                plan.unexpected(full)
     return matched
 
 
-def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> list[tuple[int, list[Any]]] | None:
+def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> Matched | None:
     sizes = [len(group["params"]) for group in live], [len(group["params"]) for group in saved]
     if sizes[0] != sizes[1]:
         plan.problem(
@@ -168,60 +228,68 @@ def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> li
         return None
     for group in saved:
         for identifier in group["params"]:
-            plan.note("restored", join(path, f"state.{identifier}"), "by position, for names are missing")
+            plan.note("restored", join(path, f"state.{identifier}"), "inferred by position, for names are missing")
     return [(number, list(group["params"])) for number, group in enumerate(saved)]
 
 
-def _hyperparameters(live: Any, saved: Any, defaults: Any, plan: Plan, path: str) -> dict[str, Any]:
-    """The saved hyperparameters of a group, reported one by one, under the live group's names.
-
-    Their set differs between releases of PyTorch and with a scheduler, which is reported and no error; any other
-    difference means an optimizer of another class.
-    """
-    hyper = {key: value for key, value in saved.items() if key not in _WHOSE}
-    # Adam has amsgrad for longer than any optimizer has maximize: a state with maximize alone is another's
-    added = _ADDED - {"amsgrad"} if "maximize" in hyper else _ADDED
-    for key, before in live.items():
-        if key in _WHOSE:
-            continue
-        if key not in saved:
-            if key in defaults and key not in added:
-                plan.missing(join(path, key), "the state is another optimizer's, it has no such hyperparameter")
-            else:
-                plan.note("missing", join(path, key), "the state has none, the target's stays")
-            hyper[key] = before
-            continue
-        changed = not is_array(before) and not is_array(hyper[key]) and before != hyper[key]
-        plan.note("restored", join(path, key), f"{before!r:.40} → {hyper[key]!r:.40}" if changed else "")
-    for key in hyper:
-        if key in live:
-            continue
-        if key in _OF_A_SCHEDULER or key in added:
-            plan.note(
-                "unexpected", join(path, key), "the target had none, as with what a scheduler adds; it is taken over"
-            )
-        else:
-            plan.unexpected(join(path, key), "the state is another optimizer's, the target has no such hyperparameter")
-    if "param_names" in live:
-        hyper["param_names"] = live["param_names"]
-    return hyper
-
-
-def _check_shapes(parameter: Any, entries: Any, plan: Plan, path: str) -> None:
-    """What is kept element by element must have as many elements as the parameter."""
+def _size(entries: Any) -> Shape | None:
+    """The shape of the parameter that something is kept for, None where that does not tell."""
     for key, value in entries.items() if isinstance(entries, dict) else ():
-        if key in _ELEMENTWISE and is_array(value) and tuple(value.shape) != tuple(parameter.shape):
-            plan.problem(
-                "shape",
-                join(path, key),
-                f"the state has {tuple(value.shape)}, the parameter {tuple(parameter.shape)}; their orders differ",
-            )
+        if key in _ELEMENTWISE and is_array(value):
+            return tuple(value.shape)
+    return None
 
 
-def _load(optimizer: Any, state: StateDict, fresh: list[Any]) -> None:
+def _moments(parameter: Any, entries: dict[Any, Any], plan: Plan, path: str, name: str) -> Fit | None:
+    """Whether what is kept for a parameter fits it; how it follows where its shape changes."""
+    shape = tuple(parameter.shape)
+    fit = plan.fates.get(id(parameter))
+    if fit is None and (size := _size(entries)) not in (None, shape):
+        path_of_parameter = join(path.rpartition(".")[0], name)
+        policy = next((p for at in (path_of_parameter, name) if at and (p := plan.policy(at)) != "error"), "error")
+        fit = Fit(policy, size, shape)
+        reason = fit.reason()
+        if policy == "error" or reason:
+            for key, value in entries.items():
+                if key in _ELEMENTWISE and is_array(value):
+                    detail = (
+                        f"the state has {tuple(value.shape)}, the parameter {shape}; {reason or 'their orders differ'}"
+                    )
+                    plan.problem("shape", join(path, key), detail)
+            return None
+    if fit is None:
+        return None
+    if fit.policy == "skip":
+        plan.note("fresh", path, "its parameter is not restored either")
+        return fit
+    for key, value in entries.items():
+        if is_array(value) and as_lazy(value).numel() > 1 and fit.follows(tuple(value.shape)) is None:
+            plan.problem("shape", join(path, key), f"{tuple(value.shape)} cannot follow the parameter, {fit}")
+    plan.note("reshaped", path, f"as its parameter, {fit}")
+    return fit
+
+
+def _follow(entries: Any, fit: Fit, group: dict[str, Any]) -> Any:
+    """What is kept for a parameter, as its new shape wants it."""
+    result = StateDict()
+    for key, value in entries.items():
+        tensor = as_lazy(value) if is_array(value) else None
+        if tensor is None or fit.follows(tensor.shape) is None:
+            result[key] = value
+        else:
+            result[key] = fit.apply(tensor, fill=float(group.get(_BEGIN.get(key, ""), 0)))
+    return result
+
+
+def _load(optimizer: Any, state: StateDict, fits: dict[int, tuple[Fit, Any]], fresh: list[Any]) -> None:
     import torch
 
-    made = state.torch(copy=True)
+    followed = {
+        index: _follow(entries, *fits[index]) if index in fits else entries
+        for index, entries in state["state"].items()
+        if index not in fits or fits[index][0].policy != "skip"
+    }
+    made = StateDict(state | {"state": followed}).torch(copy=True)
     kept = {parameter: optimizer.state[parameter] for parameter in fresh if parameter in optimizer.state}
     optimizer.load_state_dict(made)
     optimizer.state.update(kept)

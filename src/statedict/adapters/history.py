@@ -1,0 +1,207 @@
+"""Renames that travel with the code: a class says what its entries were called before, and old files still load.
+
+    @statedict.renamed_in(2, {"attn.*": "attention.*"})
+    @statedict.renamed_in(1, {"layers.{n}.*": "blocks.{n}.*"})
+    class Encoder(torch.nn.Module): ...
+
+The rules are those of statedict/rename.py, for names below the module, wherever it stands in a model. What a module's
+`state_dict()` gives carries the version, beside PyTorch's own version of the module, as `renamed_in` in its metadata.
+A state without it is from before version 1. A state without any metadata, such as a flat file of others, is read as
+the version from which most names fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, TypeVar
+
+from statedict.adapters.names import plain, unwrapped
+from statedict.errors import RenameError
+from statedict.rename import Rules
+
+_RULES = "_statedict_renamed_in"
+_VERSION = "renamed_in"
+Kind = TypeVar("Kind", bound=type)
+
+
+def renamed_in(version: int, rules: Mapping[str, str]) -> Callable[[Kind], Kind]:
+    """Register on a `torch.nn.Module` class what was renamed in a version of it, so that `restore` reads older states.
+
+    Args:
+        version: 1 for the first refactoring, 2 for the next; each one once.
+        rules: old name → new name below the module, in the language of `restore(rename=…)`.
+
+    Returns:
+        A class decorator; subclasses inherit what it registers.
+
+    Raises:
+        RenameError: a rule is malformed, the version is below 1 or registered already.
+
+    >>> import statedict, torch
+    >>> @statedict.renamed_in(1, {"fc": "head"})
+    ... class Net(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.head = torch.nn.Linear(2, 1)
+    >>> old = {"fc.weight": torch.ones(1, 2), "fc.bias": torch.zeros(1)}
+    >>> statedict.restore(Net(), old).paths("renamed")
+    ['head.weight', 'head.bias']
+    """
+    Rules(rules)
+    if version < 1:
+        raise RenameError(f"renamed_in({version}): versions begin with 1")
+
+    def register(kind: Kind) -> Kind:
+        if version in versions(kind):
+            raise RenameError(f"{kind.__name__}: version {version} of its names is registered already")
+        if not versions(kind):
+            kind._save_to_state_dict = _recording(kind._save_to_state_dict)  # type: ignore[attr-defined]
+        if _RULES not in vars(kind):
+            setattr(kind, _RULES, {})
+        getattr(kind, _RULES)[version] = dict(rules)
+        return kind
+
+    return register
+
+
+def versions(kind: type) -> dict[int, dict[str, str]]:
+    """Version → rules, of a class and those that it derives from."""
+    found: dict[int, dict[str, str]] = {}
+    for base in kind.__mro__:
+        found = vars(base).get(_RULES, {}) | found
+    return dict(sorted(found.items()))
+
+
+def _recording(save: Callable[..., None]) -> Callable[..., None]:
+    @wraps(save)
+    def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
+        save(self, destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if isinstance(metadata, dict):
+            metadata[_VERSION] = max(versions(type(self)))
+
+    return _save_to_state_dict
+
+
+@dataclass(slots=True)
+class Past:
+    """What the names of a state became since it was made.
+
+    Attributes:
+        names: name in the state → its name now, for all that have changed.
+        metadata: the state's metadata by the modules' names now.
+        notes: what was read as which version.
+        problem: why that cannot be told; empty if it can.
+    """
+
+    names: dict[str, str]
+    metadata: dict[str, Any] | None
+    notes: list[str] = field(default_factory=list)
+    problem: str = ""
+    fitting: int = 0
+
+
+def brought_up_to_date(
+    modules: Iterable[tuple[str, type]], names: Iterable[str], metadata: Mapping[str, Any] | None, target: Iterable[str]
+) -> Past | None:
+    """Apply what the classes of modules have registered to the names of a state; None where none has anything.
+
+    Args:
+        modules: path and class of each, outer ones first.
+        names: those of the state.
+        metadata: module → its metadata, as PyTorch keeps it beside the state; None if there is none.
+        target: the names that the model has.
+    """
+    found = [(unwrapped(path), known) for path, kind in modules if (known := versions(kind))]
+    if not found:
+        return None
+    names, wanted = list(names), {plain(name) for name in target}
+    # the state may have the model below a prefix, and not even its own name for the model must be right
+    tried = [_updated(found, above, names, metadata, wanted) for above in _prefixes(names)]
+    return max(tried, key=lambda past: past.fitting)
+
+
+def _prefixes(names: list[str]) -> Iterator[str]:
+    yield ""
+    seen: set[str] = set()
+    for name in names:
+        keys = plain(name).split(".")
+        for depth in (1, 2):
+            above = ".".join([*keys[:depth], ""])
+            if len(keys) > depth and above not in seen and len(seen) < 8:
+                seen.add(above)
+                yield above
+
+
+def _updated(
+    found: list[tuple[str, dict[int, dict[str, str]]]],
+    above: str,
+    names: list[str],
+    metadata: Mapping[str, Any] | None,
+    wanted: set[str],
+) -> Past:
+    now = {name: plain(name) for name in names}
+    about = None if metadata is None else {unwrapped(path): entry for path, entry in metadata.items()}
+    past = Past({}, None)
+    for path, known in found:
+        base = (above + path).rstrip(".")
+        below = base + "." if base else ""
+        mine = {name: new[len(below) :] for name, new in now.items() if new.startswith(below)}
+        latest = max(known)
+        if about is not None:
+            entry = about.get(base)
+            start = entry.get(_VERSION, 0) if isinstance(entry, dict) else 0
+            if type(start) is not int or start > latest:
+                past.problem = f"{base or 'the root'}: the state has version {start} of the names, the code {latest}"
+                continue
+            becomes = _renamed(mine.values(), known, start)
+        else:
+            inside = {name[len(path) + 1 :] if path else name for name in wanted if name.startswith(path)}
+            start, becomes, other = _likeliest(list(mine.values()), known, inside)
+            if other:
+                past.problem = f"{base or 'the root'}: the state does not say which version it is, and {other}"
+                continue
+        changed = {name: becomes[old] for name, old in mine.items() if becomes[old] != old}
+        now |= {name: below + new for name, new in changed.items()}
+        if changed:
+            past.notes.append(f"{base or 'the model'} from version {start} of its names, {latest} is the latest")
+        if about is not None:
+            parents = {
+                (below + mine[name]).rpartition(".")[0]: (below + new).rpartition(".")[0]
+                for name, new in changed.items()
+            }
+            about = {parents.get(module, module): entry for module, entry in about.items()}
+    past.names = {name: new for name, new in now.items() if new != plain(name)}
+    past.metadata = about
+    past.fitting = sum(new.removeprefix(above) in wanted for new in now.values())
+    return past
+
+
+def _renamed(names: Iterable[str], known: Mapping[int, Mapping[str, str]], start: int) -> dict[str, str]:
+    """Names as all versions after `start` make them."""
+    steps = [Rules(rules) for version, rules in known.items() if version > start]
+    result = {}
+    for name in names:
+        new = name
+        for step in steps:
+            new = step(new)
+        result[name] = new
+    return result
+
+
+def _likeliest(
+    names: list[str], known: Mapping[int, Mapping[str, str]], wanted: set[str]
+) -> tuple[int, dict[str, str], str]:
+    """The version from which most names fit, what they become, and what speaks against it."""
+    tried = {start: _renamed(names, known, start) for start in (0, *known)}
+    fitting = {start: sum(new in wanted for new in made.values()) for start, made in tried.items()}
+    start = max(reversed(fitting), key=fitting.__getitem__)
+    for rival, made in tried.items():
+        if fitting[rival] == fitting[start] and any(
+            made[name] != tried[start][name] for name in names if made[name] in wanted
+        ):
+            other = f"version {start} and version {rival} fit alike; pass rename=… or save it with its metadata"
+            return start, tried[start], other
+    return start, tried[start], ""

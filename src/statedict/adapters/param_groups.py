@@ -1,0 +1,74 @@
+"""The hyperparameters of an optimizer's groups: the state's or what the caller wants instead, reported one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from statedict.adapters import join
+from statedict.adapters.plan import Plan
+from statedict.tensor import is_array
+
+_WHOSE = ("params", "param_names")
+_ADDED = frozenset((
+    "foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay",
+    "amsgrad", "nesterov", "momentum", "centered",
+))  # fmt: skip
+"""The hyperparameters that came with releases of PyTorch, which fill them in where a state is older."""
+_OF_A_SCHEDULER = frozenset((
+    "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr",
+))  # fmt: skip
+
+
+def merged(live: Mapping[str, Any], saved: Mapping[str, Any], defaults: Any, plan: Plan, path: str) -> dict[str, Any]:
+    """The saved hyperparameters of a group, under the live group's names.
+
+    Their set differs between releases of PyTorch and with a scheduler, which is reported and no error; any other
+    difference means an optimizer of another class.
+    """
+    hyper = {key: value for key, value in saved.items() if key not in _WHOSE}
+    # Adam has amsgrad for longer than any optimizer has maximize: a state with maximize alone is another's
+    added = _ADDED - {"amsgrad"} if "maximize" in hyper else _ADDED
+    for key, before in live.items():
+        if key in _WHOSE:
+            continue
+        full = join(path, key)
+        if key not in saved:
+            if key in defaults and key not in added:
+                plan.missing(full, "the state is another optimizer's, it has no such hyperparameter")
+            else:
+                plan.note("missing", full, "the state has none, the target's stays")
+            hyper[key] = plan.overridden(full, before, key)
+            continue
+        wanted = plan.overridden(full, hyper[key], key)
+        if wanted is not hyper[key]:
+            plan.note("overridden", full, f"{_short(hyper[key])} of the state by {_short(wanted)}")
+            hyper[key] = _as_it_was(hyper[key], wanted)
+            continue
+        changed = not is_array(before) and not is_array(wanted) and before != wanted
+        plan.note("restored", full, f"{_short(before)} → {_short(wanted)}" if changed else "")
+    for key in hyper:
+        if key in live:
+            continue
+        full = join(path, key)
+        if key in _OF_A_SCHEDULER or key in added:
+            hyper[key] = plan.overridden(full, hyper[key], key)
+            plan.note("unexpected", full, "the target had none, as with what a scheduler adds; it is taken over")
+        else:
+            plan.unexpected(full, "the state is another optimizer's, the target has no such hyperparameter")
+    if "param_names" in live:
+        hyper["param_names"] = live["param_names"]
+    return hyper
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.40}"
+
+
+def _as_it_was(value: Any, wanted: Any) -> Any:
+    """What the caller wants, as a tensor where the state has one, such as a learning rate that is a tensor."""
+    if not is_array(value) or is_array(wanted):
+        return wanted
+    import torch
+
+    return torch.full(value.shape, wanted, dtype=getattr(value.dtype, "torch", value.dtype))

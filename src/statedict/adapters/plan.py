@@ -1,0 +1,265 @@
+"""Plan: what a restore will do, complete before any of it is done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+from statedict.adapters import find, is_special_plain, join, leaf, realized, suggest
+from statedict.adapters.names import Reading, align
+from statedict.adapters.report import Entry, allowed
+from statedict.adapters.shapes import POLICIES, Fit, Shape
+from statedict.errors import RestoreError
+from statedict.rename import Rules
+from statedict.tensor import LazyTensor, is_array
+from statedict.tree import StateDict, like
+
+_LEFT = ("made", "missing", "fresh", "skipped", "unexpected")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of `restore` asks for and allows; see there."""
+
+    allow_missing: Sequence[str] = ()
+    allow_unexpected: Sequence[str] = ()
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    cast: Sequence[str] = ()
+    prefix: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    override: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for pattern, policy in self.shapes.items():
+            if policy not in POLICIES:
+                raise RestoreError(f"shapes: {pattern!r}: expected one of {', '.join(POLICIES)}, got {policy!r}")
+
+
+@dataclass
+class Plan:
+    """What a restore will do, complete before any of it is done.
+
+    Adapters add entries (what will happen), problems (what forbids it) and actions (what does it). Those of a later
+    stage can rely on what those of an earlier one have found: a module says what becomes of its parameters, its
+    optimizer follows, and then the optimizer's scheduler.
+    """
+
+    options: Options = field(default_factory=Options)
+    names: dict[int, str] = field(default_factory=dict)
+    """id of a live parameter → its name, as the optimizers of the tree call it."""
+    modules: Sequence[str] = ()
+    """The paths of the modules in the tree, below which the names of an optimizer's parameters may stand."""
+    notes: list[str] = field(default_factory=list)
+    """How names were read."""
+    renames: dict[str, str] = field(default_factory=dict)
+    """Rules that would give missing entries what unexpected ones have."""
+    entries: list[Entry] = field(default_factory=list)
+    problems: list[Entry] = field(default_factory=list)
+    actions: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
+    """What is done, each with the path of what it restores."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Path of an entry of the state → what it was called before it was renamed."""
+    fates: dict[int, Fit] = field(default_factory=dict)
+    """id of a live parameter → how its shape changes."""
+    absent_parameters: set[str] = field(default_factory=set)
+    """The names, as optimizers call them, of parameters that the caller lets the state lack."""
+    rates: dict[int, list[Any]] = field(default_factory=dict)
+    """id of an optimizer → the learning rates that its groups will have."""
+    shapes_in_state: dict[str, Shape] = field(default_factory=dict)
+    """A parameter's name, as optimizers call it → its shape in the state, in the order of the state."""
+    read_as: dict[str, str | None] = field(default_factory=dict)
+    """Path of a module's entry in the state → its path in the target; None for what the caller lets go."""
+
+    def __post_init__(self) -> None:
+        self.rules = Rules(self.options.rename) if self.options.rename else None
+        self._used: set[str] = set()
+        self._later: list[tuple[int, Callable[[], None]]] = []
+
+    def tree(self, target: Any, state: Any) -> None:
+        """Plan for the whole tree."""
+        self.value(target, state, "")
+        while self._later:
+            self._later.sort(key=lambda item: item[0])
+            self._later.pop(0)[1]()
+        for rule in self.rules.idle() if self.rules else ():
+            self.problem("idle rule", rule, "matches no entry of the state; mend or drop it")
+        for pattern in self.options.override.keys() - self._used:
+            self.problem("idle override", pattern, "matches no value of the target")
+        counted = self.rules.matched.items() if self.rules else ()
+        self.notes += [f"renamed {count:,} by {rule}" for rule, count in counted if count]
+        if not self.problems and self.entries and all(e.action in _LEFT for e in self.entries):
+            self.problem("nothing matched", "", "no entry of the state has the name of an entry of the target")
+
+    def value(self, target: Any, state: Any, path: str, assign: Callable[[Any], None] | None = None) -> None:
+        """Plan for any value in the tree; `assign` replaces it in its parent where that is how it is restored."""
+        plain = leaf(target)
+        if plain is not ... and not is_array(target):
+            state, given = self.overridden(path, state), state
+            if assign is None:
+                self.problem("cannot be set", path, "is a plain value that its parent cannot replace")
+            elif plain is not None and (is_array(state) or leaf(state) is ...):
+                self.mismatch(path, target, state)
+            else:
+                action = "restored" if state is given else "overridden"
+                self.note(action, path, "" if _same(plain, leaf(state)) else f"{plain!r:.40} → {state!r:.40}")
+                self.act(path, lambda: assign(_alike(target, realized(state))))
+            return
+        adapter = find(target, path)
+        work = partial(adapter.plan, target, self.renamed(state, path), self, path)
+        if adapter.STAGE:
+            self._later.append((adapter.STAGE, work))
+        else:
+            work()
+
+    # what the caller asked for
+
+    def renamed(self, state: Any, path: str) -> Any:
+        """A dict of the state with its keys as the caller's rules make them."""
+        if self.rules is None or not isinstance(state, dict):
+            return state
+        above = join(path, "") if path else ""
+        result, modules = like(state, StateDict()), {}
+        for key, value in state.items():
+            new = self.rules(above + key) if type(key) is str else key
+            if type(key) is str:
+                if not new.startswith(above):
+                    self.problem("moved", above + key, f"a rule makes it {new!r}, out of the dict that holds it")
+                if new != above + key:
+                    self.origins[new] = key
+                new = new.removeprefix(above)
+                modules[key.rpartition(".")[0]] = new.rpartition(".")[0]
+            if new in result:
+                self.problem("collision", above + key, f"becomes {above}{new}, which another entry is or becomes")
+            result[new] = value
+        if isinstance(result._metadata, dict):
+            result._metadata = {modules.get(name, name): entry for name, entry in result._metadata.items()}
+        return result
+
+    def parameter(self, name: Any) -> Any:
+        """A parameter's name in the state of an optimizer, as the caller's rules make it."""
+        for above in ("", *self.modules) if self.rules is not None and type(name) is str else ():
+            full = join(above, name)
+            new = self.rules(full)  # type: ignore[misc]  # not None, as the line above says
+            if new != full and new.startswith(above):
+                return new[len(above) :].removeprefix(".")
+        return name
+
+    def overridden(self, path: str, value: Any, name: str = "") -> Any:
+        """The value that the caller wants at a path, or the one given; `name` is what else it goes by."""
+        for pattern, wanted in self.options.override.items():
+            if pattern == name or fnmatchcase(path, pattern):
+                self._used.add(pattern)
+                return wanted
+        return value
+
+    def policy(self, path: str) -> str:
+        """What the caller wants where shapes differ."""
+        return next((policy for glob, policy in self.options.shapes.items() if allowed(path, (glob,))), "error")
+
+    def align(self, target: Iterable[str], state: Iterable[str], path: str) -> Reading | None:
+        """How names of the state are read as those of the target; None where that is ambiguous."""
+        reading = align(target, state, self.options.prefix)
+        if reading.other:
+            detail = f"two readings are possible: {reading.other}; pass prefix=… to choose"
+            self.problem("ambiguous", path or "the names", detail)
+            return None
+        if reading.note:
+            self.notes.append(f"{path}: {reading.note}" if path else reading.note)
+        return reading
+
+    def look_for_renames(self, missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> None:
+        """Look for entries that are there under another name; both by path, with what must agree."""
+        if missing and unexpected and not all(allowed(path, self.options.allow_missing) for path in missing):
+            self.renames |= suggest.rules(missing, unexpected)
+
+    def renamed_alike(self, path: str) -> bool:
+        """Whether the suggested rules make something else of a path."""
+        return Rules(self.renames)(path) != path
+
+    # what was found
+
+    def act(self, path: str, action: Callable[[], None]) -> None:
+        """Add what restores an entry, or all entries of an object."""
+        self.actions.append((path, action))
+
+    def note(self, action: str, path: str, detail: str = "") -> None:
+        """Report what will happen to an entry."""
+        self.entries.append(Entry(path, action, detail))
+
+    def retell(self, action: str, detail: str) -> None:
+        """Say something else of the entry that was reported last."""
+        self.entries[-1] = Entry(self.entries[-1].path, action, detail)
+
+    def problem(self, action: str, path: str, detail: str) -> None:
+        """Report what forbids the restore."""
+        self.problems.append(Entry(path, action, detail))
+
+    def mismatch(self, path: str, target: Any, state: Any) -> None:
+        """Report a state of another kind than its target."""
+        self.problem("kind", path, f"the target is a {type(target).__name__}, the state has a {type(state).__name__}")
+
+    def missing(self, path: str, detail: str = "the target has it, the state does not") -> bool:
+        """An entry of the target that the state lacks; whether that is allowed."""
+        fine = allowed(path, self.options.allow_missing)
+        (self.note if fine else self.problem)("missing", path, detail)
+        return fine
+
+    def unexpected(self, path: str, detail: str = "the state has it, the target does not") -> bool:
+        """An entry of the state that the target lacks; whether that is allowed."""
+        fine = allowed(path, self.options.allow_unexpected)
+        (self.note if fine else self.problem)("unexpected", path, detail)
+        return fine
+
+    def tensor(self, shape: Shape, kind: Any, value: LazyTensor, path: str, origin: str = "") -> Fit | bool:
+        """Check a tensor of the state against its target's shape and dtype.
+
+        Args:
+            shape: the target's.
+            kind: the target's dtype.
+            value: the state's tensor.
+            path: where the target stands.
+            origin: what it is called in the state, if that is worth telling.
+
+        Returns:
+            Whether it fits, or how it is made to.
+        """
+        fit: Fit | bool = True
+        details = [f"{origin} of the state"] if origin else []
+        if shape != value.shape:
+            fit = Fit(self.policy(path), value.shape, shape)
+            reason = fit.reason()
+            if fit.policy == "error" or reason:
+                reason = f"; {fit.policy!r} cannot be, it {reason}" if reason else ""
+                self.problem("shape", path, f"the state has {value.shape}, the target {shape}{reason}")
+                return False
+            if fit.policy == "skip":
+                self.note("skipped", path, f"the state has {value.shape}, the target {shape}")
+                return fit
+            details.append(str(fit))
+        if kind is not value.dtype:
+            if not allowed(path, self.options.cast):
+                self.problem(
+                    "dtype", path, f"the state has {value.dtype}, the target {kind}; pass cast=True to convert"
+                )
+                return False
+            details.append(f"{value.dtype} → {kind}")
+        action = "restored" if fit is True else "reshaped"
+        action = "cast" if kind is not value.dtype and fit is True else action
+        self.note("renamed" if origin and action == "restored" else action, path, ", ".join(details))
+        return fit
+
+
+def _alike(target: Any, value: Any) -> Any:
+    """The value as what the target was: a member of its enumeration, a numpy scalar."""
+    numpy = sys.modules.get("numpy")
+    if is_special_plain(target) or (numpy is not None and isinstance(target, numpy.generic)):
+        return type(target)(value)
+    return value
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,161 @@
+"""What a module's own loading would do with a state, found out without touching the module.
+
+Modules may translate older states themselves, with `_load_from_state_dict` of their own or with hooks before it: the
+new weight_norm takes `weight_g`, the observers of quantization take buffers of any size. Where names or shapes do not
+fit, the state is loaded into a twin of the module that has the same modules and hooks but tensors of the meta device,
+which have shapes and no memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from statedict.tensor import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What became of a state.
+
+    Attributes:
+        held: name in the module → the name in the state whose tensor it got, empty for one made from others.
+        taken: names in the state that were read, by hooks or by the modules.
+        own: the names of modules with a way of loading of their own, which judge shapes themselves.
+        errors: what the modules said.
+    """
+
+    held: dict[str, str]
+    taken: frozenset[str]
+    own: frozenset[str]
+    errors: tuple[str, ...] = ()
+
+
+def special(module: Any) -> list[str]:
+    """The paths of the modules that load in a way of their own."""
+    from torch.nn import Module
+
+    usual = Module._load_from_state_dict
+    return [
+        path
+        for path, child in module.named_modules(remove_duplicate=False)
+        if type(child)._load_from_state_dict is not usual or child._load_state_dict_pre_hooks
+    ]
+
+
+def rehearse(module: Any, state: Mapping[str, LazyTensor], metadata: Any, names: Iterable[str]) -> Rehearsal | None:
+    """Load a state into a twin of a module.
+
+    Args:
+        module: the module.
+        state: its tensors, by the module's names where they have one.
+        metadata: the state's, by the module's names.
+        names: those that the module has.
+
+    Returns:
+        What became of each, or None where there can be no twin, as of TorchScript.
+    """
+    import torch
+
+    shells = {name: torch.empty(t.shape, dtype=t.dtype.torch, device="meta") for name, t in state.items()}
+    try:
+        found = _Rehearsing(shells, metadata, names).load(_twin(module, {}))
+        if found.errors:  # it may be of a hook that looks at values
+            values = {name: tensor.torch(copy=True) for name, tensor in state.items()}
+            found = _Rehearsing(values, metadata, names).load(_twin(module, {}))
+    except (TypeError, AttributeError, RuntimeError):
+        return None
+    return found
+
+
+class _Rehearsing:
+    """One loading of a twin, as `Module.load_state_dict` goes about it."""
+
+    def __init__(self, state: dict[str, Any], metadata: Any, names: Iterable[str]) -> None:
+        self.state = state
+        self.metadata = metadata if isinstance(metadata, dict) else {}
+        self.origins = {id(tensor): name for name, tensor in state.items()}
+        self.names: dict[str, list[str]] = {}
+        for name in names:
+            self.names.setdefault(name.rpartition(".")[0], []).append(name)
+        self.held: dict[str, str] = {}
+        self.own: set[str] = set()
+        self.left = set(state)
+        self.errors: list[str] = []
+
+    def load(self, twin: Any) -> Rehearsal:
+        """Load everything and tell what became of it."""
+        import torch
+
+        entries: Any = OrderedDict(self.state)
+        entries._metadata = self.metadata
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of copies to the meta device
+            self._load(twin, entries, "")
+        taken = frozenset(self.state.keys() - (self.left - set(self.held.values())))
+        return Rehearsal(self.held, taken, frozenset(self.own), tuple(self.errors))
+
+    def _load(self, module: Any, entries: dict[str, Any], path: str) -> None:
+        from torch.nn import Module
+
+        prefix = path + "." if path else ""
+        before, missing = list(entries), list[str]()
+        try:
+            module._load_from_state_dict(entries, prefix, self.metadata.get(path, {}), True, missing, [], self.errors)
+        except Exception as error:  # a hook's own
+            self.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
+        self.left.difference_update(name for name in before if name not in entries)
+        ours = type(module)._load_from_state_dict is not Module._load_from_state_dict
+        for name in self.names.get(path, ()):
+            if name not in missing and (name in entries or ours):
+                self.held[name] = self.origins.get(id(entries.get(name)), "")
+                if ours:
+                    self.own.add(name)
+        for name, child in module._modules.items():
+            if child is not None:
+                below = f"{prefix}{name}."
+                self._load(child, {key: value for key, value in entries.items() if key.startswith(below)}, below[:-1])
+
+
+def _twin(module: Any, made: dict[int, Any]) -> Any:
+    """The module with tensors of the meta device; its modules and hooks are twins too."""
+    if id(module) in made:
+        return made[id(module)]
+    twin = made[id(module)] = object.__new__(type(module))
+    inside = twin.__dict__
+    inside.update(module.__dict__)
+    inside["_parameters"] = {name: _shell(tensor) for name, tensor in module._parameters.items()}
+    inside["_buffers"] = {name: _shell(tensor) for name, tensor in module._buffers.items()}
+    inside["_modules"] = {name: child and _twin(child, made) for name, child in module._modules.items()}
+    hooks = module._load_state_dict_pre_hooks
+    inside["_load_state_dict_pre_hooks"] = OrderedDict(
+        (key, _rebound(hook, module, twin)) for key, hook in hooks.items()
+    )
+    return twin
+
+
+def _shell(tensor: Any) -> Any:
+    """A tensor like this one without memory."""
+    import torch
+
+    if tensor is None:
+        return None
+    if torch.nn.parameter.is_lazy(tensor):
+        lazy: Any = type(tensor)
+        return lazy(device="meta", dtype=tensor.dtype)
+    shell = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch.nn.Parameter(shell, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else shell
+
+
+def _rebound(hook: Any, module: Any, twin: Any) -> Any:
+    """A hook of the module, to be called for its twin."""
+    inner = getattr(hook, "hook", hook)
+    if getattr(inner, "__self__", None) is module:
+        inner = MethodType(inner.__func__, twin)
+    if not getattr(hook, "with_module", False):
+        return inner
+    return lambda *args: inner(twin, *args)

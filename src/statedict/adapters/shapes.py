@@ -1,0 +1,89 @@
+"""What to do with a tensor whose shape is not its target's.
+
+    error     nothing is written (the default)
+    skip      the target's stays as it is
+    slice     the state has more: its first entries along each dimension are taken
+    pad       the state has fewer: zeros follow them
+    overlap   what both have is taken, the rest stays as the target has it
+    reshape   as many elements, in their row-major order
+
+A bigger vocabulary or head keeps the old rows with `pad` or `overlap`. What an optimizer keeps for each element of a
+parameter follows the parameter, with what the optimizer begins with for elements that the state does not have.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+Shape = tuple[int, ...]
+POLICIES = ("error", "skip", "slice", "pad", "overlap", "reshape")
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a tensor of one shape is put into one of another.
+
+    Attributes:
+        policy: one of `POLICIES`.
+        old: the state's shape.
+        new: the target's.
+    """
+
+    policy: str
+    old: Shape
+    new: Shape
+
+    def __str__(self) -> str:
+        return f"{self.policy}: {self.old} → {self.new}"
+
+    def reason(self) -> str:
+        """Why the policy cannot do it; empty if it can."""
+        if self.policy in ("error", "skip"):
+            return ""
+        if self.policy == "reshape":
+            return "" if math.prod(self.old) == math.prod(self.new) else "has another number of elements"
+        if len(self.old) != len(self.new):
+            return "has another number of dimensions"
+        pairs = list(zip(self.old, self.new, strict=True))
+        if self.policy == "slice" and any(old < new for old, new in pairs):
+            return "has fewer entries along a dimension; 'pad' or 'overlap' fills up"
+        if self.policy == "pad" and any(old > new for old, new in pairs):
+            return "has more entries along a dimension; 'slice' or 'overlap' cuts off"
+        return ""
+
+    def follows(self, shape: Shape) -> Shape | None:
+        """The new shape of what has this one beside a tensor of the old one; None where it cannot follow.
+
+        What a factored optimizer keeps has some dimensions of the parameter and 1 for the others.
+        """
+        if shape == self.old:
+            return self.new
+        if self.policy == "reshape" or len(shape) != len(self.old):
+            return None
+        if any(own not in (1, old) for own, old in zip(shape, self.old, strict=True)):
+            return None
+        return tuple(1 if own == 1 else new for own, new in zip(shape, self.new, strict=True))
+
+    def apply(self, tensor: Any, base: Any = None, fill: float = 0) -> Any:
+        """The tensor, a LazyTensor, in the new shape as a torch tensor of its dtype.
+
+        Args:
+            tensor: of the shape `old`, or of one that follows it.
+            base: what `overlap` takes the rest from, of the new shape.
+            fill: what stands in new elements otherwise.
+        """
+        import torch
+
+        new = self.follows(tensor.shape)
+        assert new is not None
+        if self.policy == "reshape":
+            return tensor.torch(copy=True).reshape(new)
+        if base is None:
+            result = torch.full(new, fill, dtype=tensor.dtype.torch)
+        else:
+            result = base.detach().to("cpu", tensor.dtype.torch, copy=True)
+        both = tuple(slice(0, min(pair)) for pair in zip(tensor.shape, new, strict=True))
+        result[both].copy_(tensor[both])
+        return result

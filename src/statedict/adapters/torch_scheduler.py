@@ -1,0 +1,45 @@
+"""`torch.optim.lr_scheduler.LRScheduler`: as other objects with a state, held against its optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from statedict.adapters import join, stateful
+from statedict.adapters.plan import Plan
+from statedict.tensor import is_array
+
+STAGE = 2
+capture = stateful.capture
+
+
+def accepts(value: Any) -> bool:
+    """Whether it is a scheduler."""
+    import torch
+
+    return isinstance(value, torch.optim.lr_scheduler.LRScheduler)
+
+
+def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
+    """As any object's, held against the groups and the learning rates that its optimizer will have."""
+    groups = value.optimizer.param_groups
+    rates = plan.rates.get(id(value.optimizer), [group.get("lr") for group in groups])
+    for key in ("base_lrs", "_last_lr") if isinstance(state, dict) else ():
+        saved = plan.overridden(join(path, key), state.get(key))
+        if not isinstance(saved, list):
+            continue
+        full = join(path, key)
+        if len(saved) != len(rates):
+            plan.problem("groups", full, f"the state has {len(saved)}, the optimizer has {len(rates)} groups")
+        elif key == "_last_lr" and not all(map(_close, saved, rates)):
+            said, has = (", ".join(f"{_number(rate):g}" for rate in some) for some in (saved, rates))
+            plan.note("differs", full, f"the scheduler's last learning rate is {said}, its optimizer's will be {has}")
+    stateful.plan(value, state, plan, path)
+
+
+def _number(rate: Any) -> float:
+    return float(rate.item() if is_array(rate) else rate)
+
+
+def _close(one: Any, other: Any) -> bool:
+    return math.isclose(_number(one), _number(other), rel_tol=1e-6)
