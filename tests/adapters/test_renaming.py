@@ -140,7 +140,9 @@ def test_the_error_has_the_rules_for_what_looks_renamed_ready_to_copy() -> None:
     with pytest.raises(statedict.RestoreError) as caught:
         statedict.restore(new, state)
     (line,) = (line for line in str(caught.value).splitlines() if "look renamed" in line)
-    assert line.startswith("24 keys look renamed: layer.{n}.query → layers.{n}.q, layer.{n}.key → layers.{n}.k, …; pass")
+    assert line.startswith(
+        "24 keys look renamed: layer.{n}.query → layers.{n}.q, layer.{n}.key → layers.{n}.k, …; pass"
+    )
     statedict.restore(new, state, rename=eval(line.partition("rename=")[2]))
     assert values(new) == values(old)
 

@@ -118,12 +118,15 @@ def brought_up_to_date(
     if not found:
         return None
     names, wanted = list(names), {plain(name) for name in target}
-    # the state may have the model below a prefix, and not even its own name for the model must be right
     tried = [_updated(found, above, names, metadata, wanted) for above in _prefixes(names)]
+    for below in _prefixes(wanted):  # either side may have the model below a prefix
+        inside = [((path + ".").removeprefix(below).rstrip("."), known) for path, known in found]
+        tried.append(_updated(inside, "", names, metadata, {name.removeprefix(below) for name in wanted}))
     return max(tried, key=lambda past: past.fitting)
 
 
-def _prefixes(names: list[str]) -> Iterator[str]:
+def _prefixes(names: Iterable[str]) -> Iterator[str]:
+    """What may stand before the names of the other side: nothing, or the first keys."""
     yield ""
     seen: set[str] = set()
     for name in names:
@@ -195,8 +198,12 @@ def _likeliest(
     names: list[str], known: Mapping[int, Mapping[str, str]], wanted: set[str]
 ) -> tuple[int, dict[str, str], str]:
     """The version from which most names fit, what they become, and what speaks against it."""
+    beginnings = {name[:at] for name in wanted for at, letter in enumerate(name) if letter == "."}
     tried = {start: _renamed(names, known, start) for start in (0, *known)}
-    fitting = {start: sum(new in wanted for new in made.values()) for start, made in tried.items()}
+    fitting = {
+        start: (sum(new in wanted for new in made.values()), sum(_depth(new, beginnings) for new in made.values()))
+        for start, made in tried.items()
+    }
     start = max(reversed(fitting), key=fitting.__getitem__)
     for rival, made in tried.items():
         if fitting[rival] == fitting[start] and any(
@@ -205,3 +212,9 @@ def _likeliest(
             other = f"version {start} and version {rival} fit alike; pass rename=… or save it with its metadata"
             return start, tried[start], other
     return start, tried[start], ""
+
+
+def _depth(name: str, beginnings: set[str]) -> int:
+    """How many keys of a name are right, for modules inside may have a history of their own."""
+    keys = name.split(".")
+    return sum(".".join(keys[:depth]) in beginnings for depth in range(1, len(keys)))

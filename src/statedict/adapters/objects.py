@@ -8,6 +8,7 @@ from typing import Any
 
 from statedict.adapters import Capture, join, leaf, realized
 from statedict.adapters.plan import Plan
+from statedict.adapters.shapes import Fit
 from statedict.arrays import is_numpy, is_torch
 from statedict.dtypes import dtype
 from statedict.tensor import LazyTensor, as_lazy, is_array
@@ -143,8 +144,11 @@ def _array(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.problem("target", path, forbids)
         return
     tensor = as_lazy(state)
-    if plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path):
+    fit = plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path)
+    if fit is True:
         plan.act(path, lambda: _copy(value, tensor))
+    elif isinstance(fit, Fit) and fit.policy != "skip":
+        plan.act(path, lambda: _copy_part(value, tensor, fit))
 
 
 def _unwritable(value: Any) -> str:
@@ -162,6 +166,13 @@ def _unwritable(value: Any) -> str:
     if any(size > 1 and not stride for size, stride in zip(value.shape, strides, strict=True)):
         return "elements of the target share memory, as those of expand() do; restore into a tensor of its own"
     return ""
+
+
+def _copy_part(target: Any, tensor: LazyTensor, fit: Fit) -> None:
+    part = fit.part(tensor)
+    if fit.policy == "pad":
+        target[...] = 0
+    _copy(target[tuple(slice(0, size) for size in part.shape)], part)
 
 
 def _copy(target: Any, tensor: LazyTensor) -> None:

@@ -18,7 +18,7 @@ from statedict.rename import Rules
 from statedict.tensor import LazyTensor, is_array
 from statedict.tree import StateDict, like
 
-_LEFT = ("made", "missing", "fresh", "skipped", "unexpected")
+_LEFT = ("missing", "fresh", "skipped", "unexpected")
 
 
 @dataclass(frozen=True)

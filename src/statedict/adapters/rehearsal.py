@@ -103,12 +103,12 @@ class _Rehearsing:
         from torch.nn import Module
 
         prefix = path + "." if path else ""
-        before, missing = list(entries), list[str]()
+        before, missing = dict(entries), list[str]()
         try:
             module._load_from_state_dict(entries, prefix, self.metadata.get(path, {}), True, missing, [], self.errors)
         except Exception as error:  # a hook's own
             self.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
-        self.left.difference_update(name for name in before if name not in entries)
+        self.left.difference_update(name for name in before if entries.get(name) is not before[name])
         ours = type(module)._load_from_state_dict is not Module._load_from_state_dict
         for name in self.names.get(path, ()):
             if name not in missing and (name in entries or ours):

@@ -17,6 +17,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from statedict.tensor import LazyTensor
+
 Shape = tuple[int, ...]
 POLICIES = ("error", "skip", "slice", "pad", "overlap", "reshape")
 
@@ -66,8 +68,17 @@ class Fit:
             return None
         return tuple(1 if own == 1 else new for own, new in zip(shape, self.new, strict=True))
 
-    def apply(self, tensor: Any, base: Any = None, fill: float = 0) -> Any:
-        """The tensor, a LazyTensor, in the new shape as a torch tensor of its dtype.
+    def part(self, tensor: LazyTensor) -> LazyTensor:
+        """What is taken of a tensor of the state, in the shape that it has in the target."""
+        new = self.follows(tensor.shape)
+        assert new is not None
+        if self.policy == "reshape":
+            rows = tensor.contiguous()
+            return LazyTensor(rows.dtype, new, rows.storage, rows.offset)
+        return tensor[tuple(slice(0, min(pair)) for pair in zip(tensor.shape, new, strict=True))]
+
+    def apply(self, tensor: LazyTensor, base: Any = None, fill: float = 0) -> Any:
+        """A tensor of the state in the target's shape, as a torch tensor of its dtype.
 
         Args:
             tensor: of the shape `old`, or of one that follows it.
@@ -76,14 +87,10 @@ class Fit:
         """
         import torch
 
-        new = self.follows(tensor.shape)
-        assert new is not None
-        if self.policy == "reshape":
-            return tensor.torch(copy=True).reshape(new)
+        new, part = self.follows(tensor.shape), self.part(tensor)
         if base is None:
-            result = torch.full(new, fill, dtype=tensor.dtype.torch)
+            result = torch.full(new, fill, dtype=tensor.dtype.torch)  # type: ignore[arg-type]  # not None, by part
         else:
             result = base.detach().to("cpu", tensor.dtype.torch, copy=True)
-        both = tuple(slice(0, min(pair)) for pair in zip(tensor.shape, new, strict=True))
-        result[both].copy_(tensor[both])
+        result[tuple(slice(0, size) for size in part.shape)].copy_(part.torch())
         return result

@@ -106,9 +106,8 @@ def _match(
         known = {}
         for name in (name for name in state if type(name) is str):
             now = past.names.get(name, name)
-            if now in known:
-                plan.problem("collision", join(path, name), f"becomes {now}, which another entry is or becomes")
-            known[now] = name
+            if known.setdefault(now, name) != name:
+                plan.problem("collision", path, f"{known[now]!r} and {name!r} both become {now!r}")
             if now != name:
                 plan.origins.setdefault(join(path, name), name)
         metadata = past.metadata
@@ -150,7 +149,7 @@ def _rehearsed(
             given.setdefault(there, name)
     entries = {name: tensors[old] for name, old in given.items() if old in tensors}
     found: Rehearsal | None = rehearse(module, entries, matching.metadata, own)
-    if found is None:
+    if found is None or not (found.taken or found.errors):
         return
     matching.held = {name: given[before] for name, before in found.held.items() if before and name in own} | {
         name: old for name, old in matching.held.items() if old not in tensors
