@@ -1,8 +1,8 @@
 """The names of an optimizer's parameters, where its state has none: inferred from order and shapes.
 
-A state of plain PyTorch numbers the parameters in the order of its groups. That order is the model's at the time of
-saving, group by group, unless somebody built it otherwise. The model's own entries in the same checkpoint tell the
-order at that time. Where more than one assignment would fit, there is none.
+A state of plain PyTorch numbers the parameters in the order of its groups. In each group that is the model's order at
+the time of saving, unless somebody built it otherwise; the model's entries in the same checkpoint tell that order.
+Where more than one assignment would fit, there is none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Sizes = Sequence[Sequence[Shape | None]]
 
 def inferred(
     sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str]
-) -> list[list[str]] | str:
+) -> list[list[str]] | None:
     """The names of the parameters of saved groups.
 
     Args:
@@ -26,20 +26,19 @@ def inferred(
         now: the names of the live model's parameters, in their order.
 
     Returns:
-        Names group by group, or why they cannot be told.
+        Names group by group, None where they cannot be told.
 
     >>> inferred([[(3,), (2, 3)]], [["w", "b"]], {"b": (3,), "w": (2, 3)}, ["w", "b"])
     [['b', 'w']]
     """
-    for attempt in (_as_live, _by_shape, _as_subsequence):
-        found = attempt(sizes, live, then, now)
-        if found is not None and _agree(found, sizes, then):
-            return found
-    counts = [len(group) for group in sizes]
-    return (
-        f"the state has groups of {counts} parameters without names, and neither their order nor their shapes tell "
-        "which is which"
-    )
+    places = {name: place for place, name in enumerate(now)}
+    by_model = [sorted(names, key=lambda name: places.get(name, -1)) for names in live]
+    was = _as_live(sizes, live, then)
+    if by_model == [[*names] for names in live]:
+        attempts = [was, _by_shape(sizes, then), _as_subsequence(sizes, then)]
+    else:  # built in an order of its own, which is known only if the model has kept its order since
+        attempts = [[[*names] for names in live]] if was == by_model else []
+    return next((names for names in attempts if names is not None and _agree(names, sizes, then)), None)
 
 
 def _agree(found: Sequence[Sequence[str]], sizes: Sizes, then: Mapping[str, Shape]) -> bool:
@@ -50,28 +49,18 @@ def _agree(found: Sequence[Sequence[str]], sizes: Sizes, then: Mapping[str, Shap
     )
 
 
-def _as_live(
-    sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str]
-) -> list[list[str]] | None:
-    """Groups like the live ones, each in the order that the model had."""
+def _as_live(sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> list[list[str]] | None:
+    """Groups of the same parameters as the live ones, in the order that the model had."""
     if [len(group) for group in sizes] != [len(group) for group in live]:
         return None
-    before, after = ({name: at for at, name in enumerate(names)} for names in (then, now))
-    result = []
-    for names in live:
-        if any(name not in before for name in names):
-            return None
-        was, is_now = sorted(names, key=before.__getitem__), sorted(names, key=lambda name: after.get(name, -1))
-        if list(names) != is_now and was != is_now:
-            return None  # built in an order of its own from a model that has another order today
-        result.append(list(names) if was == is_now else was)
-    return result
+    before = {name: place for place, name in enumerate(then)}
+    if any(name not in before for names in live for name in names):
+        return None
+    return [sorted(names, key=before.__getitem__) for names in live]
 
 
-def _by_shape(
-    sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str]
-) -> list[list[str]] | None:
-    """All parameters of a shape were in one group: there they have the model's order."""
+def _by_shape(sizes: Sizes, then: Mapping[str, Shape]) -> list[list[str]] | None:
+    """All parameters of a shape were in one group."""
     names: dict[Shape, list[str]] = {}
     for name, shape in then.items():
         names.setdefault(shape, []).append(name)
@@ -83,20 +72,18 @@ def _by_shape(
         if size is None or len(set(groups)) > 1 or len(groups) != len(names.get(size, ())):
             return None
     left = {shape: iter(some) for shape, some in names.items()}
-    return [[next(left[size]) for size in group if size is not None] for group in sizes]
+    found = [[next(left[size]) for size in group if size is not None] for group in sizes]
+    before = {name: place for place, name in enumerate(then)}
+    return found if all(group == sorted(group, key=before.__getitem__) for group in found) else None
 
 
-def _as_subsequence(
-    sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str]
-) -> list[list[str]] | None:
-    """One group with some of the model's parameters, in its order, if they can be only those."""
+def _as_subsequence(sizes: Sizes, then: Mapping[str, Shape]) -> list[list[str]] | None:
+    """One group with some of the model's parameters, if they can be only those."""
     if len(sizes) != 1 or not sizes[0]:
         return None
-    first = _embedded(list(sizes[0]), list(then.items()))
+    first = _embedded(sizes[0], list(then.items()))
     last = _embedded(sizes[0][::-1], list(then.items())[::-1])
-    if first is None or last is None or first != last[::-1]:
-        return None
-    return [first]
+    return [first] if first is not None and last is not None and first == last[::-1] else None
 
 
 def _embedded(shapes: Sequence[Shape | None], parameters: Sequence[tuple[str, Shape]]) -> list[str] | None:

@@ -6,6 +6,7 @@ and are filled straight from the file; modules that load in a way of their own g
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.tree import StateDict, like
 
 STAGE = 0
+_RUNNING = re.compile(r"\brunning_(mean|var)$")
 _ABSENT = "the target has it, the state does not"
 
 
@@ -257,6 +259,8 @@ def _tell_optimizers(
         parameter = parameters.get(turned.get(old, ""))
         if parameter is not None and id(parameter) in plan.names:
             plan.shapes_in_state.setdefault(plan.names[id(parameter)], tensor.shape)
+        elif old not in turned and tensor.dtype.kind in ("float", "complex") and not _RUNNING.search(old):
+            plan.shapes_in_state.setdefault(old, tensor.shape)  # a parameter at that time, it may be
     for name, parameter in parameters.items():
         if name in fits:
             plan.fates[id(parameter)] = fits[name]

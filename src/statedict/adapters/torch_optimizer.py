@@ -140,15 +140,18 @@ def _match(live: list[Any], saved: list[Any], entries: Any, plan: Plan, path: st
     sizes = [[_size(entries.get(identifier)) for identifier in group["params"]] for group in saved]
     now = [name for name in plan.names.values() if name in shapes] or list(shapes)
     guess = inferred(sizes, live_names, plan.shapes_in_state or shapes, now)
-    if not isinstance(guess, str):
+    if guess is not None:
         return _by_name(live_names, saved, guess, "its name is inferred from order and shapes", plan, path)
     if not plan.shapes_in_state and [len(group) for group in live_names] == [len(group) for group in sizes]:
         return _by_position(live, saved, plan, path)  # the shapes that do not agree are named one by one
     counts = [len(group["params"]) for group in live]
-    detail = (
-        f"{guess}; the target has groups of {counts}; restore from a checkpoint that has param_names, or build it alike"
+    plan.problem(
+        "groups",
+        join(path, "param_groups"),
+        f"the state has groups of {[len(group) for group in sizes]} parameters without names, the target of {counts}, "
+        "and neither their order nor their shapes tell which is which; restore from a checkpoint that has param_names, "
+        "or build it alike",
     )
-    plan.problem("groups", join(path, "param_groups"), detail)
     return None
 
 
