@@ -10,6 +10,7 @@ from statedict.adapters import Capture, join, too_deep
 from statedict.adapters.plan import Options, Plan
 from statedict.adapters.report import RestoreReport, remedy
 from statedict.arrays import is_numpy, is_torch
+from statedict.collector import Paused
 from statedict.errors import RestoreError, UnsupportedError
 from statedict.paths import MAX_DEPTH, walk
 from statedict.segments import numpy_arrays, torch_tensors
@@ -111,7 +112,8 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
     if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
         state = state[""]
     plan = Plan(options, parameter_names(obj), [path for path, _ in module_paths(obj)])
-    plan.tree(obj, state)
+    with Paused():
+        plan.tree(obj, state)
     written = not dry_run and not plan.problems
     hints = _hints(plan, obj, state) if plan.problems else ()
     report = RestoreReport(tuple(plan.entries), tuple(plan.problems), written, tuple(plan.notes), hints)

@@ -35,16 +35,16 @@ class Rehearsal:
     errors: tuple[str, ...] = ()
 
 
-def special(module: Any) -> list[str]:
-    """The paths of the modules that load in a way of their own."""
+def special(module: Any) -> dict[str, bool]:
+    """The paths of the modules that load in a way of their own → whether by a method, not by hooks before it only."""
     from torch.nn import Module
 
     usual = Module._load_from_state_dict
-    return [
-        path
+    return {
+        path: type(child)._load_from_state_dict is not usual
         for path, child in module.named_modules(remove_duplicate=False)
         if type(child)._load_from_state_dict is not usual or child._load_state_dict_pre_hooks
-    ]
+    }
 
 
 def rehearse(module: Any, state: Mapping[str, LazyTensor], metadata: Any, names: Iterable[str]) -> Rehearsal | None:
@@ -115,10 +115,13 @@ class _Rehearsing:
                 self.held[name] = self.origins.get(id(entries.get(name)), "")
                 if ours:
                     self.own.add(name)
+        below: dict[str, dict[str, Any]] = {}
+        for name, value in entries.items():
+            if name.startswith(prefix):
+                below.setdefault(name[len(prefix) :].partition(".")[0], {})[name] = value
         for name, child in module._modules.items():
             if child is not None:
-                below = f"{prefix}{name}."
-                self._load(child, {key: value for key, value in entries.items() if key.startswith(below)}, below[:-1])
+                self._load(child, below.get(name, {}), prefix + name)
 
 
 def _twin(module: Any, made: dict[int, Any]) -> Any:

@@ -123,8 +123,9 @@ def _match(
     read = set(held.values())
     unread = [name for name in state if name not in read]
     matching = _Matching(held, dict(held), unread, metadata=metadata)
-    if unread or len(held) < len(own) or any(_resized(own[name], tensors.get(old)) for name, old in held.items()):
-        _rehearsed(module, own, tensors, known, reading, matching)
+    odd = [name for name in own if name not in held or _resized(own[name], tensors.get(held[name]))]
+    if unread or odd:
+        _rehearse(module, own, odd, tensors, known, reading, matching)
     return matching
 
 
@@ -132,16 +133,18 @@ def _resized(entry: Any, tensor: LazyTensor | None) -> bool:
     return tensor is not None and is_array(entry) and (_is_lazy(entry) or entry.shape != tensor.shape)
 
 
-def _rehearsed(
+def _rehearse(
     module: Any,
     own: Any,
+    odd: list[str],
     tensors: Mapping[str, LazyTensor],
     known: dict[str, str],
     reading: Reading,
     matching: _Matching,
 ) -> None:
     """Where names or shapes differ, what modules that load in a way of their own make of the state."""
-    if not special(module):
+    prefixes = tuple(path + "." if path else "" for path in special(module))
+    if not prefixes:
         return
     modules = {unwrapped(name): name for name, _ in module.named_modules()}
     given = dict(matching.held)
@@ -149,6 +152,9 @@ def _rehearsed(
     for now, name in known.items():
         if name in unread and (there := reading.translate(now, modules)) is not None:
             given.setdefault(there, name)
+            odd.append(there)
+    if not any(name.startswith(prefixes) for name in odd):
+        return
     entries = {name: tensors[old] for name, old in given.items() if old in tensors}
     found: Rehearsal | None = rehearse(module, entries, matching.metadata, own)
     if found is None or not (found.taken or found.errors):
@@ -300,11 +306,18 @@ def _load(
     fits: Mapping[str, Fit],
     live: Mapping[str, Any],
 ) -> None:
-    """Fill what can be filled directly, then `load_state_dict`, for which that is in its place already."""
+    """Fill what can be filled directly, then `load_state_dict` with the rest."""
+    import torch
+
     for name, tensor in live.items():
         if name in matching.held and tensor.is_meta and not _skipped(fits.get(name)):
             _materialize(tensor, tensor.shape if name in fits else tensors[matching.held[name]].shape)
-    above = tuple(path + "." if path else "" for path in special(module))
+    methods = special(module)
+    above = tuple(path + "." if path else "" for path in methods)
+    # where somebody looks at what was loaded, everything is given; what is filled already costs nothing then
+    watched = type(module).load_state_dict is not torch.nn.Module.load_state_dict or any(
+        child._load_state_dict_post_hooks for child in module.modules()
+    )
     chosen: Any = StateDict()
     chosen._metadata = matching.metadata
     direct: dict[int, tuple[LazyTensor, Any]] = {}
@@ -318,10 +331,11 @@ def _load(
         if fit is not None:
             chosen[given] = fit.apply(tensor, base=target if fit.policy == "overlap" else None)
         elif target is None or _is_lazy(target) or given.startswith(above) or matching.held.get(given) != old:
-            chosen[given] = tensor.torch()
+            chosen[given] = tensor.torch(copy=methods.get(given.rpartition(".")[0], False))  # a method may keep it
         else:
             direct[id(target)] = tensor, target
-            chosen[given] = target
+            if watched:
+                chosen[given] = target
     transfer(direct.values())
     result = module.load_state_dict(chosen, strict=False)
     if result.unexpected_keys:
