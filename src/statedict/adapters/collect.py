@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from statedict.adapters import Capture, join, too_deep
+from statedict.adapters.locate import fits, locate
 from statedict.adapters.plan import Options, Plan
 from statedict.adapters.report import RestoreReport, remedy
 from statedict.arrays import is_numpy, is_torch
@@ -150,10 +151,9 @@ def _nested_hint(obj: Any, state: Any) -> str:
     """Where in the state the target's own entries seem to be."""
     if isinstance(obj, dict) or not isinstance(state, dict):
         return ""
-    for key, child in state.items():
-        if isinstance(child, dict):
-            trial = Plan(Options(cast=("*",)), parameter_names(obj), [path for path, _ in module_paths(obj)])
-            trial.tree(obj, child)
-            if not trial.problems:
-                return f"the entry {key!r} of the state fits, restore from load(path)[{key!r}]"
-    return ""
+    path, entry = locate(obj, state)
+    if not path or not fits(obj, entry):
+        return ""
+    return f"the entry {path!r} of the state fits, restore from load(path)" + "".join(
+        f"[{k!r}]" for k in path.split(".")
+    )

@@ -1,0 +1,51 @@
+"""Where in a checkpoint the state of an object is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from statedict.adapters import join
+from statedict.adapters.plan import Options, Plan
+from statedict.adapters.report import RESTORED
+
+_DEEP = 3
+
+
+def locate(target: Any, state: Any) -> tuple[str, Any]:
+    """The path and the entry of a state that fits an object best, by how many of its entries that has.
+
+    Args:
+        target: a module, an optimizer or anything else that can be restored.
+        state: a checkpoint.
+
+    >>> import torch
+    >>> locate(torch.nn.Linear(2, 1), {"epoch": 3, "net": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}})[0]
+    'net'
+    """
+    return max(_places(state, ""), key=lambda place: _fitting(target, place[1]))
+
+
+def fits(target: Any, state: Any) -> bool:
+    """Whether a state can be restored into an object as it is."""
+    return not _trial(target, state).problems
+
+
+def _places(state: Any, path: str) -> Iterator[tuple[str, Any]]:
+    yield path, state
+    if isinstance(state, dict) and path.count(".") < _DEEP - 1:
+        for key, child in state.items():
+            if isinstance(child, dict) and key != "state":
+                yield from _places(child, join(path, key))
+
+
+def _fitting(target: Any, state: Any) -> int:
+    plan = _trial(target, state)
+    good = sum(entry.action in RESTORED for entry in plan.entries)
+    return good - sum(problem.action not in ("missing", "shape", "dtype") for problem in plan.problems)
+
+
+def _trial(target: Any, state: Any) -> Plan:
+    plan = Plan(Options(cast=("*",)))
+    plan.tree(target, state)
+    return plan

@@ -1,0 +1,114 @@
+"""`statedict check`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from statedict.api import load, restore
+from statedict.cli import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Pairs(click.ParamType[tuple[str, str]]):
+    """`LEFT=RIGHT`; without the sign, the right side alone."""
+
+    name = "pair"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        left, sign, right = value.partition("=")
+        return (left, right) if sign else ("", left)
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("--model", required=True, metavar="MODULE:NAME", help="A class or function that makes the model.")
+@click.option("--optimizer", metavar="MODULE:NAME", help="A function of the model, or a class of torch.optim.")
+@click.option("--at", metavar="PATH", help="Where the model's state is in the file; found by default.")
+@click.option("--optimizer-at", metavar="PATH", help="Where the optimizer's state is; found by default.")
+@click.option("--allow-missing", metavar="GLOB", multiple=True, help="What the file may lack.")
+@click.option("--allow-unexpected", metavar="GLOB", multiple=True, help="What the model may lack.")
+@click.option("--shapes", metavar="[GLOB=]POLICY", type=_Pairs(), multiple=True, help="Where shapes differ.")
+@click.option("--rename", metavar="OLD=NEW", type=_Pairs(), multiple=True, help="A rule for names of the file.")
+@click.option("--cast", metavar="GLOB", multiple=True, help="Where dtypes may differ.")
+@click.option("--prefix", default="auto", metavar="PREFIX", help="What stands before the model's names in the file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as one JSON object.")
+def command(
+    file: str,
+    model: str,
+    optimizer: str | None,
+    at: str | None,
+    optimizer_at: str | None,
+    shapes: tuple[tuple[str, str], ...],
+    rename: tuple[tuple[str, str], ...],
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Check whether a file fits a model and an optimizer: the plan that restoring would follow. Nothing is written.
+
+    MODULE:NAME is imported, also from the current directory, and called; an optimizer's with the model. The exit
+    status is 0 if the file fits, 1 if not, 2 if the file or the model cannot be had.
+    """
+    from statedict.adapters.locate import locate
+
+    if not all(old for old, _ in rename):
+        raise click.UsageError("--rename: expected OLD=NEW")
+    state = load(file)
+    live = _made(model)
+    found = [(at, live)]
+    if optimizer is not None:
+        found.append((optimizer_at, _made(optimizer, live)))
+    targets, sources = {}, {}
+    for where, value in found:
+        path, entry = locate(value, state) if where is None else (where, state.at(where) if where else state)
+        targets[path], sources[path] = value, entry
+    alone = len(targets) == 1  # paths are the model's own then
+    report = restore(
+        live if alone else targets,
+        sources[path] if alone else sources,
+        shapes={glob or "*": policy for glob, policy in shapes},
+        rename=dict(rename),
+        dry_run=True,
+        **options,
+    )
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        places = printable(" and ".join(filter(None, targets)))
+        click.echo(f"{printable(file)}{places and ' at ' + places}: {report}")
+    return int(bool(report.problems))
+
+
+def _made(name: str, *arguments: Any) -> Any:
+    """What the class or function of a name makes."""
+    where, sign, attribute = name.partition(":")
+    if not sign:
+        raise click.UsageError(f"{name!r}: expected MODULE:NAME, such as package.module:make_model")
+    sys.path.insert(0, os.getcwd())
+    try:
+        made: Any = importlib.import_module(where)
+        for part in attribute.split("."):
+            made = getattr(made, part)
+        return _called(made, arguments)
+    except Exception as error:
+        raise click.ClickException(f"{name}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def _called(made: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    import torch
+
+    if isinstance(made, torch.nn.Module | torch.optim.Optimizer):
+        return made
+    if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
+        return made(*(model.parameters() for model in arguments))
+    return made(*arguments)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, head="fc3", classes=10):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2 = nn.Linear(400, 120), nn.Linear(120, 84)
+        self.add_module(head, nn.Linear(84, classes))
+
+def renamed():
+    return Net("classifier")
+
+def bigger():
+    return Net(classes=12)
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), momentum=0.9)
+
+def broken():
+    raise ValueError("no such data set")
+
+class made:
+    net = Net()
+"""
+
+
+@pytest.fixture
+def check(run: Run, tmp_path: Path) -> Run:
+    (tmp_path / "nets.py").write_text(NETS)
+    return lambda *arguments: run("check", "checkpoint.pth", *arguments)
+
+
+def test_a_file_that_fits_says_so_with_status_0_and_is_found_within_the_checkpoint(check: Run) -> None:
+    done = check("--model", "nets:Net")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "checkpoint.pth at model_state: would restore 10 of 10 entries\n"
+    assert check("--model", "nets:made.net", "--at", "model_state").stdout == done.stdout
+
+
+def test_the_optimizer_is_checked_beside_the_model(check: Run) -> None:
+    done = check("--model", "nets:Net", "--optimizer", "nets:sgd")
+    assert done.returncode == 0, done.stderr
+    assert "10 restored: optimizer_state.state.conv1.weight, " in done.stdout
+    assert "its name is inferred from order and shapes" in done.stdout
+    assert "optimizer_state.param_groups.0.lr (0.001 →" not in done.stdout
+    wrong = check("--model", "nets:Net", "--optimizer", "torch.optim:Adam")
+    assert wrong.returncode == 1
+    assert "the state is another optimizer's" in wrong.stdout
+
+
+def test_what_does_not_fit_is_status_1_with_the_remedy_and_the_remedy_works(check: Run) -> None:
+    done = check("--model", "nets:renamed")
+    assert done.returncode == 1
+    assert "2 keys look renamed: fc3 → classifier; pass rename={'fc3': 'classifier'}" in done.stdout
+    assert check("--model", "nets:renamed", "--rename", "fc3=classifier").returncode == 0
+    assert (
+        check("--model", "nets:renamed", "--allow-missing", "classifier", "--allow-unexpected", "fc3").returncode == 0
+    )
+
+
+def test_shapes_take_a_policy_for_all_or_by_pattern(check: Run) -> None:
+    assert check("--model", "nets:bigger").returncode == 1
+    assert "2 reshaped: fc3.weight" in check("--model", "nets:bigger", "--shapes", "pad").stdout
+    assert check("--model", "nets:bigger", "--shapes", "fc3=pad").returncode == 0
+    assert check("--model", "nets:bigger", "--shapes", "other=pad").returncode == 1
+
+
+def test_the_json_is_the_whole_report(check: Run) -> None:
+    report = json.loads(check("--model", "nets:renamed", "--json").stdout)
+    assert report["counts"] == {"restored": 8, "missing": 2, "unexpected": 2}
+    assert report["written"] is False
+    assert any("look renamed" in hint for hint in report["hints"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "nets"), "'nets': expected MODULE:NAME"),
+        (("--model", "nothere:Net"), "nothere:Net: ModuleNotFoundError: No module named 'nothere'"),
+        (("--model", "nets:Nothing"), "nets:Nothing: AttributeError"),
+        (("--model", "nets:broken"), "nets:broken: ValueError: no such data set"),
+        (("--model", "nets:Net", "--at", "nowhere"), "nowhere"),
+        (("--model", "nets:Net", "--rename", "fc3"), "--rename: expected OLD=NEW"),
+        (("--model", "nets:Net", "--shapes", "cut"), "expected one of error, skip"),
+        ((), "Missing option '--model'"),
+    ],
+)
+def test_what_cannot_be_had_is_status_2_and_one_line(check: Run, arguments: tuple[str, ...], message: str) -> None:
+    failed = check(*arguments)
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
