@@ -121,7 +121,15 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
     if dry_run:
         return report
     if plan.problems:
-        raise RestoreError("\n".join(["the state does not fit and nothing was written:", *report.findings()]))
+        raise RestoreError(
+            "\n".join(
+                [
+                    "the state does not fit and nothing was written:",
+                    *report.findings(),
+                    "dry_run=True gives the whole report",
+                ]
+            )
+        )
     for path, action in plan.actions:
         try:
             action()
@@ -135,7 +143,7 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
 
 def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:
     """What the caller can do about the problems."""
-    hints = []
+    hints = [*plan.hints]
     if plan.renames:
         count = sum(plan.renamed_alike(entry.path) for entry in plan.problems if entry.action == "unexpected")
         shown = ", ".join(f"{old} → {new}" for old, new in [*plan.renames.items()][:2])
@@ -143,8 +151,8 @@ def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:
         hints.append(f"{count:,} keys look renamed: {shown}{more}; pass rename={plan.renames!r}")
     nested = _nested_hint(obj, state)
     hints += [nested] if nested else []
-    hints.append(f"fix the names, or use dry_run=True for the whole report{remedy(plan.problems)}")
-    return tuple(hints)
+    allowing = remedy(plan.problems)
+    return tuple(filter(None, [*hints, allowing]))
 
 
 def _nested_hint(obj: Any, state: Any) -> str:

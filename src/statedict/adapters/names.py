@@ -28,6 +28,7 @@ class Reading:
         above: what stands before the target's names in the state.
         below: what stands before the state's names in the target.
         literal: wrappers are names like others.
+        by: the keys that one side has and the other has not.
     """
 
     pairs: dict[str, str]
@@ -36,6 +37,7 @@ class Reading:
     above: str = ""
     below: str = ""
     literal: bool = False
+    by: str = ""
 
     def translate(self, name: str, modules: Mapping[str, str]) -> str | None:
         """What a name of the state that has no pair would be called in the target; None if it is none of its names.
@@ -135,7 +137,8 @@ def align(target: Iterable[str], state: Iterable[str], prefix: str | None = None
         if side.wrappers:
             notes.append(f"without {', '.join(key + '.' for key in side.wrappers)} of {what}")
     other = f"below {above or below!r} and below {rivals[0][0] or rivals[0][1]!r}" if rivals and most else ""
-    return Reading(pairs, ", ".join(notes) if pairs else "", other, above, below)
+    by = [*filter(None, (above, below)), *(key + "." for side in (theirs, ours) for key in side.wrappers)]
+    return Reading(pairs, ", ".join(notes) if pairs else "", other, above, below, by=", ".join(by))
 
 
 def _common(names: Iterable[str]) -> str:

@@ -55,6 +55,8 @@ class Plan:
     """The paths of the modules in the tree, below which the names of an optimizer's parameters may stand."""
     notes: list[str] = field(default_factory=list)
     """How names were read."""
+    hints: list[str] = field(default_factory=list)
+    """What the caller can do about problems."""
     renames: dict[str, str] = field(default_factory=dict)
     """Rules that would give missing entries what unexpected ones have."""
     entries: list[Entry] = field(default_factory=list)
@@ -162,11 +164,17 @@ class Plan:
 
     def align(self, target: Iterable[str], state: Iterable[str], path: str) -> Reading | None:
         """How names of the state are read as those of the target; None where that is ambiguous."""
+        target, state = list(target), list(state)
         reading = align(target, state, self.options.prefix)
         if reading.other:
             detail = f"two readings are possible: {reading.other}; pass prefix=… to choose"
             self.problem("ambiguous", path or "the names", detail)
             return None
+        if self.options.prefix is not None and len(reading.pairs) < len(target):
+            better = align(target, state)
+            if len(better.pairs) > len(reading.pairs) and not better.other:
+                count = f"{'all ' if len(better.pairs) == len(target) else ''}{len(better.pairs):,}"
+                self.hints.append(f"{count} keys differ by {better.by}; leave prefix at 'auto' to read them so")
         if reading.note:
             self.notes.append(f"{path}: {reading.note}" if path else reading.note)
         return reading

@@ -131,7 +131,7 @@ def remedy(problems: Sequence[Entry]) -> str:
         if paths:
             wanted[option] = paths if len(paths) <= _SHOWN else _globs(paths)
     options = ", ".join(f"{option}={paths!r}" for option, paths in wanted.items())
-    return f"; pass {options} to accept it" if options else ""
+    return f"fix the names, or pass {options} to accept it" if options else ""
 
 
 def _globs(paths: list[str]) -> list[str]:

@@ -9,10 +9,11 @@ beside it (param_names.py), and without one the order must be the same. The repo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from statedict.adapters import Capture, join
+from statedict.adapters import Capture, join, lbfgs
 from statedict.adapters.param_groups import merged
 from statedict.adapters.param_names import inferred
 from statedict.adapters.plan import Plan
@@ -62,6 +63,8 @@ def _names(group: Any, known: dict[int, str]) -> list[str] | None:
     return found if len(found) == len(group["params"]) else None
 
 
+Follow = Callable[[Any], Any]
+"""What makes of a parameter's state that of the live parameter."""
 Matched = list[tuple[int, list[Any]]]
 """For each live group the saved one that most of its parameters were in (-1: none), and their saved keys."""
 
@@ -85,7 +88,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     groups: list[dict[str, Any]] = []
     states: dict[int, Any] = {}
-    fits: dict[int, tuple[Fit, Any]] = {}
+    follow: dict[int, Follow] = {}
     fresh: list[Any] = []
     foreign = _FOREIGN.get(type(value).__name__, "")
     first = 0
@@ -100,15 +103,18 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             if identifier is _MISSING:
                 fresh.append(parameter)
             elif identifier in state["state"]:
-                states[index] = state["state"][identifier]
+                entries = state["state"][identifier]
                 full = join(path, f"state.{identifier}")
-                if isinstance(states[index], dict):
-                    fit = _moments(parameter, states[index], plan, full, name)
-                    if fit is not None:
-                        fits[index] = fit, groups[-1]
-                    if foreign in states[index]:
-                        plan.unexpected(join(full, foreign), "the state is another optimizer's")
+                fit = _moments(parameter, entries, plan, full, name) if isinstance(entries, dict) else None
+                if isinstance(entries, dict) and foreign in entries:
+                    plan.unexpected(join(full, foreign), "the state is another optimizer's")
+                if fit is None or fit.policy != "skip":
+                    states[index] = entries
+                if fit is not None:
+                    follow[index] = partial(_follow, fit, groups[-1])
         first += len(identifiers)
+    if lbfgs.accepts(value):
+        states = _whole(value, saved, matched, state["state"], follow, plan, path)
     plan.rates[id(value)] = [group.get("lr") for group in groups]
     own = value.state_dict()
     chosen = StateDict()
@@ -120,7 +126,29 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     for key in state:
         if key not in own:
             plan.unexpected(join(path, key))
-    plan.act(path, lambda: _load(value, chosen, fits, fresh))
+    plan.act(path, lambda: _load(value, chosen, follow, fresh))
+
+
+def _whole(
+    optimizer: Any, saved: list[Any], matched: Matched, entries: Any, follow: dict[int, Follow], plan: Plan, path: str
+) -> dict[int, Any]:
+    """The one state that all parameters share, and how it follows their order."""
+    before = [identifier for group in saved for identifier in group["params"]]
+    after = [identifier for _, identifiers in matched for identifier in identifiers]
+    if before and before[0] not in entries:
+        return {}
+    live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if set(map(str, before)) != set(map(str, after)) or any(id(parameter) in plan.fates for parameter in live):
+        detail = "LBFGS keeps one state for all parameters, which are others in the state; leave the optimizer out"
+        plan.problem("groups", join(path, "param_groups"), detail)
+        return {}
+    sizes = {
+        identifier: parameter.numel() * (1 + parameter.is_complex())
+        for identifier, parameter in zip(after, live, strict=True)
+    }
+    if before != after:
+        follow[0] = partial(lbfgs.moved, before, after, sizes)
+    return {0: entries[before[0]]}
 
 
 def _match(live: list[Any], saved: list[Any], entries: Any, plan: Plan, path: str) -> Matched | None:
@@ -131,7 +159,7 @@ def _match(live: list[Any], saved: list[Any], entries: Any, plan: Plan, path: st
         return _by_position(live, saved, plan, path)
     if _name_them_all(saved_names, saved):
         found = [[_current(plan.parameter(name), plan) for name in names] for names in saved_names]
-        return _by_name(live_names, saved, found, "", plan, path)
+        return _by_name(live_names, saved, found, entries, "", plan, path)
     shapes = {
         name: tuple(p.shape)
         for n, g in zip(live_names, live, strict=True)
@@ -141,7 +169,7 @@ def _match(live: list[Any], saved: list[Any], entries: Any, plan: Plan, path: st
     now = [name for name in plan.names.values() if name in shapes] or list(shapes)
     guess = inferred(sizes, live_names, plan.shapes_in_state or shapes, now)
     if guess is not None:
-        return _by_name(live_names, saved, guess, "its name is inferred from order and shapes", plan, path)
+        return _by_name(live_names, saved, guess, entries, "its name is inferred from order and shapes", plan, path)
     if not plan.shapes_in_state and [len(group) for group in live_names] == [len(group) for group in sizes]:
         return _by_position(live, saved, plan, path)  # the shapes that do not agree are named one by one
     counts = [len(group["params"]) for group in live]
@@ -180,7 +208,13 @@ def _dropped(name: str, plan: Plan) -> bool:
 
 
 def _by_name(
-    live: Sequence[Any], saved: list[Any], saved_names: Sequence[Sequence[str]], detail: str, plan: Plan, path: str
+    live: Sequence[Any],
+    saved: list[Any],
+    saved_names: Sequence[Sequence[str]],
+    entries: Any,
+    detail: str,
+    plan: Plan,
+    path: str,
 ) -> Matched | None:
     known = {
         name: (number, identifier)
@@ -199,7 +233,8 @@ def _by_name(
             full = join(path, f"state.{name}")
             identifiers.append(known[pairs[name]][1] if name in pairs else _MISSING)
             if name in pairs:
-                plan.note("restored", full, detail)
+                none_yet = entries and identifiers[-1] not in entries and len(entries) > 1
+                plan.note("restored", full, "it had no state yet, so it starts fresh" if none_yet else detail)
             elif (
                 name in absent or allowed(full, plan.options.allow_missing) or allowed(name, plan.options.allow_missing)
             ):
@@ -272,7 +307,7 @@ def _moments(parameter: Any, entries: dict[Any, Any], plan: Plan, path: str, nam
     return fit
 
 
-def _follow(entries: Any, fit: Fit, group: dict[str, Any]) -> Any:
+def _follow(fit: Fit, group: dict[str, Any], entries: Any) -> Any:
     """What is kept for a parameter, as its new shape wants it."""
     result = StateDict()
     for key, value in entries.items():
@@ -284,15 +319,11 @@ def _follow(entries: Any, fit: Fit, group: dict[str, Any]) -> Any:
     return result
 
 
-def _load(optimizer: Any, state: StateDict, fits: dict[int, tuple[Fit, Any]], fresh: list[Any]) -> None:
+def _load(optimizer: Any, state: StateDict, follow: dict[int, Follow], fresh: list[Any]) -> None:
     import torch
 
-    followed = {
-        index: _follow(entries, *fits[index]) if index in fits else entries
-        for index, entries in state["state"].items()
-        if index not in fits or fits[index][0].policy != "skip"
-    }
-    made = StateDict(state | {"state": followed}).torch(copy=True)
+    entries = {index: follow[index](held) if index in follow else held for index, held in state["state"].items()}
+    made = StateDict(state | {"state": entries}).torch(copy=True)
     kept = {parameter: optimizer.state[parameter] for parameter in fresh if parameter in optimizer.state}
     optimizer.load_state_dict(made)
     optimizer.state.update(kept)
