@@ -20,9 +20,18 @@ model.to_empty(device="cpu")
 for parameter in model.parameters():
     torch.nn.init.zeros_(parameter)
 small = torch.nn.Linear(4, 4)
-torch.save(small.state_dict(), out)
-small.load_state_dict(torch.load(out))
-statedict.restore(small, out)
+torch.save(small.state_dict(), out + ".pth")
+small.load_state_dict(torch.load(out + ".pth"))
+statedict.restore(small, out + ".pth")
+"""
+_MANY = """
+import torch, statedict
+state = statedict.load(path)
+model = torch.nn.Module()
+model.layers = torch.nn.ModuleList([torch.nn.Module() for _ in state])
+for layer, tensor in zip(model.layers, state.values()):
+    layer.weight = torch.nn.Parameter(torch.zeros(tensor.shape))
+statedict.restore(model, state, dry_run=True)
 """
 
 TORCH_MMAP = Side("torch.load(mmap=True)", "import torch\n" + _LIST.format("torch.load(path, mmap=True).items()"))
@@ -153,6 +162,15 @@ ROWS: list[Row] = [
     *_saves("save 2 GB .safetensors", "large.safetensors", 0.95, 1.3 * LARGE_MB),
     *_saves("save 50,000 .pth", "small-50000.pth", 2),
     *_saves("save 50,000 .safetensors", "small-50000.safetensors", 2),
+    *(
+        Row(
+            f"plan a restore of {count:,}",
+            f"small-{count}.safetensors",
+            None,
+            Side("restore(dry_run=True)", "statedict.restore(model, state, dry_run=True)", _MANY),
+        )
+        for count in COUNTS[:3]
+    ),
     *(
         Row(
             f"restore 2 GB .{suffix}",

@@ -84,12 +84,13 @@ def matches(expected: list[str], printed: list[str]) -> bool:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Path:
-    """A directory with the example checkpoint, and beside it a `statedict` that runs under this Python."""
+    """A directory with the example checkpoint and its models, and beside it a `statedict` that runs under this Python."""
     work, programs = tmp_path / "work", tmp_path / "bin"
     (work / "examples").mkdir(parents=True)
     programs.mkdir()
     for copy in (work / "checkpoint.pth", work / "examples" / "checkpoint.pth"):
         shutil.copy(ROOT / "examples" / "checkpoint.pth", copy)
+    shutil.copy(ROOT / "examples" / "nets.py", work)
     command = programs / "statedict"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m statedict "$@"\n')
     command.chmod(0o755)

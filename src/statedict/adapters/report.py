@@ -12,6 +12,7 @@ from typing import Any
 
 RESTORED = ("restored", "renamed", "cast", "reshaped", "tied", "untied", "overridden", "differs", "made")
 _SHOWN = 3
+_REASONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +104,19 @@ class RestoreReport:
 
 
 def summary(entries: Iterable[Entry]) -> list[str]:
-    """A line an action: how many, the first few, why."""
-    groups: dict[str, list[Entry]] = {}
+    """A line an action: how many, the first few, why; reasons that many share have lines of their own."""
+    actions: dict[str, list[Entry]] = {}
     for entry in entries:
-        groups.setdefault(entry.action, []).append(entry)
+        actions.setdefault(entry.action, []).append(entry)
     lines = []
-    for action, members in groups.items():
-        shown = ", ".join(entry.path for entry in members[:_SHOWN]) + (", …" if len(members) > _SHOWN else "")
-        detail = f" ({members[0].detail})" if members[0].detail else ""
-        lines.append(f"  {len(members):,} {action}: {shown}{detail}")
+    for action, members in actions.items():
+        common = [detail for detail, count in Counter(e.detail for e in members).most_common(_REASONS) if count > 1]
+        groups: dict[str | None, list[Entry]] = {}
+        for entry in members:
+            groups.setdefault(entry.detail if entry.detail in common else None, []).append(entry)
+        for group in groups.values():
+            shown = ", ".join(entry.path for entry in group[:_SHOWN]) + (", …" if len(group) > _SHOWN else "")
+            lines.append(f"  {len(group):,} {action}: {shown}" + (f" ({group[0].detail})" if group[0].detail else ""))
     return lines
 
 
