@@ -84,7 +84,7 @@ def matches(expected: list[str], printed: list[str]) -> bool:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Path:
-    """A directory with the example checkpoint and its models, and beside it a `statedict` that runs under this Python."""
+    """A directory with the example checkpoint and its models, and beside it a `statedict` of this Python."""
     work, programs = tmp_path / "work", tmp_path / "bin"
     (work / "examples").mkdir(parents=True)
     programs.mkdir()

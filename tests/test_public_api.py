@@ -14,7 +14,7 @@ import statedict
 from statedict import errors
 
 PUBLIC = [
-    "CorruptFileError", "DType", "Device", "ExistingFileError", "FileError", "FormatError", "LazyTensor",
+    "AlterError", "CorruptFileError", "DType", "Device", "ExistingFileError", "FileError", "FormatError", "LazyTensor",
     "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RefusedError", "RenameError",
     "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict", "StateDictError", "Storage", "Summary",
     "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError", "VerifyReport", "__version__",

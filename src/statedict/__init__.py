@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from statedict.api import verify as verify
     from statedict.dtypes import DType as DType
     from statedict.dtypes import dtype as dtype
+    from statedict.errors import AlterError as AlterError
     from statedict.errors import CorruptFileError as CorruptFileError
     from statedict.errors import ExistingFileError as ExistingFileError
     from statedict.errors import FileError as FileError
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 
 # name → the module that has it; imported at first use, so that `import statedict` costs milliseconds
 _EXPORTS = {
+    "AlterError": "errors",
     "CorruptFileError": "errors",
     "DType": "dtypes",
     "Device": "values",

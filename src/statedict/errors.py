@@ -14,6 +14,7 @@
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
     ├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
+    ├── AlterError (ValueError)           an operation on a state cannot be done
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
@@ -92,6 +93,10 @@ class UnsupportedError(StateDictError, TypeError):
 
 class RenameError(StateDictError, ValueError):
     """A rule for names is malformed, matches nothing, or makes two names one."""
+
+
+class AlterError(StateDictError, ValueError):
+    """An operation on a state cannot be done: nothing matches, or shapes and names do not go together."""
 
 
 class RestoreError(StateDictError, ValueError):

@@ -10,7 +10,7 @@ from statedict.values import Opaque, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
 MAX_DEPTH = 200
@@ -18,6 +18,19 @@ MAX_ENTRIES = 20_000_000
 MAX_SHARED = 100_000
 MAX_CHARACTERS = 1 << 28
 _SHORT = 100
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a glob matches the path or a parent of it.
+
+    >>> matches("model.head.weight", ["*.head"]), matches("model.header", ["*.head"])
+    (True, False)
+    """
+    from fnmatch import fnmatchcase
+
+    keys = path.split(".")
+    above = [".".join(keys[:count]) for count in range(1, len(keys) + 1)]
+    return any(fnmatchcase(part, pattern) for pattern in patterns for part in above)
 
 
 def free_name(path: str, taken: Mapping[str, Any]) -> str:

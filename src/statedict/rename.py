@@ -73,6 +73,10 @@ class Rules:
                 return new
         return path
 
+    def matches(self, path: str) -> bool:
+        """Whether a rule matches the path; it is not counted."""
+        return any(step(path) is not None for _, step in self._steps)
+
     def idle(self) -> list[str]:
         """The rules that have matched nothing."""
         return [text for text, count in self.matched.items() if not count]

@@ -11,9 +11,10 @@ from typing import Any
 
 from statedict.adapters import find, is_special_plain, join, leaf, realized, suggest
 from statedict.adapters.names import Reading, align
-from statedict.adapters.report import Entry, allowed
+from statedict.adapters.report import Entry
 from statedict.adapters.shapes import POLICIES, Fit, Shape
 from statedict.errors import RestoreError
+from statedict.paths import matches
 from statedict.rename import Rules
 from statedict.tensor import LazyTensor, is_array
 from statedict.tree import StateDict, like
@@ -160,7 +161,7 @@ class Plan:
 
     def policy(self, path: str) -> str:
         """What the caller wants where shapes differ."""
-        return next((policy for glob, policy in self.options.shapes.items() if allowed(path, (glob,))), "error")
+        return next((policy for glob, policy in self.options.shapes.items() if matches(path, (glob,))), "error")
 
     def align(self, target: Iterable[str], state: Iterable[str], path: str) -> Reading | None:
         """How names of the state are read as those of the target; None where that is ambiguous."""
@@ -181,7 +182,7 @@ class Plan:
 
     def look_for_renames(self, missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> None:
         """Look for entries that are there under another name; both by path, with what must agree."""
-        if missing and unexpected and not all(allowed(path, self.options.allow_missing) for path in missing):
+        if missing and unexpected and not all(matches(path, self.options.allow_missing) for path in missing):
             self.renames |= suggest.rules(missing, unexpected)
 
     def renamed_alike(self, path: str) -> bool:
@@ -212,13 +213,13 @@ class Plan:
 
     def missing(self, path: str, detail: str = "the target has it, the state does not") -> bool:
         """An entry of the target that the state lacks; whether that is allowed."""
-        fine = allowed(path, self.options.allow_missing)
+        fine = matches(path, self.options.allow_missing)
         (self.note if fine else self.problem)("missing", path, detail)
         return fine
 
     def unexpected(self, path: str, detail: str = "the state has it, the target does not") -> bool:
         """An entry of the state that the target lacks; whether that is allowed."""
-        fine = allowed(path, self.options.allow_unexpected)
+        fine = matches(path, self.options.allow_unexpected)
         (self.note if fine else self.problem)("unexpected", path, detail)
         return fine
 
@@ -249,7 +250,7 @@ class Plan:
                 return fit
             details.append(str(fit))
         if kind is not value.dtype:
-            if not allowed(path, self.options.cast):
+            if not matches(path, self.options.cast):
                 self.problem(
                     "dtype", path, f"the state has {value.dtype}, the target {kind}; pass cast=True to convert"
                 )

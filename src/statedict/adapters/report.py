@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from html import escape
 from typing import Any
 
@@ -118,14 +117,6 @@ def summary(entries: Iterable[Entry]) -> list[str]:
             shown = ", ".join(entry.path for entry in group[:_SHOWN]) + (", …" if len(group) > _SHOWN else "")
             lines.append(f"  {len(group):,} {action}: {shown}" + (f" ({group[0].detail})" if group[0].detail else ""))
     return lines
-
-
-def allowed(path: str, patterns: Sequence[str] | str) -> bool:
-    """Whether a glob matches the path or a parent of it."""
-    patterns = (patterns,) if isinstance(patterns, str) else patterns
-    keys = path.split(".")
-    above = [".".join(keys[:count]) for count in range(1, len(keys) + 1)]
-    return any(fnmatchcase(part, pattern) for pattern in patterns for part in above)
 
 
 def remedy(problems: Sequence[Entry]) -> str:

@@ -16,11 +16,11 @@ from statedict.adapters.history import brought_up_to_date
 from statedict.adapters.names import Reading, unwrapped
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import Rehearsal, rehearse, special
-from statedict.adapters.report import allowed
 from statedict.adapters.shapes import Fit
 from statedict.adapters.ties import Ties
 from statedict.adapters.torch_transfer import transfer
 from statedict.dtypes import dtype
+from statedict.paths import matches
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.tree import StateDict, like
 
@@ -270,7 +270,7 @@ def _tell_optimizers(
     for name, parameter in parameters.items():
         if name in fits:
             plan.fates[id(parameter)] = fits[name]
-        elif name not in matching.held and allowed(join(path, name), plan.options.allow_missing):
+        elif name not in matching.held and matches(join(path, name), plan.options.allow_missing):
             plan.absent_parameters.add(plan.names.get(id(parameter), name))
 
 

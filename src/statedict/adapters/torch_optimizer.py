@@ -15,10 +15,10 @@ from typing import Any
 
 from statedict.adapters import Capture, join, lbfgs
 from statedict.adapters.param_groups import merged
-from statedict.adapters.param_names import inferred
 from statedict.adapters.plan import Plan
-from statedict.adapters.report import allowed
 from statedict.adapters.shapes import Fit, Shape
+from statedict.param_names import inferred
+from statedict.paths import matches
 from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict
 
@@ -236,7 +236,7 @@ def _by_name(
                 none_yet = entries and identifiers[-1] not in entries and len(entries) > 1
                 plan.note("restored", full, "it had no state yet, so it starts fresh" if none_yet else detail)
             elif (
-                name in absent or allowed(full, plan.options.allow_missing) or allowed(name, plan.options.allow_missing)
+                name in absent or matches(full, plan.options.allow_missing) or matches(name, plan.options.allow_missing)
             ):
                 plan.note("fresh", full, "the state has no such parameter; what the target has for it stays")
             else:
@@ -247,7 +247,7 @@ def _by_name(
     for name in known:
         if name not in wanted:
             full = join(path, f"state.{name}")
-            if _dropped(name, plan) or allowed(name, plan.options.allow_unexpected):
+            if _dropped(name, plan) or matches(name, plan.options.allow_unexpected):
                 plan.note("unexpected", full, "its parameter is not restored either")
             else:
                 plan.unexpected(full)

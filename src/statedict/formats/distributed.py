@@ -12,18 +12,19 @@ Source: torch/distributed/checkpoint/metadata.py, filesystem.py, _nested_dict.py
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import pairwise, product
 
 from statedict import formats
-from statedict.arrays import contiguous_strides
+from statedict.assemble import assembled
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
-from statedict.io.source import ComputedSource, FileSource, Slice
+from statedict.io.source import FileSource, Slice
 from statedict.pickles.budget import Together
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
 from statedict.values import Opaque, Size
 
@@ -165,7 +166,8 @@ def _leaf(name: str, entry: dict[str, Any], places: dict[tuple[Any, ...], Slice]
             f"{where}: the chunks of {name!r} have {numel:,} elements and do not make up its {size.numel():,}; "
             "a rank's file is missing or the metadata is damaged"
         )
-    return _assembled(kind, tuple(size), chunks, name)
+    parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
+    return assembled(kind, tuple(size), parts, chunks[0][2].name if chunks else name)
 
 
 def _tile(size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
@@ -193,43 +195,12 @@ def _dtype(properties: Any) -> DType | None:
     return found if isinstance(found, DType) else None
 
 
-def _assembled(kind: DType, size: tuple[int, ...], chunks: list[Any], name: str) -> LazyTensor:
-    nbytes = kind.nbytes(Size(size).numel())
-    opened: dict[int, LazyTensor] = {}
-
-    def chunk(index: int) -> LazyTensor:
-        if index not in opened:
-            _, sizes, place = chunks[index]
-            tensor = formats.read_part(place)
-            if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
-                raise CorruptFileError(
-                    f"{place.name}: the chunk of {name!r} is not the tensor that the metadata describes"
-                )
-            opened[index] = tensor
-        return opened[index]
-
-    def fill(offset: int, buffer: memoryview) -> None:
-        if len(chunks) == 1:
-            whole = chunk(0).contiguous()
-            whole.storage.source.readinto(whole.storage.offset + whole.offset + offset, buffer)
-            return
-        import numpy
-
-        row = contiguous_strides(size)[0] * kind.itemsize if size else kind.itemsize
-        first, last = offset // row, -(-(offset + len(buffer)) // row)
-        block = numpy.empty((last - first, *size[1:]), kind.numpy)
-        for index, (offsets, sizes, _) in enumerate(chunks):
-            begin, end = max(first, offsets[0]), min(last, offsets[0] + sizes[0])
-            if begin < end:
-                part = chunk(index)[begin - offsets[0] : end - offsets[0]].numpy()
-                where = tuple(slice(o, o + n) for o, n in zip(offsets[1:], sizes[1:], strict=True))
-                block[(slice(begin - first, end - first), *where)] = part
-        flat = block.reshape(-1).view(numpy.uint8)
-        buffer[:] = flat[offset - first * row : offset - first * row + len(buffer)].data
-
-    return LazyTensor(
-        kind, size, Storage(ComputedSource(nbytes, fill, chunks[0][2].name if chunks else name), 0, nbytes)
-    )
+def _chunk(kind: DType, sizes: tuple[int, ...], place: Slice, name: str) -> LazyTensor:
+    """A chunk, which is a file of torch.save in itself."""
+    tensor = formats.read_part(place)
+    if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
+        raise CorruptFileError(f"{place.name}: the chunk of {name!r} is not the tensor that the metadata describes")
+    return tensor
 
 
 def _insert(tree: StateDict, keys: tuple[Any, ...], leaf: Any) -> None:
