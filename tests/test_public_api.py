@@ -14,11 +14,12 @@ import statedict
 from statedict import errors
 
 PUBLIC = [
-    "AlterError", "CorruptFileError", "DType", "Device", "ExistingFileError", "FileError", "FormatError", "LazyTensor",
-    "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError", "RefusedError", "RenameError",
-    "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict", "StateDictError", "Storage", "Summary",
-    "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError", "VerifyReport", "__version__",
-    "capture", "convert", "dtype", "inspect", "load", "renamed_in", "restore", "save", "scan", "unflatten", "verify",
+    "AlterError", "CorruptFileError", "DType", "Device", "EditReport", "ExistingFileError", "FileError",
+    "FormatError", "LazyTensor", "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError",
+    "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict",
+    "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
+    "VerifyReport", "__version__", "capture", "convert", "dtype", "edit", "inspect", "load", "renamed_in", "restore",
+    "save", "scan", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [
     value

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from statedict.adapters.report import RestoreReport as RestoreReport
     from statedict.api import capture as capture
     from statedict.api import convert as convert
+    from statedict.api import edit as edit
     from statedict.api import load as load
     from statedict.api import restore as restore
     from statedict.api import save as save
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from statedict.errors import UnsupportedError as UnsupportedError
     from statedict.ops.inspect import Summary as Summary
     from statedict.ops.inspect import inspect as inspect
+    from statedict.ops.report import EditReport as EditReport
     from statedict.ops.scan import ScanReport as ScanReport
     from statedict.ops.scan import scan as scan
     from statedict.ops.verify import VerifyReport as VerifyReport
@@ -62,6 +64,7 @@ _EXPORTS = {
     "CorruptFileError": "errors",
     "DType": "dtypes",
     "Device": "values",
+    "EditReport": "ops.report",
     "ExistingFileError": "errors",
     "FileError": "errors",
     "FormatError": "errors",
@@ -89,6 +92,7 @@ _EXPORTS = {
     "capture": "api",
     "convert": "api",
     "dtype": "dtypes",
+    "edit": "api",
     "inspect": "ops.inspect",
     "load": "api",
     "renamed_in": "adapters.history",

@@ -11,10 +11,11 @@ from statedict.tree import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from statedict.adapters.report import RestoreReport
+    from statedict.ops.report import EditReport
     from statedict.ops.verify import VerifyReport
 
 Path = str | os.PathLike[str]
@@ -132,6 +133,51 @@ def convert(src: Path, dst: Path, *, format: str | None = None, overwrite: bool 
     ['epoch', 'model_state', 'optimizer_state']
     """
     save(load(src), dst, format=format, overwrite=overwrite)
+
+
+def edit(
+    src: Path,
+    dst: Path,
+    steps: Iterable[Mapping[str, Any]],
+    *,
+    format: str | None = None,
+    overwrite: bool = True,
+    dry_run: bool = False,
+) -> EditReport:
+    """Write a checkpoint altered by a list of operations; tensors go through in blocks, never whole.
+
+    Args:
+        src: the file to read.
+        dst: the file to write; it may be the one that is read.
+        steps: such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
+            `{"cast": "bf16", "only": "model.*"}`, `{"split": "qkv", "into": ["q", "k", "v"], "dim": 0}`; see
+            docs/altering.md.
+        format: as for `save`.
+        overwrite: as for `save`.
+        dry_run: report, and write nothing.
+
+    Returns:
+        What each step did, and the bytes before and after.
+
+    Raises:
+        AlterError: a step cannot be done; nothing was written.
+        RenameError: a rule is malformed or matches nothing, or two entries get one path.
+        StateDictError: what `load` and `save` raise.
+
+    >>> import statedict, tempfile
+    >>> path = tempfile.mkdtemp() + "/model.safetensors"
+    >>> print(statedict.edit("examples/checkpoint.pth", path, [{"strip": True}, {"cast": "bf16"}]))
+    strip True: 40 removed: epoch, model_state.conv1.weight, …; 10 added: conv1.weight, conv1.bias, …
+    cast 'bf16': 10 altered: conv1.weight, conv1.bias, …
+    20 tensors, 496.0 kB → 10 tensors, 124.0 kB
+    """
+    from statedict.ops.report import edited
+
+    with Paused():
+        state, report = edited(load(src), steps, not dry_run)
+    if not dry_run:
+        save(state, dst, format=format, overwrite=overwrite)
+    return report
 
 
 def capture(obj: Any) -> StateDict:

@@ -22,6 +22,7 @@ COMMANDS = {
     "show": "statedict.cli.show",
     "check": "statedict.cli.check",
     "convert": "statedict.cli.convert",
+    "edit": "statedict.cli.edit",
     "scan": "statedict.cli.scan",
     "verify": "statedict.cli.verify",
     "demo": "statedict.cli.demo",

@@ -314,15 +314,28 @@ def split(
     layout = Layout(state)
     steps = [rules.Rules({path: new}) for new in into]
     outline: Outline = {}
-    for old in layout.leaves:
-        names = [step(old) for step in steps]
-        if not is_array(layout.leaves[old]) or not any(step.matches(old) for step in steps):
-            names = [old]
-        for number, new in enumerate(names):
-            if new in outline:
-                raise AlterError(f"{old!r} and {outline[new].sources[0]!r} both become {new!r}")
-            make = partial(_piece, number, len(into), dim, sizes, old)
-            outline[new] = Made((old,)) if names == [old] else Made((old,), make)
+    run: list[str] = []  # the entries of one module, whose first parts come before their second ones
+
+    def put(new: str, made: Made) -> None:
+        if new in outline:
+            raise AlterError(f"{made.sources[0]!r} and {outline[new].sources[0]!r} both become {new!r}")
+        outline[new] = made
+
+    def flush() -> None:
+        for number, step in enumerate(steps):
+            for old in run:
+                put(step(old), Made((old,), partial(_piece, number, len(into), dim, sizes, old)))
+        run.clear()
+
+    for old, leaf in layout.leaves.items():
+        hit = is_array(leaf) and steps[0].matches(old)
+        if run and not (hit and old.rpartition(".")[0] == run[-1].rpartition(".")[0]):
+            flush()
+        if hit:
+            run.append(old)
+        else:
+            put(old, Made((old,)))
+    flush()
     if all(made.make is None for made in outline.values()):
         raise AlterError(f"no entry matches {path!r}")
     return changed(layout, outline)

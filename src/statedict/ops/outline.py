@@ -97,55 +97,49 @@ def changed(layout: Layout, outline: Mapping[str, Made]) -> StateDict:
     Raises:
         AlterError: an optimizer has parameters that are changed, and it cannot be told which of its moments are theirs.
     """
-    placed: dict[str, list[tuple[Any, Any]]] = {path: [] for path in layout.dicts}
-    entries: dict[str, list[str]] = {}  # path of an old entry → those that stand at its place
-    late: list[str] = []
+    places = {path: {key: place for place, key in enumerate(node)} for path, node in layout.dicts.items()}
+    waiting = {path: [*_inner(path, layout)][::-1] for path in layout.dicts}  # dicts and optimizers, the last one first
+    placed: dict[str, list[tuple[Any, str]]] = {path: [] for path in layout.dicts}
+    moved_in: dict[str, list[tuple[Any, str]]] = {path: [] for path in layout.dicts}
+    renamed: dict[str, list[tuple[str, str]]] = {path: [] for path in layout.dicts}
     for new, made in outline.items():
-        (entries.setdefault(made.sources[0], []) if made.sources else late).append(new)
-    moved: dict[str, list[tuple[str, str]]] = {}  # dict → names in it, before and now
-
-    def put(new: str) -> None:
-        made = outline[new]
-        if made.sources == (new,):
-            placed[layout.home[new]].append((layout.keys[new], _value(made, layout)))
-            return
-        home = max((path for path in layout.dicts if new.startswith(path + ".")), key=len, default="")
+        same = made.sources == (new,)
+        homes = (path for path in layout.dicts if new.startswith(path + "."))
+        home = layout.home[new] if same else max(homes, key=len, default="")
         below = home + "." if home else ""
-        placed[home].append((new[len(below) :], _value(made, layout)))
-        moved.setdefault(home, []).extend(
-            (source[len(below) :], new[len(below) :]) for source in made.sources if layout.home[source] == home
-        )
-
-    for path, node in layout.dicts.items():
-        for key in node:
-            full = f"{path}.{label(key)}" if path else label(key)
-            if full in layout.optimizers:
-                placed[path].append((key, layout.optimizers[full]))
-            elif full in layout.dicts and full not in layout.leaves:
-                placed[path].append((key, full))
-            else:
-                for new in entries.get(full, ()):
-                    put(new)
-    for new in late:
-        put(new)
+        from_here = [source for source in made.sources if layout.home[source] == home]
+        if not same:
+            renamed[home] += [(source[len(below) :], new[len(below) :]) for source in from_here]
+        if from_here:
+            place = places[home][layout.keys[from_here[0]]]
+            while waiting[home] and places[home][waiting[home][-1][0]] < place:
+                placed[home].append(waiting[home].pop())
+        (placed if from_here else moved_in)[home].append((layout.keys[new] if same else new[len(below) :], new))
 
     def finished(path: str) -> StateDict:
         result = like(layout.dicts[path], StateDict())
-        for key, value in placed[path]:
-            inside = f"{path}.{label(key)}" if path else label(key)
-            if inside in layout.dicts and value == inside:
-                child = finished(inside)
-                if not child and layout.dicts[inside]:
-                    continue
-                value = child
-            elif inside in layout.optimizers and value is layout.optimizers[inside]:
-                value = _followed(inside, layout, outline)
-            result[key] = value
-        if path in moved and isinstance(result._metadata, dict):
-            result._metadata = _versions(result._metadata, moved[path], result)
+        for key, full in [*placed[path], *waiting[path][::-1], *moved_in[path]]:
+            if full in outline:
+                result[key] = _value(outline[full], layout)
+            elif full in layout.optimizers:
+                result[key] = _followed(full, layout, outline)
+            else:
+                inside = finished(full)
+                if inside or not layout.dicts[full]:
+                    result[key] = inside
+        if renamed[path] and isinstance(result._metadata, dict):
+            result._metadata = _versions(result._metadata, renamed[path], result)
         return result
 
     return finished("")
+
+
+def _inner(path: str, layout: Layout) -> Iterator[tuple[Any, str]]:
+    """The dicts and optimizers in a dict: key and path."""
+    for key in layout.dicts[path]:
+        full = f"{path}.{label(key)}" if path else label(key)
+        if full in layout.optimizers or (full in layout.dicts and full not in layout.leaves):
+            yield key, full
 
 
 def _versions(metadata: dict[str, Any], moved: list[tuple[str, str]], entries: Mapping[Any, Any]) -> dict[str, Any]:
@@ -200,25 +194,28 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
     by_path = {owner: identifier for identifier, owner in owners.items()}
     states: dict[Any, Any] = StateDict()
     groups: list[Any] = []
+    order = {old: place for place, old in enumerate(layout.leaves)}
+    ranks = {new: place for place, new in enumerate(outline)}
     same = all(used.get(p) is not None and len(used[p]) == 1 and len(used[p][0][1].sources) == 1 for p in by_path)
     number = 0
     for group in state["param_groups"]:
         new_group = like(group, StateDict(group))
         identifiers, names = [], []
-        for identifier in group["params"]:
-            for new, made in used.get(owners[identifier], ()):
-                if any(source not in by_path for source in made.sources):
-                    raise AlterError(
-                        f"{path}: has moments of some of {', '.join(made.sources)} only; drop the optimizer"
-                    )
-                key = identifier if same else number
-                number += 1
-                identifiers.append(key)
-                names.append(new.removeprefix(below))
-                found = [held[by_path[source]] for source in made.sources if by_path[source] in held]
-                if len(found) == len(made.sources):
-                    shapes = [as_lazy(layout.leaves[source]).shape for source in made.sources]
-                    states[key] = _moments(found, shapes, made, f"{path}.state.{identifier}")
+        follow = [(new, made) for identifier in group["params"] for new, made in used.get(owners[identifier], ())]
+        before = [order[made.sources[0]] for _, made in follow]
+        if before == sorted(before):  # in the model's order, and so they stay
+            follow.sort(key=lambda item: ranks[item[0]])
+        for new, made in follow:
+            if any(source not in by_path for source in made.sources):
+                raise AlterError(f"{path}: has moments of some of {', '.join(made.sources)} only; drop the optimizer")
+            key = by_path[made.sources[0]] if same else number
+            number += 1
+            identifiers.append(key)
+            names.append(new.removeprefix(below))
+            found = [held[by_path[source]] for source in made.sources if by_path[source] in held]
+            if len(found) == len(made.sources):
+                shapes = [as_lazy(layout.leaves[source]).shape for source in made.sources]
+                states[key] = _moments(found, shapes, made, f"{path}.state.{by_path[made.sources[0]]}")
         new_group["params"] = identifiers
         if isinstance(group.get("param_names"), list):
             new_group["param_names"] = names

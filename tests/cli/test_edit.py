@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import statedict
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def names(path: Path) -> list[str]:
+    return list(statedict.load(path).tensors())
+
+
+def test_steps_are_done_in_the_order_of_their_options(run: Run, tmp_path: Path) -> None:
+    done = run(
+        "edit", "checkpoint.pth", "out.safetensors", "--strip", "--drop", "conv1", "--rename", "fc{n}=head.{n}",
+        "--drop", "head.1", "--rename", "conv2=stem", "--cast", "bf16", "--prefix", "model.",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "out.safetensors") == [
+        f"model.{module}.{kind}" for module in ("stem", "head.2", "head.3") for kind in ("weight", "bias")
+    ]
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["strip", "drop", "rename", "drop", "rename", "cast", "prefix"]
+    assert lines[-1] == "20 tensors, 496.0 kB → 6 tensors, 26.9 kB"
+
+
+def test_neighbours_of_one_kind_are_one_step(run: Run, tmp_path: Path) -> None:
+    both = ("--keep", "model_state.conv1", "--keep", "model_state.fc3")
+    assert run("edit", "checkpoint.pth", "out.pth", *both).returncode == 0
+    assert len(names(tmp_path / "out.pth")) == 4
+    swap = ("--rename", "model_state.conv1=model_state.conv2", "--rename", "model_state.conv2=model_state.conv1")
+    assert run("edit", "checkpoint.pth", "out.pth", "--overwrite", *swap).returncode == 0
+    assert statedict.load(tmp_path / "out.pth")["model_state"]["conv1.weight"].shape == (16, 6, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "shape"),
+    [
+        (("--transpose", "model_state.fc3.weight"), "model_state.fc3.weight", (84, 10)),
+        (("--transpose", "model_state.conv1.weight=3,2,1,0"), "model_state.conv1.weight", (5, 5, 3, 6)),
+        (("--reshape", "model_state.conv1.weight=6,-1"), "model_state.conv1.weight", (6, 75)),
+        (("--slice", "model_state.fc3.weight=0:4,:2"), "model_state.fc3.weight", (4, 2)),
+        (("--pad", "model_state.fc3.weight=12,-1"), "model_state.fc3.weight", (12, 84)),
+        (("--split", "model_state.fc3=model_state.a,model_state.b"), "model_state.b.weight", (5, 84)),
+        (("--split", "model_state.fc3.weight=model_state.a,model_state.b@1"), "model_state.b", (10, 42)),
+        (("--fuse", "model_state.x=model_state.fc3.bias,model_state.conv1.bias@0"), "model_state.x", (16,)),
+        (("--tie", "model_state.x=model_state.fc3.bias"), "model_state.x", (10,)),
+        (("--untie", "model_state"), "model_state.fc3.bias", (10,)),
+    ],
+)
+def test_every_option_does_its_step(
+    run: Run, arguments: tuple[str, ...], path: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    done = run("edit", "checkpoint.pth", "out.pth", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert statedict.load(tmp_path / "out.pth").at(path).shape == shape
+    assert torch.load(tmp_path / "out.pth", weights_only=True)["model_state"]
+
+
+def test_values_are_set_as_json_or_text(run: Run, tmp_path: Path) -> None:
+    run("edit", "checkpoint.pth", "out.pth", "--set", "epoch=61", "--set", "note=fine", "--set", "tags=[1, true]")
+    state = statedict.load(tmp_path / "out.pth")
+    assert (state["epoch"], state["note"], state["tags"]) == (61, "fine", [1, True])
+
+
+def test_a_plan_file_keeps_the_steps_with_their_reasons(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(
+        '# for serving\n[[step]]\nstrip = true\n[[step]]\nsplit = "fc3"\ninto = ["a", "b"]\n'
+        '[[step]]\ncast = "bf16"\nonly = ["a", "b"]\n'
+    )
+    assert run("edit", "checkpoint.pth", "out.pth", "--plan", "plan.toml", "--drop", "conv*").returncode == 0
+    state = statedict.load(tmp_path / "out.pth")
+    assert str(state["a.weight"].dtype) == "bfloat16"
+    assert next(iter(state)) == "fc1.weight"
+
+
+def test_a_dry_run_prints_what_would_happen_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    done = run("edit", "checkpoint.pth", "--drop", "optimizer_state", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("20 tensors, 496.0 kB → 10 tensors, 248.0 kB (nothing was written)\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pth"]
+    report = json.loads(run("edit", "checkpoint.pth", "--drop", "epoch", "--dry-run", "--json").stdout)
+    assert report["changes"][0]["removed"] == ["epoch"]
+    assert report["written"] is False
+
+
+def test_the_file_that_is_read_may_be_written(run: Run, tmp_path: Path) -> None:
+    """safetensors#762: saving to the path it was loaded from wrote zeros."""
+    before = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model_state"]["fc3.weight"]
+    assert run("edit", "checkpoint.pth", "checkpoint.pth", "--strip").returncode == 2
+    assert run("edit", "checkpoint.pth", "checkpoint.pth", "--strip", "--overwrite").returncode == 0
+    assert torch.equal(torch.load(tmp_path / "checkpoint.pth", weights_only=True)["fc3.weight"], before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("out.pth",), "name a step, such as"),
+        (("--strip",), "name DST, or use --dry-run"),
+        (("out.pth", "--drop", "nothing.*"), "drop ['nothing.*']: no entry of"),
+        (("out.pth", "--rename", "a"), "--rename 'a': expected OLD=NEW"),
+        (("out.pth", "--rename", "model_state.*.weight=model_state.w"), "both become 'model_state.w'"),
+        (("out.pth", "--rename", "nothing=x"), "matches the rule"),
+        (("out.pth", "--cast", "float33"), "unknown dtype 'float33'"),
+        (("out.pth", "--reshape", "epoch=a,b"), "'a,b' is no list of numbers"),
+        (("out.pth", "--slice", "model_state.fc3.bias=x"), "'x': is no index"),
+        (("out.pth", "--plan", "missing.toml"), "missing.toml"),
+        (("out.pth", "--plan", "checkpoint.pth"), "checkpoint.pth: is no text"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_status_2_and_nothing_is_written(
+    run: Run, arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    failed = run("edit", "checkpoint.pth", *arguments)
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pth"]
