@@ -18,14 +18,12 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
-from statedict.dtypes import BY_NAME, BY_SAFETENSORS, DType
+from statedict.dtypes import BY_SAFETENSORS, DType
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
+from statedict.formats.skeleton import put_together, taken_apart
 from statedict.io.json import check
 from statedict.io.pipeline import Part, transfer, write_at
-from statedict.paths import encode, free_name, walk
 from statedict.tensor import LazyTensor, Storage
-from statedict.tree import StateDict, decode
-from statedict.values import from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
 
 _MAX_HEADER = 100_000_000
-_KEY = "statedict"
 _DIGESTS = "statedict.digests"
 _MAX_NUMEL = 1 << 256  # where a product of sizes is a lie; one more size keeps it short
 _NO_DIGEST = "0" * 32
@@ -49,16 +46,8 @@ def read(source: ByteSource) -> Any:
     Raises:
         CorruptFileError: the header is not what the format says, or promises bytes that the file does not have.
     """
-    name = source.name
     _, metadata, tensors = _header(source)
-    state = _tree(tensors, metadata, name)
-    if isinstance(state, StateDict):
-        kept = {key: value for key, value in metadata.items() if not _is_ours(key)}
-        aliases: Any = state if _KEY not in metadata else ()
-        if not aliases and any(value in tensors for value in kept.values()):
-            aliases = {path for path, _ in walk(state)}
-        state.metadata = {key: value for key, value in kept.items() if not (value in tensors and key in aliases)}
-    return state
+    return put_together(tensors, metadata, source.name)
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
@@ -69,7 +58,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     raw, metadata, tensors = _header(source)
     held: dict[int, list[tuple[str, LazyTensor]]] = {}
     try:
-        for path, tensor in tensors_of(_tree(dict(tensors), metadata, source.name)):
+        for path, tensor in tensors_of(put_together(dict(tensors), metadata, source.name)):
             held.setdefault(id(tensor.storage), []).append((path, tensor))
     except FormatError as error:
         yield refusal(error, source.name, "header")
@@ -222,73 +211,23 @@ def _unnamed(source: ByteSource, key: str, code: Any, numel: int, nbytes: int) -
     return DType(code, nbytes * 8 // numel, "raw", "", code)
 
 
-def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -> Any:
-    text = metadata.get(_KEY)
-    if text is None:
-        for alias, kept in metadata.items():
-            if kept in tensors and alias not in tensors and alias != "format":
-                tensors[alias] = tensors[kept]
-        return StateDict(tensors)
-
-    unnamed = dict(tensors)
-
-    def get(node: Any) -> Any:
-        if not isinstance(node, dict) or "$tensor" not in node:
-            return from_json(node)
-        stored = tensors[node["$tensor"]]
-        unnamed.pop(node["$tensor"], None)
-        kind = BY_NAME[node["dtype"]] if "dtype" in node else stored.dtype
-        if kind is not stored.dtype:
-            shape = stored.shape[:-1] if stored.shape[-1:] == (kind.itemsize,) else None
-            if shape is None or stored.dtype.name != "uint8":
-                raise CorruptFileError(f"tensor {node['$tensor']!r} cannot hold {kind}")
-            stored = LazyTensor(kind, shape, stored.storage, stored.offset)
-        if "grad" in node or "parameter" in node:
-            grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))
-            stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
-        return stored
-
-    check(text, f"{name}: the skeleton under {_KEY!r}", 2.5)
-    try:
-        skeleton = json.loads(text)
-        if skeleton["version"] != 1:
-            raise FormatError(f"{name}: its skeleton has version {skeleton['version']!r}; a newer version may read it")
-        tree = decode(skeleton["tree"], get)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, FormatError) and not isinstance(error, CorruptFileError):
-            raise
-        raise CorruptFileError(f"{name}: the skeleton under {_KEY!r} is damaged ({error})") from error
-    if unnamed:
-        raise CorruptFileError(
-            f"{name}: tensor {next(iter(unnamed))!r} is not in the skeleton under {_KEY!r}; another program changed "
-            "the file, take that key out of its metadata to read the tensors alone"
-        )
-    return tree
-
-
 def write(tree: Any, fd: int) -> None:
     """Write the tree into an open file; its leaves are LazyTensors and plain values.
 
     Raises:
         UnsupportedError: a value that is no data, or more than 100 MB of header.
     """
-    plan = _Plan()
-    skeleton = encode(tree, plan.put)
-    own = _strings(getattr(tree, "metadata", {}))
-    metadata = plan.aliases | {"format": "pt"} | own
-    says_nothing_new = skeleton == {name: {"$tensor": name} for name in plan.tensors}
-    if not says_nothing_new or any(value in plan.tensors for value in own.values()):
-        metadata[_KEY] = json.dumps({"version": 1, "tree": skeleton}, separators=(",", ":"))
-    metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(plan.tensors) + 1)])
+    tensors, metadata = taken_apart(tree)
+    metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(tensors) + 1)])
     header: dict[str, Any] = {"__metadata__": metadata}
     parts: list[Part] = []
     position = 0
     places: dict[str, tuple[int, int]] = {}
     # larger elements first keeps every tensor aligned without padding, which the format forbids
-    for name, tensor in sorted(plan.tensors.items(), key=lambda item: -item[1].dtype.itemsize):
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
         places[name] = position, position + tensor.nbytes
         position += tensor.nbytes
-    for name, tensor in plan.tensors.items():
+    for name, tensor in tensors.items():
         shape = tensor.shape
         if tensor.dtype.safetensors == "F4":
             if not shape:
@@ -301,11 +240,11 @@ def write(tree: Any, fd: int) -> None:
         raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth")
     start = 8 + len(raw)
     for name, (begin, end) in places.items():
-        tensor = plan.tensors[name]
+        tensor = tensors[name]
         storage = tensor.storage
         parts.append(Part(start + begin, storage.source, storage.offset + tensor.offset, end - begin))
     digests = dict(zip(places, (s.digest for s in transfer(fd, parts)), strict=True))
-    write_at(fd, 0, len(raw).to_bytes(8, "little") + _sign(raw, [digests[name] for name in plan.tensors]))
+    write_at(fd, 0, len(raw).to_bytes(8, "little") + _sign(raw, [digests[name] for name in tensors]))
 
 
 def _sign(raw: bytes, digests: list[str]) -> bytes:
@@ -322,66 +261,3 @@ def _sign(raw: bytes, digests: list[str]) -> bytes:
 
 def _dump(header: dict[str, Any]) -> bytes:
     return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _strings(metadata: dict[str, str]) -> dict[str, str]:
-    """The caller's metadata, if the format can hold it."""
-    for key, value in metadata.items():
-        if type(key) is not str or type(value) is not str or not _utf8(key + value):
-            raise UnsupportedError(f"metadata {key!r}: safetensors holds strings of Unicode only; convert it")
-        if _is_ours(key):
-            raise UnsupportedError(f"metadata {key!r}: the name is reserved for statedict's own; rename it")
-    return metadata
-
-
-def _utf8(text: str) -> bool:
-    try:
-        return bool(text.encode()) or not text
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_ours(key: str) -> bool:
-    return key == _KEY or key.startswith(_KEY + ".")
-
-
-class _Plan:
-    """The tensors to store by name, each once, and how the tree refers to them."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, LazyTensor] = {}
-        self.aliases: dict[str, str] = {}
-        self._stored: dict[Any, str] = {}
-
-    def put(self, path: str, leaf: Any) -> Any:
-        if not isinstance(leaf, LazyTensor):
-            try:
-                return to_json(leaf)
-            except UnsupportedError as error:
-                raise UnsupportedError(f"{path or 'the root'}: {error}; drop it or convert it") from None
-        region = (leaf.storage.key, leaf.offset, leaf.shape, leaf.strides, leaf.dtype.name)
-        wanted = path.encode("utf-8", "backslashreplace").decode()
-        wanted = "__metadata__~2" if wanted == "__metadata__" else wanted
-        name = self._stored.get(region) if leaf.numel() else None
-        if name is None:
-            name = self._stored[region] = free_name(wanted, self.tensors)
-            self.tensors[name] = _storable(leaf)
-        elif wanted not in self.tensors:
-            self.aliases[wanted] = name
-        node: dict[str, Any] = {"$tensor": name}
-        if not leaf.dtype.safetensors:
-            node["dtype"] = leaf.dtype.name
-        if leaf.parameter:
-            node["parameter"] = True
-        if leaf.requires_grad:
-            node["grad"] = True
-        return node
-
-
-def _storable(tensor: LazyTensor) -> LazyTensor:
-    """Row-major, and as bytes with one more dimension where safetensors has no name for the dtype."""
-    tensor = tensor.contiguous()
-    if tensor.dtype.safetensors:
-        return tensor
-    shape = (*tensor.shape, tensor.dtype.itemsize)
-    return LazyTensor(BY_NAME["uint8"], shape, tensor.storage, tensor.offset)

@@ -1,0 +1,162 @@
+"""The tree of a checkpoint whose tensors lie under names: what is no tensor as JSON, in strings beside them.
+
+docs/format.md specifies it. A flat state_dict of tensors needs nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+
+from statedict.dtypes import BY_NAME
+from statedict.errors import CorruptFileError, FormatError, UnsupportedError
+from statedict.io.json import check
+from statedict.paths import encode, free_name, walk
+from statedict.tensor import LazyTensor
+from statedict.tree import StateDict, decode
+from statedict.values import from_json, to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+KEY = "statedict"
+
+
+def taken_apart(tree: Any) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """The tensors to store by name, each once and row-major, and the strings to keep with them.
+
+    Raises:
+        UnsupportedError: a value that is no data, or metadata that are no strings.
+    """
+    plan = _Plan()
+    skeleton = encode(tree, plan.put)
+    own = _strings(getattr(tree, "metadata", {}))
+    metadata = plan.aliases | {"format": "pt"} | own
+    says_nothing_new = skeleton == {name: {"$tensor": name} for name in plan.tensors}
+    if not says_nothing_new or any(value in plan.tensors for value in own.values()):
+        metadata[KEY] = json.dumps({"version": 1, "tree": skeleton}, separators=(",", ":"))
+    return plan.tensors, metadata
+
+
+def put_together(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -> Any:
+    """The inverse of `taken_apart`.
+
+    Raises:
+        CorruptFileError: the strings do not describe these tensors.
+    """
+    state = _tree(tensors, metadata, name)
+    if isinstance(state, StateDict):
+        kept = {key: value for key, value in metadata.items() if not is_ours(key)}
+        aliases: Any = state if KEY not in metadata else ()
+        if not aliases and any(value in tensors for value in kept.values()):
+            aliases = {path for path, _ in walk(state)}
+        state.metadata = {key: value for key, value in kept.items() if not (value in tensors and key in aliases)}
+    return state
+
+
+def is_ours(key: str) -> bool:
+    """Whether a key of the metadata is one that we write."""
+    return key == KEY or key.startswith(KEY + ".")
+
+
+def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -> Any:
+    text = metadata.get(KEY)
+    if text is None:
+        for alias, kept in metadata.items():
+            if kept in tensors and alias not in tensors and alias != "format":
+                tensors[alias] = tensors[kept]
+        return StateDict(tensors)
+
+    unnamed = dict(tensors)
+
+    def get(node: Any) -> Any:
+        if not isinstance(node, dict) or "$tensor" not in node:
+            return from_json(node)
+        stored = tensors[node["$tensor"]]
+        unnamed.pop(node["$tensor"], None)
+        kind = BY_NAME[node["dtype"]] if "dtype" in node else stored.dtype
+        if kind is not stored.dtype:
+            shape = stored.shape[:-1] if stored.shape[-1:] == (kind.itemsize,) else None
+            if shape is None or stored.dtype.name != "uint8":
+                raise CorruptFileError(f"tensor {node['$tensor']!r} cannot hold {kind}")
+            stored = LazyTensor(kind, shape, stored.storage, stored.offset)
+        if "grad" in node or "parameter" in node:
+            grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))
+            stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
+        return stored
+
+    check(text, f"{name}: the skeleton under {KEY!r}", 2.5)
+    try:
+        skeleton = json.loads(text)
+        if skeleton["version"] != 1:
+            raise FormatError(f"{name}: its skeleton has version {skeleton['version']!r}; a newer version may read it")
+        tree = decode(skeleton["tree"], get)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, FormatError) and not isinstance(error, CorruptFileError):
+            raise
+        raise CorruptFileError(f"{name}: the skeleton under {KEY!r} is damaged ({error})") from error
+    if unnamed:
+        raise CorruptFileError(
+            f"{name}: tensor {next(iter(unnamed))!r} is not in the skeleton under {KEY!r}; another program changed "
+            "the file, take that key out of its metadata to read the tensors alone"
+        )
+    return tree
+
+
+def _strings(metadata: dict[str, str]) -> dict[str, str]:
+    """The caller's metadata, if the format can hold it."""
+    for key, value in metadata.items():
+        if type(key) is not str or type(value) is not str or not _utf8(key + value):
+            raise UnsupportedError(f"metadata {key!r}: safetensors holds strings of Unicode only; convert it")
+        if is_ours(key):
+            raise UnsupportedError(f"metadata {key!r}: the name is reserved for statedict's own; rename it")
+    return metadata
+
+
+def _utf8(text: str) -> bool:
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
+
+class _Plan:
+    """The tensors to store by name, each once, and how the tree refers to them."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, LazyTensor] = {}
+        self.aliases: dict[str, str] = {}
+        self._stored: dict[Any, str] = {}
+
+    def put(self, path: str, leaf: Any) -> Any:
+        if not isinstance(leaf, LazyTensor):
+            try:
+                return to_json(leaf)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{path or 'the root'}: {error}; drop it or convert it") from None
+        region = (leaf.storage.key, leaf.offset, leaf.shape, leaf.strides, leaf.dtype.name)
+        wanted = path.encode("utf-8", "backslashreplace").decode()
+        wanted = "__metadata__~2" if wanted == "__metadata__" else wanted
+        name = self._stored.get(region) if leaf.numel() else None
+        if name is None:
+            name = self._stored[region] = free_name(wanted, self.tensors)
+            self.tensors[name] = _storable(leaf)
+        elif wanted not in self.tensors:
+            self.aliases[wanted] = name
+        node: dict[str, Any] = {"$tensor": name}
+        if not leaf.dtype.safetensors:
+            node["dtype"] = leaf.dtype.name
+        if leaf.parameter:
+            node["parameter"] = True
+        if leaf.requires_grad:
+            node["grad"] = True
+        return node
+
+
+def _storable(tensor: LazyTensor) -> LazyTensor:
+    """Row-major, and as bytes with one more dimension where safetensors has no name for the dtype."""
+    tensor = tensor.contiguous()
+    if tensor.dtype.safetensors:
+        return tensor
+    shape = (*tensor.shape, tensor.dtype.itemsize)
+    return LazyTensor(BY_NAME["uint8"], shape, tensor.storage, tensor.offset)
