@@ -6,6 +6,7 @@ import os
 
 from statedict import formats
 from statedict.collector import Paused
+from statedict.errors import RestoreError
 from statedict.paths import walk
 from statedict.tree import StateDict
 
@@ -262,17 +263,28 @@ def restore(
     from statedict.adapters.plan import Options
 
     options = Options(
-        _patterns(allow_missing),
-        _patterns(allow_unexpected),
-        {"*": shapes} if isinstance(shapes, str) else shapes,
-        ("*",) * cast if isinstance(cast, bool) else _patterns(cast),
+        _patterns("allow_missing", allow_missing),
+        _patterns("allow_unexpected", allow_unexpected),
+        {"*": shapes} if isinstance(shapes, str) else _table("shapes", shapes),
+        ("*",) * cast if isinstance(cast, bool) else _patterns("cast", cast),
         None if prefix == "auto" else prefix,
-        rename or {},
-        override or {},
+        _table("rename", {} if rename is None else rename),
+        _table("override", {} if override is None else override),
     )
     state = load(source) if isinstance(source, str | os.PathLike) else source
     return put_back(target, state, options, dry_run)
 
 
-def _patterns(given: Sequence[str] | str) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _patterns(name: str, given: Any) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) else given
+    if not isinstance(patterns, list | tuple | set) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise RestoreError(f"{name}: expected a pattern or a list of them, got {given!r:.40}")
+    return tuple(patterns)
+
+
+def _table(name: str, given: Any) -> Mapping[str, Any]:
+    from collections.abc import Mapping
+
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise RestoreError(f"{name}: expected a dict by pattern, got {given!r:.40}")
+    return given

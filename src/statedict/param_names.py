@@ -7,11 +7,12 @@ Where more than one assignment would fit, there is none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 Shape = tuple[int, ...]
 Sizes = Sequence[Sequence[Shape | None]]
-"""For each saved group, for each of its parameters the shape of what is kept for it, None where that is unknown."""
+"""For each saved group, for each of its parameters the shape of what is kept for it, None where nothing is."""
 
 
 def inferred(
@@ -31,54 +32,38 @@ def inferred(
     >>> inferred([[(3,), (2, 3)]], [["w", "b"]], {"b": (3,), "w": (2, 3)}, ["w", "b"])
     [['b', 'w']]
     """
+    if all(size is None for group in sizes for size in group):  # nothing is kept, so nothing can go astray
+        return [[*names] for names in live] if [*map(len, sizes)] == [*map(len, live)] else None
     places = {name: place for place, name in enumerate(now)}
-    by_model = [sorted(names, key=lambda name: places.get(name, -1)) for names in live]
-    was = _as_live(sizes, live, then)
-    if by_model == [[*names] for names in live]:
-        attempts = [was, _by_shape(sizes, then), _as_subsequence(sizes, then)]
-    else:  # built in an order of its own, which is known only if the model has kept its order since
-        attempts = [[[*names] for names in live]] if was == by_model else []
-    return next((names for names in attempts if names is not None and _agree(names, sizes, then)), None)
+    by_model = all([*names] == sorted(names, key=lambda name: places.get(name, -1)) for names in live)
+    return _by_shape(sizes, then, by_model) or (_in_order(sizes, then) if by_model else None)
 
 
-def _agree(found: Sequence[Sequence[str]], sizes: Sizes, then: Mapping[str, Shape]) -> bool:
-    return all(
-        shape is None or then.get(name) == shape
-        for names, shapes in zip(found, sizes, strict=True)
-        for name, shape in zip(names, shapes, strict=True)
-    )
-
-
-def _as_live(sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> list[list[str]] | None:
-    """Groups of the same parameters as the live ones, in the order that the model had."""
-    if [len(group) for group in sizes] != [len(group) for group in live]:
-        return None
-    before = {name: place for place, name in enumerate(then)}
-    if any(name not in before for names in live for name in names):
-        return None
-    return [sorted(names, key=before.__getitem__) for names in live]
-
-
-def _by_shape(sizes: Sizes, then: Mapping[str, Shape]) -> list[list[str]] | None:
-    """All parameters of a shape were in one group."""
-    names: dict[Shape, list[str]] = {}
+def _by_shape(sizes: Sizes, then: Mapping[str, Shape], by_model: bool) -> list[list[str]] | None:
+    """Each shape belongs to one parameter, or to several that were all in one group; there they have their order."""
+    names: dict[Shape | None, list[str]] = {}
     for name, shape in then.items():
         names.setdefault(shape, []).append(name)
-    places: dict[Shape | None, list[int]] = {}  # shape → the group of each parameter that has it
+    groups: dict[Shape | None, list[int]] = {}  # shape → the group of each parameter that has it
     for number, group in enumerate(sizes):
         for size in group:
-            places.setdefault(size, []).append(number)
-    for size, groups in places.items():
-        if size is None or len(set(groups)) > 1 or len(groups) != len(names.get(size, ())):
+            groups.setdefault(size, []).append(number)
+    for size, where in groups.items():
+        alike = len(names.get(size, ()))
+        if size is None or alike != len(where) or (alike > 1 and (len(set(where)) > 1 or not by_model)):
             return None
     left = {shape: iter(some) for shape, some in names.items()}
-    found = [[next(left[size]) for size in group if size is not None] for group in sizes]
+    found = [[next(left[size]) for size in group] for group in sizes]
     before = {name: place for place, name in enumerate(then)}
-    return found if all(group == sorted(group, key=before.__getitem__) for group in found) else None
+    for chosen, shapes in zip(found, sizes, strict=True):
+        several = any(count > 1 for count in Counter(shapes).values())
+        if several and chosen != sorted(chosen, key=before.__getitem__):
+            return None  # the group was not built in the model's order
+    return found
 
 
-def _as_subsequence(sizes: Sizes, then: Mapping[str, Shape]) -> list[list[str]] | None:
-    """One group with some of the model's parameters, if they can be only those."""
+def _in_order(sizes: Sizes, then: Mapping[str, Shape]) -> list[list[str]] | None:
+    """One group with all or some of the model's parameters, if they can be only those."""
     if len(sizes) != 1 or not sizes[0]:
         return None
     first = _embedded(sizes[0], list(then.items()))

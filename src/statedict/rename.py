@@ -111,6 +111,22 @@ def rename(rules: Mapping[str, str], paths: Iterable[str]) -> Renaming:
     return Renaming(result, apply.matched)
 
 
+def modules(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """What modules are called after their entries were renamed, as far as the names around an entry tell.
+
+    >>> modules([("layers.0.fc.weight", "blocks.0.fc.weight")])
+    {'layers.0.fc': ['blocks.0.fc'], 'layers.0': ['blocks.0'], 'layers': ['blocks']}
+    """
+    found: dict[str, dict[str, None]] = {}
+    for before, now in pairs:
+        old, new = before.split(".")[:-1], now.split(".")[:-1]
+        while old and new:  # the modules around them are renamed as far as they differ
+            found.setdefault(".".join(old), {})[".".join(new)] = None
+            if old.pop() != new.pop():
+                break
+    return {old: list(names) for old, names in found.items()}
+
+
 def inverse(rules: Mapping[str, str]) -> dict[str, str]:
     """The rules that undo these.
 

@@ -56,6 +56,22 @@ def only(model: nn.Module) -> Any:
     return [p for n, p in model.named_parameters() if n in "acd"]
 
 
+def twins(model: nn.Module) -> Any:
+    return [{"params": [model.a]}, {"params": [model.b], "lr": 0.5}]
+
+
+def turned(model: nn.Module) -> Any:
+    return [{"params": [model.b]}, {"params": [model.a], "lr": 0.5}]
+
+
+def first(model: nn.Module) -> Any:
+    return [model.a]
+
+
+def second(model: nn.Module) -> Any:
+    return [model.b]
+
+
 def plain(model: nn.Module, build: Build) -> dict[str, Any]:
     """A checkpoint as plain PyTorch makes one: no names of parameters."""
     optimizer = torch.optim.Adam(build(model))
@@ -120,6 +136,11 @@ def test_some_of_the_parameters_in_one_group_are_found_where_they_can_be_only_th
     ("then", "now", "saved", "live"),
     [
         ("abcdef", "dbface", backwards, backwards),  # built in an order of its own, and the model has another now
+        ("abcdef", "abcdef", backwards, backwards),
+        ("abcdef", "abcdef", everything, backwards),
+        ("abcdef", "abcdef", backwards, everything),
+        ("abcdef", "abcdef", twins, turned),  # groups that could be one another
+        ("abcdef", "abcdef", first, second),  # one parameter, and another of its shape
         ("abcdef", "abcdef", only, everything),  # a and b are alike
     ],
 )
@@ -131,10 +152,6 @@ def test_what_cannot_be_told_is_refused(then: str, now: str, saved: Build, live:
     assert torch.equal(model.a, before)
 
 
-def test_an_order_of_its_own_is_kept_where_the_model_has_kept_its_own() -> None:
-    restored(plain(Net(1), backwards), Net(2), backwards)
-
-
 @given(st.permutations(list("abcdefgh")), st.permutations(list("abcdefgh")), st.data())
 def test_names_are_never_wrong_where_they_are_inferred(then: list[str], now: list[str], data: Any) -> None:
     """The truth is a model's order at the time of saving, in groups by any rule; a guess is that or none."""
@@ -143,4 +160,4 @@ def test_names_are_never_wrong_where_they_are_inferred(then: list[str], now: lis
     truth = [[name for name in then if group_of[name] == number] for number in (0, 1)]
     live = [[name for name in now if group_of[name] == number] for number in (0, 1)]
     sizes = [[shapes[name] for name in group] for group in truth]
-    assert inferred(sizes, live, {name: shapes[name] for name in then}, now) == truth
+    assert inferred(sizes, live, {name: shapes[name] for name in then}, now) in (truth, None)

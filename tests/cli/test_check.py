@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import statedict
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 NETS = """
@@ -28,6 +30,12 @@ def bigger():
 
 def sgd(model):
     return torch.optim.SGD(model.parameters(), momentum=0.9)
+
+def leaving():
+    raise SystemExit(3)
+
+def nothing():
+    return {}
 
 def broken():
     raise ValueError("no such data set")
@@ -59,6 +67,20 @@ def test_the_optimizer_is_checked_beside_the_model(check: Run) -> None:
     wrong = check("--model", "nets:Net", "--optimizer", "torch.optim:Adam")
     assert wrong.returncode == 1
     assert "the state is another optimizer's" in wrong.stdout
+
+
+def test_an_optimizer_is_found_in_a_list_and_missed_where_there_is_none(run: Run, check: Run, tmp_path: Path) -> None:
+    state = statedict.load(tmp_path / "checkpoint.pth")
+    statedict.save({"state_dict": state["model_state"]}, tmp_path / "bare.pth")
+    lightning = {"state_dict": state["model_state"], "optimizer_states": [state["optimizer_state"]]}
+    statedict.save(lightning, tmp_path / "lightning.pth")
+    arguments = ("--model", "nets:Net", "--optimizer", "nets:sgd")
+    done = run("check", "lightning.pth", *arguments)
+    assert done.returncode == 0, done.stdout
+    assert "lightning.pth at state_dict and optimizer_states.0: would restore 29 of 29" in done.stdout
+    missed = run("check", "bare.pth", *arguments)
+    assert missed.returncode == 1
+    assert missed.stdout == "bare.pth: has no optimizer's state; if it has, name it by --optimizer-at\n"
 
 
 def test_what_does_not_fit_is_status_1_with_the_remedy_and_the_remedy_works(check: Run) -> None:
@@ -93,6 +115,9 @@ def test_the_json_is_the_whole_report(check: Run) -> None:
         (("--model", "nets:Nothing"), "nets:Nothing: AttributeError"),
         (("--model", "nets:broken"), "nets:broken: ValueError: no such data set"),
         (("--model", "nets:Net", "--at", "nowhere"), "nowhere"),
+        (("--model", "nets:leaving"), "nets:leaving: SystemExit: 3"),
+        (("--model", "nets:nothing"), "nets:nothing: TypeError: makes a dict, not a torch.nn"),
+        (("--model", "nets:Net", "--optimizer", "nets:bigger"), "nets:bigger: TypeError"),
         (("--model", "nets:Net", "--rename", "fc3"), "--rename: expected OLD=NEW"),
         (("--model", "nets:Net", "--shapes", "cut"), "expected one of error, skip"),
         ((), "Missing option '--model'"),

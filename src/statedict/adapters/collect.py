@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from statedict.adapters import Capture, join, too_deep
+from statedict.adapters import Capture, join, leaf, objects, too_deep
 from statedict.adapters.locate import fits, locate
 from statedict.adapters.plan import Options, Plan
 from statedict.adapters.report import RestoreReport, remedy
@@ -58,13 +58,22 @@ def module_paths(tree: Any) -> list[tuple[str, Any]]:
 def _modules(tree: Any, path: str, accepts: Any, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
     if accepts(tree):
         yield path, tree
-    elif (isinstance(tree, dict) or type(tree) in (list, tuple)) and id(tree) not in above:
+    elif id(tree) not in above and (own := _children(tree)) is not None:
         if len(above) > MAX_DEPTH:
             raise too_deep(path)
         above |= {id(tree)}
-        for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        for key, child in own.items():
             if not is_array(child):
                 yield from _modules(child, join(path, key), accepts, above)
+
+
+def _children(tree: Any) -> dict[Any, Any] | None:
+    """What is in a container or a plain object; None for what is neither."""
+    if isinstance(tree, dict):
+        return tree
+    if type(tree) in (list, tuple):
+        return dict(enumerate(tree))
+    return objects.attributes(tree) if leaf(tree) is ... and objects.accepts(tree) else None
 
 
 def lazily(tree: Any) -> Any:
@@ -100,9 +109,9 @@ def snapshot(tree: Any) -> Any:
 
 def _located(tree: Any, error: UnsupportedError) -> UnsupportedError:
     """The error with the path of the first array that raises one."""
-    for path, leaf in walk(tree):
+    for path, entry in walk(tree):
         try:
-            _ = is_array(leaf) and as_lazy(leaf)
+            _ = is_array(entry) and as_lazy(entry)
         except UnsupportedError as cause:
             return UnsupportedError(f"{path or 'the root'}: {cause}")
     return error
@@ -112,7 +121,7 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
     """Plan for the whole tree, then do it; see `statedict.restore`."""
     if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
         state = state[""]
-    plan = Plan(options, parameter_names(obj), [path for path, _ in module_paths(obj)])
+    plan = planned(obj, options)
     with Paused():
         plan.tree(obj, state)
     written = not dry_run and not plan.problems
@@ -141,6 +150,15 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
     return report
 
 
+def planned(obj: Any, options: Options) -> Plan:
+    """A plan for a tree, before anything is in it."""
+    homes: dict[int, str] = {}
+    for path, module in module_paths(obj):
+        for parameter in module.parameters():
+            homes.setdefault(id(parameter), path)
+    return Plan(options, parameter_names(obj), homes)
+
+
 def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:
     """What the caller can do about the problems."""
     hints = [*plan.hints]
@@ -159,7 +177,7 @@ def _nested_hint(obj: Any, state: Any) -> str:
     """Where in the state the target's own entries seem to be."""
     if isinstance(obj, dict) or not isinstance(state, dict):
         return ""
-    path, entry = locate(obj, state)
+    path, entry = locate(obj, state) or ("", None)
     if not path or not fits(obj, entry):
         return ""
     return f"the entry {path!r} of the state fits, restore from load(path)" + "".join(

@@ -19,11 +19,14 @@ from typing import Any, TypeVar
 
 from statedict.adapters.names import plain, unwrapped
 from statedict.errors import RenameError
-from statedict.rename import Rules
+from statedict.rename import Rules, modules
 
 _RULES = "_statedict_renamed_in"
 _VERSION = "renamed_in"
 Kind = TypeVar("Kind", bound=type)
+Versions = dict[int, list[dict[str, str]]]
+Known = list[tuple[str, Versions]]
+"""Paths of modules and what their classes have registered, outer ones first."""
 
 
 def renamed_in(version: int, rules: Mapping[str, str]) -> Callable[[Kind], Kind]:
@@ -49,15 +52,19 @@ def renamed_in(version: int, rules: Mapping[str, str]) -> Callable[[Kind], Kind]
     >>> statedict.restore(Net(), old).paths("renamed")
     ['head.weight', 'head.bias']
     """
+    if type(version) is not int or version < 1:
+        raise RenameError(f"renamed_in({version!r}): versions are whole numbers and begin with 1")
+    if not isinstance(rules, Mapping):
+        raise RenameError(f"renamed_in({version}): expected rules as a dict, old name → new name, got {rules!r:.40}")
     Rules(rules)
-    if version < 1:
-        raise RenameError(f"renamed_in({version}): versions begin with 1")
 
     def register(kind: Kind) -> Kind:
-        if version in versions(kind):
-            raise RenameError(f"{kind.__name__}: version {version} of its names is registered already")
+        if not isinstance(kind, type) or not hasattr(kind, "_save_to_state_dict"):
+            raise RenameError(f"renamed_in({version}): is for classes of torch.nn.Module, not for {kind!r:.60}")
+        if version in vars(kind).get(_RULES, {}):
+            raise RenameError(f"renamed_in({version}): {kind.__name__} has a version {version} of its names already")
         if not versions(kind):
-            kind._save_to_state_dict = _recording(kind._save_to_state_dict)  # type: ignore[attr-defined]
+            kind._save_to_state_dict = _recording(kind._save_to_state_dict)
         if _RULES not in vars(kind):
             setattr(kind, _RULES, {})
         getattr(kind, _RULES)[version] = dict(rules)
@@ -66,11 +73,12 @@ def renamed_in(version: int, rules: Mapping[str, str]) -> Callable[[Kind], Kind]
     return register
 
 
-def versions(kind: type) -> dict[int, dict[str, str]]:
-    """Version → rules, of a class and those that it derives from."""
-    found: dict[int, dict[str, str]] = {}
-    for base in kind.__mro__:
-        found = vars(base).get(_RULES, {}) | found
+def versions(kind: type) -> Versions:
+    """Version → the rules of each class that has some, of a class and those that it derives from."""
+    found: Versions = {}
+    for base in reversed(kind.__mro__):
+        for version, rules in vars(base).get(_RULES, {}).items():
+            found.setdefault(version, []).append(rules)
     return dict(sorted(found.items()))
 
 
@@ -104,30 +112,39 @@ class Past:
 
 
 def brought_up_to_date(
-    modules: Iterable[tuple[str, type]], names: Iterable[str], metadata: Mapping[str, Any] | None, target: Iterable[str]
+    classes: Iterable[tuple[str, type]], names: Iterable[str], metadata: Mapping[str, Any] | None, target: Iterable[str]
 ) -> Past | None:
     """Apply what the classes of modules have registered to the names of a state; None where none has anything.
 
     Args:
-        modules: path and class of each, outer ones first.
+        classes: path and class of each module, outer ones first.
         names: those of the state.
         metadata: module → its metadata, as PyTorch keeps it beside the state; None if there is none.
         target: the names that the model has.
     """
-    found = [(unwrapped(path), known) for path, kind in modules if (known := versions(kind))]
+    found = [(unwrapped(path), known) for path, kind in classes if (known := versions(kind))]
     if not found:
         return None
     names, wanted = list(names), {plain(name) for name in target}
-    tried = [_updated(found, above, names, metadata, wanted) for above in _prefixes(names)]
-    for below in _prefixes(wanted):  # either side may have the model below a prefix
+    best: Past | None = None
+    for above, below in _places(names, wanted):  # either side may have the model below a prefix
         inside = [((path + ".").removeprefix(below).rstrip("."), known) for path, known in found]
-        tried.append(_updated(inside, "", names, metadata, {name.removeprefix(below) for name in wanted}))
-    return max(tried, key=lambda past: past.fitting)
+        past = _updated(inside, above, names, metadata, {name.removeprefix(below) for name in wanted})
+        if best is None or past.fitting > best.fitting:
+            best = past
+        if best.fitting >= len(wanted):
+            break
+    return best
+
+
+def _places(names: list[str], wanted: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """What may stand before the names of either side: nothing, or the first keys of one of them."""
+    yield "", ""
+    yield from ((above, "") for above in _prefixes(names))
+    yield from (("", below) for below in _prefixes(wanted))
 
 
 def _prefixes(names: Iterable[str]) -> Iterator[str]:
-    """What may stand before the names of the other side: nothing, or the first keys."""
-    yield ""
     seen: set[str] = set()
     for name in names:
         keys = plain(name).split(".")
@@ -138,53 +155,66 @@ def _prefixes(names: Iterable[str]) -> Iterator[str]:
                 yield above
 
 
-def _updated(
-    found: list[tuple[str, dict[int, dict[str, str]]]],
-    above: str,
-    names: list[str],
-    metadata: Mapping[str, Any] | None,
-    wanted: set[str],
-) -> Past:
+def _updated(found: Known, above: str, names: list[str], metadata: Mapping[str, Any] | None, wanted: set[str]) -> Past:
     now = {name: plain(name) for name in names}
     about = None if metadata is None else {unwrapped(path): entry for path, entry in metadata.items()}
     past = Past({}, None)
+    levels: dict[int, Known] = {}
     for path, known in found:
-        base = (above + path).rstrip(".")
-        below = base + "." if base else ""
-        mine = {name: new[len(below) :] for name, new in now.items() if new.startswith(below)}
-        latest = max(known)
-        if about is not None:
-            entry = about.get(base)
-            start = entry.get(_VERSION, 0) if isinstance(entry, dict) else 0
-            if type(start) is not int or start > latest:
-                past.problem = f"{base or 'the root'}: the state has version {start} of the names, the code {latest}"
+        levels.setdefault(len(path.split(".")) if path else 0, []).append((path, known))
+    lead = above.count(".")
+    for depth in sorted(levels):
+        mine, inside = _below(now.items(), depth + lead), _below(((name, name) for name in wanted), depth)
+        for path, known in levels[depth]:
+            base = (above + path).rstrip(".")
+            becomes, start, problem = _one(base, known, mine.get(base, {}), about, inside.get(path, {}))
+            past.problem = past.problem or problem
+            changed = {name: becomes[old] for name, old in mine.get(base, {}).items() if becomes.get(old, old) != old}
+            if not changed:
                 continue
-            becomes = _renamed(mine.values(), known, start)
-        else:
-            inside = {name[len(path) + 1 :] if path else name for name in wanted if name.startswith(path)}
-            start, becomes, other = _likeliest(list(mine.values()), known, inside)
-            if other:
-                past.problem = f"{base or 'the root'}: the state does not say which version it is, and {other}"
-                continue
-        changed = {name: becomes[old] for name, old in mine.items() if becomes[old] != old}
-        now |= {name: below + new for name, new in changed.items()}
-        if changed:
-            past.notes.append(f"{base or 'the model'} from version {start} of its names, {latest} is the latest")
-        if about is not None:
-            parents = {
-                (below + mine[name]).rpartition(".")[0]: (below + new).rpartition(".")[0]
-                for name, new in changed.items()
-            }
-            about = {parents.get(module, module): entry for module, entry in about.items()}
+            below = base + "." if base else ""
+            past.notes.append(f"{base or 'the model'} from version {start} of its names, {max(known)} is the latest")
+            if about is not None:
+                for old, (new, *_) in modules((mine[base][name], new) for name, new in changed.items()).items():
+                    if below + old in about:
+                        about[below + new] = about.pop(below + old)
+            now |= {name: below + new for name, new in changed.items()}
     past.names = {name: new for name, new in now.items() if new != plain(name)}
     past.metadata = about
     past.fitting = sum(new.removeprefix(above) in wanted for new in now.values())
+    if len(past.notes) > 1 and len({note.split(" from ")[1] for note in past.notes}) == 1:
+        past.notes = [f"{len(past.notes):,} modules from {past.notes[0].split(' from ')[1]}"]
     return past
 
 
-def _renamed(names: Iterable[str], known: Mapping[int, Mapping[str, str]], start: int) -> dict[str, str]:
+def _below(names: Iterable[tuple[str, str]], depth: int) -> dict[str, dict[str, str]]:
+    """Module of that many keys → name → what it is called within the module."""
+    found: dict[str, dict[str, str]] = {}
+    for name, new in names:
+        keys = new.split(".")
+        if len(keys) > depth:
+            found.setdefault(".".join(keys[:depth]), {})[name] = ".".join(keys[depth:])
+    return found
+
+
+def _one(
+    base: str, known: Versions, mine: Mapping[str, str], about: Mapping[str, Any] | None, inside: Mapping[str, str]
+) -> tuple[dict[str, str], int, str]:
+    """What the names of one module become, the version that they are from, and why that cannot be told."""
+    where, latest = base or "the root", max(known)
+    if about is None:
+        start, becomes, other = _likeliest(list(mine.values()), known, set(inside.values()))
+        return becomes, start, other and f"{where}: the state does not say which version it is, and {other}"
+    entry = about.get(base)
+    start = entry.get(_VERSION, 0) if isinstance(entry, dict) else 0
+    if type(start) is not int or start > latest:
+        return {}, 0, f"{where}: the state has version {start} of the names, the code {latest}"
+    return _renamed(mine.values(), known, start), start, ""
+
+
+def _renamed(names: Iterable[str], known: Versions, start: int) -> dict[str, str]:
     """Names as all versions after `start` make them."""
-    steps = [Rules(rules) for version, rules in known.items() if version > start]
+    steps = [Rules(rules) for version, several in known.items() if version > start for rules in several]
     result = {}
     for name in names:
         new = name
@@ -194,9 +224,7 @@ def _renamed(names: Iterable[str], known: Mapping[int, Mapping[str, str]], start
     return result
 
 
-def _likeliest(
-    names: list[str], known: Mapping[int, Mapping[str, str]], wanted: set[str]
-) -> tuple[int, dict[str, str], str]:
+def _likeliest(names: list[str], known: Versions, wanted: set[str]) -> tuple[int, dict[str, str], str]:
     """The version from which most names fit, what they become, and what speaks against it."""
     beginnings = {name[:at] for name in wanted for at, letter in enumerate(name) if letter == "."}
     tried = {start: _renamed(names, known, start) for start in (0, *known)}

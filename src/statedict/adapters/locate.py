@@ -12,18 +12,27 @@ from statedict.adapters.report import RESTORED
 _DEEP = 3
 
 
-def locate(target: Any, state: Any) -> tuple[str, Any]:
+def locate(target: Any, state: Any) -> tuple[str, Any] | None:
     """The path and the entry of a state that fits an object best, by how many of its entries that has.
 
     Args:
         target: a module, an optimizer or anything else that can be restored.
         state: a checkpoint.
 
+    Returns:
+        None where no entry could be an optimizer's, and the object is an optimizer.
+
     >>> import torch
     >>> locate(torch.nn.Linear(2, 1), {"epoch": 3, "net": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}})[0]
     'net'
     """
-    return max(_places(state, ""), key=lambda place: _fitting(target, place[1]))
+    wanted = hasattr(target, "param_groups")
+    places = [place for place in _places(state, "") if _is_optimizer(place[1]) is wanted]
+    return max(places, key=lambda place: _fitting(target, place[1]), default=None)
+
+
+def _is_optimizer(entry: Any) -> bool:
+    return isinstance(entry, dict) and "state" in entry and "param_groups" in entry
 
 
 def fits(target: Any, state: Any) -> bool:
@@ -32,10 +41,11 @@ def fits(target: Any, state: Any) -> bool:
 
 
 def _places(state: Any, path: str) -> Iterator[tuple[str, Any]]:
-    yield path, state
-    if isinstance(state, dict) and path.count(".") < _DEEP - 1:
-        for key, child in state.items():
-            if isinstance(child, dict) and key != "state":
+    if isinstance(state, dict):
+        yield path, state
+    if path.count(".") < _DEEP - 1 and not _is_optimizer(state):
+        for key, child in state.items() if isinstance(state, dict) else enumerate(state):
+            if isinstance(child, dict | list | tuple):
                 yield from _places(child, join(path, key))
 
 

@@ -39,6 +39,23 @@ class Reading:
     literal: bool = False
     by: str = ""
 
+    def module(self, path: str, places: Mapping[str, str]) -> str | None:
+        """The path in the target of a module of the state; None if it is none of its modules.
+
+        Args:
+            path: its path in the state.
+            places: paths of the target's modules, without wrappers → as they are.
+        """
+        if not self.note:
+            return path
+        short = (path if self.literal else unwrapped(path)) + "."
+        if not short.startswith(self.above) and short != ".":
+            return None
+        if short == "." and self.above:
+            return None
+        inside = (self.below + short.removeprefix(self.above)).strip(".")
+        return places.get(inside, inside if self.literal else None)
+
     def translate(self, name: str, modules: Mapping[str, str]) -> str | None:
         """What a name of the state that has no pair would be called in the target; None if it is none of its names.
 

@@ -57,7 +57,8 @@ def _overrides(kind: type, name: str, base: type) -> bool:
     return getattr(kind, name, None) is not getattr(base, name, None)
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def attributes(value: Any) -> dict[str, Any]:
+    """The attributes of a plain object, those in slots too."""
     names = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
     held = (name for name in names if name not in ("__dict__", "__weakref__") and hasattr(value, name))
     return {name: getattr(value, name) for name in held} | dict(getattr(value, "__dict__", {}))
@@ -69,7 +70,7 @@ def capture(value: Any, context: Capture, path: str) -> Any:
         made = [context.value(item, join(path, index)) for index, item in enumerate(value)]
         return made if isinstance(value, list) else tuple(made)
     state = like(value, StateDict())
-    for key, item in (value if isinstance(value, dict) else _attributes(value)).items():
+    for key, item in (value if isinstance(value, dict) else attributes(value)).items():
         state[key] = context.value(item, join(path, key))
     return state
 
@@ -100,7 +101,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     elif not isinstance(state, dict):
         plan.mismatch(path, value, state)
     else:
-        own = value if isinstance(value, dict) else _attributes(value)
+        own = value if isinstance(value, dict) else attributes(value)
         for key, item in own.items():
             if key in state:
                 plan.value(item, state[key], join(path, key), _setter(value, key))

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from statedict.adapters import find, is_special_plain, join, leaf, realized, suggest
-from statedict.adapters.names import Reading, align
+from statedict.adapters.names import Reading, align, plain
 from statedict.adapters.report import Entry
 from statedict.adapters.shapes import POLICIES, Fit, Shape
 from statedict.errors import RestoreError
 from statedict.paths import matches
-from statedict.rename import Rules
+from statedict.rename import Rules, modules
 from statedict.tensor import LazyTensor, is_array
 from statedict.tree import StateDict, like
 
@@ -52,8 +52,8 @@ class Plan:
     options: Options = field(default_factory=Options)
     names: dict[int, str] = field(default_factory=dict)
     """id of a live parameter → its name, as the optimizers of the tree call it."""
-    modules: Sequence[str] = ()
-    """The paths of the modules in the tree, below which the names of an optimizer's parameters may stand."""
+    homes: dict[int, str] = field(default_factory=dict)
+    """id of a live parameter → the path of the module of the tree that it is in."""
     notes: list[str] = field(default_factory=list)
     """How names were read."""
     hints: list[str] = field(default_factory=list)
@@ -68,17 +68,18 @@ class Plan:
     """Path of an entry of the state → what it was called before it was renamed."""
     fates: dict[int, Fit] = field(default_factory=dict)
     """id of a live parameter → how its shape changes."""
-    absent_parameters: set[str] = field(default_factory=set)
-    """The names, as optimizers call them, of parameters that the caller lets the state lack."""
+    absent: set[int] = field(default_factory=set)
+    """ids of parameters that the caller lets the state lack."""
     rates: dict[int, list[Any]] = field(default_factory=dict)
     """id of an optimizer → the learning rates that its groups will have."""
-    shapes_in_state: dict[str, Shape] = field(default_factory=dict)
-    """A parameter's name, as optimizers call it → its shape in the state, in the order of the state."""
-    read_as: dict[str, str | None] = field(default_factory=dict)
-    """Path of a module's entry in the state → its path in the target; None for what the caller lets go."""
+    shapes: dict[str, tuple[int | None, Shape]] = field(default_factory=dict)
+    """Path of what is or may have been a parameter in the state → who takes it, and its shape, in the state's order."""
+    owners: dict[str, int | None] = field(default_factory=dict)
+    """Path of a module's entry in the state → id of the parameter that takes it; None for what the caller lets go."""
 
     def __post_init__(self) -> None:
         self.rules = Rules(self.options.rename) if self.options.rename else None
+        self._plain: dict[str, int | None] | None = None
         self._used: set[str] = set()
         self._later: list[tuple[int, Callable[[], None]]] = []
 
@@ -99,16 +100,16 @@ class Plan:
 
     def value(self, target: Any, state: Any, path: str, assign: Callable[[Any], None] | None = None) -> None:
         """Plan for any value in the tree; `assign` replaces it in its parent where that is how it is restored."""
-        plain = leaf(target)
-        if plain is not ... and not is_array(target):
+        own = leaf(target)
+        if own is not ... and not is_array(target):
             state, given = self.overridden(path, state), state
             if assign is None:
                 self.problem("cannot be set", path, "is a plain value that its parent cannot replace")
-            elif plain is not None and (is_array(state) or leaf(state) is ...):
+            elif own is not None and (is_array(state) or leaf(state) is ...):
                 self.mismatch(path, target, state)
             else:
                 action = "restored" if state is given else "overridden"
-                self.note(action, path, "" if _same(plain, leaf(state)) else f"{plain!r:.40} → {state!r:.40}")
+                self.note(action, path, "" if _same(own, leaf(state)) else f"{own!r:.40} → {state!r:.40}")
                 self.act(path, lambda: assign(_alike(target, realized(state))))
             return
         adapter = find(target, path)
@@ -118,6 +119,13 @@ class Plan:
         else:
             work()
 
+    @property
+    def plain_owners(self) -> dict[str, int | None]:
+        """`owners` without the keys of wrappers, for optimizers whose names have others than their model."""
+        if self._plain is None:
+            self._plain = {plain(path): owner for path, owner in self.owners.items()}
+        return self._plain
+
     # what the caller asked for
 
     def renamed(self, state: Any, path: str) -> Any:
@@ -125,7 +133,8 @@ class Plan:
         if self.rules is None or not isinstance(state, dict):
             return state
         above = join(path, "") if path else ""
-        result, modules = like(state, StateDict()), {}
+        result = like(state, StateDict())
+        pairs: list[tuple[str, str]] = []
         for key, value in state.items():
             new = self.rules(above + key) if type(key) is str else key
             if type(key) is str:
@@ -134,22 +143,15 @@ class Plan:
                 if new != above + key:
                     self.origins[new] = key
                 new = new.removeprefix(above)
-                modules[key.rpartition(".")[0]] = new.rpartition(".")[0]
+                if new != key:
+                    pairs.append((key, new))
             if new in result:
                 self.problem("collision", above + key, f"becomes {above}{new}, which another entry is or becomes")
             result[new] = value
         if isinstance(result._metadata, dict):
-            result._metadata = {modules.get(name, name): entry for name, entry in result._metadata.items()}
+            names = modules(pairs)
+            result._metadata = {names.get(name, [name])[0]: entry for name, entry in result._metadata.items()}
         return result
-
-    def parameter(self, name: Any) -> Any:
-        """A parameter's name in the state of an optimizer, as the caller's rules make it."""
-        for above in ("", *self.modules) if self.rules is not None and type(name) is str else ():
-            full = join(above, name)
-            new = self.rules(full)  # type: ignore[misc]  # not None, as the line above says
-            if new != full and new.startswith(above):
-                return new[len(above) :].removeprefix(".")
-        return name
 
     def overridden(self, path: str, value: Any, name: str = "") -> Any:
         """The value that the caller wants at a path, or the one given; `name` is what else it goes by."""

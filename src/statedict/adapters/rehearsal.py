@@ -8,6 +8,7 @@ which have shapes and no memory.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,8 @@ from types import MethodType
 from typing import Any
 
 from statedict.tensor import LazyTensor
+
+_MISMATCH = re.compile(r"size mismatch for (\S+?):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +50,28 @@ def special(module: Any) -> dict[str, bool]:
     }
 
 
-def rehearse(module: Any, state: Mapping[str, LazyTensor], metadata: Any, names: Iterable[str]) -> Rehearsal | None:
+def rehearse(
+    module: Any, state: Mapping[str, LazyTensor], metadata: Any, own: Iterable[str], live: Mapping[str, Any]
+) -> Rehearsal | None:
     """Load a state into a twin of a module.
 
     Args:
         module: the module.
         state: its tensors, by the module's names where they have one.
         metadata: the state's, by the module's names.
-        names: those that the module has.
+        own: the names that the module has.
+        live: its tensors by these names, which in a wrapper may not be where they stand.
 
     Returns:
         What became of each, or None where there can be no twin, as of TorchScript.
     """
     import torch
 
+    places: dict[str, Any] = {}
+    for inside in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
+        places |= dict(inside)
+    where = {id(tensor): name for name, tensor in places.items()}
+    names = {name if name in places else where.get(id(live.get(name)), name): name for name in own}
     shells = {name: torch.empty(t.shape, dtype=t.dtype.torch, device="meta") for name, t in state.items()}
     try:
         found = _Rehearsing(shells, metadata, names).load(_twin(module, {}))
@@ -75,13 +86,13 @@ def rehearse(module: Any, state: Mapping[str, LazyTensor], metadata: Any, names:
 class _Rehearsing:
     """One loading of a twin, as `Module.load_state_dict` goes about it."""
 
-    def __init__(self, state: dict[str, Any], metadata: Any, names: Iterable[str]) -> None:
+    def __init__(self, state: dict[str, Any], metadata: Any, names: Mapping[str, str]) -> None:
         self.state = state
         self.metadata = metadata if isinstance(metadata, dict) else {}
         self.origins = {id(tensor): name for name, tensor in state.items()}
-        self.names: dict[str, list[str]] = {}
-        for name in names:
-            self.names.setdefault(name.rpartition(".")[0], []).append(name)
+        self.names: dict[str, list[tuple[str, str]]] = {}  # path of a module → names in it, each with what it is called
+        for name, called in names.items():
+            self.names.setdefault(name.rpartition(".")[0], []).append((name, called))
         self.held: dict[str, str] = {}
         self.own: set[str] = set()
         self.left = set(state)
@@ -97,7 +108,9 @@ class _Rehearsing:
             warnings.simplefilter("ignore")  # of copies to the meta device
             self._load(twin, entries, "")
         taken = frozenset(self.state.keys() - (self.left - set(self.held.values())))
-        return Rehearsal(self.held, taken, frozenset(self.own), tuple(self.errors))
+        refused = {found[1] for error in self.errors if (found := _MISMATCH.match(error))}  # the plan says so itself
+        errors = tuple(error for error in self.errors if not _MISMATCH.match(error))
+        return Rehearsal(self.held, taken, frozenset(self.own - refused), errors)
 
     def _load(self, module: Any, entries: dict[str, Any], path: str) -> None:
         from torch.nn import Module
@@ -110,11 +123,11 @@ class _Rehearsing:
             self.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
         self.left.difference_update(name for name in before if entries.get(name) is not before[name])
         ours = type(module)._load_from_state_dict is not Module._load_from_state_dict
-        for name in self.names.get(path, ()):
+        for name, called in self.names.get(path, ()):
             if name not in missing and (name in entries or ours):
-                self.held[name] = self.origins.get(id(entries.get(name)), "")
+                self.held[called] = self.origins.get(id(entries.get(name)), "")
                 if ours:
-                    self.own.add(name)
+                    self.own.add(called)
         below: dict[str, dict[str, Any]] = {}
         for name, value in entries.items():
             if name.startswith(prefix):

@@ -12,6 +12,7 @@ from typing import Any
 RESTORED = ("restored", "renamed", "cast", "reshaped", "tied", "untied", "overridden", "differs", "made")
 _SHOWN = 3
 _REASONS = 2
+_LINES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class RestoreReport:
 
     def findings(self) -> list[str]:
         """The problems by kind, and what to do about them."""
-        return [*summary(self.problems), *self.hints]
+        return [*_capped(summary(self.problems)), *self.hints]
 
     def __str__(self) -> str:
         count = sum(entry.action in RESTORED for entry in self.entries)
@@ -91,7 +92,7 @@ class RestoreReport:
         lines = [f"{'restored' if self.written else 'would restore'} {count:,} of {whole:,} entries"]
         lines += [f"  {note}" for note in self.notes[:_SHOWN]]
         lines += [f"  and {len(self.notes) - _SHOWN:,} more notes"] * (len(self.notes) > _SHOWN)
-        lines += summary(entry for entry in self.entries if entry.action != "restored" or entry.detail)
+        lines += _capped(summary(entry for entry in self.entries if entry.action != "restored" or entry.detail))
         return "\n".join([*lines, *self.findings()])
 
     def _repr_html_(self) -> str:
@@ -117,6 +118,11 @@ def summary(entries: Iterable[Entry]) -> list[str]:
             shown = ", ".join(entry.path for entry in group[:_SHOWN]) + (", …" if len(group) > _SHOWN else "")
             lines.append(f"  {len(group):,} {action}: {shown}" + (f" ({group[0].detail})" if group[0].detail else ""))
     return lines
+
+
+def _capped(lines: list[str]) -> list[str]:
+    """So few lines that they are read."""
+    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], f"  and {len(lines) - _LINES + 1} kinds more"]
 
 
 def remedy(problems: Sequence[Entry]) -> str:

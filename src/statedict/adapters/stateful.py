@@ -40,8 +40,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
                 plan.note("restored", full)
             else:
                 plan.note("overridden", full, f"{state[key]!r:.40} of the state by {chosen[key]!r:.40}")
-        for key in state:
-            if key not in own:
+        for key in state:  # what has no state yet, such as a sampler before it starts, takes any
+            if key not in own and own:
                 plan.unexpected(join(path, key))
         state = chosen
     elif isinstance(own, dict) or isinstance(state, dict):

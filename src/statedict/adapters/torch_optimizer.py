@@ -4,35 +4,31 @@
 
 `param_names` is PyTorch's key for optimizers made from `named_parameters()`; where the model is captured beside the
 optimizer we add it ourselves. Restoring goes by name; where the state has no names they are inferred from the model
-beside it (param_names.py), and without one the order must be the same. The report says which.
+beside it (param_match.py), and without one the order must be the same. The report says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from statedict.adapters import Capture, join, lbfgs
 from statedict.adapters.param_groups import merged
+from statedict.adapters.param_match import ELEMENTWISE, Match, live_names, match, report, size_of
 from statedict.adapters.plan import Plan
-from statedict.adapters.shapes import Fit, Shape
-from statedict.param_names import inferred
-from statedict.paths import matches
+from statedict.adapters.shapes import Fit
 from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict
 
 STAGE = 1
-_MISSING = object()
-_ELEMENTWISE = frozenset((
-    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
-    "sum", "ax", "prev", "step_size",
-))  # fmt: skip
-"""What the optimizers of torch.optim keep for each element of a parameter."""
 _BEGIN = {"step_size": "lr", "sum": "initial_accumulator_value"}
 """What they begin with where that is not zero: a hyperparameter (torch/optim/rprop.py, adagrad.py)."""
 _FOREIGN = {"Adamax": "exp_avg_sq", "RAdam": "exp_inf"}
 """What these two, whose hyperparameters are the same but for added ones, have of each other only."""
+Follow = Callable[[Any], Any]
+"""What makes of a parameter's state that of the live parameter."""
 
 
 def accepts(value: Any) -> bool:
@@ -49,24 +45,10 @@ def capture(value: Any, context: Capture, path: str) -> Any:
     for key, entry in own.items():
         state[key] = context.value(entry, join(path, key))
     for group, live in zip(state["param_groups"], value.param_groups, strict=True):
-        found = _names(live, context.names)
+        found = live_names(live, context.names)
         if found is not None:
             group["param_names"] = found
     return state
-
-
-def _names(group: Any, known: dict[int, str]) -> list[str] | None:
-    """The names of a live group's parameters, None unless all are known."""
-    if "param_names" in group:
-        return list(group["param_names"])
-    found = [known[id(parameter)] for parameter in group["params"] if id(parameter) in known]
-    return found if len(found) == len(group["params"]) else None
-
-
-Follow = Callable[[Any], Any]
-"""What makes of a parameter's state that of the live parameter."""
-Matched = list[tuple[int, list[Any]]]
-"""For each live group the saved one that most of its parameters were in (-1: none), and their saved keys."""
 
 
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
@@ -83,38 +65,32 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     ):
         plan.problem("kind", join(path, "param_groups"), "is not a list of groups with 'params'")
         return
-    matched = _match(value.param_groups, saved, state["state"], plan, path)
-    if matched is None:
+    entries = _numbered(state["state"], saved)
+    found = match(value.param_groups, saved, entries, plan, path)
+    if found is None:
         return
-    groups: list[dict[str, Any]] = []
+    report(value.param_groups, saved, entries, found, plan, path)
+    groups = _groups(value, saved, found, plan, path)
     states: dict[int, Any] = {}
     follow: dict[int, Follow] = {}
     fresh: list[Any] = []
-    foreign = _FOREIGN.get(type(value).__name__, "")
-    first = 0
-    for number, (group, (source, identifiers)) in enumerate(zip(value.param_groups, matched, strict=True)):
-        where = join(path, f"param_groups.{number}")
-        groups.append(merged(group, saved[source] if source >= 0 else group, value.defaults, plan, where))
-        groups[-1]["params"] = list(range(first, first + len(identifiers)))
-        names = _names(group, plan.names) or [""] * len(identifiers)
-        for index, (parameter, identifier, name) in enumerate(
-            zip(group["params"], identifiers, names, strict=True), first
-        ):
-            if identifier is _MISSING:
+    index = 0
+    for group, merged_group in zip(value.param_groups, groups, strict=True):
+        names = live_names(group, plan.names) or [""] * len(group["params"])
+        merged_group["params"] = list(range(index, index + len(names)))
+        for parameter, name in zip(group["params"], names, strict=True):
+            key = found.found.get(id(parameter))
+            if key is None:
                 fresh.append(parameter)
-            elif identifier in state["state"]:
-                entries = state["state"][identifier]
-                full = join(path, f"state.{identifier}")
-                fit = _moments(parameter, entries, plan, full, name) if isinstance(entries, dict) else None
-                if isinstance(entries, dict) and foreign in entries:
-                    plan.unexpected(join(full, foreign), "the state is another optimizer's")
+            elif key[1] in entries:
+                fit = _moments(value, parameter, entries[key[1]], plan, join(path, f"state.{key[1]}"), name)
                 if fit is None or fit.policy != "skip":
-                    states[index] = entries
+                    states[index] = entries[key[1]]
                 if fit is not None:
-                    follow[index] = partial(_follow, fit, groups[-1])
-        first += len(identifiers)
+                    follow[index] = partial(_follow, fit, merged_group)
+            index += 1
     if lbfgs.accepts(value):
-        states = _whole(value, saved, matched, state["state"], follow, plan, path)
+        states = _whole(value, saved, found, entries, follow, plan, path)
     plan.rates[id(value)] = [group.get("lr") for group in groups]
     own = value.state_dict()
     chosen = StateDict()
@@ -129,171 +105,76 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     plan.act(path, lambda: _load(value, chosen, follow, fresh))
 
 
+def _numbered(entries: Any, saved: list[Any]) -> Any:
+    """What is kept for each parameter, by numbers where JSON has made texts of them."""
+    numbers = {str(n): n for group in saved for n in group["params"] if type(n) is int}
+    if not all(type(key) is str for key in entries) or not numbers:
+        return entries
+    return StateDict((numbers.get(key, key), value) for key, value in entries.items())
+
+
+def _groups(value: Any, saved: list[Any], found: Match, plan: Plan, path: str) -> list[dict[str, Any]]:
+    """The hyperparameters of each live group: of the saved one that most of its parameters were in."""
+    groups = []
+    for number, group in enumerate(value.param_groups):
+        where = join(path, f"param_groups.{number}")
+        taken = (found.found.get(id(parameter)) for parameter in group["params"])
+        sources = Counter(key[0] for key in taken if key is not None)
+        source = saved[sources.most_common(1)[0][0]] if sources else group
+        groups.append(merged(group, source, value.defaults, plan, where))
+        hyper = [key for key in source if key not in ("params", "param_names")]
+        for other in sources:
+            unlike = [key for key in hyper if _differ(source[key], saved[other].get(key))]
+            if unlike:
+                detail = f"of its parameters some were in group {other} of the state, whose {', '.join(unlike)} differ"
+                plan.note("differs", where, detail)
+    return groups
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return not is_array(one) and not is_array(other) and bool(one != other)
+
+
 def _whole(
-    optimizer: Any, saved: list[Any], matched: Matched, entries: Any, follow: dict[int, Follow], plan: Plan, path: str
+    optimizer: Any, saved: list[Any], found: Match, entries: Any, follow: dict[int, Follow], plan: Plan, path: str
 ) -> dict[int, Any]:
     """The one state that all parameters share, and how it follows their order."""
-    before = [identifier for group in saved for identifier in group["params"]]
-    after = [identifier for _, identifiers in matched for identifier in identifiers]
-    if before and before[0] not in entries:
-        return {}
+    before = [(number, identifier) for number, group in enumerate(saved) for identifier in group["params"]]
     live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if set(map(str, before)) != set(map(str, after)) or any(id(parameter) in plan.fates for parameter in live):
+    after = [found.found.get(id(parameter)) for parameter in live]
+    if before and before[0][1] not in entries:
+        return {}
+    if set(before) != set(after) or any(id(parameter) in plan.fates for parameter in live):
         detail = "LBFGS keeps one state for all parameters, which are others in the state; leave the optimizer out"
         plan.problem("groups", join(path, "param_groups"), detail)
         return {}
-    sizes = {
-        identifier: parameter.numel() * (1 + parameter.is_complex())
-        for identifier, parameter in zip(after, live, strict=True)
-    }
+    sizes = {key: p.numel() * (1 + p.is_complex()) for key, p in zip(after, live, strict=True)}
     if before != after:
         follow[0] = partial(lbfgs.moved, before, after, sizes)
-    return {0: entries[before[0]]}
+    return {0: entries[before[0][1]]}
 
 
-def _match(live: list[Any], saved: list[Any], entries: Any, plan: Plan, path: str) -> Matched | None:
-    """Which saved parameter is which live one; None where that cannot be told."""
-    live_names: list[Any] = [_names(group, plan.names) for group in live]
-    saved_names: list[Any] = [group.get("param_names") for group in saved]
-    if not _name_them_all(live_names, live):
-        return _by_position(live, saved, plan, path)
-    if _name_them_all(saved_names, saved):
-        found = [[_current(plan.parameter(name), plan) for name in names] for names in saved_names]
-        return _by_name(live_names, saved, found, entries, "", plan, path)
-    shapes = {
-        name: tuple(p.shape)
-        for n, g in zip(live_names, live, strict=True)
-        for name, p in zip(n, g["params"], strict=True)
-    }
-    sizes = [[_size(entries.get(identifier)) for identifier in group["params"]] for group in saved]
-    now = [name for name in plan.names.values() if name in shapes] or list(shapes)
-    guess = inferred(sizes, live_names, plan.shapes_in_state or shapes, now)
-    if guess is not None:
-        return _by_name(live_names, saved, guess, entries, "its name is inferred from order and shapes", plan, path)
-    if not plan.shapes_in_state and [len(group) for group in live_names] == [len(group) for group in sizes]:
-        return _by_position(live, saved, plan, path)  # the shapes that do not agree are named one by one
-    counts = [len(group["params"]) for group in live]
-    plan.problem(
-        "groups",
-        join(path, "param_groups"),
-        f"the state has groups of {[len(group) for group in sizes]} parameters without names, the target of {counts}, "
-        "and neither their order nor their shapes tell which is which; restore from a checkpoint that has param_names, "
-        "or build it alike",
-    )
-    return None
-
-
-def _name_them_all(names: list[Any], groups: list[Any]) -> bool:
-    """Whether each parameter of each group has a name of its own."""
-    if not all(
-        isinstance(some, list) and len(some) == len(group["params"]) for some, group in zip(names, groups, strict=True)
-    ):
-        return False
-    flat = [name for some in names for name in some]
-    return all(type(name) is str for name in flat) and len(set(flat)) == len(flat) > 0
-
-
-def _current(name: str, plan: Plan) -> str:
-    """What a parameter of the state is called in the target, as its module has read it."""
-    for above in plan.modules if len(plan.modules) == 1 else ("",):
-        new = plan.read_as.get(join(above, name))
-        if new is not None:
-            return new[len(above) :].removeprefix(".")
-    return name
-
-
-def _dropped(name: str, plan: Plan) -> bool:
-    """Whether the caller lets go of the parameter itself."""
-    return any(plan.read_as.get(join(above, name), "") is None for above in ("", *plan.modules))
-
-
-def _by_name(
-    live: Sequence[Any],
-    saved: list[Any],
-    saved_names: Sequence[Sequence[str]],
-    entries: Any,
-    detail: str,
-    plan: Plan,
-    path: str,
-) -> Matched | None:
-    known = {
-        name: (number, identifier)
-        for number, (group, names) in enumerate(zip(saved, saved_names, strict=True))
-        for name, identifier in zip(names, group["params"], strict=True)
-    }
-    reading = plan.align([name for names in live for name in names], known, join(path, "param_names"))
-    if reading is None:
-        return None
-    pairs = reading.pairs
-    absent = plan.absent_parameters
-    matched = []
-    for names in live:
-        identifiers = []
-        for name in names:
-            full = join(path, f"state.{name}")
-            identifiers.append(known[pairs[name]][1] if name in pairs else _MISSING)
-            if name in pairs:
-                none_yet = entries and identifiers[-1] not in entries and len(entries) > 1
-                plan.note("restored", full, "it had no state yet, so it starts fresh" if none_yet else detail)
-            elif (
-                name in absent or matches(full, plan.options.allow_missing) or matches(name, plan.options.allow_missing)
-            ):
-                plan.note("fresh", full, "the state has no such parameter; what the target has for it stays")
-            else:
-                plan.missing(full, "the state has no such parameter; what the target has for it stays")
-        sources = [known[pairs[name]][0] for name in names if name in pairs]
-        matched.append((max(sources, key=sources.count) if sources else -1, identifiers))
-    wanted = set(pairs.values())
-    for name in known:
-        if name not in wanted:
-            full = join(path, f"state.{name}")
-            if _dropped(name, plan) or matches(name, plan.options.allow_unexpected):
-                plan.note("unexpected", full, "its parameter is not restored either")
-            else:
-                plan.unexpected(full)
-    return matched
-
-
-def _by_position(live: list[Any], saved: list[Any], plan: Plan, path: str) -> Matched | None:
-    sizes = [len(group["params"]) for group in live], [len(group["params"]) for group in saved]
-    if sizes[0] != sizes[1]:
-        plan.problem(
-            "groups",
-            join(path, "param_groups"),
-            f"the state has groups of {sizes[1]} parameters, the target of {sizes[0]}, and not both have names to go "
-            "by; restore it together with its model, from a checkpoint that has param_names, or build it alike",
-        )
-        return None
-    for group in saved:
-        for identifier in group["params"]:
-            plan.note("restored", join(path, f"state.{identifier}"), "inferred by position, for names are missing")
-    return [(number, list(group["params"])) for number, group in enumerate(saved)]
-
-
-def _size(entries: Any) -> Shape | None:
-    """The shape of the parameter that something is kept for, None where that does not tell."""
-    for key, value in entries.items() if isinstance(entries, dict) else ():
-        if key in _ELEMENTWISE and is_array(value):
-            return tuple(value.shape)
-    return None
-
-
-def _moments(parameter: Any, entries: dict[Any, Any], plan: Plan, path: str, name: str) -> Fit | None:
+def _moments(optimizer: Any, parameter: Any, entries: Any, plan: Plan, path: str, name: str) -> Fit | None:
     """Whether what is kept for a parameter fits it; how it follows where its shape changes."""
+    if not isinstance(entries, dict):
+        plan.mismatch(path, {}, entries)
+        return None
+    foreign = _FOREIGN.get(type(optimizer).__name__, "")
+    if foreign in entries:
+        plan.unexpected(join(path, foreign), "the state is another optimizer's")
     shape = tuple(parameter.shape)
     fit = plan.fates.get(id(parameter))
-    if fit is None and (size := _size(entries)) not in (None, shape):
-        path_of_parameter = join(path.rpartition(".")[0], name)
-        policy = next((p for at in (path_of_parameter, name) if at and (p := plan.policy(at)) != "error"), "error")
+    size = size_of(entries)
+    kept = [key for key, value in entries.items() if is_array(value) and tuple(value.shape) == size]
+    if fit is None and size is not None and size != shape and _is_elementwise(kept, size, optimizer):
+        full = join(path.rpartition(".")[0], name)
+        policy = next((p for at in (full, name) if at and (p := plan.policy(at)) != "error"), "error")
         fit = Fit(policy, size, shape)
         reason = fit.reason()
         if policy == "error" or reason:
-            for key, value in entries.items():
-                if key in _ELEMENTWISE and is_array(value):
-                    detail = (
-                        f"the state has {tuple(value.shape)}, the parameter {shape}; {reason or 'their orders differ'}"
-                    )
-                    plan.problem("shape", join(path, key), detail)
+            for key in kept:
+                why = reason or "their orders differ, or the parameter's shape has changed, for which there is shapes=…"
+                plan.problem("shape", join(path, key), f"the state has {size}, the parameter {shape}; {why}")
             return None
     if fit is None:
         return None
@@ -305,6 +186,12 @@ def _moments(parameter: Any, entries: dict[Any, Any], plan: Plan, path: str, nam
             plan.problem("shape", join(path, key), f"{tuple(value.shape)} cannot follow the parameter, {fit}")
     plan.note("reshaped", path, f"as its parameter, {fit}")
     return fit
+
+
+def _is_elementwise(keys: list[Any], size: tuple[int, ...], optimizer: Any) -> bool:
+    """Whether what is kept has an element for each of a parameter: its name says so, or another's shape."""
+    shapes = {tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]}
+    return not ELEMENTWISE.isdisjoint(keys) or (size in shapes and not lbfgs.accepts(optimizer))
 
 
 def _follow(fit: Fit, group: dict[str, Any], entries: Any) -> Any:
@@ -320,7 +207,6 @@ def _follow(fit: Fit, group: dict[str, Any], entries: Any) -> Any:
 
 
 def _load(optimizer: Any, state: StateDict, follow: dict[int, Follow], fresh: list[Any]) -> None:
-    import torch
 
     entries = {index: follow[index](held) if index in follow else held for index, held in state["state"].items()}
     made = StateDict(state | {"state": entries}).torch(copy=True)
@@ -328,8 +214,19 @@ def _load(optimizer: Any, state: StateDict, follow: dict[int, Follow], fresh: li
     optimizer.load_state_dict(made)
     optimizer.state.update(kept)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entries in made["state"].items():  # PyTorch casts floating state to the parameter's dtype; undo that
-        loaded = optimizer.state[parameters[index]]
-        for key, tensor in entries.items():
-            if isinstance(tensor, torch.Tensor) and key in loaded and loaded[key].dtype != tensor.dtype:
-                loaded[key] = tensor.to(loaded[key].device)
+    for index, held in made["state"].items():  # PyTorch casts floating state to the parameter's dtype; undo that
+        optimizer.state[parameters[index]] = _exact(optimizer.state[parameters[index]], held)
+
+
+def _exact(loaded: Any, held: Any) -> Any:
+    """What PyTorch has loaded, with the dtypes that the state has."""
+    import torch
+
+    if isinstance(held, torch.Tensor) and isinstance(loaded, torch.Tensor):
+        return loaded if loaded.dtype == held.dtype else held.to(loaded.device)
+    if isinstance(held, dict) and isinstance(loaded, dict):
+        for key in held.keys() & loaded.keys():
+            loaded[key] = _exact(loaded[key], held[key])
+    elif isinstance(held, list | tuple) and type(held) is type(loaded) and len(held) == len(loaded):
+        return type(held)(_exact(one, other) for one, other in zip(loaded, held, strict=True))
+    return loaded

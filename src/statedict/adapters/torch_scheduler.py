@@ -38,7 +38,11 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
 
 
 def _number(rate: Any) -> float:
-    return float(rate.item() if is_array(rate) else rate)
+    """A learning rate as a number, NaN where it is none, which is unlike any other."""
+    try:
+        return float(rate.item() if is_array(rate) else rate)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def _close(one: Any, other: Any) -> bool:

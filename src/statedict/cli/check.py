@@ -5,15 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from statedict.api import load, restore
 from statedict.cli import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class _Pairs(click.ParamType[tuple[str, str]]):
@@ -68,8 +65,12 @@ def command(
         found.append((optimizer_at, _made(optimizer, live)))
     targets, sources = {}, {}
     for where, value in found:
-        path, entry = locate(value, state) if where is None else (where, state.at(where) if where else state)
-        targets[path], sources[path] = value, entry
+        place = locate(value, state) if where is None else (where, state.at(where) if where else state)
+        if place is None:
+            click.echo(f"{printable(file)}: has no optimizer's state; if it has, name it by --optimizer-at")
+            return 1
+        targets[place[0]], sources[place[0]] = value, place[1]
+    path = next(iter(targets))
     alone = len(targets) == 1  # paths are the model's own then
     report = restore(
         live if alone else targets,
@@ -98,17 +99,20 @@ def _made(name: str, *arguments: Any) -> Any:
         for part in attribute.split("."):
             made = getattr(made, part)
         return _called(made, arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise click.ClickException(f"{name}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
 
 
-def _called(made: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _called(made: Any, arguments: tuple[Any, ...]) -> Any:
     import torch
 
-    if isinstance(made, torch.nn.Module | torch.optim.Optimizer):
-        return made
+    kind = torch.optim.Optimizer if arguments else torch.nn.Module
     if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
-        return made(*(model.parameters() for model in arguments))
-    return made(*arguments)
+        made = made(*(model.parameters() for model in arguments))
+    elif not isinstance(made, torch.nn.Module | torch.optim.Optimizer):
+        made = made(*arguments)
+    if not isinstance(made, kind):
+        raise TypeError(f"makes a {type(made).__name__}, not a {kind.__module__}.{kind.__name__}")
+    return made

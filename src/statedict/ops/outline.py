@@ -14,6 +14,7 @@ from typing import Any
 from statedict.errors import AlterError
 from statedict.param_names import Shape, inferred
 from statedict.paths import MAX_DEPTH, label
+from statedict.rename import modules
 from statedict.tensor import LazyTensor, Storage, as_lazy, is_array
 from statedict.tree import StateDict, like
 
@@ -144,13 +145,7 @@ def _inner(path: str, layout: Layout) -> Iterator[tuple[Any, str]]:
 
 def _versions(metadata: dict[str, Any], moved: list[tuple[str, str]], entries: Mapping[Any, Any]) -> dict[str, Any]:
     """What a dict says of its modules, by their new names."""
-    names: dict[str, dict[str, None]] = {}
-    for before, now in moved:
-        old, new = before.split(".")[:-1], now.split(".")[:-1]
-        while old and new:  # the modules around them are renamed as far as they differ
-            names.setdefault(".".join(old), {})[".".join(new)] = None
-            if old.pop() != new.pop():
-                break
+    names = modules(moved)
     still = {""}
     for key in entries:
         parent = str(key).rpartition(".")[0]
