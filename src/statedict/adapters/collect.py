@@ -177,6 +177,8 @@ def _nested_hint(obj: Any, state: Any) -> str:
     """Where in the state the target's own entries seem to be."""
     if isinstance(obj, dict) or not isinstance(state, dict):
         return ""
+    if not any(isinstance(child, dict | list | tuple) for child in state.values()):
+        return ""
     path, entry = locate(obj, state) or ("", None)
     if not path or not fits(obj, entry):
         return ""

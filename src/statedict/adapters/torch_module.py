@@ -110,7 +110,7 @@ def _entry(name: str, reader: Reader, ties: Ties, plan: Plan) -> Fit | None:
     if is_lazy(entry) or (name in reader.judged and tuple(entry.shape) != tensor.shape):
         plan.note("restored", full, f"takes its shape {tensor.shape} from the state")
         return None
-    if live is not None and any(n > 1 and not s for n, s in _strides(live)):
+    if live is not None and _repeats(live):
         plan.problem("target", full, "its elements share memory, as those of expand() do; give it memory of its own")
         return None
     fit = plan.tensor(tuple(entry.shape), dtype(entry.dtype), tensor, full, reader.renamed(name))
@@ -126,8 +126,13 @@ def _entry(name: str, reader: Reader, ties: Ties, plan: Plan) -> Fit | None:
     return fit if isinstance(fit, Fit) else None
 
 
-def _strides(tensor: Any) -> list[tuple[int, int]]:
-    return list(zip(tensor.shape, tensor.stride(), strict=True)) if str(tensor.layout) == "torch.strided" else []
+def _repeats(tensor: Any) -> bool:
+    """Whether elements share memory."""
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_contiguous():
+        return False
+    return any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _kind(entry: Any) -> Any:
