@@ -368,13 +368,38 @@ def test_a_repeated_block_with_a_history_costs_no_more_than_its_size() -> None:
     def seconds(count: int) -> float:
         model = nn.Sequential(*[Layer() for _ in range(count)])
         state = {name.replace("q.", "query."): tensor for name, tensor in model.state_dict().items()}
-        start = time.perf_counter()
-        assert not statedict.restore(model, state, dry_run=True).problems
-        return time.perf_counter() - start
+        taken = []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert not statedict.restore(model, state, dry_run=True).problems
+            taken.append(time.perf_counter() - start)
+        return min(taken)
 
-    seconds(10)
-    assert seconds(800) < 8 * max(seconds(200), 0.02)
-    assert seconds(800) / 3200 < 200e-6
+    assert seconds(1000) < 10 * seconds(250)  # 4 times the work; it was 16 times the time
+
+
+def test_a_live_state_under_other_names_is_not_overwritten_while_it_is_read() -> None:
+    model = layers(2)
+    first, second = (layer.weight.clone() for layer in model)
+    statedict.restore(model, model.state_dict(), rename={"0": "1", "1": "0"})
+    assert torch.equal(model[0].weight, second)
+    assert torch.equal(model[1].weight, first)
+
+
+def test_a_tuple_stays_one_when_it_is_overridden() -> None:
+    model = layers(1)
+    optimizer = torch.optim.Adam(model.parameters())
+    statedict.restore(optimizer, statedict.capture(optimizer), override={"betas": [0.8, 0.9]})
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_a_tensor_in_the_state_without_plain_memory_is_named() -> None:
+    model = layers(1)
+    state = model.state_dict() | {"0.weight": torch.eye(2).to_sparse()}
+    with pytest.raises(statedict.RestoreError, match=r"1 kind: 0\.weight .*sparse"):
+        statedict.restore(model, state)
+    with pytest.raises(statedict.RestoreError, match="1 kind: the whole "):
+        statedict.restore(torch.optim.SGD(model.parameters()), {"state": 3})
 
 
 class Trainer:

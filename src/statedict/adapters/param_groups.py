@@ -66,7 +66,9 @@ def _short(value: Any) -> str:
 
 
 def _as_it_was(value: Any, wanted: Any) -> Any:
-    """What the caller wants, as a tensor where the state has one, such as a learning rate that is a tensor."""
+    """What the caller wants, of the kind that the state has: a tensor, such as a learning rate may be, or a tuple."""
+    if isinstance(value, tuple) and isinstance(wanted, list):
+        return tuple(wanted)
     if not is_array(value) or is_array(wanted):
         return wanted
     import torch

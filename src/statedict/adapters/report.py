@@ -115,8 +115,9 @@ def summary(entries: Iterable[Entry]) -> list[str]:
         for entry in members:
             groups.setdefault(entry.detail if entry.detail in common else None, []).append(entry)
         for group in groups.values():
-            shown = ", ".join(entry.path for entry in group[:_SHOWN]) + (", …" if len(group) > _SHOWN else "")
-            lines.append(f"  {len(group):,} {action}: {shown}" + (f" ({group[0].detail})" if group[0].detail else ""))
+            paths = [entry.path or "the whole" for entry in group[:_SHOWN]] + ["…"] * (len(group) > _SHOWN)
+            detail = f" ({group[0].detail})" if group[0].detail else ""
+            lines.append(f"  {len(group):,} {action}: {', '.join(paths)}{detail}")
     return lines
 
 

@@ -105,7 +105,8 @@ def _entry(name: str, reader: Reader, ties: Ties, plan: Plan) -> Fit | None:
         plan.note("restored", full)
         return None
     if tensor is None:
-        plan.problem("kind", full, f"the target is a tensor, the state has a {type(reader.state[old]).__name__}")
+        if not is_array(reader.state[old]):  # of those something was said already
+            plan.problem("kind", full, f"the target is a tensor, the state has a {type(reader.state[old]).__name__}")
         return None
     if is_lazy(entry) or (name in reader.judged and tuple(entry.shape) != tensor.shape):
         plan.note("restored", full, f"takes its shape {tensor.shape} from the state")

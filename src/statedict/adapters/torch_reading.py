@@ -11,6 +11,7 @@ from statedict.adapters.history import brought_up_to_date
 from statedict.adapters.names import Reading, unwrapped
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import rehearse, special
+from statedict.errors import UnsupportedError
 from statedict.tensor import LazyTensor, as_lazy, is_array
 
 
@@ -66,8 +67,15 @@ def read(module: Any, state: Any, plan: Plan, path: str) -> Reader | None:
     """How the state is read; None where that cannot be told, which is then a problem of the plan."""
     own = module.state_dict()
     live, parameters = _live(module, own)
-    tensors = {name: as_lazy(held) for name, held in state.items() if is_array(held) and not is_lazy(held)}
-    reader = Reader(module, state, path, own, live, parameters, tensors)
+    reader = Reader(module, state, path, own, live, parameters, {})
+    for name, held in state.items():
+        if is_lazy(held):
+            plan.problem("kind", join(path, name), "the state has a parameter that has taken no shape yet")
+        elif is_array(held):
+            try:
+                reader.tensors[name] = as_lazy(held)
+            except UnsupportedError as error:
+                plan.problem("kind", join(path, name), str(error))
     strings = [name for name in state if type(name) is str]
     reader.origins = {name: plan.origins[full] for name in strings if (full := join(path, name)) in plan.origins}
     known, metadata = {name: name for name in strings}, getattr(state, "_metadata", None)

@@ -12,7 +12,8 @@ from typing import Any
 
 from statedict.arrays import touched, writable_memory
 from statedict.io.pipeline import fill
-from statedict.io.source import address_view
+from statedict.io.source import AddressSource, address_view
+from statedict.segments import copied
 from statedict.tensor import LazyTensor
 
 BLOCK = 32 << 20
@@ -29,6 +30,7 @@ def transfer(pairs: Iterable[tuple[LazyTensor, Any]]) -> None:
 
     direct: list[tuple[LazyTensor, Any, Any]] = []
     staged: dict[Any, list[tuple[LazyTensor, Any]]] = {}
+    pairs = _apart(list(pairs))
     with torch.no_grad():
         for tensor, target in pairs:
             memory = writable_memory(target)
@@ -41,6 +43,18 @@ def transfer(pairs: Iterable[tuple[LazyTensor, Any]]) -> None:
             touched(target)
         for device, some in staged.items():
             stage(some, pinned=device.type != "cpu")
+
+
+def _apart(pairs: list[tuple[LazyTensor, Any]]) -> list[tuple[LazyTensor, Any]]:
+    """The pairs with copies of what lies where another target is filled, such as a live state under other names."""
+    places = {target.data_ptr(): target for _, target in pairs if target.device.type == "cpu" and target.numel()}
+    result = []
+    for tensor, target in pairs:
+        source = tensor.storage.source
+        at = source.address + tensor.storage.offset + tensor.offset if isinstance(source, AddressSource) else None
+        clash = at in places and places[at] is not target
+        result.append((copied([tensor])[0] if clash else tensor, target))
+    return result
 
 
 def stage(pairs: Sequence[tuple[LazyTensor, Any]], *, pinned: bool, block: int = BLOCK) -> None:
