@@ -6,9 +6,10 @@ import os
 
 from statedict import formats
 from statedict.collector import Paused
-from statedict.errors import RestoreError
+from statedict.errors import RestoreError, UnsupportedError
 from statedict.paths import walk
 from statedict.tree import StateDict
+from statedict.values import parsed_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +50,15 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     return tree if isinstance(tree, StateDict) else StateDict({"": tree})
 
 
-def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = True, fsync: bool = True) -> None:
+def save(
+    tree: Any,
+    path: Path,
+    *,
+    format: str | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = True,
+    fsync: bool = True,
+) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
@@ -58,6 +67,8 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
         path: the file; an existing one is replaced at the end, in one step. It may be the file that the tree was
             loaded from.
         format: `"torch"` or `"safetensors"`; by default what the suffix says, torch for unknown ones.
+        max_shard_size: write a folder of safetensors of at most so many bytes of tensors each, `"5GB"`, with an
+            index, as Hugging Face's libraries name them. What else is in the folder stays.
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
 
@@ -72,8 +83,10 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
     from statedict.adapters.collect import collect, lazily
-    from statedict.io.atomic import publish
+    from statedict.io.atomic import publish, publish_folder
 
+    if max_shard_size is not None:
+        from statedict.formats.sharded import shards
     target = os.fsdecode(path)
     module = formats.writer(format or formats.for_writing(target))
     with Paused():
@@ -82,7 +95,13 @@ def save(tree: Any, path: Path, *, format: str | None = None, overwrite: bool = 
         live = lazily(collect(tree))
         bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], StateDict)
         root = live[""] if bare else live
-        publish(target, lambda fd: module.write(root, fd), overwrite=overwrite, fsync=fsync)
+        if max_shard_size is not None:
+            if format not in (None, "safetensors"):
+                raise UnsupportedError(f"shards are written as safetensors, not as {format}")
+            files = shards(root, parsed_bytes(max_shard_size))
+            publish_folder(target, files, overwrite=overwrite, fsync=fsync)
+        else:
+            publish(target, lambda fd: module.write(root, fd), overwrite=overwrite, fsync=fsync)
 
 
 def verify(path: Path, *, values: bool = False) -> VerifyReport:
@@ -115,16 +134,27 @@ def verify(path: Path, *, values: bool = False) -> VerifyReport:
         return examine(os.fsdecode(path), name, found, values)
 
 
-def convert(src: Path, dst: Path, *, format: str | None = None, overwrite: bool = True) -> None:
+def convert(
+    src: Path,
+    dst: Path,
+    *,
+    format: str | None = None,
+    only: Sequence[str] | str | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = True,
+) -> None:
     """Write a checkpoint anew in another format; bytes are copied, never decoded.
 
     Args:
         src: the file to read.
         dst: the file to write; its suffix says the format unless `format` does.
         format: as for `save`.
+        only: patterns of what to keep; everything by default.
+        max_shard_size: as for `save`.
         overwrite: as for `save`.
 
     Raises:
+        AlterError: a pattern matches nothing.
         StateDictError: what `load` and `save` raise.
 
     >>> import statedict, tempfile
@@ -133,7 +163,12 @@ def convert(src: Path, dst: Path, *, format: str | None = None, overwrite: bool 
     >>> list(statedict.load(path))
     ['epoch', 'model_state', 'optimizer_state']
     """
-    save(load(src), dst, format=format, overwrite=overwrite)
+    state = load(src)
+    if only is not None:
+        from statedict.ops.alter import select
+
+        state = select(state, only)
+    save(state, dst, format=format, max_shard_size=max_shard_size, overwrite=overwrite)
 
 
 def edit(

@@ -108,6 +108,26 @@ def human_bytes(count: int) -> str:
     raise AssertionError
 
 
+def parsed_bytes(size: int | str) -> int:
+    """A number of bytes, with decimal or binary units.
+
+    Raises:
+        UnsupportedError: it is none.
+
+    >>> parsed_bytes("5GB"), parsed_bytes("1.5 MiB"), parsed_bytes(10)
+    (5000000000, 1572864, 10)
+    """
+    import re
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", str(size))
+    count = (
+        int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    )
+    if count < 1:
+        raise UnsupportedError(f"{size!r}: is no number of bytes; write it as 5GB")
+    return count
+
+
 PLAIN = (type(None), bool, int, float, str)
 KINDS = (*PLAIN, complex, bytes, bytearray, Size, Device, DType, set, frozenset, Counter)
 

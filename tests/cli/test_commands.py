@@ -113,3 +113,16 @@ def test_a_terminal_that_lacks_characters_gets_escapes(tmp_path: Path, encoding:
         command, cwd=tmp_path, capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": encoding}
     )
     assert b"u2200" in shown.stdout
+
+
+def test_convert_keeps_a_part_and_writes_shards(run: Run, tmp_path: Path) -> None:
+    done = run("convert", "checkpoint.pth", "parts", "--only", "model_state", "--max-shard-size", "100kB")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) == 3
+    state = statedict.load(tmp_path / "parts")
+    assert list(state) == ["model_state"]
+    assert len(state.tensors()) == 10
+    again = run("convert", "checkpoint.pth", "parts", "--max-shard-size", "100kB")
+    assert again.returncode == 2
+    failed = run("convert", "checkpoint.pth", "x.pth", "--only", "nothing")
+    assert "no entry of 12 matches 'nothing'" in failed.stderr

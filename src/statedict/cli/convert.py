@@ -14,8 +14,12 @@ from statedict.values import human_bytes
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
 @click.option("--format", "format_", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
+@click.option("--only", metavar="GLOB", multiple=True, help="Keep what matches.")
+@click.option("--max-shard-size", metavar="SIZE", help="Write a folder of shards of at most SIZE, such as 5GB.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
-def command(src: str, dst: str, format_: str | None, overwrite: bool) -> None:
+def command(
+    src: str, dst: str, format_: str | None, only: tuple[str, ...], max_shard_size: str | None, overwrite: bool
+) -> None:
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
-    convert(src, dst, format=format_, overwrite=overwrite)
+    convert(src, dst, format=format_, only=only or None, max_shard_size=max_shard_size, overwrite=overwrite)
     click.echo(f"{src} ({human_bytes(size_of(src))}) → {dst} ({human_bytes(size_of(dst))})")

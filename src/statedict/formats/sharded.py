@@ -6,6 +6,9 @@
 
 Opening reads the index and each file's own index. A file that the index names must lie in its folder; a symbolic link
 may lead into the same Hugging Face cache (`snapshots/REVISION/…` → `blobs/…`) and nowhere else.
+
+What we write are safetensors. What is no tensor in a tree goes into the index, under `statedict` of its metadata, as
+it goes into a safetensors file (skeleton.py); a flat state_dict of tensors makes what everybody else writes.
 Source: huggingface_hub `serialization` (`split_state_dict_into_shards`).
 """
 
@@ -14,17 +17,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+from functools import partial
 
 from statedict import formats
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
+from statedict.formats import safetensors
+from statedict.formats.skeleton import KEY, put_together, taken_apart
 from statedict.io.json import check
+from statedict.io.pipeline import write_at
 from statedict.io.source import FileSource
 from statedict.pickles.budget import Together
 from statedict.tree import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from statedict.checks import Found
@@ -34,8 +41,8 @@ if TYPE_CHECKING:
 _MAX_INDEX = 256 << 20
 
 
-def read(source: ByteSource) -> StateDict:
-    """The tensors of all files in the index's order, lazily.
+def read(source: ByteSource) -> Any:
+    """The tensors of all files in the index's order, lazily, and what else the index says is in the tree.
 
     Raises:
         CorruptFileError: the index is no index, or a file lacks what the index promises.
@@ -58,8 +65,53 @@ def read(source: ByteSource) -> StateDict:
                 f"{name}: says that {key!r} is in {file}, but it is not; fetch the index and the file again"
             )
         state[key] = shards[file][key]
-    state.metadata = {str(k): v for k, v in metadata.items() if type(v) is str}
+    texts = {str(k): v for k, v in metadata.items() if type(v) is str}
+    if KEY in texts:
+        return put_together(dict(state), texts, name)
+    state.metadata = texts
     return state
+
+
+def shards(tree: Any, most: int) -> dict[str, Callable[[int], None]]:
+    """What to write into a folder: name of each file → what writes it, the index last.
+
+    Tensors are put into shards in their order; one that is larger than `most` bytes has a shard of its own. If all fit
+    into one it is `model.safetensors`, without an index.
+
+    Args:
+        tree: of LazyTensors and plain values.
+        most: bytes of tensors in a shard.
+
+    Raises:
+        UnsupportedError: a value that is no data.
+    """
+    tensors, metadata = taken_apart(tree)
+    parts: list[dict[str, LazyTensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if parts[-1] and size + tensor.nbytes > most:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += tensor.nbytes
+    if len(parts) == 1:
+        return {"model.safetensors": partial(safetensors.write, tree)}
+    names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
+    weight_map = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
+    about = {key: value for key, value in metadata.items() if key != "format"}
+    if KEY not in about:  # else the tree says which ones are tied
+        ties = {alias: kept for alias, kept in about.items() if kept in tensors and alias not in tensors}
+        weight_map |= {alias: weight_map[kept] for alias, kept in ties.items()}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values()), **about}, "weight_map": weight_map}
+    files = {name: partial(safetensors.write, _shard_of(part, about)) for name, part in zip(names, parts, strict=True)}
+    text = json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"
+    return files | {"model.safetensors.index.json": lambda fd: write_at(fd, 0, text)}
+
+
+def _shard_of(part: dict[str, LazyTensor], about: dict[str, str]) -> StateDict:
+    """A shard's tensors, with the names of what is tied to them."""
+    ties = {alias: part[kept] for alias, kept in about.items() if kept in part and KEY not in about}
+    return StateDict(part | ties)
 
 
 def _index(source: ByteSource) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:

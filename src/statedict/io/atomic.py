@@ -14,7 +14,7 @@ from statedict.errors import ExistingFileError, FileError, file_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 def publish(path: str, write: Callable[[int], None], *, overwrite: bool = True, fsync: bool = True) -> None:
@@ -75,6 +75,69 @@ def publish(path: str, write: Callable[[int], None], *, overwrite: bool = True, 
         raise
     if fsync:
         sync_directory(directory)
+
+
+def publish_folder(
+    folder: str, files: Mapping[str, Callable[[int], None]], *, overwrite: bool = True, fsync: bool = True
+) -> None:
+    """Write several files into a folder.
+
+    A folder that is not there yet appears whole or not at all. In one that is there all files are written beside their
+    places first; then they are put there one after the other, the last one last, and what else is in it stays. So the
+    last file should be the one that names the others.
+
+    Args:
+        folder: the target.
+        files: name → what fills the file.
+        overwrite: if false, a file that exists is an error.
+        fsync: wait until the bytes and the names are on the disk.
+
+    Raises:
+        FileError: a file exists, the folder is a file, or the file system refuses.
+    """
+    folder = os.path.realpath(folder)
+    above, name = os.path.split(folder)
+    new = not os.path.lexists(folder)
+    if not new and not os.path.isdir(folder):
+        raise FileError(f"{folder}: is a file; name a folder to write shards into")
+    if not overwrite:
+        for file in files:
+            if os.path.lexists(os.path.join(folder, file)):
+                raise _exists(os.path.join(folder, file))
+    place = os.path.join(above, f".{name[:200]}.{os.urandom(4).hex()}.tmp") if new else folder
+    written: dict[str, str] = {}
+    try:
+        if new:
+            os.mkdir(place)
+        for file, write in files.items():
+            beside = file if new else f".{file[:200]}.{os.urandom(4).hex()}.tmp"
+            written[file] = os.path.join(place, beside)
+            publish(written[file], write, fsync=fsync)
+        if new:
+            os.rename(place, folder)
+        else:
+            for file, path in written.items():
+                os.replace(path, os.path.join(folder, file))
+            if fsync:
+                sync_directory(folder)
+    except BaseException as error:
+        for path in written.values():
+            if new or os.path.basename(path).startswith("."):
+                _remove(path, os.unlink)
+        if new:
+            _remove(place, os.rmdir)
+        if isinstance(error, OSError) and not isinstance(error, FileError):
+            raise file_error(folder, "cannot write (what was there is unchanged)", error) from error
+        raise
+    if fsync and new:
+        sync_directory(above)
+
+
+def _remove(path: str, remove: Callable[[str], None]) -> None:
+    try:
+        remove(path)
+    except OSError:
+        pass
 
 
 def sync_directory(directory: str) -> None:
