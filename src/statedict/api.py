@@ -173,7 +173,7 @@ def convert(
 
 def edit(
     src: Path,
-    dst: Path,
+    dst: Path | None,
     steps: Iterable[Mapping[str, Any]],
     *,
     format: str | None = None,
@@ -184,7 +184,9 @@ def edit(
 
     Args:
         src: the file to read.
-        dst: the file to write; it may be the one that is read.
+        dst: the file to write; it may be the one that is read. None edits in place: where only names, values and
+            metadata of a safetensors file change and its header has the room, nothing but the header is written, in
+            milliseconds and not atomically; anything else is written anew, atomically.
         steps: such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
             `{"cast": "bf16", "only": "model.*"}`, `{"split": "qkv", "into": ["q", "k", "v"], "dim": 0}`; see
             docs/altering.md.
@@ -211,9 +213,29 @@ def edit(
 
     with Paused():
         state, report = edited(load(src), steps, not dry_run)
-    if not dry_run:
+    if dry_run:
+        return report
+    if dst is not None:
         save(state, dst, format=format, overwrite=overwrite)
+    elif not _rewritten(os.fsdecode(src), state):
+        save(state, src, format=format)
     return report
+
+
+def _rewritten(path: str, state: StateDict) -> bool:
+    """Whether a state has the tensors of a safetensors file, and now stands in its header."""
+    from statedict.adapters.collect import lazily
+    from statedict.formats import safetensors
+    from statedict.io.atomic import overwrite_head
+
+    source = formats.opened(path)
+    if formats.detect(source) != "safetensors":
+        return False
+    head = safetensors.rewrite(lazily(state), source)
+    if head is None:
+        return False
+    overwrite_head(source.name, head)
+    return True
 
 
 def capture(obj: Any) -> StateDict:

@@ -99,11 +99,54 @@ def test_the_file_that_is_read_may_be_written(run: Run, tmp_path: Path) -> None:
     assert torch.equal(torch.load(tmp_path / "checkpoint.pth", weights_only=True)["fc3.weight"], before)
 
 
+def test_in_place_writes_the_header_alone_where_names_change(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    statedict.convert(tmp_path / "checkpoint.pth", path)
+    before, inode = path.read_bytes(), path.stat().st_ino
+    done = run("edit", "checkpoint.safetensors", "--in-place", "--rename", "model_state.conv{n}=model_state.c{n}")
+    assert done.returncode == 0, done.stderr
+    after = path.read_bytes()
+    start = 8 + int.from_bytes(before[:8], "little")
+    assert (after[start:], path.stat().st_ino) == (before[start:], inode)
+    assert "model_state.c1.weight" in names(path)
+    assert statedict.verify(path).ok
+    assert run("edit", "checkpoint.safetensors", "--in-place", "--set", "epoch=7").returncode == 0
+    assert (statedict.load(path)["epoch"], path.stat().st_ino) == (7, inode)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--cast", "bf16"), ("--drop", "epoch", "--drop", "model_state.conv1"), ("--prefix", "a" * 200), ("--untie", "*")],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_in_place_writes_anew_what_more_than_names_change(
+    run: Run, suffix: str, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / f"checkpoint{suffix}"
+    if suffix != ".pth":
+        statedict.convert(tmp_path / "checkpoint.pth", path)
+    assert run("edit", path.name, "other" + suffix, *arguments).returncode == 0
+    assert run("edit", path.name, "--in-place", *arguments).returncode == 0
+    assert path.read_bytes() == (tmp_path / f"other{suffix}").read_bytes()
+
+
+def test_a_header_of_others_is_changed_in_place_too(run: Run, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = {f"layers.{n}.weight": torch.randn(3, 4) for n in range(5)}
+    save_file(tensors, tmp_path / "theirs.safetensors", {"format": "pt", "note": "kept"})
+    assert run("edit", "theirs.safetensors", "--in-place", "--rename", "layers.{n}=h.{n}").returncode == 0
+    renamed = load_file(tmp_path / "theirs.safetensors")
+    assert all(torch.equal(renamed[f"h.{n}.weight"], tensors[f"layers.{n}.weight"]) for n in range(5))
+    assert statedict.load(tmp_path / "theirs.safetensors").metadata["note"] == "kept"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("out.pth", "--in-place", "--strip"), "--in-place takes no DST"),
         (("out.pth",), "name a step, such as"),
-        (("--strip",), "name DST, or use --dry-run"),
+        (("--strip",), "name DST, or use --in-place or --dry-run"),
         (("out.pth", "--drop", "nothing.*"), "drop ['nothing.*']: no entry of"),
         (("out.pth", "--rename", "a"), "--rename 'a': expected OLD=NEW"),
         (("out.pth", "--rename", "model_state.*.weight=model_state.w"), "both become 'model_state.w'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -119,23 +118,32 @@ def _options(command: Any) -> Any:
 @_options
 @click.option("--strip", is_flag=True, help="Keep the model only.")
 @click.option("--plan", type=click.Path(), help="Take the steps from a TOML file.")
+@click.option("--in-place", is_flag=True, help="Alter SRC itself; if only names change, its header.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, src: str, dst: str | None, dry_run: bool, overwrite: bool, as_json: bool, **options: Any
+    ctx: click.Context,
+    /,
+    src: str,
+    dst: str | None,
+    in_place: bool,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Write SRC as DST, altered by the steps that the options give, in their order.
 
     Tensors go through in blocks, whatever their size. What is done to a parameter is done to its optimizer's moments.
     """
-    if dst is None and not dry_run:
-        raise click.UsageError("name DST, or use --dry-run")
+    if (dst is None) is not in_place and not dry_run:
+        raise click.UsageError("name DST, or use --in-place or --dry-run" if dst is None else "--in-place takes no DST")
     steps = list(_steps(ctx.meta["order"], options))
     if not steps:
         raise click.UsageError("name a step, such as --drop 'head.*', or --plan FILE")
-    report = edit(src, dst or os.devnull, steps, dry_run=dry_run, overwrite=overwrite)
+    report = edit(src, dst, steps, dry_run=dry_run, overwrite=overwrite)
     click.echo(json.dumps(report.to_json()) if as_json else printable_lines(str(report)))
 
 

@@ -219,7 +219,6 @@ def write(tree: Any, fd: int) -> None:
     """
     tensors, metadata = taken_apart(tree)
     metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(tensors) + 1)])
-    header: dict[str, Any] = {"__metadata__": metadata}
     parts: list[Part] = []
     position = 0
     places: dict[str, tuple[int, int]] = {}
@@ -227,14 +226,7 @@ def write(tree: Any, fd: int) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
         places[name] = position, position + tensor.nbytes
         position += tensor.nbytes
-    for name, tensor in tensors.items():
-        shape = tensor.shape
-        if tensor.dtype.safetensors == "F4":
-            if not shape:
-                raise UnsupportedError(f"{name}: safetensors has no shape for a single pair of 4 bit elements")
-            shape = (*shape[:-1], 2 * shape[-1])
-        header[name] = {"dtype": tensor.dtype.safetensors, "shape": shape, "data_offsets": places[name]}
-    raw = _dump(header)
+    raw = _described(tensors, metadata, places)
     raw += b" " * (-(8 + len(raw)) % 64)
     if len(raw) > _MAX_HEADER:
         raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth")
@@ -245,6 +237,57 @@ def write(tree: Any, fd: int) -> None:
         parts.append(Part(start + begin, storage.source, storage.offset + tensor.offset, end - begin))
     digests = dict(zip(places, (s.digest for s in transfer(fd, parts)), strict=True))
     write_at(fd, 0, len(raw).to_bytes(8, "little") + _sign(raw, [digests[name] for name in tensors]))
+
+
+def rewrite(tree: Any, source: ByteSource) -> bytes | None:
+    """What to put at byte 0 of a file so that it holds a tree of the same bytes under other names.
+
+    Args:
+        tree: of LazyTensors and plain values.
+        source: the file as it is.
+
+    Returns:
+        As many bytes as length and header take now; None where the tree has other tensors than the file, or its header
+        takes more room.
+    """
+    raw, old_metadata, old = _header(source)
+    start = 8 + len(raw)
+    tensors, metadata = taken_apart(tree)
+    there = {(t.storage.offset + t.offset, t.nbytes): name for name, t in old.items()}
+    places: dict[str, tuple[int, int]] = {}
+    origins: list[str] = []
+    for name, tensor in tensors.items():
+        at = tensor.storage.offset + tensor.offset
+        held = tensor.storage.source
+        if type(held) is not type(source) or held.name != source.name or (at, tensor.nbytes) not in there:
+            return None
+        places[name] = at - start, at - start + tensor.nbytes
+        origins.append(there.pop((at, tensor.nbytes)))
+    if there:
+        return None
+    digests = dict(zip(old, old_metadata.get(_DIGESTS, "").split(" ")[2:], strict=False))
+    signed = len(digests) == len(old) and _looks_signed(old_metadata[_DIGESTS], len(old) + 1)
+    if signed:
+        metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(tensors) + 1)])
+    new = _described(tensors, metadata, places)
+    if len(new) > len(raw):
+        return None
+    new += b" " * (len(raw) - len(new))
+    new = _sign(new, [digests[name] for name in origins]) if signed else new
+    return len(new).to_bytes(8, "little") + new
+
+
+def _described(tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]) -> bytes:
+    """The header."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    for name, tensor in tensors.items():
+        shape = tensor.shape
+        if tensor.dtype.safetensors == "F4":
+            if not shape:
+                raise UnsupportedError(f"{name}: safetensors has no shape for a single pair of 4 bit elements")
+            shape = (*shape[:-1], 2 * shape[-1])
+        header[name] = {"dtype": tensor.dtype.safetensors, "shape": shape, "data_offsets": places[name]}
+    return _dump(header)
 
 
 def _sign(raw: bytes, digests: list[str]) -> bytes:
