@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from statedict.arrays import numpy_view
 from statedict.io.source import ComputedSource
 from statedict.tensor import LazyTensor, Storage
 
@@ -113,7 +114,7 @@ def _gather(out: Any, start: int, shape: tuple[int, ...], parts: list[Part]) -> 
     """
     if not shape:
         for _, tensor in parts:
-            out[0] = tensor.numpy()
+            out[0] = _read(tensor)
         return
     row = math.prod(shape[1:])
     done = 0
@@ -132,7 +133,16 @@ def _gather(out: Any, start: int, shape: tuple[int, ...], parts: list[Part]) -> 
                 begin, end = max(index, offsets[0]), min(index + rows, offsets[0] + tensor.shape[0])
                 if begin < end:
                     where = (slice(o, o + n) for o, n in zip(offsets[1:], tensor.shape[1:], strict=True))
-                    block[(slice(begin - index, end - index), *where)] = tensor[
-                        begin - offsets[0] : end - offsets[0]
-                    ].numpy()
+                    block[(slice(begin - index, end - index), *where)] = _read(
+                        tensor[begin - offsets[0] : end - offsets[0]]
+                    )
         done += take
+
+
+def _read(tensor: LazyTensor) -> Any:
+    """The elements of a piece; from a file they are read, for pages that are mapped would stay in memory."""
+    source = tensor.storage.source
+    if source.in_memory or tensor.strides is not None:
+        return tensor.numpy()
+    data = source.read(tensor.storage.offset + tensor.offset, tensor.nbytes)
+    return numpy_view(memoryview(data), tensor.dtype, tensor.shape, None)

@@ -269,6 +269,8 @@ def rewrite(tree: Any, source: ByteSource) -> bytes | None:
     signed = len(digests) == len(old) and _looks_signed(old_metadata[_DIGESTS], len(old) + 1)
     if signed:
         metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(tensors) + 1)])
+    if not old_metadata and metadata == {"format": "pt"}:
+        metadata = {}  # it would take room that may not be there
     new = _described(tensors, metadata, places)
     if len(new) > len(raw):
         return None
@@ -279,7 +281,7 @@ def rewrite(tree: Any, source: ByteSource) -> bytes | None:
 
 def _described(tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]) -> bytes:
     """The header."""
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for name, tensor in tensors.items():
         shape = tensor.shape
         if tensor.dtype.safetensors == "F4":
