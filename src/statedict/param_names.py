@@ -36,7 +36,18 @@ def inferred(
         return [[*names] for names in live] if [*map(len, sizes)] == [*map(len, live)] else None
     places = {name: place for place, name in enumerate(now)}
     by_model = all([*names] == sorted(names, key=lambda name: places.get(name, -1)) for names in live)
-    return _by_shape(sizes, then, by_model) or (_in_order(sizes, then) if by_model else None)
+    found = _by_shape(sizes, then, by_model)
+    if found is None and [*then] == [*now]:
+        found = _by_place(sizes, live, then)
+    return found or (_in_order(sizes, then) if by_model else None)
+
+
+def _by_place(sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> list[list[str]] | None:
+    """The model is as it was, and so are the sizes of the groups and all shapes: then so are the groups."""
+    if [*map(len, sizes)] != [*map(len, live)]:
+        return None
+    pairs = (pair for group, names in zip(sizes, live, strict=True) for pair in zip(group, names, strict=True))
+    return [[*names] for names in live] if all(size in (None, then[name]) for size, name in pairs) else None
 
 
 def _by_shape(sizes: Sizes, then: Mapping[str, Shape], by_model: bool) -> list[list[str]] | None:

@@ -402,6 +402,75 @@ def test_a_tensor_in_the_state_without_plain_memory_is_named() -> None:
         statedict.restore(torch.optim.SGD(model.parameters()), {"state": 3})
 
 
+class Fusing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.qkv = linear(), nn.Linear(2, 6, bias=False)
+        self._register_load_state_dict_pre_hook(self.fuse)
+
+    def fuse(self, state: Any, prefix: str, *_: Any) -> None:
+        if prefix + "q" in state:
+            state[prefix + "qkv.weight"] = torch.cat([state.pop(prefix + key) for key in "qkv"])
+
+
+def test_what_a_module_makes_of_a_wrong_shape_is_known_before_anything_is_written() -> None:
+    model = Fusing()
+    before = model.a.weight.clone()
+    parts = {key: torch.ones(2 + (key == "q"), 2) for key in "qkv"}
+    with pytest.raises(statedict.RestoreError, match=r"1 refused: .*size mismatch for qkv\.weight"):
+        statedict.restore(model, {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), **parts})
+    assert torch.equal(model.a.weight, before)
+
+
+class Counted(torch.optim.SGD):
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1, momentum=0.9)
+        self.state["steps"] = 0
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        self.state["steps"] += 1
+
+
+def test_what_an_optimizer_keeps_as_a_whole_is_restored() -> None:
+    one, other = layers(1), layers(1)
+    first, second = stepped(one, Counted(one.parameters())), Counted(other.parameters())
+    statedict.restore({"m": other, "o": second}, {"m": one.state_dict(), "o": first.state_dict()})
+    assert second.state["steps"] == 1
+    assert torch.equal(second.state[other[0].bias]["momentum_buffer"], first.state[one[0].bias]["momentum_buffer"])
+
+
+def test_names_of_one_s_own_are_not_read_as_the_model_s() -> None:
+    def tree() -> dict[str, Any]:
+        model = Two()
+        names = [("fc.weight", model.enc["fc"].weight), ("enc.fc.weight", model.fc.weight)]
+        return {"m": model, "o": sgd(names)}
+
+    one, other = tree(), tree()
+    stepped(one["m"], one["o"])
+    statedict.restore(other, {key: part.state_dict() for key, part in one.items()})
+    for mine, theirs in ((one["m"].fc, other["m"].fc), (one["m"].enc["fc"], other["m"].enc["fc"])):
+        moments = [t["o"].state[m.weight]["momentum_buffer"] for t, m in ((one, mine), (other, theirs))]
+        assert torch.equal(*moments)
+
+
+def test_keys_of_one_s_own_in_a_group_are_taken_over() -> None:
+    one, other = linear(), linear()
+    first = torch.optim.Adam([{"params": [one.weight, one.bias], "name": "x", "lr_scale": 0.5}])
+    second = torch.optim.Adam(other.parameters())
+    statedict.restore(second, stepped(one, first).state_dict())
+    assert (second.param_groups[0]["name"], second.param_groups[0]["lr_scale"]) == ("x", 0.5)
+
+
+def test_an_empty_group_counts() -> None:
+    one, other = linear(), linear()
+    groups = [[{"params": []}, {"params": [*model.parameters()]}] for model in (one, other)]
+    state = statedict.capture({"m": one, "o": stepped(one, torch.optim.Adam(groups[0]))})
+    second = torch.optim.Adam(groups[1])
+    statedict.restore(second, state["o"])
+    assert torch.equal(second.state[other.bias]["exp_avg"], state["o"]["state"][1]["exp_avg"])
+
+
 class Trainer:
     def __init__(self, turned: bool) -> None:
         self.model = layers(2)

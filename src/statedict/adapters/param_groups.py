@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from statedict.adapters import join
@@ -51,7 +53,10 @@ def merged(live: Mapping[str, Any], saved: Mapping[str, Any], defaults: Any, pla
         if key in live:
             continue
         full = join(path, key)
-        if key in _OF_A_SCHEDULER or key in added:
+        if key not in _hyperparameters():
+            hyper[key] = plan.overridden(full, hyper[key], key)
+            plan.note("unexpected", full, "of the caller's own; it is taken over")
+        elif key in _OF_A_SCHEDULER or key in added:
             hyper[key] = plan.overridden(full, hyper[key], key)
             plan.note("unexpected", full, "the target had none, as with what a scheduler adds; it is taken over")
         else:
@@ -59,6 +64,16 @@ def merged(live: Mapping[str, Any], saved: Mapping[str, Any], defaults: Any, pla
     if "param_names" in live:
         hyper["param_names"] = live["param_names"]
     return hyper
+
+
+@cache
+def _hyperparameters() -> frozenset[str]:
+    """What optimizers and schedulers of PyTorch put into groups; anything else is the caller's."""
+    import torch
+
+    kinds = (kind for kind in vars(torch.optim).values() if isinstance(kind, type))
+    found = (inspect.signature(kind).parameters for kind in kinds if issubclass(kind, torch.optim.Optimizer))
+    return _OF_A_SCHEDULER.union(*found)
 
 
 def _short(value: Any) -> str:

@@ -23,7 +23,7 @@ Key = tuple[int, Any]
 _UNKNOWN = object()
 ELEMENTWISE = frozenset((
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
-    "sum", "ax", "prev", "step_size",
+    "sum", "ax", "prev", "step_size", "variance",
 ))  # fmt: skip
 """What the optimizers of torch.optim keep for each element of a parameter."""
 
@@ -59,18 +59,25 @@ def match(live: Sequence[Any], saved: Sequence[Any], entries: Any, plan: Plan, p
     homes = [*dict.fromkeys(plan.homes[id(parameter)] for parameter in mine if id(parameter) in plan.homes)]
     if labels is not None:
         by_name = dict(zip(keys, labels, strict=True))
+        own = [name for group in live for name in group.get("param_names", [])]
+        if len(own) == len(mine) and {*own} == {*labels}:  # both have the caller's own names
+            keyed = {name: key for key, name in by_name.items()}
+            return Match({id(p): keyed[name] for name, p in zip(own, mine, strict=True)}, "", by_name)
         owners = {key: _owner(name, homes, plan) for key, name in by_name.items()}
         if any(owner is not _UNKNOWN for owner in owners.values()):
             ids = {id(parameter) for parameter in mine}
             return Match({owner: key for key, owner in owners.items() if owner in ids}, "", by_name)
-        return _by_alignment(live, by_name, plan, path)
+        return _by_alignment(live, saved, by_name, plan, path)
     if not homes or any(id(parameter) not in plan.homes for parameter in mine):
         return _by_position(live, saved, plan, path)
     at = {owner: place for place, owner in reversed(plan.owners.items()) if owner is not None}
-    then = {place: shape for place, (_, shape) in plan.shapes.items()}
+    above = tuple(home + "." if home else "" for home in homes)
+    then = {place: shape for place, (_, shape) in plan.shapes.items() if place.startswith(above)}
+    shapes = {*then.values()}
     sizes = [[size_of(entries.get(identifier)) for identifier in group["params"]] for group in saved]
+    sizes = [[size if size in shapes else None for size in group] for group in sizes]
     names = [[at.get(id(p), f"new {n}") for n, p in enumerate(group["params"])] for group in live]
-    now = [at[identity] for identity in plan.names if identity in at]
+    now = [at.get(identity, f"new {identity}") for identity, home in plan.homes.items() if home in homes]
     guess = inferred(sizes, names, then, now) if then else None
     if guess is None:
         if not then:
@@ -132,16 +139,14 @@ def _owner(name: str, homes: Sequence[str], plan: Plan) -> Any:
     return _UNKNOWN
 
 
-def _by_alignment(live: Sequence[Any], by_name: dict[Key, str], plan: Plan, path: str) -> Match | None:
+def _by_alignment(
+    live: Sequence[Any], saved: Sequence[Any], by_name: dict[Key, str], plan: Plan, path: str
+) -> Match | None:
     ours: dict[str, int] = {}
     for group in live:
         names = live_names(group, plan.names)
         if names is None:
-            counts = [sum(number == key[0] for key in by_name) for number in dict.fromkeys(key[0] for key in by_name)]
-            if counts != [len(group["params"]) for group in live]:
-                plan.problem("groups", join(path, "param_groups"), _sizes(live, counts))
-                return None
-            return _positions(live, list(by_name), plan, path)
+            return _by_position(live, saved, plan, path)
         ours |= {name: id(parameter) for name, parameter in zip(names, group["params"], strict=True)}
     turned = {plan.rules(name) if plan.rules else name: key for key, name in by_name.items()}
     reading = plan.align(ours, turned, join(path, "param_names"))
@@ -188,6 +193,7 @@ def report(live: Sequence[Any], saved: Sequence[Any], entries: Any, found: Match
             else:
                 plan.missing(full, _NEW)
     taken = {*found.found.values()}
+    keys = {identifier for group in saved for identifier in group["params"]}
     for key, name in _saved(saved, found):
         if key not in taken:
             full = join(path, f"state.{name}")
@@ -197,10 +203,11 @@ def report(live: Sequence[Any], saved: Sequence[Any], entries: Any, found: Match
                 plan.note("unexpected", full, "its parameter is not restored either" if gone else "")
             else:
                 plan.unexpected(full)
-    known = {identifier for group in saved for identifier in group["params"]}
     for identifier in entries:
-        if identifier not in known:
+        if identifier not in keys and not is_global(identifier, keys):
             plan.unexpected(join(path, f"state.{identifier}"), "the state keeps something for a parameter in no group")
+        elif identifier not in keys:
+            plan.note("restored", join(path, f"state.{identifier}"))
 
 
 _NEW = "the state has no such parameter; what the target has for it stays"
@@ -212,6 +219,11 @@ def _saved(saved: Sequence[Any], found: Match) -> Iterator[tuple[Key, str]]:
             yield (number, identifier), found.names.get((number, identifier), str(identifier))
 
 
+def is_global(key: Any, parameters: set[Any]) -> bool:
+    """Whether what is kept under a key is of the optimizer as a whole, as PyTorch allows it, and of no parameter."""
+    return type(key) is str and not any(type(parameter) is str for parameter in parameters)
+
+
 def size_of(entries: Any) -> Shape | None:
     """The shape of the parameter that something is kept for, None where that does not tell."""
     if not isinstance(entries, dict):
@@ -220,6 +232,9 @@ def size_of(entries: Any) -> Shape | None:
     for key, value in entries.items():
         if key in ELEMENTWISE and is_array(value):
             return tuple(value.shape)
+    factors: list[Any] = [entries[key] for key in ("row_var", "col_var") if is_array(entries.get(key))]
+    if len(factors) == 2:  # Adafactor's
+        return (*factors[0].shape[:-1], factors[1].shape[-1])
     largest = max(shapes, key=_elements, default=None)
     return largest if largest is not None and _elements(largest) > 1 else None
 

@@ -19,7 +19,7 @@ from statedict.rename import Rules, modules
 from statedict.tensor import LazyTensor, is_array
 from statedict.tree import StateDict, like
 
-_LEFT = ("missing", "fresh", "skipped", "unexpected")
+_LEFT = ("missing", "fresh", "unexpected")
 
 
 @dataclass(frozen=True)

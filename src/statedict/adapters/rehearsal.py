@@ -109,7 +109,7 @@ class _Rehearsing:
             self._load(twin, entries, "")
         taken = frozenset(self.state.keys() - (self.left - set(self.held.values())))
         refused = {found[1] for error in self.errors if (found := _MISMATCH.match(error))}  # the plan says so itself
-        errors = tuple(error for error in self.errors if not _MISMATCH.match(error))
+        errors = tuple(e for e in self.errors if not ((m := _MISMATCH.match(e)) and self.held.get(m[1])))
         return Rehearsal(self.held, taken, frozenset(self.own - refused), errors)
 
     def _load(self, module: Any, entries: dict[str, Any], path: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from statedict.adapters import Capture, join, lbfgs
 from statedict.adapters.param_groups import merged
-from statedict.adapters.param_match import ELEMENTWISE, Match, live_names, match, report, size_of
+from statedict.adapters.param_match import ELEMENTWISE, Match, is_global, live_names, match, report, size_of
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.tensor import as_lazy, is_array
@@ -71,7 +71,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     report(value.param_groups, saved, entries, found, plan, path)
     groups = _groups(value, saved, found, plan, path)
-    states: dict[int, Any] = {}
+    states: dict[Any, Any] = {}
     follow: dict[int, Follow] = {}
     fresh: list[Any] = []
     index = 0
@@ -92,6 +92,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     if lbfgs.accepts(value):
         states = _whole(value, saved, found, entries, follow, plan, path)
     plan.rates[id(value)] = [group.get("lr") for group in groups]
+    keys = {identifier for group in saved for identifier in group["params"]}
+    states |= {key: held for key, held in entries.items() if key not in keys and is_global(key, keys)}
     own = value.state_dict()
     chosen = StateDict()
     for key in own:
@@ -137,7 +139,7 @@ def _differ(one: Any, other: Any) -> bool:
 
 def _whole(
     optimizer: Any, saved: list[Any], found: Match, entries: Any, follow: dict[int, Follow], plan: Plan, path: str
-) -> dict[int, Any]:
+) -> dict[Any, Any]:
     """The one state that all parameters share, and how it follows their order."""
     before = [(number, identifier) for number, group in enumerate(saved) for identifier in group["params"]]
     live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -214,7 +216,8 @@ def _load(optimizer: Any, state: StateDict, follow: dict[int, Follow], fresh: li
     optimizer.load_state_dict(made)
     optimizer.state.update(kept)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, held in made["state"].items():  # PyTorch casts floating state to the parameter's dtype; undo that
+    numbered = ((index, held) for index, held in made["state"].items() if type(index) is int)
+    for index, held in numbered:  # PyTorch casts floating state to the parameter's dtype; undo that
         optimizer.state[parameters[index]] = _exact(optimizer.state[parameters[index]], held)
 
 
