@@ -422,6 +422,24 @@ def test_what_a_module_makes_of_a_wrong_shape_is_known_before_anything_is_writte
     assert torch.equal(model.a.weight, before)
 
 
+def test_what_a_module_makes_is_not_cast_unasked() -> None:
+    parts = {key: torch.ones(2, 2, dtype=torch.float64) for key in "qkv"}
+    state = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), **parts}
+    with pytest.raises(statedict.RestoreError, match=r"1 dtype: qkv\.weight .*makes torch\.float64"):
+        statedict.restore(Fusing(), state)
+    assert statedict.restore(Fusing(), state, cast="qkv.weight").paths("made") == ["qkv.weight"]
+
+
+def test_one_module_in_two_places_of_a_tree_takes_one_state() -> None:
+    model, other = layers(1), layers(1)
+    state = {"a": model.state_dict(), "b": other.state_dict()}
+    fresh = layers(1)
+    with pytest.raises(statedict.RestoreError, match=r"2 tie: b\.0\.weight.*is in a too"):
+        statedict.restore({"a": fresh, "b": fresh}, state)
+    statedict.restore({"a": fresh, "b": fresh}, {"a": model.state_dict(), "b": model.state_dict()})
+    assert torch.equal(fresh[0].weight, model[0].weight)
+
+
 class Counted(torch.optim.SGD):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, lr=0.1, momentum=0.9)

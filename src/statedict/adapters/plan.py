@@ -68,6 +68,8 @@ class Plan:
     """Path of an entry of the state → what it was called before it was renamed."""
     fates: dict[int, Fit] = field(default_factory=dict)
     """id of a live parameter → how its shape changes."""
+    filled: dict[int, tuple[str, LazyTensor]] = field(default_factory=dict)
+    """id of a live tensor → the path of the module that it was first met in, and what it takes."""
     absent: set[int] = field(default_factory=set)
     """ids of parameters that the caller lets the state lack."""
     rates: dict[int, list[Any]] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
@@ -30,12 +30,14 @@ class Rehearsal:
         taken: names in the state that were read, by hooks or by the modules.
         own: the names of modules with a way of loading of their own, which judge shapes themselves.
         errors: what the modules said.
+        kinds: name in the module → PyTorch's dtype of what was made for it.
     """
 
     held: dict[str, str]
     taken: frozenset[str]
     own: frozenset[str]
     errors: tuple[str, ...] = ()
+    kinds: Mapping[str, Any] = field(default_factory=dict)
 
 
 def special(module: Any) -> dict[str, bool]:
@@ -97,6 +99,7 @@ class _Rehearsing:
         self.own: set[str] = set()
         self.left = set(state)
         self.errors: list[str] = []
+        self.kinds: dict[str, Any] = {}
 
     def load(self, twin: Any) -> Rehearsal:
         """Load everything and tell what became of it."""
@@ -110,7 +113,7 @@ class _Rehearsing:
         taken = frozenset(self.state.keys() - (self.left - set(self.held.values())))
         refused = {found[1] for error in self.errors if (found := _MISMATCH.match(error))}  # the plan says so itself
         errors = tuple(e for e in self.errors if not ((m := _MISMATCH.match(e)) and self.held.get(m[1])))
-        return Rehearsal(self.held, taken, frozenset(self.own - refused), errors)
+        return Rehearsal(self.held, taken, frozenset(self.own - refused), errors, self.kinds)
 
     def _load(self, module: Any, entries: dict[str, Any], path: str) -> None:
         from torch.nn import Module
@@ -126,6 +129,8 @@ class _Rehearsing:
         for name, called in self.names.get(path, ()):
             if name not in missing and (name in entries or ours):
                 self.held[called] = self.origins.get(id(entries.get(name)), "")
+                if not self.held[called] and name in entries:
+                    self.kinds[called] = getattr(entries[name], "dtype", None)
                 if ours:
                     self.own.add(called)
         below: dict[str, dict[str, Any]] = {}

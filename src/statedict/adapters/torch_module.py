@@ -15,7 +15,7 @@ from statedict.adapters import Capture, join
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import special
 from statedict.adapters.shapes import Fit
-from statedict.adapters.ties import Ties
+from statedict.adapters.ties import Ties, same_bytes
 from statedict.adapters.torch_reading import Reader, is_lazy, read
 from statedict.adapters.torch_transfer import transfer
 from statedict.dtypes import dtype
@@ -73,7 +73,11 @@ def _compare(reader: Reader, plan: Plan) -> dict[str, Fit]:
     for name, entry in reader.own.items():
         full = join(reader.path, name)
         if name in reader.made:
-            plan.note("made", full, "by the module's own loading")
+            made, wanted = reader.kinds.get(name), getattr(entry, "dtype", None)
+            if made != wanted and made is not None and not matches(full, plan.options.cast):
+                plan.problem("dtype", full, f"the module makes {made} of the state, the target has {wanted}")
+            else:
+                plan.note("made", full, "by the module's own loading")
         elif name in reader.held:
             fit = _entry(name, reader, ties, plan)
             if fit is not None:
@@ -117,6 +121,9 @@ def _entry(name: str, reader: Reader, ties: Ties, plan: Plan) -> Fit | None:
     fit = plan.tensor(tuple(entry.shape), dtype(entry.dtype), tensor, full, reader.renamed(name))
     if fit is False:
         return None
+    elsewhere, held = plan.filled.setdefault(id(live), (reader.path, tensor))
+    if live is not None and elsewhere != reader.path and not same_bytes(held, tensor):
+        plan.problem("tie", full, f"is in {elsewhere or 'the whole'} too, for which the state has other values")
     action, detail = ties.judge(name, tensor)
     if action == "tie":
         plan.problem(action, full, detail)

@@ -35,6 +35,7 @@ class Reader:
         judged: names whose modules judge their shapes themselves.
         metadata: the state's, by the module's names.
         errors: what the module's own loading said.
+        kinds: PyTorch's dtypes of what it makes.
     """
 
     module: Any
@@ -52,6 +53,7 @@ class Reader:
     judged: frozenset[str] = frozenset()
     metadata: Any = None
     errors: tuple[str, ...] = ()
+    kinds: Mapping[str, Any] = field(default_factory=dict)
 
     def original(self, name: Any) -> Any:
         """What an entry of the state was called before it was renamed."""
@@ -165,7 +167,7 @@ def _ask_module(reader: Reader, known: dict[str, str], reading: Reading, places:
     taken = {given[name] for name in found.taken} | set(reader.held.values())
     reader.given = {name: old for name, old in given.items() if old in taken}
     reader.unread = [name for name in reader.state if name not in taken]
-    reader.judged, reader.errors = found.own, found.errors
+    reader.judged, reader.errors, reader.kinds = found.own, found.errors, found.kinds
 
 
 def _is_odd(name: str, entry: Any, reader: Reader) -> bool:

@@ -16,7 +16,7 @@ Each step names one operation; its other keys are that operation's arguments.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,13 +145,6 @@ def apply(state: StateDict, step: Step) -> StateDict:
         raise type(error)(f"{describe(step)}: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:  # an argument of another kind
         raise AlterError(f"{describe(step)}: {error}") from error
-
-
-def apply_all(state: StateDict, steps: Iterable[Step]) -> StateDict:
-    """The state after all steps, in order."""
-    for step in steps:
-        state = apply(state, step)
-    return state
 
 
 def describe(step: Step) -> str:
