@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+import statedict
 from statedict.errors import ExistingFileError, FileError, MissingFileError
 from statedict.io.atomic import publish, sync_directory
+from statedict.io.source import ComputedSource
 
 
 def content(data: bytes) -> Any:
@@ -166,3 +169,18 @@ def test_a_directory_is_synced_and_a_missing_one_has_nothing_to_sync(tmp_path: P
     sync_directory(str(tmp_path))
     sync_directory(str(tmp_path / "nowhere"))
     assert not os.listdir(tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
+    def fill(offset: int, buffer: memoryview) -> None:
+        raise AssertionError("nothing may be read")
+
+    size = 1 << 60
+    tensor = statedict.LazyTensor(
+        statedict.dtype("uint8"), (size,), statedict.Storage(ComputedSource(size, fill), 0, size)
+    )
+    for name, options in (("x.pth", {}), ("x.safetensors", {}), ("x", {"max_shard_size": "1TB"})):
+        with pytest.raises(statedict.FileError, match=r"needs 1,152,921,504,606,846,976 .* free; make room") as caught:
+            statedict.save({"x": tensor}, tmp_path / name, **options)
+        assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []

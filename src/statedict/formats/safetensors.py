@@ -21,6 +21,7 @@ from itertools import pairwise
 from statedict.dtypes import BY_SAFETENSORS, DType
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
+from statedict.io.atomic import check_space
 from statedict.io.json import check
 from statedict.io.pipeline import Part, transfer, write_at
 from statedict.tensor import LazyTensor, Storage
@@ -226,6 +227,7 @@ def write(tree: Any, fd: int) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
         places[name] = position, position + tensor.nbytes
         position += tensor.nbytes
+    check_space(fd, position)
     raw = _described(tensors, metadata, places)
     raw += b" " * (-(8 + len(raw)) % 64)
     if len(raw) > _MAX_HEADER:

@@ -30,6 +30,7 @@ from statedict.errors import (
     UnknownFormatError,
     UnsupportedError,
 )
+from statedict.io.atomic import check_space
 from statedict.io.json import check as check_json
 from statedict.io.pipeline import Part, transfer
 from statedict.io.source import BytesSource, swapped
@@ -243,6 +244,7 @@ def write(tree: Any, fd: int) -> None:
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
+    check_space(fd, sum(segment.size for segment in segments))
     data = dumps(tree, place)
     storages = [(segment.source, segment.start, segment.size) for segment in segments]
     metadata = getattr(tree, "metadata", None)

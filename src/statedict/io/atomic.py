@@ -7,6 +7,7 @@ worst a temporary named `.NAME.XXXXXXXX.tmp`.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -75,6 +76,24 @@ def publish(path: str, write: Callable[[int], None], *, overwrite: bool = True, 
         raise
     if fsync:
         sync_directory(directory)
+
+
+def check_space(fd: int, nbytes: int) -> None:
+    """Whether so many bytes fit on the disk of an open file.
+
+    The file that it will replace stays until then, so its bytes do not count.
+
+    Raises:
+        OSError: they do not; the message says how much is missing.
+    """
+    found = os.fstatvfs(fd)
+    free = found.f_bavail * found.f_frsize
+    if nbytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"needs {nbytes:,} bytes and the disk has {free:,} free; make room for {nbytes - free:,} more, or name "
+            "another disk",
+        )
 
 
 def overwrite_head(path: str, head: bytes) -> None:
