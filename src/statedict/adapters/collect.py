@@ -21,25 +21,25 @@ from statedict.tree import StateDict, transform
 
 def collect(tree: Any) -> Any:
     """The tree with every live object replaced by its state; arrays are still the live ones."""
-    return Capture(names=parameter_names(tree)).value(tree, "")
+    return Capture(names=parameters(tree)[0]).value(tree, "")
 
 
-def parameter_names(tree: Any) -> dict[int, str]:
-    """The id of each live parameter in the tree → its name; prefixed with the model's path where there are several.
+def parameters(tree: Any) -> tuple[dict[int, str], dict[int, str]]:
+    """The id of each live parameter in the tree → its name, and → the path of the module that it is in.
+
+    Names have the path of their module before them where there are several modules.
 
     Raises:
         TreeError: the tree is nested deeper than 200.
     """
     modules = module_paths(tree)
-    if not modules:
-        return {}
-    from statedict.adapters import torch_module
-
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
+    homes: dict[int, str] = {}
     for path, module in modules:
-        for identity, name in torch_module.names(module).items():
-            found.setdefault(identity, join(path, name) if len(modules) > 1 else name)
-    return found
+        for name, parameter in module.named_parameters():
+            names.setdefault(id(parameter), join(path, name) if len(modules) > 1 else name)
+            homes.setdefault(id(parameter), path)
+    return names, homes
 
 
 def module_paths(tree: Any) -> list[tuple[str, Any]]:
@@ -152,11 +152,7 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
 
 def planned(obj: Any, options: Options) -> Plan:
     """A plan for a tree, before anything is in it."""
-    homes: dict[int, str] = {}
-    for path, module in module_paths(obj):
-        for parameter in module.parameters():
-            homes.setdefault(id(parameter), path)
-    return Plan(options, parameter_names(obj), homes)
+    return Plan(options, *parameters(obj))
 
 
 def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:

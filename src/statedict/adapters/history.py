@@ -122,7 +122,9 @@ def brought_up_to_date(
         metadata: module → its metadata, as PyTorch keeps it beside the state; None if there is none.
         target: the names that the model has.
     """
-    found = [(unwrapped(path), known) for path, kind in classes if (known := versions(kind))]
+    classes = list(classes)
+    each = {kind: versions(kind) for kind in {kind for _, kind in classes}}
+    found = [(unwrapped(path), each[kind]) for path, kind in classes if each[kind]]
     if not found:
         return None
     names, wanted = list(names), {plain(name) for name in target}

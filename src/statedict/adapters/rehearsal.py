@@ -40,14 +40,14 @@ class Rehearsal:
     kinds: Mapping[str, Any] = field(default_factory=dict)
 
 
-def special(module: Any) -> dict[str, bool]:
+def special(modules: Iterable[tuple[str, Any]]) -> dict[str, bool]:
     """The paths of the modules that load in a way of their own → whether by a method, not by hooks before it only."""
     from torch.nn import Module
 
     usual = Module._load_from_state_dict
     return {
         path: type(child)._load_from_state_dict is not usual
-        for path, child in module.named_modules(remove_duplicate=False)
+        for path, child in modules
         if type(child)._load_from_state_dict is not usual or child._load_state_dict_pre_hooks
     }
 

@@ -35,11 +35,6 @@ def accepts(value: Any) -> bool:
     return isinstance(value, torch.nn.Module)
 
 
-def names(module: Any) -> dict[int, str]:
-    """The id of each parameter → its name, the first one for a tied parameter."""
-    return {id(parameter): name for name, parameter in module.named_parameters()}
-
-
 def capture(value: Any, context: Capture, path: str) -> Any:
     """Its `state_dict()`, live."""
     own = value.state_dict()
@@ -180,7 +175,7 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
         if tensor.is_meta and (name in reader.made or name in reader.held) and not _skipped(fits.get(name)):
             old = reader.held.get(name, "")
             _materialize(tensor, tensor.shape if name in fits or old not in tensors else tensors[old].shape)
-    methods = special(module)
+    methods = special(module.named_modules(remove_duplicate=False))
     above = tuple(path + "." if path else "" for path in methods)
     usual = torch.nn.Module.load_state_dict
     overridden = type(module).load_state_dict is not usual or "load_state_dict" in vars(module)

@@ -81,8 +81,8 @@ def read(module: Any, state: Any, plan: Plan, path: str) -> Reader | None:
     strings = [name for name in state if type(name) is str]
     reader.origins = {name: plan.origins[full] for name in strings if (full := join(path, name)) in plan.origins}
     known, metadata = {name: name for name in strings}, getattr(state, "_metadata", None)
-    modules = [(name, type(child)) for name, child in module.named_modules()]
-    past = brought_up_to_date(modules, known, metadata, reader.own)
+    modules = [*module.named_modules(remove_duplicate=False)]
+    past = brought_up_to_date(((name, type(child)) for name, child in modules), known, metadata, reader.own)
     if past is not None:
         if past.problem:
             plan.problem("version", path, past.problem)
@@ -105,7 +105,7 @@ def read(module: Any, state: Any, plan: Plan, path: str) -> Reader | None:
     reader.given = dict(reader.held)
     taken = set(reader.held.values())
     reader.unread = [name for name in state if name not in taken]
-    _ask_module(reader, known, reading, places)
+    _ask_module(reader, special(modules), known, reading, places)
     return reader
 
 
@@ -140,12 +140,13 @@ def _resized(entry: Any, tensor: LazyTensor | None) -> bool:
     return tensor is not None and is_array(entry) and (is_lazy(entry) or entry.shape != tensor.shape)
 
 
-def _ask_module(reader: Reader, known: dict[str, str], reading: Reading, places: Mapping[str, str]) -> None:
+def _ask_module(
+    reader: Reader, ways: Mapping[str, bool], known: dict[str, str], reading: Reading, places: Mapping[str, str]
+) -> None:
     """What modules that load in a way of their own make of the state.
 
     PyTorch's own are asked where names or shapes differ; anybody else's always, for it may do anything.
     """
-    ways = special(reader.module)
     if not ways:
         return
     odd = [name for name, entry in reader.own.items() if _is_odd(name, entry, reader)]
