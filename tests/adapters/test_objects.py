@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import statedict
-from statedict.adapters.collect import parameter_names
+from statedict.adapters.collect import parameters
 
 from ..same import assert_same
 
@@ -365,6 +365,6 @@ def test_a_tree_that_is_nested_too_deep_is_refused_by_its_path(kind: Any, tmp_pa
         with pytest.raises(statedict.TreeError, match=message):
             statedict.save(nested(depth, kind), tmp_path / "x.pth")
         with pytest.raises(statedict.TreeError, match=message):
-            parameter_names(nested(depth, dict))
+            parameters(nested(depth, dict))
     assert list(tmp_path.iterdir()) == []
     assert str(statedict.capture(nested(200, kind))).count("1.") == 1
