@@ -119,6 +119,18 @@ def test_an_average_beside_the_model_does_not_change_whose_names_are_read() -> N
     assert torch.equal(optimizer.state[new.a.weight]["momentum_buffer"], expected)
 
 
+@pytest.mark.parametrize("beside", [{}, {"ema": Swapped()}], ids=["alone", "beside another"])
+def test_an_optimizer_that_has_names_of_its_own_follows_a_history_too(beside: dict[str, Any]) -> None:
+    old = nn.ModuleDict({"a": linear(), "b": linear()})
+    first = stepped(old, sgd(old.named_parameters()))
+    new = Swapped()
+    second = sgd(new.named_parameters())
+    state = {"m": old.state_dict(), "o": first.state_dict()}
+    statedict.restore({"m": new, "o": second} | beside, state, allow_missing="ema")
+    expected = first.state[old["b"].weight]["momentum_buffer"]
+    assert torch.equal(second.state[new.a.weight]["momentum_buffer"], expected)
+
+
 def test_what_a_hook_drops_is_missing() -> None:
     model = nn.Sequential(linear())
     model._register_load_state_dict_pre_hook(lambda state, *_: state.pop("0.weight"))

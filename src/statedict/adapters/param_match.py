@@ -60,7 +60,7 @@ def match(live: Sequence[Any], saved: Sequence[Any], entries: Any, plan: Plan, p
     if labels is not None:
         by_name = dict(zip(keys, labels, strict=True))
         own = [name for group in live for name in group.get("param_names", [])]
-        if len(own) == len(mine) and {*own} == {*labels}:  # both have the caller's own names
+        if len(own) == len(mine) and {*own} == {*labels} and not _are_the_model_s(own, mine, plan):
             keyed = {name: key for key, name in by_name.items()}
             return Match({id(p): keyed[name] for name, p in zip(own, mine, strict=True)}, "", by_name)
         owners = {key: _owner(name, homes, plan) for key, name in by_name.items()}
@@ -94,10 +94,16 @@ def match(live: Sequence[Any], saved: Sequence[Any], entries: Any, plan: Plan, p
     by_name = dict(zip(keys, (name for group in guess for name in group), strict=True))
     ids = {id(parameter) for parameter in mine}
     found = {owner: key for key, name in by_name.items() if (owner := plan.owners.get(name)) in ids}
-    short = {
-        key: next((n.removeprefix(h + ".") for h in homes if n.startswith(h + ".")), n) for key, n in by_name.items()
-    }
+    short = {key: _inside(name, homes) for key, name in by_name.items()}
     return Match(found, "its name is inferred from order and shapes", short)
+
+
+def _are_the_model_s(names: Sequence[str], parameters: Sequence[Any], plan: Plan) -> bool:
+    """Whether a live optimizer calls its parameters what their model does; else the names are the caller's own."""
+    return all(
+        plan.names.get(id(parameter)) in (name, join(plan.homes.get(id(parameter), ""), name))
+        for name, parameter in zip(names, parameters, strict=True)
+    )
 
 
 def _inside(path: str, homes: Sequence[str]) -> str:
