@@ -83,7 +83,7 @@ _READ = """
 import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import local
-from statedict.io.pipeline import WORKERS
+from statedict.io.parallel import WORKERS
 own = local()
 def read(piece):
     own.block = getattr(own, 'block', None) or memoryview(bytearray(1 << 20))

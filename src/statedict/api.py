@@ -101,7 +101,7 @@ def save(
             files = shards(root, parsed_bytes(max_shard_size))
             publish_folder(target, files, overwrite=overwrite, fsync=fsync)
         else:
-            publish(target, lambda fd: module.write(root, fd), overwrite=overwrite, fsync=fsync)
+            publish(target, lambda sink: module.write(root, sink), overwrite=overwrite, fsync=fsync)
 
 
 def verify(path: Path, *, values: bool = False) -> VerifyReport:

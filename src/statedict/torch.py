@@ -28,7 +28,8 @@ from statedict.errors import CorruptFileError, RefusedError
 from statedict.formats import torch_legacy, torch_zip
 from statedict.io.atomic import publish
 from statedict.io.memory import allocate
-from statedict.io.pipeline import fill, pour, transfer
+from statedict.io.pipeline import fill
+from statedict.io.sink import FileSink, StreamSink
 from statedict.io.source import AddressSource, BytesSource, FileSource, Slice
 from statedict.io.zip import ALIGNMENT
 from statedict.ops.inspect import inspect
@@ -278,17 +279,17 @@ def save(
     def write(file: Any) -> None:
         torch_save(obj, file, pickle_module, pickle_protocol, _use_new_zipfile_serialization, _disable_byteorder_record)
 
-    def publishable(fd: int) -> None:
+    def publishable(sink: FileSink) -> None:
         if archive is not None:
-            torch_zip.pack(lambda parts: transfer(fd, parts, crc=True), *archive)
+            torch_zip.pack(sink, *archive)
         else:
-            with open(fd, "wb", closefd=False) as file:
+            with open(sink.fd, "wb", closefd=False) as file:
                 write(file)
 
     if isinstance(f, str | os.PathLike):
         publish(os.fsdecode(f), publishable)
     elif archive is not None:
-        torch_zip.pack(lambda parts: pour(f.write, parts), *archive)
+        torch_zip.pack(StreamSink(f.write), *archive)
         f.flush()
     else:
         write(f)

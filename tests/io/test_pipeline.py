@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statedict.io import pipeline
-from statedict.io.pipeline import BATCH, BLOCK, Part, fill, parallel, transfer, write_at
+from statedict.io.blocks import BLOCK
+from statedict.io.parallel import BATCH, parallel
+from statedict.io.pipeline import Part, fill, transfer, write_at
 from statedict.io.source import BytesSource, ComputedSource, FileSource
 
 POOL = bytes(range(251)) * 40_000  # 10 MB in which no block equals its neighbour

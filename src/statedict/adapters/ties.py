@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from statedict.io.pipeline import summed
+from statedict.io.blocks import summed
 from statedict.tensor import LazyTensor
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from statedict.checks import Found
+    from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
 
     class Format(Protocol):
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
                 CorruptFileError: so wrong that nothing more can be said.
             """
 
-        def write(self, tree: Any, fd: int) -> None:
-            """Write a tree of LazyTensors and plain values into an open file; absent where `suffixes` is empty."""
+        def write(self, tree: Any, sink: Sink) -> None:
+            """Write a tree of LazyTensors and plain values; absent where `suffixes` is empty."""
 
 
 _HEAD = 512

@@ -21,9 +21,8 @@ from itertools import pairwise
 from statedict.dtypes import BY_SAFETENSORS, DType
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
-from statedict.io.atomic import check_space
 from statedict.io.json import check
-from statedict.io.pipeline import Part, transfer, write_at
+from statedict.io.pipeline import Part
 from statedict.tensor import LazyTensor, Storage
 
 TYPE_CHECKING = False
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.checks import Found
+    from statedict.io.blocks import Sums
+    from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
 
 _MAX_HEADER = 100_000_000
@@ -212,8 +213,8 @@ def _unnamed(source: ByteSource, key: str, code: Any, numel: int, nbytes: int) -
     return DType(code, nbytes * 8 // numel, "raw", "", code)
 
 
-def write(tree: Any, fd: int) -> None:
-    """Write the tree into an open file; its leaves are LazyTensors and plain values.
+def write(tree: Any, sink: Sink) -> None:
+    """Write the tree; its leaves are LazyTensors and plain values.
 
     Raises:
         UnsupportedError: a value that is no data, or more than 100 MB of header.
@@ -227,7 +228,6 @@ def write(tree: Any, fd: int) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
         places[name] = position, position + tensor.nbytes
         position += tensor.nbytes
-    check_space(fd, position)
     raw = _described(tensors, metadata, places)
     raw += b" " * (-(8 + len(raw)) % 64)
     if len(raw) > _MAX_HEADER:
@@ -237,8 +237,13 @@ def write(tree: Any, fd: int) -> None:
         tensor = tensors[name]
         storage = tensor.storage
         parts.append(Part(start + begin, storage.source, storage.offset + tensor.offset, end - begin))
-    digests = dict(zip(places, (s.digest for s in transfer(fd, parts)), strict=True))
-    write_at(fd, 0, len(raw).to_bytes(8, "little") + _sign(raw, [digests[name] for name in tensors]))
+
+    def head(sums: list[Sums]) -> bytes:
+        digests = dict(zip(places, (s.digest for s in sums), strict=True))
+        return len(raw).to_bytes(8, "little") + _sign(raw, [digests[name] for name in tensors])
+
+    sink.reserve(start + position)
+    sink.put_headed(parts, head)
 
 
 def rewrite(tree: Any, source: ByteSource) -> bytes | None:

@@ -24,17 +24,18 @@ from statedict.errors import CorruptFileError, FileError, FormatError, MissingFi
 from statedict.formats import safetensors
 from statedict.formats.skeleton import KEY, put_together, taken_apart
 from statedict.io.json import check
-from statedict.io.pipeline import write_at
-from statedict.io.source import FileSource
+from statedict.io.pipeline import Part
+from statedict.io.source import BytesSource, FileSource
 from statedict.pickles.budget import Together
 from statedict.tree import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from statedict.checks import Found
+    from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
     from statedict.tensor import LazyTensor
 
@@ -72,7 +73,7 @@ def read(source: ByteSource) -> Any:
     return state
 
 
-def shards(tree: Any, most: int) -> dict[str, Callable[[int], None]]:
+def shards(tree: Any, most: int) -> Mapping[str, Callable[[Sink], None]]:
     """What to write into a folder: name of each file → what writes it, the index last.
 
     Tensors are put into shards in their order; one that is larger than `most` bytes has a shard of its own. If all fit
@@ -105,7 +106,11 @@ def shards(tree: Any, most: int) -> dict[str, Callable[[int], None]]:
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values()), **about}, "weight_map": weight_map}
     files = {name: partial(safetensors.write, _shard_of(part, about)) for name, part in zip(names, parts, strict=True)}
     text = json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"
-    return files | {"model.safetensors.index.json": lambda fd: write_at(fd, 0, text)}
+    return files | {"model.safetensors.index.json": partial(_write_text, text)}
+
+
+def _write_text(text: bytes, sink: Sink) -> None:
+    sink.put([Part(0, BytesSource(text), 0, len(text))])
 
 
 def _shard_of(part: dict[str, LazyTensor], about: dict[str, str]) -> StateDict:

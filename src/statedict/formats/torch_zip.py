@@ -30,9 +30,8 @@ from statedict.errors import (
     UnknownFormatError,
     UnsupportedError,
 )
-from statedict.io.atomic import check_space
 from statedict.io.json import check as check_json
-from statedict.io.pipeline import Part, transfer
+from statedict.io.pipeline import Part
 from statedict.io.source import BytesSource, swapped
 from statedict.io.zip import ArchiveLayout, Inflated, read_directory
 from statedict.paths import walk
@@ -47,11 +46,11 @@ from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
     from statedict.checks import Found
-    from statedict.io.pipeline import Sums
+    from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
     from statedict.io.zip import Record
 
@@ -227,8 +226,8 @@ def _ours(record: Record | Inflated) -> dict[str, Any]:
         raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
 
 
-def write(tree: Any, fd: int) -> None:
-    """Write the tree into an open file; its leaves are LazyTensors and plain values.
+def write(tree: Any, sink: Sink) -> None:
+    """Write the tree; its leaves are LazyTensors and plain values.
 
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
@@ -244,15 +243,14 @@ def write(tree: Any, fd: int) -> None:
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
-    check_space(fd, sum(segment.size for segment in segments))
     data = dumps(tree, place)
     storages = [(segment.source, segment.start, segment.size) for segment in segments]
     metadata = getattr(tree, "metadata", None)
-    pack(lambda parts: transfer(fd, parts, crc=True), data, storages, {"byteorder": b"little"}, metadata)
+    pack(sink, data, storages, {"byteorder": b"little"}, metadata)
 
 
 def pack(
-    put: Callable[[list[Part]], list[Sums]],
+    sink: Sink,
     data: bytes,
     storages: Iterable[tuple[ByteSource, int, int]],
     records: dict[str, bytes],
@@ -261,7 +259,7 @@ def pack(
     """Write an archive.
 
     Args:
-        put: writes parts, which come in the order of their offsets, and returns their sums.
+        sink: what it is written into.
         data: the pickle.
         storages: source, first byte and size of each.
         records: what stands between the pickle and the storages.
@@ -285,12 +283,13 @@ def pack(
     for index, storage in enumerate(storages):
         add(f"data/{index}", *storage)
     small("version", b"3\n")
-    sums = put(parts)
+    sink.reserve(layout.position)
+    sums = sink.put(parts, crc=True)
     ours: dict[str, Any] = {"digests": {"xxh3_128": [s.digest for s in sums]}}
     if metadata:
         ours["metadata"] = dict(metadata)
     parts = []
     small(_OURS, json.dumps(ours, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    sums += put(parts)
+    sums += sink.put(parts, crc=True)
     directory = layout.directory([s.crc for s in sums])
-    put([Part(layout.position, BytesSource(directory), 0, len(directory))])
+    sink.put([Part(layout.position, BytesSource(directory), 0, len(directory))])

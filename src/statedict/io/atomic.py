@@ -7,25 +7,31 @@ worst a temporary named `.NAME.XXXXXXXX.tmp`.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from statedict.errors import ExistingFileError, FileError, file_error
+from statedict.io.sink import FileSink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
+
+    Write = Callable[[FileSink], None]
 
 
-def publish(path: str, write: Callable[[int], None], *, overwrite: bool = True, fsync: bool = True) -> None:
-    """Call `write(fd)` on a temporary file and put it at `path` when it returns.
+def publish(
+    path: str, write: Write, *, overwrite: bool = True, fsync: bool = True, executor: Executor | None = None
+) -> None:
+    """Call `write(sink)` on a temporary file and put it at `path` when it returns.
 
     Args:
         path: the target. A symbolic link is followed: the file that it names is replaced.
         write: fills the file; whatever it raises leaves the target as it was.
         overwrite: if false, an existing target is an error, also one that appears meanwhile.
         fsync: wait until the bytes and the name are on the disk.
+        executor: what the sink gives its work to.
 
     Raises:
         FileError: the target exists, is not a regular file, or the file system refuses.
@@ -52,7 +58,7 @@ def publish(path: str, write: Callable[[int], None], *, overwrite: bool = True, 
         raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
     try:
         try:
-            write(fd)
+            write(FileSink(fd, temporary, executor))
             if mode is not None:
                 os.fchmod(fd, mode)
             if fsync:
@@ -78,24 +84,6 @@ def publish(path: str, write: Callable[[int], None], *, overwrite: bool = True, 
         sync_directory(directory)
 
 
-def check_space(fd: int, nbytes: int) -> None:
-    """Whether so many bytes fit on the disk of an open file.
-
-    The file that it will replace stays until then, so its bytes do not count.
-
-    Raises:
-        OSError: they do not; the message says how much is missing.
-    """
-    found = os.fstatvfs(fd)
-    free = found.f_bavail * found.f_frsize
-    if nbytes > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"needs {nbytes:,} bytes and the disk has {free:,} free; make room for {nbytes - free:,} more, or name "
-            "another disk",
-        )
-
-
 def overwrite_head(path: str, head: bytes) -> None:
     """Write bytes over the beginning of a file, in one call, and wait until they are on the disk.
 
@@ -117,7 +105,12 @@ def overwrite_head(path: str, head: bytes) -> None:
 
 
 def publish_folder(
-    folder: str, files: Mapping[str, Callable[[int], None]], *, overwrite: bool = True, fsync: bool = True
+    folder: str,
+    files: Mapping[str, Write],
+    *,
+    overwrite: bool = True,
+    fsync: bool = True,
+    executor: Executor | None = None,
 ) -> None:
     """Write several files into a folder.
 
@@ -130,6 +123,7 @@ def publish_folder(
         files: name → what fills the file.
         overwrite: if false, a file that exists is an error.
         fsync: wait until the bytes and the names are on the disk.
+        executor: what the sinks give their work to.
 
     Raises:
         FileError: a file exists, the folder is a file, or the file system refuses.
@@ -151,7 +145,7 @@ def publish_folder(
         for file, write in files.items():
             beside = file if new else f".{file[:200]}.{os.urandom(4).hex()}.tmp"
             written[file] = os.path.join(place, beside)
-            publish(written[file], write, fsync=fsync)
+            publish(written[file], write, fsync=fsync, executor=executor)
         if new:
             os.rename(place, folder)
         else:

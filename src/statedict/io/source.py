@@ -34,6 +34,10 @@ if TYPE_CHECKING:
         def in_memory(self) -> bool:
             """Whether `view` is memory already, so that reading it into a buffer would be a needless copy."""
 
+        @property
+        def remote(self) -> bool:
+            """Whether a read asks a server and waits, so that several at a time are faster."""
+
         def read(self, offset: int, length: int) -> bytes | bytearray:
             """A copy of `length` bytes from `offset`."""
 
@@ -65,6 +69,7 @@ class FileSource:
     __slots__ = ("__weakref__", "_fd", "_private", "_view", "identity", "name", "size")
 
     in_memory = False
+    remote = False
 
     def __init__(self, path: str, fd: int = -1) -> None:
         self._fd = fd  # one that is open already, which now belongs to this object
@@ -167,6 +172,7 @@ class BytesSource:
     __slots__ = ("_view", "name", "size")
 
     in_memory = True
+    remote = False
 
     def __init__(self, data: bytes | bytearray | memoryview, name: str = "memory") -> None:
         self._view = memoryview(data).cast("B")
@@ -198,6 +204,7 @@ class AddressSource:
     __slots__ = ("address", "name", "owner", "size")
 
     in_memory = True
+    remote = False
 
     def __init__(self, address: int, size: int, owner: object, name: str = "memory") -> None:
         self.address, self.size, self.owner, self.name = address, size, owner, name
@@ -225,12 +232,12 @@ class AddressSource:
 class ComputedSource:
     """Bytes that a function makes on demand: what a lazy operation returns."""
 
-    __slots__ = ("fill", "name", "size")
+    __slots__ = ("fill", "name", "remote", "size")
 
     in_memory = False
 
-    def __init__(self, size: int, fill: Any, name: str = "computed") -> None:
-        self.size, self.fill, self.name = size, fill, name
+    def __init__(self, size: int, fill: Any, name: str = "computed", remote: bool = False) -> None:
+        self.size, self.fill, self.name, self.remote = size, fill, name, remote
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
@@ -266,6 +273,11 @@ class Slice:
     def in_memory(self) -> bool:
         """As the source that it is a range of."""
         return self._base.in_memory
+
+    @property
+    def remote(self) -> bool:
+        """As the source that it is a range of."""
+        return self._base.remote
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""

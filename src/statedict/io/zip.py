@@ -56,6 +56,11 @@ class Record:
         return self._base.name
 
     @property
+    def remote(self) -> bool:
+        """As the archive."""
+        return self._base.remote
+
+    @property
     def archive_size(self) -> int:
         """Bytes of the archive that it lies in."""
         return self._base.size
@@ -120,6 +125,7 @@ class Inflated:
     __slots__ = ("_data", "crc", "label", "name", "packed", "size")
 
     in_memory = True
+    remote = False
 
     def __init__(self, packed: Record, size: int) -> None:
         # deflate cannot expand by more than 1032 to 1

@@ -8,7 +8,8 @@ from typing import Any
 
 from statedict.checks import Check, Found, Problem, refusal
 from statedict.errors import FileError, FormatError, LimitError, TreeError, UnknownFormatError
-from statedict.io.pipeline import Sums, batches, blocks, parallel, summed
+from statedict.io.blocks import Sums, blocks, summed
+from statedict.io.parallel import batches, parallel
 from statedict.tensor import LazyTensor
 
 _REMEDY = "fetch the file again, or save it again"

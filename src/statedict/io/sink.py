@@ -1,0 +1,96 @@
+"""Where a format's writer puts its parts: a file, anywhere in it, or a stream, one piece after the other."""
+
+from __future__ import annotations
+
+from statedict.errors import CorruptFileError
+from statedict.io.blocks import summed
+from statedict.io.parallel import REMOTE_WORKERS, WORKERS, parallel
+from statedict.io.pipeline import pour, transfer, write_at
+from statedict.io.space import check_space
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from typing import Protocol
+
+    from statedict.io.blocks import Block, Sums
+    from statedict.io.pipeline import Part
+
+    class Sink(Protocol):
+        """What a writer writes into."""
+
+        def reserve(self, nbytes: int) -> None:
+            """So many bytes will come; raise OSError if there is no room."""
+
+        def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
+            """Write parts, which follow on those before, and return their sums."""
+
+        def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
+            """Write, from byte 0, what a function makes of the sums of the parts, and the parts after it."""
+
+
+class FileSink:
+    """A file, open for writing.
+
+    Attributes:
+        fd: its descriptor.
+        path: its name; needed with an executor, whose workers open it themselves.
+        executor: what carries out the writing, instead of a few threads.
+    """
+
+    __slots__ = ("executor", "fd", "path")
+
+    def __init__(self, fd: int, path: str = "", executor: Executor | None = None) -> None:
+        self.fd, self.path, self.executor = fd, path, executor
+
+    def reserve(self, nbytes: int) -> None:
+        """So many bytes will come; raise OSError if the disk has no room for them."""
+        check_space(self.fd, nbytes)
+
+    def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
+        """Write parts at their offsets and return their sums."""
+        return transfer(self.fd, parts, crc=crc, path=self.path, executor=self.executor)
+
+    def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
+        """Write the parts, then what a function makes of their sums at byte 0."""
+        write_at(self.fd, 0, head(self.put(parts)))
+
+
+class StreamSink:
+    """A stream that takes one piece after the other.
+
+    Attributes:
+        write: takes a piece; it may keep it no longer than the call lasts.
+        size: how many bytes were announced.
+    """
+
+    __slots__ = ("_position", "size", "write")
+
+    def __init__(self, write: Callable[[Block], object]) -> None:
+        self.write, self.size, self._position = write, 0, 0
+
+    def reserve(self, nbytes: int) -> None:
+        """So many bytes will come."""
+        self.size = nbytes
+
+    def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
+        """Write parts and return their sums, always with CRC-32."""
+        return pour(self.write, parts)
+
+    def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
+        """Write what a function makes of the sums of the parts, then the parts; so they are read twice.
+
+        Raises:
+            CorruptFileError: they were not the same the second time.
+        """
+        workers = REMOTE_WORKERS if any(part.source.remote for part in parts) else WORKERS
+        before = list(parallel(_sums, parts, workers=workers))
+        self.write(head(before))
+        for part, one, other in zip(parts, before, self.put(parts), strict=True):
+            if one.digest != other.digest:
+                raise CorruptFileError(f"{part.source.name}: changed while it was read; nothing was written, try again")
+
+
+def _sums(part: Part) -> Sums:
+    return summed(part.source, part.start, part.size, crc=False)

@@ -1,0 +1,24 @@
+"""Whether there is room on a disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+def check_space(fd: int, nbytes: int) -> None:
+    """Whether so many bytes fit on the disk of an open file.
+
+    The file that it will replace stays until then, so its bytes do not count.
+
+    Raises:
+        OSError: they do not; the message says how much is missing.
+    """
+    found = os.fstatvfs(fd)
+    free = found.f_bavail * found.f_frsize
+    if nbytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"needs {nbytes:,} bytes and the disk has {free:,} free; make room for {nbytes - free:,} more, or name "
+            "another disk",
+        )
