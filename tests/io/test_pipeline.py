@@ -15,8 +15,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statedict.io import pipeline
-from statedict.io.blocks import BLOCK
+from statedict.io import blocks
+from statedict.io.blocks import BLOCK, summed
 from statedict.io.parallel import BATCH, parallel
 from statedict.io.pipeline import Part, fill, transfer, write_at
 from statedict.io.source import BytesSource, ComputedSource, FileSource
@@ -118,9 +118,8 @@ def test_no_thread_is_started_for_one_job(count: int) -> None:
     assert list(parallel(lambda job: threading.current_thread(), range(count))) == [threading.main_thread()] * count
 
 
-def test_one_worker_works_in_the_caller_s_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "WORKERS", 1)
-    assert set(parallel(lambda job: threading.current_thread(), range(5))) == {threading.main_thread()}
+def test_one_worker_works_in_the_caller_s_thread() -> None:
+    assert set(parallel(lambda job: threading.current_thread(), range(5), workers=1)) == {threading.main_thread()}
 
 
 @pytest.mark.parametrize("failing", [0, 1, 7])
@@ -169,7 +168,7 @@ def test_the_sums_of_a_range_are_those_of_its_bytes_whatever_the_blocks(
     part = data[start:end]
     seen: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "BLOCK", block)
-        sums = pipeline.summed(BytesSource(data), start, end - start, use=lambda _, piece: seen.append(bytes(piece)))
+        patch.setattr(blocks, "BLOCK", block)
+        sums = summed(BytesSource(data), start, end - start, use=lambda _, piece: seen.append(bytes(piece)))
     assert (sums.crc, sums.digest) == (zlib.crc32(part), xxhash.xxh3_128_hexdigest(part))
     assert b"".join(seen) == part

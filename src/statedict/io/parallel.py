@@ -34,7 +34,7 @@ def parallel(
     work: Callable[[Job], Result],
     jobs: Iterable[Job],
     executor: Executor | None = None,
-    workers: int = WORKERS,
+    workers: int | None = None,
     ahead: int = _IN_FLIGHT,
 ) -> Iterator[Result]:
     """`map`, on a few threads once there is more than one job, or on an executor; the first error stops the rest.
@@ -43,13 +43,14 @@ def parallel(
         work: what to do with each job.
         jobs: taken as they are needed.
         executor: what carries them out instead of threads.
-        workers: how many threads.
+        workers: how many threads; one a core by default, up to four.
         ahead: how many jobs may be under way or done before their results are taken.
     """
     iterator = iter(jobs)
     if executor is not None:
         yield from _submitted(executor, work, iterator, ahead)
         return
+    workers = workers or WORKERS
     first = [job for _, job in zip(range(2), iterator, strict=False)]
     if len(first) < 2 or workers == 1:
         for job in chain(first, iterator):

@@ -32,9 +32,7 @@ class Meter:
         self._before = _METER.set(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _METER.reset(self._before)
 
 
