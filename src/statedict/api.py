@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from statedict import formats
 from statedict.collector import Paused
 from statedict.errors import RestoreError, UnsupportedError
+from statedict.io.urls import named
 from statedict.paths import walk
 from statedict.tree import StateDict
 from statedict.values import parsed_bytes
@@ -14,6 +16,7 @@ from statedict.values import parsed_bytes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from concurrent.futures import Executor
     from typing import Any
 
     from statedict.adapters.report import RestoreReport
@@ -27,8 +30,9 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     """Open a checkpoint lazily: its index is read, no tensor is.
 
     Args:
-        path: the file. Its content decides what it is, never its suffix. Or a folder: of Hugging Face (with
-            `model.safetensors`, `pytorch_model.bin` or an index of shards) or of `torch.distributed.checkpoint`.
+        path: the file, or its URL (`s3://`, `gs://`, `az://`, `https://`, `hf://`, `file://`). Its content decides what
+            it is, never its suffix. Or a folder: of Hugging Face (with `model.safetensors`, `pytorch_model.bin` or an
+            index of shards) or of `torch.distributed.checkpoint`.
         format: read it as this format: `"torch"`, `"safetensors"`, or another name in `formats.FORMATS`.
 
     Returns:
@@ -44,7 +48,7 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     >>> state["model_state"]["conv1.weight"].shape
     (6, 3, 5, 5)
     """
-    source = formats.opened(os.fsdecode(path))
+    source = formats.opened(named(path))
     with Paused():
         tree = formats.read(source, format)
     return tree if isinstance(tree, StateDict) else StateDict({"": tree})
@@ -58,19 +62,23 @@ def save(
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
     fsync: bool = True,
+    executor: Executor | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
         tree: a model, an optimizer, a StateDict, or dicts and lists of them with arrays and plain values.
             `{"model": model, "optimizer": optimizer, "epoch": 3}` captures each by its adapter.
-        path: the file; an existing one is replaced at the end, in one step. It may be the file that the tree was
-            loaded from.
+        path: the file, or a URL (`s3://`, `gs://`, `az://`); an existing one is replaced at the end, in one step. It
+            may be the file that the tree was loaded from.
         format: `"torch"` or `"safetensors"`; by default what the suffix says, torch for unknown ones.
         max_shard_size: write a folder of safetensors of at most so many bytes of tensors each, `"5GB"`, with an
             index, as Hugging Face's libraries name them. What else is in the folder stays.
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
+        executor: any `concurrent.futures.Executor`, to carry out the reading, computing and writing instead of a few
+            threads: of processes, or of many machines (`dask.distributed.Client.get_executor()`) that see the files
+            under the same names. The bytes are the same.
 
     Raises:
         UnsupportedError: a value that the format cannot hold; the message names its path.
@@ -83,11 +91,11 @@ def save(
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
     from statedict.adapters.collect import collect, lazily
-    from statedict.io.atomic import publish, publish_folder
+    from statedict.io.files import publish, publish_folder
 
     if max_shard_size is not None:
         from statedict.formats.sharded import shards
-    target = os.fsdecode(path)
+    target = named(path)
     module = formats.writer(format or formats.for_writing(target))
     with Paused():
         if isinstance(tree, StateDict):
@@ -99,9 +107,9 @@ def save(
             if format not in (None, "safetensors"):
                 raise UnsupportedError(f"shards are written as safetensors, not as {format}")
             files = shards(root, parsed_bytes(max_shard_size))
-            publish_folder(target, files, overwrite=overwrite, fsync=fsync)
+            publish_folder(target, files, overwrite=overwrite, fsync=fsync, executor=executor)
         else:
-            publish(target, lambda sink: module.write(root, sink), overwrite=overwrite, fsync=fsync)
+            publish(target, partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
 
 
 def verify(path: Path, *, values: bool = False) -> VerifyReport:
@@ -128,10 +136,10 @@ def verify(path: Path, *, values: bool = False) -> VerifyReport:
     """
     from statedict.ops.verify import examine
 
-    source = formats.opened(os.fsdecode(path))
+    source = formats.opened(named(path))
     with Paused():
         name, found = formats.checks(source)
-        return examine(os.fsdecode(path), name, found, values)
+        return examine(named(path), name, found, values)
 
 
 def convert(
@@ -142,6 +150,7 @@ def convert(
     only: Sequence[str] | str | None = None,
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
+    executor: Executor | None = None,
 ) -> None:
     """Write a checkpoint anew in another format; bytes are copied, never decoded.
 
@@ -152,6 +161,7 @@ def convert(
         only: patterns of what to keep; everything by default.
         max_shard_size: as for `save`.
         overwrite: as for `save`.
+        executor: as for `save`.
 
     Raises:
         AlterError: a pattern matches nothing.
@@ -168,7 +178,7 @@ def convert(
         from statedict.ops.alter import select
 
         state = select(state, only)
-    save(state, dst, format=format, max_shard_size=max_shard_size, overwrite=overwrite)
+    save(state, dst, format=format, max_shard_size=max_shard_size, overwrite=overwrite, executor=executor)
 
 
 def edit(
@@ -179,6 +189,7 @@ def edit(
     format: str | None = None,
     overwrite: bool = True,
     dry_run: bool = False,
+    executor: Executor | None = None,
 ) -> EditReport:
     """Write a checkpoint altered by a list of operations; tensors go through in blocks, never whole.
 
@@ -193,6 +204,7 @@ def edit(
         format: as for `save`.
         overwrite: as for `save`.
         dry_run: report, and write nothing.
+        executor: as for `save`.
 
     Returns:
         What each step did, and the bytes before and after.
@@ -216,9 +228,9 @@ def edit(
     if dry_run:
         return report
     if dst is not None:
-        save(state, dst, format=format, overwrite=overwrite)
-    elif not _rewritten(os.fsdecode(src), state):
-        save(state, src, format=format)
+        save(state, dst, format=format, overwrite=overwrite, executor=executor)
+    elif not _rewritten(named(src), state):
+        save(state, src, format=format, executor=executor)
     return report
 
 
@@ -227,9 +239,10 @@ def _rewritten(path: str, state: StateDict) -> bool:
     from statedict.adapters.collect import lazily
     from statedict.formats import safetensors
     from statedict.io.atomic import overwrite_head
+    from statedict.io.source import FileSource
 
     source = formats.opened(path)
-    if formats.detect(source) != "safetensors":
+    if not isinstance(source, FileSource) or formats.detect(source) != "safetensors":
         return False
     head = safetensors.rewrite(lazily(state), source)
     if head is None:

@@ -31,6 +31,7 @@ from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
 from statedict.io.sink import FileSink, StreamSink
 from statedict.io.source import AddressSource, BytesSource, FileSource, Slice
+from statedict.io.urls import named
 from statedict.io.zip import ALIGNMENT
 from statedict.ops.inspect import inspect
 from statedict.pickles.numpy_arrays import IN_PICKLE
@@ -147,7 +148,7 @@ def _refused(where: str, why: str) -> RefusedError:
 def _open(f: Any) -> tuple[ByteSource, int]:
     """The bytes from the file's position on, and that position."""
     if isinstance(f, str | os.PathLike):
-        return FileSource(formats.entry(os.fsdecode(f))), 0
+        return formats.opened(named(f)), 0
     torch.serialization._check_seekable(f)  # for its message
     start, name = f.tell(), str(getattr(f, "name", type(f).__name__))
     file: Any = f.file if isinstance(f, tempfile._TemporaryFileWrapper) else f

@@ -75,14 +75,6 @@ def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def size_of(path: str) -> int:
-    """Bytes of a file, or of the files directly in a folder."""
-    if not os.path.isdir(path):
-        return os.path.getsize(path)
-    with os.scandir(path) as found:
-        return sum(item.stat().st_size for item in found if item.is_file())
-
-
 def printable(text: str) -> str:
     """Text from a file, with what could steer a terminal escaped."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from statedict.api import convert
-from statedict.cli import size_of
 from statedict.formats import WRITABLE
+from statedict.io.files import size_of
+from statedict.io.urls import named
 from statedict.values import human_bytes
 
 
@@ -22,4 +23,4 @@ def command(
 ) -> None:
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
     convert(src, dst, format=format_, only=only or None, max_shard_size=max_shard_size, overwrite=overwrite)
-    click.echo(f"{src} ({human_bytes(size_of(src))}) → {dst} ({human_bytes(size_of(dst))})")
+    click.echo(f"{src} ({human_bytes(size_of(named(src)))}) → {dst} ({human_bytes(size_of(named(dst)))})")

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 
-from statedict.errors import CorruptFileError, FileError, FormatError, UnknownFormatError, file_error
+from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, UnknownFormatError
+from statedict.io.files import exists, names_in, open_source
+from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.source import FileSource
+from statedict.io.urls import folder_of, is_url, joined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Protocol
 
     from statedict.checks import Found
+    from statedict.io.remote import RemoteSource
     from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
 
@@ -219,28 +223,49 @@ class Hinted:
                 error.args = (f"{error}; {hint}",)
 
 
-def opened(path: str) -> FileSource:
-    """The file of a path, or the one by which a folder is opened.
+def opened(path: str) -> FileSource | RemoteSource:
+    """The file of a path or URL, or the one by which a folder is opened.
 
     Raises:
         FileError: it is missing or cannot be read.
         UnknownFormatError: the folder holds no checkpoint.
     """
-    return open_file(entry(path))
+    far = is_url(path) and not path.endswith("/")  # only asking tells whether it is a file or a folder
+    try:
+        return open_file(path if far else entry(path))
+    except MissingFileError:
+        inner = entry(path) if far else path
+        if inner == path:
+            raise
+        return open_file(inner)
 
 
-def open_file(path: str) -> FileSource:
+def open_file(path: str) -> FileSource | RemoteSource:
     """The file.
 
     Raises:
         FileError: it is missing or cannot be read; the message says what else may be known.
     """
     try:
-        return FileSource(path)
+        return open_source(path)
     except FileError as error:
         from statedict.formats.causes import unopened
 
         raise unopened(path, error) from error.__cause__
+
+
+def open_files(paths: Iterable[str]) -> dict[str, FileSource | RemoteSource | FileError]:
+    """The files of a checkpoint, several at a time where they are far away; an error in place of what is not opened."""
+    wanted = list(paths)
+    workers = REMOTE_WORKERS if any(map(is_url, wanted)) else 1
+    return dict(zip(wanted, parallel(_opened_or_not, wanted, workers=workers), strict=True))
+
+
+def _opened_or_not(path: str) -> FileSource | RemoteSource | FileError:
+    try:
+        return open_file(path)
+    except FileError as error:
+        return error
 
 
 def entry(path: str) -> str:
@@ -250,12 +275,13 @@ def entry(path: str) -> str:
         UnknownFormatError: the folder holds no checkpoint, or several.
         FormatError: that file is a link out of the folder.
     """
-    if not os.path.isdir(path):
+    names = names_in(path)
+    if names is None and path.startswith("http") and is_url(path) and path.endswith("/"):
+        # a plain server does not list; it is asked for each of the names
+        there = parallel(exists, (joined(path, name) for name in _ENTRIES), workers=REMOTE_WORKERS)
+        names = [name for name, found in zip(_ENTRIES, there, strict=True) if found]
+    if names is None:
         return path
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as error:
-        raise file_error(path, "cannot list", error) from error
     found = [name for name in _ENTRIES if name in names] or _others(names)
     if not found or (len(found) > 1 and found[0] not in _ENTRIES):
         from statedict.formats.causes import of_folder
@@ -286,7 +312,6 @@ def inside(folder: str, file: str) -> str:
     Raises:
         FormatError: it does not, by its name or by a symbolic link.
     """
-    root = os.path.realpath(folder or os.curdir)
     refused = (
         not file
         or "\0" in file
@@ -294,7 +319,8 @@ def inside(folder: str, file: str) -> str:
         or os.path.isabs(file)
         or ".." in file.replace("\\", "/").split("/")
     )
-    if not refused:
+    if not refused and not is_url(folder):
+        root = os.path.realpath(folder or os.curdir)
         real = os.path.realpath(os.path.join(root, file))
         cache, is_snapshot, _ = root.rpartition("/snapshots/")
         allowed = [root.rstrip(os.sep) + os.sep] + ([cache + "/blobs/"] if is_snapshot else [])
@@ -304,7 +330,19 @@ def inside(folder: str, file: str) -> str:
             f"{folder or os.curdir}: refers to {file!r}, which lies outside of the folder; refused, "
             "open that file by itself if you trust it"
         )
-    return os.path.join(folder, file)
+    return joined(folder, file)
+
+
+def beside(source: ByteSource) -> str:
+    """The folder in which the other files of a checkpoint lie.
+
+    Raises:
+        FormatError: the source is no file of its own, but lies in an archive.
+    """
+    name = getattr(source, "url", source.name if isinstance(source, FileSource) else None)
+    if name is None:
+        raise FormatError(f"{source.name}: names files beside it and lies in an archive; unpack the archive first")
+    return folder_of(name)
 
 
 def _is_text(name: str) -> bool:

@@ -19,7 +19,7 @@ from statedict import formats
 from statedict.assemble import assembled
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
-from statedict.io.source import FileSource, Slice
+from statedict.io.source import Slice
 from statedict.pickles.budget import Together
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
@@ -44,26 +44,31 @@ def read(source: ByteSource) -> StateDict:
         CorruptFileError: `.metadata` does not describe a checkpoint, or chunks are missing.
         FormatError: a chunk lies in a file outside of the folder.
     """
-    if not isinstance(source, FileSource):
-        raise FormatError(f"{source.name}: the .metadata of a folder without its folder; unpack the archive first")
+    folder = formats.beside(source)
     try:
         with Together():
-            return _tree(source, os.path.dirname(source.name))
+            return _tree(source, folder)
     except (TypeError, AttributeError) as error:
         raise CorruptFileError(f"{source.name}: does not describe a checkpoint ({error})") from error
 
 
-def _tree(index: FileSource, folder: str) -> StateDict:
+def _tree(index: ByteSource, folder: str) -> StateDict:
     metadata = _fields(load(index.read(0, index.size), DATA, None, index.name)[0])
     entries = metadata.get("state_dict_metadata")
     if not isinstance(entries, dict):
         raise CorruptFileError(f"{index.name}: does not describe a checkpoint of torch.distributed")
-    files: dict[str, FileSource] = {}
+    stored = list(_stored(metadata, index.name))
+    paths = {file: formats.inside(folder, file) for _, _, file, _, _ in stored}
+    files: dict[str, ByteSource] = {}
+    sources = formats.open_files(paths.values())
+    for file, path in paths.items():
+        source = sources[path]
+        if isinstance(source, FileError):
+            raise source
+        files[file] = source
     known = Keys()
     places: dict[tuple[Any, ...], Slice] = {}
-    for name, chunk, file, offset, length in _stored(metadata, index.name):
-        if file not in files:
-            files[file] = FileSource(formats.inside(folder, file))
+    for name, chunk, file, offset, length in stored:
         places[known.check((name, chunk))] = Slice(files[file], offset, length)
     if sum(s.size for (_, chunk), s in places.items() if chunk is None) > sum(f.size for f in files.values()):
         raise CorruptFileError(f"{index.name}: several names for the same bytes; the metadata is damaged or forged")
@@ -101,7 +106,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
     from statedict.checks import Problem, refusal, within
 
-    folder, sound = os.path.dirname(source.name), True
+    folder, sound = formats.beside(source), True
     metadata = _fields(load(source.read(0, source.size), DATA, None, source.name)[0])
     files: dict[str, list[tuple[int, int, str, Any]]] = {}
     for name, chunk, file, offset, length in _stored(metadata, source.name):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from functools import partial
 
 from statedict import formats
@@ -25,7 +24,7 @@ from statedict.formats import safetensors
 from statedict.formats.skeleton import KEY, put_together, taken_apart
 from statedict.io.json import check
 from statedict.io.pipeline import Part
-from statedict.io.source import BytesSource, FileSource
+from statedict.io.source import BytesSource
 from statedict.pickles.budget import Together
 from statedict.tree import StateDict
 
@@ -52,13 +51,17 @@ def read(source: ByteSource) -> Any:
     """
     name = source.name
     files, paths, metadata = _index(source)
-    missing = [path for path in paths.values() if not os.path.exists(path)]
+    sources = formats.open_files(paths.values())
+    errors = {path: error for path, error in sources.items() if isinstance(error, FileError)}
+    missing = [path for path, error in errors.items() if isinstance(error, MissingFileError)]
     if missing:
         raise MissingFileError(
             errno.ENOENT, f"missing, with {len(missing) - 1} more of {len(paths)} shards; fetch them", missing[0]
         )
+    for error in errors.values():
+        raise error
     with Together():
-        shards = {file: _shard(path) for file, path in paths.items()}
+        shards = {file: _shard(sources[path]) for file, path in paths.items()}
     state = StateDict()
     for key, file in files.items():
         if key not in shards[file]:
@@ -122,8 +125,7 @@ def _shard_of(part: dict[str, LazyTensor], about: dict[str, str]) -> StateDict:
 def _index(source: ByteSource) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
     """What the index says: tensor → file, file → path, and the metadata."""
     name = source.name
-    if not isinstance(source, FileSource):
-        raise FormatError(f"{name}: an index of shards that is not a file of its own; unpack the archive first")
+    folder = formats.beside(source)
     if source.size > _MAX_INDEX:
         raise FormatError(f"{name}: an index of {source.size:,} bytes is larger than any; it is something else")
     text = bytes(source.read(0, source.size))
@@ -135,7 +137,6 @@ def _index(source: ByteSource) -> tuple[dict[str, str], dict[str, str], dict[str
             raise TypeError("its weight_map does not map names to files")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptFileError(f"{name}: is JSON but no index of shards ({error})") from error
-    folder = os.path.dirname(name)
     metadata = index.get("metadata")
     paths = {file: formats.inside(folder, file) for file in dict.fromkeys(files.values())}
     return files, paths, metadata if isinstance(metadata, dict) else {}
@@ -152,11 +153,15 @@ def checks(source: ByteSource) -> Iterator[Found]:
     for key, file in files.items():
         promised.setdefault(file, set()).add(key)
     total, sound = 0, True
+    sources = formats.open_files(paths.values())
     for number, (file, path) in enumerate(paths.items(), 1):
         there: dict[str, LazyTensor] = {}
         problems = 0
         try:
-            for item in within(formats.part_checks(formats.open_file(path)), file):
+            shard = sources[path]
+            if isinstance(shard, FileError):
+                raise shard
+            for item in within(formats.part_checks(shard), file):
                 if isinstance(item, Check):
                     there |= item.tensors
                 problems += isinstance(item, Problem)
@@ -183,8 +188,8 @@ def checks(source: ByteSource) -> Iterator[Found]:
         yield Problem("index", "its total_size is not that of the tensors", f"{total:,}", f"{size:,.0f}", remedy)
 
 
-def _shard(path: str) -> dict[Any, Any]:
-    tree = formats.read_part(FileSource(path))
+def _shard(source: Any) -> dict[Any, Any]:
+    tree = formats.read_part(source)
     if not isinstance(tree, dict):
-        raise CorruptFileError(f"{path}: holds no dict of tensors")
+        raise CorruptFileError(f"{source.name}: holds no dict of tensors")
     return tree

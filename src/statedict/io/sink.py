@@ -6,6 +6,7 @@ from statedict.errors import CorruptFileError
 from statedict.io.blocks import summed
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS, parallel
 from statedict.io.pipeline import pour, transfer, write_at
+from statedict.io.progress import meter
 from statedict.io.space import check_space
 
 TYPE_CHECKING = False
@@ -47,6 +48,7 @@ class FileSink:
     def reserve(self, nbytes: int) -> None:
         """So many bytes will come; raise OSError if the disk has no room for them."""
         check_space(self.fd, nbytes)
+        meter().expect(nbytes)
 
     def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
         """Write parts at their offsets and return their sums."""
@@ -62,17 +64,18 @@ class StreamSink:
 
     Attributes:
         write: takes a piece; it may keep it no longer than the call lasts.
-        size: how many bytes were announced.
+        expect: is told beforehand how many bytes will come, roughly.
     """
 
-    __slots__ = ("_position", "size", "write")
+    __slots__ = ("expect", "write")
 
-    def __init__(self, write: Callable[[Block], object]) -> None:
-        self.write, self.size, self._position = write, 0, 0
+    def __init__(self, write: Callable[[Block], object], expect: Callable[[int], object] = lambda _: None) -> None:
+        self.write, self.expect = write, expect
 
     def reserve(self, nbytes: int) -> None:
         """So many bytes will come."""
-        self.size = nbytes
+        self.expect(nbytes)
+        meter().expect(nbytes)
 
     def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
         """Write parts and return their sums, always with CRC-32."""

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from statedict.errors import StateDictError
+from statedict.io.urls import named
 from statedict.pickles.alarms import DANGEROUS, DATA, OPAQUE
 
 UNREADABLE = "unreadable"
@@ -105,7 +106,7 @@ def scan(path: str | os.PathLike[str]) -> ScanReport:
     """
     from statedict.ops.scanner import Scan
 
-    path = os.fspath(path)
+    path = named(path)
     if not os.path.isdir(path):
         return Scan(path).file(path, "").report()
     found, root = Scan(path), os.path.realpath(path)

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError
-from statedict.io.source import BytesSource, FileSource
+from statedict.io.files import open_source
+from statedict.io.source import BytesSource
 from statedict.ops.containers import (
     BZIP2,
     DEFLATED,
@@ -94,7 +95,7 @@ class Scan:
         Raises:
             FileError: it cannot be opened.
         """
-        source = FileSource(path)
+        source = open_source(path)
         self.budget = Budget(source.size)
         try:
             self._thing(Part(source, 0, source.size), member, 0, whole=True)

@@ -1,0 +1,101 @@
+"""Files and folders by their names, on this machine or behind a URL: open, list, publish."""
+
+from __future__ import annotations
+
+import os
+
+from statedict.errors import file_error
+from statedict.io import atomic
+from statedict.io.source import FileSource
+from statedict.io.urls import is_url, joined
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
+    from typing import Any
+
+    from statedict.io.remote import RemoteSource
+
+    Write = Callable[[Any], None]
+
+
+def open_source(name: str) -> FileSource | RemoteSource:
+    """A file, opened.
+
+    Raises:
+        FileError: it is missing, or cannot be read.
+        MissingExtraError: what a URL takes is not installed.
+    """
+    if not is_url(name):
+        return FileSource(name)
+    from statedict.io.remote import open_url
+
+    return open_url(name)
+
+
+def names_in(folder: str) -> list[str] | None:
+    """The names in a folder, sorted; None for what is none, or does not tell.
+
+    Raises:
+        FileError: it cannot be listed.
+    """
+    if is_url(folder):
+        from statedict.io.remote import at
+
+        return at(folder).names() or None
+    if not os.path.isdir(folder):
+        return None
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise file_error(folder, "cannot list", error) from error
+
+
+def exists(name: str) -> bool:
+    """Whether there is such a file, or something else of that name."""
+    if not is_url(name):
+        return os.path.exists(name)
+    from statedict.io.remote import at
+
+    return at(name).exists()
+
+
+def size_of(name: str) -> int:
+    """Bytes of a file, or of the files directly in a folder."""
+    if is_url(name):
+        names = None if exists(name) else names_in(name)
+        return open_source(name).size if names is None else sum(open_source(joined(name, one)).size for one in names)
+    if not os.path.isdir(name):
+        return os.path.getsize(name)
+    with os.scandir(name) as found:
+        return sum(item.stat().st_size for item in found if item.is_file())
+
+
+def publish(
+    name: str, write: Write, *, overwrite: bool = True, fsync: bool = True, executor: Executor | None = None
+) -> None:
+    """Make a file whole or not at all: see `atomic.publish` and `remote.publish`."""
+    if not is_url(name):
+        atomic.publish(name, write, overwrite=overwrite, fsync=fsync, executor=executor)
+        return
+    from statedict.io import remote
+
+    remote.publish(name, write, overwrite=overwrite)
+
+
+def publish_folder(
+    name: str,
+    files: Mapping[str, Write],
+    *,
+    overwrite: bool = True,
+    fsync: bool = True,
+    executor: Executor | None = None,
+) -> None:
+    """Make the files of a folder, the last one last: see `atomic.publish_folder` and `remote.publish_folder`."""
+    if not is_url(name):
+        atomic.publish_folder(name, files, overwrite=overwrite, fsync=fsync, executor=executor)
+        return
+    from statedict.io import remote
+
+    remote.publish_folder(name, files, overwrite=overwrite, executor=executor)

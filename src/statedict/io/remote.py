@@ -1,0 +1,364 @@
+"""Bytes behind a URL: a ByteSource over ranges, and files that appear there whole or not at all.
+
+    s3://BUCKET/KEY  gs://BUCKET/KEY  az://CONTAINER/KEY  http(s)://HOST/PATH     object_store.py
+    hf://ORG/NAME[@REVISION]/PATH                                               hub.py
+
+A request asks for a range and its answer tells the object's size, so opening a file takes one. Small reads come from
+blocks that are kept, large ones are cut into pieces of which several are under way. An object that changes between two
+answers is noticed by its size and its tag.
+
+Writing makes a stream that is cut into the parts of a multipart upload; the object is there when the last part is, and
+an error or an interruption ends the upload without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+from collections import OrderedDict
+
+from statedict.errors import CorruptFileError, ExistingFileError, FileError, MissingFileError, UnsupportedError
+from statedict.io.blocks import PIECE
+from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.sink import StreamSink
+from statedict.io.source import FileSource, check_range
+from statedict.io.urls import SCHEMES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Executor
+    from typing import Any, Protocol
+
+    from statedict.io.blocks import Block
+
+    class Remote(Protocol):
+        """What lies, or may lie, behind a URL."""
+
+        @property
+        def name(self) -> str:
+            """The URL without what is secret in it."""
+
+        def get(self, start: int, end: int) -> tuple[Block, int, str]:
+            """Bytes of a range, fewer at the end; the size of the whole, and what changes when it does.
+
+            Raises:
+                NoRangesError: the server sends the whole instead.
+                MissingFileError: there is no such object.
+                FileError: the server refuses or does not answer.
+            """
+
+        def stream(self) -> tuple[Iterator[Block], int]:
+            """All of its bytes, and how many there are (-1: nobody knows)."""
+
+        def exists(self) -> bool:
+            """Whether there is such an object."""
+
+        def names(self) -> list[str] | None:
+            """The files and folders of this folder; None where the server does not tell."""
+
+        def put(self, pieces: Iterator[bytes], size: int) -> None:
+            """Write the object of pieces; if they raise, nothing is there afterwards."""
+
+        def delete(self) -> None:
+            """Take it away."""
+
+
+_FIRST = 1 << 16  # of a file: enough for most headers
+_SMALL = 1 << 18  # reads up to this size are made of kept blocks
+_KEPT = 128  # blocks
+
+
+class NoRangesError(Exception):
+    """The server does not send ranges."""
+
+
+def at(url: str) -> Remote:
+    """What lies, or may lie, behind a URL.
+
+    Raises:
+        MissingExtraError: what the scheme takes is not installed.
+    """
+    module: Any = importlib.import_module(SCHEMES[url.partition("://")[0]])
+    found: Remote = module.at(url)
+    return found
+
+
+class RemoteSource:
+    """An object behind a URL, read in ranges."""
+
+    __slots__ = ("__weakref__", "_blocks", "_remote", "_tag", "name", "size", "url")
+
+    in_memory = False
+    remote = True
+
+    def __init__(self, url: str, remote: Remote) -> None:
+        self.url, self._remote, self.name = url, remote, remote.name
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        first, self.size, self._tag = remote.get(0, _FIRST)
+        self._blocks[0] = bytes(first)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.url, self.size, self._tag)
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        """A copy of `length` bytes from `offset`."""
+        check_range(self, offset, length)
+        if length <= _SMALL:
+            return self._from_blocks(offset, length)
+        whole = bytearray(length)
+        self.readinto(offset, memoryview(whole))
+        return whole
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        length = len(buffer)
+        check_range(self, offset, length)
+        if length <= _SMALL:
+            buffer[:] = self._from_blocks(offset, length)
+            return
+
+        def put(at: int) -> None:
+            end = min(at + PIECE, length)
+            buffer[at:end] = self._get(offset + at, offset + end)
+
+        for _ in parallel(put, range(0, length, PIECE), workers=REMOTE_WORKERS):
+            pass
+
+    def view(self, private: bool = False) -> memoryview | None:
+        """None: it is far away."""
+        return None
+
+    def _from_blocks(self, offset: int, length: int) -> bytes:
+        if not length:
+            return b""
+        first, last = offset // _FIRST, (offset + length - 1) // _FIRST
+        kept = {number: self._blocks.get(number) for number in range(first, last + 1)}
+        missing = [number for number, block in kept.items() if block is None]
+        if missing:
+            start, end = missing[0] * _FIRST, min((missing[-1] + 1) * _FIRST, self.size)
+            data = self._get(start, end)
+            for number in range(missing[0], missing[-1] + 1):
+                at = number * _FIRST - start
+                kept[number] = self._blocks[number] = bytes(memoryview(data)[at : at + _FIRST])
+            while len(self._blocks) > _KEPT:
+                self._blocks.popitem(last=False)
+        whole = b"".join(block for block in kept.values() if block is not None)
+        return whole[offset - first * _FIRST :][:length]
+
+    def _get(self, start: int, end: int) -> Block:
+        data, size, tag = self._remote.get(start, end)
+        if size != self.size or tag != self._tag:
+            raise CorruptFileError(f"{self.name}: was replaced since it was loaded; load it again")
+        if len(data) != end - start:
+            raise CorruptFileError(f"{self.name}: the server sent {len(data):,} bytes of {end - start:,}; try again")
+        return data
+
+
+def _reopen(url: str, size: int, tag: str) -> RemoteSource:
+    source = RemoteSource(url, at(url))
+    if (source.size, source._tag) != (size, tag):
+        raise FileError(f"{source.name}: changed since it was loaded; load it again")
+    return source
+
+
+def open_url(url: str) -> RemoteSource | FileSource:
+    """What lies behind a URL; from a server that sends no ranges a copy in a temporary file, without a name.
+
+    Raises:
+        MissingFileError: there is no such object.
+        FileError: the server refuses or does not answer, or the disk has no room for the copy.
+    """
+    remote = at(url)
+    try:
+        return RemoteSource(url, remote)
+    except NoRangesError:
+        return _copied(remote)
+
+
+def _copied(remote: Remote) -> FileSource:
+    from tempfile import TemporaryFile
+
+    from statedict.io.progress import meter
+    from statedict.io.space import check_space
+
+    here = meter()
+    pieces, size = remote.stream()
+    with TemporaryFile() as file:
+        try:
+            if size > 0:
+                check_space(file.fileno(), size)
+                here.expect(size)
+            for piece in pieces:
+                file.write(piece)
+                here.advance(len(piece))
+            file.flush()
+        except OSError as error:
+            if isinstance(error, FileError):
+                raise
+            what = f"its server sends no ranges, and it cannot be copied to a temporary file: {error.strerror}"
+            raise FileError(error.errno, what, remote.name) from error
+        return FileSource(remote.name, os.dup(file.fileno()))
+
+
+def publish(url: str, write: Callable[[StreamSink], None], *, overwrite: bool = True) -> None:
+    """Call `write(sink)` on an upload, which appears at the URL when it returns.
+
+    Args:
+        url: the target.
+        write: fills it; whatever it raises leaves the target as it was.
+        overwrite: if false, an existing object is an error.
+
+    Raises:
+        FileError: the object exists, or the server refuses.
+        UnsupportedError: nothing can be written there.
+    """
+    remote = at(url)
+    if not overwrite and remote.exists():
+        raise ExistingFileError(f"{remote.name}: exists and overwrite is off; choose another name or allow overwriting")
+    with Upload(remote) as upload:
+        sink = StreamSink(upload.write, upload.expect)
+        write(sink)
+
+
+class Upload:
+    """A stream that becomes an object: what is written goes to the server from a thread of its own."""
+
+    _BLOCK = 1 << 20
+
+    def __init__(self, remote: Remote) -> None:
+        from queue import Queue
+
+        self._remote, self._size = remote, 0
+        self._queue: Queue[bytes | BaseException | None] = Queue(8)
+        self._buffer = bytearray()
+        self._future: Any = None
+
+    def expect(self, nbytes: int) -> None:
+        """So many bytes will come, roughly."""
+        self._size = nbytes
+
+    def write(self, data: Block) -> None:
+        """Take a piece; it is copied."""
+        self._buffer += data
+        if len(self._buffer) >= self._BLOCK:
+            self._send(bytes(self._buffer))
+            self._buffer.clear()
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            if self._buffer:
+                self._send(bytes(self._buffer))
+            self._send(None)
+            while not self._future.done():  # in short waits, which an interruption can end
+                self._wait()
+            self._future.result()
+        elif self._future is not None:
+            self._abandon(error)
+
+    def _send(self, item: bytes | BaseException | None) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+        from queue import Full
+
+        if self._future is None:
+            pool = ThreadPoolExecutor(1, "statedict-upload")
+            self._future = pool.submit(self._remote.put, self._pieces(), self._size)
+            pool.shutdown(wait=False)
+        while True:
+            if self._future.done():
+                self._future.result()
+                raise FileError(f"{self._remote.name}: the upload ended before the data did; try again")
+            try:
+                self._queue.put(item, timeout=0.1)
+                return
+            except Full:
+                pass
+
+    def _pieces(self) -> Iterator[bytes]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _wait(self) -> None:
+        from concurrent.futures import TimeoutError as Late
+
+        try:
+            self._future.exception(timeout=0.1)
+        except Late:
+            pass
+        except BaseException as error:
+            self._abandon(error)
+            raise
+
+    def _abandon(self, error: BaseException) -> None:
+        from queue import Empty
+
+        try:
+            while True:
+                self._queue.get_nowait()
+        except Empty:
+            pass
+        self._queue.put(InterruptedError(str(error)))
+        self._future.exception()
+
+
+def publish_folder(
+    folder: str,
+    files: Mapping[str, Callable[[Any], None]],
+    *,
+    overwrite: bool = True,
+    executor: Executor | None = None,
+) -> None:
+    """Write several objects below a URL, the last one last: it should be the one that names the others.
+
+    If one fails, those that were not there before are taken away again.
+
+    Args:
+        folder: the URL.
+        files: name → what fills the object.
+        overwrite: if false, an object that exists is an error.
+        executor: what uploads the objects, several at a time; one after the other by default.
+
+    Raises:
+        FileError: an object exists, or the server refuses.
+    """
+    targets = {f"{folder.rstrip('/')}/{name}": write for name, write in files.items()}
+    there = set(parallel(_existing, targets, workers=REMOTE_WORKERS)) - {""}
+    if there and not overwrite:
+        raise ExistingFileError(f"{min(there)}: exists and overwrite is off; choose another name or allow overwriting")
+    *first, last = targets.items()
+    try:
+        for _ in parallel(_publish_one, first, executor, workers=1):
+            pass
+        _publish_one(last)
+    except BaseException:
+        for url in targets:
+            if url not in there:
+                try:
+                    at(url).delete()
+                except FileError:
+                    pass
+        raise
+
+
+def _existing(url: str) -> str:
+    return url if at(url).exists() else ""
+
+
+def _publish_one(target: tuple[str, Callable[[Any], None]]) -> None:
+    publish(*target)
+
+
+def read_only(name: str, how: str) -> UnsupportedError:
+    """The error for a URL to which nothing can be written."""
+    return UnsupportedError(f"{name}: is read, not written; {how}")
+
+
+def missing(name: str, what: str) -> MissingFileError:
+    """The error for a URL behind which there is nothing."""
+    return MissingFileError(errno.ENOENT, what, name)
