@@ -18,8 +18,8 @@ PUBLIC = [
     "FormatError", "LazyTensor", "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError",
     "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict",
     "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
-    "VerifyReport", "__version__", "capture", "convert", "dtype", "edit", "inspect", "load", "renamed_in", "restore",
-    "save", "scan", "unflatten", "verify",
+    "VerifyReport", "WorkerError", "__version__", "capture", "convert", "dtype", "edit", "inspect", "load",
+    "renamed_in", "restore", "save", "scan", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [
     value

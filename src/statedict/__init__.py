@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from statedict.errors import TruncatedError as TruncatedError
     from statedict.errors import UnknownFormatError as UnknownFormatError
     from statedict.errors import UnsupportedError as UnsupportedError
+    from statedict.errors import WorkerError as WorkerError
     from statedict.ops.inspect import Summary as Summary
     from statedict.ops.inspect import inspect as inspect
     from statedict.ops.report import EditReport as EditReport
@@ -89,6 +90,7 @@ _EXPORTS = {
     "UnknownFormatError": "errors",
     "UnsupportedError": "errors",
     "VerifyReport": "ops.verify",
+    "WorkerError": "errors",
     "capture": "api",
     "convert": "api",
     "dtype": "dtypes",

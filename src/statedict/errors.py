@@ -16,6 +16,7 @@
     ├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
     ├── AlterError (ValueError)           an operation on a state cannot be done
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
+    ├── WorkerError (RuntimeError)        a worker of an executor died
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
 A message says what, where, expected, got, and the remedy.
@@ -101,6 +102,10 @@ class AlterError(StateDictError, ValueError):
 
 class RestoreError(StateDictError, ValueError):
     """The state does not fit its target and nothing was written, or writing failed half-way; the message says which."""
+
+
+class WorkerError(StateDictError, RuntimeError):
+    """A worker of an executor died."""
 
 
 class MissingExtraError(StateDictError, ImportError):

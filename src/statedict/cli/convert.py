@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from statedict.api import convert
+from statedict.cli.progress import progress
 from statedict.formats import WRITABLE
 from statedict.io.files import size_of
 from statedict.io.urls import named
@@ -22,5 +23,6 @@ def command(
     src: str, dst: str, format_: str | None, only: tuple[str, ...], max_shard_size: str | None, overwrite: bool
 ) -> None:
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
-    convert(src, dst, format=format_, only=only or None, max_shard_size=max_shard_size, overwrite=overwrite)
+    with progress("converting"):
+        convert(src, dst, format=format_, only=only or None, max_shard_size=max_shard_size, overwrite=overwrite)
     click.echo(f"{src} ({human_bytes(size_of(named(src)))}) → {dst} ({human_bytes(size_of(named(dst)))})")

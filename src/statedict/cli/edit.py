@@ -11,6 +11,7 @@ import click
 
 from statedict.api import edit
 from statedict.cli import printable
+from statedict.cli.progress import progress
 from statedict.errors import AlterError
 
 
@@ -143,7 +144,8 @@ def command(
     steps = list(_steps(ctx.meta["order"], options))
     if not steps:
         raise click.UsageError("name a step, such as --drop 'head.*', or --plan FILE")
-    report = edit(src, dst, steps, dry_run=dry_run, overwrite=overwrite)
+    with progress("editing"):
+        report = edit(src, dst, steps, dry_run=dry_run, overwrite=overwrite)
     click.echo(json.dumps(report.to_json()) if as_json else printable_lines(str(report)))
 
 

@@ -6,6 +6,8 @@ import os
 from collections import deque
 from itertools import chain
 
+from statedict.errors import WorkerError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +29,7 @@ WORKERS = min(4, os.cpu_count() or 1)
 REMOTE_WORKERS = 8  # a store far away answers many requests at a time, and each of them waits
 BATCH = 1 << 20
 BATCH_ITEMS = 4096
+_DEATHS = {"BrokenExecutor", "KilledWorker"}  # of concurrent.futures and of dask.distributed
 _IN_FLIGHT = 256
 
 
@@ -72,6 +75,11 @@ def _submitted(executor: Executor, work: Callable[[Job], Result], jobs: Iterator
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except Exception as error:
+        if {kind.__name__ for kind in type(error).__mro__} & _DEATHS:
+            what = "a worker of the executor died; what was there is unchanged, see why (its memory?) and try again"
+            raise WorkerError(what) from error
+        raise
     finally:
         for future in pending:
             future.cancel()
