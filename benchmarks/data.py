@@ -1,6 +1,7 @@
 """The files that the jobs read, made at first use.
 
 large.pth, large.safetensors          300 bfloat16 tensors of 2048 × 1685, 2.07 GB
+wide.pth, wide.safetensors            150 float32 tensors of 2048 × 1685, 2.07 GB, and one of 1 MB
 small-N.pth, small-N.safetensors      N float32 tensors of 64 elements
 """
 
@@ -20,6 +21,8 @@ kind, _, count = os.path.basename(sys.argv[1]).partition(".")[0].partition("-")
 torch.manual_seed(0)
 if kind == "large":
     tensors = {f"layers.{i}.weight": torch.randn(2048, 1685).bfloat16() for i in range(300)}
+elif kind == "wide":
+    tensors = {f"layers.{i}.weight": torch.randn(2048, 1685) for i in range(150)} | {"head": torch.randn(1 << 18)}
 else:
     tensors = {f"layers.{i}.weight": torch.randn(64) for i in range(int(count))}
 for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):

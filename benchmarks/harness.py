@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,8 +36,8 @@ class Row:
     """One claim: `ours` is at least `target` times as fast as `peer`.
 
     `new_process` times the whole process, its start and its imports included; otherwise `run` is timed alone, in a
-    process that has run it once before. `most` bounds our peak resident memory, in megabytes. Without a peer our time
-    alone is of interest.
+    process that has run it once before. `most` bounds our peak resident memory, in megabytes, `within` our seconds.
+    Without a peer our time alone is of interest.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Row:
     target: float | None = None
     new_process: bool = False
     most: float | None = None
+    within: float | None = None
     first: bool = False
     """Time the first run in a process, into memory that the system has to find, instead of later ones."""
 
@@ -88,8 +90,10 @@ class Result:
         if self.peer.error or self.ours.error:
             return "error"
         slow = self.row.target is not None and round(self.ratio, 2) < self.row.target
+        slow |= self.row.within is not None and self.ours.median > self.row.within
         fat = self.row.most is not None and self.ours.peak > self.row.most
-        return "FAIL" if slow or fat else "pass" if self.row.target is not None or self.row.most is not None else "–"
+        claims = (self.row.target, self.row.most, self.row.within)
+        return "FAIL" if slow or fat else "pass" if any(claim is not None for claim in claims) else "–"
 
 
 def environment() -> dict[str, str]:
@@ -151,7 +155,8 @@ def _timed(side: Side, row: Row, directory: Path) -> tuple[list[float], float]:
     child = subprocess.run(
         command, input=json.dumps(job), capture_output=True, text=True, env=environment(), check=False
     )
-    out.unlink(missing_ok=True)
+    for left in directory.glob(f"{out.name}*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     if child.returncode:
         raise RuntimeError(_last_line(child.stderr))
     found = json.loads(child.stdout.splitlines()[-1])
@@ -168,8 +173,8 @@ COLUMNS = ("job", "peer", "seconds", "MB", "ours", "MB", "ratio", "target", "")
 def cells(result: Result) -> tuple[str, ...]:
     """A result as a line of the table."""
     row, peer, ours = result.row, result.peer, result.ours
-    target = "" if row.target is None else f"≥ {row.target:g}×"
-    target += f"{', ' * bool(target)}< {row.most:,.0f} MB" if row.most is not None else ""
+    claims = ((row.target, "≥ {:g}×"), (row.within, "< {:g} s"), (row.most, "< {:,.0f} MB"))
+    target = ", ".join(text.format(claim) for claim, text in claims if claim is not None)
     if peer.error or ours.error:
         what = f"{'peer' if peer.error else 'ours'}: {peer.error or ours.error}"
         return (row.name, row.peer.name if row.peer else "", "", "", "", "", what[:100], target, "error")

@@ -150,6 +150,7 @@ def convert(
     only: Sequence[str] | str | None = None,
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
+    fsync: bool = True,
     executor: Executor | None = None,
 ) -> None:
     """Write a checkpoint anew in another format; bytes are copied, never decoded.
@@ -161,6 +162,7 @@ def convert(
         only: patterns of what to keep; everything by default.
         max_shard_size: as for `save`.
         overwrite: as for `save`.
+        fsync: as for `save`.
         executor: as for `save`.
 
     Raises:
@@ -178,7 +180,7 @@ def convert(
         from statedict.ops.alter import select
 
         state = select(state, only)
-    save(state, dst, format=format, max_shard_size=max_shard_size, overwrite=overwrite, executor=executor)
+    save(state, dst, format=format, max_shard_size=max_shard_size, overwrite=overwrite, fsync=fsync, executor=executor)
 
 
 def edit(
@@ -188,6 +190,7 @@ def edit(
     *,
     format: str | None = None,
     overwrite: bool = True,
+    fsync: bool = True,
     dry_run: bool = False,
     executor: Executor | None = None,
 ) -> EditReport:
@@ -203,8 +206,9 @@ def edit(
             docs/altering.md.
         format: as for `save`.
         overwrite: as for `save`.
-        dry_run: report, and write nothing.
+        fsync: as for `save`.
         executor: as for `save`.
+        dry_run: report, and write nothing.
 
     Returns:
         What each step did, and the bytes before and after.
@@ -228,9 +232,9 @@ def edit(
     if dry_run:
         return report
     if dst is not None:
-        save(state, dst, format=format, overwrite=overwrite, executor=executor)
+        save(state, dst, format=format, overwrite=overwrite, fsync=fsync, executor=executor)
     elif not _rewritten(named(src), state):
-        save(state, src, format=format, executor=executor)
+        save(state, src, format=format, fsync=fsync, executor=executor)
     return report
 
 
