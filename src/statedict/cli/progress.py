@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import contextmanager
 from threading import Event, Thread
 
+import click
+
 from statedict.io.progress import Meter
+from statedict.values import human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,25 +38,19 @@ def progress(doing: str) -> Iterator[None]:
 
 
 def _show(meter: Meter, doing: str, over: Event) -> None:
+    began = time.monotonic()
     if over.wait(_AFTER):
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(doing, total=None)
-        while not over.wait(_EVERY):
-            full = 0 < meter.total <= meter.done
-            shown.update(
-                task,
-                completed=min(meter.done, meter.total),
-                total=meter.total or None,
-                description="waiting for the disk" if full else doing,
-            )
+    def said(_: object) -> str:
+        rate = meter.done / (time.monotonic() - began)
+        ahead = max(meter.total - meter.done, 0)
+        left = f"{ahead / rate:,.0f} s left" if ahead and rate else "waiting for the disk"
+        return f"{human_bytes(meter.done)} of {human_bytes(meter.total)}, {human_bytes(int(rate))}/s, {left}"
+
+    with click.progressbar(length=1, label=doing, file=sys.stderr, show_eta=False, item_show_func=said) as bar:
+        finished = False
+        while not finished:
+            finished = over.wait(_EVERY)
+            bar.length = max(meter.total, 1)
+            bar.update(min(meter.done, bar.length) - bar.pos, meter)
