@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Block = bytes | bytearray | memoryview
 
 BLOCK = 1 << 20  # of a write: summed while it lies in the processor's cache, and written from there
-PIECE = 4 << 20  # of what is far away, in one request
+PIECE = 2 << 20  # of what is far away, in one request
 _OWN = local()  # each thread's block: fresh memory for every part would cost as much as reading it
 
 
