@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,24 @@ def test_in_place_writes_anew_what_more_than_names_change(
     assert run("edit", path.name, "other" + suffix, *arguments).returncode == 0
     assert run("edit", path.name, "--in-place", *arguments).returncode == 0
     assert path.read_bytes() == (tmp_path / f"other{suffix}").read_bytes()
+
+
+def test_another_format_than_the_file_has_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    statedict.save({"w": torch.ones(3)}, path)
+    statedict.edit(path, None, [{"rename": {"w": "v"}}], format="torch")
+    assert zipfile.is_zipfile(path)
+
+
+def test_a_root_that_is_no_dict_stays_one_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    statedict.save(torch.ones(2, 3), path)
+    assert b"$tensor" in path.read_bytes()
+    before = path.stat().st_ino
+    statedict.edit(path, None, [{"reshape": "", "shape": [6]}])
+    statedict.save(torch.ones(6), tmp_path / "anew.safetensors")
+    assert path.stat().st_ino == before
+    assert path.read_bytes() == (tmp_path / "anew.safetensors").read_bytes()
 
 
 def test_a_header_of_others_is_changed_in_place_too(run: Run, tmp_path: Path) -> None:
