@@ -90,7 +90,6 @@ def save(
     >>> statedict.load(path)
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
-    from statedict.adapters.collect import collect, lazily
     from statedict.io.files import publish, publish_folder
 
     if max_shard_size is not None:
@@ -98,11 +97,7 @@ def save(
     target = named(path)
     module = formats.writer(format or formats.for_writing(target))
     with Paused():
-        if isinstance(tree, StateDict):
-            walk(tree)  # an error beyond its bounds, before anything follows what is shared
-        live = lazily(collect(tree))
-        bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], StateDict)
-        root = live[""] if bare else live
+        root = _rooted(tree)
         if max_shard_size is not None:
             if format not in (None, "safetensors"):
                 raise UnsupportedError(f"shards are written as safetensors, not as {format}")
@@ -199,8 +194,8 @@ def edit(
     Args:
         src: the file to read.
         dst: the file to write; it may be the one that is read. None edits in place: where only names, values and
-            metadata of a safetensors file change and its header has the room, nothing but the header is written, in
-            milliseconds and not atomically; anything else is written anew, atomically.
+            metadata change, a new index is appended to a .pth, and the header of a safetensors file is overwritten if
+            it has the room, in milliseconds and not atomically; anything else is written anew, atomically.
         steps: such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
             `{"cast": "bf16", "only": "model.*"}`, `{"split": "qkv", "into": ["q", "k", "v"], "dim": 0}`; see
             docs/altering.md.
@@ -233,26 +228,34 @@ def edit(
         return report
     if dst is not None:
         save(state, dst, format=format, overwrite=overwrite, fsync=fsync, executor=executor)
-    elif not _rewritten(named(src), state):
+    elif not _rewritten(named(src), state, format):
         save(state, src, format=format, fsync=fsync, executor=executor)
     return report
 
 
-def _rewritten(path: str, state: StateDict) -> bool:
-    """Whether a state has the tensors of a safetensors file, and now stands in its header."""
-    from statedict.adapters.collect import lazily
-    from statedict.formats import safetensors
-    from statedict.io.atomic import overwrite_head
+def _rewritten(path: str, state: StateDict, format: str | None) -> bool:
+    """Whether the file has all tensors of a state, and has its names and values now."""
+    from statedict.io.in_place import overwrite
     from statedict.io.source import FileSource
 
-    source = formats.opened(path)
-    if not isinstance(source, FileSource) or formats.detect(source) != "safetensors":
+    with Paused():
+        source = formats.opened(path)
+        found = formats.rewrite(_rooted(state), source, format) if isinstance(source, FileSource) else None
+    if found is None or not isinstance(source, FileSource):
         return False
-    head = safetensors.rewrite(lazily(state), source)
-    if head is None:
-        return False
-    overwrite_head(source.name, head)
+    overwrite(source, *found)
     return True
+
+
+def _rooted(tree: Any) -> Any:
+    """What is written of a tree: live objects as their states, lazily, and a bare root as it is."""
+    from statedict.adapters.collect import collect, lazily
+
+    if isinstance(tree, StateDict):
+        walk(tree)  # an error beyond its bounds, before anything follows what is shared
+    live = lazily(collect(tree))
+    bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], StateDict)
+    return live[""] if bare else live
 
 
 def capture(obj: Any) -> StateDict:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,11 +115,17 @@ def test_in_place_writes_the_header_alone_where_names_change(run: Run, tmp_path:
     assert (statedict.load(path)["epoch"], path.stat().st_ino) == (7, inode)
 
 
+_ANEW = [
+    ("--cast", "bf16"),
+    ("--drop", "epoch", "--drop", "model_state.conv1"),
+    ("--prefix", "a" * 200),
+    ("--untie", "*"),
+]
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [("--cast", "bf16"), ("--drop", "epoch", "--drop", "model_state.conv1"), ("--prefix", "a" * 200), ("--untie", "*")],
+    ("suffix", "arguments"), [(".safetensors", some) for some in _ANEW] + [(".pth", some) for some in _ANEW[:2]]
 )
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_in_place_writes_anew_what_more_than_names_change(
     run: Run, suffix: str, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -128,6 +135,36 @@ def test_in_place_writes_anew_what_more_than_names_change(
     assert run("edit", path.name, "other" + suffix, *arguments).returncode == 0
     assert run("edit", path.name, "--in-place", *arguments).returncode == 0
     assert path.read_bytes() == (tmp_path / f"other{suffix}").read_bytes()
+
+
+def test_in_place_appends_an_index_to_a_pth_where_names_change(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    before, inode = path.read_bytes(), path.stat().st_ino
+    for arguments in (("--rename", "model_state.conv{n}=model_state.c{n}"), ("--set", "epoch=7"), ("--untie", "*")):
+        done = run("edit", "checkpoint.pth", "--in-place", *arguments)
+        assert done.returncode == 0, done.stderr
+    assert (path.read_bytes()[: len(before)], path.stat().st_ino) == (before, inode)
+    assert torch.load(path, weights_only=True)["epoch"] == 7
+    assert "model_state.c1.weight" in names(path)
+    assert statedict.verify(path).ok
+
+
+def test_another_format_than_the_file_has_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    statedict.save({"w": torch.ones(3)}, path)
+    statedict.edit(path, None, [{"rename": {"w": "v"}}], format="torch")
+    assert zipfile.is_zipfile(path)
+
+
+def test_a_root_that_is_no_dict_stays_one_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    statedict.save(torch.ones(2, 3), path)
+    assert b"$tensor" in path.read_bytes()
+    before = path.stat().st_ino
+    statedict.edit(path, None, [{"reshape": "", "shape": [6]}])
+    statedict.save(torch.ones(6), tmp_path / "anew.safetensors")
+    assert path.stat().st_ino == before
+    assert path.read_bytes() == (tmp_path / "anew.safetensors").read_bytes()
 
 
 def test_a_header_of_others_is_changed_in_place_too(run: Run, tmp_path: Path) -> None:

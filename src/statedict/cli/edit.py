@@ -119,7 +119,7 @@ def _options(command: Any) -> Any:
 @_options
 @click.option("--strip", is_flag=True, help="Keep the model only.")
 @click.option("--plan", type=click.Path(), help="Take the steps from a TOML file.")
-@click.option("--in-place", is_flag=True, help="Alter SRC itself; if only names change, its header.")
+@click.option("--in-place", is_flag=True, help="Alter SRC itself; if only names change, its index alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

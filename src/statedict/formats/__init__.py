@@ -1,7 +1,7 @@
 """Formats: one module a kind of file; here the protocol, the table and the sniffing.
 
-To add one: a module with `read`, `checks` and, if it can, `write`; a row in `FORMATS`; if it writes, an entry in
-`tests/formats/conftest.py`, whose conformance suite it then runs.
+To add one: a module with `read`, `checks` and, if it can, `write` and `rewrite`; a row in `FORMATS`; if it writes, an
+entry in `tests/formats/conftest.py`, whose conformance suite it then runs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
         def write(self, tree: Any, sink: Sink) -> None:
             """Write a tree of LazyTensors and plain values; absent where `suffixes` is empty."""
+
+        # a module may also have `rewrite`, see the function of that name here
 
 
 _HEAD = 512
@@ -374,6 +376,22 @@ def writer(name: str) -> Format:
     if name not in WRITABLE:
         raise FormatError(f"{name} files are read, not written; formats for writing are {', '.join(WRITABLE)}")
     return module
+
+
+def rewrite(tree: Any, source: ByteSource, name: str | None = None) -> tuple[int, bytes] | None:
+    """What to put where in a file so that it holds a tree of its own tensors under other names, with other values.
+
+    Args:
+        tree: of LazyTensors and plain values.
+        source: the file as it is.
+        name: the format that it should have then; by default its own.
+
+    Returns:
+        An offset and bytes; None where the file has to be written anew.
+    """
+    kind = detect(source)
+    altered: Callable[[Any, ByteSource], tuple[int, bytes] | None] | None = getattr(by_name(kind), "rewrite", None)
+    return altered(tree, source) if altered and name in (None, kind) else None
 
 
 def for_writing(path: str) -> str:

@@ -1,7 +1,8 @@
 """What can be wrong in a zip archive besides what its bytes say: its headers against each other, gaps and overlaps.
 
 An archive that we wrote is rebuilt from the names, sizes and CRC-32 in its directory, and every byte that is no data is
-compared with that. Any other one has to agree with itself.
+compared with that. Any other one has to agree with itself. One whose index was replaced in place is looked at as what
+it was before, and then as what was appended to that.
 """
 
 from __future__ import annotations
@@ -10,25 +11,22 @@ import struct
 from itertools import pairwise
 
 from statedict.checks import Check, Problem
-from statedict.io.zip import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64, ArchiveLayout, Inflated, find_end
+from statedict.formats.replaced_index import directory, earlier, entries, packed
+from statedict.io.zip import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64, ArchiveLayout, find_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from statedict.formats.replaced_index import Earlier
     from statedict.io.source import ByteSource
-    from statedict.io.zip import Record
+    from statedict.io.zip import Inflated, Record
     from statedict.tensor import LazyTensor
 
     Records = Mapping[str, Record | Inflated]
 
 _REMEDY = "fetch or save it again"
 _DEFERRED = 8  # the flag of a record whose sums and sizes follow its data
-
-
-def packed(record: Record | Inflated) -> Record:
-    """The record as it lies in the archive."""
-    return record.packed if isinstance(record, Inflated) else record
 
 
 def check(
@@ -38,23 +36,33 @@ def check(
     return Check(name, record, 0, record.size, tensors, record.crc, digest)
 
 
-def faults(source: ByteSource, records: Records, ours: bool) -> Iterator[Problem]:
+def faults(source: ByteSource, records: Records, ours: str | None = None) -> Iterator[Problem]:
     """What is wrong with the archive's structure.
 
     Args:
         source: the archive.
         records: what `read_directory` returned for it, all of them.
-        ours: it carries our record, so we may have laid it out.
+        ours: the name of our record; an archive that has it may be one that we laid out.
     """
-    rebuilt = list(_against_layout(source, records)) if ours else None
-    # another program that packs our records anew differs in every header, damage in a few
-    yield from _against_itself(source, records) if rebuilt is None or 2 * len(rebuilt) > len(records) else rebuilt
+    for older in [*earlier(source, records), None]:
+        rebuilt = list(_against_layout(source, records, older)) if ours in records else None
+        # another program that packs our records anew differs in every header, damage in a few
+        by_others = rebuilt is None or (older is None and 2 * len(rebuilt) > len(records))
+        yield from _against_itself(source, records, older) if by_others else rebuilt or ()
+        if older is not None:
+            source, records = older.source, older.records
 
 
-def _against_layout(source: ByteSource, records: Records) -> Iterator[Problem]:
+def _against_layout(source: ByteSource, records: Records, older: Earlier | None) -> Iterator[Problem]:
     """The differences from the archive that we would have written, one a record."""
     layout = ArchiveLayout()
+    layout.position = older.source.size if older else 0
+    kept = older.kept if older else {}
+    crcs = []
     for name, record in records.items():
+        if name in kept:
+            continue
+        crcs.append(record.crc)
         at, header, data_at = layout.add(name, record.size)
         tail_at, tail = data_at + record.size, layout.descriptor(record.crc, record.size)
         for where, expected, what in ((at, header, "local header"), (tail_at, tail, "data descriptor")):
@@ -62,7 +70,7 @@ def _against_layout(source: ByteSource, records: Records) -> Iterator[Problem]:
             if problem is not None:
                 yield problem
                 break
-    end = layout.directory([record.crc for record in records.values()])
+    end = directory(layout, crcs, kept.values())
     for problem in (
         _differs(source, layout.position, end, "zip directory", "directory at the end"),
         _surplus(source, layout.position + len(end), source.size, "after the end of the archive"),
@@ -92,25 +100,25 @@ def _surplus(source: ByteSource, start: int, end: int, where: str, part: str = "
     )  # fmt: skip
 
 
-def _against_itself(source: ByteSource, records: Records) -> Iterator[Problem]:
+def _against_itself(source: ByteSource, records: Records, older: Earlier | None) -> Iterator[Problem]:
     """Local headers against the directory, and what lies between the records."""
     count, directory_at, directory_size, end_at = find_end(source)
-    directory = bytes(source.read(directory_at, directory_size))
+    kept = older.kept if older else {}
     ordered: list[tuple[int, str]] = []
     at = 0
-    for name, record in records.items():
-        central = CENTRAL.unpack_from(directory, at)
-        raw = directory[at + 46 : at + 46 + central[10]]
-        at += 46 + sum(central[10:13])
-        ordered.append((packed(record).header, name))
-        yield from _local(source, name, packed(record), record.size, central, raw)
+    for name, entry in entries(source, records).items():
+        central, record = CENTRAL.unpack_from(entry), records[name]
+        at += len(entry)
+        if name not in kept:
+            ordered.append((packed(record).header, name))
+        yield from _local(source, name, packed(record), record.size, central, entry[46 : 46 + central[10]])
     ordered.sort()
     wide = _wide_end(source, count, directory_at, directory_size, end_at)
     first = ordered[0][0] if ordered else directory_at
     for (_, name), (following, _) in pairwise([*ordered, (directory_at, "")]):
         yield from _after(source, name, packed(records[name]), records[name].size, following)
     for start, end, where in (
-        (0, first, "before the first record"),
+        (older.source.size if older else 0, first, "before the first record"),
         (directory_at + at, directory_at + directory_size, "in the zip directory"),
         (directory_at + directory_size + len(wide), end_at, "after the zip directory"),
     ):

@@ -21,6 +21,7 @@ from itertools import pairwise
 from statedict.dtypes import BY_SAFETENSORS, DType
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
+from statedict.io.in_place import same_file
 from statedict.io.json import check
 from statedict.io.pipeline import Part
 from statedict.tensor import LazyTensor, Storage
@@ -246,16 +247,16 @@ def write(tree: Any, sink: Sink) -> None:
     sink.put_headed(parts, head)
 
 
-def rewrite(tree: Any, source: ByteSource) -> bytes | None:
-    """What to put at byte 0 of a file so that it holds a tree of the same bytes under other names.
+def rewrite(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:
+    """What to put where in a file so that it holds a tree of the same bytes under other names.
 
     Args:
         tree: of LazyTensors and plain values.
         source: the file as it is.
 
     Returns:
-        As many bytes as length and header take now; None where the tree has other tensors than the file, or its header
-        takes more room.
+        0, and as many bytes as length and header take now; None where the tree has other tensors than the file, or its
+        header takes more room.
     """
     raw, old_metadata, old = _header(source)
     start = 8 + len(raw)
@@ -265,8 +266,7 @@ def rewrite(tree: Any, source: ByteSource) -> bytes | None:
     origins: list[str] = []
     for name, tensor in tensors.items():
         at = tensor.storage.offset + tensor.offset
-        held = tensor.storage.source
-        if type(held) is not type(source) or held.name != source.name or (at, tensor.nbytes) not in there:
+        if not same_file(tensor.storage.source, source) or (at, tensor.nbytes) not in there:
             return None
         places[name] = at - start, at - start + tensor.nbytes
         origins.append(there.pop((at, tensor.nbytes)))
@@ -283,7 +283,7 @@ def rewrite(tree: Any, source: ByteSource) -> bytes | None:
         return None
     new += b" " * (len(raw) - len(new))
     new = _sign(new, [digests[name] for name in origins]) if signed else new
-    return len(new).to_bytes(8, "little") + new
+    return 0, len(new).to_bytes(8, "little") + new
 
 
 def _described(tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]) -> bytes:

@@ -58,7 +58,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     from statedict.formats.archive import check, faults
 
     records = read_directory(source)
-    yield from faults(source, records, ours=False)
+    yield from faults(source, records)
     tree, places = _tree(records, source.name)
     tensors: dict[str, list[tuple[str, LazyTensor]]] = {}
     for path, found in tensors_of(tree):

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
     from statedict.io.zip import Record
 
-_OURS = ".statedict.json"
+OURS = ".statedict.json"
 
 
 def read(source: ByteSource) -> Any:
@@ -66,8 +66,8 @@ def read(source: ByteSource) -> Any:
     """
     records = members(source)
     tree, _ = _tree(records)
-    if _OURS in records and isinstance(tree, StateDict):
-        tree.metadata = _ours(records[_OURS])["metadata"]
+    if OURS in records and isinstance(tree, StateDict):
+        tree.metadata = ours(records[OURS])["metadata"]
     return tree
 
 
@@ -89,15 +89,16 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
     from statedict.checks import refusal, tensors_of
     from statedict.formats.archive import check, faults
+    from statedict.formats.replaced_index import earlier
 
-    records = _directory(source)
+    records = directory(source)
     folder, digests = "", list[str]()
     tensors: dict[str, list[tuple[str, LazyTensor]]] = {}
     try:
-        folder = _folder(records, source.name)
+        folder = folder_of(records, source.name)
         held = _held(records, folder)
-        if _OURS in held:
-            digests = _ours(held[_OURS])["digests"]
+        if OURS in held:
+            digests = ours(held[OURS])["digests"]
         tree, storages = _tree(held)
         places = {id(found): f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
         for path, tensor in tensors_of(tree):
@@ -105,12 +106,21 @@ def checks(source: ByteSource) -> Iterator[Found]:
     except FormatError as error:
         yield refusal(error, source.name)
     order = [name.removeprefix(folder) or name for name in records]
-    if digests and (order[0], order[-1], len(order)) != ("data.pkl", _OURS, len(digests) + 1):
+    if digests and not in_order(order, digests):
         yield "another program packed the archive anew, so its digests cannot be told apart; CRC-32 only"
         digests = []
     for part, record, digest in zip(order, records.values(), chain(digests, repeat(None)), strict=False):
         yield check(part, record, tuple(tensors.get(part, ())), digest)
-    for problem in faults(source, records, f"{folder}{_OURS}" in records):
+    before = earlier(source, records)
+    for older in before:
+        for name, record in older.replaced.items():
+            yield check(f"{name.removeprefix(folder)} of the first {older.source.size:,} bytes", record)
+    if before:
+        yield (
+            f"its index was replaced in place, {len(before):,}×; its first {before[0].source.size:,} bytes are what it "
+            "was before, and a file that is written anew has none of that"
+        )
+    for problem in faults(source, records, folder + OURS):
         part = problem.part.removeprefix(folder)
         yield replace(problem, part=part, tensors=tuple(path for path, _ in tensors.get(part, ())))
 
@@ -121,20 +131,41 @@ def members(source: ByteSource) -> dict[str, Record | Inflated]:
     Raises:
         UnknownFormatError: an archive without `data.pkl`.
     """
-    records = _directory(source)
-    return _held(records, _folder(records, source.name))
+    records = directory(source)
+    return _held(records, folder_of(records, source.name))
 
 
-def _directory(source: ByteSource) -> dict[str, Record | Inflated]:
+def in_order(order: list[str], digests: list[str]) -> bool:
+    """Whether digests are those of the records of an archive, of which the names are given."""
+    return (order[0], order[-1], len(order)) == ("data.pkl", OURS, len(digests) + 1)
+
+
+def directory(source: ByteSource) -> dict[str, Record | Inflated]:
+    """The records of the archive by their full names.
+
+    Raises:
+        CorruptFileError: there is no directory that makes sense; the message says what is there.
+    """
     try:
         return read_directory(source)
-    except TruncatedError as error:
+    except CorruptFileError as error:
+        from statedict.formats.replaced_index import cut_short
         from statedict.formats.truncated import what_is_left
 
-        raise what_is_left(source, error) from error
+        found = cut_short(source)
+        if found is None and isinstance(error, TruncatedError):
+            found = what_is_left(source, error)
+        if found is None:
+            raise
+        raise found from error
 
 
-def _folder(records: dict[str, Record | Inflated], where: str) -> str:
+def folder_of(records: dict[str, Record | Inflated], where: str) -> str:
+    """What stands before `data.pkl` in its name.
+
+    Raises:
+        UnknownFormatError: there is none.
+    """
     folders = [name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")]
     if not folders:
         raise UnknownFormatError(f"{where}: is a zip archive without data.pkl, so torch.save did not write it")
@@ -210,7 +241,7 @@ def _attributes(module: Opaque) -> Any:
     return module.state
 
 
-def _ours(record: Record | Inflated) -> dict[str, Any]:
+def ours(record: Record | Inflated) -> dict[str, Any]:
     """The caller's strings and the digests in our own record."""
     import json
 
@@ -239,7 +270,7 @@ def write(tree: Any, sink: Sink) -> None:
     def place(tensor: LazyTensor) -> tuple[str, int, int, tuple[int, ...]]:
         where = by_tensor.get(id(tensor))
         if where is None:
-            raise UnsupportedError(f"{tensor!r}: a tensor in a key or in _metadata has no place in the file; drop it")
+            raise placeless(tensor)
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
@@ -247,6 +278,11 @@ def write(tree: Any, sink: Sink) -> None:
     storages = [(segment.source, segment.start, segment.size) for segment in segments]
     metadata = getattr(tree, "metadata", None)
     pack(sink, data, storages, {"byteorder": b"little"}, metadata)
+
+
+def placeless(tensor: LazyTensor) -> UnsupportedError:
+    """The error for a tensor that is no leaf of the tree."""
+    return UnsupportedError(f"{tensor!r}: a tensor in a key or in _metadata has no place in the file; drop it")
 
 
 def pack(
@@ -265,8 +301,6 @@ def pack(
         records: what stands between the pickle and the storages.
         metadata: strings of the caller's.
     """
-    import json
-
     layout = ArchiveLayout()
     parts: list[Part] = []
 
@@ -285,11 +319,37 @@ def pack(
     small("version", b"3\n")
     sink.reserve(layout.position)
     sums = sink.put(parts, crc=True)
-    ours: dict[str, Any] = {"digests": {"xxh3_128": [s.digest for s in sums]}}
-    if metadata:
-        ours["metadata"] = dict(metadata)
     parts = []
-    small(_OURS, json.dumps(ours, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    small(OURS, our_record([s.digest for s in sums], metadata))
     sums += sink.put(parts, crc=True)
-    directory = layout.directory([s.crc for s in sums])
-    sink.put([Part(layout.position, BytesSource(directory), 0, len(directory))])
+    end = layout.directory([s.crc for s in sums])
+    sink.put([Part(layout.position, BytesSource(end), 0, len(end))])
+
+
+def our_record(digests: list[str], metadata: dict[str, str] | None) -> bytes:
+    """Our own record, with the digests of those before it and strings of the caller's."""
+    import json
+
+    content: dict[str, Any] = {"digests": {"xxh3_128": digests}}
+    if metadata:
+        content["metadata"] = dict(metadata)
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def rewrite(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:
+    """What to append to a file so that it holds a tree of the same bytes under other names, with other values.
+
+    Args:
+        tree: of LazyTensors and plain values.
+        source: the file as it is.
+
+    Returns:
+        Its length, and a new index; None where the tree has other tensors than the file, or the file is one that we
+        leave as it is.
+
+    Raises:
+        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
+    """
+    from statedict.formats.torch_in_place import index
+
+    return index(tree, source)

@@ -64,7 +64,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     from statedict.formats.archive import check, faults
 
     records = read_directory(source)
-    yield from faults(source, records, ours=False)
+    yield from faults(source, records)
     tree = read(source)
     for name, record in records.items():
         if name.endswith("/"):

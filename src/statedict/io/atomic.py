@@ -84,26 +84,6 @@ def publish(
         sync_directory(directory)
 
 
-def overwrite_head(path: str, head: bytes) -> None:
-    """Write bytes over the beginning of a file, in one call, and wait until they are on the disk.
-
-    This is not atomic: a crash of the machine in the midst of it may leave a part of the old bytes.
-
-    Raises:
-        FileError: the file system refuses.
-    """
-    try:
-        fd = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-        try:
-            if os.pwrite(fd, head, 0) != len(head):
-                raise FileError(f"{path}: was written in part only; its header is damaged, fetch or save it again")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise error if isinstance(error, FileError) else file_error(path, "cannot write", error) from error
-
-
 def publish_folder(
     folder: str,
     files: Mapping[str, Write],

@@ -61,6 +61,11 @@ class Record:
         return self._base.remote
 
     @property
+    def base(self) -> ByteSource:
+        """The archive."""
+        return self._base
+
+    @property
     def archive_size(self) -> int:
         """Bytes of the archive that it lies in."""
         return self._base.size
@@ -400,11 +405,14 @@ class ArchiveLayout:
                 + name + extra
             )  # fmt: skip
         body = b"".join(parts)
-        count, size, at = len(self._entries), len(body), self.position
-        end = b""
-        if count >= FULL16 or size >= FULL32 or at >= FULL32:
-            end = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
-            end += LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
-        short = min(count, FULL16)
-        end += END.pack(b"PK\5\6", 0, 0, short, short, min(size, FULL32), min(at, FULL32), 0)
-        return body + end
+        return body + end_records(len(self._entries), len(body), self.position)
+
+
+def end_records(count: int, size: int, at: int) -> bytes:
+    """What follows a central directory of so many entries and bytes that begins at byte `at`."""
+    end = b""
+    if count >= FULL16 or size >= FULL32 or at >= FULL32:
+        end = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
+        end += LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
+    short = min(count, FULL16)
+    return end + END.pack(b"PK\5\6", 0, 0, short, short, min(size, FULL32), min(at, FULL32), 0)

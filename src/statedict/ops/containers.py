@@ -295,6 +295,16 @@ def find_directory(part: Part, end: int) -> tuple[int, int, int, int] | None:
     return None
 
 
+def before(part: Part, gaps: list[tuple[int, int]]) -> tuple[tuple[int, int, int, int] | None, int]:
+    """The directory of the archive that ends where a gap of a later one does, and where that is; None and 0 if none."""
+    for begin, stop in reversed(gaps):
+        if stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
+            found = find_directory(part, stop)
+            if found is not None and found[3] == stop:
+                return found, stop
+    return None, 0
+
+
 class _Local:
     __slots__ = ("flags", "method", "name", "packed", "start")
 

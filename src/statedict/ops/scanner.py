@@ -24,6 +24,7 @@ from statedict.ops.containers import (
     Part,
     Unpacked,
     Zip,
+    before,
     compression,
     find_directory,
     is_tar,
@@ -161,18 +162,20 @@ class Scan:
         return not found.problem and found.end > directory
 
     def _zip(self, part: Part, member: str, depth: int, end: int, directory: tuple[int, int, int, int]) -> None:
-        before: tuple[int, int, int, int] | None = directory
-        while before is not None:  # archives one behind the other, as in `.distcp` files
-            archive, before = Zip(part, end, before), None
+        now: tuple[int, int, int, int] | None = directory
+        seen: set[Member] = set()
+        while now is not None:  # archives one behind the other, as in `.distcp` files; one may list records of another
+            archive = Zip(part, end, now)
+            self.budget.spend(64 * len(archive.members))
             for text in archive.problems:
                 self._broken(member, text)
             for inner in dict.fromkeys(archive.members):
-                self._member(part, member, inner, depth)
+                if inner not in seen:
+                    self._member(part, member, inner, depth)
+            seen |= set(archive.members)
+            now, end = before(part, archive.gaps)
             for begin, stop in archive.gaps:
-                found = find_directory(part, stop) if begin == 0 and stop > 22 else None
-                if found is not None and found[3] == stop:
-                    before, end = found, stop
-                else:
+                if stop > end:  # what lies below is in that archive or in a gap of it
                     self._gap(part, member, depth, begin, stop)
 
     def _gap(self, part: Part, member: str, depth: int, begin: int, stop: int) -> None:
