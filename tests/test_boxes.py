@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,21 @@ def test_in_blocks_a_transposed_tensor_costs_one_pass_a_panel() -> None:
     in_blocks(rows, 10)
     assert base.bytes == 12000  # not what lies between the runs of three elements
     assert base.calls == 60 * 34  # runs of a panel, panels
+
+
+def test_what_is_in_memory_takes_no_panel() -> None:
+    rows = tensor_of(BytesSource(NUMBERS.tobytes()), (100, 60), (1, 100), 0).contiguous()
+    assert isinstance(rows.storage.source, boxes.BoxSource)
+    assert rows.storage.source.panel == mapped(rows, KIND, _next).storage.source.panel == 0  # type: ignore[attr-defined]
+    assert in_blocks(rows, 10) == NUMBERS.reshape(60, 100).T.tobytes()
+
+
+def test_of_many_chunks_few_are_looked_at_for_a_block() -> None:
+    one = tensor_of(Opened(), (1, 60), None, 0)
+    whole = assembled(KIND, (3000, 60), [((row, 0), one) for row in range(3000)], "chunks")
+    start = time.perf_counter()
+    assert whole.storage.source.read(120 * 2000, 1200) == NUMBERS[:60].tobytes() * 10
+    assert time.perf_counter() - start < 0.1
 
 
 def test_what_lies_in_order_is_read_once_in_pieces() -> None:

@@ -179,9 +179,11 @@ def cut(shape: Shape, most: int) -> Iterator[tuple[slice, ...]]:
 
 
 def jumps(source: ByteSource, shape: Shape, strides: Strides | None) -> bool:
-    """Whether a tensor that is read in its order is not read in that of the bytes below it."""
+    """Whether a tensor that is read in its order is not read in that of the bytes below it, in a file."""
     if isinstance(source, BoxSource) and source.panel:
         return True
+    if source.in_memory:
+        return False
     moving = [stride for n, stride in zip(shape, strides or (), strict=False) if n > 1 and stride]
     return moving != sorted(moving, reverse=True)
 
