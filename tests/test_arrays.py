@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from statedict.arrays import (
     Memory,
     contiguous_strides,
-    gather,
     is_numpy,
     is_torch,
     numpy_memory,
@@ -84,17 +83,6 @@ def test_a_tensor_made_over_memory_is_the_array(array: np.ndarray[Any, Any]) -> 
 @given(shapes)
 def test_contiguous_strides_are_those_of_torch(shape: tuple[int, ...]) -> None:
     assert contiguous_strides(shape) == torch.empty(shape).stride()
-
-
-@given(views(), st.data())
-def test_gather_copies_any_run_of_elements_of_any_layout(array: np.ndarray[Any, Any], data: st.DataObject) -> None:
-    flat = array.reshape(-1)
-    start = data.draw(st.integers(0, len(flat)))
-    length = data.draw(st.integers(0, len(flat) - start))
-    out = np.zeros(length, array.dtype)
-    if length or array.ndim <= 1:
-        gather(array, start, out)
-    assert np.array_equal(out, flat[start : start + length])
 
 
 def test_two_views_of_one_array_share_its_storage() -> None:

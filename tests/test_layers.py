@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dtypes",),
     ("io",),
     ("values", "arrays"),
+    ("boxes",),
     ("tensor",),
     ("segments", "checks", "assemble"),
     ("paths", "rename", "param_names"),

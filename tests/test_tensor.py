@@ -28,6 +28,7 @@ class Counted:
     """Bytes that remember which of them were read."""
 
     in_memory = False
+    remote = False
     name = "counted"
 
     def __init__(self, data: bytes) -> None:

@@ -107,8 +107,8 @@ def save(
             publish(target, partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
 
 
-def verify(path: Path, *, values: bool = False) -> VerifyReport:
-    """Check a checkpoint for damage; every byte of it is read once.
+def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyReport:
+    """Check a checkpoint for damage; every byte of it is read once, unless it is to be `quick`.
 
     Structure always: ranges, overlaps, bytes that belong to nothing, the headers of an archive against its directory,
     shards against their index. CRC-32 of each record of a zip archive, and digests where there are some, as in all
@@ -117,6 +117,7 @@ def verify(path: Path, *, values: bool = False) -> VerifyReport:
     Args:
         path: as for `load`.
         values: also count NaN and infinities, for which the tensors are read a second time.
+        quick: the structure only; no byte of a tensor is read, so that damage within tensors is not seen.
 
     Returns:
         What was found; `report.ok` says whether the file is fine, `report.problems` what is wrong and where.
@@ -124,6 +125,7 @@ def verify(path: Path, *, values: bool = False) -> VerifyReport:
     Raises:
         FileError: it cannot be opened.
         UnknownFormatError: it is no checkpoint; the message says what it seems to be.
+        ValueError: both `values` and `quick`.
 
     >>> import statedict
     >>> print(statedict.verify("examples/checkpoint.pth"))
@@ -131,10 +133,12 @@ def verify(path: Path, *, values: bool = False) -> VerifyReport:
     """
     from statedict.ops.verify import examine
 
+    if values and quick:
+        raise ValueError("values are counted by reading them, which quick leaves out; ask for one of them")
     source = formats.opened(named(path))
     with Paused():
         name, found = formats.checks(source)
-        return examine(named(path), name, found, values)
+        return examine(named(path), name, found, values, quick)
 
 
 def convert(

@@ -204,29 +204,6 @@ def torch_view(storage: Any, kind: DType, shape: tuple[int, ...], strides: Strid
     return empty.set_(storage, offset, shape, contiguous_strides(shape) if strides is None else strides)
 
 
-def gather(array: Any, start: int, out: Any) -> None:
-    """Copy elements `start`, `start + 1`, … of a strided array, counted row-major, into the flat array `out`.
-
-    The work is proportional to `len(out)` wherever it starts, so that a tensor of any layout can be read in blocks.
-    """
-    if array.ndim <= 1:
-        out[:] = array.reshape(-1)[start : start + len(out)]
-        return
-    row = math.prod(array.shape[1:])
-    done = 0
-    while done < len(out):
-        index, within = divmod(start + done, row)
-        left = len(out) - done
-        if within or left < row:
-            take = min(row - within, left)
-            gather(array[index], within, out[done : done + take])
-        else:
-            rows = left // row
-            take = rows * row
-            out[done : done + take].reshape(rows, *array.shape[1:])[...] = array[index : index + rows]
-        done += take
-
-
 def indexed(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple[int, ...], Strides, int]:
     """Shape, strides and first element of `array[index]` for integers, slices, `...` and `None`."""
     items = index if isinstance(index, tuple) else (index,)

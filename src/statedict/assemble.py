@@ -1,11 +1,11 @@
-"""One tensor made of others that lie in it, or of what a function makes of another's elements; read in blocks."""
+"""One tensor made of others that lie in it, or of what a function makes of another's elements; read in boxes."""
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
-from statedict.arrays import numpy_view
-from statedict.io.source import ComputedSource
+from statedict.boxes import PANEL, BoxSource, copy, cut, jumps, raw
+from statedict.errors import UnsupportedError
 from statedict.tensor import LazyTensor, Storage
 
 TYPE_CHECKING = False
@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.dtypes import DType
+    from statedict.io.source import ByteSource
 
-    Chunk = tuple[tuple[int, ...], Callable[[], LazyTensor]]
-    """Where a chunk begins along each dimension, and the tensor, fetched when it is first read."""
-    Part = tuple[tuple[int, ...], LazyTensor]
+    Shape = tuple[int, ...]
+    Chunk = tuple[Shape, LazyTensor | Callable[[], LazyTensor]]
+    """Where a chunk begins along each dimension, and the tensor, or what fetches it when it is first read."""
+
+_MAPPED = 2 << 20  # bytes that a function gets at once
 
 
-def assembled(kind: DType, shape: tuple[int, ...], chunks: Sequence[Chunk], name: str, fill: float = 0) -> LazyTensor:
+def assembled(
+    kind: DType, shape: Shape, chunks: Sequence[Chunk], name: str, fill: float = 0, remote: bool = False
+) -> LazyTensor:
     """A tensor of chunks; what none of them covers has one value.
 
     Args:
@@ -29,32 +34,23 @@ def assembled(kind: DType, shape: tuple[int, ...], chunks: Sequence[Chunk], name
         chunks: those that it is made of; none overlap.
         name: what errors call it.
         fill: the value of elements that no chunk covers.
+        remote: whether those that are not fetched yet are far away.
+
+    Raises:
+        UnsupportedError: elements are not whole numbers of bytes.
 
     >>> from statedict.tensor import as_lazy
     >>> import numpy
     >>> one = as_lazy(numpy.ones((1, 2)))
-    >>> assembled(one.dtype, (2, 2), [((1, 0), lambda: one)], "example").tolist()
+    >>> assembled(one.dtype, (2, 2), [((1, 0), one)], "example").tolist()
     [[0.0, 0.0], [1.0, 1.0]]
     """
-    opened: dict[int, LazyTensor] = {}
-
-    def part(index: int) -> Part:
-        if index not in opened:
-            opened[index] = chunks[index][1]()
-        return chunks[index][0], opened[index]
-
-    def put(first: int, out: Any) -> None:
-        _gather(out, first, shape, [part(index) for index in range(len(chunks))])
-
-    def read(offset: int, buffer: memoryview) -> None:
-        if len(chunks) == 1 and part(0)[1].shape == shape:
-            whole = part(0)[1].contiguous()
-            whole.storage.source.readinto(whole.storage.offset + whole.offset + offset, buffer)
-        else:
-            _elements(kind, offset, buffer, put, fill)
-
-    nbytes = kind.nbytes(math.prod(shape))
-    return LazyTensor(kind, shape, Storage(ComputedSource(nbytes, read, name), 0, nbytes))
+    if not kind.itemsize:
+        raise UnsupportedError(f"{name}: elements of {kind.bits} bits cannot be put together")
+    parts = list(chunks)
+    remote |= any(isinstance(chunk, LazyTensor) and chunk.storage.source.remote for _, chunk in parts)
+    source = BoxSource(kind, shape, partial(_chunks, parts, kind, fill), name, partial(_most_of_chunks, parts), remote)
+    return LazyTensor(kind, shape, Storage(source, 0, source.size))
 
 
 def mapped(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> LazyTensor:
@@ -66,83 +62,72 @@ def mapped(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> L
         function: takes a flat numpy array and returns one of as many elements, of the dtype `kind`.
     """
     rows = tensor.contiguous()
-    start, item = rows.storage.offset + rows.offset, rows.dtype.itemsize
-
-    def put(first: int, out: Any) -> None:
-        import numpy
-
-        data = rows.storage.source.read(start + first * item, len(out) * item)
-        out[:] = function(numpy.frombuffer(data, rows.dtype.numpy))
-
-    nbytes = kind.nbytes(tensor.numel())
-    source = ComputedSource(
-        nbytes, lambda offset, buffer: _elements(kind, offset, buffer, put), rows.storage.source.name
-    )
-    return LazyTensor(
-        kind,
-        tensor.shape,
-        Storage(source, 0, nbytes, tensor.storage.device),
-        0,
-        None,
-        tensor.requires_grad,
-        tensor.parameter,
-    )
+    below = rows.storage.source
+    at = partial(_made, rows, kind, function)
+    most = partial(_most_of_mapped, below, rows.dtype.itemsize, kind.itemsize)
+    source = BoxSource(kind, rows.shape, at, below.name, most, below.remote)
+    storage = Storage(source, 0, source.size, rows.storage.device)
+    return LazyTensor(kind, rows.shape, storage, 0, None, rows.requires_grad, rows.parameter)
 
 
-def _elements(
-    kind: DType, offset: int, buffer: memoryview, put: Callable[[int, Any], None], fill: float | None = None
-) -> None:
-    """Fill a buffer with whole elements, of which its first and last byte may be in the midst of one."""
+def _chunks(chunks: list[Chunk], kind: DType, fill: float, corner: Shape, out: Any) -> None:
+    """A box of chunks."""
     import numpy
 
-    item = kind.itemsize
-    first, last = offset // item, -(-(offset + len(buffer)) // item)
-    whole = offset == first * item and len(buffer) == (last - first) * item
-    out = numpy.frombuffer(buffer, kind.numpy) if whole else numpy.empty(last - first, kind.numpy)
-    if fill is not None:
-        out[:] = fill
-    put(first, out)
-    if not whole:
-        skip = offset - first * item
-        buffer[:] = out.view(numpy.uint8).data[skip : skip + len(buffer)]
+    inside: list[tuple[LazyTensor, Shape, Any]] = []
+    end = tuple(place + n for place, n in zip(corner, out.shape, strict=True))
+    for index, (start, _) in enumerate(chunks):
+        chunk = _fetched(chunks, index)
+        if start and (start[0] >= end[0] or start[0] + chunk.shape[0] <= corner[0]):
+            continue  # most of a thousand chunks
+        begin = tuple(map(max, corner, start))
+        stop = tuple(min(b, s + n) for b, s, n in zip(end, start, chunk.shape, strict=True))
+        if all(a < b for a, b in zip(begin, stop, strict=True)):
+            where = (*(slice(a - c, b - c) for a, b, c in zip(begin, stop, corner, strict=True)), ...)
+            inside.append((chunk, tuple(a - s for a, s in zip(begin, start, strict=True)), out[where]))
+    if sum(part.size for _, _, part in inside) < out.size:
+        out[...] = numpy.full(1, fill, kind.numpy).view(raw(kind.itemsize))[0]
+    for chunk, place, part in inside:
+        _box(chunk, place, part)
 
 
-def _gather(out: Any, start: int, shape: tuple[int, ...], parts: list[Part]) -> None:
-    """Copy elements `start`, `start + 1`, … of the whole, counted row-major, into the flat array `out`.
-
-    The work is proportional to `len(out)` wherever it starts, however long the rows are.
-    """
-    if not shape:
-        for _, tensor in parts:
-            out[0] = _read(tensor)
-        return
-    row = math.prod(shape[1:])
-    done = 0
-    while done < len(out):
-        index, within = divmod(start + done, row)
-        left = len(out) - done
-        if (within or left < row) and len(shape) > 1:
-            take = min(row - within, left)
-            inner = [(o[1:], t[index - o[0]]) for o, t in parts if o[0] <= index < o[0] + t.shape[0]]
-            _gather(out[done : done + take], within, shape[1:], inner)
-        else:
-            rows = left // row
-            take = rows * row
-            block = out[done : done + take].reshape(rows, *shape[1:])
-            for offsets, tensor in parts:
-                begin, end = max(index, offsets[0]), min(index + rows, offsets[0] + tensor.shape[0])
-                if begin < end:
-                    where = (slice(o, o + n) for o, n in zip(offsets[1:], tensor.shape[1:], strict=True))
-                    block[(slice(begin - index, end - index), *where)] = _read(
-                        tensor[begin - offsets[0] : end - offsets[0]]
-                    )
-        done += take
+def _fetched(chunks: list[Chunk], index: int) -> LazyTensor:
+    """A chunk, which from now on stands in the place of what fetched it."""
+    start, chunk = chunks[index]
+    if not isinstance(chunk, LazyTensor):
+        chunk = chunk()
+        chunks[index] = start, chunk
+    return chunk
 
 
-def _read(tensor: LazyTensor) -> Any:
-    """The elements of a piece; from a file they are read, for pages that are mapped would stay in memory."""
-    source = tensor.storage.source
-    if source.in_memory or tensor.strides is not None:
-        return tensor.numpy()
-    data = source.read(tensor.storage.offset + tensor.offset, tensor.nbytes)
-    return numpy_view(memoryview(data), tensor.dtype, tensor.shape, None)
+def _most_of_chunks(chunks: list[Chunk]) -> int:
+    tensors = (_fetched(chunks, index) for index in range(len(chunks)))
+    return PANEL * any(jumps(tensor.storage.source, tensor.shape, tensor.strides) for tensor in tensors)
+
+
+def _most_of_mapped(source: ByteSource, before: int, after: int) -> int:
+    """So much that there is room for what the panel is made of, too; itemsizes before and after."""
+    return PANEL * after // (before + after) * jumps(source, (), None)
+
+
+def _box(tensor: LazyTensor, corner: Shape, out: Any) -> None:
+    strides = tensor.stride()
+    ahead = sum(place * stride for place, stride in zip(corner, strides, strict=True)) * tensor.dtype.itemsize
+    copy(tensor.storage.source, tensor.dtype, tensor.storage.offset + tensor.offset + ahead, strides, out)
+
+
+def _made(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any], corner: Shape, out: Any) -> None:
+    import numpy
+
+    native, item, source = tensor.dtype.numpy, tensor.dtype.itemsize, tensor.storage.source
+    most = PANEL - _most_of_mapped(source, item, kind.itemsize) if jumps(source, (), None) else _MAPPED
+    memory = numpy.empty(min(out.size, max(1, most // item)), raw(item))
+    for where in cut(out.shape, len(memory)):
+        part = out[(*where, ...)]
+        values: Any = memory[: part.size].reshape(part.shape)
+        place = tuple(c + w.start for c, w in zip(corner, where, strict=False)) + corner[len(where) :]
+        _box(tensor, place, values)
+        for few in cut(part.shape, max(1, _MAPPED // item)):
+            target = part[(*few, ...)]
+            made = function(values[(*few, ...)].reshape(-1).view(native))
+            target[...] = made.view(raw(kind.itemsize)).reshape(target.shape)

@@ -7,7 +7,6 @@ import math
 from statedict.arrays import (
     Strides,
     contiguous_strides,
-    gather,
     indexed,
     is_numpy,
     is_torch,
@@ -19,11 +18,12 @@ from statedict.arrays import (
     touched,
     writable_memory,
 )
+from statedict.boxes import gathered
 from statedict.dtypes import DType
 from statedict.errors import LimitError, UnsupportedError
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
-from statedict.io.source import AddressSource, ComputedSource, address_view
+from statedict.io.source import AddressSource, address_view
 from statedict.values import Size, human_bytes
 
 TYPE_CHECKING = False
@@ -200,6 +200,8 @@ class LazyTensor:
         if copy:
             return numpy_view(self._owned(), self.dtype, self.shape, None)
         data = self.storage.view()
+        if data is None and self.strides is not None and self.nbytes <= self.span:
+            return self.contiguous().numpy()
         if data is None:
             data = memoryview(self.storage.source.read(self.storage.offset + self.offset, self.span))
         else:
@@ -241,7 +243,7 @@ class LazyTensor:
         return self.contiguous().numpy().tolist()
 
     def contiguous(self) -> LazyTensor:
-        """The same elements row-major; reading it gathers them block by block.
+        """The same elements row-major; reading it gathers them in bounded memory.
 
         Raises:
             LimitError: it repeats a few bytes so often that no memory could hold it.
@@ -253,24 +255,10 @@ class LazyTensor:
                 f"{self!r}: repeats {human_bytes(self.span)} to {human_bytes(self.nbytes)}; "
                 "a view by .numpy() or an index takes no memory"
             )
-        kind = self.dtype
-        arrays: list[Any] = []
-
-        def collect(offset: int, buffer: memoryview) -> None:
-            import numpy
-
-            if not arrays:  # once, for a source that cannot be mapped reads the whole span here
-                arrays.append(self.numpy())
-            item = kind.itemsize
-            first, last = offset // item, -(-(offset + len(buffer)) // item)
-            block = numpy.empty(last - first, kind.numpy)
-            gather(arrays[0], first, block)
-            skip = offset - first * item
-            buffer[:] = block.view(numpy.uint8).data[skip : skip + len(buffer)]
-
-        source = ComputedSource(self.nbytes, collect, self.storage.source.name)
-        storage = Storage(source, 0, self.nbytes, self.storage.device)
-        return LazyTensor(kind, self.shape, storage, 0, None, self.requires_grad, self.parameter)
+        base = self.storage
+        source = gathered(base.source, self.dtype, base.offset + self.offset, self.shape, self.strides)
+        storage = Storage(source, 0, self.nbytes, base.device)
+        return LazyTensor(self.dtype, self.shape, storage, 0, None, self.requires_grad, self.parameter)
 
     # what numpy and torch ask it for
 

@@ -75,6 +75,24 @@ def test_values_counts_nan_and_infinities_which_are_no_damage(run: Run, tmp_path
     assert verified.stdout.endswith("\n  x: 1 NaN and 1 infinite of 3 elements\n")
 
 
+def test_quick_looks_at_the_structure_and_reads_no_tensor(run: Run, damaged: str, tmp_path: Path) -> None:
+    verified = run("verify", "--quick", damaged, torch=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert verified.stdout == (
+        "damaged.safetensors: fine (safetensors, 2 tensors in 3 parts, CRC-32 of 0, digests of 1)\n"
+        "  note: structure only: no tensor was read, so damage within tensors is not seen\n"
+    )
+    (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:-1])
+    assert run("verify", "--quick", damaged).returncode == 1
+    assert run("verify", "--quick", "missing.pth").returncode == 2
+
+
+def test_quick_and_values_contradict_one_another(run: Run, damaged: str) -> None:
+    verified = run("verify", "--quick", "--values", damaged)
+    assert (verified.returncode, verified.stdout) == (2, "")
+    assert "give one of them" in verified.stderr
+
+
 def test_names_that_could_steer_a_terminal_are_escaped(run: Run, tmp_path: Path) -> None:
     statedict.save({"\x1b[31mred": torch.tensor([float("nan")])}, tmp_path / "red.safetensors")
     assert "\x1b" not in run("verify", "--values", "red.safetensors").stdout

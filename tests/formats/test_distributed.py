@@ -121,6 +121,8 @@ def test_shards_of_two_ranks_are_assembled_into_the_whole_tensors(ranks: Path, t
         raw = bytes(state.at(path).raw())
         for start in range(0, len(raw) - 3 * size, 3):
             assert source.read(start, size + 3) == raw[start : start + size + 3]
+    sent = pickle.loads(pickle.dumps(statedict.load(ranks)))
+    assert all(sent.at(path).raw() == state.at(path).raw() for path in expected)
     assert state["epoch"] == 3
     statedict.save(state, tmp_path / "whole.pth")
     assert_same(statedict.load(tmp_path / "whole.pth").at("deep.middle"), expected["deep.middle"])

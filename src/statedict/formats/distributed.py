@@ -172,7 +172,8 @@ def _leaf(name: str, entry: dict[str, Any], places: dict[tuple[Any, ...], Slice]
             "a rank's file is missing or the metadata is damaged"
         )
     parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
-    return assembled(kind, tuple(size), parts, chunks[0][2].name if chunks else name)
+    first = chunks[0][2] if chunks else None
+    return assembled(kind, tuple(size), parts, first.name if first else name, remote=bool(first and first.remote))
 
 
 def _tile(size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:

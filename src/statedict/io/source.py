@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
 
 from statedict.errors import CorruptFileError, FileError, file_error
 
@@ -230,7 +231,7 @@ class AddressSource:
 
 
 class ComputedSource:
-    """Bytes that a function makes on demand: what a lazy operation returns."""
+    """Bytes that a function makes on demand; what makes tensors is in boxes.py."""
 
     __slots__ = ("fill", "name", "remote", "size")
 
@@ -309,15 +310,16 @@ def swapped(source: ByteSource, start: int, nbytes: int, kind: DType) -> ByteSou
         return Slice(source, start, nbytes)
     check_range(source, start, nbytes)
 
-    def fill(offset: int, buffer: memoryview) -> None:
-        first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize
-        data = bytearray(source.read(start + first, min(last, nbytes) - first))
-        turned = bytearray(len(data))
-        for at in range(itemsize):
-            turned[at::itemsize] = data[itemsize - 1 - at :: itemsize]
-        buffer[:] = turned[offset - first : offset - first + len(buffer)]
+    return ComputedSource(nbytes, partial(_turned, source, start, nbytes, itemsize), source.name, source.remote)
 
-    return ComputedSource(nbytes, fill, source.name)
+
+def _turned(source: ByteSource, start: int, nbytes: int, itemsize: int, offset: int, buffer: memoryview) -> None:
+    first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize
+    data = bytearray(source.read(start + first, min(last, nbytes) - first))
+    turned = bytearray(len(data))
+    for at in range(itemsize):
+        turned[at::itemsize] = data[itemsize - 1 - at :: itemsize]
+    buffer[:] = turned[offset - first : offset - first + len(buffer)]
 
 
 def address_view(address: int, size: int, owner: object) -> memoryview:

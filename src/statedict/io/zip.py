@@ -139,6 +139,9 @@ class Inflated:
         self.packed, self.name, self.label, self.size, self.crc = packed, packed.name, packed.label, size, packed.crc
         self._data: memoryview | None = None
 
+    def __reduce__(self) -> tuple[type[Inflated], tuple[Record, int]]:
+        return Inflated, (self.packed, self.size)
+
     @property
     def archive_size(self) -> int:
         """Bytes of the archive that it lies in."""

@@ -164,9 +164,7 @@ def pad(state: StateDict, patterns: Patterns, shape: Sequence[int], value: float
         ):
             raise AlterError(f"{tensor!r}: cannot be padded to {tuple(shape)}")
         wanted = tuple(own if size == -1 else size for size, own in zip(shape, tensor.shape, strict=True))
-        return assembled(
-            tensor.dtype, wanted, [((0,) * tensor.ndim, lambda: tensor)], tensor.storage.source.name, value
-        )
+        return assembled(tensor.dtype, wanted, [((0,) * tensor.ndim, tensor)], tensor.storage.source.name, value)
 
     return each(state, patterns, make)
 
@@ -286,11 +284,7 @@ def _joined(dim: int, path: str, *parts: LazyTensor) -> LazyTensor:
             )
     chunks, start = [], 0
     for part in parts:
-        chunks.append((tuple(start if d == axis else 0 for d in range(first.ndim)), partial(_itself, part)))
+        chunks.append((tuple(start if d == axis else 0 for d in range(first.ndim)), part))
         start += part.shape[axis]
     shape = tuple(start if d == axis else size for d, size in enumerate(first.shape))
     return assembled(first.dtype, shape, chunks, first.storage.source.name)
-
-
-def _itself(tensor: LazyTensor) -> LazyTensor:
-    return tensor

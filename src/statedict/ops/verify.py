@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from statedict.checks import Check, Found, Problem, refusal
 from statedict.errors import FileError, FormatError, LimitError, TreeError, UnknownFormatError
 from statedict.io.blocks import Sums, blocks, summed
 from statedict.io.parallel import batches, parallel
+from statedict.io.progress import Meter, meter
 from statedict.tensor import LazyTensor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.io.blocks import Block
 
 _REMEDY = "fetch the file again, or save it again"
 _JOB = 32 << 20  # bytes that a thread takes at a time
+_SMALL = 16 << 20  # a part without tensors, such as a header or a pickle, that even a quick look reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +48,10 @@ class VerifyReport:
         file: its path.
         format: what it is.
         tensors: how many it holds.
-        parts: how many parts were looked at: records of an archive, or the header and each tensor.
+        parts: how many parts it has: records of an archive, or the header and each tensor.
         nbytes: bytes that were read.
-        crcs: how many parts have a CRC-32.
-        digests: how many parts have a digest.
+        crcs: how many CRC-32 were compared.
+        digests: how many digests were compared.
         problems: what is wrong; empty if nothing is.
         notes: what deserves a word and is no damage.
         nonfinite: tensors with NaN or infinities; None if these were not asked for.
@@ -88,7 +95,7 @@ def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def examine(file: str, name: str, found: Iterator[Found], values: bool = False) -> VerifyReport:
+def examine(file: str, name: str, found: Iterator[Found], values: bool = False, quick: bool = False) -> VerifyReport:
     """Carry out what a format's `checks` say.
 
     Args:
@@ -96,21 +103,27 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False) 
         name: the format's name.
         found: what `checks` yields.
         values: also count NaN and infinities, for which the tensors are read once more.
+        quick: leave the parts unread that hold tensors.
 
     Raises:
         UnknownFormatError: it turns out to be no checkpoint.
     """
     checks: list[Check] = []
+    looked: list[Check] = []
     problems: list[Problem] = []
     notes: list[str] = []
+    here = meter()
 
     def parts() -> Iterator[Check]:
-        """The checks alone; the threads read the first ones while the rest of the structure is looked at."""
+        """The checks to read; the threads read the first ones while the rest of the structure is looked at."""
         try:
             for item in found:
                 if isinstance(item, Check):
                     checks.append(item)
-                    yield item
+                    if not quick or (not item.tensors and item.size <= _SMALL):
+                        looked.append(item)
+                        here.expect(item.size)
+                        yield item
                 else:
                     kept: list[Any] = problems if isinstance(item, Problem) else notes
                     kept.append(item)
@@ -120,7 +133,7 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False) 
             problems.append(refusal(error, file))
 
     nonfinite: dict[str, Nonfinite] = {}
-    for done in parallel(lambda batch: [_look(check, values) for check in batch], batches(parts(), _JOB)):
+    for done in parallel(lambda batch: [_look(check, values, here) for check in batch], batches(parts(), _JOB)):
         for problem, counts in done:
             problems += [problem] if problem else []
             for count in counts:
@@ -134,6 +147,8 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False) 
     paths = {path for check in checks for path in check.paths}
     if not paths and not problems:
         notes.append("no tensor is in it")
+    elif quick:
+        notes.append("structure only: no tensor was read, so damage within tensors is not seen")
     elif checks and not any(check.digest or check.crc is not None for check in checks):
         notes.append("it carries no digests, so damage within tensors cannot be seen; files that statedict saves do")
     return VerifyReport(
@@ -141,24 +156,28 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False) 
         format=name,
         tensors=len(paths),
         parts=len(checks),
-        nbytes=sum(check.size for check in checks),
-        crcs=sum(check.crc is not None for check in checks),
-        digests=sum(check.digest is not None for check in checks),
+        nbytes=sum(check.size for check in looked),
+        crcs=sum(check.crc is not None for check in looked),
+        digests=sum(check.digest is not None for check in looked),
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(notes),
         nonfinite=tuple(count for count in nonfinite.values() if count.nan or count.inf) if values else None,
     )
 
 
-def _look(check: Check, values: bool) -> tuple[Problem | None, list[Nonfinite]]:
+def _look(check: Check, values: bool, here: Meter) -> tuple[Problem | None, list[Nonfinite]]:
     """What is wrong with a part, and its numbers that are not finite."""
     try:
         with_crc, with_digest = check.crc is not None, check.digest is not None
-        sums = summed(check.source, check.start, check.size, with_crc, with_digest)
+        sums = summed(check.source, check.start, check.size, with_crc, with_digest, partial(_count, here))
         return _compare(check, sums), list(_nonfinite(check)) if values else []
     except (FormatError, FileError) as error:
         found = refusal(error, check.source.name)
         return Problem(check.part, found.what, remedy=found.remedy or _REMEDY, tensors=check.paths), []
+
+
+def _count(here: Meter, _: int, block: Block) -> None:
+    here.advance(len(block))
 
 
 def _compare(check: Check, sums: Sums) -> Problem | None:
@@ -199,8 +218,8 @@ def _counts(tensor: LazyTensor) -> tuple[int, int]:
         return 0, 0
     import numpy
 
-    # an element that stands many times, by a stride of 0, is looked at once
-    spread = tensor.nbytes > tensor.span
+    # in the order of the file; an element that stands many times, by a stride of 0, is looked at once
+    spread = tensor.nbytes >= tensor.span
     whole = tensor if spread else tensor.contiguous()
     nan = inf = 0
     start, size = whole.storage.offset + whole.offset, tensor.span if spread else tensor.nbytes

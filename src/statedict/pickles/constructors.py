@@ -7,6 +7,7 @@ the same things stand beside.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 from statedict.dtypes import BY_NAME, BY_STORAGE, DType
 from statedict.errors import CorruptFileError
@@ -151,24 +152,16 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
     conj, neg = metadata.get("conj") is True, metadata.get("neg") is True
     if not (conj or neg):
         return made
-    from statedict.io.source import ComputedSource
+    from statedict.assemble import mapped
 
-    plain = made.contiguous()
-    native = plain.dtype
+    return mapped(made, made.dtype, partial(_as_bits, conj, neg))
 
-    def compute(offset: int, buffer: memoryview) -> None:
-        import numpy
 
-        item = native.itemsize
-        first, last = offset // item * item, -(-(offset + len(buffer)) // item) * item
-        source, start = plain.storage.source, plain.storage.offset + plain.offset
-        block = numpy.frombuffer(source.read(start + first, last - first), native.numpy)
-        block = numpy.conjugate(block) if conj else block
-        block = numpy.ascontiguousarray(numpy.negative(block) if neg else block)
-        buffer[:] = block.view(numpy.uint8).data[offset - first : offset - first + len(buffer)]
+def _as_bits(conj: bool, neg: bool, values: Any) -> Any:
+    import numpy
 
-    source = ComputedSource(plain.nbytes, compute, plain.storage.source.name)
-    return LazyTensor(native, plain.shape, Storage(source, 0, plain.nbytes), 0, None, plain.requires_grad)
+    values = numpy.conjugate(values) if conj else values
+    return numpy.negative(values) if neg else values
 
 
 class _Tensor(LazyTensor):
