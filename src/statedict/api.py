@@ -7,7 +7,7 @@ from functools import partial
 
 from statedict import formats
 from statedict.collector import Paused
-from statedict.errors import RestoreError, UnsupportedError
+from statedict.errors import RestoreError
 from statedict.io.urls import named
 from statedict.paths import walk
 from statedict.tree import StateDict
@@ -71,9 +71,12 @@ def save(
             `{"model": model, "optimizer": optimizer, "epoch": 3}` captures each by its adapter.
         path: the file, or a URL (`s3://`, `gs://`, `az://`); an existing one is replaced at the end, in one step. It
             may be the file that the tree was loaded from.
-        format: `"torch"` or `"safetensors"`; by default what the suffix says, torch for unknown ones.
+        format: `"torch"`, `"safetensors"`, or `"distributed"` for a folder that `torch.distributed.checkpoint`
+            loads; by default what the suffix says, torch for unknown ones. A folder that holds a distributed
+            checkpoint is replaced by one.
         max_shard_size: write a folder of safetensors of at most so many bytes of tensors each, `"5GB"`, with an
-            index, as Hugging Face's libraries name them. What else is in the folder stays.
+            index, as Hugging Face's libraries name them; or several files in a distributed checkpoint. What else is
+            in the folder stays.
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
         executor: any `concurrent.futures.Executor`, to carry out the reading, computing and writing instead of a few
@@ -92,16 +95,13 @@ def save(
     """
     from statedict.io.files import publish, publish_folder
 
-    if max_shard_size is not None:
-        from statedict.formats.sharded import shards
-    target = named(path)
-    module = formats.writer(format or formats.for_writing(target))
+    target, sharded = named(path), max_shard_size is not None
+    name = format or formats.for_writing(target, sharded)
+    module, folder = formats.writer(name), formats.folder_writer(name, sharded)
     with Paused():
         root = _rooted(tree)
-        if max_shard_size is not None:
-            if format not in (None, "safetensors"):
-                raise UnsupportedError(f"shards are written as safetensors, not as {format}")
-            files = shards(root, parsed_bytes(max_shard_size))
+        if folder is not None:
+            files = folder.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
             publish_folder(target, files, overwrite=overwrite, fsync=fsync, executor=executor)
         else:
             publish(target, partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
+import torch.distributed.checkpoint as dcp
 
 import statedict
 from statedict.arrays import contiguous_strides
@@ -30,18 +32,34 @@ class Subject:
 
     `views` says whether it keeps tensors that overlap in part; every format keeps tied ones.
     `opaque` says whether it can write what is no data, as a label.
+    `folder` says that it is a folder of files.
     """
 
     name: str
     suffix: str
     views: bool
     opaque: bool
+    folder: bool = False
+
+    def save(self, tree: Any, path: Path, **options: Any) -> None:
+        """Save it in this format."""
+        statedict.save(tree, path, **{"format": self.name, **options})
 
     def round_trip(self, tree: Any, folder: Path, **options: Any) -> Any:
         """What `load` finds after `save`."""
         path = folder / f"round-trip{self.suffix}"
-        statedict.save(tree, path, **{"fsync": False, **options})
+        self.save(tree, path, **{"fsync": False, **options})
         return statedict.load(path)
+
+    def content(self, path: Path) -> dict[str, bytes]:
+        """The bytes of the file, or of each file in the folder by its name."""
+        if not self.folder:
+            return {"": path.read_bytes()}
+        return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+    def size(self, path: Path) -> int:
+        """How many bytes it takes."""
+        return sum(map(len, self.content(path).values()))
 
     def sparse(self, path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
         """Make a file of bfloat16 zeros that are holes, so that its size costs nothing; name → its first byte."""
@@ -64,6 +82,12 @@ class Subject:
         """A flat dict of tensors, as the format's own library reads it."""
         if self.name == "torch":
             return torch.load(path, weights_only=True)
+        if self.name == "distributed":
+            tensors = statedict.load(path).tensors()
+            state = {name: torch.empty(t.shape, dtype=t.dtype.torch) for name, t in tensors.items()}
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is there
+                dcp.load(state, checkpoint_id=path, no_dist=True)
+            return state
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -71,6 +95,7 @@ class Subject:
 SUBJECTS = {
     "torch": Subject("torch", ".pth", views=True, opaque=False),
     "safetensors": Subject("safetensors", ".safetensors", views=False, opaque=True),
+    "distributed": Subject("distributed", "", views=False, opaque=False, folder=True),
 }
 
 
@@ -100,3 +125,11 @@ def _sparse_archive(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str
 def subject(request: pytest.FixtureRequest) -> Subject:
     """Every format of the table that is written; one without an entry above fails."""
     return SUBJECTS[request.param]
+
+
+@pytest.fixture
+def file_subject(subject: Subject) -> Subject:
+    """Every format whose checkpoints are one file."""
+    if subject.folder:
+        pytest.skip("is a folder")
+    return subject

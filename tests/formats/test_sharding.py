@@ -64,7 +64,7 @@ def test_shards_joined_again_are_the_same_bytes(tree: Any, suffix: str, tmp_path
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(4, 200))
 def test_no_shard_is_larger_than_asked_but_for_one_tensor(sizes: list[int], most: int) -> None:
     from statedict.adapters.collect import lazily
-    from statedict.formats.sharded import shards
+    from statedict.formats.sharded import files as shards
 
     tree = statedict.StateDict((f"t{n}", torch.zeros(size)) for n, size in enumerate(sizes))
     files = shards(lazily(tree), most)

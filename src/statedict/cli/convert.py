@@ -17,7 +17,7 @@ from statedict.values import human_bytes
 @click.argument("dst", type=click.Path())
 @click.option("--format", "format_", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
 @click.option("--only", metavar="GLOB", multiple=True, help="Keep what matches.")
-@click.option("--max-shard-size", metavar="SIZE", help="Write a folder of shards of at most SIZE, such as 5GB.")
+@click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 def command(
     src: str, dst: str, format_: str | None, only: tuple[str, ...], max_shard_size: str | None, overwrite: bool

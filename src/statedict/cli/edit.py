@@ -13,6 +13,7 @@ from statedict.api import edit
 from statedict.cli import printable
 from statedict.cli.progress import progress
 from statedict.errors import AlterError
+from statedict.formats import WRITABLE
 
 
 class _InOrder(click.Command):
@@ -119,6 +120,7 @@ def _options(command: Any) -> Any:
 @_options
 @click.option("--strip", is_flag=True, help="Keep the model only.")
 @click.option("--plan", type=click.Path(), help="Take the steps from a TOML file.")
+@click.option("--format", "format_", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
 @click.option("--in-place", is_flag=True, help="Alter SRC itself; if only names change, its index alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
@@ -129,6 +131,7 @@ def command(
     /,
     src: str,
     dst: str | None,
+    format_: str | None,
     in_place: bool,
     dry_run: bool,
     overwrite: bool,
@@ -145,7 +148,7 @@ def command(
     if not steps:
         raise click.UsageError("name a step, such as --drop 'head.*', or --plan FILE")
     with progress("editing"):
-        report = edit(src, dst, steps, dry_run=dry_run, overwrite=overwrite)
+        report = edit(src, dst, steps, format=format_, dry_run=dry_run, overwrite=overwrite)
     click.echo(json.dumps(report.to_json()) if as_json else printable_lines(str(report)))
 
 

@@ -1,14 +1,21 @@
 """Formats: one module a kind of file; here the protocol, the table and the sniffing.
 
-To add one: a module with `read`, `checks` and, if it can, `write` and `rewrite`; a row in `FORMATS`; if it writes, an
-entry in `tests/formats/conftest.py`, whose conformance suite it then runs.
+To add one: a module with `read`, `checks` and, if it can, `write` and `rewrite`, or `files` if it is a folder; a row in
+`FORMATS`; if it writes, an entry in `tests/formats/conftest.py`, whose conformance suite it then runs.
 """
 
 from __future__ import annotations
 
 import os
 
-from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, UnknownFormatError
+from statedict.errors import (
+    CorruptFileError,
+    FileError,
+    FormatError,
+    MissingFileError,
+    UnknownFormatError,
+    UnsupportedError,
+)
 from statedict.io.files import exists, names_in, open_source
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.source import FileSource
@@ -16,7 +23,7 @@ from statedict.io.urls import folder_of, is_url, joined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, Protocol
 
     from statedict.checks import Found
@@ -40,6 +47,12 @@ if TYPE_CHECKING:
         def write(self, tree: Any, sink: Sink) -> None:
             """Write a tree of LazyTensors and plain values; absent where `suffixes` is empty."""
 
+        def files(self, tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
+            """What to write into a folder: name of each file → what writes it, the one that names the others last.
+
+            `most` is how many bytes a file may have. Absent where no row has it as its `folder`.
+            """
+
         # a module may also have `rewrite`, see the function of that name here
 
 
@@ -49,15 +62,21 @@ _HEAD = 512
 class Row:
     """A format in the table: its module, the suffixes that choose it for writing, and how its files begin.
 
-    `parts` says that it holds other checkpoints; these are not looked for in one that is such a part itself.
+    `parts` says that it holds other checkpoints; these are not looked for in one that is such a part itself. `folder`
+    is the format that writes it as a folder: itself if it is nothing but a folder, another one for its shards.
     """
 
-    __slots__ = ("magic", "module", "parts", "suffixes")
+    __slots__ = ("folder", "magic", "module", "parts", "suffixes")
 
     def __init__(
-        self, module: str, suffixes: tuple[str, ...], magic: Callable[[bytes], bool], parts: bool = False
+        self,
+        module: str,
+        suffixes: tuple[str, ...],
+        magic: Callable[[bytes], bool],
+        parts: bool = False,
+        folder: str = "",
     ) -> None:
-        self.module, self.suffixes, self.magic, self.parts = module, suffixes, magic, parts
+        self.module, self.suffixes, self.magic, self.parts, self.folder = module, suffixes, magic, parts, folder
 
     def load(self) -> Format:
         """The module."""
@@ -80,6 +99,7 @@ FORMATS: dict[str, Row] = {
         "statedict.formats.safetensors",
         (".safetensors",),
         lambda head: (head[8:9] == b"{" and head[5:8] == b"\0\0\0") or _nearly(head[8:], b'{"__metadata__":{'),
+        folder="sharded",
     ),
     "zip": Row("statedict.formats.zip_members", (), lambda head: head[:4] == b"PK\5\6", parts=True),
     "torch-export": Row("statedict.formats.torch_export", (), lambda head: False, parts=True),  # a kind of zip
@@ -95,6 +115,7 @@ FORMATS: dict[str, Row] = {
         (),
         lambda head: _is_pickle(head) and b"torch.distributed.checkpoint.metadata" in head[:80],
         parts=True,
+        folder="distributed",
     ),
     "pickle": Row("statedict.formats.pickle", (), lambda head: _is_pickle(head)),
     "sharded": Row(
@@ -104,7 +125,8 @@ FORMATS: dict[str, Row] = {
         parts=True,
     ),
 }
-WRITABLE = [name for name, row in FORMATS.items() if row.suffixes]
+WRITABLE = [name for name, row in FORMATS.items() if row.suffixes or row.folder]
+_FOLDERS = " or ".join(name for name in WRITABLE if FORMATS[name].folder)
 # what a folder is opened by, in this order; without any of them by the only index or the only whole file of weights in
 # it, such as `model.fp16.safetensors`
 _ENTRIES = (
@@ -394,7 +416,30 @@ def rewrite(tree: Any, source: ByteSource, name: str | None = None) -> tuple[int
     return altered(tree, source) if altered and name in (None, kind) else None
 
 
-def for_writing(path: str) -> str:
-    """The name of the format that a path's suffix asks for; torch for every unknown one, as torch.save has it."""
+def folder_writer(name: str, sharded: bool) -> Format | None:
+    """The format whose `files` write this one into a folder; None if it is one file.
+
+    Args:
+        name: of a format that can be written.
+        sharded: several files are asked for.
+
+    Raises:
+        UnsupportedError: they are, and the format has no shards.
+    """
+    folder = FORMATS[name].folder
+    if sharded and not folder:
+        raise UnsupportedError(f"shards are written as {_FOLDERS}, not as {name}")
+    return FORMATS[folder].load() if sharded or folder == name else None
+
+
+def for_writing(path: str, sharded: bool = False) -> str:
+    """The name of the format that a path asks for: by its suffix; torch for every unknown one, as torch.save has it.
+
+    A folder that holds a distributed checkpoint asks for another one, any other with shards for safetensors.
+    """
     suffix = os.path.splitext(path)[1].lower()
+    if os.path.isfile(os.path.join(path, ".metadata")):
+        return "distributed"
+    if sharded:
+        return "safetensors"
     return next((name for name, row in FORMATS.items() if suffix in row.suffixes), "torch")

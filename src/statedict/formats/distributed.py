@@ -5,13 +5,15 @@
     __RANK_N.distcp  the chunks one after the other, each of them a file of torch.save in itself
 
 A tensor of several chunks is assembled when it is read, block by block. The chunk's own header is looked at only then,
-so opening costs `.metadata` and the entries that are bytes.
+so opening costs `.metadata` and the entries that are bytes. Names that share a chunk are tied tensors.
+distributed_writing.py says what we write.
 Source: torch/distributed/checkpoint/metadata.py, filesystem.py, _nested_dict.py (PyTorch 2.13).
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import partial
 from itertools import pairwise, product
 
@@ -20,7 +22,8 @@ from statedict.assemble import assembled
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
 from statedict.io.source import Slice
-from statedict.pickles.budget import Together
+from statedict.paths import MAX_DEPTH
+from statedict.pickles.budget import RECORDS, Together
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
@@ -30,11 +33,16 @@ from statedict.values import Opaque, Size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from statedict.checks import Found
+    from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
+    from statedict.tensor import Storage
+
+OURS = "statedict"
+"""An attribute of the index that PyTorch has none of: what the names do not say of the tree."""
 
 
 def read(source: ByteSource) -> StateDict:
@@ -53,7 +61,7 @@ def read(source: ByteSource) -> StateDict:
 
 
 def _tree(index: ByteSource, folder: str) -> StateDict:
-    metadata = _fields(load(index.read(0, index.size), DATA, None, index.name)[0])
+    metadata = _metadata(index)
     entries = metadata.get("state_dict_metadata")
     if not isinstance(entries, dict):
         raise CorruptFileError(f"{index.name}: does not describe a checkpoint of torch.distributed")
@@ -72,14 +80,36 @@ def _tree(index: ByteSource, folder: str) -> StateDict:
         places[known.check((name, chunk))] = Slice(files[file], offset, length)
     if sum(s.size for (_, chunk), s in places.items() if chunk is None) > sum(f.size for f in files.values()):
         raise CorruptFileError(f"{index.name}: several names for the same bytes; the metadata is damaged or forged")
+    storages: dict[tuple[Any, ...], Storage] = {}
+    leaves = {name: _leaf(name, _fields(entry), places, storages, index.name) for name, entry in entries.items()}
+    if OURS in metadata:
+        return _arranged(metadata[OURS], leaves, index.name)
     planner = metadata.get("planner_data")
     paths = planner if isinstance(planner, dict) else {}
     tree = StateDict()
-    for name, entry in entries.items():
-        leaf = _leaf(name, _fields(entry), places, index.name)
+    for name, leaf in leaves.items():
         keys = paths.get(name, (name,))
         _insert(tree, keys if type(keys) is tuple and keys else (name,), leaf)
     return tree
+
+
+def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
+    """What to write into a folder: name of each file → what writes it, the index last.
+
+    Args:
+        tree: of LazyTensors and plain values.
+        most: bytes in a file; one thing that is larger has a file of its own. All in one by default.
+
+    Raises:
+        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse, or two entries with one name.
+    """
+    from statedict.formats.distributed_writing import planned
+
+    return planned(tree, most)
+
+
+def _metadata(index: ByteSource) -> dict[str, Any]:
+    return _fields(load(index.read(0, index.size), DATA, None, index.name, factor=RECORDS)[0])
 
 
 def _stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, Any, str, int, int]]:
@@ -104,34 +134,38 @@ def checks(source: ByteSource) -> Iterator[Found]:
     """Every chunk, each a file in itself, and whether they make up the files of the ranks and the tensors."""
     from dataclasses import replace
 
-    from statedict.checks import Problem, refusal, within
+    from statedict.checks import Check, Problem, refusal, within
 
     folder, sound = formats.beside(source), True
-    metadata = _fields(load(source.read(0, source.size), DATA, None, source.name)[0])
-    files: dict[str, list[tuple[int, int, str, Any]]] = {}
+    metadata = _metadata(source)
+    files: dict[str, dict[tuple[int, int], list[tuple[str, Any]]]] = {}  # tied tensors are names of one chunk
     for name, chunk, file, offset, length in _stored(metadata, source.name):
-        files.setdefault(file, []).append((offset, length, str(name), chunk))
+        files.setdefault(file, {}).setdefault((offset, length), []).append((str(name), chunk))
     for file, chunks in files.items():
         try:
             whole = formats.open_file(formats.inside(folder, file))
         except FileError as error:
             missing = refusal(error, os.path.join(folder, file), file)
-            yield replace(missing, tensors=tuple(dict.fromkeys(name for _, _, name, _ in chunks)))
+            yield replace(missing, tensors=tuple(dict.fromkeys(name for held in chunks.values() for name, _ in held)))
             sound = False
             continue
-        if sum(length for _, length, _, _ in chunks) > whole.size:
+        if sum(length for _, length in chunks) > whole.size:
             what = "its chunks overlap or lie past its end, and are not read"
             yield Problem(file, what, remedy="fetch or save the checkpoint again")
             sound = False
             continue
-        for offset, length, name, chunk in chunks:
+        for (offset, length), held in chunks.items():
+            name, chunk = held[0]
             part = f"{file}: {name} from {chunk}" if chunk and any(chunk) else f"{file}: {name}"
             try:
-                yield from within(formats.part_checks(Slice(whole, offset, length)), part, name)
+                for item in within(formats.part_checks(Slice(whole, offset, length)), part, name):
+                    if isinstance(item, Check) and item.tensors:
+                        item.tensors += tuple((tied, item.tensors[0][1]) for tied, _ in held[1:])
+                    yield item
             except (CorruptFileError, UnknownFormatError) as error:
-                yield replace(refusal(error, whole.name, part), tensors=(name,))
+                yield replace(refusal(error, whole.name, part), tensors=tuple(name for name, _ in held))
                 sound = False
-        ranges = sorted((offset, offset + length) for offset, length, _, _ in chunks)
+        ranges = sorted((offset, offset + length) for offset, length in chunks)
         for (_, end), (begin, _) in pairwise([(0, 0), *ranges, (whole.size, whole.size)]):
             if begin != end and sound:
                 what = f"its chunks {'overlap' if begin < end else 'leave a hole'} at byte {min(begin, end):,}"
@@ -145,7 +179,13 @@ def _fields(value: Any) -> dict[str, Any]:
     return value.state if isinstance(value, Opaque) and isinstance(value.state, dict) else {}
 
 
-def _leaf(name: str, entry: dict[str, Any], places: dict[tuple[Any, ...], Slice], where: str) -> Any:
+def _leaf(
+    name: str,
+    entry: dict[str, Any],
+    places: dict[tuple[Any, ...], Slice],
+    storages: dict[tuple[Any, ...], Storage],
+    where: str,
+) -> Any:
     if "chunks" not in entry:
         place = places.get((name, None))
         if place is None:
@@ -173,7 +213,12 @@ def _leaf(name: str, entry: dict[str, Any], places: dict[tuple[Any, ...], Slice]
         )
     parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
     first = chunks[0][2] if chunks else None
-    return assembled(kind, tuple(size), parts, first.name if first else name, remote=bool(first and first.remote))
+    tensor = assembled(kind, tuple(size), parts, first.name if first else name, remote=bool(first and first.remote))
+    storage = tensor.storage
+    if first is not None and len(chunks) == 1 and storage.nbytes:
+        file, begin = first.locate()
+        storage = storages.setdefault((id(file), begin, first.size, tensor.shape, kind.name), storage)
+    return LazyTensor(kind, tensor.shape, storage, requires_grad=_requires_grad(entry["properties"]))
 
 
 def _tile(size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
@@ -194,11 +239,21 @@ def _tile(size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], tuple[int, 
     return not odd
 
 
-def _dtype(properties: Any) -> DType | None:
-    """The dtype in TensorProperties, whose state is a dict or a tuple that begins with it."""
+def _properties(properties: Any) -> tuple[Any, ...]:
+    """What TensorProperties says, whose state is a tuple or, in old ones, a dict: dtype, layout, requires_grad."""
     state = properties.state if isinstance(properties, Opaque) else None
-    found = state.get("dtype") if isinstance(state, dict) else state[0] if type(state) is tuple and state else None
+    if isinstance(state, dict):
+        return tuple(map(state.get, ("dtype", "layout", "requires_grad")))
+    return (*state, None, None, None) if type(state) is tuple else (None, None, None)
+
+
+def _dtype(properties: Any) -> DType | None:
+    found = _properties(properties)[0]
     return found if isinstance(found, DType) else None
+
+
+def _requires_grad(properties: Any) -> bool:
+    return _properties(properties)[2] is True
 
 
 def _chunk(kind: DType, sizes: tuple[int, ...], place: Slice, name: str) -> LazyTensor:
@@ -227,3 +282,48 @@ def _insert(tree: StateDict, keys: tuple[Any, ...], leaf: Any) -> None:
             node = node.setdefault(key, new)
         else:
             raise CorruptFileError(f"the path {keys!r:.80} of an entry leads through a leaf")
+
+
+def _arranged(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
+    """The tree as our own record has it: each entry is in it once, under its name."""
+    if not isinstance(ours, dict) or ours.get("version") != 1:
+        version = ours.get("version") if isinstance(ours, dict) else None
+        raise FormatError(f"{where}: its record of the tree has version {version!r:.40}; a newer version may read it")
+    left = dict(leaves)
+    seen: set[int] = set()
+
+    def take(path: tuple[str, ...], parameter: bool = False) -> Any:
+        name = ".".join(path)
+        if name not in left:
+            raise CorruptFileError(f"{where}: the record of the tree has {name!r:.80}, the checkpoint has not")
+        leaf = left.pop(name)
+        if not parameter or not isinstance(leaf, LazyTensor):
+            return leaf
+        return LazyTensor(leaf.dtype, leaf.shape, leaf.storage, requires_grad=leaf.requires_grad, parameter=True)
+
+    def visit(node: Any, path: tuple[str, ...]) -> Any:
+        if not isinstance(node, dict | list):
+            return take(path, node is True)
+        if id(node) in seen or len(path) > MAX_DEPTH:
+            raise CorruptFileError(f"{where}: the record of the tree holds a container twice or is nested too deep")
+        seen.add(id(node))
+        if isinstance(node, Counter):
+            return Counter({key: take((*path, key_text(key))) for key in node})
+        if isinstance(node, dict):
+            made = StateDict((key, visit(child, (*path, key_text(key)))) for key, child in node.items())
+            made._metadata = getattr(node, "_metadata", None)
+            return made
+        return [visit(child, (*path, str(index))) for index, child in enumerate(node)]
+
+    tree = visit(ours.get("tree"), ())
+    if left or not isinstance(tree, StateDict):
+        raise CorruptFileError(f"{where}: {next(iter(left), '')!r:.80} is not in the record of the tree")
+    metadata = ours.get("metadata")
+    if isinstance(metadata, dict):
+        tree.metadata = {str(key): text for key, text in metadata.items() if type(text) is str}
+    return tree
+
+
+def key_text(key: Any) -> str:
+    """A key as PyTorch's planner puts it into a name."""
+    return f"torch.{key}" if isinstance(key, DType) else str(key)

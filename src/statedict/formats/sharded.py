@@ -76,7 +76,7 @@ def read(source: ByteSource) -> Any:
     return state
 
 
-def shards(tree: Any, most: int) -> Mapping[str, Callable[[Sink], None]]:
+def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
     """What to write into a folder: name of each file → what writes it, the index last.
 
     Tensors are put into shards in their order; one that is larger than `most` bytes has a shard of its own. If all fit
@@ -84,7 +84,7 @@ def shards(tree: Any, most: int) -> Mapping[str, Callable[[Sink], None]]:
 
     Args:
         tree: of LazyTensors and plain values.
-        most: bytes of tensors in a shard.
+        most: bytes of tensors in a shard; all in one by default.
 
     Raises:
         UnsupportedError: a value that is no data.
@@ -93,7 +93,7 @@ def shards(tree: Any, most: int) -> Mapping[str, Callable[[Sink], None]]:
     parts: list[dict[str, LazyTensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if parts[-1] and size + tensor.nbytes > most:
+        if most is not None and parts[-1] and size + tensor.nbytes > most:
             parts.append({})
             size = 0
         parts[-1][name] = tensor
@@ -107,9 +107,9 @@ def shards(tree: Any, most: int) -> Mapping[str, Callable[[Sink], None]]:
         ties = {alias: kept for alias, kept in about.items() if kept in tensors and alias not in tensors}
         weight_map |= {alias: weight_map[kept] for alias, kept in ties.items()}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values()), **about}, "weight_map": weight_map}
-    files = {name: partial(safetensors.write, _shard_of(part, about)) for name, part in zip(names, parts, strict=True)}
+    writes = {name: partial(safetensors.write, _shard_of(part, about)) for name, part in zip(names, parts, strict=True)}
     text = json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"
-    return files | {"model.safetensors.index.json": partial(_write_text, text)}
+    return writes | {"model.safetensors.index.json": partial(_write_text, text)}
 
 
 def _write_text(text: bytes, sink: Sink) -> None:

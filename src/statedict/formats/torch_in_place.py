@@ -6,9 +6,10 @@ See `statedict.formats.replaced_index` for what the file is then.
 from __future__ import annotations
 
 from statedict.checks import tensors_of
+from statedict.formats.packing import OURS, our_record
 from statedict.formats.replaced_index import INDEX, directory, entries
-from statedict.formats.torch_zip import OURS, folder_of, in_order, our_record, ours, placeless, unpickle
 from statedict.formats.torch_zip import directory as records_of
+from statedict.formats.torch_zip import folder_of, in_order, ours, placeless, unpickle
 from statedict.io.blocks import summed
 from statedict.io.in_place import same_file
 from statedict.io.source import BytesSource

@@ -30,10 +30,10 @@ from statedict.errors import (
     UnknownFormatError,
     UnsupportedError,
 )
+from statedict.formats.packing import OURS, RECORDS, Packing
 from statedict.io.json import check as check_json
-from statedict.io.pipeline import Part
-from statedict.io.source import BytesSource, swapped
-from statedict.io.zip import ArchiveLayout, Inflated, read_directory
+from statedict.io.source import swapped
+from statedict.io.zip import Inflated, read_directory
 from statedict.paths import walk
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
@@ -50,11 +50,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.checks import Found
+    from statedict.formats.packing import Stored
     from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
     from statedict.io.zip import Record
-
-OURS = ".statedict.json"
 
 
 def read(source: ByteSource) -> Any:
@@ -263,6 +262,20 @@ def write(tree: Any, sink: Sink) -> None:
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
     """
+    data, storages = pickled(tree)
+    pack(sink, data, storages, RECORDS, getattr(tree, "metadata", None))
+
+
+def pickled(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
+    """The pickle of a tree, and its storages: source, first byte and size of each.
+
+    Args:
+        tree: of LazyTensors and plain values.
+        path: what messages call the root.
+
+    Raises:
+        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
+    """
     tensors = list({id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values())
     segments, places = plan(tensors)
     by_tensor = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
@@ -274,10 +287,7 @@ def write(tree: Any, sink: Sink) -> None:
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
-    data = dumps(tree, place)
-    storages = [(segment.source, segment.start, segment.size) for segment in segments]
-    metadata = getattr(tree, "metadata", None)
-    pack(sink, data, storages, {"byteorder": b"little"}, metadata)
+    return dumps(tree, place, path), [(segment.source, segment.start, segment.size) for segment in segments]
 
 
 def placeless(tensor: LazyTensor) -> UnsupportedError:
@@ -288,7 +298,7 @@ def placeless(tensor: LazyTensor) -> UnsupportedError:
 def pack(
     sink: Sink,
     data: bytes,
-    storages: Iterable[tuple[ByteSource, int, int]],
+    storages: Iterable[Stored],
     records: dict[str, bytes],
     metadata: dict[str, str] | None = None,
 ) -> None:
@@ -301,39 +311,9 @@ def pack(
         records: what stands between the pickle and the storages.
         metadata: strings of the caller's.
     """
-    layout = ArchiveLayout()
-    parts: list[Part] = []
-
-    def add(name: str, source: ByteSource, start: int, size: int) -> None:
-        _, header, data_at = layout.add("archive/" + name, size)
-        parts.append(Part(data_at, source, start, size, header, layout.descriptor))
-
-    def small(name: str, data: bytes) -> None:
-        add(name, BytesSource(data, name), 0, len(data))
-
-    small("data.pkl", data)
-    for name, record in records.items():
-        small(name, record)
-    for index, storage in enumerate(storages):
-        add(f"data/{index}", *storage)
-    small("version", b"3\n")
-    sink.reserve(layout.position)
-    sums = sink.put(parts, crc=True)
-    parts = []
-    small(OURS, our_record([s.digest for s in sums], metadata))
-    sums += sink.put(parts, crc=True)
-    end = layout.directory([s.crc for s in sums])
-    sink.put([Part(layout.position, BytesSource(end), 0, len(end))])
-
-
-def our_record(digests: list[str], metadata: dict[str, str] | None) -> bytes:
-    """Our own record, with the digests of those before it and strings of the caller's."""
-    import json
-
-    content: dict[str, Any] = {"digests": {"xxh3_128": digests}}
-    if metadata:
-        content["metadata"] = dict(metadata)
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    archive = Packing(data, storages, records, metadata)
+    sink.reserve(archive.size)
+    archive.write(sink)
 
 
 def rewrite(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:

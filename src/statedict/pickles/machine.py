@@ -6,7 +6,7 @@ caller's table of constructors builds data; every other one becomes an inert `Op
 the program would have handed to it. Nothing is imported, called or looked up by a name from the file.
 
 Bounds, for a pickle of n bytes:
-    memory   at most 64 MB + 20 n, the pickle itself included (budget.py).
+    memory   at most 64 MB + 20 n, the pickle itself included; the caller may grant more for each byte (budget.py).
     time     linear in n. Arguments of constructors are charged by their length, so a long one that is reused draws
              on the budget each time.
     keys     of dicts and sets: strings, bytes, numbers of up to 4,096 bits, None, globals, and tuples and frozensets of
@@ -25,7 +25,7 @@ import struct
 from collections import OrderedDict
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError, TruncatedError
-from statedict.pickles.budget import DICT, ENTRY, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget
+from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget
 from statedict.pickles.keys import Keys
 from statedict.pickles.scalars import COUNTED, LINES
 from statedict.tree import StateDict
@@ -63,6 +63,7 @@ def load(
     persistent_load: Callable[[Any], Any] | None = None,
     where: str = "pickle",
     start: int = 0,
+    factor: int = FACTOR,
 ) -> tuple[Any, int]:
     """Read one pickle.
 
@@ -72,6 +73,7 @@ def load(
         persistent_load: makes the object of a persistent id.
         where: names the pickle in messages.
         start: where in `data` it begins.
+        factor: bytes of memory for each byte of the pickle.
 
     Returns:
         The object and the offset after its STOP.
@@ -85,7 +87,7 @@ def load(
     >>> load(pickle.dumps({"epoch": 3, "run": os.system}), {})[0]
     {'epoch': 3, 'run': Opaque('posix.system')}
     """
-    machine = _Machine(bytes(data), constructors, persistent_load, start)
+    machine = _Machine(bytes(data), constructors, persistent_load, start, factor)
     try:
         return machine.run()
     except StateDictError as error:
@@ -102,7 +104,12 @@ def load(
 
 class _Machine:
     def __init__(
-        self, data: bytes, constructors: Mapping[str, Any], persistent_load: Callable[[Any], Any] | None, position: int
+        self,
+        data: bytes,
+        constructors: Mapping[str, Any],
+        persistent_load: Callable[[Any], Any] | None,
+        position: int,
+        factor: int,
     ) -> None:
         self.data, self.constructors, self.persistent_load, self.position = (
             data,
@@ -110,7 +117,7 @@ class _Machine:
             persistent_load,
             position,
         )
-        self.budget = Budget(position)
+        self.budget = Budget(position, factor)
         self.charge = self.budget.charge
         self.globals: dict[str, Any] = {}
         self.memo: list[Any] = []

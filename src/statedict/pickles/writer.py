@@ -7,6 +7,9 @@ Tensors become the calls that PyTorch writes:
     _rebuild_parameter(tensor, requires_grad, OrderedDict())
     storage = persistent id ("storage", torch.FloatStorage, key, "cpu", number of elements)
 
+An `Opaque` is written only where the caller lists its name: the index of a distributed checkpoint consists of such
+records, and nothing else may have any.
+
 Source: torch/_tensor.py `_reduce_ex_internal`, torch/_weights_only_unpickler.py (PyTorch 2.13). Limits: integers of up
 to 255 bytes, and a value that is shared (the same list in two places) is written twice.
 """
@@ -32,29 +35,35 @@ if TYPE_CHECKING:
 _I4, _U4, _F8 = Struct("<i"), Struct("<I"), Struct(">d")
 
 
-def dumps(tree: Any, place: Callable[[LazyTensor], Place]) -> bytes:
+def dumps(
+    tree: Any, place: Callable[[LazyTensor], Place], path: str = "", records: frozenset[str] = frozenset()
+) -> bytes:
     """The pickle of a tree.
 
     Args:
         tree: dicts, lists, tuples, LazyTensors and plain values.
         place: for each tensor its storage's key, the storage's size and the tensor's offset in bytes, its strides.
+        path: what messages call the root.
+        records: the names of objects that may be written: with a state as what `__newobj__` makes and BUILD fills,
+            without one as a call.
 
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse; the message names its path.
         TreeError: the tree contains itself or is nested deeper than 200.
     """
-    writer = _Writer(place)
-    writer.value(tree, "")
+    writer = _Writer(place, records)
+    writer.value(tree, path)
     return b"\x80\x02" + b"".join(writer.out) + b"."
 
 
 class _Writer:
-    def __init__(self, place: Callable[[LazyTensor], Place]) -> None:
-        self.place = place
+    def __init__(self, place: Callable[[LazyTensor], Place], records: frozenset[str]) -> None:
+        self.place, self.records = place, records
         self.out: list[bytes] = []
         self.memo: dict[str, bytes] = {}
         self.shapes: dict[tuple[int, ...], bytes] = {}
         self.tensors: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
+        self.written: dict[int, bytes] = {}
         self.depth = 0
 
     def value(self, value: Any, path: str) -> None:
@@ -80,11 +89,14 @@ class _Writer:
         known = self.memo.get(name)
         if known is not None:
             return known
+        module, _, attribute = name.rpartition(".")
+        return self.spelled(name, b"c" + module.encode() + b"\n" + attribute.encode() + b"\n")
+
+    def spelled(self, name: str, out: bytes) -> bytes:
+        """What is spelled out now, and taken from the memo by this name from now on."""
         index = len(self.memo)
         self.memo[name] = b"h" + bytes([index]) if index < 256 else b"j" + _U4.pack(index)
-        put = b"q" + bytes([index]) if index < 256 else b"r" + _U4.pack(index)
-        module, _, attribute = name.rpartition(".")
-        return b"c" + module.encode() + b"\n" + attribute.encode() + b"\n" + put
+        return out + (b"q" + bytes([index]) if index < 256 else b"r" + _U4.pack(index))
 
     def call(self, name: str, *args: Any) -> None:
         self.out.append(self.named(name))
@@ -131,6 +143,36 @@ class _Writer:
         if known is None:
             known = self.shapes[numbers] = _sequence([_int(n) for n in numbers])
         return known
+
+    def record(self, value: Opaque, path: str) -> None:
+        if value.name not in self.records:
+            raise UnsupportedError(_refusal(value, path))
+        known = self.written.get(id(value))
+        if known is not None:
+            self.out.append(known)
+            return
+        start, spelled_before = len(self.out), len(self.memo)
+        self.out.append(self.named(value.name))
+        self.tuple(value.args, path)
+        if value.state is None:
+            self.out.append(b"R")
+        else:
+            self.out.append(b"\x81")
+            if type(value.state) is dict:
+                self.fields(value.state, path)
+            else:
+                self.value(value.state, path)
+            self.out.append(b"b")
+        if len(self.memo) == spelled_before:  # nothing in it is spelled out for the first time
+            whole = self.written[id(value)] = b"".join(self.out[start:])
+            self.out[start:] = [whole]
+
+    def fields(self, state: dict[str, Any], path: str) -> None:
+        self.out.append(b"}(")
+        for name, value in state.items():
+            self.out.append(self.memo.get(name) or self.spelled(name, _text(name)))
+            self.value(value, path)
+        self.out.append(b"u")
 
     def dict(self, items: Any, path: str) -> None:
         metadata = getattr(items, "_metadata", None)
@@ -228,6 +270,7 @@ _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
     Device: lambda w, v, p: w.call("torch.device", *_device_parts(v)),
     DType: lambda w, v, p: w.out.append(w.named(f"torch.{v.name}")),
     LazyTensor: _Writer.tensor,
+    Opaque: _Writer.record,
     tuple: _Writer.tuple,
     list: _Writer.list,
     set: _Writer.set,
@@ -237,7 +280,7 @@ _SUBCLASSES: tuple[tuple[type, Callable[[_Writer, Any, str], None]], ...] = (
     (dict, _Writer.dict),
     (LazyTensor, _Writer.tensor),
 )
-_NESTED = {_Writer.dict, _Writer.tuple, _Writer.list}
+_NESTED = {_Writer.dict, _Writer.tuple, _Writer.list, _Writer.record}
 
 
 def _device_parts(device: str) -> tuple[Any, ...]:
