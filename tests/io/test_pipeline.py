@@ -172,3 +172,13 @@ def test_the_sums_of_a_range_are_those_of_its_bytes_whatever_the_blocks(
         sums = summed(BytesSource(data), start, end - start, use=lambda _, piece: seen.append(bytes(piece)))
     assert (sums.crc, sums.digest) == (zlib.crc32(part), xxhash.xxh3_128_hexdigest(part))
     assert b"".join(seen) == part
+
+
+def test_what_lies_between_two_parts_is_left_as_it_is(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
+    try:
+        os.write(fd, b"0123456789")
+        transfer(fd, [Part(2, BytesSource(b"ab"), 0, 2), Part(6, BytesSource(b"cd"), 0, 2, head=b"h")])
+        assert os.pread(fd, 20, 0) == b"01ab4hcd89"
+    finally:
+        os.close(fd)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from itertools import islice
 
 from statedict.errors import UnsupportedError
 from statedict.formats.distributed import OURS, key_text
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _GATHER = 4 << 20  # bytes of small chunks that are written together
 _SMALL = 1 << 20
+_TOGETHER = 1000  # large chunks whose ends are written after all of them
 _CHECKPOINT = "torch.distributed.checkpoint."
 _METADATA = f"{_CHECKPOINT}metadata."
 _LAYOUT = Opaque("torch.serialization._get_layout", ("torch.strided",))
@@ -249,9 +251,9 @@ def _misplaced(tensor: LazyTensor) -> Any:
 
 def _write(chunks: list[Chunk], sink: Sink) -> None:
     sink.reserve(sum(chunk.size for chunk in chunks))
-    for held in _runs(chunks):
+    for held in _runs(chunks, 1 if sink.in_order else _TOGETHER):
         if held[0].size > _SMALL:
-            _packing(held[0]).write(sink)
+            _write_large(held, sink)
             continue
         gathered = bytearray()
         with Meter():  # these bytes count when they reach the file
@@ -260,23 +262,28 @@ def _write(chunks: list[Chunk], sink: Sink) -> None:
         sink.put([Part(held[0].offset, BytesSource(gathered), 0, len(gathered))])
 
 
+def _write_large(chunks: list[Chunk], sink: Sink) -> None:
+    archives = [_packing(chunk) for chunk in chunks]
+    sums = iter(sink.put([part for archive in archives for part in archive.parts], crc=True))
+    sink.put([archive.end(list(islice(sums, len(archive.parts)))) for archive in archives])
+
+
 def _packing(chunk: Chunk) -> Packing:
     return Packing(chunk.data, chunk.storages, RECORDS, at=chunk.offset)
 
 
-def _runs(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-    """Small neighbours together, each large chunk by itself."""
+def _runs(chunks: list[Chunk], together: int) -> Iterator[list[Chunk]]:
+    """Neighbours that are small, as many as are gathered, or large, so many of them."""
     held: list[Chunk] = []
     size = 0
     for chunk in chunks:
-        if held and (chunk.size > _SMALL or size + chunk.size > _GATHER):
+        large = chunk.size > _SMALL
+        full = len(held) >= together if large else size + chunk.size > _GATHER
+        if held and (full or large is not (held[0].size > _SMALL)):
             yield held
             held, size = [], 0
-        if chunk.size > _SMALL:
-            yield [chunk]
-        else:
-            held.append(chunk)
-            size += chunk.size
+        held.append(chunk)
+        size += chunk.size
     if held:
         yield held
 

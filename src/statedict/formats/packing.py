@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from statedict.io.blocks import Sums
     from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
 
@@ -56,14 +57,17 @@ class Packing:
 
     def write(self, sink: Sink) -> None:
         """Write it."""
+        sink.put([self.end(sink.put(self.parts, crc=True))])
+
+    def end(self, sums: list[Sums]) -> Part:
+        """What follows the parts, of which these are the sums: our record and the directory."""
         from zlib_ng.zlib_ng import crc32
 
-        sums = sink.put(self.parts, crc=True)
         own = our_record([s.digest for s in sums], self._metadata)
         crc = crc32(own)
         rest = own + self._layout.descriptor(crc, len(own)) + self._layout.directory([*(s.crc for s in sums), crc])
         _, header, at = self._last
-        sink.put([Part(self._at + at, BytesSource(rest), 0, len(rest), header)])
+        return Part(self._at + at, BytesSource(rest), 0, len(rest), header)
 
 
 def our_record(digests: list[str], metadata: dict[str, str] | None) -> bytes:

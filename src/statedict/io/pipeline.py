@@ -141,9 +141,9 @@ def _write_batch(fd: int, with_crc: bool, here: Meter, batch: list[Part]) -> lis
     base = batch[0].offset - len(batch[0].head)
     out = bytearray()
     for part in batch:
-        gap = part.offset - len(part.head) - base - len(out)
-        if gap:
-            out += bytes(gap)
+        if part.offset - len(part.head) != base + len(out):  # what lies between is not ours to write
+            write_at(fd, base, out)
+            base, out = part.offset - len(part.head), bytearray()
         data = part.source.read(part.start, part.size)
         crc = crc32(data) if with_crc else 0
         out += part.head

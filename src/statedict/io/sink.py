@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     class Sink(Protocol):
         """What a writer writes into."""
 
+        @property
+        def in_order(self) -> bool:
+            """Whether each part has to follow on the one before."""
+
         def reserve(self, nbytes: int) -> None:
             """So many bytes will come; raise OSError if there is no room."""
 
         def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
-            """Write parts, which follow on those before, and return their sums."""
+            """Write parts and return their sums."""
 
         def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
             """Write, from byte 0, what a function makes of the sums of the parts, and the parts after it."""
@@ -41,6 +45,8 @@ class FileSink:
     """
 
     __slots__ = ("executor", "fd", "path")
+
+    in_order = False
 
     def __init__(self, fd: int, path: str = "", executor: Executor | None = None) -> None:
         self.fd, self.path, self.executor = fd, path, executor
@@ -68,6 +74,8 @@ class StreamSink:
     """
 
     __slots__ = ("expect", "write")
+
+    in_order = True
 
     def __init__(self, write: Callable[[Block], object], expect: Callable[[int], object] = lambda _: None) -> None:
         self.write, self.expect = write, expect
