@@ -8,6 +8,7 @@ from functools import partial
 from statedict import formats
 from statedict.collector import Paused
 from statedict.errors import RestoreError
+from statedict.formats import places
 from statedict.io.urls import named
 from statedict.paths import walk
 from statedict.tree import StateDict
@@ -48,7 +49,7 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     >>> state["model_state"]["conv1.weight"].shape
     (6, 3, 5, 5)
     """
-    source = formats.opened(named(path))
+    source = places.opened(named(path))
     with Paused():
         tree = formats.read(source, format)
     return tree if isinstance(tree, StateDict) else StateDict({"": tree})
@@ -135,7 +136,7 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
 
     if values and quick:
         raise ValueError("values are counted by reading them, which quick leaves out; ask for one of them")
-    source = formats.opened(named(path))
+    source = places.opened(named(path))
     with Paused():
         name, found = formats.checks(source)
         return examine(named(path), name, found, values, quick)
@@ -243,7 +244,7 @@ def _rewritten(path: str, state: StateDict, format: str | None) -> bool:
     from statedict.io.source import FileSource
 
     with Paused():
-        source = formats.opened(path)
+        source = places.opened(path)
         found = formats.rewrite(_rooted(state), source, format) if isinstance(source, FileSource) else None
     if found is None or not isinstance(source, FileSource):
         return False

@@ -25,7 +25,7 @@ from statedict import formats
 from statedict.arrays import torch_storage
 from statedict.collector import Paused
 from statedict.errors import CorruptFileError, RefusedError
-from statedict.formats import torch_legacy, torch_zip
+from statedict.formats import places, torch_legacy, torch_zip
 from statedict.io.atomic import publish
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
@@ -148,7 +148,7 @@ def _refused(where: str, why: str) -> RefusedError:
 def _open(f: Any) -> tuple[ByteSource, int]:
     """The bytes from the file's position on, and that position."""
     if isinstance(f, str | os.PathLike):
-        return formats.opened(named(f)), 0
+        return places.opened(named(f)), 0
     torch.serialization._check_seekable(f)  # for its message
     start, name = f.tell(), str(getattr(f, "name", type(f).__name__))
     file: Any = f.file if isinstance(f, tempfile._TemporaryFileWrapper) else f

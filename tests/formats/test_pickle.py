@@ -189,3 +189,11 @@ def test_code_in_a_pickle_is_a_label(tmp_path: Path, capsys: pytest.CaptureFixtu
     state = statedict.load(tmp_path / "x.pkl")
     assert state["a"] == Opaque("builtins.print", ("executed",))
     assert capsys.readouterr().out == ""
+
+
+def test_an_archive_without_its_first_header_is_no_pickle(tmp_path: Path) -> None:
+    statedict.save({"w": numpy.ones(3), "epoch": 3}, tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[64:])
+    with pytest.raises(statedict.CorruptFileError, match=r"archive of torch.save whose first bytes are missing"):
+        statedict.load(tmp_path / "cut.pth")
+    assert not statedict.verify(tmp_path / "cut.pth").ok

@@ -21,6 +21,7 @@ from statedict import formats
 from statedict.assemble import assembled
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
+from statedict.formats import places as folders
 from statedict.io.source import Slice
 from statedict.paths import MAX_DEPTH
 from statedict.pickles.budget import RECORDS, Together
@@ -52,7 +53,7 @@ def read(source: ByteSource) -> StateDict:
         CorruptFileError: `.metadata` does not describe a checkpoint, or chunks are missing.
         FormatError: a chunk lies in a file outside of the folder.
     """
-    folder = formats.beside(source)
+    folder = folders.beside(source)
     try:
         with Together():
             return _tree(source, folder)
@@ -66,9 +67,9 @@ def _tree(index: ByteSource, folder: str) -> StateDict:
     if not isinstance(entries, dict):
         raise CorruptFileError(f"{index.name}: does not describe a checkpoint of torch.distributed")
     stored = list(_stored(metadata, index.name))
-    paths = {file: formats.inside(folder, file) for _, _, file, _, _ in stored}
+    paths = {file: folders.inside(folder, file) for _, _, file, _, _ in stored}
     files: dict[str, ByteSource] = {}
-    sources = formats.open_files(paths.values())
+    sources = folders.open_files(paths.values())
     for file, path in paths.items():
         source = sources[path]
         if isinstance(source, FileError):
@@ -136,14 +137,14 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
     from statedict.checks import Check, Problem, refusal, within
 
-    folder, sound = formats.beside(source), True
+    folder, sound = folders.beside(source), True
     metadata = _metadata(source)
     files: dict[str, dict[tuple[int, int], list[tuple[str, Any]]]] = {}  # tied tensors are names of one chunk
     for name, chunk, file, offset, length in _stored(metadata, source.name):
         files.setdefault(file, {}).setdefault((offset, length), []).append((str(name), chunk))
     for file, chunks in files.items():
         try:
-            whole = formats.open_file(formats.inside(folder, file))
+            whole = folders.open_file(folders.inside(folder, file))
         except FileError as error:
             missing = refusal(error, os.path.join(folder, file), file)
             yield replace(missing, tensors=tuple(dict.fromkeys(name for held in chunks.values() for name, _ in held)))

@@ -48,14 +48,26 @@ def read(source: ByteSource) -> Any:
         TruncatedError: it ends early.
         CorruptFileError: it is damaged.
     """
-    return load(source.read(0, source.size), _CONSTRUCTORS, None, source.name)[0]
+    return _loaded(source)[0]
+
+
+def _loaded(source: ByteSource) -> tuple[Any, int]:
+    """The object, and where its pickle ends."""
+    data = source.read(0, source.size)
+    tree, end = load(data, _CONSTRUCTORS, None, source.name)
+    if data[end : end + 4] == b"PK\7\x08":
+        raise CorruptFileError(
+            f"{source.name}: is an archive of torch.save whose first bytes are missing: after the pickle comes what "
+            "follows a record; fetch it again"
+        )
+    return tree, end
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """The arrays, which lie in the pickle and have no sums."""
     from statedict.checks import by_storage
 
-    tree, end = load(source.read(0, source.size), _CONSTRUCTORS, None, source.name)
+    tree, end = _loaded(source)
     yield from by_storage(tree)
     if end < source.size:
         yield f"{source.size - end:,} bytes follow the pickle, from byte {end:,}, and are not read"

@@ -20,7 +20,7 @@ from functools import partial
 
 from statedict import formats
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
-from statedict.formats import safetensors
+from statedict.formats import places, safetensors
 from statedict.formats.skeleton import KEY, put_together, taken_apart
 from statedict.io.json import check
 from statedict.io.pipeline import Part
@@ -51,7 +51,7 @@ def read(source: ByteSource) -> Any:
     """
     name = source.name
     files, paths, metadata = _index(source)
-    sources = formats.open_files(paths.values())
+    sources = places.open_files(paths.values())
     errors = {path: error for path, error in sources.items() if isinstance(error, FileError)}
     missing = [path for path, error in errors.items() if isinstance(error, MissingFileError)]
     if missing:
@@ -125,7 +125,7 @@ def _shard_of(part: dict[str, LazyTensor], about: dict[str, str]) -> StateDict:
 def _index(source: ByteSource) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
     """What the index says: tensor → file, file → path, and the metadata."""
     name = source.name
-    folder = formats.beside(source)
+    folder = places.beside(source)
     if source.size > _MAX_INDEX:
         raise FormatError(f"{name}: an index of {source.size:,} bytes is larger than any; it is something else")
     text = bytes(source.read(0, source.size))
@@ -138,7 +138,7 @@ def _index(source: ByteSource) -> tuple[dict[str, str], dict[str, str], dict[str
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptFileError(f"{name}: is JSON but no index of shards ({error})") from error
     metadata = index.get("metadata")
-    paths = {file: formats.inside(folder, file) for file in dict.fromkeys(files.values())}
+    paths = {file: places.inside(folder, file) for file in dict.fromkeys(files.values())}
     return files, paths, metadata if isinstance(metadata, dict) else {}
 
 
@@ -153,7 +153,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     for key, file in files.items():
         promised.setdefault(file, set()).add(key)
     total, sound = 0, True
-    sources = formats.open_files(paths.values())
+    sources = places.open_files(paths.values())
     for number, (file, path) in enumerate(paths.items(), 1):
         there: dict[str, LazyTensor] = {}
         problems = 0

@@ -86,5 +86,5 @@ class HubFile:
             what = f"the hub refuses or fails ({code}); check your token, or try again"
             raise FileError(errno.EIO, what, self.name) from None
         except OSError as error:
-            what = "the hub cannot be reached; check the network"
+            what = "the hub cannot be reached; check the network, and HF_HUB_OFFLINE"
             raise FileError(error.errno or errno.EIO, what, self.name) from None

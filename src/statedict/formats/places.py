@@ -1,0 +1,163 @@
+"""Where the files of a checkpoint are: the file by which a folder is opened, what lies beside it, and no further."""
+
+from __future__ import annotations
+
+import os
+
+from statedict.errors import FileError, FormatError, MissingFileError, UnknownFormatError
+from statedict.io.files import exists, names_in, open_source
+from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.source import FileSource
+from statedict.io.urls import folder_of, is_url, joined
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from statedict.io.remote import RemoteSource
+    from statedict.io.source import ByteSource
+
+# what a folder is opened by, in this order; without any of them by the only index or the only whole file of weights in
+# it, such as `model.fp16.safetensors`
+_ENTRIES = (
+    ".metadata",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "saved_model.pb",  # for its message
+)
+
+
+def opened(path: str) -> FileSource | RemoteSource:
+    """The file of a path or URL, or the one by which a folder is opened.
+
+    Raises:
+        FileError: it is missing or cannot be read.
+        UnknownFormatError: the folder holds no checkpoint.
+    """
+    far = is_url(path) and not path.endswith("/")  # only asking tells whether it is a file or a folder
+    try:
+        return open_file(path if far else entry(path))
+    except MissingFileError:
+        inner = entry(path) if far else path
+        if inner == path:
+            raise
+        return open_file(inner)
+
+
+def open_file(path: str) -> FileSource | RemoteSource:
+    """The file.
+
+    Raises:
+        FileError: it is missing or cannot be read; the message says what else may be known.
+    """
+    try:
+        return open_source(path)
+    except FileError as error:
+        from statedict.formats.causes import unopened
+
+        raise unopened(path, error) from error.__cause__
+
+
+def open_files(paths: Iterable[str]) -> dict[str, FileSource | RemoteSource | FileError]:
+    """The files of a checkpoint, several at a time where they are far away; an error in place of what is not opened."""
+    wanted = list(paths)
+    workers = REMOTE_WORKERS if any(map(is_url, wanted)) else 1
+    return dict(zip(wanted, parallel(_opened_or_not, wanted, workers=workers), strict=True))
+
+
+def _opened_or_not(path: str) -> FileSource | RemoteSource | FileError:
+    try:
+        return open_file(path)
+    except FileError as error:
+        return error
+
+
+def entry(path: str) -> str:
+    """The file by which a folder is opened; any other path as it is.
+
+    Raises:
+        UnknownFormatError: the folder holds no checkpoint, or several.
+        FormatError: that file is a link out of the folder.
+    """
+    names = names_in(path)
+    if names is None and path.startswith("http") and is_url(path) and path.endswith("/"):
+        # a plain server does not list; it is asked for each of the names
+        there = parallel(exists, (joined(path, name) for name in _ENTRIES), workers=REMOTE_WORKERS)
+        names = [name for name, found in zip(_ENTRIES, there, strict=True) if found]
+    if names is None:
+        return path
+    found = [name for name in _ENTRIES if name in names] or _others(names)
+    if not found or (len(found) > 1 and found[0] not in _ENTRIES):
+        from statedict.formats.causes import of_folder
+
+        held = f"has several: {', '.join(found)}" if found else f"holds {', '.join(names[:3]) or 'nothing'}"
+        raise UnknownFormatError(
+            (not found and of_folder(path, names))
+            or f"{path}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one *.index.json; "
+            f"it {held}; name the file to open"
+        )
+    return inside(path, found[0])
+
+
+def _others(names: list[str]) -> list[str]:
+    """The indexes among the files of a folder, or the files of weights that are no shards."""
+    import re
+
+    indexes = [name for name in names if re.search(r"\.index\.([^.]+\.)?json$", name)]
+    weights = [name for name in names if re.search(r"\.safetensors$|^(diffusion_)?pytorch_model\..*bin$", name)]
+    return indexes or [name for name in weights if not re.search(r"-\d+-of-\d+\.", name)]
+
+
+def inside(folder: str, file: str) -> str:
+    """The path of a file that a checkpoint's folder or index names, if it lies in that folder.
+
+    The one link that may leave it is that of a Hugging Face cache, from `snapshots/REVISION/…` to `blobs/…`.
+
+    Raises:
+        FormatError: it does not, by its name or by a symbolic link.
+    """
+    refused = (
+        not file
+        or "\0" in file
+        or not _is_text(file)
+        or os.path.isabs(file)
+        or ".." in file.replace("\\", "/").split("/")
+    )
+    if not refused and not is_url(folder):
+        root = os.path.realpath(folder or os.curdir)
+        real = os.path.realpath(os.path.join(root, file))
+        cache, is_snapshot, _ = root.rpartition("/snapshots/")
+        allowed = [root.rstrip(os.sep) + os.sep] + ([cache + "/blobs/"] if is_snapshot else [])
+        refused = not real.startswith(tuple(allowed))
+    if refused:
+        raise FormatError(
+            f"{folder or os.curdir}: refers to {file!r}, which lies outside of the folder; refused, "
+            "open that file by itself if you trust it"
+        )
+    return joined(folder, file)
+
+
+def beside(source: ByteSource) -> str:
+    """The folder in which the other files of a checkpoint lie.
+
+    Raises:
+        FormatError: the source is no file of its own, but lies in an archive.
+    """
+    name = getattr(source, "url", source.name if isinstance(source, FileSource) else None)
+    if name is None:
+        raise FormatError(f"{source.name}: names files beside it and lies in an archive; unpack the archive first")
+    return folder_of(name)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
