@@ -228,24 +228,25 @@ def edit(
     from statedict.ops.report import edited
 
     with Paused():
-        state, report = edited(load(src), steps, not dry_run)
+        before = load(src)
+        state, report = edited(before, steps, not dry_run)
     if dry_run:
         return report
     if dst is not None:
         save(state, dst, format=format, overwrite=overwrite, fsync=fsync, executor=executor)
-    elif not _rewritten(named(src), state, format):
+    elif not _rewritten(named(src), state, before, format):
         save(state, src, format=format, fsync=fsync, executor=executor)
     return report
 
 
-def _rewritten(path: str, state: StateDict, format: str | None) -> bool:
+def _rewritten(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
     """Whether the file has all tensors of a state, and has its names and values now."""
     from statedict.io.in_place import overwrite
     from statedict.io.source import FileSource
 
     with Paused():
         source = places.opened(path)
-        found = formats.rewrite(_rooted(state), source, format) if isinstance(source, FileSource) else None
+        found = formats.rewrite(_rooted(state), source, before, format) if isinstance(source, FileSource) else None
     if found is None or not isinstance(source, FileSource):
         return False
     overwrite(source, *found)

@@ -244,20 +244,22 @@ def writer(name: str) -> Format:
     return module
 
 
-def rewrite(tree: Any, source: ByteSource, name: str | None = None) -> tuple[int, bytes] | None:
+def rewrite(tree: Any, source: ByteSource, before: Any, name: str | None = None) -> tuple[int, bytes] | None:
     """What to put where in a file so that it holds a tree of its own tensors under other names, with other values.
 
     Args:
         tree: of LazyTensors and plain values.
         source: the file as it is.
+        before: the tree that was read from it.
         name: the format that it should have then; by default its own.
 
     Returns:
         An offset and bytes; None where the file has to be written anew.
     """
     kind = detect(source)
-    altered: Callable[[Any, ByteSource], tuple[int, bytes] | None] | None = getattr(by_name(kind), "rewrite", None)
-    return altered(tree, source) if altered and name in (None, kind) else None
+    altered: Callable[[Any, ByteSource, Any], tuple[int, bytes] | None] | None
+    altered = getattr(by_name(kind), "rewrite", None)
+    return altered(tree, source, before) if altered and name in (None, kind) else None
 
 
 def folder_writer(name: str, sharded: bool) -> Format | None:

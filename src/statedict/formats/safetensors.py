@@ -247,12 +247,13 @@ def write(tree: Any, sink: Sink) -> None:
     sink.put_headed(parts, head)
 
 
-def rewrite(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:
+def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | None:
     """What to put where in a file so that it holds a tree of the same bytes under other names.
 
     Args:
         tree: of LazyTensors and plain values.
         source: the file as it is.
+        before: the tree that was read from it; the header says all that is needed here.
 
     Returns:
         0, and as many bytes as length and header take now; None where the tree has other tensors than the file, or its

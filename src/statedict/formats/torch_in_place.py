@@ -9,7 +9,7 @@ from statedict.checks import tensors_of
 from statedict.formats.packing import OURS, our_record
 from statedict.formats.replaced_index import INDEX, directory, entries
 from statedict.formats.torch_zip import directory as records_of
-from statedict.formats.torch_zip import folder_of, in_order, ours, placeless, unpickle
+from statedict.formats.torch_zip import folder_of, in_order, ours, placeless
 from statedict.io.blocks import summed
 from statedict.io.in_place import same_file
 from statedict.io.source import BytesSource
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Region = tuple[str, int, int, int]
 
 
-def index(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:
+def index(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | None:
     """As `statedict.formats.torch_zip.rewrite`."""
     records = records_of(source)
     folder = folder_of(records, source.name)
@@ -37,8 +37,7 @@ def index(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:
         return None
     tensors = {id(tensor): tensor for _, tensor in tensors_of(tree)}
     regions = _regions(list(tensors.values()), source)
-    held = {name[len(folder) :]: record for name, record in records.items() if name.startswith(folder)}
-    if regions is None or regions != _regions([tensor for _, tensor in tensors_of(unpickle(held)[0])], source):
+    if regions is None or regions != _regions([tensor for _, tensor in tensors_of(before)], source):
         return None
     metadata = getattr(tree, "metadata", None)
     if metadata and folder + OURS not in records:
@@ -66,8 +65,8 @@ def index(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:
 
     digest = add("data.pkl", pickle)
     if folder + OURS in records:
-        before = _digests(records, folder)
-        add(OURS, our_record([digest, *(before[name] for name in kept)] if before else [], metadata))
+        digests = _digests(records, folder)
+        add(OURS, our_record([digest, *(digests[name] for name in kept)] if digests else [], metadata))
     return source.size, b"".join([*parts, directory(layout, crcs, kept.values())])
 
 

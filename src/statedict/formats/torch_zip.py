@@ -316,12 +316,13 @@ def pack(
     archive.write(sink)
 
 
-def rewrite(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:
+def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | None:
     """What to append to a file so that it holds a tree of the same bytes under other names, with other values.
 
     Args:
         tree: of LazyTensors and plain values.
         source: the file as it is.
+        before: the tree that was read from it.
 
     Returns:
         Its length, and a new index; None where the tree has other tensors than the file, or the file is one that we
@@ -332,4 +333,4 @@ def rewrite(tree: Any, source: ByteSource) -> tuple[int, bytes] | None:
     """
     from statedict.formats.torch_in_place import index
 
-    return index(tree, source)
+    return index(tree, source, before)
