@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from statedict.errors import file_error
+from statedict.errors import MissingFileError, file_error
 from statedict.io import atomic
 from statedict.io.source import FileSource
 from statedict.io.urls import is_url, joined
@@ -64,8 +64,13 @@ def exists(name: str) -> bool:
 def size_of(name: str) -> int:
     """Bytes of a file, or of the files directly in a folder."""
     if is_url(name):
-        names = None if exists(name) else names_in(name)
-        return open_source(name).size if names is None else sum(open_source(joined(name, one)).size for one in names)
+        from statedict.io.remote import at
+
+        try:
+            return at(name).size()
+        except MissingFileError:
+            inside = [at(joined(name, one)) for one in names_in(name) or ()]
+            return sum(one.size() for one in inside if one.exists())
     if not os.path.isdir(name):
         return os.path.getsize(name)
     with os.scandir(name) as found:

@@ -57,6 +57,10 @@ class HubFile:
         size = self._asked("info")["size"]
         return iter([self._asked("cat_file")]), size
 
+    def size(self) -> int:
+        """Bytes of the file."""
+        return int(self._asked("info")["size"])
+
     def exists(self) -> bool:
         """Whether there is such a file."""
         try:

@@ -138,6 +138,16 @@ class Object:
         except Exception as error:
             raise self._said(error) from None
 
+    def size(self) -> int:
+        """Bytes of the object."""
+        try:
+            return int(self._head()["size"])
+        except FileError:  # a server, or a signature, that allows no HEAD
+            try:
+                return self.get(0, 1)[1]
+            except NoRangesError:
+                return self.stream()[1]
+
     def exists(self) -> bool:
         """Whether there is such an object."""
         try:

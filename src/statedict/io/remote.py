@@ -52,6 +52,9 @@ if TYPE_CHECKING:
         def stream(self) -> tuple[Iterator[Block], int]:
             """All of its bytes, and how many there are (-1: nobody knows)."""
 
+        def size(self) -> int:
+            """How many bytes there are, without reading them."""
+
         def exists(self) -> bool:
             """Whether there is such an object."""
 
