@@ -92,7 +92,7 @@ def test_json_has_every_tensor_value_and_total(run: Run) -> None:
     found = json.loads(run("show", "checkpoint.pth", "--json").stdout)
     assert found["tensors"][0] == {
         "name": "model_state.conv1.weight", "dtype": "float32", "shape": [6, 3, 5, 5], "elements": 450, "nbytes": 1800,
-        "role": "parameter", "parameter": None, "tied": None,
+        "role": "parameter", "parameter": None, "inferred": False, "tied": None,
     }  # fmt: skip
     assert found["values"]["optimizer_state.param_groups.0.lr"] == 0.001
     assert found["total"] == {"tensors": 20, "elements": 124_012, "nbytes": 496_048}
@@ -161,3 +161,22 @@ def test_at_a_module_shows_the_entries_below_it(run: Run) -> None:
 def test_json_of_one_entry_keeps_paths_of_the_file(run: Run) -> None:
     found = json.loads(run("show", "checkpoint.pth", "--at", "model_state.fc3.bias", "--json").stdout)
     assert [tensor["name"] for tensor in found["tensors"]] == ["model_state.fc3.bias"]
+
+
+def test_the_groups_of_an_optimizer_are_a_table_and_its_troubles_stand_below(run: Run, tmp_path: Path) -> None:
+    state = statedict.load("examples/checkpoint.pth")
+    group = state["optimizer_state"]["param_groups"][0]
+    state["optimizer_state"]["param_groups"] = [
+        group | {"params": [0, 1], "lr": 0.5},
+        group | {"params": list(range(2, 9))},
+    ]
+    statedict.save(state, tmp_path / "a.pth")
+    out = run("show", str(tmp_path / "a.pth")).stdout
+    assert "conv1.weight" in out
+    table = out[out.index("optimizer_state  group") :].splitlines()
+    assert [line.split() for line in table] == [
+        ["optimizer_state", "group", "parameters", "lr", "momentum"],
+        ["0", "2", "0.5", "0.9"],
+        ["1", "7", "0.001", "0.9"],
+        ["optimizer_state:", "stale", "state", "of", "1", "parameter", "in", "no", "group:", "9"],
+    ]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import statedict
-from statedict.ops.inspect import Total, is_model, is_optimizer, state_dicts
+from statedict.ops.inspect import Total, is_model, state_dicts
+from statedict.ops.outline import is_optimizer
 from statedict.tensor import as_lazy
 from statedict.values import Opaque
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from statedict.cli import printable
 from statedict.errors import FormatError
-from statedict.ops.inspect import is_optimizer, state_dicts
+from statedict.ops.inspect import state_dicts
+from statedict.ops.outline import is_optimizer
 from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict, transform
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from statedict.collector import Paused
 from statedict.errors import UnsupportedError
+from statedict.ops.optimizers import Optimizer, optimizers
+from statedict.ops.outline import is_optimizer
 from statedict.paths import MAX_DEPTH, free_name, label, walk
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.values import KINDS, Opaque
@@ -42,7 +44,8 @@ class TensorInfo:
         elements: their product.
         nbytes: bytes of the elements.
         role: `parameter`, `buffer`, `optimizer` or `tensor`, as its place and name show.
-        parameter: for optimizer state the name of its parameter, where the file has names.
+        parameter: for optimizer state the name of its parameter, where the file has names or they can be inferred.
+        inferred: whether that name is inferred from the model's order and shapes.
         tied: the path of an earlier tensor with the same bytes.
     """
 
@@ -53,6 +56,7 @@ class TensorInfo:
     nbytes: int
     role: str
     parameter: str | None = None
+    inferred: bool = False
     tied: str | None = None
 
 
@@ -86,6 +90,7 @@ class Summary:
         dtypes: PyTorch's name → sums.
         wasted: bytes of storages that no tensor covers (a small view of a large storage).
         opaque: qualified name → how often, of objects that are no data.
+        optimizers: those in it, with their groups and what deserves a look.
     """
 
     root: Node
@@ -94,6 +99,7 @@ class Summary:
     dtypes: dict[str, Total]
     wasted: int
     opaque: dict[str, int] = field(default_factory=dict)
+    optimizers: tuple[Optimizer, ...] = ()
 
     @property
     def total(self) -> Total:
@@ -116,6 +122,7 @@ class Summary:
             "total": asdict(self.total),
             "wasted": self.wasted,
             "opaque": self.opaque,
+            "optimizers": [one.to_json() for one in self.optimizers],
         }
 
     def _repr_html_(self) -> str:
@@ -126,11 +133,6 @@ class Summary:
             for t in self.tensors
         )
         return f"<table><tr><th>name</th><th>dtype</th><th>shape</th><th>bytes</th></tr>{rows}</table>"
-
-
-def is_optimizer(node: Any) -> bool:
-    """Whether a value is an optimizer's state_dict: a dict with `state` and `param_groups`."""
-    return isinstance(node, dict) and isinstance(node.get("state"), dict) and isinstance(node.get("param_groups"), list)
 
 
 def is_model(node: Any) -> bool:
@@ -170,9 +172,11 @@ def inspect(state: Any, path: str = "") -> Summary:
     """
     if isinstance(state, str | os.PathLike):
         raise UnsupportedError(f"{os.fspath(state)!r} is a path; inspect what load returns for it")
-    build = _Builder()
     with Paused():
         walk(state)  # an error beyond its bounds, which hold below too
+        dot = path + "." if path else ""
+        found = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
+        build = _Builder(found)
         root = build.node("", state, path, "tensor", None)
     return Summary(
         root=root,
@@ -181,11 +185,14 @@ def inspect(state: Any, path: str = "") -> Summary:
         dtypes=dict(sorted(build.dtypes.items(), key=lambda item: -item[1].nbytes)),
         wasted=_wasted(build.storages.values()),
         opaque=build.opaque,
+        optimizers=tuple(found.values()),
     )
 
 
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, optimizers: dict[str, Optimizer]) -> None:
+        self.optimizers = optimizers
+        self.inferred = False
         self.tensors: dict[str, TensorInfo] = {}
         self.values: dict[str, Any] = {}
         self.dtypes: dict[str, Total] = {}
@@ -201,7 +208,8 @@ class _Builder:
             return self.optimizer(value, path)
         if isinstance(value, dict) and type(value) is not Counter:
             role = "parameter" if role == "tensor" and is_model(value) else role
-            return _group(self.children(value.items(), path, role, parameter), parameter or "")
+            note = f"{parameter} (inferred)" if parameter and self.inferred else parameter or ""
+            return _group(self.children(value.items(), path, role, parameter), note)
         if isinstance(value, Opaque):
             if id(value) in self.objects:
                 return Node(note=f"the object of {value.name} that holds it")
@@ -248,7 +256,8 @@ class _Builder:
             role = "buffer"
         first = None if tied == path else tied
         name = free_name(path, self.tensors)
-        info = TensorInfo(name, tensor.dtype.name, tuple(tensor.shape), elements, nbytes, role, parameter, first)
+        guess = parameter is not None and self.inferred
+        info = TensorInfo(name, tensor.dtype.name, tuple(tensor.shape), elements, nbytes, role, parameter, guess, first)
         self.tensors[name] = info
         total = Total(1, elements, nbytes) if first is None else Total(1)
         self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
@@ -256,21 +265,20 @@ class _Builder:
         return Node(info, note=f"= {tied}" if first else "", total=total)
 
     def optimizer(self, value: Any, path: str) -> Node:
-        names: dict[Any, str] = {}
-        for group in value["param_groups"]:
-            if isinstance(group, dict) and isinstance(group.get("param_names"), list):
-                names |= dict(zip(group.get("params", ()), group["param_names"], strict=False))
+        found = self.optimizers.get(path, Optimizer(path))
+        self.inferred = found.inferred
         dot = path + "." if path else ""
         rows: _Rows = []
         for name, part in value.items():
             if name == "state":
                 entries = [
-                    (label(i), self.node(label(i), entry, f"{dot}state.{label(i)}", "optimizer", names.get(i)))
+                    (label(i), self.node(label(i), entry, f"{dot}state.{label(i)}", "optimizer", found.names.get(i)))
                     for i, entry in part.items()
                 ]
                 rows.append(("state", _group(entries)))
             else:
                 rows.append((str(name), self.node(str(name), part, f"{dot}{name}", "optimizer", None)))
+        self.inferred = False
         return _group(rows, "optimizer")
 
 

@@ -173,8 +173,8 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
     for new, made in outline.items():
         if made.sources and not (made.make is None and used.get(made.sources[0])):  # a second name is a tie
             used.setdefault(made.sources[0], []).append((new, made))
-    linked = _linked(state, layout)
-    if linked is None:
+    found_names = linked(state, layout)
+    if found_names is None:
         tensors = layout.tensors()
         touched = [p for p in tensors if [m.make for _, m in used.get(p, [])] != [None]]
         if touched:
@@ -183,7 +183,7 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
                 f"follow {touched[0]!r}; drop the optimizer, or save it beside its model by statedict first"
             )
         return like(state, StateDict(state))
-    base, owners = linked
+    base, owners = found_names
     below = base + "." if base else ""
     held: dict[Any, Any] = state["state"]
     by_path = {owner: identifier for identifier, owner in owners.items()}
@@ -248,7 +248,7 @@ def apart(tensor: LazyTensor) -> LazyTensor:
     )
 
 
-def _linked(state: Any, layout: Layout) -> tuple[str, dict[Any, str]] | None:
+def linked(state: Any, layout: Layout) -> tuple[str, dict[Any, str]] | None:
     """The dict that holds an optimizer's parameters, and the path of each; None where that cannot be told."""
     groups = state["param_groups"]
     tensors = layout.tensors()
