@@ -144,8 +144,8 @@ def _together(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[fl
 def added(histograms: Sequence[Histogram]) -> Histogram:
     """What several histograms count together."""
     wide = [one for one in histograms if one.positive or one.negative]
-    if not wide:
-        return Histogram()
+    if len(wide) < 2:
+        return wide[0] if wide else Histogram()
     low = min(one.exponent for one in wide)
     size = max(one.exponent + len(one.positive) for one in wide) - low
     sides: tuple[list[int], list[int]] = [0] * size, [0] * size

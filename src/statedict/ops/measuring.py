@@ -75,11 +75,8 @@ class _Table:
         with numpy.errstate(invalid="ignore"):  # a signalling NaN is a NaN
             values = codes != 0 if kind.kind == "bool" else codes.view(kind.numpy)
             self.values = values.astype("f8")
-        self.nan, self.inf, self.finite = (
-            numpy.isnan(self.values),
-            numpy.isinf(self.values),
-            numpy.isfinite(self.values),
-        )
+        self.nan, self.inf = numpy.isnan(self.values), numpy.isinf(self.values)
+        self.finite = ~(self.nan | self.inf)
         self.zero = self.values == 0
         self.exponents = numpy.frexp(numpy.where(self.finite, self.values, 0))[1].astype("i8") - 1
         tiny, least, most = _limits(kind)

@@ -21,6 +21,7 @@ from statedict.tree import StateDict
 
 _JOB = 32 << 20  # bytes that a thread takes at a time
 _AHEAD = 64
+_NAMES = tuple(field.name for field in fields(Figures))
 _LEVELS = 32  # of modules; what is nested deeper counts for the module above
 
 
@@ -194,7 +195,7 @@ def _bounded(tensors: Iterable[LazyTensor]) -> None:
 
 
 def _fields(figures: Figures) -> dict[str, Any]:
-    return {field.name: getattr(figures, field.name) for field in fields(Figures)}
+    return {name: getattr(figures, name) for name in _NAMES}
 
 
 def _group(name: str, tensors: int, parts: Iterable[Figures]) -> GroupStats:
