@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -192,6 +193,17 @@ def test_tensors_in_any_order_have_their_own_figures(make: Any) -> None:
     found = statedict.stats({"w": made}).tensors[0]
     assert (found.shape, found.min, found.max) == (tuple(made.shape), made.min().item(), made.max().item())
     assert found.std == pytest.approx(made.double().std().item())
+
+
+def test_what_is_packed_in_its_archive_is_unpacked_in_blocks(tmp_path: Path) -> None:
+    made = numpy.tile(numpy.arange(700, dtype="f4"), (900, 1))
+    made[5] = 0
+    statedict.save({"w": made}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b.pth", "w", 8) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert statedict.stats(tmp_path / "b.pth").to_json() == statedict.stats(tmp_path / "a.pth").to_json()
+    assert statedict.stats(tmp_path / "b.pth").tensors[0].dead_rows == 1
 
 
 def test_what_is_computed_lazily_is_measured_as_it_would_be_saved(tmp_path: Path) -> None:

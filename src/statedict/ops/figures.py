@@ -30,7 +30,7 @@ class Histogram:
         """As bars: the largest octaves below 0, all that is closer to 0, the largest octaves above it.
 
         >>> Histogram(0, (1, 2), (4, 8)).bars(octaves=2)
-        '▁▁ ▃▇'
+        '▂▁ ▄▇'
         """
         counts = [0] * (2 * octaves + 1)
         for side, sign in ((self.negative, -1), (self.positive, 1)):

@@ -12,6 +12,7 @@ from typing import Any
 from statedict.dtypes import dtype
 from statedict.ops.figures import Figures
 from statedict.ops.inspect import BUFFERS, is_optimizer, state_dicts
+from statedict.ops.measuring import whole_elements
 from statedict.tensor import LazyTensor
 
 TYPE_CHECKING = False
@@ -74,7 +75,7 @@ def count_dead(rows: Rows, blocks: Iterable[Any]) -> int:
         mask = None  # the sign of 0 is NaN
     dead = behind = 0  # behind: elements of a row that the blocks before began
     alive = False
-    for block in blocks:
+    for block in whole_elements(blocks, kind.itemsize):
         array = numpy.frombuffer(block, numbers)
         some = array & array.dtype.type(mask) if mask is not None else array
         some = some != 0

@@ -8,7 +8,7 @@ deviation are those of the part. What both ways cost: docs/decisions/0015-statis
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ def computable(kind: DType) -> bool:
 
 def of_blocks(kind: DType, blocks: Iterable[Any]) -> Figures:
     """The figures of what comes in blocks of bytes; each block is gone when the next one comes."""
-    whole = _whole_elements(blocks, kind.itemsize)
+    whole = whole_elements(blocks, kind.itemsize)
     if kind.itemsize <= 2:
         return _of_counts(kind, whole)
     import numpy
@@ -51,14 +51,15 @@ def of_blocks(kind: DType, blocks: Iterable[Any]) -> Figures:
 _HALVES = {"complex32": "f2", "complex64": "f4", "complex128": "f8"}
 
 
-def _whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterable[Any]:
-    """The blocks, cut between elements."""
+def whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterator[Any]:
+    """The blocks, cut between elements; what is unpacked comes as it happens to."""
     rest = b""
     for block in blocks:
         data = block if not rest else rest + bytes(block)
         extra = len(data) % itemsize
         rest = bytes(data[len(data) - extra :]) if extra else b""
-        yield data[: len(data) - extra] if extra else data
+        if len(data) >= itemsize:
+            yield data[: len(data) - extra] if extra else data
 
 
 # of 8 and 16 bits
