@@ -111,3 +111,17 @@ def test_moments_are_compared_with_those_of_the_same_parameter_in_other_layers()
 def test_a_tied_tensor_is_flagged_once() -> None:
     w = numpy.zeros(3)
     assert kinds({"a": w, "b": w}) == [("a", "zeros")]
+
+
+@pytest.mark.parametrize(
+    "groups", [[None], [{}], [{"params": 3, "param_names": ["a"]}], [{"params": [[1]], "param_names": [2]}]]
+)
+def test_odd_groups_of_parameters_are_no_error(groups: Any) -> None:
+    assert kinds({"state": {0: {"m": weights(3)}, "x": {"m": weights(3)}}, "param_groups": groups}) == []
+
+
+def test_a_signalling_nan_in_a_row_keeps_it_alive() -> None:
+    bits = numpy.zeros((4, 3), "u4")
+    bits[1, 1] = 0x7F800001
+    (tensor,) = statedict.stats({"w": bits.view("f4")}).tensors
+    assert (tensor.dead_rows, tensor.nan, tensor.zeros) == (3, 1, 11)

@@ -13,6 +13,7 @@ from statedict.dtypes import dtype
 from statedict.ops.figures import Figures
 from statedict.ops.inspect import BUFFERS, is_optimizer, state_dicts
 from statedict.ops.measuring import whole_elements
+from statedict.paths import label
 from statedict.tensor import LazyTensor
 
 TYPE_CHECKING = False
@@ -78,7 +79,8 @@ def count_dead(rows: Rows, blocks: Iterable[Any]) -> int:
     for block in whole_elements(blocks, kind.itemsize):
         array = numpy.frombuffer(block, numbers)
         some = array & array.dtype.type(mask) if mask is not None else array
-        some = some != 0
+        with numpy.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+            some = some != 0
         at = 0
         if behind:
             at = min(length - behind, len(some))
@@ -103,11 +105,11 @@ def roles(state: StateDict, names: Sequence[str]) -> dict[str, str | None]:
         if not is_optimizer(node):
             continue
         dot = f"{path}.state." if path else "state."
-        owners |= {f"{dot}{key}": None for key in node["state"]}
+        owners |= {dot + label(key): None for key in node["state"]}
         for group in node["param_groups"]:
-            if isinstance(group, dict) and isinstance(group.get("param_names"), list | tuple):
-                pairs = zip(group.get("params", ()), group["param_names"], strict=False)
-                owners |= {f"{dot}{index}": str(name) for index, name in pairs}
+            named = [group.get(key) for key in ("params", "param_names")] if isinstance(group, dict) else []
+            if named and all(isinstance(part, list | tuple) for part in named):
+                owners |= {dot + label(key): label(name) for key, name in zip(*named, strict=False)}
     found: dict[str, str | None] = {}
     for name in names:
         above, _, last = name.rpartition(".")
