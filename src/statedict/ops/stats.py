@@ -238,16 +238,21 @@ class _Range:
                 here.advance(len(block))
 
 
-def _ranges(name: str, tensor: LazyTensor, unit: int, executor: Executor | None) -> Iterator[tuple[int, int]]:
+def _ranges(tensor: LazyTensor, unit: int, whole: bool = False) -> Iterator[tuple[int, int]]:
     """Start and size of the parts of a tensor, each of whole units of bytes."""
     source = tensor.storage.source
     panel = getattr(source, "panel", 0)  # what is made at a time should not be made twice
     step = max(_JOB // (panel or 1), 1) * panel if panel else _JOB
     step = max(step // unit, 1) * unit
-    if hasattr(source, "stream") or (source.in_memory and executor is not None):
+    if whole or hasattr(source, "stream"):
         step = max(tensor.nbytes, 1)
     for start in range(0, tensor.nbytes, step):
         yield start, min(step, tensor.nbytes - start)
+
+
+def _carried(tensor: LazyTensor, executor: Executor | None) -> bool:
+    """Whether its bytes go to the workers, where a part would take all of them along."""
+    return executor is not None and tensor.storage.source.in_memory
 
 
 def _run(work: Any, jobs: Iterable[_Range], executor: Executor | None, here: Meter) -> Iterator[tuple[_Range, Any]]:
@@ -269,7 +274,12 @@ def _batch(work: Any, here: Meter | None, batch: list[_Range]) -> list[Any]:
 
 
 def _measure(job: _Range, here: Meter | None) -> Figures:
-    return of_blocks(job.tensor.dtype, job.blocks(here))
+    kind = job.tensor.dtype
+    if job.size < job.tensor.nbytes:
+        return of_blocks(kind, job.blocks(here))
+    # a whole tensor as by jobs for its parts, so that the last digit is the same
+    parts = (_Range(job.name, job.tensor, *part) for part in _ranges(job.tensor, kind.itemsize))
+    return combined(of_blocks(kind, part.blocks(here)) for part in parts)
 
 
 def _count(job: _Range, here: Meter | None) -> int:
@@ -281,7 +291,7 @@ def _measured(tensors: dict[str, LazyTensor], executor: Executor | None, here: M
     jobs = (
         _Range(name, tensor, *part)
         for name, tensor in tensors.items()
-        for part in _ranges(name, tensor, tensor.dtype.itemsize, executor)
+        for part in _ranges(tensor, tensor.dtype.itemsize, _carried(tensor, executor))
     )
     found: dict[str, Any] = {}
     for job, made in _run(_measure, jobs, executor, here):
@@ -297,7 +307,7 @@ def _dead(suspects: dict[str, Rows], executor: Executor | None, here: Meter) -> 
     jobs = (
         _Range(name, rows.tensor, *part, rows)
         for name, rows in suspects.items()
-        for part in _ranges(name, rows.tensor, rows.nbytes, executor)
+        for part in _ranges(rows.tensor, rows.nbytes, _carried(rows.tensor, executor))
     )
     dead: dict[str, int] = {}
     for job, count in _run(_count, jobs, executor, here):
