@@ -17,9 +17,10 @@ PUBLIC = [
     "AlterError", "CorruptFileError", "DType", "Device", "EditReport", "ExistingFileError", "FileError",
     "FormatError", "LazyTensor", "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError",
     "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict",
-    "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
+    "StateDictError", "StatsReport", "Storage", "Summary", "TensorStats",
+    "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
     "VerifyReport", "WorkerError", "__version__", "capture", "convert", "dtype", "edit", "inspect", "load",
-    "renamed_in", "restore", "save", "scan", "unflatten", "verify",
+    "renamed_in", "restore", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [
     value

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from statedict.api import load as load
     from statedict.api import restore as restore
     from statedict.api import save as save
+    from statedict.api import stats as stats
     from statedict.api import verify as verify
     from statedict.dtypes import DType as DType
     from statedict.dtypes import dtype as dtype
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from statedict.ops.report import EditReport as EditReport
     from statedict.ops.scan import ScanReport as ScanReport
     from statedict.ops.scan import scan as scan
+    from statedict.ops.stats import StatsReport as StatsReport
+    from statedict.ops.stats import TensorStats as TensorStats
     from statedict.ops.verify import VerifyReport as VerifyReport
     from statedict.tensor import LazyTensor as LazyTensor
     from statedict.tensor import Storage as Storage
@@ -83,8 +86,10 @@ _EXPORTS = {
     "Size": "values",
     "StateDict": "tree",
     "StateDictError": "errors",
+    "StatsReport": "ops.stats",
     "Storage": "tensor",
     "Summary": "ops.inspect",
+    "TensorStats": "ops.stats",
     "TreeError": "errors",
     "TruncatedError": "errors",
     "UnknownFormatError": "errors",
@@ -101,6 +106,7 @@ _EXPORTS = {
     "restore": "api",
     "save": "api",
     "scan": "ops.scan",
+    "stats": "api",
     "unflatten": "tree",
     "verify": "api",
 }

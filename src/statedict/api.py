@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from statedict.adapters.report import RestoreReport
     from statedict.ops.report import EditReport
+    from statedict.ops.stats import StatsReport
     from statedict.ops.verify import VerifyReport
 
 Path = str | os.PathLike[str]
@@ -140,6 +141,34 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
     with Paused():
         name, found = formats.checks(source)
         return examine(named(path), name, found, values, quick)
+
+
+def stats(source: Any, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
+    """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
+
+    Args:
+        source: a file as for `load`, or a StateDict or any tree of dicts, lists, arrays and values.
+        only: patterns of the tensors to take.
+        executor: as for `save`; the figures are the same.
+
+    Returns:
+        What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
+
+    Raises:
+        PathError: a pattern matches nothing.
+        StateDictError: what `load` raises.
+
+    >>> import statedict
+    >>> report = statedict.stats("examples/checkpoint.pth", only="model_state.*")
+    >>> weight = report["model_state.fc1.weight"]
+    >>> weight.shape, weight.nan, round(weight.std, 5)
+    ((120, 400), 0, 0.03371)
+    """
+    from statedict.ops.stats import survey
+
+    state = load(source) if isinstance(source, str | os.PathLike) else source
+    with Paused():
+        return survey(state if isinstance(state, StateDict) else StateDict({"": state}), only, executor)
 
 
 def convert(

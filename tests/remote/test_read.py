@@ -33,6 +33,11 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_figures_of_a_url_are_those_of_the_file(files: Path, web: Server, name: str) -> None:
+    assert statedict.stats(f"{web.url}/{name}").to_json() == statedict.stats(files / name).to_json()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_url_of_http_loads_as_the_file_does(files: Path, web: Server, name: str) -> None:
     assert_same(statedict.load(f"{web.url}/{name}"), statedict.load(files / name))
 

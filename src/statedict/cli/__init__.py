@@ -20,6 +20,7 @@ from statedict.errors import StateDictError
 # name → the module whose `command` it is, imported when it is called
 COMMANDS = {
     "show": "statedict.cli.show",
+    "stats": "statedict.cli.stats",
     "check": "statedict.cli.check",
     "convert": "statedict.cli.convert",
     "edit": "statedict.cli.edit",

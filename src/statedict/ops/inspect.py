@@ -17,7 +17,7 @@ from statedict.paths import MAX_DEPTH, free_name, label, walk
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.values import KINDS, Opaque
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _SHORT = 60
 
 
@@ -252,7 +252,7 @@ class _Builder:
         region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides)
         elements, nbytes = tensor.numel(), tensor.nbytes
         tied = self.regions.setdefault(region, path) if nbytes else path
-        if role == "parameter" and key.rpartition(".")[2] in _BUFFERS:
+        if role == "parameter" and key.rpartition(".")[2] in BUFFERS:
             role = "buffer"
         first = None if tied == path else tied
         name = free_name(path, self.tensors)
