@@ -14,11 +14,11 @@ import statedict
 from statedict import errors
 
 PUBLIC = [
-    "AlterError", "CorruptFileError", "DType", "Device", "EditReport", "ExistingFileError", "FileError",
+    "AlterError", "CorruptFileError", "DType", "Device", "Diff", "EditReport", "ExistingFileError", "FileError",
     "FormatError", "LazyTensor", "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError",
     "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict",
     "StateDictError", "Storage", "Summary", "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
-    "VerifyReport", "WorkerError", "__version__", "capture", "convert", "dtype", "edit", "inspect", "load",
+    "VerifyReport", "WorkerError", "__version__", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
     "renamed_in", "restore", "save", "scan", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from statedict.adapters.report import RestoreReport as RestoreReport
     from statedict.api import capture as capture
     from statedict.api import convert as convert
+    from statedict.api import diff as diff
     from statedict.api import edit as edit
     from statedict.api import load as load
     from statedict.api import restore as restore
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from statedict.errors import UnknownFormatError as UnknownFormatError
     from statedict.errors import UnsupportedError as UnsupportedError
     from statedict.errors import WorkerError as WorkerError
+    from statedict.ops.diff import Diff as Diff
     from statedict.ops.inspect import Summary as Summary
     from statedict.ops.inspect import inspect as inspect
     from statedict.ops.report import EditReport as EditReport
@@ -65,6 +67,7 @@ _EXPORTS = {
     "CorruptFileError": "errors",
     "DType": "dtypes",
     "Device": "values",
+    "Diff": "ops.diff",
     "EditReport": "ops.report",
     "ExistingFileError": "errors",
     "FileError": "errors",
@@ -93,6 +96,7 @@ _EXPORTS = {
     "WorkerError": "errors",
     "capture": "api",
     "convert": "api",
+    "diff": "api",
     "dtype": "dtypes",
     "edit": "api",
     "inspect": "ops.inspect",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.adapters.report import RestoreReport
+    from statedict.ops.diff import Diff
     from statedict.ops.report import EditReport
     from statedict.ops.verify import VerifyReport
 
@@ -140,6 +141,53 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
     with Paused():
         name, found = formats.checks(source)
         return examine(named(path), name, found, values, quick)
+
+
+def diff(
+    a: Any,
+    b: Any,
+    *,
+    only: Sequence[str] | str | None = None,
+    names_only: bool = False,
+    numeric: bool = False,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    executor: Executor | None = None,
+) -> Diff:
+    """How two checkpoints differ: tensors by name and content, optimizers by parameter, all other values by path.
+
+    Args:
+        a: a path or URL as for `load`, a StateDict, a dict of arrays, or live objects as for `save`.
+        b: likewise; their formats may differ.
+        only: globs over paths; the rest is not looked at.
+        names_only: no tensor is read; names, dtypes, shapes and values are compared.
+        numeric: tensors are equal as `torch.equal` has it: 0.0 is -0.0, NaN is nothing, and equal numbers of another
+            dtype are no difference. By default their bytes decide.
+        rtol: with `atol`, tensors are `close`, which is no difference, where `|a - b| <= atol + rtol * |b|` everywhere.
+        atol: see `rtol`.
+        executor: as for `save`.
+
+    Returns:
+        What was found; `found.same` says whether nothing differs.
+
+    Raises:
+        AlterError: a pattern matches nothing.
+        StateDictError: what `load` raises.
+
+    >>> import statedict, numpy
+    >>> found = statedict.diff({"w": numpy.ones(4)}, {"w": numpy.array([1, 1, 1, 3.0])})
+    >>> found.changed[0].measures.max_abs, found.changed[0].measures.share
+    (2.0, 0.25)
+    """
+    from statedict.ops.differ import compared
+    from statedict.ops.measure import Rule
+
+    patterns = (only,) if isinstance(only, str) else only
+    with Paused():
+        one, other = (load(x) if isinstance(x, str | os.PathLike) else _rooted(x) for x in (a, b))
+        names = [named(x) if isinstance(x, str | os.PathLike) else "memory" for x in (a, b)]
+        rule = Rule(numeric, rtol, atol)
+        return compared(one, other, (names[0], names[1]), patterns, names_only, rule, executor)
 
 
 def convert(
