@@ -269,10 +269,10 @@ class _Pattern:
         self.general: dict[str, dict[tuple[str, tuple[int, ...]], None]] = {}
         for old, news in self.exact.items():
             for new in news:
-                (before, ours), (after, theirs) = _numbers(old), _numbers(new)
+                (text, ours), (after, theirs) = _numbers(old), _numbers(new)
                 if len(ours) == len(theirs):
                     shift = tuple(b - a for a, b in zip(ours, theirs, strict=True))
-                    self.general.setdefault(before, {})[after, shift] = None
+                    self.general.setdefault(text, {})[after, shift] = None
 
     def __call__(self, path: str) -> Iterable[str]:
         head, rest = path, ""
