@@ -99,7 +99,8 @@ def _best(one: Tensors, other: Tensors) -> Moved | None:
         alike = sum(_kind(one[path]) == _kind(other[new]) for path, new in pairs)
         theirs = sum(not after or path.startswith(after + ".") for path in other)
         ours = sum(rule(path) is not None for path in one)
-        if not pairs or 2 * len(pairs) <= min(ours, theirs) or 2 * alike <= len(pairs):
+        few = len(pairs) < min(2, len(one), len(other))
+        if few or 2 * len(pairs) <= max(ours, theirs) or 2 * alike <= len(pairs):
             continue
         if not _inserted(before, after) and (len(pairs) < 3 or alike < len(pairs) or 5 * len(pairs) < 4 * ours):
             continue
