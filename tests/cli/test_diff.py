@@ -46,8 +46,8 @@ def test_differences_are_status_1_and_come_by_kind(run: Run, tmp_path: Path) -> 
     assert lines[1].startswith("  model_state.fc3.bias  rel ")
     assert [line.split() for line in lines[2:7]] == [
         ["renamed"],
-        ["optimizer_state.state.fc2.bias.momentum_buffer", "→", "optimizer_state.state.fc2.b.momentum_buffer"],
         ["model_state.fc2.bias", "→", "model_state.fc2.b"],
+        ["optimizer_state.state.fc2.bias.momentum_buffer", "→", "optimizer_state.state.fc2.b.momentum_buffer"],
         ["values", "changed"],
         ["epoch", "60", "→", "61"],
     ]

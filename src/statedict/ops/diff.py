@@ -111,14 +111,14 @@ class Diff:
         names_only: whether only names, dtypes, shapes and values were compared; `identical` means no more than that.
 
     >>> import statedict
-    >>> state = statedict.load("examples/checkpoint.pth")
-    >>> found = statedict.diff(state, {**state, "epoch": 61})
-    >>> found.same, found.identical, found.values[0].before
-    (False, 20, 60)
+    >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
+    >>> found = statedict.diff(state, {**state, "fc4.bias": state["fc3.bias"]})
+    >>> found.same, found.identical, found.added[0].same_as
+    (False, 10, None)
     >>> print(found)
-    20 tensors identical, 1 value changed
-    values changed
-      epoch  60 → 61
+    10 tensors identical, 1 added
+    added
+      fc4.bias  float32  10
     """
 
     a: str
