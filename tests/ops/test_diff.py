@@ -444,6 +444,25 @@ def test_renames_of_many_tensors_take_seconds_and_are_linear(tmp_path: Path) -> 
     assert large < 4 * 2.5 * small
 
 
+def test_a_key_put_into_every_layer_is_no_prefix_for_each_of_them() -> None:
+    random = numpy.random.default_rng(0)
+    one = {f"layers.{n}.attn.{k}": random.standard_normal(4) for n in range(5_000) for k in ("weight", "bias")}
+    other = {name.replace("attn", "attn.inner"): array.copy() for name, array in one.items()}
+    start = time.perf_counter()
+    found = statedict.diff(one, other)
+    assert time.perf_counter() - start < 10
+    assert (found.moved, len(found.renamed)) == ((), 10_000)
+
+
+def test_what_only_looks_like_an_optimizer_is_compared_all_the_same() -> None:
+    for params in ([[1]], [None], ["w", 2], [0, 0]):
+        odd = {"o": {"state": {0: {"x": 1}}, "param_groups": [{"params": params, "lr": 1}]}, "w": torch.ones(2)}
+        assert statedict.diff(odd, copy.deepcopy(odd)).same
+        other = copy.deepcopy(odd)
+        other["o"]["param_groups"][0]["lr"] = 2
+        assert [value.path for value in statedict.diff(odd, other).values] == ["o.param_groups.0.lr"]
+
+
 def test_json_holds_what_a_script_needs() -> None:
     one = {"a": torch.ones(4), "b": torch.randn(4), "n": 1, "inf": math.inf}
     made = statedict.diff(one, {"a": torch.ones(4) * 2, "c": one["b"], "n": 2, "d": torch.ones(2)}).to_json()

@@ -39,9 +39,11 @@ def compared(
     """
     rule = rule or Rule()
     a, b = Entries(one), Entries(other)
-    notes = together(a, b)
+    said = together(a, b)
     if only is not None:
         _keep(a, b, only)
+    left = [path for side in (a, b) for table in (side.tensors, side.values) for path in table]
+    notes = [note for at, note in said if any(path.startswith(f"{at}." if at else "") for path in left)]
     work = _Work(a, b, rule, executor, names_only)
     tensors = work.tensors()
     values, equal = _values(a, b, work.translated(), rule.numeric)
@@ -204,9 +206,13 @@ def _values(
             if new is not None and new in theirs and new not in ours:
                 ours[new] = ours.pop(path)
     for name in a.extra.keys() & b.extra.keys():  # what one format has no room for is no difference
-        for side, entries in ((ours, a), (theirs, b)):
-            for key, value in entries.extra[name].items():
-                side[f"{name}.{key}"] = value
+        one, other = a.extra[name], b.extra[name]
+        for key in {**one, **other}:
+            if name == "metadata" or (key in one and key in other):  # what modules there are the tensors tell
+                path = f"{name}.{key}" if key else name
+                for side, held in ((ours, one), (theirs, other)):
+                    if key in held:
+                        side.setdefault(path, held[key])
     found, equal = [], 0
     for path, value in ours.items():
         if path not in theirs:

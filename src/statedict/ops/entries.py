@@ -86,6 +86,8 @@ class Entries:
         """The names of an optimizer's parameters, group by group, and whether they are inferred."""
         state = self.optimizers[path]
         groups = state["param_groups"]
+        if not all(type(number) in (int, str) for group in groups for number in group["params"]):
+            return None, False
         own = [group.get("param_names") for group in groups]
         if all(isinstance(n, list) and len(n) == len(g["params"]) for n, g in zip(own, groups, strict=True)):
             flat = [name for names in own for name in names]
@@ -120,10 +122,11 @@ class Entries:
                     self.add(f"{dot}param_groups.{text}.{label(key)}", value)
 
 
-def together(one: Entries, other: Entries) -> list[str]:
-    """Take in the optimizers of both sides, and return what there is to say of it."""
-    notes: list[str] = []
+def together(one: Entries, other: Entries) -> list[tuple[str, str]]:
+    """Take in the optimizers of both sides, and return what there is to say of each: its path, and that."""
+    said: list[tuple[str, str]] = []
     for path in dict.fromkeys([*one.optimizers, *other.optimizers]):
+        notes: list[str] = []
         sides = [side for side in (one, other) if path in side.optimizers]
         found = [side.named(path) for side in sides]
         if len(sides) == 2 and (found[0][0] is None) != (found[1][0] is None):
@@ -144,7 +147,8 @@ def together(one: Entries, other: Entries) -> list[str]:
             labels = [[(str(n), n) for n in range(len(side.optimizers[path]["param_groups"]))] for side in sides]
         for side, names, groups in zip(sides, all_names, labels, strict=True):
             side.put_optimizer(path, names, groups)
-    return notes
+        said += [(path, note) for note in notes]
+    return said
 
 
 def _by_other(sides: list[Entries], path: str, names: Names, lacking: int) -> Names | None:

@@ -27,6 +27,7 @@ _HEAD = 64 << 10
 _SAMPLE = 64
 _DEEP = 6  # keys that a prefix may have
 _POPULAR = 8
+_MOVES = 8  # each explains at least such a part of what is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def moves(one: Tensors, other: Tensors) -> list[Moved]:
     """
     found: list[Moved] = []
     left, right = dict(one), dict(other)
-    while left and right:
+    while left and right and len(found) < _MOVES:
         best = _best(left, right)
         if best is None:
             return found
@@ -99,7 +100,8 @@ def _best(one: Tensors, other: Tensors) -> Moved | None:
         alike = sum(_kind(one[path]) == _kind(other[new]) for path, new in pairs)
         theirs = sum(not after or path.startswith(after + ".") for path in other)
         ours = sum(rule(path) is not None for path in one)
-        few = len(pairs) < min(2, len(one), len(other))
+        fewer = min(len(one), len(other))
+        few = len(pairs) < min(2, fewer) or len(pairs) * _MOVES < fewer
         if few or 2 * len(pairs) <= max(ours, theirs) or 2 * alike <= len(pairs):
             continue
         if not _inserted(before, after) and (len(pairs) < 3 or alike < len(pairs) or 5 * len(pairs) < 4 * ours):
