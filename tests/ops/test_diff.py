@@ -463,6 +463,29 @@ def test_what_only_looks_like_an_optimizer_is_compared_all_the_same() -> None:
         assert [value.path for value in statedict.diff(odd, other).values] == ["o.param_groups.0.lr"]
 
 
+def test_live_objects_are_compared_with_files(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    live = {"model": model, "optimizer": optimizer}
+    statedict.save(live, tmp_path / "x.pth")
+    assert statedict.diff(live, tmp_path / "x.pth").same
+    optimizer.param_groups[0]["lr"] = 0.2
+    model(torch.randn(4, 3))
+    found = statedict.diff(tmp_path / "x.pth", live)
+    assert [value.path for value in found.values] == ["optimizer.param_groups.0.lr"]
+    assert {tensor.path for tensor in found.changed} == {
+        f"model.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
+
+
+def test_values_that_json_has_not_are_written_as_text() -> None:
+    odd = statedict.Opaque("lab.Color", ("red",))
+    made = statedict.diff({"x": 1, "s": {1}}, {"x": odd, "s": {odd}, "n": 1 << 80}).to_json()["values"]
+    assert json.loads(json.dumps(made, allow_nan=False))["changed"][0]["after"] == "Opaque('lab.Color')"
+
+
 def test_json_holds_what_a_script_needs() -> None:
     one = {"a": torch.ones(4), "b": torch.randn(4), "n": 1, "inf": math.inf}
     made = statedict.diff(one, {"a": torch.ones(4) * 2, "c": one["b"], "n": 2, "d": torch.ones(2)}).to_json()

@@ -103,6 +103,22 @@ def test_integers_beyond_float64_are_subtracted_exactly() -> None:
     assert [tally and tally.measures().max_abs for tally in found] == [1, 2**64 - 1]
 
 
+def test_a_zero_of_four_bits_with_another_sign_has_other_bytes() -> None:
+    kind = BY_NAME["float4_e2m1fn_x2"]
+    found = compared(tensor(kind, b"\0\0"), tensor(kind, b"\0\x80"))
+    assert found is not None
+    assert (found.elements, found.changed, found.max_abs) == (4, 1, 0)
+    assert compared(tensor(kind, b"\0\0"), tensor(kind, b"\0\x80"), numeric=True) is None
+
+
+def test_large_integers_of_two_dtypes_are_compared_exactly() -> None:
+    one = numpy.array([2**53 + 1, 5])
+    assert compare([(_lazy(one), _lazy(one.astype("u8")))], Rule())[0] is None
+    found = compare([(_lazy(one), _lazy(numpy.array([2**53, 5], "u8")))], Rule())[0]
+    assert found is not None
+    assert found.changed == 1
+
+
 def test_small_and_large_float32_keep_their_norms() -> None:
     for size in (1e-25, 1e25):
         one = numpy.full(100, size, numpy.float32)

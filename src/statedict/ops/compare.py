@@ -55,7 +55,7 @@ class Run:
         block = _buffer(side)[:size]
         file, ahead = lowest(self.source)
         # the file itself where there is one: its checks, at the first block, cost as much as reading half a block
-        if file is None or first % _SLICE == 0 or os.preadv(file, [block], ahead + at) != size:
+        if file is None or not first or os.preadv(file, [block], ahead + at) != size:
             self.source.readinto(at, block)
         return block
 

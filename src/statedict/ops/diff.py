@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from statedict.errors import UnsupportedError
 from statedict.ops.match import Moved
 from statedict.ops.measure import Measures
 from statedict.paths import matches
-from statedict.values import KINDS, Opaque, to_json
+from statedict.values import to_json
 
 IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF_CHANGE = (
     "identical", "close", "changed", "retyped", "reshaped", "renamed", "added", "removed",
@@ -269,9 +270,13 @@ def _by(name: str) -> Callable[[TensorDiff], Any]:
 
 
 def _json(value: Any) -> Any:
+    """A value as JSON; one that has none, such as an Opaque, as its text."""
     if type(value) in (list, tuple):
         items = [_json(item) for item in value]
         return items if type(value) is list else {"$tuple": items}
-    if isinstance(value, Opaque) or (type(value) not in KINDS and value not in ({}, [])):
+    if type(value) is dict:
+        return {str(key): _json(item) for key, item in value.items()}
+    try:
+        return to_json(value)
+    except UnsupportedError:
         return repr(value)
-    return value if value == {} and isinstance(value, dict) else to_json(value)

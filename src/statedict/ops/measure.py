@@ -120,15 +120,16 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
     import numpy
 
     same = kinds[0] is kinds[1]
-    by_bytes = _different(a, b) if same and not rule.numeric else None
     kind, four = _work(kinds), kinds[0].name == "float4_e2m1fn_x2"
     x, y = (_unpacked(a), _unpacked(b)) if four else (_as(a, kind, 0), _as(b, kind, 1))
-    if by_bytes is None:
+    if same and not rule.numeric:
+        differs = _different(a, b, four)
+    elif {kinds[0].kind, kinds[1].kind} <= {"int", "uint", "bool"}:
+        differs = a != b
+    else:
         differs = x != y
         if not rule.numeric:  # other dtypes: a NaN is a NaN
             differs &= ~(numpy.isnan(x) & numpy.isnan(y))
-    else:
-        differs = x != y if four else by_bytes  # a byte holds two elements
     difference = numpy.subtract(x, y, out=_room(kind, 2)[: len(x)])
     if kinds[0].bits == 64 and same and kinds[0].kind in ("int", "uint"):
         gap = (numpy.maximum(a, b) - numpy.minimum(a, b)).view(numpy.uint64)
@@ -197,10 +198,13 @@ def _unpacked(values: Any) -> Any:
     return table[values].reshape(-1)
 
 
-def _different(a: Any, b: Any) -> Any:
-    """Where the bytes of elements differ."""
+def _different(a: Any, b: Any, four: bool) -> Any:
+    """Where the bytes of elements differ; of four bits, of which each byte has two."""
     import numpy
 
+    if four:
+        bits = a ^ b
+        return numpy.stack([bits & 15, bits >> 4], 1).reshape(-1) != 0
     item = a.dtype.itemsize
     if item == 16:
         pairs = a.view(numpy.uint64) != b.view(numpy.uint64)
