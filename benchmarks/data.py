@@ -1,6 +1,8 @@
 """The files that the jobs read, made at first use.
 
 large.pth, large.safetensors          300 bfloat16 tensors of 2048 × 1685, 2.07 GB
+twin.pth, twin.safetensors            the tensors of large
+altered.pth, altered.safetensors      the tensors of large, each tenth of which is another
 wide.pth, wide.safetensors            150 float32 tensors of 2048 × 1685, 2.07 GB, and one of 1 MB
 small-N.pth, small-N.safetensors      N float32 tensors of 64 elements
 """
@@ -19,8 +21,10 @@ import os, sys, torch
 from safetensors.torch import save_file
 kind, _, count = os.path.basename(sys.argv[1]).partition(".")[0].partition("-")
 torch.manual_seed(0)
-if kind == "large":
+if kind in ("large", "twin", "altered"):
     tensors = {f"layers.{i}.weight": torch.randn(2048, 1685).bfloat16() for i in range(300)}
+    for name in list(tensors)[::10] if kind == "altered" else ():
+        tensors[name] += 0.01 * torch.randn(2048, 1685)
 elif kind == "wide":
     tensors = {f"layers.{i}.weight": torch.randn(2048, 1685) for i in range(150)} | {"head": torch.randn(1 << 18)}
 else:
@@ -34,6 +38,7 @@ for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):
 def ensure(directory: Path, names: set[str]) -> None:
     """Make the files that are not there yet, in another process, so that this one stays small."""
     directory.mkdir(parents=True, exist_ok=True)
+    names = names | {"large.pth" for name in names if name.startswith(("twin", "altered"))}  # their counterpart
     for stem in sorted({name.partition(".")[0] for name in names if not (directory / name).exists()}):
         print(f"making {directory / stem}.{{pth,safetensors}}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-c", _MAKE, str(directory / stem)], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.changes import CHANGES
+from benchmarks.comparing import COMPARING
 from benchmarks.data import COUNTS, LARGE_MB
 from benchmarks.harness import SYNC, Row, Side
 from benchmarks.seeing import SEEING
@@ -128,6 +129,7 @@ def _saves(name: str, data: str, target: float, most: float | None = None) -> li
 ROWS: list[Row] = [
     *CHANGES,
     *SEEING,
+    *COMPARING,
     Row("list 2 GB .pth", "large.pth", TORCH_MMAP, LIST, 20, new_process=True, most=40),
     Row("list 2 GB .safetensors", "large.safetensors", SAFE_OPEN, LIST, 2.5, new_process=True, most=40),
     Row("show 2 GB .pth", "large.pth", TORCH_MMAP, SHOW, 6, new_process=True),

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pickles",),
     ("formats", "ops", "adapters"),
     ("api",),
+    ("reports",),
     ("cli", "torch"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

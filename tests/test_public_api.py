@@ -14,12 +14,12 @@ import statedict
 from statedict import errors
 
 PUBLIC = [
-    "AlterError", "CorruptFileError", "DType", "Device", "EditReport", "ExistingFileError", "FileError",
+    "AlterError", "CorruptFileError", "DType", "Device", "Diff", "EditReport", "ExistingFileError", "FileError",
     "FormatError", "LazyTensor", "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError",
     "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict",
     "StateDictError", "StatsReport", "Storage", "Summary", "TensorStats",
     "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
-    "VerifyReport", "WorkerError", "__version__", "capture", "convert", "dtype", "edit", "inspect", "load",
+    "VerifyReport", "WorkerError", "__version__", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
     "renamed_in", "restore", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from statedict.api import load as load
     from statedict.api import restore as restore
     from statedict.api import save as save
-    from statedict.api import stats as stats
-    from statedict.api import verify as verify
     from statedict.dtypes import DType as DType
     from statedict.dtypes import dtype as dtype
     from statedict.errors import AlterError as AlterError
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from statedict.errors import UnknownFormatError as UnknownFormatError
     from statedict.errors import UnsupportedError as UnsupportedError
     from statedict.errors import WorkerError as WorkerError
+    from statedict.ops.diff import Diff as Diff
     from statedict.ops.inspect import Summary as Summary
     from statedict.ops.inspect import inspect as inspect
     from statedict.ops.report import EditReport as EditReport
@@ -52,6 +51,9 @@ if TYPE_CHECKING:
     from statedict.ops.stats import StatsReport as StatsReport
     from statedict.ops.stats import TensorStats as TensorStats
     from statedict.ops.verify import VerifyReport as VerifyReport
+    from statedict.reports import diff as diff
+    from statedict.reports import stats as stats
+    from statedict.reports import verify as verify
     from statedict.tensor import LazyTensor as LazyTensor
     from statedict.tensor import Storage as Storage
     from statedict.tree import StateDict as StateDict
@@ -68,6 +70,7 @@ _EXPORTS = {
     "CorruptFileError": "errors",
     "DType": "dtypes",
     "Device": "values",
+    "Diff": "ops.diff",
     "EditReport": "ops.report",
     "ExistingFileError": "errors",
     "FileError": "errors",
@@ -98,6 +101,7 @@ _EXPORTS = {
     "WorkerError": "errors",
     "capture": "api",
     "convert": "api",
+    "diff": "reports",
     "dtype": "dtypes",
     "edit": "api",
     "inspect": "ops.inspect",
@@ -106,9 +110,9 @@ _EXPORTS = {
     "restore": "api",
     "save": "api",
     "scan": "ops.scan",
-    "stats": "api",
+    "stats": "reports",
     "unflatten": "tree",
-    "verify": "api",
+    "verify": "reports",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"])

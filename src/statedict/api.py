@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from statedict.adapters.report import RestoreReport
     from statedict.ops.report import EditReport
-    from statedict.ops.stats import StatsReport
-    from statedict.ops.verify import VerifyReport
 
 Path = str | os.PathLike[str]
 
@@ -101,74 +99,12 @@ def save(
     name = format or formats.for_writing(target, sharded)
     module, folder = formats.writer(name), formats.folder_writer(name, sharded)
     with Paused():
-        root = _rooted(tree)
+        root = rooted(tree)
         if folder is not None:
             files = folder.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
             publish_folder(target, files, overwrite=overwrite, fsync=fsync, executor=executor)
         else:
             publish(target, partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
-
-
-def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyReport:
-    """Check a checkpoint for damage; every byte of it is read once, unless it is to be `quick`.
-
-    Structure always: ranges, overlaps, bytes that belong to nothing, the headers of an archive against its directory,
-    shards against their index. CRC-32 of each record of a zip archive, and digests where there are some, as in all
-    files that `save` wrote.
-
-    Args:
-        path: as for `load`.
-        values: also count NaN and infinities, for which the tensors are read a second time.
-        quick: the structure only; no byte of a tensor is read, so that damage within tensors is not seen.
-
-    Returns:
-        What was found; `report.ok` says whether the file is fine, `report.problems` what is wrong and where.
-
-    Raises:
-        FileError: it cannot be opened.
-        UnknownFormatError: it is no checkpoint; the message says what it seems to be.
-        ValueError: both `values` and `quick`.
-
-    >>> import statedict
-    >>> print(statedict.verify("examples/checkpoint.pth"))
-    examples/checkpoint.pth: fine (torch, 20 tensors in 26 parts, CRC-32 of 26, digests of 0)
-    """
-    from statedict.ops.verify import examine
-
-    if values and quick:
-        raise ValueError("values are counted by reading them, which quick leaves out; ask for one of them")
-    source = places.opened(named(path))
-    with Paused():
-        name, found = formats.checks(source)
-        return examine(named(path), name, found, values, quick)
-
-
-def stats(source: Any, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
-    """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
-
-    Args:
-        source: a file as for `load`, or a StateDict or any tree of dicts, lists, arrays and values.
-        only: patterns of the tensors to take.
-        executor: as for `save`; the figures are the same.
-
-    Returns:
-        What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
-
-    Raises:
-        PathError: a pattern matches nothing.
-        StateDictError: what `load` raises.
-
-    >>> import statedict
-    >>> report = statedict.stats("examples/checkpoint.pth", only="model_state.*")
-    >>> weight = report["model_state.fc1.weight"]
-    >>> weight.shape, weight.nan, round(weight.std, 5)
-    ((120, 400), 0, 0.03371)
-    """
-    from statedict.ops.stats import survey
-
-    state = load(source) if isinstance(source, str | os.PathLike) else source
-    with Paused():
-        return survey(state if isinstance(state, StateDict) else StateDict({"": state}), only, executor)
 
 
 def convert(
@@ -275,14 +211,14 @@ def _rewritten(path: str, state: StateDict, before: StateDict, format: str | Non
 
     with Paused():
         source = places.opened(path)
-        found = formats.rewrite(_rooted(state), source, before, format) if isinstance(source, FileSource) else None
+        found = formats.rewrite(rooted(state), source, before, format) if isinstance(source, FileSource) else None
     if found is None or not isinstance(source, FileSource):
         return False
     overwrite(source, *found)
     return True
 
 
-def _rooted(tree: Any) -> Any:
+def rooted(tree: Any) -> Any:
     """What is written of a tree: live objects as their states, lazily, and a bare root as it is."""
     from statedict.adapters.collect import collect, lazily
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "statedict.cli.check",
     "convert": "statedict.cli.convert",
     "edit": "statedict.cli.edit",
+    "diff": "statedict.cli.diff",
     "scan": "statedict.cli.scan",
     "verify": "statedict.cli.verify",
     "demo": "statedict.cli.demo",

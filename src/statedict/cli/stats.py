@@ -8,12 +8,12 @@ import json
 
 import click
 
-from statedict.api import stats
 from statedict.cli import printable
 from statedict.cli.edit import printable_lines
 from statedict.cli.progress import progress
 from statedict.ops.stats import StatsReport
 from statedict.ops.stats_text import lines
+from statedict.reports import stats
 
 
 @click.command()

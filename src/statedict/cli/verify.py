@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from statedict.api import verify
 from statedict.cli import printable
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
+from statedict.reports import verify
 
 
 @click.command()

@@ -173,8 +173,8 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
     for new, made in outline.items():
         if made.sources and not (made.make is None and used.get(made.sources[0])):  # a second name is a tie
             used.setdefault(made.sources[0], []).append((new, made))
-    found_names = linked(state, layout)
-    if found_names is None:
+    known = linked(state, layout)
+    if known is None:
         tensors = layout.tensors()
         touched = [p for p in tensors if [m.make for _, m in used.get(p, [])] != [None]]
         if touched:
@@ -183,7 +183,7 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
                 f"follow {touched[0]!r}; drop the optimizer, or save it beside its model by statedict first"
             )
         return like(state, StateDict(state))
-    base, owners = found_names
+    base, owners = known
     below = base + "." if base else ""
     held: dict[Any, Any] = state["state"]
     by_path = {owner: identifier for identifier, owner in owners.items()}
@@ -265,7 +265,7 @@ def linked(state: Any, layout: Layout) -> tuple[str, dict[Any, str]] | None:
             if owners and all(path in tensors for path in owners.values()):
                 return base, owners
         return None
-    sizes = [[_size(state["state"].get(identifier)) for identifier in group["params"]] for group in groups]
+    sizes = [[parameter_size(state["state"].get(identifier)) for identifier in group["params"]] for group in groups]
     for base in layout.dicts:
         then = dict(_parameters(tensors, base, layout))
         names_of = inferred(sizes, [list(then)], then, list(then)) if then else None
@@ -289,7 +289,7 @@ def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Layout) ->
             yield path, tensor.shape
 
 
-def _size(entries: Any) -> Shape | None:
+def parameter_size(entries: Any) -> Shape | None:
     """The shape of the parameter that something is kept for: that of what has most elements."""
     tensors = [as_lazy(value) for value in entries.values() if is_array(value)] if isinstance(entries, dict) else []
     largest = max(tensors, key=LazyTensor.numel, default=None)

@@ -1,0 +1,87 @@
+"""`statedict diff`."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from statedict.cli import printable
+from statedict.cli.progress import progress
+from statedict.errors import StateDictError
+from statedict.reports import diff
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.ops.diff import Diff
+
+
+@click.command()
+@click.argument("files", metavar="A B", nargs=-1, required=True, type=click.Path())
+@click.option("--only", metavar="GLOB", multiple=True, help="Compare only what matches; may be repeated.")
+@click.option("--names-only", is_flag=True, help="Names, dtypes, shapes and values; no tensor is read.")
+@click.option("--numeric", is_flag=True, help="Equality of numbers: 0.0 is -0.0, NaN is nothing, dtypes do not matter.")
+@click.option("--rtol", type=click.FloatRange(min=0), default=0.0, help="Relative tolerance, as torch.allclose has it.")
+@click.option("--atol", type=click.FloatRange(min=0), default=0.0, help="Absolute tolerance.")
+@click.option("--all", "everything", is_flag=True, help="Every line, not a screenful of each kind.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--git", is_flag=True, help="Be git's diff.*.command: take the arguments that git gives, exit with 0.")
+def command(
+    files: tuple[str, ...],
+    only: tuple[str, ...],
+    names_only: bool,
+    numeric: bool,
+    rtol: float,
+    atol: float,
+    everything: bool,
+    as_json: bool,
+    git: bool,
+) -> int:
+    """Show how two checkpoints differ: tensors by name and content, optimizers by parameter, all other values.
+
+    The two may have different formats, and each may be a URL. Exit status: 0 they are the same, 1 they differ, 2 one
+    cannot be opened.
+    """
+    title = ""
+    if git:
+        title, a, b = _of_git(files)
+    elif len(files) == 2:
+        a, b = files
+    else:
+        raise click.UsageError(f"diff takes two files, got {len(files)}")
+
+    def found() -> Diff:
+        with progress("comparing"):
+            return diff(
+                {} if git and a == os.devnull else a,
+                {} if git and b == os.devnull else b,
+                only=only or None, names_only=names_only, numeric=numeric, rtol=rtol, atol=atol,
+            )  # fmt: skip
+
+    if git:
+        click.echo(click.style(f"statedict diff {printable(title)}", bold=True))
+    try:
+        report = found()
+    except StateDictError as error:
+        if not git:  # which would give up on all files
+            raise
+        click.echo(printable(" ".join(f"statedict: {error}".split())))
+        return 0
+    if as_json:
+        click.echo(json.dumps(report.to_json(), allow_nan=False))
+    else:
+        from statedict.ops.diff_text import LIMIT, lines
+
+        click.echo("\n".join(map(printable, lines(report, None if everything else LIMIT))))
+    return 0 if git else int(not report.same)
+
+
+def _of_git(files: tuple[str, ...]) -> tuple[str, str, str]:
+    """What is compared, the old file, the new one: of PATH OLD HEX MODE NEW HEX MODE, for renames NEW-PATH and more."""
+    if len(files) == 1:
+        return f"{files[0]} (not merged)", os.devnull, os.devnull
+    if len(files) < 7:
+        raise click.UsageError(f"--git is for git, which gives seven arguments, got {len(files)}")
+    path, old, _, _, new, _, _, *rest = files
+    return f"{path} → {rest[0]}" if rest else path, old, new

@@ -1,0 +1,282 @@
+"""Diff: how two checkpoints differ, tensor by tensor and value by value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from statedict.errors import UnsupportedError
+from statedict.ops.match import Moved
+from statedict.ops.measure import Measures
+from statedict.paths import matches
+from statedict.values import to_json
+
+IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF_CHANGE = (
+    "identical", "close", "changed", "retyped", "reshaped", "renamed", "added", "removed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDiff:
+    """What became of one tensor.
+
+    Attributes:
+        kind: `identical`, `close` (within the tolerance), `changed`, `retyped`, `reshaped`, `renamed`, `added` or
+            `removed`.
+        before: its path in the first state; None if it was added.
+        after: its path in the second one; None if it was removed. A moved tensor has another one than `before`.
+        dtypes: in the first and in the second state.
+        shapes: likewise.
+        measures: how far they are apart, where that was looked at.
+        equal: whether the values are equal, for one that is retyped or reshaped; None where it was not looked at.
+        same_as: for an added one, a tensor of the first state that has the same bytes, where that proves nothing.
+        passed: whether it counts as no difference.
+    """
+
+    kind: str
+    before: str | None
+    after: str | None
+    dtypes: tuple[str | None, str | None]
+    shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
+    measures: Measures | None = None
+    equal: bool | None = None
+    same_as: str | None = None
+    passed: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where it is now, or was if it is no more."""
+        return str(self.before if self.after is None else self.after)
+
+    @property
+    def relative(self) -> float:
+        """The norm of the difference by that of the first one; 0.0 where it was not measured."""
+        return 0.0 if self.measures is None else self.measures.relative
+
+    def to_json(self) -> dict[str, Any]:
+        """What there is to say of it."""
+        found: dict[str, Any] = {"name": self.path}
+        if self.before != self.after and None not in (self.before, self.after):
+            found["before"] = self.before
+        for name, (one, other) in (("dtype", self.dtypes), ("shape", self.shapes)):
+            found[name] = [one, other] if one != other and None not in (one, other) else other if one is None else one
+        if self.measures is not None:
+            found |= self.measures.to_json()
+        if self.equal is not None:
+            found["equal"] = self.equal
+        if self.same_as is not None:
+            found["same_as"] = self.same_as
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDiff:
+    """What became of one value that is no tensor.
+
+    Attributes:
+        kind: `changed`, `added` or `removed`.
+        path: its path.
+        before: the value in the first state; None if it was added.
+        after: the value in the second one; None if it was removed.
+    """
+
+    kind: str
+    path: str
+    before: Any = None
+    after: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        found: dict[str, Any] = {"path": self.path}
+        if self.kind != ADDED:
+            found["before"] = _json(self.before)
+        if self.kind != REMOVED:
+            found["after"] = _json(self.after)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """How two states differ.
+
+    Attributes:
+        a: what the first one is called.
+        b: what the second one is called.
+        tensors: every tensor of either, in the order of the second state, then those that were removed.
+        values: every value that differs.
+        equal_values: how many values are equal.
+        moved: prefixes that stand in the place of others; the tensors themselves may be identical.
+        notes: what deserves a word and is no difference.
+        names_only: whether only names, dtypes, shapes and values were compared; `identical` means no more than that.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
+    >>> found = statedict.diff(state, {**state, "fc4.bias": state["fc3.bias"]})
+    >>> found.same, found.identical, found.added[0].same_as
+    (False, 10, None)
+    >>> print(found)
+    10 tensors identical, 1 added
+    added
+      fc4.bias  float32  10
+    """
+
+    a: str
+    b: str
+    tensors: tuple[TensorDiff, ...]
+    values: tuple[ValueDiff, ...] = ()
+    equal_values: int = 0
+    moved: tuple[Moved, ...] = ()
+    notes: tuple[str, ...] = ()
+    names_only: bool = False
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not self.moved and not self.values and all(tensor.passed for tensor in self.tensors)
+
+    @property
+    def identical(self) -> int:
+        """How many tensors are identical, those that moved with a prefix included."""
+        return sum(tensor.kind == IDENTICAL for tensor in self.tensors)
+
+    @property
+    def close(self) -> tuple[TensorDiff, ...]:
+        """Tensors that differ within the tolerance."""
+        return self._of(CLOSE)
+
+    @property
+    def changed(self) -> tuple[TensorDiff, ...]:
+        """Tensors of the same dtype and shape with other values."""
+        return self._of(CHANGED)
+
+    @property
+    def retyped(self) -> tuple[TensorDiff, ...]:
+        """Tensors of another dtype."""
+        return self._of(RETYPED)
+
+    @property
+    def reshaped(self) -> tuple[TensorDiff, ...]:
+        """Tensors of another shape."""
+        return self._of(RESHAPED)
+
+    @property
+    def renamed(self) -> tuple[TensorDiff, ...]:
+        """Tensors whose bytes are under another name."""
+        return self._of(RENAMED)
+
+    @property
+    def added(self) -> tuple[TensorDiff, ...]:
+        """Tensors that the second state alone has."""
+        return self._of(ADDED)
+
+    @property
+    def removed(self) -> tuple[TensorDiff, ...]:
+        """Tensors that the first state alone has."""
+        return self._of(REMOVED)
+
+    def _of(self, kind: str) -> tuple[TensorDiff, ...]:
+        return tuple(tensor for tensor in self.tensors if tensor.kind == kind)
+
+    def __iter__(self) -> Iterator[TensorDiff]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def filter(
+        self,
+        *kinds: str,
+        only: str | Iterable[str] | None = None,
+        where: Callable[[TensorDiff], bool] | None = None,
+    ) -> Diff:
+        """A diff of some of the tensors.
+
+        Args:
+            kinds: `"changed"`, `"renamed"`, …; all by default.
+            only: globs over paths, for values too.
+            where: says of a tensor whether it stays.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        for kind in kinds:
+            if kind not in KINDS_OF_CHANGE:
+                raise ValueError(f"{kind!r}: is none of {', '.join(KINDS_OF_CHANGE)}")
+        globs = None if only is None else (only,) if isinstance(only, str) else tuple(only)
+        tensors = tuple(
+            tensor
+            for tensor in self.tensors
+            if (not kinds or tensor.kind in kinds)
+            and (globs is None or matches(tensor.path, globs))
+            and (where is None or where(tensor))
+        )
+        values = tuple(value for value in self.values if globs is None or matches(value.path, globs))
+        return replace(self, tensors=tensors, values=values)
+
+    def sort(self, key: str | Callable[[TensorDiff], Any] = "relative", reverse: bool = True) -> Diff:
+        """The diff with its tensors in another order, by default those that changed most first.
+
+        Args:
+            key: `"relative"`, `"max_abs"`, `"share"`, `"cosine"`, `"path"`, or a function of a tensor.
+            reverse: the largest first.
+
+        Raises:
+            ValueError: there is no such key.
+        """
+        if isinstance(key, str):
+            if key not in ("relative", "max_abs", "share", "cosine", "path"):
+                raise ValueError(f"{key!r}: is none of relative, max_abs, share, cosine, path")
+            key = _by(key)
+        return replace(self, tensors=tuple(sorted(self.tensors, key=key, reverse=reverse)))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`; a number that is not finite is null or a string."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "same": self.same,
+            "names_only": self.names_only,
+            "identical": self.identical,
+            **{kind: [t.to_json() for t in self._of(kind)] for kind in (CLOSE, CHANGED, RETYPED, RESHAPED)},
+            "renamed": [[tensor.before, tensor.after] for tensor in self.renamed],
+            "moved": [{"before": rule.before, "after": rule.after, "count": rule.count} for rule in self.moved],
+            **{kind: [t.to_json() for t in self._of(kind)] for kind in (ADDED, REMOVED)},
+            "values": {
+                "identical": self.equal_values,
+                **{
+                    kind: [value.to_json() for value in self.values if value.kind == kind]
+                    for kind in (CHANGED, ADDED, REMOVED)
+                },
+            },
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        from statedict.ops.diff_text import lines
+
+        return "\n".join(lines(self))
+
+
+def _by(name: str) -> Callable[[TensorDiff], Any]:
+    def key(tensor: TensorDiff) -> Any:
+        if name == "path":
+            return tensor.path
+        found = None if tensor.measures is None else getattr(tensor.measures, name)
+        return -math.inf if found is None else found
+
+    return key
+
+
+def _json(value: Any) -> Any:
+    """A value as JSON; one that has none, such as an Opaque, as its text."""
+    if type(value) in (list, tuple):
+        items = [_json(item) for item in value]
+        return items if type(value) is list else {"$tuple": items}
+    if type(value) is dict:
+        return {str(key): _json(item) for key, item in value.items()}
+    try:
+        return to_json(value)
+    except UnsupportedError:
+        return repr(value)

@@ -1,0 +1,132 @@
+"""verify, stats, diff: what is to be said of checkpoints, dispatch only."""
+
+from __future__ import annotations
+
+import os
+
+from statedict import formats
+from statedict.api import load, rooted
+from statedict.collector import Paused
+from statedict.formats import places
+from statedict.io.urls import named
+from statedict.tree import StateDict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+    from typing import Any
+
+    from statedict.api import Path
+    from statedict.ops.diff import Diff
+    from statedict.ops.stats import StatsReport
+    from statedict.ops.verify import VerifyReport
+
+
+def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyReport:
+    """Check a checkpoint for damage; every byte of it is read once, unless it is to be `quick`.
+
+    Structure always: ranges, overlaps, bytes that belong to nothing, the headers of an archive against its directory,
+    shards against their index. CRC-32 of each record of a zip archive, and digests where there are some, as in all
+    files that `save` wrote.
+
+    Args:
+        path: as for `load`.
+        values: also count NaN and infinities, for which the tensors are read a second time.
+        quick: the structure only; no byte of a tensor is read, so that damage within tensors is not seen.
+
+    Returns:
+        What was found; `report.ok` says whether the file is fine, `report.problems` what is wrong and where.
+
+    Raises:
+        FileError: it cannot be opened.
+        UnknownFormatError: it is no checkpoint; the message says what it seems to be.
+        ValueError: both `values` and `quick`.
+
+    >>> import statedict
+    >>> print(statedict.verify("examples/checkpoint.pth"))
+    examples/checkpoint.pth: fine (torch, 20 tensors in 26 parts, CRC-32 of 26, digests of 0)
+    """
+    from statedict.ops.verify import examine
+
+    if values and quick:
+        raise ValueError("values are counted by reading them, which quick leaves out; ask for one of them")
+    source = places.opened(named(path))
+    with Paused():
+        name, found = formats.checks(source)
+        return examine(named(path), name, found, values, quick)
+
+
+def stats(source: Any, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
+    """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
+
+    Args:
+        source: a file as for `load`, or a StateDict or any tree of dicts, lists, arrays and values.
+        only: patterns of the tensors to take.
+        executor: as for `save`; the figures are the same.
+
+    Returns:
+        What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
+
+    Raises:
+        PathError: a pattern matches nothing.
+        StateDictError: what `load` raises.
+
+    >>> import statedict
+    >>> report = statedict.stats("examples/checkpoint.pth", only="model_state.*")
+    >>> weight = report["model_state.fc1.weight"]
+    >>> weight.shape, weight.nan, round(weight.std, 5)
+    ((120, 400), 0, 0.03371)
+    """
+    from statedict.ops.stats import survey
+
+    state = load(source) if isinstance(source, str | os.PathLike) else source
+    with Paused():
+        return survey(state if isinstance(state, StateDict) else StateDict({"": state}), only, executor)
+
+
+def diff(
+    a: Any,
+    b: Any,
+    *,
+    only: Sequence[str] | str | None = None,
+    names_only: bool = False,
+    numeric: bool = False,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    executor: Executor | None = None,
+) -> Diff:
+    """How two checkpoints differ: tensors by name and content, optimizers by parameter, all other values by path.
+
+    Args:
+        a: a path or URL as for `load`, a StateDict, a dict of arrays, or live objects as for `save`.
+        b: likewise; their formats may differ.
+        only: globs over paths; the rest is not looked at.
+        names_only: no tensor is read; names, dtypes, shapes and values are compared.
+        numeric: tensors are equal as `torch.equal` has it: 0.0 is -0.0, NaN is nothing, and equal numbers of another
+            dtype are no difference. By default their bytes decide.
+        rtol: with `atol`, tensors are `close`, which is no difference, where `|a - b| <= atol + rtol * |b|` everywhere.
+        atol: see `rtol`.
+        executor: as for `save`.
+
+    Returns:
+        What was found; `found.same` says whether nothing differs.
+
+    Raises:
+        AlterError: a pattern matches nothing.
+        StateDictError: what `load` raises.
+
+    >>> import statedict, numpy
+    >>> found = statedict.diff({"w": numpy.ones(4)}, {"w": numpy.array([1, 1, 1, 3.0])})
+    >>> found.changed[0].measures.max_abs, found.changed[0].measures.share
+    (2.0, 0.25)
+    """
+    from statedict.ops.differ import compared
+    from statedict.ops.measure import Rule
+
+    patterns = (only,) if isinstance(only, str) else only
+    with Paused():
+        one, other = (load(x) if isinstance(x, str | os.PathLike) else rooted(x) for x in (a, b))
+        names = [named(x) if isinstance(x, str | os.PathLike) else "memory" for x in (a, b)]
+        rule = Rule(numeric, rtol, atol)
+        return compared(one, other, (names[0], names[1]), patterns, names_only, rule, executor)

@@ -1,0 +1,190 @@
+"""`statedict diff`: what it prints, its exit status, and as git's driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import statedict
+
+from ..hollow import hollow
+from ..remote.servers import WithRanges, serving
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def altered(folder: Path, name: str = "other.safetensors") -> str:
+    state = statedict.load(folder / "checkpoint.pth").torch(copy=True)
+    state["model_state"]["fc3.bias"] += 1
+    state["model_state"]["fc2.b"] = state["model_state"].pop("fc2.bias")
+    state["epoch"] = 61
+    statedict.save(state, folder / name)
+    return name
+
+
+def test_the_same_in_two_formats_is_one_line_and_status_0_without_torch(run: Run, tmp_path: Path) -> None:
+    statedict.convert(tmp_path / "checkpoint.pth", tmp_path / "same.safetensors")
+    done = run("diff", "checkpoint.pth", "same.safetensors", torch=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == "same: 20 tensors identical"
+
+
+def test_differences_are_status_1_and_come_by_kind(run: Run, tmp_path: Path) -> None:
+    done = run("diff", "checkpoint.pth", altered(tmp_path), torch=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    head, *lines = done.stdout.splitlines()
+    assert head == "17 tensors identical, 1 changed, 2 renamed, 2 values changed"
+    assert lines[0] == "changed"
+    assert lines[1].startswith("  model_state.fc3.bias  rel ")
+    assert [line.split() for line in lines[2:7]] == [
+        ["renamed"],
+        ["model_state.fc2.bias", "→", "model_state.fc2.b"],
+        ["optimizer_state.state.fc2.bias.momentum_buffer", "→", "optimizer_state.state.fc2.b.momentum_buffer"],
+        ["values", "changed"],
+        ["epoch", "60", "→", "61"],
+    ]
+
+
+def test_json_is_strict_and_has_the_counts(run: Run, tmp_path: Path) -> None:
+    done = run("diff", "--json", "checkpoint.pth", altered(tmp_path))
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert done.returncode == 1
+    assert (found["identical"], len(found["renamed"])) == (17, 2)
+    assert ["model_state.fc2.bias", "model_state.fc2.b"] in found["renamed"]
+    assert [entry["name"] for entry in found["changed"]] == ["model_state.fc3.bias"]
+    assert {"added", "removed", "values", "retyped", "reshaped", "moved", "notes", "same", "close"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("checkpoint.pth",),
+        ("a", "b", "c"),
+        ("checkpoint.pth", "nothing.pth"),
+        ("checkpoint.pth", "checkpoint.pth", "--only", "no.such"),
+        ("--git", "x", "y"),
+    ],
+)
+def test_what_cannot_be_compared_is_status_2(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run("diff", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("statedict: ")
+
+
+def test_options_reach_the_comparison(run: Run, tmp_path: Path) -> None:
+    other = altered(tmp_path)
+    assert run("diff", "checkpoint.pth", other, "--only", "model_state.conv*").returncode == 0
+    assert run("diff", "checkpoint.pth", other, "--only", "epoch", "--only", "model_state.conv1").returncode == 1
+    assert run("diff", "checkpoint.pth", other, "--only", "model_state.fc3", "--atol", "1.01").returncode == 0
+    names = run("diff", "checkpoint.pth", other, "--names-only", "--only", "model_state")
+    assert names.returncode == 1
+    assert names.stdout.startswith("9 tensors alike, 1 added, 1 removed (")
+    statedict.save({"a": torch.tensor([0.0])}, tmp_path / "plus.pth")
+    statedict.save({"a": torch.tensor([-0.0])}, tmp_path / "minus.pth")
+    assert run("diff", "plus.pth", "minus.pth").returncode == 1
+    assert run("diff", "plus.pth", "minus.pth", "--numeric").returncode == 0
+
+
+def test_a_screenful_of_each_kind_unless_all_are_asked_for(run: Run, tmp_path: Path) -> None:
+    statedict.save({}, tmp_path / "none.pth")
+    statedict.save({f"w{n:02}": torch.randn(n + 1) for n in range(50)}, tmp_path / "many.pth")
+    some = run("diff", "none.pth", "many.pth").stdout.splitlines()
+    assert (len(some), some[-1]) == (23, "  … and 30 more")
+    assert len(run("diff", "none.pth", "many.pth", "--all").stdout.splitlines()) == 52
+
+
+def test_names_that_could_steer_a_terminal_are_escaped(run: Run, tmp_path: Path) -> None:
+    statedict.save({"\x1b[31mred\n": torch.ones(1), "n": "\x1b"}, tmp_path / "red.pth")
+    statedict.save({}, tmp_path / "none.pth")
+    done = run("diff", "none.pth", "red.pth")
+    assert "\x1b" not in done.stdout
+    assert len(done.stdout.splitlines()) == 5
+
+
+def test_a_url_is_compared_with_a_file(run: Run, tmp_path: Path) -> None:
+    other = altered(tmp_path)
+    with serving(tmp_path, WithRanges) as server:
+        assert run("diff", f"{server.url}/checkpoint.pth", "checkpoint.pth").returncode == 0
+        assert run("diff", "checkpoint.pth", f"{server.url}/{other}").returncode == 1
+
+
+def test_a_gigabyte_is_compared_in_little_memory(tmp_path: Path) -> None:
+    tensors = {f"w{n}": ("F32", [1 << 27], 1 << 29) for n in range(2)}
+    for name in ("one", "other"):
+        hollow(tmp_path / f"{name}.safetensors", tensors)
+    with (tmp_path / "other.safetensors").open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"\x3f")
+    program = (
+        "import sys\nfrom statedict.cli import main\ntry:\n    main()\nfinally:\n"
+        "    print(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", program, "diff", "one.safetensors", "other.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "one.safetensors").unlink()
+    (tmp_path / "other.safetensors").unlink()
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("1 tensor identical, 1 changed\n")
+    assert int(done.stderr.split()[-1]) < 150_000
+
+
+@pytest.fixture
+def repository(run: Run, tmp_path: Path) -> Callable[..., str]:
+    """A git repository in which the driver is set up as docs/comparing.md says."""
+    program = "from statedict.cli import main; main()"
+    driver = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} diff --git"
+    work = tmp_path / "repository"
+    work.mkdir()
+    quiet = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_PAGER": "cat"}
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-c", "user.name=A", "-c", "user.email=a@b", *arguments],
+            cwd=work, env=os.environ | quiet, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    git("init", "-q")
+    git("config", "diff.statedict.command", driver)
+    (work / ".gitattributes").write_text("*.safetensors diff=statedict\n*.pth diff=statedict\n")
+    return git
+
+
+def test_git_shows_our_diff(repository: Callable[..., str], tmp_path: Path) -> None:
+    work = tmp_path / "repository"
+    statedict.save({"w": torch.ones(3), "epoch": 1}, work / "model.safetensors")
+    repository("add", ".")
+    repository("commit", "-qm", "first")
+    assert "1 tensor added, 1 value added" in repository("log", "-p", "--ext-diff")
+    statedict.save({"w": torch.ones(3) * 2, "epoch": 2}, work / "model.safetensors")
+    shown = repository("diff")
+    assert "statedict diff model.safetensors\n1 tensor changed, 1 value changed\nchanged\n  w  rel 1.00e+00" in shown
+    repository("commit", "-qam", "second")
+    assert "1 tensor changed" in repository("show", "--ext-diff")
+    repository("mv", "model.safetensors", "moved.safetensors")
+    (work / "moved.safetensors").unlink()
+    statedict.save({"w": torch.ones(3) * 2, "epoch": 3}, work / "moved.safetensors")
+    repository("add", ".")
+    assert "epoch  2 → 3" in repository("diff", "--cached", "-M10%")
+    repository("rm", "-qf", "moved.safetensors")
+    assert "1 tensor removed, 1 value removed" in repository("diff", "HEAD")
+
+
+def test_git_goes_on_where_a_file_is_no_checkpoint(repository: Callable[..., str], tmp_path: Path) -> None:
+    work = tmp_path / "repository"
+    (work / "a.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    statedict.save({"w": torch.ones(3)}, work / "b.pth")
+    repository("add", ".")
+    repository("commit", "-qm", "first")
+    shown = repository("show", "--ext-diff")
+    assert "statedict: " in shown
+    assert "1 tensor added" in shown
