@@ -12,8 +12,8 @@ from typing import Any
 from statedict.dtypes import dtype
 from statedict.ops.figures import Figures
 from statedict.ops.inspect import BUFFERS, state_dicts
-from statedict.ops.outline import is_optimizer
 from statedict.ops.measuring import whole_elements
+from statedict.ops.outline import is_optimizer
 from statedict.paths import label
 from statedict.tensor import LazyTensor
 
