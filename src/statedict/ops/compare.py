@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[LazyTensor, LazyTensor]
 
-BLOCK = 512 << 10
+BLOCK = 1 << 20
 _SLICE = 16 << 20
 _REMOTE_SLICE = 4 << 20
 _EXECUTOR_BATCH = 16 << 20

@@ -14,7 +14,7 @@ from typing import Any
 
 from statedict.dtypes import DType
 
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 _EXACT = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "bool": 8}
 _FOUR = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _LEAST, _MOST = 1e-27, 1e37  # between these no square of a chunk that matters was lost in float32
