@@ -93,6 +93,7 @@ def save(
     >>> statedict.load(path)
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
+    from statedict.checks import tensors_of
     from statedict.io.files import publish, publish_folder
 
     target, sharded = named(path), max_shard_size is not None
@@ -102,7 +103,10 @@ def save(
         root = rooted(tree)
         if folder is not None:
             files = folder.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
-            publish_folder(target, files, overwrite=overwrite, fsync=fsync, executor=executor)
+            tensors = tensors_of(root)
+            places.check_folder(target, files, [tensor.storage.source for _, tensor in tensors])
+            nbytes = sum({(id(t.storage), t.offset, t.shape): t.nbytes for _, t in tensors}.values())
+            publish_folder(target, files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
         else:
             publish(target, partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
 
@@ -200,7 +204,8 @@ def edit(
     if dst is not None:
         save(state, dst, format=format, overwrite=overwrite, fsync=fsync, executor=executor)
     elif not _rewritten(named(src), state, before, format):
-        save(state, src, format=format, fsync=fsync, executor=executor)
+        target, kind = places.whole(named(src), formats.detect(places.opened(named(src))))
+        save(state, target, format=format or kind, fsync=fsync, executor=executor)
     return report
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 
-from statedict.errors import FileError, FormatError, MissingFileError, UnknownFormatError
+from statedict.errors import (
+    ExistingFileError,
+    FileError,
+    FormatError,
+    MissingFileError,
+    UnknownFormatError,
+    UnsupportedError,
+)
 from statedict.io.files import exists, names_in, open_source
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.source import FileSource
@@ -153,6 +160,44 @@ def beside(source: ByteSource) -> str:
     if name is None:
         raise FormatError(f"{source.name}: names files beside it and lies in an archive; unpack the archive first")
     return folder_of(name)
+
+
+def whole(path: str, kind: str) -> tuple[str, str]:
+    """What is written to replace a checkpoint in place: its file, or its folder; and its format.
+
+    Args:
+        path: as it was opened.
+        kind: the format that was found there.
+
+    Raises:
+        UnsupportedError: the format is not written, or not in place.
+    """
+    if kind == "distributed":
+        inner = path.rstrip("/").endswith("/.metadata") or path == ".metadata"
+        return (folder_of(path) or os.curdir) if inner else path, kind
+    if kind not in ("torch", "safetensors"):
+        raise UnsupportedError(f"{path}: is {kind}, which is not altered in place; name another file or folder")
+    return path if is_url(path) and not path.endswith("/") else entry(path), kind
+
+
+def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource]) -> None:
+    """Whether files can be written into a folder, and are what it is opened by then.
+
+    Raises:
+        ExistingFileError: it holds another checkpoint, by which it would be opened, or which would be hidden.
+        UnsupportedError: it is a remote one that is read while it is written.
+    """
+    wanted = {*files}
+    if is_url(folder):
+        inside = folder.rstrip("/") + "/"
+        if any(source.name.startswith(inside) for source in sources):
+            raise UnsupportedError(f"{folder}: is read while it is written, file by file; name another folder")
+    other = [name for name in names_in(folder) or () if name in _ENTRIES and name not in wanted]
+    if other:
+        raise ExistingFileError(
+            f"{joined(folder, other[0])}: is another checkpoint in that folder, and one would hide the other; "
+            "name another folder, or take it away"
+        )
 
 
 def _is_text(name: str) -> bool:

@@ -12,6 +12,7 @@ import stat
 
 from statedict.errors import ExistingFileError, FileError, file_error
 from statedict.io.sink import FileSink
+from statedict.io.space import check_folder_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def publish_folder(
     overwrite: bool = True,
     fsync: bool = True,
     executor: Executor | None = None,
+    nbytes: int = 0,
 ) -> None:
     """Write several files into a folder.
 
@@ -104,6 +106,7 @@ def publish_folder(
         overwrite: if false, a file that exists is an error.
         fsync: wait until the bytes and the names are on the disk.
         executor: what the sinks give their work to.
+        nbytes: how many bytes all of them will have, roughly; the disk is looked at before the first one.
 
     Raises:
         FileError: a file exists, the folder is a file, or the file system refuses.
@@ -122,6 +125,7 @@ def publish_folder(
     try:
         if new:
             os.mkdir(place)
+        check_folder_space(place, nbytes)
         for file, write in files.items():
             beside = file if new else f".{file[:200]}.{os.urandom(4).hex()}.tmp"
             written[file] = os.path.join(place, beside)

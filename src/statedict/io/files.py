@@ -96,10 +96,11 @@ def publish_folder(
     overwrite: bool = True,
     fsync: bool = True,
     executor: Executor | None = None,
+    nbytes: int = 0,
 ) -> None:
     """Make the files of a folder, the last one last: see `atomic.publish_folder` and `remote.publish_folder`."""
     if not is_url(name):
-        atomic.publish_folder(name, files, overwrite=overwrite, fsync=fsync, executor=executor)
+        atomic.publish_folder(name, files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
         return
     from statedict.io import remote
 

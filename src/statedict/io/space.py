@@ -14,7 +14,15 @@ def check_space(fd: int, nbytes: int) -> None:
     Raises:
         OSError: they do not; the message says how much is missing.
     """
-    found = os.fstatvfs(fd)
+    _check(os.fstatvfs(fd), nbytes)
+
+
+def check_folder_space(folder: str, nbytes: int) -> None:
+    """The same for the disk of a folder."""
+    _check(os.statvfs(folder), nbytes)
+
+
+def _check(found: os.statvfs_result, nbytes: int) -> None:
     free = found.f_bavail * found.f_frsize
     if nbytes > free:
         raise OSError(

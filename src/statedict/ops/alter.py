@@ -12,7 +12,7 @@ from typing import Any
 from statedict import rename as rules
 from statedict.errors import AlterError
 from statedict.ops.choose import Patterns, chosen_tensors, each, kept, without
-from statedict.ops.outline import Layout, Made, Outline, apart, changed
+from statedict.ops.outline import Layout, Made, Outline, apart, changed, is_optimizer
 from statedict.ops.tensors import cast as cast
 from statedict.ops.tensors import fuse as fuse
 from statedict.ops.tensors import pad as pad
@@ -20,6 +20,7 @@ from statedict.ops.tensors import reshape as reshape
 from statedict.ops.tensors import slice as slice
 from statedict.ops.tensors import split as split
 from statedict.ops.tensors import transpose as transpose
+from statedict.paths import label
 from statedict.tensor import is_array
 from statedict.tree import StateDict, like
 
@@ -182,7 +183,7 @@ def untie(state: StateDict, patterns: Patterns = "*") -> StateDict:
 
 
 def set(state: StateDict, path: str, value: Any) -> StateDict:
-    """Give an entry a value, an old one or a new one. The moments of a parameter stay.
+    """Give an entry a value, an old one or a new one, in lists and optimizers too. The moments of a parameter stay.
 
     Args:
         state: any state_dict or checkpoint.
@@ -199,4 +200,31 @@ def set(state: StateDict, path: str, value: Any) -> StateDict:
     if path in layout.leaves:
         layout.leaves[path] = value
         return changed(layout, {path: Made((path,)) for path in layout.leaves})
+    inside = _set_inside(state, path, value, False)
+    if isinstance(inside, StateDict):
+        return inside
     return changed(layout, {p: Made((p,)) for p in layout.leaves} | {path: Made((), None, value)})
+
+
+def _set_inside(node: Any, path: str, value: Any, inside: bool) -> Any:
+    """A tree with a value at a path that leads into a list or an optimizer; None where it does not."""
+    inside = inside or is_optimizer(node) or type(node) in (list, tuple)
+    if type(node) in (list, tuple):
+        head, _, rest = path.partition(".")
+        if not head.isdecimal() or int(head) >= len(node):
+            raise AlterError(f"{head!r}: a list of {len(node):,} has no such entry")
+        items = list(node)
+        made = _set_inside(items[int(head)], rest, value, inside) if rest else value
+        items[int(head)] = made
+        return None if made is None and rest else type(node)(items)
+    if not isinstance(node, dict):
+        return None
+    for key, child in node.items():
+        name = label(key)
+        if name == path and inside:
+            return like(node, StateDict(node | {key: value}))
+        if path.startswith(name + "."):
+            made = _set_inside(child, path[len(name) + 1 :], value, inside)
+            if made is not None:
+                return like(node, StateDict(node | {key: made}))
+    return like(node, StateDict(node | {path: value})) if inside and "." not in path else None

@@ -54,17 +54,24 @@ def each(state: StateDict, patterns: Patterns, make: Make, moments: bool = True)
     if not moments:
         layout.leaves |= {path: make(as_lazy(layout.leaves[path])) for path in chosen}
         return changed(layout, {path: Made((path,)) for path in layout.leaves})
+    known: dict[object, LazyTensor] = {}
     return changed(
-        layout, {path: Made((path,), _named(make, path) if path in chosen else None) for path in layout.leaves}
+        layout, {path: Made((path,), _named(make, path, known) if path in chosen else None) for path in layout.leaves}
     )
 
 
-def _named(make: Make, path: str) -> Make:
-    def named(*tensors: LazyTensor) -> LazyTensor:
+def _named(make: Make, path: str, known: dict[object, LazyTensor]) -> Make:
+    """With the path in its errors; what is tied before is tied afterwards."""
+
+    def named(tensor: LazyTensor) -> LazyTensor:
+        region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype.name)
+        if tensor.nbytes and region in known:
+            return known[region]
         try:
-            return make(*tensors)
+            result = known[region] = make(tensor)
         except AlterError as error:
             raise AlterError(f"{path}: {error}") from error
+        return result
 
     return named
 

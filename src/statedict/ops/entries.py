@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.outline import Layout, is_optimizer, linked, parameter_size
+from statedict.ops.links import linked, parameter_size
+from statedict.ops.outline import Layout, is_optimizer
 from statedict.param_names import inferred
 from statedict.paths import free_name, label, walk
 from statedict.tensor import LazyTensor, as_lazy, is_array

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.outline import Layout, is_optimizer, linked
+from statedict.ops.links import linked
+from statedict.ops.outline import Layout, is_optimizer
 from statedict.paths import label
 from statedict.tensor import as_lazy, is_array
 
@@ -78,7 +79,7 @@ def optimizers(tree: Any, steps: bool = False) -> list[Optimizer]:
         layout = Layout(tree)
     except AlterError:  # two entries of one path: whose state is whose cannot be told
         return []
-    return [_seen(path, state, layout, steps) for path, state in layout.optimizers.items()]
+    return [_seen(path, state, layout, steps) for path, state in (layout.optimizers | layout.listed).items()]
 
 
 def _has_one(tree: Any) -> bool:
@@ -89,7 +90,9 @@ def _has_one(tree: Any) -> bool:
             return True
         if isinstance(node, dict) and id(node) not in seen:
             seen.add(id(node))
-            pending += [child for child in node.values() if isinstance(child, dict)]
+            pending += [child for child in node.values() if isinstance(child, dict | list | tuple)]
+        elif type(node) in (list, tuple):
+            pending += [child for child in node if isinstance(child, dict)]
     return False
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.param_names import Shape, inferred
+from statedict.ops.links import Linked, fits
+from statedict.param_names import Shape
 from statedict.paths import MAX_DEPTH, label
 from statedict.rename import modules
 from statedict.tensor import LazyTensor, Storage, as_lazy, is_array
@@ -46,6 +47,7 @@ class Layout:
         leaves: path → value of every entry that is in a dict and outside of optimizers; lists and Opaques are values.
         dicts: path → dict, of those outside of optimizers.
         optimizers: path → the optimizer's state.
+        listed: the same, of those in lists, as Lightning keeps them; a list itself is an entry.
     """
 
     def __init__(self, tree: Any) -> None:
@@ -55,6 +57,7 @@ class Layout:
         self.keys: dict[str, Any] = {}
         self.dicts: dict[str, Any] = {}
         self.optimizers: dict[str, Any] = {}
+        self.listed: dict[str, Any] = {}
         self._walk(tree, "", 0)
 
     def _walk(self, node: Any, path: str, depth: int) -> None:
@@ -72,6 +75,8 @@ class Layout:
             else:
                 self.leaves[full] = child
                 self.home[full], self.keys[full] = path, key
+                if type(child) in (list, tuple):
+                    self.listed |= {f"{full}.{i}": item for i, item in enumerate(child) if is_optimizer(item)}
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Path → tensor."""
@@ -105,8 +110,7 @@ def changed(layout: Layout, outline: Mapping[str, Made]) -> StateDict:
     renamed: dict[str, list[tuple[str, str]]] = {path: [] for path in layout.dicts}
     for new, made in outline.items():
         same = made.sources == (new,)
-        homes = (path for path in layout.dicts if new.startswith(path + "."))
-        home = layout.home[new] if same else max(homes, key=len, default="")
+        home = layout.home[new] if same else _home_of(new, layout)
         below = home + "." if home else ""
         from_here = [source for source in made.sources if layout.home[source] == home]
         if not same:
@@ -121,9 +125,9 @@ def changed(layout: Layout, outline: Mapping[str, Made]) -> StateDict:
         result = like(layout.dicts[path], StateDict())
         for key, full in [*placed[path], *waiting[path][::-1], *moved_in[path]]:
             if full in outline:
-                result[key] = _value(outline[full], layout)
+                result[key] = _with_optimizers(_value(outline[full], layout), outline[full], layout, outline)
             elif full in layout.optimizers:
-                result[key] = _followed(full, layout, outline)
+                result[key] = _followed(full, layout.optimizers[full], layout, outline)
             else:
                 inside = finished(full)
                 if inside or not layout.dicts[full]:
@@ -133,6 +137,30 @@ def changed(layout: Layout, outline: Mapping[str, Made]) -> StateDict:
         return result
 
     return finished("")
+
+
+def _home_of(path: str, layout: Layout) -> str:
+    """The dict that an entry with a new path goes into: the one with the longest path that it begins with."""
+    at = path.rfind(".")
+    while at > 0:
+        above = path[:at]
+        if above in layout.dicts:
+            return above
+        if above in layout.optimizers or type(layout.leaves.get(above)) in (list, tuple):
+            raise AlterError(f"{path!r}: lies in {above!r}, where no entry can be put; choose another path")
+        at = path.rfind(".", 0, at)
+    return ""
+
+
+def _with_optimizers(value: Any, made: Made, layout: Layout, outline: Mapping[str, Made]) -> Any:
+    """An entry, with the optimizers that are in it if it is a list."""
+    if type(value) not in (list, tuple) or not layout.listed or not made.sources:
+        return value
+    paths = [f"{made.sources[0]}.{i}" for i in range(len(value))]
+    return type(value)(
+        _followed(path, layout.listed[path], layout, outline) if path in layout.listed else item
+        for path, item in zip(paths, value, strict=True)
+    )
 
 
 def _inner(path: str, layout: Layout) -> Iterator[tuple[Any, str]]:
@@ -166,15 +194,14 @@ def _value(made: Made, layout: Layout) -> Any:
     return found[0] if made.make is None else made.make(*(as_lazy(leaf) for leaf in found))
 
 
-def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDict:
-    """An optimizer's state, as the parameters of the new tree want it."""
-    state = layout.optimizers[path]
+def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]) -> StateDict:
+    """An optimizer's state, as the parameters of the new tree want it; as it is if its whole model is gone."""
     used: dict[str, list[tuple[str, Made]]] = {}
     for new, made in outline.items():
         if made.sources and not (made.make is None and used.get(made.sources[0])):  # a second name is a tie
             used.setdefault(made.sources[0], []).append((new, made))
-    known = linked(state, layout)
-    if known is None:
+    fitting = fits(state, layout)
+    if not fitting:
         tensors = layout.tensors()
         touched = [p for p in tensors if [m.make for _, m in used.get(p, [])] != [None]]
         if touched:
@@ -183,7 +210,16 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
                 f"follow {touched[0]!r}; drop the optimizer, or save it beside its model by statedict first"
             )
         return like(state, StateDict(state))
-    base, owners = known
+    alive = [one for one in fitting if any(used.get(owner) for owner in one[1].values())]
+    if not alive:
+        return like(state, StateDict(state))
+    if any(_uses(one, used) != _uses(alive[0], used) for one in alive[1:]):
+        models = " and ".join(repr(one[0]) for one in alive)
+        raise AlterError(
+            f"{path}: may belong to {models}, to which different things are done; do the same to both, or drop one of "
+            "them or the optimizer"
+        )
+    base, owners = alive[0]
     below = base + "." if base else ""
     held: dict[Any, Any] = state["state"]
     by_path = {owner: identifier for identifier, owner in owners.items()}
@@ -196,6 +232,7 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
     for group in state["param_groups"]:
         new_group = like(group, StateDict(group))
         identifiers, names = [], []
+        identifiers_before = group["params"]
         follow = [(new, made) for identifier in group["params"] for new, made in used.get(owners[identifier], ())]
         before = [order[made.sources[0]] for _, made in follow]
         if before == sorted(before):  # in the model's order, and so they stay
@@ -204,6 +241,8 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
             if any(source not in by_path for source in made.sources):
                 raise AlterError(f"{path}: has moments of some of {', '.join(made.sources)} only; drop the optimizer")
             key = by_path[made.sources[0]] if same else number
+            if type(identifiers_before[0]) is str:  # as torch.distributed's state_dicts have it
+                key = new.removeprefix(below)
             number += 1
             identifiers.append(key)
             names.append(new.removeprefix(below))
@@ -217,6 +256,15 @@ def _followed(path: str, layout: Layout, outline: Mapping[str, Made]) -> StateDi
         groups.append(new_group)
     rest = {identifier: entry for identifier, entry in held.items() if same and identifier not in states}
     return like(state, StateDict(state | {"state": StateDict(states | rest), "param_groups": groups}))
+
+
+def _uses(model: Linked, used: Mapping[str, list[tuple[str, Made]]]) -> list[list[tuple[str, bool, int]]]:
+    """What becomes of each parameter of a model, in words that can be compared with those of another model."""
+    below = model[0] + "." if model[0] else ""
+    return [
+        [(new.removeprefix(below), made.make is None, len(made.sources)) for new, made in used.get(owner, ())]
+        for owner in model[1].values()
+    ]
 
 
 def _moments(found: list[Any], shapes: list[Shape], made: Made, path: str) -> Any:
@@ -246,51 +294,3 @@ def apart(tensor: LazyTensor) -> LazyTensor:
     return LazyTensor(
         tensor.dtype, tensor.shape, own, tensor.offset, tensor.strides, tensor.requires_grad, tensor.parameter
     )
-
-
-def linked(state: Any, layout: Layout) -> tuple[str, dict[Any, str]] | None:
-    """The dict that holds an optimizer's parameters, and the path of each; None where that cannot be told."""
-    groups = state["param_groups"]
-    tensors = layout.tensors()
-    named = [group.get("param_names") for group in groups]
-    if all(isinstance(names, list) and len(names) == len(g["params"]) for names, g in zip(named, groups, strict=True)):
-        for base in layout.dicts:
-            below = base + "." if base else ""
-            owners = {
-                identifier: below + name
-                for group, names in zip(groups, named, strict=True)
-                for identifier, name in zip(group["params"], names, strict=True)
-                if type(name) is str
-            }
-            if owners and all(path in tensors for path in owners.values()):
-                return base, owners
-        return None
-    sizes = [[parameter_size(state["state"].get(identifier)) for identifier in group["params"]] for group in groups]
-    for base in layout.dicts:
-        then = dict(_parameters(tensors, base, layout))
-        names_of = inferred(sizes, [list(then)], then, list(then)) if then else None
-        if names_of is not None:
-            return base, {
-                identifier: name
-                for group, names in zip(groups, names_of, strict=True)
-                for identifier, name in zip(group["params"], names, strict=True)
-            }
-    return None
-
-
-def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Layout) -> Iterator[tuple[str, Shape]]:
-    """What may be the parameters among the tensors of a dict: each once, without the buffers of batch norms."""
-    seen = set()
-    for path, tensor in tensors.items():
-        region = (tensor.storage.key, tensor.offset, tensor.shape)
-        buffer = tensor.dtype.kind not in ("float", "complex") or path.endswith(("running_mean", "running_var"))
-        if layout.home[path] == base and not buffer and region not in seen:
-            seen.add(region)
-            yield path, tensor.shape
-
-
-def parameter_size(entries: Any) -> Shape | None:
-    """The shape of the parameter that something is kept for: that of what has most elements."""
-    tensors = [as_lazy(value) for value in entries.values() if is_array(value)] if isinstance(entries, dict) else []
-    largest = max(tensors, key=LazyTensor.numel, default=None)
-    return None if largest is None or (len(tensors) > 1 and largest.numel() <= 1) else largest.shape

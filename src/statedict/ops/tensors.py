@@ -41,7 +41,7 @@ def cast(state: StateDict, kind: DType | str, patterns: Patterns = "*") -> State
         wanted = dtype(kind)
     except ValueError as error:
         raise AlterError(str(error)) from error
-    if not wanted.itemsize or wanted.kind not in _NUMBERS:
+    if not wanted.itemsize or wanted.kind not in _NUMBERS or wanted.name in _SCALED:
         raise AlterError(f"{wanted}: is no dtype to convert to; take one of floats, integers, complex or bool")
     floats = patterns == "*"
 
@@ -58,12 +58,17 @@ def cast(state: StateDict, kind: DType | str, patterns: Patterns = "*") -> State
 
 
 _NUMBERS = ("float", "int", "uint", "bool", "complex")
+_SCALED = ("float8_e8m0fnu", "float4_e2m1fn_x2")  # parts of a number in blocks that share a scale
+_LARGEST = {"float8_e4m3fn": 448.0}  # where PyTorch takes the largest one for what is beyond the range
 
 
 def _converted(wanted: DType, values: Any) -> Any:
     import numpy
 
-    with numpy.errstate(all="ignore"):  # beyond the range is infinity, as in PyTorch
+    with numpy.errstate(all="ignore"):  # beyond the range is infinity, where there is one, as in PyTorch
+        if wanted.name in _LARGEST:
+            most = _LARGEST[wanted.name]
+            values = values.astype(numpy.float32 if values.dtype.itemsize < 4 else values.dtype).clip(-most, most)
         return values.astype(wanted.numpy)
 
 
