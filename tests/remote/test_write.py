@@ -181,3 +181,12 @@ def test_secrets_stand_in_no_error_and_no_pickle(
         tensor.numpy()
     assert "v3ry-s3cr3t" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_shards_in_a_store_are_not_written_over_what_they_are_read_from(s3: Any) -> None:
+    statedict.save({f"w{i}": numpy.full(30_000, i) for i in range(4)}, "s3://bucket/one", max_shard_size="500kB")
+    before = {key: body(s3, key) for key in keys(s3)}
+    for options in ({"max_shard_size": "400kB"}, {"format": "distributed"}):
+        with pytest.raises(UnsupportedError, match="is read while it is written, file by file; name another folder"):
+            statedict.convert("s3://bucket/one", "s3://bucket/one", **options)
+    assert {key: body(s3, key) for key in keys(s3)} == before

@@ -175,6 +175,7 @@ def whole(path: str, kind: str) -> tuple[str, str]:
     if kind == "distributed":
         inner = path.rstrip("/").endswith("/.metadata") or path == ".metadata"
         return (folder_of(path) or os.curdir) if inner else path, kind
+    kind = "torch" if kind == "torch-legacy" else kind
     if kind not in ("torch", "safetensors"):
         raise UnsupportedError(f"{path}: is {kind}, which is not altered in place; name another file or folder")
     return path if is_url(path) and not path.endswith("/") else entry(path), kind
@@ -184,19 +185,21 @@ def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource
     """Whether files can be written into a folder, and are what it is opened by then.
 
     Raises:
-        ExistingFileError: it holds another checkpoint, by which it would be opened, or which would be hidden.
+        ExistingFileError: it holds another checkpoint, by which it would still be opened.
         UnsupportedError: it is a remote one that is read while it is written.
     """
     wanted = {*files}
+    entry_file = next((name for name in _ENTRIES if name in wanted), _ENTRIES[0])
+    before = _ENTRIES[: _ENTRIES.index(entry_file)]
     if is_url(folder):
         inside = folder.rstrip("/") + "/"
         if any(source.name.startswith(inside) for source in sources):
             raise UnsupportedError(f"{folder}: is read while it is written, file by file; name another folder")
-    other = [name for name in names_in(folder) or () if name in _ENTRIES and name not in wanted]
+    other = [name for name in names_in(folder) or () if name in before]
     if other:
         raise ExistingFileError(
-            f"{joined(folder, other[0])}: is another checkpoint in that folder, and one would hide the other; "
-            "name another folder, or take it away"
+            f"{joined(folder, other[0])}: is another checkpoint, by which that folder would still be opened; name "
+            "another folder, or take it away"
         )
 
 

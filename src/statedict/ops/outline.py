@@ -254,7 +254,7 @@ def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]
         if isinstance(group.get("param_names"), list):
             new_group["param_names"] = names
         groups.append(new_group)
-    rest = {identifier: entry for identifier, entry in held.items() if same and identifier not in states}
+    rest = {identifier: entry for identifier, entry in held.items() if same and identifier not in owners}
     return like(state, StateDict(state | {"state": StateDict(states | rest), "param_groups": groups}))
 
 
