@@ -121,15 +121,11 @@ def _sparse_archive(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str
     return begins
 
 
+of_one_file = pytest.mark.parametrize("subject", [s.name for s in SUBJECTS.values() if not s.folder], indirect=True)
+"""A test of the formats whose checkpoints are one file."""
+
+
 @pytest.fixture(scope="session", params=WRITABLE)
 def subject(request: pytest.FixtureRequest) -> Subject:
     """Every format of the table that is written; one without an entry above fails."""
     return SUBJECTS[request.param]
-
-
-@pytest.fixture
-def file_subject(subject: Subject) -> Subject:
-    """Every format whose checkpoints are one file."""
-    if subject.folder:
-        pytest.skip("is a folder")
-    return subject

@@ -24,7 +24,7 @@ from statedict.io.source import ComputedSource
 from statedict.tensor import LazyTensor, Storage
 
 from ..same import assert_same
-from .conftest import Subject
+from .conftest import Subject, of_one_file
 
 TREE = {
     "model": {"w": torch.arange(300.0).reshape(20, 15), "b": torch.ones(15, dtype=torch.bfloat16)},
@@ -40,9 +40,10 @@ def path(subject: Subject, tmp_path: Path) -> Path:
     return path
 
 
-def test_loading_costs_the_header_whatever_the_size_of_the_file(file_subject: Subject, tmp_path: Path) -> None:
-    path = tmp_path / f"sparse{file_subject.suffix}"
-    file_subject.sparse(path, {f"layers.{i}.weight": (1 << 15, 1 << 16) for i in range(50)})
+@of_one_file
+def test_loading_costs_the_header_whatever_the_size_of_the_file(subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / f"sparse{subject.suffix}"
+    subject.sparse(path, {f"layers.{i}.weight": (1 << 15, 1 << 16) for i in range(50)})
     assert path.stat().st_size > 200 << 30
     started = time.perf_counter()
     state = statedict.load(path)
@@ -51,9 +52,10 @@ def test_loading_costs_the_header_whatever_the_size_of_the_file(file_subject: Su
     assert time.perf_counter() - started < 1
 
 
-def test_files_over_4_gib_are_read_at_the_right_place(file_subject: Subject, tmp_path: Path) -> None:
-    path = tmp_path / f"large{file_subject.suffix}"
-    begins = file_subject.sparse(path, {"large": (5, 1 << 29), "after": (3,), "last": (2, 2)})
+@of_one_file
+def test_files_over_4_gib_are_read_at_the_right_place(subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / f"large{subject.suffix}"
+    begins = subject.sparse(path, {"large": (5, 1 << 29), "after": (3,), "last": (2, 2)})
     with path.open("r+b") as file:
         for name, elements, code in (("large", 5 * (1 << 29) - 2, 0x4000), ("after", 1, 0x4040), ("last", 3, 0x4080)):
             os.pwrite(file.fileno(), code.to_bytes(2, "little"), begins[name] + 2 * elements)
@@ -62,7 +64,7 @@ def test_files_over_4_gib_are_read_at_the_right_place(file_subject: Subject, tmp
     assert state["large"][4, -3:].tolist() == [0, 2, 0]
     assert state["after"].tolist() == [0, 3, 0]
     assert state["last"].torch().tolist() == [[0, 0], [0, 4]]
-    theirs = torch.load(path, mmap=True, weights_only=True) if file_subject.name == "torch" else file_subject.peer(path)
+    theirs = torch.load(path, mmap=True, weights_only=True) if subject.name == "torch" else subject.peer(path)
     assert theirs["large"][4, -3:].tolist() == [0, 2, 0]
     assert theirs["last"].tolist() == [[0, 0], [0, 4]]
 
@@ -91,6 +93,7 @@ def test_what_is_written_into_a_mapped_tensor_does_not_reach_the_file(subject: S
     assert_same(state, TREE)
 
 
+@of_one_file
 def test_an_existing_file_is_kept_where_overwriting_is_off(subject: Subject, path: Path) -> None:
     before = subject.content(path)
     with pytest.raises(FileExistsError, match="exists and overwrite is off"):
@@ -103,9 +106,9 @@ def test_an_existing_file_is_kept_where_overwriting_is_off(subject: Subject, pat
 
 
 def test_a_new_file_has_the_mode_of_the_umask_and_a_replaced_one_keeps_its_own(
-    file_subject: Subject, tmp_path: Path
+    subject: Subject, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"new{file_subject.suffix}"
+    path = tmp_path / f"new{subject.suffix}"
     before = os.umask(0o027)
     try:
         statedict.save(TREE, path)
@@ -169,7 +172,8 @@ statedict.save({{"w": tensor}}, {str(path)!r}, format={subject.name!r})
     assert all(name.endswith(".tmp") and any(f".{file}." in name for file in files) for name in left)
 
 
-def test_a_file_cut_short_anywhere_is_an_error_that_names_it(file_subject: Subject, path: Path) -> None:
+@of_one_file
+def test_a_file_cut_short_anywhere_is_an_error_that_names_it(subject: Subject, path: Path) -> None:
     whole = path.read_bytes()
     cut = path.with_stem("cut")
     for length in [*range(0, len(whole), 37), len(whole) - 1]:
@@ -178,10 +182,11 @@ def test_a_file_cut_short_anywhere_is_an_error_that_names_it(file_subject: Subje
             statedict.load(cut)
 
 
+@of_one_file
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_loads_or_fails_with_a_format_error_and_nothing_else(
-    file_subject: Subject, path: Path, data: st.DataObject
+    subject: Subject, path: Path, data: st.DataObject
 ) -> None:
     damaged = bytearray(path.read_bytes())
     at = data.draw(
