@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, UnsupportedError
-from statedict.values import KINDS, Device, Opaque, Size, from_json, to_json
+from statedict.values import KINDS, Device, Opaque, Size, from_json, parsed_bytes, to_json
 
 sizes = st.lists(st.integers(0, 1 << 40), max_size=5).map(Size)
 hashables = st.recursive(
@@ -145,3 +145,22 @@ def test_opaque_objects_are_compared_by_what_they_hold_and_hashed_by_what_they_a
 def test_values_survive_copying_and_pickling(value: Any) -> None:
     assert copy.deepcopy(value) == pickle.loads(pickle.dumps(value)) == value
     assert type(pickle.loads(pickle.dumps(value))) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("5gb", 5 * 10**9), ("5Gb", 5 * 10**9), ("5GB", 5 * 10**9), ("5g", 5 * 10**9), ("1e9", 10**9), (1e9, 10**9),
+        ("1.5E3 kb", 1_500_000), ("2kib", 2048), ("2KIB", 2048), ("1TiB", 1 << 40), ("7", 7), ("7b", 7),
+    ],
+)  # fmt: skip
+def test_units_of_bytes_are_read_in_any_case(text: str | int, count: int) -> None:
+    assert parsed_bytes(text) == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "b", "gb", "0", "0GB", "-1", "-5GB", "1e-3", "1e999", "5iB", "5xb", "5 G B", "nan"]
+)
+def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
+    with pytest.raises(UnsupportedError, match="is no number of bytes"):
+        parsed_bytes(text)

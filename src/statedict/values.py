@@ -109,7 +109,7 @@ def human_bytes(count: int) -> str:
 
 
 def parsed_bytes(size: int | str) -> int:
-    """A number of bytes, with decimal or binary units.
+    """A number of bytes, with decimal or binary units in any case.
 
     Raises:
         UnsupportedError: it is none.
@@ -119,10 +119,12 @@ def parsed_bytes(size: int | str) -> int:
     """
     import re
 
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", str(size))
-    count = (
-        int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")) if found else 0
-    )
+    form = r"\s*(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*(?:([kmgt])(i?))?b?\s*"
+    found = re.fullmatch(form, str(size), re.ASCII | re.IGNORECASE)
+    number = float(found[1]) if found else 0
+    count = 0
+    if found and math.isfinite(number):
+        count = int(number * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
     if count < 1:
         raise UnsupportedError(f"{size!r}: is no number of bytes; write it as 5GB")
     return count

@@ -82,6 +82,14 @@ def test_a_plan_file_keeps_the_steps_with_their_reasons(run: Run, tmp_path: Path
     assert next(iter(state)) == "fc1.weight"
 
 
+def test_plan_files_are_applied_each_at_its_place(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('[[step]]\nstrip = true\n[[step]]\nrename = {fc3 = "x"}\n')
+    (tmp_path / "b.toml").write_text('[[step]]\nrename = {y = "z"}\n')
+    done = run("edit", "checkpoint.pth", "out.pth", "--plan", "a.toml", "--rename", "x=y", "--plan", "b.toml")
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "out.pth")[-2:] == ["z.weight", "z.bias"]
+
+
 def test_a_dry_run_prints_what_would_happen_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     done = run("edit", "checkpoint.pth", "--drop", "optimizer_state", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -191,7 +199,13 @@ def test_a_header_of_others_is_changed_in_place_too(run: Run, tmp_path: Path) ->
         (("out.pth", "--cast", "float33"), "unknown dtype 'float33'"),
         (("out.pth", "--reshape", "epoch=a,b"), "'a,b' is no list of numbers"),
         (("out.pth", "--slice", "model_state.fc3.bias=x"), "'x': is no index"),
-        (("out.pth", "--plan", "missing.toml"), "missing.toml"),
+        (("out.pth", "--plan", "missing.toml"), "missing.toml: cannot open: No such file"),
+        (("out.pth", "--plan", "."), ".: cannot open: "),
+        (
+            ("out.pth", "--rename", "epoch=b", "--rename", "epoch=c"),
+            "--rename: 'epoch' is given twice, as 'b' and as 'c'",
+        ),
+        (("out.pth", "--tie", "a=x", "--tie", "a=y"), "--tie: 'a' is given twice, as 'x' and as 'y'"),
         (("out.pth", "--plan", "checkpoint.pth"), "checkpoint.pth: is no text"),
     ],
 )

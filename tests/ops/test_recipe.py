@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import statedict
-from statedict.ops.recipe import VERBS, apply, parsed_index, read_plan
+from statedict.ops import alter
+from statedict.ops.recipe import VERBS, apply, describe, parsed_index, read_plan
 
 
 def state() -> statedict.StateDict:
@@ -54,6 +55,100 @@ def test_every_operation_can_stand_in_a_plan(verb: str) -> None:
 def test_a_step_that_is_none_says_why(step: dict[str, Any], message: str) -> None:
     with pytest.raises(statedict.StateDictError, match=message):
         apply(state(), step)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected", "got"),
+    [
+        ('split = "a"\ninto = []', "into", "a list of names", "[]"),
+        ('split = "a"\ninto = "qk"', "into", "a list of names", "'qk'"),
+        ('split = "a"\ninto = ["q", ""]', "into", "a list of names", "['q', '']"),
+        (
+            'split = "a"\ninto = ["q", "k"]\nsizes = [-1, 5]',
+            "sizes",
+            "a list of whole numbers, none below 0",
+            "[-1, 5]",
+        ),
+        ('split = "a"\ninto = ["q", "k"]\ndim = true', "dim", "a whole number", "True"),
+        ('fuse = "ab"\ninto = "c"', "fuse", "a list of names", "'ab'"),
+        ('fuse = ["a", "b"]\ninto = ""', "into", "a name", "''"),
+        ('reshape = "a"\nshape = [4.0, 2.0]', "shape", "a list of whole numbers", "[4.0, 2.0]"),
+        ('pad = "a"\nshape = [4.0, 6.0]', "shape", "a list of whole numbers", "[4.0, 6.0]"),
+        ('pad = "a"\nshape = [5, -1]\nvalue = "x"', "value", "a number", "'x'"),
+        ('pad = "a"\nshape = [5, -1]\nvalue = [1, 2]', "value", "a number", "[1, 2]"),
+        ('transpose = "a"\ndims = [true, false]', "dims", "a list of whole numbers", "[True, False]"),
+        ('slice = "a"\nindex = 3', "index", "an index", "3"),
+        ('strip = "no"', "strip", "true", "'no'"),
+        ("strip = false", "strip", "true", "False"),
+        ("keep = []", "keep", "a pattern or a list of one or more", "[]"),
+        ("drop = []", "drop", "a pattern or a list of one or more", "[]"),
+        ("untie = [1]", "untie", "a pattern or a list of one or more", "[1]"),
+        ('cast = "bf16"\nonly = []', "only", "a pattern or a list of one or more", "[]"),
+        ("cast = 16", "cast", "a dtype", "16"),
+        ('rename = "x"', "rename", "a table of old = new", "'x'"),
+        ("rename = {a = 1}", "rename", "a table of old = new", "{'a': 1}"),
+        ("prefix = 1", "prefix", "a text", "1"),
+        ('tie = {"" = "a"}', "tie", "a table of new = old", "{'': 'a'}"),
+        ("set = 1\nvalue = 1", "set", "a text", "1"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named_with_what_was_expected_and_got(
+    text: str, key: str, expected: str, got: str
+) -> None:
+    (step,) = read_plan("[[step]]\n" + text, "plan.toml")
+    with pytest.raises(statedict.AlterError) as caught:
+        apply(state(), step)
+    head, _, tail = str(caught.value).partition(f": {key!r}: expected ")
+    assert head == describe(step)
+    assert tail.startswith(expected)
+    assert tail.endswith(f", got {got}")
+
+
+@pytest.mark.parametrize("step", [{"rename": {"a": ""}}, {"rename": {"a": "b."}}, {"prefix": "-a"}])
+def test_no_entry_gets_an_empty_name(step: dict[str, Any]) -> None:
+    with pytest.raises(statedict.AlterError, match="is no name for an entry"):
+        apply(statedict.StateDict(a=torch.ones(2)), step)
+
+
+def test_a_module_s_name_may_be_taken_away() -> None:
+    assert list(apply(statedict.StateDict({"m.a": torch.ones(2)}), {"rename": {"m": ""}})) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("int8", 300), ("int8", 0.5), ("int64", float("nan")), ("int64", 2**70), ("uint8", -1), ("bool", 2),
+        ("bool", 2**70), ("int8", True), ("float16", 1e10), ("float32", 1j),
+    ],
+)  # fmt: skip
+def test_a_tensor_is_padded_with_no_value_that_its_dtype_lacks(kind: str, value: Any) -> None:
+    tensors = statedict.StateDict(a=torch.ones(4, dtype=getattr(torch, kind)))
+    with pytest.raises(statedict.AlterError, match=f"cannot be padded with .*, which is no {kind}"):
+        apply(tensors, {"pad": "a", "shape": [5], "value": value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("int8", -128), ("int8", 3.0), ("bool", True), ("float16", float("inf")), ("bfloat16", 0.1), ("complex64", 1j)],
+)
+def test_a_tensor_is_padded_with_what_its_dtype_has(kind: str, value: Any) -> None:
+    tensors = statedict.StateDict(a=torch.ones(4, dtype=getattr(torch, kind)))
+    padded = apply(tensors, {"pad": "a", "shape": [5], "value": value})["a"].torch()
+    assert torch.equal(padded[4:], torch.tensor([value], dtype=getattr(torch, kind)))
+
+
+def test_sizes_of_a_split_are_not_negative_and_may_be_zero() -> None:
+    with pytest.raises(statedict.AlterError, match=r"cannot be split along 0 into 2 parts of \[-1, 5\]"):
+        alter.split(state(), "a", ["q", "k"], sizes=[-1, 5])
+    with pytest.raises(statedict.AlterError, match="expected a list of new names"):
+        alter.split(state(), "a", [])
+    parts = alter.split(state(), "a", ["q", "k"], sizes=[0, 4])
+    assert [parts[name].shape for name in "qk"] == [(0, 2), (4, 2)]
+
+
+def test_an_index_that_steps_by_zero_names_the_tensor() -> None:
+    with pytest.raises(statedict.AlterError, match=r"a: LazyTensor.*zero"):
+        apply(state(), {"slice": "a", "index": "::0"})
 
 
 @pytest.mark.parametrize(

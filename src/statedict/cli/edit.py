@@ -12,7 +12,7 @@ import click
 from statedict.api import edit
 from statedict.cli import printable
 from statedict.cli.progress import progress
-from statedict.errors import AlterError
+from statedict.errors import AlterError, file_error
 from statedict.formats import WRITABLE
 
 
@@ -119,7 +119,7 @@ def _options(command: Any) -> Any:
 @click.argument("dst", type=click.Path(), required=False)
 @_options
 @click.option("--strip", is_flag=True, help="Keep the model only.")
-@click.option("--plan", type=click.Path(), help="Take the steps from a TOML file.")
+@click.option("--plan", type=click.Path(), multiple=True, help="Take steps from a TOML file.")
 @click.option("--format", "format_", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
 @click.option("--in-place", is_flag=True, help="Alter SRC itself; if only names change, its index alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
@@ -157,17 +157,38 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _steps(order: list[str], options: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _merged(option: str, old: Any, new: Any) -> Any:
+    """What neighbours of one kind are together."""
+    if not isinstance(new, dict):
+        return [*old, *new]
+    for key in new:
+        if key in old:
+            raise click.UsageError(f"--{option}: {key!r} is given twice, as {old[key]!r} and as {new[key]!r}")
+    return old | new
+
+
+def _planned(path: str) -> list[Mapping[str, Any]]:
+    """The steps of a plan file."""
     from statedict.ops.recipe import read_plan
 
-    left = {name: deque(options[name]) for name in STEPS}
+    try:
+        with open(path, encoding="utf-8") as file:
+            return read_plan(file.read(), path)
+    except OSError as error:
+        raise file_error(path, "cannot open", error) from error
+    except UnicodeDecodeError as error:
+        raise AlterError(f"{path}: is no text: {error}") from error
+
+
+def _steps(order: list[str], options: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
+    left = {name: deque(options[name]) for name in (*STEPS, "plan")}
     last: dict[str, Any] | None = None
     for name in order:
         step: dict[str, Any] | None = None
         if name in STEPS:
             step = STEPS[name][2](left[name].popleft())
             if last is not None and name in _TOGETHER and name in last:
-                last[name] = last[name] | step[name] if isinstance(step[name], dict) else [*last[name], *step[name]]
+                last[name] = _merged(name, last[name], step[name])
                 continue
         elif name == "strip":
             step = {"strip": True}
@@ -175,10 +196,6 @@ def _steps(order: list[str], options: dict[str, Any]) -> Iterator[Mapping[str, A
             yield last
         last = step
         if name == "plan":
-            try:
-                with open(options["plan"], encoding="utf-8") as file:
-                    yield from read_plan(file.read(), options["plan"])
-            except UnicodeDecodeError as error:
-                raise AlterError(f"{options['plan']}: is no text: {error}") from error
+            yield from _planned(left[name].popleft())
     if last is not None:
         yield last

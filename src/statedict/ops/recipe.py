@@ -17,14 +17,29 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Integral, Number
 from typing import Any
 
 from statedict.errors import AlterError, RenameError
 from statedict.ops import alter
+from statedict.ops.outline import Layout
 from statedict.tree import StateDict
 
 Step = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an argument may be.
+
+    Attributes:
+        expected: what an error says of it.
+        holds: whether a value is of this kind.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +48,74 @@ class Verb:
 
     Attributes:
         apply: takes the state, the value of the operation's own key, and the other arguments.
+        own: the kind of the value of the operation's own key.
         required: arguments that it needs.
         optional: those that it may have.
     """
 
     apply: Callable[..., StateDict]
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    own: Kind
+    required: Mapping[str, Kind] = field(default_factory=dict)
+    optional: Mapping[str, Kind] = field(default_factory=dict)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.rpartition(".")[2] != ""
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _list_of(holds: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and len(value) >= least and all(map(holds, value))
+
+
+def _dict_of(left: Callable[[Any], bool], right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, Mapping) and bool(value) and all(map(left, value)) and all(map(right, value.values()))
+    )
+
+
+_ANYTHING = Kind("a value", lambda value: True)
+_TRUE = Kind("true", lambda value: value is True)
+_TEXT = Kind("a text", _is_text)
+_NAME = Kind("a name", _is_name)
+_NAMES = Kind("a list of names", _list_of(_is_name, 1))
+_PATHS = Kind("a list of names", _list_of(_is_text, 1))
+_PATTERNS = Kind("a pattern or a list of one or more", lambda value: _is_text(value) or _list_of(_is_text, 1)(value))
+_RULES = Kind("a table of old = new", _dict_of(_is_text, _is_text))
+_TIES = Kind("a table of new = old", _dict_of(_is_name, _is_text))
+_DTYPE = Kind("a dtype such as 'bf16'", lambda value: not isinstance(value, Number | list | tuple | Mapping))
+_INDEX = Kind("an index such as '0:5,:'", _is_text)
+_WHOLE = Kind("a whole number", _is_whole)
+_WHOLES = Kind("a list of whole numbers", _list_of(_is_whole))
+_SIZES = Kind("a list of whole numbers, none below 0", _list_of(lambda value: _is_whole(value) and value >= 0, 1))
+_SHAPE = Kind(
+    "a list of whole numbers, where -1 is the only one below 0",
+    _list_of(lambda value: _is_whole(value) and value >= -1),
+)
+_NUMBER = Kind("a number", lambda value: isinstance(value, Number))
+
+
+def _named(before: StateDict, after: StateDict) -> StateDict:
+    old = Layout(before).leaves
+    for path in Layout(after).leaves:
+        if path not in old and not _is_name(path):
+            raise AlterError(f"{path!r}: is no name for an entry; its last part is empty")
+    return after
+
+
+def _rename(state: StateDict, renames: Mapping[str, str]) -> StateDict:
+    return _named(state, alter.rename(state, renames))
 
 
 def _prefix(state: StateDict, text: str, only: Any = "*") -> StateDict:
-    return alter.prefix(state, text, only)
+    return _named(state, alter.prefix(state, text, only))
 
 
 def _cast(state: StateDict, kind: str, only: Any = "*") -> StateDict:
@@ -54,26 +126,26 @@ def _slice(state: StateDict, patterns: Any, index: str) -> StateDict:
     return alter.slice(state, patterns, parsed_index(index))
 
 
-def _strip(state: StateDict, wanted: bool) -> StateDict:
-    return alter.strip(state) if wanted else state
+def _strip(state: StateDict, _: bool) -> StateDict:
+    return alter.strip(state)
 
 
 VERBS: dict[str, Verb] = {
-    "keep": Verb(alter.select),
-    "drop": Verb(alter.drop),
-    "strip": Verb(_strip),
-    "rename": Verb(alter.rename),
-    "prefix": Verb(_prefix, (), ("only",)),
-    "cast": Verb(_cast, (), ("only",)),
-    "transpose": Verb(alter.transpose, (), ("dims",)),
-    "reshape": Verb(alter.reshape, ("shape",)),
-    "slice": Verb(_slice, ("index",)),
-    "pad": Verb(alter.pad, ("shape",), ("value",)),
-    "split": Verb(alter.split, ("into",), ("dim", "sizes")),
-    "fuse": Verb(alter.fuse, ("into",), ("dim",)),
-    "tie": Verb(alter.tie),
-    "untie": Verb(alter.untie),
-    "set": Verb(alter.set, ("value",)),
+    "keep": Verb(alter.select, _PATTERNS),
+    "drop": Verb(alter.drop, _PATTERNS),
+    "strip": Verb(_strip, _TRUE),
+    "rename": Verb(_rename, _RULES),
+    "prefix": Verb(_prefix, _TEXT, {}, {"only": _PATTERNS}),
+    "cast": Verb(_cast, _DTYPE, {}, {"only": _PATTERNS}),
+    "transpose": Verb(alter.transpose, _PATTERNS, {}, {"dims": _WHOLES}),
+    "reshape": Verb(alter.reshape, _PATTERNS, {"shape": _SHAPE}),
+    "slice": Verb(_slice, _PATTERNS, {"index": _INDEX}),
+    "pad": Verb(alter.pad, _PATTERNS, {"shape": _SHAPE}, {"value": _NUMBER}),
+    "split": Verb(alter.split, _TEXT, {"into": _NAMES}, {"dim": _WHOLE, "sizes": _SIZES}),
+    "fuse": Verb(alter.fuse, _PATHS, {"into": _NAME}, {"dim": _WHOLE}),
+    "tie": Verb(alter.tie, _TIES),
+    "untie": Verb(alter.untie, _PATTERNS),
+    "set": Verb(alter.set, _TEXT, {"value": _ANYTHING}),
 }
 
 
@@ -133,17 +205,21 @@ def apply(state: StateDict, step: Step) -> StateDict:
         )
     verb = VERBS[verbs[0]]
     arguments = {key: value for key, value in step.items() if key != verbs[0]}
+    kinds = {verbs[0]: verb.own, **verb.required, **verb.optional}
     missing = [key for key in verb.required if key not in arguments]
-    unknown = [key for key in arguments if key not in verb.required + verb.optional]
+    unknown = [key for key in arguments if key not in kinds]
     if missing or unknown:
         raise AlterError(
             f"{describe(step)}: " + (f"needs {missing[0]!r}" if missing else f"has no argument {unknown[0]!r}")
         )
+    for key, value in step.items():
+        if not kinds[key].holds(value):
+            raise AlterError(f"{describe(step)}: {key!r}: expected {kinds[key].expected}, got {value!r}")
     try:
         return verb.apply(state, step[verbs[0]], **arguments)
     except (AlterError, RenameError) as error:
         raise type(error)(f"{describe(step)}: {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:  # an argument of another kind
+    except (TypeError, ValueError, AttributeError) as error:
         raise AlterError(f"{describe(step)}: {error}") from error
 
 

@@ -6,8 +6,10 @@ Public as those of statedict/ops/alter.py. Each tensor is computed when it is re
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Sequence
 from functools import partial
+from numbers import Number
 from typing import Any
 
 from statedict import rename as rules
@@ -145,7 +147,7 @@ def slice(state: StateDict, patterns: Patterns, index: Any) -> StateDict:
     def make(tensor: LazyTensor) -> LazyTensor:
         try:
             return tensor[index]
-        except IndexError as error:
+        except (IndexError, ValueError) as error:
             raise AlterError(f"{tensor!r}: {error}") from error
 
     return each(state, patterns, make)
@@ -155,7 +157,7 @@ def pad(state: StateDict, patterns: Patterns, shape: Sequence[int], value: float
     """Enlarge tensors at the end of each dimension; -1 leaves one as it is.
 
     Raises:
-        AlterError: nothing matches, or a tensor is larger, or has other dimensions.
+        AlterError: nothing matches, or a tensor is larger, or has other dimensions, or cannot hold the value.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
@@ -168,10 +170,29 @@ def pad(state: StateDict, patterns: Patterns, shape: Sequence[int], value: float
             size != -1 and size < own for size, own in zip(shape, tensor.shape, strict=True)
         ):
             raise AlterError(f"{tensor!r}: cannot be padded to {tuple(shape)}")
+        if not _holds(tensor.dtype, value):
+            raise AlterError(f"{tensor!r}: cannot be padded with {value!r}, which is no {tensor.dtype}")
         wanted = tuple(own if size == -1 else size for size, own in zip(shape, tensor.shape, strict=True))
         return assembled(tensor.dtype, wanted, [((0,) * tensor.ndim, tensor)], tensor.storage.source.name, value)
 
     return each(state, patterns, make)
+
+
+def _holds(kind: DType, value: Any) -> bool:
+    """Whether a dtype has the number, or for a float one near it; booleans are for bool alone."""
+    import numpy
+
+    only = {bool: "bool", complex: "complex"}.get(type(value), kind.kind)
+    if not isinstance(value, Number) or kind.kind != only:
+        return False
+    try:
+        with numpy.errstate(all="ignore"):
+            made = numpy.array(value).astype(kind.numpy)
+        if kind.numpy.kind in "iub":
+            return bool(made == value)
+        return kind.kind == "complex" or not math.isfinite(value) or math.isfinite(float(made))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def split(
@@ -194,6 +215,8 @@ def split(
     >>> list(split(state, "fc{n}.bias", ["fc{n}.first", "fc{n}.second"]))[-2:]
     ['fc3.first', 'fc3.second']
     """
+    if isinstance(into, str) or not into:
+        raise AlterError(f"{into!r}: expected a list of new names")
     layout = Layout(state)
     steps = [rules.Rules({path: new}) for new in into]
     outline: Outline = {}
@@ -227,8 +250,9 @@ def split(
 def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, path: str, tensor: LazyTensor) -> LazyTensor:
     whole = tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1
     parts = [whole // count] * count if sizes is None else list(sizes)
-    if whole < 0 or sum(parts) != whole or len(parts) != count:
-        raise AlterError(f"{path}: {tensor.shape} cannot be split along {dim} into {sizes or f'{count} equal parts'}")
+    if whole < 0 or sum(parts) != whole or len(parts) != count or any(size < 0 for size in parts):
+        said = f"{count} equal parts" if sizes is None else f"{count} parts of {list(sizes)}"
+        raise AlterError(f"{path}: {tensor.shape} cannot be split along {dim} into {said}")
     start = sum(parts[:number])
     index = [builtins.slice(None)] * (dim % tensor.ndim) + [builtins.slice(start, start + parts[number])]
     return tensor[tuple(index)]
