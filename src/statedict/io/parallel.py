@@ -31,6 +31,10 @@ BATCH = 1 << 20
 BATCH_ITEMS = 4096
 _DEATHS = {"BrokenExecutor", "KilledWorker"}  # of concurrent.futures and of dask.distributed
 _IN_FLIGHT = 256
+FORKED = (
+    "a process made by fork cannot reach a URL; "
+    'use ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
+)
 
 
 def parallel(
@@ -63,12 +67,6 @@ def parallel(
 
     with ThreadPoolExecutor(workers, "statedict") as pool:
         yield from _submitted(pool, work, chain(first, iterator), ahead)
-
-
-FORKED = (
-    "a process made by fork cannot reach a URL; "
-    'use ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
-)
 
 
 def check_spawned(executor: Executor) -> None:
