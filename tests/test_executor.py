@@ -15,7 +15,7 @@ import numpy
 import pytest
 
 import statedict
-from statedict.errors import WorkerError
+from statedict.errors import UnsupportedError, WorkerError
 from statedict.io.source import ComputedSource
 
 # a cluster of dask closes its sockets when it likes
@@ -136,3 +136,17 @@ def test_what_live_arrays_hold_goes_to_the_workers(processes: Executor, tmp_path
 def test_a_job_is_small_however_large_the_file(sharded: Path) -> None:
     tensor = statedict.load(sharded)["large"]
     assert len(pickle.dumps(tensor)) < 1_000
+
+
+def test_processes_made_by_fork_are_refused_for_what_is_far_away(tmp_path: Path) -> None:
+    def fill(offset: int, buffer: memoryview) -> None:
+        buffer[:] = bytes(len(buffer))
+
+    far = ComputedSource(MB, fill, "far", remote=True)
+    tensor = statedict.LazyTensor(statedict.dtype("uint8"), (MB,), statedict.Storage(far, 0, MB))
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as forks:
+        with pytest.raises(UnsupportedError, match=r'ProcessPoolExecutor\(mp_context=multi.*get_context\("spawn"\)\)'):
+            statedict.save({"x": tensor}, tmp_path / "a.pth", executor=forks)
+        with pytest.raises(UnsupportedError, match="made by fork cannot reach a URL"):
+            statedict.save({"x": numpy.zeros(MB)}, "s3://bucket/a", max_shard_size="1MB", executor=forks)
+    assert not list(tmp_path.iterdir())

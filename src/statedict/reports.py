@@ -8,7 +8,7 @@ from statedict import formats
 from statedict.api import load, rooted
 from statedict.collector import Paused
 from statedict.formats import places
-from statedict.io.urls import named
+from statedict.io.urls import named, shown
 from statedict.tree import StateDict
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
     source = places.opened(named(path))
     with Paused():
         name, found = formats.checks(source)
-        return examine(named(path), name, found, values, quick)
+        return examine(shown(named(path)), name, found, values, quick)
 
 
 def stats(source: Any, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
@@ -127,6 +127,6 @@ def diff(
     patterns = (only,) if isinstance(only, str) else only
     with Paused():
         one, other = (load(x) if isinstance(x, str | os.PathLike) else rooted(x) for x in (a, b))
-        names = [named(x) if isinstance(x, str | os.PathLike) else "memory" for x in (a, b)]
+        names = [shown(named(x)) if isinstance(x, str | os.PathLike) else "memory" for x in (a, b)]
         rule = Rule(numeric, rtol, atol)
         return compared(one, other, (names[0], names[1]), patterns, names_only, rule, executor)

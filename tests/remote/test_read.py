@@ -149,9 +149,11 @@ def test_a_query_goes_to_the_server_and_into_no_message(files: Path, web: Server
 
 
 def test_what_is_not_there_is_missing(files: Path, web: Server, s3: Any) -> None:
-    for url in (f"{web.url}/none.pth", "s3://bucket/none.pth", "s3://no-such-bucket/none.pth"):
+    for url in (f"{web.url}/none.pth", "s3://bucket/none.pth"):
         with pytest.raises(MissingFileError, match=r"no such object \(404\); check the address"):
             statedict.load(url)
+    with pytest.raises(MissingFileError, match=r"there is no such bucket \(404\); check its name"):
+        statedict.load("s3://no-such-bucket/none.pth")
     os.unlink(files / "shards" / "model-00002-of-00002.safetensors")
     with pytest.raises(MissingFileError, match=r"model-00002.*missing, with 0 more of 2 shards"):
         statedict.load(f"{web.url}/shards/model.safetensors.index.json")
@@ -277,6 +279,9 @@ def test_a_repository_of_the_hub_is_read(files: Path, tmp_path: Path, name: str)
         ("file:///a%20b", "/a b"),
         ("FILE://localhost/a", "/a"),
         (b"a", "a"),
+        ("S3://bucket/A", "s3://bucket/A"),
+        (Path("HTTP://host/A"), "http://host/A"),
+        ("C:/a", "C:/a"),
     ],
 )
 def test_a_path_is_named_as_it_is_meant(path: Any, expected: str) -> None:

@@ -116,6 +116,30 @@ def test_shards_of_which_one_fails_are_taken_away_again(s3: Any) -> None:
     assert not unfinished(s3)
 
 
+def test_a_failure_leaves_no_index_of_old_and_new_shards(s3: Any) -> None:
+    statedict.save({"a": numpy.zeros(9 * MB, "uint8"), "b": numpy.zeros(MB)}, "s3://bucket/one", max_shard_size="10MB")
+    assert "one/model.safetensors.index.json" in keys(s3)
+    tree = {"a": numpy.ones(9 * MB, "uint8"), "x": failing(9 * MB, 3 * MB)}
+    with pytest.raises(CorruptFileError, match="the source broke off"):
+        statedict.save(tree, "s3://bucket/one", max_shard_size="10MB")
+    assert "one/model.safetensors.index.json" not in keys(s3)
+    statedict.save({"a": tree["a"], "b": numpy.ones(MB)}, "s3://bucket/one", max_shard_size="10MB")
+    assert statedict.verify("s3://bucket/one").ok
+
+
+def test_to_a_bucket_itself_nothing_is_written(s3: Any) -> None:
+    with pytest.raises(FileError, match="s3://bucket: is a bucket; name an object in the bucket"):
+        statedict.save({"x": numpy.zeros(3)}, "s3://bucket")
+    assert not keys(s3)
+
+
+@pytest.mark.parametrize("key", ["a//b", "a/./b", "a/../b"])
+def test_a_key_that_cannot_be_used_is_named(s3: Any, key: str) -> None:
+    for use in (statedict.load, lambda url: statedict.save({"x": numpy.zeros(3)}, url)):
+        with pytest.raises(FileError, match=f"{key}.*: the key cannot be used: a part between its slashes is empty"):
+            use(f"s3://bucket/{key}.pth")
+
+
 def test_a_source_that_changes_between_its_two_readings_is_noticed(s3: Any) -> None:
     count = iter(range(1_000_000))
 
@@ -131,7 +155,7 @@ def test_a_source_that_changes_between_its_two_readings_is_noticed(s3: Any) -> N
 
 
 def test_an_upload_that_the_server_refuses_says_so(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileError, match=r"s3://no-such-bucket/x.pth: the server has no such object"):
+    with pytest.raises(FileError, match=r"s3://no-such-bucket/x.pth: there is no such bucket .*make it first"):
         statedict.save({"x": numpy.zeros(9 * MB)}, "s3://no-such-bucket/x.pth")
 
 

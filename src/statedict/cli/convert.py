@@ -8,7 +8,7 @@ from statedict.api import convert
 from statedict.cli.progress import progress
 from statedict.formats import WRITABLE
 from statedict.io.files import size_of
-from statedict.io.urls import named
+from statedict.io.urls import named, shown
 from statedict.values import human_bytes
 
 
@@ -25,4 +25,5 @@ def command(
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
     with progress("converting"):
         convert(src, dst, format=format_, only=only or None, max_shard_size=max_shard_size, overwrite=overwrite)
-    click.echo(f"{src} ({human_bytes(size_of(named(src)))}) → {dst} ({human_bytes(size_of(named(dst)))})")
+    sizes = (f"{shown(name)} ({human_bytes(size_of(named(name)))})" for name in (src, dst))
+    click.echo(" → ".join(sizes))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import groupby
 
 import click
 
 from statedict.cli import printable
 from statedict.errors import StateDictError
+from statedict.io.urls import shown
 from statedict.ops.scan import Finding, ScanReport, scan
 
 TYPE_CHECKING = False
@@ -51,9 +53,10 @@ def command(files: tuple[str, ...], as_json: bool) -> int:
 
 def _scan(file: str) -> ScanReport:
     try:
-        return scan(file)
+        report = scan(file)
+        return replace(report, file=shown(report.file))
     except StateDictError as error:
-        return ScanReport(file, 0, (), (), (str(error),))
+        return ScanReport(shown(file), 0, (), (), (str(error),))
 
 
 def _lines(report: ScanReport) -> Iterator[str]:

@@ -10,7 +10,7 @@ from statedict.api import load
 from statedict.cli import printable
 from statedict.errors import PathError
 from statedict.io.files import size_of
-from statedict.io.urls import named
+from statedict.io.urls import named, shown
 from statedict.tree import StateDict
 from statedict.values import human_bytes
 
@@ -29,7 +29,7 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
     try:
         found = state.at(at) if at else state
     except PathError as error:
-        raise PathError(f"{file}: {error}") from error
+        raise PathError(f"{shown(file)}: {error}") from error
     above, key = "", ""
     if not isinstance(found, StateDict):
         above, _, key = (at or "").rpartition(".")
@@ -43,12 +43,12 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 
     summary = inspect(found, above if key else at or "")
     if as_json:
-        click.echo(json.dumps({"file": file, "size": size_of(named(file)), **summary.to_json()}))
+        click.echo(json.dumps({"file": shown(file), "size": size_of(named(file)), **summary.to_json()}))
         return
     from statedict.cli.render import count_tensors, summary_lines
 
     total = summary.total
     size = human_bytes(size_of(named(file)))
-    title = f"{printable(file)}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
+    title = f"{printable(shown(file))}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))

@@ -10,6 +10,7 @@ import click
 from statedict.cli import printable
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
+from statedict.io.urls import shown
 from statedict.reports import verify
 
 
@@ -33,7 +34,7 @@ def command(files: tuple[str, ...], values: bool, quick: bool, as_json: bool) ->
                 report = verify(file, values=values, quick=quick)
         except StateDictError as error:
             status = 2
-            found.append({"file": file, "ok": False, "error": str(error)})
+            found.append({"file": shown(file), "ok": False, "error": str(error)})
             if not as_json:
                 click.echo(printable(" ".join(f"statedict: {error}".split())), err=True)
             continue

@@ -7,6 +7,7 @@ import os
 import re
 
 from statedict.errors import FileError, MissingFileError, UnknownFormatError
+from statedict.io.urls import is_url, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _text(head: bytes) -> str:
 
 def of_folder(path: str, names: list[str]) -> str:
     """What a folder is in which nothing can be opened, with the remedy; empty where its names do not tell."""
-    return next((f"{path}: {what}" for shows, what in _FOLDERS if shows(names)), "")
+    return next((f"{shown(path)}: {what}" for shows, what in _FOLDERS if shows(names)), "")
 
 
 def unfinished(path: str) -> str:
@@ -139,6 +140,8 @@ def unfinished(path: str) -> str:
 
 def unopened(path: str, error: FileError) -> FileError:
     """The error for a file that cannot be opened, with what else is known of it."""
+    if is_url(path):
+        return error
     cause = unfinished(path)
     if os.path.islink(path) and isinstance(error, MissingFileError):
         cause = f"it is a symbolic link to {os.readlink(path)}, which is not there; fetch that or link anew"

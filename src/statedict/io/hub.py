@@ -83,6 +83,9 @@ class HubFile:
     def _asked(self, what: str, **options: Any) -> Any:
         try:
             return getattr(_files(), what)(self._path, **options)
+        except (ValueError, NotImplementedError):
+            what = "names no repository; write hf://ORG/NAME[@REVISION][/PATH]"
+            raise FileError(errno.EINVAL, what, self.name) from None
         except FileNotFoundError:
             raise missing(self.name, "the hub has no such file or repository; check its name and your token") from None
         except HfHubHTTPError as error:

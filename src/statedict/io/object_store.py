@@ -13,8 +13,10 @@ import os
 import re
 from functools import lru_cache
 
-from statedict.errors import FileError, MissingExtraError
+from statedict.errors import FileError, MissingExtraError, UnsupportedError
+from statedict.io.parallel import FORKED
 from statedict.io.remote import NoRangesError, missing, read_only
+from statedict.io.urls import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,14 +37,45 @@ _PARTS = 9_000
 _CONCURRENT = 4  # parts under way
 
 
+_process: list[int] = []  # the one in which obstore has been used; it does not survive a fork
+
+
 def at(url: str) -> Object:
-    """What lies, or may lie, behind a URL."""
+    """What lies, or may lie, behind a URL.
+
+    Raises:
+        FileError: the URL, or the environment's words on its store, cannot be used.
+        UnsupportedError: this process is a fork of one that uses obstore.
+    """
+    _check_process()
+    name = shown(url)
     scheme, _, rest = url.partition("://")
-    if scheme in ("http", "https"):
-        host, _, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-        return Object(_http(url, _environment()), "", f"{scheme}://{host.rpartition('@')[2]}/{path}", False)
     host, _, key = rest.partition("/")
-    return Object(_store(f"{scheme}://{host}", _environment()), key.strip("/"), url, True)
+    far = scheme in ("http", "https")
+    if not host:
+        where = "server" if far else "bucket"
+        raise FileError(errno.EINVAL, f"names no {where}; write {scheme}://{where.upper()}/…", name)
+    try:
+        if far:
+            return Object(_http(url, _environment()), "", name, url)
+        return Object(_store(f"{scheme}://{host}", _environment()), key.strip("/"), name, "")
+    except FileError:
+        raise
+    except Exception as error:
+        if far:
+            what = "is no address that can be used; check its host and port"
+        elif "Account must be" in str(error):
+            what = "its account is not known; set AZURE_STORAGE_ACCOUNT_NAME"
+        else:
+            what = "its store cannot be used; check the bucket's name, and the profile and settings in the environment"
+        raise FileError(errno.EINVAL, what, name) from None
+
+
+def _check_process() -> None:
+    if not _process:
+        _process.append(os.getpid())
+    if _process[0] != os.getpid():
+        raise UnsupportedError(FORKED)
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
@@ -104,20 +137,25 @@ def _wants_profile() -> bool:
 class Object:
     """An object of a store; as a folder, what lies below its key."""
 
-    __slots__ = ("_key", "_store", "_whole_store", "name")
+    __slots__ = ("_key", "_store", "_url", "name")
 
-    def __init__(self, store: Any, key: str, name: str, whole_store: bool) -> None:
-        self._store, self._key, self.name, self._whole_store = store, key, name, whole_store
+    def __init__(self, store: Any, key: str, name: str, url: str) -> None:
+        self._store, self._key, self.name = store, key, name
+        self._url = url  # of a plain server's file; empty for the object of a store
 
     def get(self, start: int, end: int) -> tuple[Block, int, str]:
         """Bytes of a range, fewer at the end; the size of the whole, and its tag."""
+        _check_process()
+        self._check_key()
         try:
             answer = obstore.get(self._store, self._key, options={"range": (start, end)})
             data = answer.bytes()
         except exceptions.NotSupportedError as error:
             raise NoRangesError from error
         except Exception as error:
-            if "416" in str(error) and self._head()["size"] == 0:
+            if "NotPartial" in str(error):
+                raise NoRangesError from None
+            if _status(error) == "416" and self._is_empty():
                 return b"", 0, ""
             raise self._said(error) from None
         meta = answer.meta
@@ -125,9 +163,12 @@ class Object:
 
     def stream(self) -> tuple[Iterator[Block], int]:
         """All of its bytes, and how many there are."""
+        self._check_key()
         try:
             answer = obstore.get(self._store, self._key)
         except Exception as error:
+            if self._url and "MissingContentLength" in str(error):
+                return self._plainly(), -1
             raise self._said(error) from None
         return self._streamed(answer), answer.meta["size"]
 
@@ -138,6 +179,34 @@ class Object:
         except Exception as error:
             raise self._said(error) from None
 
+    def _plainly(self) -> Iterator[Block]:
+        """The bytes from a server that does not say how many there are, which obstore does not read."""
+        from http.client import HTTPException
+        from urllib import request as web
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(self._url)
+        host = parts.netloc.rpartition("@")[2]  # obstore sends no password either
+        asked = web.Request(parts._replace(netloc=host, fragment="").geturl())
+        opener = web.OpenerDirector()  # of http and https only
+        for kind in (
+            web.ProxyHandler,
+            web.UnknownHandler,
+            web.HTTPHandler,
+            web.HTTPSHandler,
+            web.HTTPDefaultErrorHandler,
+            web.HTTPRedirectHandler,
+            web.HTTPErrorProcessor,
+        ):
+            opener.add_handler(kind())
+        try:
+            with opener.open(asked, timeout=_number("STATEDICT_TIMEOUT", 30)) as answer:
+                while piece := answer.read(1 << 20):
+                    yield piece
+        except (OSError, HTTPException):
+            what = "the server broke off, and does not say how long the file is; try again"
+            raise FileError(errno.EIO, what, self.name) from None
+
     def size(self) -> int:
         """Bytes of the object."""
         try:
@@ -146,7 +215,8 @@ class Object:
             try:
                 return self.get(0, 1)[1]
             except NoRangesError:
-                return self.stream()[1]
+                pieces, size = self.stream()
+                return size if size >= 0 else sum(len(piece) for piece in pieces)
 
     def exists(self) -> bool:
         """Whether there is such an object."""
@@ -154,9 +224,29 @@ class Object:
             self._head()
         except FileNotFoundError:
             return False
+        except FileError as error:
+            if error.errno not in (errno.EACCES, errno.EOPNOTSUPP):
+                raise
+            try:
+                self.get(0, 1)
+            except NoRangesError:
+                return True
+            except FileNotFoundError:
+                return False
         return True
 
+    def _is_empty(self) -> bool:
+        try:
+            return bool(self._head()["size"] == 0)
+        except FileError:
+            return False
+
+    def _check_key(self) -> None:
+        if not self._key and not self._url:
+            raise missing(self.name, "is a bucket; name an object in the bucket, or a folder")
+
     def _head(self) -> Any:
+        self._check_key()
         try:
             return obstore.head(self._store, self._key)
         except Exception as error:
@@ -164,7 +254,7 @@ class Object:
 
     def names(self) -> list[str] | None:
         """The files and folders below the key; None from a plain HTTP server, which does not tell."""
-        if not self._whole_store:
+        if self._url:
             return None
         try:
             found = obstore.list_with_delimiter(self._store, self._key or None)
@@ -175,8 +265,10 @@ class Object:
 
     def put(self, pieces: Iterator[bytes], size: int) -> None:
         """Write the object, by a multipart upload; if the pieces raise, there is none afterwards."""
-        if not self._whole_store:
+        if self._url:
             raise read_only(self.name, "name a file, or an object of s3://, gs:// or az://")
+        if not self._key:
+            raise FileError(errno.EISDIR, "is a bucket; name an object in the bucket", self.name)
         part = max(_PART, -(-size // _PARTS))
         try:
             obstore.put(
@@ -185,7 +277,8 @@ class Object:
         except InterruptedError:
             raise
         except Exception as error:
-            raise self._said(error) from None
+            said = self._said(error)
+            raise missing(self.name, _NO_BUCKET) if said.errno == errno.ENOENT else said from None
 
     def delete(self) -> None:
         """Take it away."""
@@ -197,9 +290,7 @@ class Object:
     def _said(self, error: Exception) -> FileError:
         """What a store's error means, without the URLs in it."""
         text = str(error)
-        status = re.search(r"status code: (\d+)", text)
-        code = status[1] if status else ""
-        said = f"{code} {text}"
+        said = f"{_status(error)} {text}"
         number, what = next(
             (number, what)
             for number, what, meant in _MEANINGS
@@ -211,10 +302,18 @@ class Object:
         return FileError(number, what + (f" (tried {int(tries[1]) + 1} times)" if tries else ""), self.name)
 
 
+def _status(error: Exception) -> str:
+    status = re.search(r"status code: (\d+)", str(error))
+    return status[1] if status else ""
+
+
+_NO_BUCKET = "there is no such bucket (404); check its name, or make it first"
 _GONE = "the server has no such object (404); check the address"
 _UNKNOWN = "the server asks for credentials (401); give them in the usual way"
 # what an error's kind, or its status and text, mean: number of the error, words
 _MEANINGS: tuple[tuple[int, str, Any], ...] = (
+    (errno.EOPNOTSUPP, "the server does not answer such a request (405, 501); download the file", "^(405|501) "),
+    (errno.ENOENT, _NO_BUCKET, "NoSuchBucket"),
     (errno.ENOENT, _GONE, FileNotFoundError),
     (errno.ENOENT, _GONE, "^(404|410) "),
     (
@@ -230,6 +329,18 @@ _MEANINGS: tuple[tuple[int, str, Any], ...] = (
     ),
     (errno.EBUSY, "the server is asked too often (429); try again later", "^429 "),
     (errno.EIO, "the server failed (5xx); try again later", "^5"),
+    (
+        errno.ERANGE,
+        "the server sends another range than it is asked for, or does not say which; download the file and name that",
+        "^416 |UnexpectedRange|NoContentRange|ParseContentRange",
+    ),
+    (errno.EOPNOTSUPP, "the server does not say how long the file is; download it and name that", "MissingContent"),
+    (errno.ELOOP, "the server's redirects lead nowhere; check the address", "error following redirect"),
+    (
+        errno.EINVAL,
+        "the key cannot be used: a part between its slashes is empty, . or ..; copy the object to another key",
+        "Could not parse path",
+    ),
     (errno.ETIMEDOUT, "the server does not answer in time; try again, or set STATEDICT_TIMEOUT", "Timeout,|TimedOut"),
     (errno.ECONNREFUSED, "the server refuses connections; check the address and that it runs", "ConnectionRefused"),
     (errno.EHOSTUNREACH, "the server cannot be found; check the address and the network", "dns error"),

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from itertools import chain
 
-from statedict.errors import WorkerError
+from statedict.errors import UnsupportedError, WorkerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ BATCH = 1 << 20
 BATCH_ITEMS = 4096
 _DEATHS = {"BrokenExecutor", "KilledWorker"}  # of concurrent.futures and of dask.distributed
 _IN_FLIGHT = 256
+FORKED = (
+    "a process made by fork cannot reach a URL; "
+    'use ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
+)
 
 
 def parallel(
@@ -63,6 +67,13 @@ def parallel(
 
     with ThreadPoolExecutor(workers, "statedict") as pool:
         yield from _submitted(pool, work, chain(first, iterator), ahead)
+
+
+def check_spawned(executor: Executor) -> None:
+    """Raise UnsupportedError if the executor's workers are forks, in which the clients of stores hang."""
+    context = getattr(executor, "_mp_context", None)
+    if context is not None and context.get_start_method() == "fork":
+        raise UnsupportedError(FORKED)
 
 
 def _submitted(executor: Executor, work: Callable[[Job], Result], jobs: Iterator[Job], limit: int) -> Iterator[Result]:

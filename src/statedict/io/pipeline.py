@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 
 from statedict.io.blocks import PIECE, Sums, blocks, summed, sums_of
-from statedict.io.parallel import BATCH, BATCH_ITEMS, REMOTE_WORKERS, WORKERS, batches, parallel
+from statedict.io.parallel import BATCH, BATCH_ITEMS, REMOTE_WORKERS, WORKERS, batches, check_spawned, parallel
 from statedict.io.progress import meter
 
 TYPE_CHECKING = False
@@ -62,6 +62,9 @@ def transfer(
         crc: also compute CRC-32 (0 otherwise); the digest is always computed.
         path: the file's name, by which the workers of an executor open it.
         executor: what carries out the jobs; a few threads by default.
+
+    Raises:
+        UnsupportedError: a source is far away, and the executor's workers are forks of this process.
     """
     sums: list[Sums] = []
     here = meter()
@@ -70,6 +73,7 @@ def transfer(
         for done in parallel(partial(_write_batch, fd, crc, here), batches(parts), workers=workers):
             sums += done
     else:
+        parts = _reachable(parts, executor)
         for done, nbytes in parallel(partial(_write_by_name, path, crc), batches(parts, _JOB), executor):
             sums += done
             here.advance(nbytes)
@@ -118,6 +122,13 @@ def _with_workers(parts: Iterable[Part]) -> tuple[Iterable[Part], int]:
     iterator = iter(parts)
     first = [part for _, part in zip(range(64), iterator, strict=False)]
     return chain(first, iterator), REMOTE_WORKERS if any(part.source.remote for part in first) else WORKERS
+
+
+def _reachable(parts: Iterable[Part], executor: Executor) -> Iterator[Part]:
+    for part in parts:
+        if part.source.remote:
+            check_spawned(executor)
+        yield part
 
 
 def _write_by_name(path: str, with_crc: bool, batch: list[Part]) -> tuple[list[Sums], int]:

@@ -20,7 +20,7 @@ from collections import OrderedDict
 
 from statedict.errors import CorruptFileError, ExistingFileError, FileError, MissingFileError, UnsupportedError
 from statedict.io.blocks import PIECE
-from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.parallel import REMOTE_WORKERS, check_spawned, parallel
 from statedict.io.sink import StreamSink
 from statedict.io.source import FileSource, check_range
 from statedict.io.urls import SCHEMES
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
             Raises:
                 NoRangesError: the server sends the whole instead.
                 MissingFileError: there is no such object.
-                FileError: the server refuses or does not answer.
+                FileError: the server refuses or does not answer; ERANGE if it sends another range.
             """
 
         def stream(self) -> tuple[Iterator[Block], int]:
@@ -100,6 +100,7 @@ class RemoteSource:
         self.url, self._remote, self.name = url, remote, remote.name
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         first, self.size, self._tag = remote.get(0, _FIRST)
+        self._check_length(first, min(_FIRST, self.size))
         self._blocks[0] = bytes(first)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -151,12 +152,29 @@ class RemoteSource:
         return whole[offset - first * _FIRST :][:length]
 
     def _get(self, start: int, end: int) -> Block:
-        data, size, tag = self._remote.get(start, end)
+        try:
+            data, size, tag = self._remote.get(start, end)
+        except FileError as error:
+            if error.errno != errno.ERANGE or self._size_now() == self.size:
+                raise
+            raise self._replaced() from None
         if size != self.size or tag != self._tag:
-            raise CorruptFileError(f"{self.name}: was replaced since it was loaded; load it again")
-        if len(data) != end - start:
-            raise CorruptFileError(f"{self.name}: the server sent {len(data):,} bytes of {end - start:,}; try again")
+            raise self._replaced()
+        self._check_length(data, end - start)
         return data
+
+    def _size_now(self) -> int:
+        try:
+            return self._remote.size()
+        except FileError:
+            return self.size
+
+    def _replaced(self) -> CorruptFileError:
+        return CorruptFileError(f"{self.name}: was replaced since it was loaded; load it again")
+
+    def _check_length(self, data: Block, length: int) -> None:
+        if len(data) != length:
+            raise CorruptFileError(f"{self.name}: the server sent {len(data):,} bytes of {length:,}; try again")
 
 
 def _reopen(url: str, size: int, tag: str) -> RemoteSource:
@@ -319,7 +337,8 @@ def publish_folder(
 ) -> None:
     """Write several objects below a URL, the last one last: it should be the one that names the others.
 
-    If one fails, those that were not there before are taken away again.
+    If one fails, those that were not there before are taken away again. A last one that is there is taken away before
+    the others are replaced, so that it never names both old and new ones.
 
     Args:
         folder: the URL.
@@ -329,13 +348,18 @@ def publish_folder(
 
     Raises:
         FileError: an object exists, or the server refuses.
+        UnsupportedError: the executor's workers are forks of this process.
     """
+    if executor is not None:
+        check_spawned(executor)
     targets = {f"{folder.rstrip('/')}/{name}": write for name, write in files.items()}
     there = set(parallel(_existing, targets, workers=REMOTE_WORKERS)) - {""}
     if there and not overwrite:
         raise ExistingFileError(f"{min(there)}: exists and overwrite is off; choose another name or allow overwriting")
     *first, last = targets.items()
     try:
+        if first and last[0] in there:
+            at(last[0]).delete()
         for _ in parallel(_publish_one, first, executor, workers=1):
             pass
         _publish_one(last)

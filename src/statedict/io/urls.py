@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+
+from statedict.errors import FileError
 
 SCHEMES = dict.fromkeys(
     ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https"), "statedict.io.object_store"
@@ -21,7 +24,10 @@ def is_url(name: str) -> bool:
 
 
 def named(path: str | bytes | os.PathLike[str]) -> str:
-    """A path as text; a `file://` URL as the path that it means.
+    """A path as text; a `file://` URL as the path that it means; the scheme of any other in small letters.
+
+    Raises:
+        FileError: no such scheme is known.
 
     >>> named("file:///tmp/my%20model.pth")
     '/tmp/my model.pth'
@@ -34,9 +40,28 @@ def named(path: str | bytes | os.PathLike[str]) -> str:
         return unquote(slash + rest) if host in ("", "localhost") else name
     if isinstance(path, os.PathLike):  # which has made one slash of two
         scheme, mark, rest = name.partition(":/")
-        if mark and scheme in SCHEMES and not rest.startswith("/"):
-            return f"{scheme}://{rest}"
+        if mark and scheme.lower() in SCHEMES and not rest.startswith("/"):
+            return f"{scheme.lower()}://{rest}"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        scheme, _, rest = name.partition("://")
+        if scheme.lower() not in SCHEMES:
+            known = ", ".join(sorted({*SCHEMES, "file"}))
+            raise FileError(errno.EINVAL, f"is the scheme of no URL that is known; known are {known}", f"{scheme}://")
+        return f"{scheme.lower()}://{rest}"
     return name
+
+
+def shown(name: str) -> str:
+    """A name without what may be secret in it: the user, the password, the query and the fragment of a web address.
+
+    >>> shown("https://me:pw@host/a.pth?Signature=x"), shown("a?b.pth")
+    ('https://host/a.pth', 'a?b.pth')
+    """
+    scheme, mark, rest = name.partition("://")
+    if not mark or scheme.lower() not in ("http", "https"):
+        return name
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def joined(folder: str, name: str) -> str:
