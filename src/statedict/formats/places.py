@@ -15,7 +15,7 @@ from statedict.errors import (
 from statedict.io.files import exists, names_in, open_source
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.source import FileSource
-from statedict.io.urls import folder_of, is_url, joined
+from statedict.io.urls import folder_of, is_url, joined, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def entry(path: str) -> str:
         held = f"has several: {', '.join(found)}" if found else f"holds {', '.join(names[:3]) or 'nothing'}"
         raise UnknownFormatError(
             (not found and of_folder(path, names))
-            or f"{path}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one *.index.json; "
+            or f"{shown(path)}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one *.index.json; "
             f"it {held}; name the file to open"
         )
     return inside(path, found[0])
@@ -144,7 +144,7 @@ def inside(folder: str, file: str) -> str:
         refused = not real.startswith(tuple(allowed))
     if refused:
         raise FormatError(
-            f"{folder or os.curdir}: refers to {file!r}, which lies outside of the folder; refused, "
+            f"{shown(folder) or os.curdir}: refers to {file!r}, which lies outside of the folder; refused, "
             "open that file by itself if you trust it"
         )
     return joined(folder, file)
@@ -177,7 +177,7 @@ def whole(path: str, kind: str) -> tuple[str, str]:
         return (folder_of(path) or os.curdir) if inner else path, kind
     kind = "torch" if kind == "torch-legacy" else kind
     if kind not in ("torch", "safetensors"):
-        raise UnsupportedError(f"{path}: is {kind}, which is not altered in place; name another file or folder")
+        raise UnsupportedError(f"{shown(path)}: is {kind}, which is not altered in place; name another file or folder")
     return path if is_url(path) and not path.endswith("/") else entry(path), kind
 
 
@@ -194,11 +194,11 @@ def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource
     if is_url(folder):
         inside = folder.rstrip("/") + "/"
         if any(source.name.startswith(inside) for source in sources):
-            raise UnsupportedError(f"{folder}: is read while it is written, file by file; name another folder")
+            raise UnsupportedError(f"{shown(folder)}: is read while it is written, file by file; name another folder")
     other = [name for name in names_in(folder) or () if name in before]
     if other:
         raise ExistingFileError(
-            f"{joined(folder, other[0])}: is another checkpoint, by which that folder would still be opened; name "
+            f"{shown(joined(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; name "
             "another folder, or take it away"
         )
 
