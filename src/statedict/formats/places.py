@@ -106,8 +106,8 @@ def entry(path: str) -> str:
         held = f"has several: {', '.join(found)}" if found else f"holds {', '.join(names[:3]) or 'nothing'}"
         raise UnknownFormatError(
             (not found and of_folder(path, names))
-            or f"{shown(path)}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one *.index.json; "
-            f"it {held}; name the file to open"
+            or f"{shown(path)}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one "
+            f"*.index.json; it {held}; name the file to open"
         )
     return inside(path, found[0])
 
@@ -198,8 +198,8 @@ def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource
     other = [name for name in names_in(folder) or () if name in before]
     if other:
         raise ExistingFileError(
-            f"{shown(joined(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; name "
-            "another folder, or take it away"
+            f"{shown(joined(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; "
+            "name another folder, or take it away"
         )
 
 
