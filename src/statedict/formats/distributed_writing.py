@@ -25,7 +25,7 @@ from statedict.formats.packing import RECORDS, Packing
 from statedict.formats.torch_zip import pickled
 from statedict.io.pipeline import Part
 from statedict.io.progress import Meter
-from statedict.io.sink import StreamSink
+from statedict.io.sink import StreamSink, put_bytes
 from statedict.io.source import BytesSource
 from statedict.paths import walk
 from statedict.pickles.writer import dumps
@@ -107,7 +107,7 @@ def planned(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink],
     files = _placed(chunks, most)
     index = _index(entries, places, template, getattr(root, "metadata", {}))
     writes: dict[str, Callable[[Sink], None]] = {name: partial(_write, held) for name, held in files.items()}
-    return writes | {".metadata": partial(_write_bytes, index)}
+    return writes | {".metadata": partial(put_bytes, index)}
 
 
 def _followed(node: Any, keys: Keys, entries: dict[str, tuple[Keys, Any]]) -> Any:
@@ -286,7 +286,3 @@ def _runs(chunks: list[Chunk], together: int) -> Iterator[list[Chunk]]:
         size += chunk.size
     if held:
         yield held
-
-
-def _write_bytes(data: bytes, sink: Sink) -> None:
-    sink.put([Part(0, BytesSource(data), 0, len(data))])

@@ -23,8 +23,7 @@ from statedict.errors import CorruptFileError, FileError, FormatError, MissingFi
 from statedict.formats import places, safetensors
 from statedict.formats.skeleton import KEY, put_together, taken_apart
 from statedict.io.json import check
-from statedict.io.pipeline import Part
-from statedict.io.source import BytesSource
+from statedict.io.sink import put_bytes
 from statedict.pickles.budget import Together
 from statedict.tree import StateDict
 
@@ -109,11 +108,7 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values()), **about}, "weight_map": weight_map}
     writes = {name: partial(safetensors.write, _shard_of(part, about)) for name, part in zip(names, parts, strict=True)}
     text = json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"
-    return writes | {"model.safetensors.index.json": partial(_write_text, text)}
-
-
-def _write_text(text: bytes, sink: Sink) -> None:
-    sink.put([Part(0, BytesSource(text), 0, len(text))])
+    return writes | {"model.safetensors.index.json": partial(put_bytes, text)}
 
 
 def _shard_of(part: dict[str, LazyTensor], about: dict[str, str]) -> StateDict:

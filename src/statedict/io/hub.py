@@ -83,7 +83,7 @@ class HubFile:
     def _asked(self, what: str, **options: Any) -> Any:
         try:
             return getattr(_files(), what)(self._path, **options)
-        except (ValueError, NotImplementedError):
+        except (ValueError, NotImplementedError):  # what huggingface_hub says of a path without a repository
             what = "names no repository; write hf://ORG/NAME[@REVISION][/PATH]"
             raise FileError(errno.EINVAL, what, self.name) from None
         except FileNotFoundError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from statedict.errors import CorruptFileError
 from statedict.io.blocks import summed
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS, parallel
-from statedict.io.pipeline import pour, transfer, write_at
+from statedict.io.pipeline import Part, pour, transfer, write_at
 from statedict.io.progress import meter
+from statedict.io.source import BytesSource
 from statedict.io.space import check_space
 
 TYPE_CHECKING = False
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from statedict.io.blocks import Block, Sums
-    from statedict.io.pipeline import Part
 
     class Sink(Protocol):
         """What a writer writes into."""
@@ -101,6 +101,11 @@ class StreamSink:
         for part, one, other in zip(parts, before, self.put(parts), strict=True):
             if one.digest != other.digest:
                 raise CorruptFileError(f"{part.source.name}: changed while it was read; nothing was written, try again")
+
+
+def put_bytes(data: bytes, sink: Sink) -> None:
+    """Write a file that is these bytes."""
+    sink.put([Part(0, BytesSource(data), 0, len(data))])
 
 
 def _sums(part: Part) -> Sums:
