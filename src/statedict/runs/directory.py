@@ -33,6 +33,7 @@ from statedict.reports import verify
 from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded
 
 PINS = "pins.json"
+_OURS = {*DATA.values(), NAME, MARKER}
 LEVELS = ("full", "quick", "off")
 _LEFTOVER = re.compile(r"\.+\d+\.[0-9a-f]{8}\.(tmp|new|gone)(\.[0-9a-f]{8}\.tmp)?")
 
@@ -61,7 +62,7 @@ class Directory:
 
     def steps(self) -> list[int]:
         """The steps that are committed, in order; whether they are sound is not looked at."""
-        steps = sorted(int(name) for name in self._names() if name.isdecimal() and str(int(name)) == name)
+        steps = sorted(int(name) for name in self._names() if _is_step(name))
         workers = REMOTE_WORKERS if self.remote else 1
         return [
             step for step, there in zip(steps, parallel(self.committed, steps, workers=workers), strict=True) if there
@@ -181,8 +182,14 @@ class Directory:
 
         Raises:
             FileError: the file system refuses; nothing was committed.
-            RunError: another process has committed that step meanwhile.
+            RunError: another process has committed that step meanwhile, or a folder of that name holds something else.
         """
+        others = {*(names_in(self.folder(manifest.step)) or ())} - _OURS
+        if others:
+            raise RunError(
+                f"{shown(self.folder(manifest.step))}: holds {min(others)!r:.60}, which is no file of a checkpoint of "
+                "ours; name another directory for this run"
+            )
         name, folder = DATA[format], self.folder(manifest.step)
         made: list[Manifest] = []
 
@@ -260,9 +267,16 @@ class Directory:
 
     def leftovers(self) -> list[str]:
         """What processes that died have left: neither committed nor in use, where nobody else writes."""
-        names = self._names()
-        unfinished = [name for name in names if name.isdecimal() and not self.committed(int(name))]
-        return [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name) or name in unfinished]
+        return [joined(self.path, name) for name in self._names() if _LEFTOVER.fullmatch(name) or self._broken(name)]
+
+    def _broken(self, name: str) -> bool:
+        """Whether it is a checkpoint of ours without its marker, and not a folder that somebody else has named so."""
+        if not _is_step(name):
+            return False
+        inside = {*(names_in(joined(self.path, name)) or ())}
+        # on a disk a checkpoint appears whole, so that one which lost its marker still has its manifest
+        part = bool(inside & {NAME, MARKER}) or self.remote
+        return part and _OURS >= inside != set() and not {NAME, MARKER} <= inside
 
     def clean(self) -> list[str]:
         """Remove the leftovers; only who holds the lock may."""
@@ -318,6 +332,10 @@ def _entries(file: str) -> Iterator[Entry]:
         if isinstance(item, Check):
             for path, tensor in item.tensors:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
 def _read(name: str) -> bytes:
