@@ -33,7 +33,6 @@ from statedict.reports import verify
 from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded
 
 PINS = "pins.json"
-_OURS = {*DATA.values(), NAME, MARKER}
 LEVELS = ("full", "quick", "off")
 _LEFTOVER = re.compile(r"\.+\d+\.[0-9a-f]{8}\.(tmp|new|gone)(\.[0-9a-f]{8}\.tmp)?")
 
@@ -62,7 +61,7 @@ class Directory:
 
     def steps(self) -> list[int]:
         """The steps that are committed, in order; whether they are sound is not looked at."""
-        steps = sorted(int(name) for name in self._names() if _is_step(name))
+        steps = sorted(int(name) for name in self._names() if name.isdecimal() and str(int(name)) == name)
         workers = REMOTE_WORKERS if self.remote else 1
         return [
             step for step, there in zip(steps, parallel(self.committed, steps, workers=workers), strict=True) if there
@@ -124,20 +123,20 @@ class Directory:
             manifest = self.manifest(step)
             if level == "off":
                 return None
-            signature = self._signature(step, manifest)
-            if self._sound.get(step) == signature:
-                return None
             for name, size in manifest.files.items():
                 path = joined(self.folder(step), name)
                 if open_source(path).size != size:
                     return f"{shown(path)}: has not the {size:,} bytes that were committed"
+            signature = self._signature(step, manifest)
+            if self._sound.get(step) == signature:
+                return None
             file = self.data(step)
             if entries(file) != manifest.entries:
                 return f"{shown(file)}: is not the file that was committed; its digests are others"
             report = verify(file, quick=level == "quick")
             if report.problems:
                 return f"{report.file}: {report.problems[0]}"
-        except (FormatError, FileError) as error:
+        except (FormatError, OSError) as error:
             return str(error)
         if level == "full":
             self._sound[step] = signature
@@ -182,14 +181,8 @@ class Directory:
 
         Raises:
             FileError: the file system refuses; nothing was committed.
-            RunError: another process has committed that step meanwhile, or a folder of that name holds something else.
+            RunError: another process has committed that step meanwhile.
         """
-        others = {*(names_in(self.folder(manifest.step)) or ())} - _OURS
-        if others:
-            raise RunError(
-                f"{shown(self.folder(manifest.step))}: holds {min(others)!r:.60}, which is no file of a checkpoint of "
-                "ours; name another directory for this run"
-            )
         name, folder = DATA[format], self.folder(manifest.step)
         made: list[Manifest] = []
 
@@ -214,6 +207,10 @@ class Directory:
         if not dry_run and not os.path.lexists(folder):
             atomic.publish_folder(folder, files)
             return
+        if not dry_run and not self._ours(folder):
+            raise RunError(
+                f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
+            )
         place, old = self._hidden(step, "new"), self._hidden(step, "gone")
         try:
             atomic.publish_folder(place, files)
@@ -266,17 +263,18 @@ class Directory:
             raise file_error(folder, "cannot remove", error) from error
 
     def leftovers(self) -> list[str]:
-        """What processes that died have left: neither committed nor in use, where nobody else writes."""
-        return [joined(self.path, name) for name in self._names() if _LEFTOVER.fullmatch(name) or self._broken(name)]
+        """What processes that died have left: what is hidden, and objects without a marker; if nobody else writes."""
+        names = self._names()
+        found = [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name)]
+        if self.remote:
+            begun = [joined(self.path, name) for name in names if name.isdecimal() and not self.committed(int(name))]
+            found += [folder for folder in begun if self._ours(folder)]
+        return found
 
-    def _broken(self, name: str) -> bool:
-        """Whether it is a checkpoint of ours without its marker, and not a folder that somebody else has named so."""
-        if not _is_step(name):
-            return False
-        inside = {*(names_in(joined(self.path, name)) or ())}
-        # on a disk a checkpoint appears whole, so that one which lost its marker still has its manifest
-        part = bool(inside & {NAME, MARKER}) or self.remote
-        return part and _OURS >= inside != set() and not {NAME, MARKER} <= inside
+    def _ours(self, folder: str) -> bool:
+        """Whether nothing is in a folder but what a checkpoint is made of."""
+        names = names_in(folder)
+        return names is not None and {*names} <= {NAME, MARKER, *DATA.values()}
 
     def clean(self) -> list[str]:
         """Remove the leftovers; only who holds the lock may."""
@@ -332,10 +330,6 @@ def _entries(file: str) -> Iterator[Entry]:
         if isinstance(item, Check):
             for path, tensor in item.tensors:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
-
-
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
 def _read(name: str) -> bytes:
