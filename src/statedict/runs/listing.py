@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import FileError, FormatError, MissingFileError, RunError, UnsupportedError
-from statedict.io.files import Item, contents
+from statedict.io.files import Item, contents, names_in
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.urls import joined, named, shown
 from statedict.runs.directory import Directory
 from statedict.runs.foreign import Foreign, recognised, step_of
 from statedict.runs.keep import check_mode
-from statedict.runs.manifest import DATA
+from statedict.runs.manifest import DATA, MARKER, NAME
 
 COMMITTED, DAMAGED, UNFINISHED, FOREIGN = STATES = ("committed", "damaged", "unfinished", "foreign")
 
@@ -106,6 +106,8 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     workers = REMOTE_WORKERS if files.remote else 1
     found = [*parallel(partial(_ours, files, pins), ours, workers=workers)]
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
+    steps = [name for name, item in inside.items() if item.folder and name.isdecimal() and int(name) not in ours]
+    unfinished |= {name for name in steps if {NAME, MARKER} & {*(names_in(joined(files.path, name)) or ())}}
     found += [_unfinished(files, name, inside[name]) for name in unfinished & inside.keys()]
     others = [name for name in inside if name not in unfinished and not (name.isdecimal() and int(name) in ours)]
     work = partial(_other, files.path, inside)
