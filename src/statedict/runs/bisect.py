@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from statedict.runs.listing import Checkpoint, find, listing
 
 GOOD, BAD, SKIP = "good", "bad", "skip"
 _SKIP = 125
-_PLACE = re.compile(r"\{(checkpoint|step|name)\}")
+_PLACE = re.compile(r"(?<!\$)\{(checkpoint|step|name)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,10 @@ def bisect(
 
     Args:
         directory: of a run, or its URL; whoever wrote it.
-        test: a command for the shell, with `{checkpoint}` (the path of its file or folder), `{step}` or `{name}` in it,
-            each quoted as it needs. Its exit status means: 0 good, 125 cannot be tested, 1 to 127 bad, above: stop. Or
-            a function of a `Checkpoint` that returns whether it is good, None if that cannot be told.
+        test: a command for the shell, with `{checkpoint}` (the path of its file or folder), `{step}` or `{name}` in it;
+            they are also in the variables `STATEDICT_CHECKPOINT`, `STATEDICT_STEP` and `STATEDICT_NAME`. Its exit
+            status means: 0 good, 125 cannot be tested, 1 to 127 bad, above: stop. Or a function of a `Checkpoint` that
+            returns whether it is good, None if that cannot be told.
         good: a step or name that is good; the first one by default.
         bad: a later one that is bad; the last one by default.
         tell: called after each test with what it found and how many checkpoints are left between good and bad.
@@ -196,45 +196,47 @@ def _word(answer: Any) -> str:
 
 
 def _ran(command: str, one: Checkpoint, stdout: Any) -> str:
-    filled = fill(command, {"checkpoint": one.path, "step": str(one.step), "name": one.name})
+    words = {"checkpoint": one.path, "step": str(one.step), "name": one.name}
+    variables = {_variable(name): word for name, word in words.items()}
     sys.stdout.flush()
-    status = subprocess.run(["/bin/sh", "-c", filled], stdout=stdout, check=False).returncode
-    if status < 0:
-        status = 128 - status
+    done = subprocess.run(["/bin/sh", "-c", filled(command)], env=os.environ | variables, stdout=stdout, check=False)
+    status = 128 - done.returncode if done.returncode < 0 else done.returncode
     if status >= 128:
-        raise RunError(f"{one.name}: the test ended with status {status}, which means stop; command: {filled}")
+        raise RunError(f"{one.name}: the test ended with status {status}, which means stop: {command}")
     return GOOD if status == 0 else SKIP if status == _SKIP else BAD
 
 
-def fill(command: str, words: dict[str, str]) -> str:
-    r"""A command for the shell with words in the place of `{checkpoint}` and the like, quoted as their place needs.
+def filled(command: str) -> str:
+    r"""A command for the shell with variables in the place of `{checkpoint}`, `{step}` and `{name}`, quoted as needed.
 
-    >>> print(fill("test {name} '{name}' \"{name}\" {other}", {"name": "it's $5"}))
-    test 'it'"'"'s $5' 'it'"'"'s $5' "it's \$5" {other}
+    What is in a variable is never read as a command, whatever a file is called.
+
+    >>> print(filled("test {step} '{step}' \"{step}\" {other}"))
+    test "${STATEDICT_STEP}" ''"${STATEDICT_STEP}"'' "${STATEDICT_STEP}" {other}
     """
     out: list[str] = []
     quote, at = "", 0
     while at < len(command):
         found = _PLACE.match(command, at)
-        if found and found[1] in words:
-            out.append(_quoted(words[found[1]], quote))
-            at = found.end()
-            continue
         character = command[at]
-        if character == "\\" and quote != "'":
+        if found:
+            before, after = _QUOTES[quote]
+            out.append(f"{before}${{{_variable(found[1])}}}{after}")
+            at = found.end()
+        elif character == "\\" and quote != "'":
             out.append(command[at : at + 2])
             at += 2
-            continue
-        if character in "'\"" and quote in ("", character):
-            quote = "" if quote else character
-        out.append(character)
-        at += 1
+        else:
+            if character in "'\"" and quote in ("", character):
+                quote = "" if quote else character
+            out.append(character)
+            at += 1
     return "".join(out)
 
 
-def _quoted(word: str, quote: str) -> str:
-    if quote == '"':
-        return re.sub(r'([\\$`"])', r"\\\1", word)
-    if quote == "'":
-        return word.replace("'", "'\"'\"'")
-    return shlex.quote(word)
+# what stands around a variable within which quotes
+_QUOTES = {"": ('"', '"'), '"': ("", ""), "'": ("'\"", "\"'")}
+
+
+def _variable(name: str) -> str:
+    return f"STATEDICT_{name.upper()}"

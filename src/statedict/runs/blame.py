@@ -181,11 +181,12 @@ class Blame:
         """As text: tensors with the same history together, single ones change by change.
 
         Args:
-            limit: how many tensors of a group, and changes of a tensor, there may be; None for all.
+            limit: how many groups, tensors of a group, and changes of a tensor there may be; None for all.
         """
         count = f"{len(self.histories):,} tensor{'s' * (len(self.histories) != 1)}"
         yield f"{count} in {len(self.checkpoints):,} checkpoints, {self.checkpoints[0]} to {self.checkpoints[-1]}"
-        for group in self.groups():
+        groups = self.groups()
+        for group in groups[:limit]:
             many = f": {len(group):,} tensors" if len(group) > 1 else ""
             yield f"{group[0].when}{many}"
             for one in group[:limit]:
@@ -197,6 +198,8 @@ class Blame:
                         yield f"    … and {len(one.changes) - limit:,} more"
             if limit is not None and len(group) > limit:
                 yield f"  … and {len(group) - limit:,} more"
+        if limit is not None and len(groups) > limit:
+            yield f"… and {sum(map(len, groups[limit:])):,} tensors with {len(groups) - limit:,} other histories"
         for number, (name, some) in enumerate(groupby(self.broken, key=lambda one: one.broken and one.broken.name)):
             paths = [one.path for one in some]
             more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
