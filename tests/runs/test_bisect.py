@@ -19,7 +19,7 @@ import statedict
 from statedict import CheckpointManager
 from statedict.errors import RunError
 from statedict.runs import bisect
-from statedict.runs.bisect import filled
+from statedict.runs.bisection import filled
 from statedict.runs.listing import Checkpoint
 
 

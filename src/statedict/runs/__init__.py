@@ -10,17 +10,20 @@
 | `writer.py`, `background.py` | a checkpoint on its way to the disk; what goes on while training does |
 | `coverage.py`, `rng.py` | what a tree does not capture; the generators that a process shares |
 | `listing.py`, `foreign.py` | the checkpoints in any directory; those that others wrote |
-| `about.py`, `sound.py` | what one checkpoint says of itself; which are damaged |
-| `blame.py`, `bisect.py` | when tensors changed and got NaN; which step broke a run |
+| `by_hand.py` | pruning and pinning by people |
+| `description.py`, `sound.py` | what one checkpoint says of itself; which are damaged |
+| `history.py`, `bisection.py` | when tensors changed and got NaN; which step broke a run |
 | `preemption.py` | signals |
 """
 
-from statedict.runs.about import About as About
-from statedict.runs.about import about as about
-from statedict.runs.bisect import Bisection as Bisection
-from statedict.runs.bisect import bisect as bisect
-from statedict.runs.blame import Blame as Blame
-from statedict.runs.blame import blame as blame
+from statedict.runs.bisection import Bisection as Bisection
+from statedict.runs.bisection import bisect as bisect
+from statedict.runs.by_hand import pin as pin
+from statedict.runs.by_hand import prune as prune
+from statedict.runs.description import About as About
+from statedict.runs.description import about as about
+from statedict.runs.history import Blame as Blame
+from statedict.runs.history import blame as blame
 from statedict.runs.keep import AnyPolicy as AnyPolicy
 from statedict.runs.keep import BestN as BestN
 from statedict.runs.keep import CustomSteps as CustomSteps
@@ -31,7 +34,5 @@ from statedict.runs.listing import Checkpoint as Checkpoint
 from statedict.runs.listing import listing as listing
 from statedict.runs.manager import CheckpointManager as CheckpointManager
 from statedict.runs.prune import Pruned as Pruned
-from statedict.runs.prune import pin as pin
-from statedict.runs.prune import prune as prune
 from statedict.runs.sound import RunVerified as RunVerified
 from statedict.runs.sound import verify_run as verify_run

@@ -92,7 +92,7 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
 
     >>> import numpy, tempfile
     >>> from statedict import CheckpointManager
-    >>> from statedict.runs import listing
+    >>> from statedict.runs.listing import listing
     >>> with CheckpointManager(tempfile.mkdtemp()) as manager:
     ...     for step in (1, 2):
     ...         _ = manager.save(step, {"w": numpy.ones(step)}, metrics={"loss": 1 / step})

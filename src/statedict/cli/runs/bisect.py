@@ -8,7 +8,7 @@ import sys
 import click
 
 from statedict.cli import printable
-from statedict.runs.bisect import Tried, bisect
+from statedict.runs.bisection import Tried, bisect
 
 
 @click.command()

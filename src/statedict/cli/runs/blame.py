@@ -8,7 +8,7 @@ import click
 
 from statedict.cli import printable
 from statedict.cli.progress import progress
-from statedict.runs.blame import blame
+from statedict.runs.history import blame
 
 
 @click.command()

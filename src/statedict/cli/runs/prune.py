@@ -7,8 +7,9 @@ import json
 import click
 
 from statedict.cli import printable
+from statedict.runs.by_hand import prune
 from statedict.runs.keep import worded
-from statedict.runs.prune import Pruned, prune
+from statedict.runs.prune import Pruned
 from statedict.values import human_bytes
 
 

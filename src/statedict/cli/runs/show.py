@@ -10,7 +10,7 @@ import click
 from statedict.cli import printable
 from statedict.cli.render import count_tensors
 from statedict.cli.runs.ls import number
-from statedict.runs.about import About, about
+from statedict.runs.description import About, about
 from statedict.values import human_bytes
 
 
