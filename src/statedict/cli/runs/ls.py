@@ -112,13 +112,14 @@ def sparkline(values: list[float]) -> str:
     if len(values) > _WIDTH:
         cuts = [round(at * len(values) / _WIDTH) for at in range(_WIDTH + 1)]
         parts = [[v for v in values[a:b] if math.isfinite(v)] for a, b in pairwise(cuts)]
-        values = [math.fsum(part) / len(part) if part else math.nan for part in parts]
+        values = [math.fsum(v / len(part) for v in part) if part else math.nan for part in parts]
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return "·" * len(values)
-    least, most = min(known), max(known)
-    scale = (len(_BARS) - 1) / (most - least) if most > least else 0.0
-    return "".join(_BARS[round((value - least) * scale)] if math.isfinite(value) else "·" for value in values)
+    least = min(known) / 2  # halves, for a difference may be beyond what a float holds
+    span = max(known) / 2 - least
+    scale = (len(_BARS) - 1) / span if span else 0.0
+    return "".join(_BARS[round((value / 2 - least) * scale)] if math.isfinite(value) else "·" for value in values)
 
 
 def number(value: float | None) -> str:
