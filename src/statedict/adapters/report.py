@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -69,18 +68,16 @@ class RestoreReport:
         """The paths with one action."""
         return [entry.path for entry in (*self.entries, *self.problems) if entry.action == action]
 
-    def to_json(self) -> str:
-        """All of it as JSON."""
-        return json.dumps(
-            {
-                "written": self.written,
-                "notes": self.notes,
-                "hints": self.hints,
-                "counts": self.counts(),
-                "entries": [asdict(entry) for entry in self.entries],
-                "problems": [asdict(entry) for entry in self.problems],
-            }
-        )
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`."""
+        return {
+            "written": self.written,
+            "notes": list(self.notes),
+            "hints": list(self.hints),
+            "counts": self.counts(),
+            "entries": [asdict(entry) for entry in self.entries],
+            "problems": [asdict(entry) for entry in self.problems],
+        }
 
     def findings(self) -> list[str]:
         """The problems by kind, and what to do about them."""
