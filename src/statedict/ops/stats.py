@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import LimitError, PathError
+from statedict.html import Shown
 from statedict.io.blocks import blocks
 from statedict.io.parallel import REMOTE_WORKERS, batches, parallel
 from statedict.io.progress import Meter, meter
@@ -53,6 +54,11 @@ class TensorStats(Figures):
         head = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
         return head | record | {"dead_rows": self.dead_rows, "tied": self.tied}
 
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import tensor
+
+        return tensor(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStats(Figures):
@@ -70,9 +76,14 @@ class GroupStats(Figures):
         """All of it, ready for `json.dumps`."""
         return {"name": self.name, "tensors": self.tensors} | self.record()
 
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import group
+
+        return group(self)
+
 
 @dataclass(frozen=True, slots=True)
-class StatsReport:
+class StatsReport(Shown):
     """What `stats` found.
 
     Attributes:
@@ -115,6 +126,11 @@ class StatsReport:
         from statedict.ops.stats_text import lines
 
         return "\n".join(lines(self))
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import stats
+
+        return stats(self)
 
 
 def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
