@@ -89,6 +89,16 @@ def test_what_is_not_finite_is_counted_and_packed_dtypes_have_no_figures() -> No
     assert line.startswith("w = float4_e2m1fn_x2[4]  xxh3_128 ")
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(torch.tensor(2**62 + 1), "int64[]  value 4611686018427387905"),
+     (torch.tensor([0.1]), "float32[1]  value 0.100000001"),
+     (torch.tensor(1 + 2j), "complex64[]  value 1+2j"), (torch.tensor(float("nan")), "float32[]  nan 1")],
+)  # fmt: skip
+def test_a_single_element_is_its_value(value: torch.Tensor, text: str) -> None:
+    assert lines({"w": value})[0].startswith(f"w = {text}  xxh3_128 ")
+
+
 def test_lines_come_in_the_order_of_their_numbers() -> None:
     assert [line.split()[0] for line in lines({f"layers.{n}.w": n for n in (10, 2, 1, 9)})] == [
         f"layers.{n}.w" for n in (1, 2, 9, 10)

@@ -51,7 +51,7 @@ def lines(state: Any) -> list[str]:
 
 def _tensor(tensor: TensorStats, digest: str) -> str:
     if tensor.elements == 1 and tensor.mean is not None:
-        figures = [f"value {tensor.mean:.9g}"]
+        figures = [f"value {tensor.min if type(tensor.min) is int else format(tensor.mean, '.9g')}"]
     else:
         figures = [f"{name} {value:.4g}" for name in _FIGURES if (value := getattr(tensor, name)) is not None]
     figures += [f"{name} {count}" for name in ("nan", "inf") if (count := getattr(tensor, name))]
