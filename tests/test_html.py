@@ -46,7 +46,7 @@ def state(value: float = 1.0, dtype: str = "f4") -> statedict.StateDict:
 
 
 def tree() -> Any:
-    return statedict.StateDict({HOSTILE: state(), "list": paths(), "o": statedict.Opaque(HOSTILE)})
+    return statedict.StateDict({HOSTILE: state().tensors(), "list": paths(), "o": statedict.Opaque(HOSTILE)})
 
 
 def tensor() -> Any:
@@ -209,6 +209,16 @@ def test_a_verdict_stands_first_and_in_its_tone() -> None:
     assert '<p class="bad">✗ 1 tensor, 2 elements: nan in 1</p>' in statedict.stats(one)._repr_html_()
     assert '<p class="fine">✓ ' in statedict.diff(one, one)._repr_html_()
     assert '<p class="look">⚠ ' in statedict.diff(one, {"w": np.ones(2)})._repr_html_()
+
+
+def test_moments_show_their_parameters_and_optimizers_their_groups_and_troubles() -> None:
+    whole = statedict.load("examples/checkpoint.pth")
+    del whole["optimizer_state"]["state"][3]
+    for report in (statedict.stats(whole), statedict.inspect(whole)):
+        seen = parsed(report._repr_html_()).text
+        assert "conv1.weight (inferred)" in seen
+        assert "groups of optimizer_state: 1" in seen
+        assert "1 parameter of 10 without state: conv2.bias" in seen
 
 
 def test_the_bars_of_a_histogram_are_in_proportion_and_the_smallest_is_seen() -> None:

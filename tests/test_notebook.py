@@ -50,7 +50,7 @@ def test_every_cell_shows_its_page_and_where_there_is_no_html_a_short_text(tmp_p
     texts = [data["text/plain"] for data in found]
     assert texts[7] == "checkpoint.pth: fine (torch, 20 tensors in 26 parts, CRC-32 of 26, digests of 0)"
     assert all(len(text.splitlines()) <= 100 for text in texts)
-    assert texts[3].splitlines()[-1] == "… 10 more lines; print() shows all"
+    assert texts[3].splitlines()[-1] == "… 13 more lines; print() shows all"
 
 
 def test_the_notebook_is_committed_without_outputs_and_is_valid() -> None:

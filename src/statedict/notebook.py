@@ -48,7 +48,7 @@ class _Totals:
         pending = [node]
         while pending:
             item = pending.pop()
-            if is_array(item):
+            if id(item) in self.known or is_array(item):
                 if id(item) not in self.known:
                     self.known[id(item)] = _region(as_lazy(item))
                 region, size = self.known[id(item)]

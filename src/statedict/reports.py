@@ -82,7 +82,7 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
 
     state = load(source) if isinstance(source, str | os.PathLike) else source
     with Paused():
-        return survey(state if isinstance(state, StateDict) else StateDict({"": state}), only, executor)
+        return survey(StateDict(state if isinstance(state, dict) else {"": state}), only, executor)
 
 
 def diff(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -134,57 +133,3 @@ def test_a_gigabyte_is_compared_in_little_memory(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("1 tensor identical, 1 changed\n")
     assert int(done.stderr.split()[-1]) < 150_000
-
-
-@pytest.fixture
-def repository(run: Run, tmp_path: Path) -> Callable[..., str]:
-    """A git repository in which the driver is set up as docs/comparing.md says."""
-    program = "from statedict.cli import main; main()"
-    driver = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} diff --git"
-    work = tmp_path / "repository"
-    work.mkdir()
-    quiet = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_PAGER": "cat"}
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-c", "user.name=A", "-c", "user.email=a@b", *arguments],
-            cwd=work, env=os.environ | quiet, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    git("init", "-q")
-    git("config", "diff.statedict.command", driver)
-    (work / ".gitattributes").write_text("*.safetensors diff=statedict\n*.pth diff=statedict\n")
-    return git
-
-
-def test_git_shows_our_diff(repository: Callable[..., str], tmp_path: Path) -> None:
-    work = tmp_path / "repository"
-    statedict.save({"w": torch.ones(3), "epoch": 1}, work / "model.safetensors")
-    repository("add", ".")
-    repository("commit", "-qm", "first")
-    assert "1 tensor added, 1 value added" in repository("log", "-p", "--ext-diff")
-    statedict.save({"w": torch.ones(3) * 2, "epoch": 2}, work / "model.safetensors")
-    shown = repository("diff")
-    assert "statedict diff model.safetensors\n1 tensor changed, 1 value changed\nchanged\n  w  rel 1.00e+00" in shown
-    repository("commit", "-qam", "second")
-    assert "1 tensor changed" in repository("show", "--ext-diff")
-    repository("mv", "model.safetensors", "moved.safetensors")
-    (work / "moved.safetensors").unlink()
-    statedict.save({"w": torch.ones(3) * 2, "epoch": 3}, work / "moved.safetensors")
-    repository("add", ".")
-    assert "epoch  2 → 3" in repository("diff", "--cached", "-M10%")
-    repository("rm", "-qf", "moved.safetensors")
-    assert "1 tensor removed, 1 value removed" in repository("diff", "HEAD")
-
-
-def test_git_goes_on_where_a_file_is_no_checkpoint(repository: Callable[..., str], tmp_path: Path) -> None:
-    work = tmp_path / "repository"
-    (work / "a.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    statedict.save({"w": torch.ones(3)}, work / "b.pth")
-    repository("add", ".")
-    repository("commit", "-qm", "first")
-    shown = repository("show", "--ext-diff")
-    assert "statedict: " in shown
-    assert "1 tensor added" in shown

@@ -46,7 +46,7 @@ def _csv(report: StatsReport) -> str:
     text = io.StringIO()
     names = ("name", "dtype", "shape", "elements", "min", "max", "mean", "std", "l2", "zeros", "nan", "inf")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*names, "denormal", "edge", "dead_rows", "tied"))
+    writer.writerow((*names, "denormal", "edge", "dead_rows", "tied", "parameter", "inferred"))
     for tensor in report.tensors:
         record = tensor.to_json()
         del record["histogram"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from statedict.html import Safe, Wide, entry, fold, histogram, listing, number, page, shape, table, tree
 from statedict.ops import diff_text
+from statedict.ops.optimizers import marked
 from statedict.values import human_bytes
 
 TYPE_CHECKING = False
@@ -65,7 +66,7 @@ def summary(report: Summary) -> str:
         list(report.dtypes.items()),
         lambda item: (item[0], item[1].tensors, item[1].elements, human_bytes(item[1].nbytes)),
     )
-    troubles = [trouble for one in report.optimizers for trouble in one.troubles]
+    troubles = [trouble for one in report.optimizers for trouble in one.troubles.values()]
     if report.wasted:
         troubles.append(f"wasted {human_bytes(report.wasted)}: storages hold more than their views")
     opaque = [f"{name}: {count:,}" for name, count in report.opaque.items()]
@@ -74,19 +75,17 @@ def summary(report: Summary) -> str:
         listing(troubles),
         tree(report.root, line, lambda node: (len(node.children), node.children)),
         fold("dtypes", dtypes),
-        *(
-            fold(f"groups of {one.path or 'the optimizer'}: {len(one.groups):,}", _groups(one))
-            for one in report.optimizers[:20]
-        ),
+        *map(_groups, report.optimizers[:20]),
         fold("objects that are no data, kept inert", listing(opaque)),
         tone="look" if troubles else "",
     )
 
 
-def _groups(optimizer: Optimizer) -> Safe:
-    keys = list(dict.fromkeys(key for _, group in optimizer.groups for key in group))[:30]
-    rows = [(at, count, *(group.get(key) for key in keys)) for at, (count, group) in enumerate(optimizer.groups)]
-    return table(("group", "parameters", *map(str, keys)), rows, lambda row: map(_plain, row))
+def _groups(one: Optimizer) -> Safe:
+    keys = list(dict.fromkeys(key for _, group in one.groups for key in group))[:30]
+    rows = [(at, count, *(group.get(key) for key in keys)) for at, (count, group) in enumerate(one.groups)]
+    groups = table(("group", "parameters", *map(str, keys)), rows, lambda row: map(_plain, row))
+    return fold(f"groups of {one.path or 'the optimizer'}: {len(one.groups):,}", groups)
 
 
 def _plain(value: Any) -> Any:
@@ -118,11 +117,18 @@ def stats(report: StatsReport) -> str:
             ),
             _titled(
                 "tensors",
-                ("tensor", "dtype", "shape", *_FIGURES, ""),
+                ("tensor", "dtype", "shape", *_FIGURES, "", ""),
                 report.tensors,
-                lambda one: (one.name, one.dtype, shape(one.shape), *_of_tensor(one)),
+                lambda one: (
+                    one.name,
+                    one.dtype,
+                    shape(one.shape),
+                    *_of_tensor(one),
+                    marked(one.parameter, one.inferred),
+                ),
                 lambda one: tones.get(one.name, ""),
             ),
+            *map(_groups, report.optimizers[:20]),
         )
     return page(
         f"{whole}: {found or 'nothing deserves a look'}",

@@ -11,7 +11,7 @@ from typing import Any
 from statedict.collector import Paused
 from statedict.errors import UnsupportedError
 from statedict.html import Shown
-from statedict.ops.optimizers import Optimizer, optimizers
+from statedict.ops.optimizers import Optimizer, marked, optimizers
 from statedict.ops.outline import is_optimizer
 from statedict.paths import free_name, label, nested, walk
 from statedict.tensor import LazyTensor, as_lazy, is_array
@@ -209,8 +209,7 @@ class _Builder:
             return self.optimizer(value, path)
         if isinstance(value, dict) and type(value) is not Counter:
             role = "parameter" if role == "tensor" and is_model(value) else role
-            note = f"{parameter} (inferred)" if parameter and self.inferred else parameter or ""
-            return _group(self.children(value.items(), path, role, parameter), note)
+            return _group(self.children(value.items(), path, role, parameter), marked(parameter, self.inferred))
         if isinstance(value, Opaque):
             if id(value) in self.objects:
                 return Node(note=f"the object of {value.name} that holds it")

@@ -17,7 +17,7 @@ from typing import Any
 
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, parallel
 from statedict.io.progress import Meter, meter
-from statedict.ops.compare import BLOCK, Run
+from statedict.ops.compare import BLOCK, Run, region
 from statedict.rename import modules
 from statedict.tensor import LazyTensor
 
@@ -162,6 +162,14 @@ def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> 
         large = {path: side[path] for path in kept if side[path].nbytes > _HEAD}
         found.append(kept | _digested(large, 0, executor))
     return found
+
+
+def digests(tensors: Tensors, executor: Executor | None = None) -> dict[str, str]:
+    """Path → XXH3-128, in hexadecimal, of the elements in their order; each range of bytes is read once."""
+    firsts: dict[object, str] = {}
+    same = {path: firsts.setdefault(region(tensor), path) for path, tensor in tensors.items()}
+    found = _digested({path: tensors[path] for path in firsts.values()}, 0, executor)
+    return {path: found[first].key[-1].hex() for path, first in same.items()}
 
 
 class _Item:
