@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from statedict.errors import UnsupportedError
+from statedict.html import Shown
 from statedict.ops.match import Moved
 from statedict.ops.measure import Measures
 from statedict.paths import matches
@@ -70,6 +71,11 @@ class TensorDiff:
             found["same_as"] = self.same_as
         return found
 
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import tensor_diff
+
+        return tensor_diff(self)
+
 
 @dataclass(frozen=True, slots=True)
 class ValueDiff:
@@ -98,7 +104,7 @@ class ValueDiff:
 
 
 @dataclass(frozen=True, slots=True)
-class Diff:
+class Diff(Shown):
     """How two states differ.
 
     Attributes:
@@ -257,6 +263,11 @@ class Diff:
         from statedict.ops.diff_text import lines
 
         return "\n".join(lines(self))
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import diff
+
+        return diff(self)
 
 
 def _by(name: str) -> Callable[[TensorDiff], Any]:

@@ -26,17 +26,26 @@ class Histogram:
     negative: tuple[int, ...] = ()
     positive: tuple[int, ...] = ()
 
-    def bars(self, zeros: int = 0, octaves: int = 4) -> str:
-        """As bars: the largest octaves below 0, all that is closer to 0, the largest octaves above it.
+    def counts(self, zeros: int = 0, octaves: int = 4) -> list[int]:
+        """The largest octaves below 0, from the outermost; all that is closer to 0; the largest octaves above it.
 
-        >>> Histogram(0, (1, 2), (4, 8)).bars(octaves=2)
-        '▂▁ ▄▇'
+        >>> Histogram(0, (1, 2), (4, 8)).counts(zeros=3, octaves=1)
+        [2, 8, 8]
         """
         counts = [0] * (2 * octaves + 1)
         for side, sign in ((self.negative, -1), (self.positive, 1)):
             for index, count in enumerate(side):
                 counts[octaves + sign * max(octaves - (len(side) - 1 - index), 0)] += count
         counts[octaves] += zeros
+        return counts
+
+    def bars(self, zeros: int = 0, octaves: int = 4) -> str:
+        """The `counts` as bars.
+
+        >>> Histogram(0, (1, 2), (4, 8)).bars(octaves=2)
+        '▂▁ ▄▇'
+        """
+        counts = self.counts(zeros, octaves)
         most = max(counts)
         return "".join(" ▁▂▃▄▅▆▇"[-(-7 * count // most) if most else 0] for count in counts)
 

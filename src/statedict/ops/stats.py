@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import LimitError, PathError
+from statedict.html import Shown
 from statedict.io.blocks import blocks
 from statedict.io.parallel import REMOTE_WORKERS, batches, parallel
 from statedict.io.progress import Meter, meter
@@ -60,6 +61,11 @@ class TensorStats(Figures):
         tail = {"dead_rows": self.dead_rows, "tied": self.tied, "parameter": self.parameter, "inferred": self.inferred}
         return head | record | tail
 
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import tensor
+
+        return tensor(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStats(Figures):
@@ -77,9 +83,14 @@ class GroupStats(Figures):
         """All of it, ready for `json.dumps`."""
         return {"name": self.name, "tensors": self.tensors} | self.record()
 
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import group
+
+        return group(self)
+
 
 @dataclass(frozen=True, slots=True)
-class StatsReport:
+class StatsReport(Shown):
     """What `stats` found.
 
     Attributes:
@@ -125,6 +136,11 @@ class StatsReport:
         from statedict.ops.stats_text import lines
 
         return "\n".join(lines(self))
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import stats
+
+        return stats(self)
 
 
 def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
