@@ -312,3 +312,13 @@ def test_views_that_overlap_without_end_are_refused() -> None:
     }
     with pytest.raises(statedict.LimitError, match="overlap too often"):
         statedict.stats(views)
+
+
+@pytest.mark.parametrize("halves", [38, 125, 250])
+def test_mean_and_deviation_of_the_largest_numbers_are_not_rounded_beyond_float64(halves: int) -> None:
+    most = float(numpy.finfo("f8").max)
+    (found,) = statedict.stats({"w": numpy.array([most, -most] * halves)}).tensors
+    assert (found.mean, found.deviation) == (0.0, most)
+    parts = [Figures(elements=n, finite=n, min=most, max=most, mean=most, deviation=0.0) for n in (30, 4, 31)]
+    assert combined(parts).mean == most
+    assert combined([*parts, Figures(elements=1, finite=1, min=0.0, max=0.0, mean=0.0, deviation=0.0)]).min == 0
