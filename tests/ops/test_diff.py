@@ -495,3 +495,10 @@ def test_json_holds_what_a_script_needs() -> None:
     assert [entry["name"] for entry in text["added"]] == ["d"]
     assert text["values"]["changed"] == [{"path": "n", "before": 1, "after": 2}]
     assert text["values"]["removed"] == [{"path": "inf", "before": {"$float": "inf"}}]
+
+
+def test_a_tensor_that_as_numbers_is_not_equal_to_itself_is_changed_and_not_renamed() -> None:
+    state = {name: torch.tensor([math.nan, 1.0, 2.0, last]) for name, last in (("a", 3.0), ("b", 3.0), ("c", 4.0))}
+    found = statedict.diff(state, {**state, "copy": state["a"]}, numeric=True)
+    assert counts(found) == {"changed": 3, "added": 1}
+    assert statedict.diff(state, copy.deepcopy(state)).same

@@ -167,6 +167,10 @@ class _Work:
             {path: self.b[path] for path in [*fresh, *(self.pairs[old] for old in changed)]},
         )
         ours, theirs = contents(*pools, self.executor)
+        for old in changed:  # the same bytes, but as numbers a NaN is nothing
+            new = self.pairs[old]
+            if old in ours and new in theirs and ours[old].key == theirs[new].key:
+                del ours[old], theirs[new]
         if not ours or not theirs:
             return
         order = ({path: n for n, path in enumerate(self.a)}, {path: n for n, path in enumerate(self.b)})
