@@ -127,6 +127,37 @@ def test_small_and_large_float32_keep_their_norms() -> None:
         assert found.measures().relative == pytest.approx(0.5, rel=1e-5)
 
 
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=20),
+    st.integers(-1020, 1020), st.sampled_from(["f8", "c16"]),
+)  # fmt: skip
+def test_norms_and_angles_hold_where_squares_leave_float64(
+    pairs: list[tuple[float, float]], exponent: int, kind: str
+) -> None:
+    one, other = (numpy.array(side) for side in zip(*pairs, strict=True))
+    one[0], other[0] = 1, -0.5
+    x, y = (numpy.ldexp(side, exponent) for side in (one, other))
+    found = compare([(_lazy(x.astype(kind)), _lazy(y.astype(kind)))], Rule())[0]
+    assert found is not None
+    measures = found.measures()
+    norm, other_norm = numpy.linalg.norm(one), numpy.linalg.norm(other)
+    assert measures.relative == pytest.approx(numpy.linalg.norm(one - other) / norm, rel=1e-9)
+    assert measures.cosine == pytest.approx(numpy.dot(one, other) / norm / other_norm, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("size", "relative"), [(1e200, 2.0), (1e-200, 0.0)])
+def test_a_part_whose_squares_leave_float64_counts_beside_others(size: float, relative: float) -> None:
+    for place in (0, 300_000):
+        one = numpy.ones(300_001)
+        one[place] = size
+        other = one.copy()
+        other[place] = -size
+        found = compare([(_lazy(one), _lazy(other))], Rule())[0]
+        assert found is not None
+        assert found.measures().relative == pytest.approx(relative, abs=1e-9)
+        assert found.measures().cosine == pytest.approx(1 - relative, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "numeric", "equal"),
     [
