@@ -502,3 +502,21 @@ def test_a_tensor_that_as_numbers_is_not_equal_to_itself_is_changed_and_not_rena
     found = statedict.diff(state, {**state, "copy": state["a"]}, numeric=True)
     assert counts(found) == {"changed": 3, "added": 1}
     assert statedict.diff(state, copy.deepcopy(state)).same
+
+
+@pytest.mark.parametrize(("shape", "strides"), [((6, 64), (64, 0)), ((2, 2), (3, 0)), ((2, 2), (3, 1)), ((3, 2), (1, 1))])
+def test_what_lies_between_the_elements_of_a_view_is_no_difference(
+    shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    one = torch.arange(400.0)
+    other = torch.full((400,), -1.0)
+    places = torch.arange(400).as_strided(shape, strides).flatten()
+    other[places] = one[places]
+    views = [{"w": some.as_strided(shape, strides)} for some in (one, other)]
+    assert torch.equal(views[0]["w"], views[1]["w"])
+    assert statedict.diff(*views).same
+    other[0] += 1
+    (measures,) = (tensor.measures for tensor in statedict.diff(*views))
+    assert measures is not None
+    assert measures.elements == views[0]["w"].numel()
+    assert measures.changed == int((views[0]["w"] != views[1]["w"]).sum())

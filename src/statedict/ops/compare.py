@@ -143,9 +143,19 @@ def _inexact(one: LazyTensor, other: LazyTensor, rule: Rule) -> bool:
 def _runs(one: LazyTensor, other: LazyTensor) -> tuple[Run, Run, int]:
     """The elements of both sides, in one order, and how many; where they lie alike, in the order of the bytes."""
     alike = one.strides is not None and one.strides == other.strides and one.shape == other.shape
-    if alike and one.dtype is other.dtype and one.nbytes >= one.span:
+    if alike and one.dtype is other.dtype and _dense(one):
         one, other = _flat(one), _flat(other)
     return Run(one), Run(other), one.numel() if one.dtype.itemsize else one.nbytes
+
+
+def _dense(tensor: LazyTensor) -> bool:
+    """Whether its elements are all that lies between the first and the last one, each once."""
+    size = 1
+    for stride, length in sorted(zip(tensor.strides or (), tensor.shape, strict=True)):
+        if length != 1 and stride != size:
+            return False
+        size *= length
+    return True
 
 
 def _flat(tensor: LazyTensor) -> LazyTensor:
