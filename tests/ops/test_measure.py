@@ -51,7 +51,9 @@ def test_measures_are_those_of_numpy(kind: DType, one: bytes, other: bytes) -> N
         a, b = numbers(kind, one), numbers(kind, other)
         finite = numpy.isfinite(a) & numpy.isfinite(b)
         raw = numpy.frombuffer(one, "u1") != numpy.frombuffer(other, "u1")
-        differ = a != b if kind.name.startswith("float4") else raw.reshape(-1, kind.itemsize).any(1)
+        signs = numpy.signbit(a) != numpy.signbit(b) if kind.kind != "complex" else False
+        four = kind.name.startswith("float4")
+        differ = (a != b) | signs if four else raw.reshape(-1, kind.itemsize).any(1)
         x, y = a[finite], b[finite]
         gap = numpy.abs(x - y)
         squares = (numpy.square(numpy.abs(x)) + numpy.square(numpy.abs(y)) + numpy.square(gap)).sum()
@@ -117,6 +119,18 @@ def test_large_integers_of_two_dtypes_are_compared_exactly() -> None:
     found = compare([(_lazy(one), _lazy(numpy.array([2**53, 5], "u8")))], Rule())[0]
     assert found is not None
     assert found.changed == 1
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("kind", ["f8", "c16", "f4"])
+def test_an_integer_that_no_float_holds_is_equal_to_none(value: int, kind: str) -> None:
+    one = numpy.array([value, 5], "u8" if value >= 2**63 else "i8")
+    for a, b in ((one, one.astype(kind)), (one.astype(kind), one)):
+        found = compare([(_lazy(a), _lazy(b))], Rule(numeric=True))[0]
+        assert found is not None
+        assert found.changed == 1
+    even = numpy.array([2**62, 5])
+    assert compare([(_lazy(even), _lazy(even.astype(kind)))], Rule(numeric=True))[0] is None
 
 
 def test_small_and_large_float32_keep_their_norms() -> None:

@@ -145,7 +145,7 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
     elif {kinds[0].kind, kinds[1].kind} <= {"int", "uint", "bool"}:
         differs = a != b
     else:
-        differs = x != y
+        differs = (x != y) | _rounded(a, x) | _rounded(b, y)
         if not rule.numeric:  # other dtypes: a NaN is a NaN
             differs &= ~(numpy.isnan(x) & numpy.isnan(y))
     difference = numpy.subtract(x, y, out=_room(kind, 2)[: len(x)])
@@ -218,6 +218,14 @@ def _as(values: Any, kind: Any, number: int) -> Any:
     room = _room(kind, number)[: len(values)]
     numpy.copyto(room, values, casting="unsafe")
     return room
+
+
+def _rounded(values: Any, floats: Any) -> Any:
+    """Which integers are not what they became as floats, so that no float is equal to them."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return False
+    real = floats.real
+    return (real >= 2.0 ** (63 if values.dtype.kind == "i" else 64)) | (real.astype(values.dtype) != values)
 
 
 def _unpacked(values: Any) -> Any:
