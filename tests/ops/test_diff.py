@@ -504,7 +504,9 @@ def test_a_tensor_that_as_numbers_is_not_equal_to_itself_is_changed_and_not_rena
     assert statedict.diff(state, copy.deepcopy(state)).same
 
 
-@pytest.mark.parametrize(("shape", "strides"), [((6, 64), (64, 0)), ((2, 2), (3, 0)), ((2, 2), (3, 1)), ((3, 2), (1, 1))])
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((6, 64), (64, 0)), ((2, 2), (3, 0)), ((2, 2), (3, 1)), ((3, 2), (1, 1))]
+)
 def test_what_lies_between_the_elements_of_a_view_is_no_difference(
     shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> None:
