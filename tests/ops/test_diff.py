@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import time
@@ -522,3 +523,18 @@ def test_what_lies_between_the_elements_of_a_view_is_no_difference(
     assert measures is not None
     assert measures.elements == views[0]["w"].numel()
     assert measures.changed == int((views[0]["w"] != views[1]["w"]).sum())
+
+
+def test_a_list_a_tuple_and_a_dict_of_the_same_tensors_are_not_the_same() -> None:
+    ones = torch.ones(2)
+    kinds = {"list": [ones], "tuple": (ones,), "dict": {"0": ones}}
+    for one, other in itertools.product(kinds, kinds):
+        found = statedict.diff({"x": kinds[one], "y": 1}, {"x": kinds[other], "y": 1})
+        said = [(value.path, value.before, value.after) for value in found.values]
+        assert found.identical == 1
+        assert said == ([] if one == other else [("x (the container)", one, other)])
+        assert statedict.diff({"x": kinds[one], "y": 1}, {"x": kinds[other], "y": 1}, only="y").same
+    (value,) = statedict.diff([ones], (ones,)).values
+    assert value.path == "(the container)"
+    assert statedict.diff({"x": {0: ones}}, {"x": [ones]}).values[0].before == "dict"
+    assert statedict.diff({"x": {}}, {"x": {"0": ones}}).added
