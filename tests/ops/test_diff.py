@@ -523,6 +523,16 @@ def test_what_lies_between_the_elements_of_a_view_is_no_difference(
     assert measures is not None
     assert measures.elements == views[0]["w"].numel()
     assert measures.changed == int((views[0]["w"] != views[1]["w"]).sum())
+    norms = [float(torch.linalg.vector_norm(x.double())) for x in (views[0]["w"] - views[1]["w"], views[0]["w"])]
+    assert measures.relative == pytest.approx(norms[0] / norms[1])
+
+
+def test_what_is_repeated_a_billion_times_is_compared_once() -> None:
+    one, other = ({"w": torch.tensor([[1.0], [last]]).expand(2, 1 << 32)} for last in (2.0, 3.0))
+    assert statedict.diff(one, {"w": torch.tensor([[1.0], [2.0]]).expand(2, 1 << 32)}).same
+    (measures,) = (tensor.measures for tensor in statedict.diff(one, other))
+    assert measures is not None
+    assert (measures.elements, measures.changed, measures.max_abs) == (1 << 33, 1 << 32, 1)
 
 
 def test_a_list_a_tuple_and_a_dict_of_the_same_tensors_are_not_the_same() -> None:
