@@ -548,3 +548,12 @@ def test_a_list_a_tuple_and_a_dict_of_the_same_tensors_are_not_the_same() -> Non
     assert value.path == "(the container)"
     assert statedict.diff({"x": {0: ones}}, {"x": [ones]}).values[0].before == "dict"
     assert statedict.diff({"x": {}}, {"x": {"0": ones}}).added
+
+
+def test_a_filter_leaves_out_the_moves_of_what_it_leaves_out() -> None:
+    state = {f"layers.{n}.w": torch.full((3,), float(n)) for n in range(4)} | {"head": torch.ones(2), "epoch": 1}
+    found = statedict.diff(state, {name.replace("layers", "blocks"): value for name, value in state.items()})
+    assert [rule.after for rule in found.filter(only="blocks.1").moved] == ["blocks"]
+    assert not found.filter(only="blocks.1").same
+    assert found.filter(only="head").same
+    assert found.filter("changed").same
