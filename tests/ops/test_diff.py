@@ -25,6 +25,8 @@ from statedict.errors import AlterError
 from statedict.io.source import ComputedSource
 from statedict.tensor import LazyTensor, Storage
 
+KEYS = ("weight", "bias")
+
 
 def trained(steps: int = 2) -> dict[str, Any]:
     """A checkpoint with a model, an optimizer, and values of every sort."""
@@ -557,3 +559,18 @@ def test_a_filter_leaves_out_the_moves_of_what_it_leaves_out() -> None:
     assert not found.filter(only="blocks.1").same
     assert found.filter(only="head").same
     assert found.filter("changed").same
+
+
+def test_an_optimizer_that_goes_by_names_is_compared_by_these() -> None:
+    one = trained()
+    numbers, names = one["optimizer"]["param_groups"][0]["params"], [f"{n}.{key}" for n in (0, 1, 2) for key in KEYS]
+    state = {name: one["optimizer"]["state"][number] for number, name in zip(numbers, names, strict=True)}
+    other = one | {
+        "optimizer": {"state": state, "param_groups": [one["optimizer"]["param_groups"][0] | {"params": names}]}
+    }
+    assert statedict.diff(other, copy.deepcopy(other)).notes == ()
+    found = statedict.diff(one, other)
+    assert found.same
+    assert found.notes == ("optimizer: the names of its parameters are inferred from order and shapes in A",)
+    del other["model"]
+    assert statedict.diff(other, copy.deepcopy(other)).notes == ()

@@ -111,9 +111,8 @@ def _number(tree: Any) -> None:
         state, groups = (node.get("state"), node.get("param_groups")) if isinstance(node, dict) else (None, None)
         if isinstance(state, dict) and isinstance(groups, list):
             listed = [group.get("params") for group in groups if isinstance(group, dict)]
-            numbers = {
-                n for some in listed if isinstance(some, list) for n in some if type(n) is int and n not in state
-            }
+            numbers = {n for some in listed if isinstance(some, list) for n in some if type(n) is int}
+            numbers -= state.keys()
             entries = [(_as_number(key, numbers), entry) for key, entry in state.items()]
             state.clear()
             state.update(entries)

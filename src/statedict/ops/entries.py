@@ -94,7 +94,9 @@ class Entries:
         groups = state["param_groups"]
         if not all(type(number) in (int, str) for group in groups for number in group["params"]):
             return None, False
-        own = [group.get("param_names") for group in groups]
+        # torch.distributed's states go by names
+        texts = ([name for name in group["params"] if type(name) is str and not name.isdecimal()] for group in groups)
+        own = [group.get("param_names", some) for group, some in zip(groups, texts, strict=True)]
         if all(isinstance(n, list) and len(n) == len(g["params"]) for n, g in zip(own, groups, strict=True)):
             flat = [name for names in own for name in names]
             if all(type(name) is str for name in flat) and len(set(flat)) == len(flat):
