@@ -61,7 +61,8 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
     """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
 
     Args:
-        source: a file as for `load`, or a StateDict or any tree of dicts, lists, arrays and values.
+        source: a file as for `load`, or a StateDict, any tree of dicts, lists, arrays and values, or live objects as
+            for `save`.
         only: patterns of the tensors to take.
         executor: as for `save`; the figures are the same.
 
@@ -80,7 +81,7 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
     """
     from statedict.ops.stats import survey
 
-    state = load(source) if isinstance(source, str | os.PathLike) else source
+    state = load(source) if isinstance(source, str | os.PathLike) else rooted(source)
     with Paused():
         return survey(StateDict(state if isinstance(state, dict) else {"": state}), only, executor)
 

@@ -219,7 +219,9 @@ class Diff(Shown):
             and (where is None or where(tensor))
         )
         values = tuple(value for value in self.values if globs is None or matches(value.path, globs))
-        return replace(self, tensors=tensors, values=values)
+        pairs = [(tensor.before, tensor.after) for tensor in tensors if tensor.before and tensor.after]
+        moved = tuple(rule for rule in self.moved if any(rule(before) == after for before, after in pairs))
+        return replace(self, tensors=tensors, values=values, moved=moved)
 
     def sort(self, key: str | Callable[[TensorDiff], Any] = "relative", reverse: bool = True) -> Diff:
         """The diff with its tensors in another order, by default those that changed most first.

@@ -139,8 +139,8 @@ def combined(parts: Iterable[Figures]) -> Figures:
 
 def _together(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[float | complex, float]:
     """Mean and deviation of parts, each with its share of all elements."""
-    real = math.fsum(share * mean.real for share, mean, _ in parts)
-    imag = math.fsum(share * mean.imag for share, mean, _ in parts)
+    real = _mean([(share, mean.real) for share, mean, _ in parts])
+    imag = _mean([(share, mean.imag) for share, mean, _ in parts])
     roots = [(math.sqrt(share), mean, deviation) for share, mean, deviation in parts]
     deviation = math.hypot(
         *(root * own for root, _, own in roots),
@@ -148,6 +148,15 @@ def _together(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[fl
         *(root * mean.imag - root * imag for root, mean, _ in roots),
     )
     return (complex(real, imag) if any(isinstance(mean, complex) for _, mean, _ in parts) else real), deviation
+
+
+def _mean(parts: Sequence[tuple[float, float]]) -> float:
+    """The mean of means; near the largest number it may be beyond all of them by a rounding."""
+    try:
+        found = math.fsum(share * mean for share, mean in parts)
+    except OverflowError:
+        found = 2 * math.fsum(share * (mean / 2) for share, mean in parts)
+    return min(max(found, min(mean for _, mean in parts)), max(mean for _, mean in parts))
 
 
 def added(histograms: Sequence[Histogram]) -> Histogram:

@@ -165,7 +165,7 @@ def _values(tensor: TensorStats) -> Iterator[Flag]:
     several = tensor.elements > 1 and tensor.finite == tensor.elements and tensor.dtype != "bool"
     if several and tensor.zeros == tensor.elements:
         yield Flag(tensor.name, "zeros", f"all {tensor.elements:,} elements are 0")
-    elif several and tensor.deviation == 0:
+    elif several and tensor.deviation == 0 and tensor.min == tensor.max:  # a tiny deviation may be rounded to 0
         value = tensor.mean if isinstance(tensor.mean, complex) else tensor.min
         yield Flag(tensor.name, "constant", f"all {tensor.elements:,} elements are {value:g}")
     elif tensor.dead_rows:
