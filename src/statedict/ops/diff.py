@@ -13,6 +13,10 @@ from statedict.ops.measure import Measures
 from statedict.paths import matches
 from statedict.values import to_json
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.ops.low_rank import LowRank
+
 IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF_CHANGE = (
     "identical", "close", "changed", "retyped", "reshaped", "renamed", "added", "removed",
 )  # fmt: skip
@@ -33,6 +37,7 @@ class TensorDiff:
         equal: whether the values are equal, for one that is retyped or reshaped; None where it was not looked at.
         same_as: for an added one, a tensor of the first state that has the same bytes, where that proves nothing.
         passed: whether it counts as no difference.
+        change: the rank of the change, for a changed matrix, where that was asked for.
     """
 
     kind: str
@@ -44,6 +49,7 @@ class TensorDiff:
     equal: bool | None = None
     same_as: str | None = None
     passed: bool = False
+    change: LowRank | None = None
 
     @property
     def path(self) -> str:
@@ -68,6 +74,8 @@ class TensorDiff:
             found["equal"] = self.equal
         if self.same_as is not None:
             found["same_as"] = self.same_as
+        if self.change is not None:
+            found["change"] = self.change.to_json()
         return found
 
 
@@ -110,6 +118,7 @@ class Diff:
         moved: prefixes that stand in the place of others; the tensors themselves may be identical.
         notes: what deserves a word and is no difference.
         names_only: whether only names, dtypes, shapes and values were compared; `identical` means no more than that.
+        deep: whether the rank of each change was looked at.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
@@ -130,6 +139,7 @@ class Diff:
     moved: tuple[Moved, ...] = ()
     notes: tuple[str, ...] = ()
     names_only: bool = False
+    deep: bool = False
 
     @property
     def same(self) -> bool:
@@ -238,6 +248,7 @@ class Diff:
             "b": self.b,
             "same": self.same,
             "names_only": self.names_only,
+            "deep": self.deep,
             "identical": self.identical,
             **{kind: [t.to_json() for t in self._of(kind)] for kind in (CLOSE, CHANGED, RETYPED, RESHAPED)},
             "renamed": [[tensor.before, tensor.after] for tensor in self.renamed],
