@@ -188,3 +188,35 @@ def test_git_goes_on_where_a_file_is_no_checkpoint(repository: Callable[..., str
     shown = repository("show", "--ext-diff")
     assert "statedict: " in shown
     assert "1 tensor added" in shown
+
+
+def test_deep_says_what_a_fine_tune_did(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = {"a.weight": torch.randn(64, 96), "b.weight": torch.randn(64, 96), "b.bias": torch.randn(64)}
+    tuned = {name: tensor + 1 for name, tensor in base.items()}
+    tuned["b.weight"] = base["b.weight"] + torch.randn(64, 96)
+    torch.save(base, tmp_path / "base.pth")
+    statedict.save(tuned, tmp_path / "tuned.safetensors")
+    done = run("diff", "--deep", "base.pth", "tuned.safetensors", torch=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    at = lines.index("1 of 2 changed matrices is explained by an adapter of rank 1; 1 changed fully")
+    assert lines[at + 1] == "rank of the change"
+    assert lines[at + 2].split() == ["rows×columns", "effective", "rank", "top", "1", "top", "8", "adapter", "method"]
+    assert [(line.split()[0], *line.split()[-2:]) for line in lines[at + 3 :]] == [
+        ("b.weight", "—", "svd"),
+        ("a.weight", "1", "svd"),
+    ]
+    found = json.loads(run("diff", "--deep", "--rank", "64", "--json", "base.pth", "tuned.safetensors").stdout)
+    assert {entry["name"]: entry.get("change", {}).get("adapter") for entry in found["changed"]} == {
+        "a.weight": 1,
+        "b.weight": 64,
+        "b.bias": None,
+    }
+
+
+@pytest.mark.parametrize("arguments", [("--deep", "--names-only"), ("--rank", "3"), ("--deep", "--rank", "0")])
+def test_a_rank_takes_numbers_and_deep(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run("diff", *arguments, "checkpoint.pth", "checkpoint.pth")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("statedict: ")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ELEMENTS = 1 << 20  # of a block: 8 MB in float64
 HELD = 12 << 20  # elements that are kept in float32 rather than read column by column
-_AHEAD = 2  # blocks that are read while one is worked on
+_FAR = 4  # blocks that are fetched at a time; what is near is read in between, for matrix products take all cores
 _WIDTHS = (7, 10, 23)  # bits behind the leading one of bfloat16, float16, float32
 _EXPONENT = 0x7FF0_0000_0000_0000
 _COMPONENTS = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
@@ -37,12 +37,12 @@ _WORDS = {"float64": "u8", "float32": "u4"}
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What a block has to say besides its numbers: sums of squared powers of two, along rows and columns."""
+    """What a block has to say besides its numbers: squares along rows and columns, of powers of two and of D."""
 
     rows: slice
     columns: slice
-    along: Any
-    down: Any
+    powers: tuple[Any, Any]
+    squares: tuple[Any, Any]
     energy: float
     nonfinite: int
     bits: tuple[int, int]
@@ -60,7 +60,9 @@ class Change:
         work: numpy dtype of D: float64 or complex128.
         energy: the sum of the squares of D.
         noise: how much of it rounding is expected to make.
-        edge: how large the first singular value of such rounding is.
+        edge: how large the first singular value of such rounding is: the largest norm of a row and that of a column of
+            its deviations, summed.
+        own_edge: the same of D itself.
         nonfinite: how many elements were left out.
     """
 
@@ -69,14 +71,16 @@ class Change:
 
         self.rows, self.columns = one.shape[0], math.prod(one.shape[1:])
         self._pair = [_flattened(tensor, self.rows, self.columns) for tensor in (one, other)]
+        self._far = any(tensor.storage.source.remote for tensor in (one, other))
         self._kind = working((one.dtype, other.dtype))
         self.work = numpy.dtype(numpy.complex128 if self._kind.kind == "c" else numpy.float64)
         self._beyond = not math.isfinite(largest)  # a difference beyond float64, or not known
         self.scale = 2.0 ** (1020 if self._beyond else math.frexp(largest)[1])
-        self.energy = self.noise = self.edge = 0.0
+        self.energy = self.noise = self.edge = self.own_edge = 0.0
         self.nonfinite = 0
         self._counter, self._size = counter, one.nbytes + other.nbytes
-        self._along, self._down = numpy.zeros(self.rows), numpy.zeros(self.columns)
+        self._powers = (numpy.zeros(self.rows), numpy.zeros(self.columns))
+        self._squares = (numpy.zeros(self.rows), numpy.zeros(self.columns))
         self._tiny = max(float(_info(tensor.dtype).smallest_normal) for tensor in self._pair)
         self._bits, self._known = [0, 0], False
 
@@ -116,10 +120,11 @@ class Change:
             yield panel.T
 
     def _all(self, read: Any, starts: range) -> Iterator[Any]:
-        for block, part in parallel(read, starts, ahead=_AHEAD):
+        for block, part in parallel(read, starts, None, _FAR if self._far else 1, _FAR):
             if part is not None:
-                self._along[part.rows] += part.along
-                self._down[part.columns] += part.down
+                for sums, more in ((self._powers, part.powers), (self._squares, part.squares)):
+                    sums[0][part.rows] += more[0]
+                    sums[1][part.columns] += more[1]
                 self.energy += part.energy
                 self.nonfinite += part.nonfinite
                 self._bits = [old | new for old, new in zip(self._bits, part.bits, strict=True)]
@@ -130,8 +135,9 @@ class Change:
             kinds = [tensor.dtype for tensor in self._pair]
             variance = sum(4.0 ** -_precision(kind, bits) for kind, bits in zip(kinds, self._bits, strict=True)) / 12
             variance *= 2 if self.work.kind == "c" else 1
-            self.noise = float(self._down.sum()) * variance
-            self.edge = math.sqrt(variance) * (math.sqrt(self._along.max()) + math.sqrt(self._down.max()))
+            self.noise = float(self._powers[0].sum()) * variance
+            self.edge = math.sqrt(variance) * sum(math.sqrt(sums.max()) for sums in self._powers)
+            self.own_edge = sum(math.sqrt(sums.max()) for sums in self._squares)
 
     def _read(self, runs: list[Run], first: int, rows: slice, columns: slice) -> tuple[Any, _Part | None]:
         """A block of D from an element of two runs, and, of the first time, what else there is to know."""
@@ -170,8 +176,11 @@ class Change:
             if powers is None:
                 return block, None
             powers /= self.scale
-            along, down = (numpy.einsum(f"ij,ij->{axis}", powers, powers) for axis in "ij")
-        return block, _Part(rows, columns, along, down, energy, nonfinite, (bits[0], bits[1]))
+            sums = [
+                (numpy.einsum("ij,ij->i", x, x.conj()).real, numpy.einsum("ij,ij->j", x, x.conj()).real)
+                for x in (powers, block)
+            ]
+        return block, _Part(rows, columns, sums[0], sums[1], energy, nonfinite, (bits[0], bits[1]))
 
     def _subtracted(self, x: Any, y: Any, out: Any) -> Any:
         import numpy

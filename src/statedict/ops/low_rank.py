@@ -181,11 +181,12 @@ def judged(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
 def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str, int | None]:
     import numpy
 
-    m, n, total, squares = change.rows, change.columns, change.energy, found.squares
+    total, squares = change.energy, found.squares
     allowed = change.noise + _OWN * total
-    edge = 1 / math.sqrt(m) + 1 / math.sqrt(n)  # of errors whose energy is 1
-    if change.noise > 0:
-        edge = max(edge, change.edge / math.sqrt(change.noise))
+    if change.noise > _OWN * total:  # the edge of errors whose energy is 1
+        edge = change.edge / math.sqrt(change.noise)
+    else:
+        edge = change.own_edge / math.sqrt(total) if total else 0.0
     following = numpy.concatenate([squares, [0.0 if found.whole else squares[-1]]])
     limits = numpy.maximum((_MARGIN * edge) ** 2 * left, found.floor)
     fits = numpy.flatnonzero((left <= allowed) & (following <= limits))
@@ -198,7 +199,7 @@ def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str
 
 
 def _effective(squares: Any, left: float, others: int) -> float:
-    """The exponential of the entropy of singular values; energy that is left over is spread evenly over as many others."""
+    """The exponential of the entropy of singular values; energy left over is spread evenly over as many others."""
     import numpy
 
     values = numpy.sqrt(squares[squares > 0])
