@@ -4,7 +4,7 @@ An adapter of rank r (LoRA: Hu et al., arXiv:2106.09685) adds a matrix of rank r
 that is stored. So D = B - A is that matrix and noise, whose size is known from the dtype and the weights. An adapter
 of rank r explains D where beside its first r directions
 
-- there is no more energy than rounding is expected to make (twice, for A may have been rounded too, and 2⁻¹⁹ of
+- there is no more energy than rounding is expected to make (twice, for A may have been rounded too, and 2⁻¹⁷ of
   the whole for an adapter that was multiplied out in bfloat16), and
 - no direction stands out: a matrix of independent errors has no singular value above s(√m + √n) (Bai and Yin,
   Annals of Probability 21, 1993), and with errors of uneven size hardly one above the sum of the largest norms of a row
@@ -35,7 +35,7 @@ from statedict.tensor import LazyTensor
 
 LOW_RANK, FULL, ROUNDING, SMALL = VERDICTS = ("low-rank", "full", "rounding", "small")
 _TOP = (1, 4, 8, 16, 32, 64, 128, 256)
-_OWN = 2.0**-19  # of the energy of a product that was rounded to bfloat16; expected is half of it
+_OWN = 2.0**-17  # of the energy of a product that was rounded to bfloat16; what happens is a third of it
 _MARGIN = 1.1  # for what the first singular value of small matrices is above the edge of large ones
 _PARALLEL = 8  # matrices on their way to an executor
 
@@ -162,7 +162,7 @@ def judged(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
 
     m, n, total = change.rows, change.columns, change.energy
     squares = found.squares
-    left = numpy.maximum(total - numpy.concatenate([[0.0], numpy.cumsum(squares)]), 0.0)  # beside the first r
+    left = _left(found, total)
     above = max(found.floor, (_MARGIN * change.edge) ** 2)
     stand = int((squares > above).sum())
     bounded = not found.whole and stand == len(squares) and left[-1] > found.floor
@@ -176,6 +176,15 @@ def judged(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
     return LowRank(
         m, n, verdict, adapter, stand, effective, stable, tuple(top), rounding, found.method, bounded, change.nonfinite
     )
+
+
+def _left(found: Spectrum, total: float) -> Any:
+    """The energy beside the first r directions, for each r from 0; summed up from the end where that is known."""
+    import numpy
+
+    if found.whole:
+        return numpy.append(numpy.cumsum(found.squares[::-1])[::-1], 0.0)
+    return numpy.maximum(total - numpy.append(0.0, numpy.cumsum(found.squares)), 0.0)
 
 
 def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str, int | None]:
