@@ -111,9 +111,14 @@ def test_names_that_could_steer_a_terminal_are_escaped(run: Run, tmp_path: Path)
 
 def test_a_url_is_compared_with_a_file(run: Run, tmp_path: Path) -> None:
     other = altered(tmp_path)
+    model = statedict.load(tmp_path / "checkpoint.pth")["model_state"].torch(copy=True)
+    statedict.save({"model_state": {name: tensor + 1 for name, tensor in model.items()}}, tmp_path / "deep.pth")
     with serving(tmp_path, WithRanges) as server:
         assert run("diff", f"{server.url}/checkpoint.pth", "checkpoint.pth").returncode == 0
         assert run("diff", "checkpoint.pth", f"{server.url}/{other}").returncode == 1
+        far = run("diff", "--deep", "checkpoint.pth", f"{server.url}/deep.pth")
+    assert far.stdout == run("diff", "--deep", "checkpoint.pth", "deep.pth").stdout
+    assert "rank of the change" in far.stdout
 
 
 def test_a_gigabyte_is_compared_in_little_memory(tmp_path: Path) -> None:
@@ -220,3 +225,22 @@ def test_a_rank_takes_numbers_and_deep(run: Run, arguments: tuple[str, ...]) -> 
     done = run("diff", *arguments, "checkpoint.pth", "checkpoint.pth")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("statedict: ")
+
+
+@pytest.mark.parametrize("shape", [(2304, 8192), (1024, 16384)], ids=str)
+def test_ranks_of_large_changes_take_less_than_200_megabytes(shape: tuple[int, int], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator).bfloat16()
+    sides = torch.randn(shape[0], 3, generator=generator), torch.randn(3, shape[1], generator=generator)
+    statedict.save({"w": base}, tmp_path / "base.safetensors")
+    statedict.save({"w": (base + 0.1 * sides[0] @ sides[1]).bfloat16()}, tmp_path / "tuned.safetensors")
+    program = (
+        "import statedict\n"
+        "change = statedict.diff('base.safetensors', 'tuned.safetensors', deep=True).changed[0].change\n"
+        "peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]\n"
+        "print(change.adapter, change.method, peak, sep=';')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    rank, method, peak = done.stdout.split(";")
+    assert (rank, method) == ("3", "randomized, 64 directions" if shape[0] > 2048 else "gram")
+    assert int(peak) < 200_000

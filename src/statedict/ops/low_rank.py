@@ -158,8 +158,6 @@ def judged(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
         found: its singular values.
         rank: the largest rank that counts.
     """
-    import numpy
-
     m, n, total = change.rows, change.columns, change.energy
     squares = found.squares
     left = _left(found, total)
