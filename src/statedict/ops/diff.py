@@ -14,6 +14,10 @@ from statedict.ops.measure import Measures
 from statedict.paths import matches
 from statedict.values import to_json
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.ops.low_rank import LowRank
+
 IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF_CHANGE = (
     "identical", "close", "changed", "retyped", "reshaped", "renamed", "added", "removed",
 )  # fmt: skip
@@ -34,6 +38,7 @@ class TensorDiff:
         equal: whether the values are equal, for one that is retyped or reshaped; None where it was not looked at.
         same_as: for an added one, a tensor of the first state that has the same bytes, where that proves nothing.
         passed: whether it counts as no difference.
+        change: the rank of the change, for a changed matrix, where that was asked for.
     """
 
     kind: str
@@ -45,6 +50,7 @@ class TensorDiff:
     equal: bool | None = None
     same_as: str | None = None
     passed: bool = False
+    change: LowRank | None = None
 
     @property
     def path(self) -> str:
@@ -69,6 +75,8 @@ class TensorDiff:
             found["equal"] = self.equal
         if self.same_as is not None:
             found["same_as"] = self.same_as
+        if self.change is not None:
+            found["change"] = self.change.to_json()
         return found
 
     def _repr_html_(self) -> str:
@@ -116,6 +124,7 @@ class Diff(Shown):
         moved: prefixes that stand in the place of others; the tensors themselves may be identical.
         notes: what deserves a word and is no difference.
         names_only: whether only names, dtypes, shapes and values were compared; `identical` means no more than that.
+        deep: whether the rank of each change was looked at.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
@@ -136,6 +145,7 @@ class Diff(Shown):
     moved: tuple[Moved, ...] = ()
     notes: tuple[str, ...] = ()
     names_only: bool = False
+    deep: bool = False
 
     @property
     def same(self) -> bool:
@@ -246,6 +256,7 @@ class Diff(Shown):
             "b": self.b,
             "same": self.same,
             "names_only": self.names_only,
+            "deep": self.deep,
             "identical": self.identical,
             **{kind: [t.to_json() for t in self._of(kind)] for kind in (CLOSE, CHANGED, RETYPED, RESHAPED)},
             "renamed": [[tensor.before, tensor.after] for tensor in self.renamed],

@@ -27,6 +27,10 @@ def lines(diff: Diff, limit: int | None = LIMIT) -> list[str]:
         found += _group(kind, [tensor(one) for one in tensors], limit)
     for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
         found += _group(f"values {kind}", [value(one) for one in diff.values if one.kind == kind], limit)
+    if diff.deep:
+        from statedict.ops import low_rank_text
+
+        found += low_rank_text.lines(diff, limit)
     return found + [f"note: {note}" for note in diff.notes]
 
 

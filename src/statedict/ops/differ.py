@@ -31,6 +31,8 @@ def compared(
     names_only: bool = False,
     rule: Rule | None = None,
     executor: Executor | None = None,
+    deep: bool = False,
+    rank: int | None = None,
 ) -> Diff:
     """Compare two trees; see `statedict.diff`.
 
@@ -48,7 +50,11 @@ def compared(
     tensors = work.tensors()
     values, equal = _values(a, b, work.translated(), rule.numeric)
     notes += _ties(a.tensors, b.tensors, work.pairs)
-    return Diff(*names, tuple(tensors), tuple(values), equal, tuple(work.moved), tuple(notes), names_only)
+    if deep:
+        from statedict.ops.low_rank import looked_into
+
+        tensors = looked_into(tensors, a.tensors, b.tensors, rank, executor)
+    return Diff(*names, tuple(tensors), tuple(values), equal, tuple(work.moved), tuple(notes), names_only, deep)
 
 
 def _keep(a: Entries, b: Entries, only: Sequence[str]) -> None:

@@ -143,8 +143,8 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
     import numpy
 
     same = kinds[0] is kinds[1]
-    kind, four = _work(kinds), kinds[0].name == "float4_e2m1fn_x2"
-    x, y = (_unpacked(a), _unpacked(b)) if four else (_as(a, kind, 0), _as(b, kind, 1))
+    kind, four = working(kinds), kinds[0].name == "float4_e2m1fn_x2"
+    x, y = (_unpacked(a), _unpacked(b)) if four else (converted(a, kind, 0), converted(b, kind, 1))
     if same and not rule.numeric:
         differs = _different(a, b, four)
     elif {kinds[0].kind, kinds[1].kind} <= {"int", "uint", "bool"}:
@@ -197,7 +197,8 @@ def _products(x: Any, y: Any, difference: Any) -> tuple[tuple[float, float, floa
     return found, 0
 
 
-def _work(kinds: tuple[DType, DType]) -> Any:
+def working(kinds: tuple[DType, DType]) -> Any:
+    """The numpy dtype in which two dtypes are subtracted."""
     import numpy
 
     if "complex" in (kinds[0].kind, kinds[1].kind):
@@ -215,7 +216,8 @@ def _room(kind: Any, number: int) -> Any:
     return rooms[kind, number]
 
 
-def _as(values: Any, kind: Any, number: int) -> Any:
+def converted(values: Any, kind: Any, number: int) -> Any:
+    """Up to `CHUNK` numbers in another dtype, in one of this thread's rooms."""
     import numpy
 
     if values.dtype == kind:
