@@ -309,7 +309,7 @@ class CheckpointManager:
         Raises:
             FileError: there is no such step.
         """
-        return dict(self._files.manifest(self._there(step)).metrics)
+        return dict(self._files.brief(self._there(step)).metrics)
 
     def load(self, step: int | None = None) -> StateDict:
         """A checkpoint's tree, lazily; the newest sound one by default.
