@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("formats", "ops", "adapters"),
     ("api",),
     ("reports",),
+    ("runs",),
     ("cli", "torch"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -14,13 +14,16 @@ import statedict
 from statedict import errors
 
 PUBLIC = [
-    "AlterError", "CorruptFileError", "DType", "Device", "Diff", "EditReport", "ExistingFileError", "FileError",
-    "FormatError", "LazyTensor", "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError",
-    "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ScanReport", "Size", "StateDict",
+    "AlterError", "AnyPolicy", "BestN", "CheckpointManager", "CorruptFileError",
+    "CustomSteps", "DType", "Device", "Diff", "EditReport", "EveryNSeconds", "EveryNSteps",
+    "ExistingFileError", "FileError",
+    "FormatError", "LatestN", "LazyTensor", "LimitError", "MissingExtraError",
+    "MissingFileError", "Opaque", "PathError",
+    "RefusedError", "RenameError", "RestoreError", "RestoreReport", "RunError", "ScanReport", "Size", "StateDict",
     "StateDictError", "StatsReport", "Storage", "Summary", "TensorStats",
     "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
     "VerifyReport", "WorkerError", "__version__", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
-    "renamed_in", "restore", "save", "scan", "stats", "unflatten", "verify",
+    "renamed_in", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [
     value

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from statedict.errors import RefusedError as RefusedError
     from statedict.errors import RenameError as RenameError
     from statedict.errors import RestoreError as RestoreError
+    from statedict.errors import RunError as RunError
     from statedict.errors import StateDictError as StateDictError
     from statedict.errors import TreeError as TreeError
     from statedict.errors import TruncatedError as TruncatedError
@@ -54,6 +55,14 @@ if TYPE_CHECKING:
     from statedict.reports import diff as diff
     from statedict.reports import stats as stats
     from statedict.reports import verify as verify
+    from statedict.runs.keep import AnyPolicy as AnyPolicy
+    from statedict.runs.keep import BestN as BestN
+    from statedict.runs.keep import CustomSteps as CustomSteps
+    from statedict.runs.keep import EveryNSeconds as EveryNSeconds
+    from statedict.runs.keep import EveryNSteps as EveryNSteps
+    from statedict.runs.keep import LatestN as LatestN
+    from statedict.runs.manager import CheckpointManager as CheckpointManager
+    from statedict.runs.rng import rng as rng
     from statedict.tensor import LazyTensor as LazyTensor
     from statedict.tensor import Storage as Storage
     from statedict.tree import StateDict as StateDict
@@ -67,14 +76,21 @@ __version__ = "0.1.0"
 # name → the module that has it; imported at first use, so that `import statedict` costs milliseconds
 _EXPORTS = {
     "AlterError": "errors",
+    "AnyPolicy": "runs.keep",
+    "BestN": "runs.keep",
+    "CheckpointManager": "runs.manager",
     "CorruptFileError": "errors",
+    "CustomSteps": "runs.keep",
     "DType": "dtypes",
     "Device": "values",
     "Diff": "ops.diff",
     "EditReport": "ops.report",
+    "EveryNSeconds": "runs.keep",
+    "EveryNSteps": "runs.keep",
     "ExistingFileError": "errors",
     "FileError": "errors",
     "FormatError": "errors",
+    "LatestN": "runs.keep",
     "LazyTensor": "tensor",
     "LimitError": "errors",
     "MissingExtraError": "errors",
@@ -85,6 +101,7 @@ _EXPORTS = {
     "RenameError": "errors",
     "RestoreError": "errors",
     "RestoreReport": "adapters.report",
+    "RunError": "errors",
     "ScanReport": "ops.scan",
     "Size": "values",
     "StateDict": "tree",
@@ -108,6 +125,7 @@ _EXPORTS = {
     "load": "api",
     "renamed_in": "adapters.history",
     "restore": "api",
+    "rng": "runs.rng",
     "save": "api",
     "scan": "ops.scan",
     "stats": "reports",

@@ -17,6 +17,7 @@
     ├── AlterError (ValueError)           an operation on a state cannot be done
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
     ├── WorkerError (RuntimeError)        a worker of an executor died
+    ├── RunError (RuntimeError)           a run's directory cannot be used like that: it is locked, or has checkpoints
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
 A message says what, where, expected, got, and the remedy.
@@ -106,6 +107,10 @@ class RestoreError(StateDictError, ValueError):
 
 class WorkerError(StateDictError, RuntimeError):
     """A worker of an executor died."""
+
+
+class RunError(StateDictError, RuntimeError):
+    """A run's directory cannot be used like that: it is locked, or another run's checkpoints are in it."""
 
 
 class MissingExtraError(StateDictError, ImportError):

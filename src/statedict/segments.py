@@ -7,6 +7,8 @@ cover; overlapping tensors share one, so ties survive, and bytes that no tensor 
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from statedict.arrays import Strides, numpy_view, torch_storage, torch_view
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
@@ -14,7 +16,7 @@ from statedict.tensor import LazyTensor, Storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from statedict.io.source import ByteSource
@@ -107,28 +109,61 @@ def _together(
         places[i] = Place(len(segments) - 1, tensors[i].offset - start, tensors[i].strides)
 
 
-def own(tensors: Sequence[LazyTensor]) -> tuple[list[memoryview], list[Place]]:
-    """Copy the segments of the tensors into owned memory, all at once and the fastest way."""
+def own(
+    tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
+) -> tuple[list[memoryview], list[Place]]:
+    """Copy the segments of the tensors into owned memory, all at once and the fastest way.
+
+    Args:
+        tensors: what to copy.
+        room: makes buffers of so many bytes each; by default fresh ones.
+    """
     segments, places = plan(tensors)
-    buffers: list[memoryview] = []
-    arena, used = allocate(0), 0
-    for segment in segments:
-        if segment.size >= _SEPARATE:
-            buffers.append(allocate(segment.size))
-            continue
-        if used + segment.size > len(arena):
-            arena, used = allocate(min(_ARENA, sum(s.size + _ALIGN for s in segments))), 0
-        buffers.append(arena[used : used + segment.size])
-        used += segment.size + -segment.size % _ALIGN
+    buffers = (room or _fresh)([segment.size for segment in segments])
     fill((s.source, s.start, b) for s, b in zip(segments, buffers, strict=True) if s.size)
     return buffers, places
 
 
-def copied(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
-    """The tensors over owned memory."""
+def _fresh(sizes: list[int]) -> list[memoryview]:
+    """Buffers of their own for large ones, small ones together."""
+    buffers: list[memoryview] = []
+    arena, used = allocate(0), 0
+    for size in sizes:
+        if size >= _SEPARATE:
+            buffers.append(allocate(size))
+            continue
+        if used + size > len(arena):
+            arena, used = allocate(min(_ARENA, sum(size + _ALIGN for size in sizes))), 0
+        buffers.append(arena[used : used + size])
+        used += size + -size % _ALIGN
+    return buffers
+
+
+class Arena:
+    """Memory for one copy at a time, used again for the next one; it grows when that needs more."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self) -> None:
+        self._memory = allocate(0)
+
+    def __call__(self, sizes: list[int]) -> list[memoryview]:
+        """Buffers of so many bytes each; those given before are given up."""
+        ends = list(accumulate(size + -size % _ALIGN for size in sizes))
+        if ends and ends[-1] > len(self._memory):
+            self._memory = allocate(0)  # the old one goes before the new one comes
+            self._memory = allocate(ends[-1])
+        starts = [0, *ends]
+        return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+
+
+def copied(
+    tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
+) -> list[LazyTensor]:
+    """The tensors over owned memory; see `own`."""
     from statedict.io.source import BytesSource
 
-    buffers, places = own(tensors)
+    buffers, places = own(tensors, room)
     storages = [Storage(BytesSource(buffer), 0, len(buffer)) for buffer in buffers]
     return [
         LazyTensor(t.dtype, t.shape, storages[p.segment], p.offset, p.strides, t.requires_grad, t.parameter)

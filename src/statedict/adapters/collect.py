@@ -14,8 +14,9 @@ from statedict.arrays import is_numpy, is_torch
 from statedict.collector import Paused
 from statedict.errors import RestoreError, UnsupportedError
 from statedict.paths import MAX_DEPTH, walk
+from statedict.segments import copied as tensors_copied
 from statedict.segments import numpy_arrays, torch_tensors
-from statedict.tensor import as_lazy, is_array
+from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.tree import StateDict, transform
 
 
@@ -105,6 +106,23 @@ def snapshot(tree: Any) -> Any:
                 raise _located(tree, error) from None
             copies |= {id(leaf): new for leaf, new in zip(live, made, strict=True)}
     return transform(tree, lambda leaf: copies.get(id(leaf), leaf))
+
+
+def copied(tree: Any, room: Any) -> Any:
+    """The tree with every array as a LazyTensor over a copy of its memory; what lies in files stays there.
+
+    Args:
+        tree: of live arrays and plain values.
+        room: makes the buffers, see `segments.own`.
+
+    Raises:
+        UnsupportedError: an array without plain memory; the message names its path.
+    """
+    whole = lazily(tree)
+    found = {id(leaf): leaf for _, leaf in walk(whole) if isinstance(leaf, LazyTensor)}
+    live = {key: leaf for key, leaf in found.items() if leaf.storage.source.in_memory}
+    copies = dict(zip(live, tensors_copied([*live.values()], room), strict=True))
+    return transform(whole, lambda leaf: copies.get(id(leaf), leaf))
 
 
 def _located(tree: Any, error: UnsupportedError) -> UnsupportedError:

@@ -53,6 +53,7 @@ class RestoreReport(Shown):
         written: whether it was done.
         notes: how names were read: prefixes and wrappers that were set aside, rules, versions.
         hints: what to do about the problems, ready to copy.
+        step: which checkpoint of a run it was.
     """
 
     entries: tuple[Entry, ...]
@@ -60,6 +61,7 @@ class RestoreReport(Shown):
     written: bool = True
     notes: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    step: int | None = None
 
     def counts(self) -> dict[str, int]:
         """Entries by action."""

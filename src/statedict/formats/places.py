@@ -36,6 +36,8 @@ _ENTRIES = (
     "diffusion_pytorch_model.safetensors.index.json",
     "adapter_model.safetensors",
     "adapter_model.bin",
+    "checkpoint.safetensors",  # one of a training run
+    "checkpoint.pth",
     "saved_model.pb",  # for its message
 )
 

@@ -76,6 +76,10 @@ class HubFile:
         """Raise UnsupportedError."""
         raise read_only(self.name, "save to a folder and upload it with `hf upload`")
 
+    def create(self, data: bytes) -> bool:
+        """Raise UnsupportedError."""
+        raise read_only(self.name, "save to a folder and upload it with `hf upload`")
+
     def delete(self) -> None:
         """Raise UnsupportedError."""
         raise read_only(self.name, "delete it with huggingface_hub")

@@ -280,6 +280,18 @@ class Object:
             said = self._said(error)
             raise missing(self.name, _NO_BUCKET) if said.errno == errno.ENOENT else said from None
 
+    def create(self, data: bytes) -> bool:
+        """Write a small object unless there is one, in one step; whether it was written."""
+        if self._url:
+            raise read_only(self.name, "name an object of s3://, gs:// or az://")
+        try:
+            obstore.put(self._store, self._key, data, mode="create")
+        except exceptions.AlreadyExistsError:
+            return False
+        except Exception as error:
+            raise self._said(error) from None
+        return True
+
     def delete(self) -> None:
         """Take it away."""
         try:

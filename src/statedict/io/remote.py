@@ -64,6 +64,9 @@ if TYPE_CHECKING:
         def put(self, pieces: Iterator[bytes], size: int) -> None:
             """Write the object of pieces; if they raise, nothing is there afterwards."""
 
+        def create(self, data: bytes) -> bool:
+            """Write a small object unless there is one, in one step; whether it was written."""
+
         def delete(self) -> None:
             """Take it away."""
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 
 _PREAD_AT_MOST = 1 << 30  # Linux moves at most 2 GiB a call
+_SHORT = 1 << 16  # copies up to here are not worth the call
 
 
 def check_range(source: ByteSource, offset: int, length: int) -> None:
@@ -223,7 +224,12 @@ class AddressSource:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
         check_range(self, offset, len(buffer))
-        buffer[:] = self.view()[offset : offset + len(buffer)]
+        if len(buffer) < _SHORT:
+            buffer[:] = self.view()[offset : offset + len(buffer)]
+            return
+        import ctypes  # whose memmove lets other threads run meanwhile
+
+        ctypes.memmove(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), self.address + offset, len(buffer))
 
     def view(self, private: bool = False) -> memoryview:
         """The memory itself."""

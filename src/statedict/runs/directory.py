@@ -1,0 +1,368 @@
+"""The directory of a run: what is committed in it, what is damaged, what is left over; commit and remove.
+
+    RUN/100/        a checkpoint, see manifest.py
+    RUN/pins.json   steps that are never pruned
+    RUN/.lock       who writes here, see lock.py
+    RUN/.…          what is being written or removed, or was when its process died
+
+On a disk a checkpoint is written into a hidden directory, which is renamed at the end. In an object store its objects
+appear one by one, and the marker is the last: it is put there only if there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from statedict import formats
+from statedict.checks import Check, Problem
+from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, RunError, file_error
+from statedict.formats import places
+from statedict.io import atomic
+from statedict.io.files import names_in, open_source, publish
+from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.sink import put_bytes
+from statedict.io.urls import folder_of, is_url, joined, shown
+from statedict.reports import verify
+from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded
+
+PINS = "pins.json"
+LEVELS = ("full", "quick", "off")
+_LEFTOVER = re.compile(r"\.+\d+\.[0-9a-f]{8}\.(tmp|new|gone)(\.[0-9a-f]{8}\.tmp)?")
+
+
+class Directory:
+    """The directory of a run, or its URL.
+
+    Attributes:
+        path: its name.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path.rstrip("/") or path
+        self.remote = is_url(path)
+        self._sound: dict[int, object] = {}
+        """Step → what its files were like when it was found to be sound."""
+        self._brief: dict[int, tuple[bytes, Manifest]] = {}
+        """Step → its marker and its manifest without the entries, for what looks at all steps again and again."""
+
+    def __str__(self) -> str:
+        return shown(self.path)
+
+    def folder(self, step: int) -> str:
+        """The directory of a checkpoint."""
+        return joined(self.path, str(step))
+
+    # what is there
+
+    def steps(self) -> list[int]:
+        """The steps that are committed, in order; whether they are sound is not looked at."""
+        steps = sorted(int(name) for name in self._names() if name.isdecimal() and str(int(name)) == name)
+        workers = REMOTE_WORKERS if self.remote else 1
+        return [
+            step for step, there in zip(steps, parallel(self.committed, steps, workers=workers), strict=True) if there
+        ]
+
+    def committed(self, step: int) -> bool:
+        """Whether a step is."""
+        try:
+            return {NAME, MARKER} <= {*(names_in(self.folder(step)) or ())}
+        except MissingFileError:
+            return False
+
+    def _names(self) -> list[str]:
+        try:
+            return names_in(self.path) or []
+        except MissingFileError:
+            return []
+
+    def manifest(self, step: int) -> Manifest:
+        """What a checkpoint says of itself.
+
+        Raises:
+            CorruptFileError: it is damaged.
+            FileError: it cannot be read.
+        """
+        folder = self.folder(step)
+        data, marker = (_read(joined(folder, name)) for name in (NAME, MARKER))
+        if marker != _marker(data):
+            raise CorruptFileError(f"{shown(joined(folder, NAME))}: is not as committed; {MARKER} has another digest")
+        found = decoded(data, shown(joined(folder, NAME)))
+        if found.step != step:
+            raise CorruptFileError(f"{shown(folder)}: its manifest is that of step {found.step}; rename the directory")
+        return found
+
+    def brief(self, step: int) -> Manifest:
+        """The manifest without its entries; read once as long as the marker stays what it is.
+
+        Raises:
+            CorruptFileError: it is damaged.
+            FileError: it cannot be read.
+        """
+        marker = _read(joined(self.folder(step), MARKER))
+        if self._brief.get(step, (b"",))[0] != marker:
+            self._brief[step] = marker, replace(self.manifest(step), entries=())
+        return self._brief[step][1]
+
+    def manifests(self) -> list[Manifest]:
+        """Those that can be read, without their entries, in the order of their steps."""
+        found = []
+        for step in self.steps():
+            try:
+                found.append(self.brief(step))
+            except (FormatError, FileError):
+                pass
+        return found
+
+    def data(self, step: int) -> str:
+        """The file of a checkpoint's tree."""
+        names = names_in(self.folder(step)) or ()
+        return joined(self.folder(step), next((name for name in DATA.values() if name in names), DATA["safetensors"]))
+
+    def damage(self, step: int, level: str = "full") -> str | None:
+        """What is wrong with a checkpoint, in words; None if nothing is.
+
+        Args:
+            step: of a committed one.
+            level: `"full"` reads all of its bytes, if they were not read before and changed since; `"quick"` its
+                manifest, headers and sizes; `"off"` the manifest.
+        """
+        try:
+            manifest = self.manifest(step)
+            if level == "off":
+                return None
+            for name, size in manifest.files.items():
+                path = joined(self.folder(step), name)
+                if open_source(path).size != size:
+                    return f"{shown(path)}: has not the {size:,} bytes that were committed"
+            signature = self._signature(step, manifest)
+            if self._sound.get(step) == signature:
+                return None
+            file = self.data(step)
+            if entries(file) != manifest.entries:
+                return f"{shown(file)}: is not the file that was committed; its digests are others"
+            report = verify(file, quick=level == "quick")
+            if report.problems:
+                return f"{report.file}: {report.problems[0]}"
+        except (FormatError, OSError) as error:
+            return str(error)
+        if level == "full":
+            self._sound[step] = signature
+        return None
+
+    def _signature(self, step: int, manifest: Manifest) -> object:
+        """What changes when the files of a checkpoint do; of objects nothing that could be asked."""
+        if self.remote:
+            return manifest.time
+        looked = [os.stat(joined(self.folder(step), name)) for name in (*manifest.files, NAME, MARKER)]
+        return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in looked]
+
+    # what changes it
+
+    def make(self) -> None:
+        """Make the directory if it is not there, durably."""
+        if self.remote or os.path.isdir(self.path):
+            return
+        above = os.path.dirname(os.path.abspath(self.path))
+        missing = [self.path]
+        while not os.path.isdir(above):
+            missing.append(above)
+            above = os.path.dirname(above)
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            for path in missing:
+                atomic.sync_directory(os.path.dirname(os.path.abspath(path)))
+        except OSError as error:
+            raise file_error(self.path, "cannot make the directory of the run", error) from error
+
+    def commit(self, root: Any, manifest: Manifest, format: str, *, dry_run: bool = False) -> Manifest:
+        """Write a checkpoint: its file, its manifest, its marker, each durable before the next.
+
+        Args:
+            root: a tree of LazyTensors and plain values.
+            manifest: what is known of it.
+            format: `"safetensors"` or `"torch"`.
+            dry_run: take it away again; it was never committed.
+
+        Returns:
+            The manifest that was written.
+
+        Raises:
+            FileError: the file system refuses; nothing was committed.
+            RunError: another process has committed that step meanwhile.
+        """
+        name, folder = DATA[format], self.folder(manifest.step)
+        made: list[Manifest] = []
+
+        def describe(sink: Any) -> None:
+            here = folder_of(sink.path) if hasattr(sink, "path") else folder
+            file = joined(here, name)
+            made.append(replace(manifest, files={name: open_source(file).size}, entries=entries(file)))
+            put_bytes(made[0].encoded(), sink)
+
+        files: dict[str, Callable[[Any], None]] = {name: partial(formats.writer(format).write, root), NAME: describe}
+        if self.remote:
+            self._upload(folder, files, made, dry_run)
+        else:
+            files |= {MARKER: lambda sink: put_bytes(_marker(made[0].encoded()), sink)}
+            self._replace(manifest.step, files, dry_run)
+        self._sound.pop(manifest.step, None)
+        return made[0]
+
+    def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
+        """Write beside a checkpoint of that step, if there is one, and put the new one in its place."""
+        folder = self.folder(step)
+        if not dry_run and not os.path.lexists(folder):
+            atomic.publish_folder(folder, files)
+            return
+        if not dry_run and not self._ours(folder):
+            raise RunError(
+                f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
+            )
+        place, old = self._hidden(step, "new"), self._hidden(step, "gone")
+        try:
+            atomic.publish_folder(place, files)
+            if not dry_run:
+                os.rename(folder, old)
+                os.rename(place, folder)
+                atomic.sync_directory(self.path)
+        except OSError as error:
+            raise file_error(folder, "cannot commit the checkpoint", error) from error
+        finally:
+            if os.path.lexists(old) and not os.path.lexists(folder):
+                os.rename(old, folder)
+            for path in (place, old):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _upload(
+        self, folder: str, files: dict[str, Callable[[Any], None]], made: list[Manifest], dry_run: bool
+    ) -> None:
+        from statedict.io.remote import at
+
+        for name in names_in(folder) or ():  # of one that was never committed, or is to be replaced; the marker first
+            at(joined(folder, name)).delete()
+        try:
+            for name, write in files.items():
+                publish(joined(folder, name), write)
+            if not dry_run and not at(joined(folder, MARKER)).create(_marker(made[0].encoded())):
+                raise RunError(f"{shown(folder)}: another process committed this step meanwhile; is a run twice there?")
+        except RunError:
+            raise
+        except BaseException:
+            _remove_objects(folder, [*files])
+            raise
+        if dry_run:
+            _remove_objects(folder, [*files])
+
+    def remove(self, step: int) -> None:
+        """Take a checkpoint away; from then on it is not committed, whatever happens meanwhile."""
+        self._sound.pop(step, None)
+        self._brief.pop(step, None)
+        folder = self.folder(step)
+        if self.remote:
+            names = names_in(folder) or []
+            _remove_objects(folder, sorted(names, key=lambda name: name != MARKER))
+            return
+        gone = self._hidden(step, "gone")
+        try:
+            os.rename(folder, gone)
+            atomic.sync_directory(self.path)
+            shutil.rmtree(gone)
+        except OSError as error:
+            raise file_error(folder, "cannot remove", error) from error
+
+    def leftovers(self) -> list[str]:
+        """What processes that died have left: what is hidden, and objects without a marker; if nobody else writes."""
+        names = self._names()
+        found = [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name)]
+        if self.remote:
+            begun = [joined(self.path, name) for name in names if name.isdecimal() and not self.committed(int(name))]
+            found += [folder for folder in begun if self._ours(folder)]
+        return found
+
+    def _ours(self, folder: str) -> bool:
+        """Whether nothing is in a folder but what a checkpoint is made of."""
+        names = names_in(folder)
+        return names is not None and {*names} <= {NAME, MARKER, *DATA.values()}
+
+    def clean(self) -> list[str]:
+        """Remove the leftovers; only who holds the lock may."""
+        found = self.leftovers()
+        for path in found:
+            if self.remote:
+                _remove_objects(path, names_in(path) or [])
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        return found
+
+    def _hidden(self, step: int, why: str) -> str:
+        return os.path.join(self.path, f".{step}.{os.urandom(4).hex()}.{why}")
+
+    # pins
+
+    def pins(self) -> set[int]:
+        """The steps that are never pruned.
+
+        Raises:
+            CorruptFileError: their file is damaged.
+        """
+        name = joined(self.path, PINS)
+        try:
+            data = _read(name)
+        except MissingFileError:
+            return set()
+        try:
+            return {int(step) for step in json.loads(data)["pinned"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(f"{shown(name)}: is no list of pinned steps; remove it and pin them anew") from error
+
+    def pin(self, steps: set[int]) -> None:
+        """Write down the steps that are never pruned."""
+        data = (json.dumps({"pinned": sorted(steps)}) + "\n").encode()
+        publish(joined(self.path, PINS), lambda sink: put_bytes(data, sink))
+
+
+def entries(file: str) -> tuple[Entry, ...]:
+    """The tensors of a file with the digests in it; only its index is read.
+
+    Raises:
+        CorruptFileError: it is damaged.
+    """
+    return tuple(_entries(file))
+
+
+def _entries(file: str) -> Iterator[Entry]:
+    _, found = formats.checks(places.open_file(file))
+    for item in found:
+        if isinstance(item, Problem):
+            raise CorruptFileError(f"{shown(file)}: {item}")
+        if isinstance(item, Check):
+            for path, tensor in item.tensors:
+                yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
+
+
+def _read(name: str) -> bytes:
+    source = open_source(name)
+    return bytes(source.read(0, source.size))
+
+
+def _marker(manifest: bytes) -> bytes:
+    from xxhash import xxh3_128_hexdigest
+
+    return f"xxh3_128 {xxh3_128_hexdigest(manifest)}\n".encode()
+
+
+def _remove_objects(folder: str, names: list[str]) -> None:
+    from statedict.io.remote import at
+
+    for name in names:
+        try:
+            at(joined(folder, name)).delete()
+        except MissingFileError:
+            pass

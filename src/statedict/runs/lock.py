@@ -1,0 +1,142 @@
+"""One process writes into a run's directory at a time.
+
+On a disk it holds a POSIX lock on `.lock`, which the system releases when the process ends, however it does. In an
+object store `.lock` is an object that is put there only if there is none, renewed while its owner lives, and anybody's
+when it was not renewed for five minutes. The file says who the owner is.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from threading import Event, Thread
+from typing import Any
+
+from statedict.errors import FileError, MissingFileError, RunError, file_error
+from statedict.io.files import open_source, publish
+from statedict.io.sink import put_bytes
+from statedict.io.urls import is_url, joined, shown
+
+NAME = ".lock"
+_LEASE = 300.0  # seconds
+_held: set[str] = set()
+"""Directories that this process has locked; POSIX locks do not keep a process from itself."""
+
+
+class Lock:
+    """The right to write into a directory.
+
+    Raises:
+        RunError: another process, or another manager, has it.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._name = joined(directory, NAME)
+        self._key = self._name if is_url(directory) else os.path.realpath(directory)
+        if self._key in _held:
+            raise RunError(f"{shown(directory)}: another manager of this process writes here; close it first")
+        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": os.urandom(8).hex()}
+        self._fd, self._stop = -1, Event()
+        if is_url(directory):
+            self._lease()
+        else:
+            self._lock()
+        _held.add(self._key)
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._key not in _held or self._owner["pid"] != os.getpid():
+            return
+        _held.discard(self._key)
+        self._stop.set()
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+        elif is_url(self._name):
+            from statedict.io.remote import at
+
+            try:
+                at(self._name).delete()
+            except FileError:
+                pass  # it runs out by itself
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        try:
+            fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise file_error(self._name, "cannot lock the directory of the run", error) from error
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = _parsed(os.pread(fd, 4096, 0))
+            os.close(fd)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise _taken(self._name, owner) from None
+            return  # a file system without locks
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, self._text(), 0)
+        self._fd = fd
+
+    def _lease(self) -> None:
+        from statedict.io.remote import at
+
+        for _ in range(2):
+            if at(self._name).create(self._text()):
+                break
+            try:
+                source = open_source(self._name)
+                owner = _parsed(bytes(source.read(0, source.size)))
+            except MissingFileError:
+                continue
+            here = owner.get("host") == self._owner["host"]
+            late = time.time() - float(owner.get("time", 0)) > _LEASE
+            if not late and (not here or _lives(owner.get("pid"))):
+                raise _taken(self._name, owner)
+            at(self._name).delete()
+        else:
+            raise _taken(self._name, {})
+        Thread(target=self._renew, name="statedict-lock", daemon=True).start()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(_LEASE / 5):
+            try:
+                publish(self._name, lambda sink: put_bytes(self._text(), sink))
+            except FileError:
+                pass  # the next time
+
+    def _text(self) -> bytes:
+        return (json.dumps(self._owner | {"time": time.time()}) + "\n").encode()
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lives(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _taken(name: str, owner: dict[str, Any]) -> RunError:
+    who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
+    return RunError(
+        f"{shown(name)}: {who} writes into this directory; wait until it ends, or give this run a directory of its own"
+    )

@@ -1,0 +1,84 @@
+"""What a policy leaves of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from statedict.errors import FileError, FormatError
+from statedict.runs.directory import Directory
+from statedict.runs.keep import AnyPolicy, Policy
+from statedict.runs.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What stays of a run and what goes.
+
+    Attributes:
+        kept: step → why it stays.
+        removed: the steps that go, in order.
+        nbytes: how many bytes that frees.
+    """
+
+    kept: dict[int, str]
+    removed: tuple[int, ...]
+    nbytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`."""
+        kept = [{"step": step, "why": why} for step, why in self.kept.items()]
+        return {"kept": kept, "removed": list(self.removed), "bytes": self.nbytes}
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.removed):,} removed, {self.nbytes:,} bytes; {len(self.kept):,} stay"]
+        lines += [f"  removed {step}" for step in self.removed]
+        lines += [f"  {step} stays: {why}" for step, why in self.kept.items()]
+        return "\n".join(lines)
+
+
+def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
+    """What a policy keeps and what not.
+
+    The newest sound one stays whatever the policy says, and so do pinned ones and those that cannot be read, for which
+    nothing is known.
+
+    Args:
+        directory: of the run.
+        keep: the policy; None keeps all.
+        needed: steps that stay in any case.
+    """
+    manifests: list[Manifest] = []
+    kept: dict[int, str] = {}
+    for step in directory.steps():
+        try:
+            manifests.append(directory.brief(step))
+        except (FormatError, FileError) as error:
+            kept[step] = f"damaged: {error}"
+    for policy in _parts(keep):
+        for step in policy.kept(manifests):
+            kept.setdefault(step, str(policy))
+    if keep is None:
+        kept |= {one.step: "all are kept" for one in manifests}
+    pins = directory.pins()
+    kept |= {one.step: "pinned" for one in manifests if one.step in pins}
+    for step in needed & {one.step for one in manifests}:
+        kept.setdefault(step, "the newest")
+    if not needed:
+        newest = next((one.step for one in reversed(manifests) if directory.damage(one.step) is None), None)
+        if newest is not None:
+            kept.setdefault(newest, "the newest")
+    gone = [one for one in manifests if one.step not in kept]
+    return Pruned(dict(sorted(kept.items())), tuple(one.step for one in gone), sum(one.nbytes for one in gone))
+
+
+def remove(directory: Directory, found: Pruned) -> None:
+    """Remove what goes, the oldest first."""
+    for step in found.removed:
+        directory.remove(step)
+
+
+def _parts(keep: Policy | None) -> list[Policy]:
+    if keep is None:
+        return []
+    return list(keep.policies) if isinstance(keep, AnyPolicy) else [keep]  # type: ignore[arg-type]

@@ -1,0 +1,121 @@
+"""A checkpoint on its way to the disk: written, tried again, compared with the one before; then the old ones go."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from statedict import __version__
+from statedict.checks import tensors_of
+from statedict.errors import CorruptFileError, FileError, file_error
+from statedict.reports import verify
+from statedict.runs.background import LOG
+from statedict.runs.directory import Directory
+from statedict.runs.keep import Policy
+from statedict.runs.manifest import Entry, Manifest
+from statedict.runs.prune import plan, remove
+
+_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET}
+_TRANSIENT |= {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH}
+_PAUSE = 0.5  # seconds before the first retry; each pause is four times the one before
+
+
+class Writer:
+    """Writes checkpoints into a directory, one at a time.
+
+    Attributes:
+        replaced: steps that are removed once the next one is committed.
+    """
+
+    def __init__(
+        self, files: Directory, keep: Policy | None, format: str, retries: int, warn: Callable[[str], None]
+    ) -> None:
+        self._files, self._keep, self._format, self._retries, self._warn = files, keep, format, retries, warn
+        self._before: tuple[int, tuple[Entry, ...]] | None = None
+        self.replaced: list[int] = []
+
+    def __call__(self, root: Any, manifest: Manifest) -> None:
+        """Write one.
+
+        Raises:
+            FileError: it was not committed.
+            CorruptFileError: it was, and is not as it was written; nothing was pruned.
+        """
+        pause = _PAUSE
+        for left in range(self._retries, -1, -1):
+            try:
+                written = self._files.commit(root, manifest, self._format)
+                break
+            except OSError as error:
+                if not left or error.errno not in _TRANSIENT:
+                    raise _unsaved(manifest.step, error) from error
+                LOG.warning("step %d could not be saved and is tried again: %s", manifest.step, error)
+                time.sleep(pause)
+                pause *= 4
+        self._compare(written)
+        if self._keep is not None or self.replaced:
+            self._prune(written.step)
+
+    def _compare(self, written: Manifest) -> None:
+        before, self._before = self._before, (written.step, _trained(written.entries))
+        if before is not None and before[1] and before[1] == self._before[1]:
+            self._warn(
+                f"{self._files}: steps {before[0]} and {written.step} have the same weights; is the model that is "
+                "saved the one that is trained?"
+            )
+
+    def _prune(self, step: int) -> None:
+        report = verify(self._files.data(step))
+        if report.problems:
+            raise CorruptFileError(f"{report.file}: {report.problems[0]}; nothing was pruned")
+        for old in self.replaced:
+            if old != step and self._files.committed(old):
+                self._files.remove(old)
+        self.replaced = []
+        if self._keep is not None:
+            remove(self._files, plan(self._files, self._keep, {step}))
+
+    def rehearse(self, root: Any, manifest: Manifest) -> None:
+        """See whether the disk has room for as many checkpoints as there will be; write one, and take it away.
+
+        Raises:
+            FileError: the disk is too small, or refuses.
+        """
+        if not self._files.remote:
+            self._check_room(sum({id(t.storage): t.nbytes for _, t in tensors_of(root)}.values()))
+        self._files.commit(root, manifest, self._format, dry_run=True)
+
+    def _check_room(self, nbytes: int) -> None:
+        found = os.statvfs(self._files.path)
+        most = getattr(self._keep, "n", 1) + 1
+        missing = max(most - len(self._files.steps()), 1) * nbytes - found.f_bavail * found.f_frsize
+        if missing > 0:
+            raise FileError(
+                errno.ENOSPC,
+                f"{most} checkpoints of {nbytes:,} bytes have to fit, {missing:,} more than are free; make room, keep "
+                "fewer, or name another disk",
+                self._files.path,
+            )
+
+
+def libraries() -> dict[str, str]:
+    """Name → version of what makes checkpoints here."""
+    versions = {"statedict": __version__, "python": platform.python_version()}
+    return versions | {name: str(sys.modules[name].__version__) for name in ("numpy", "torch") if name in sys.modules}
+
+
+def _trained(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """The entries that training changes: floating ones of some size, not states of generators nor counts of steps."""
+    return tuple(one for one in entries if "float" in one.dtype and one.shape not in ((), (1,)))
+
+
+def _unsaved(step: int, error: OSError) -> FileError:
+    if error.errno is None:
+        return FileError(f"step {step} was not saved: {error}")
+    name = str(error.filename) if error.filename is not None else ""
+    return file_error(name, f"step {step} was not saved", error)
