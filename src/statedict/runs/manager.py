@@ -239,7 +239,7 @@ class CheckpointManager:
         except BaseException:
             lock.release()
             raise
-        self._lock = lock
+        self._lock, self._known = lock, True
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)
@@ -437,7 +437,7 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, value in metrics.items():
         try:
-            found[str(name)] = float(value)
-        except (TypeError, ValueError):
+            found[str(name)] = float(value.item() if hasattr(value, "item") else value)
+        except (TypeError, ValueError, RuntimeError):
             raise RunError(f"metrics[{name!r}]={value!r:.40}: expected a number") from None
     return found
