@@ -16,7 +16,7 @@ from typing import Any
 
 from statedict.adapters.collect import collect, copied
 from statedict.adapters.report import RestoreReport
-from statedict.api import load, restore, rooted
+from statedict.api import bare, load, restore, rooted
 from statedict.collector import Paused
 from statedict.errors import CorruptFileError, MissingFileError, RunError
 from statedict.io.urls import named
@@ -196,7 +196,7 @@ class CheckpointManager:
             return False
         try:
             with Paused():
-                state = rooted(copied(collect(tree), room))
+                state = bare(copied(collect(tree), room))
         except BaseException:
             background.give_back(room)
             raise
