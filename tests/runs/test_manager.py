@@ -323,10 +323,20 @@ def test_one_process_writes_at_a_time_and_the_lock_of_a_dead_one_is_no_lock(run:
         other.wait()
         assert manager.save(2, at(2))
         manager.close()
-    with CheckpointManager(run, existing="continue") as one:
-        one.save(3, at(3))
-        with pytest.raises(RunError, match="another manager of this process"):
-            CheckpointManager(run, existing="continue").save(4, at(4))
+
+
+def test_two_managers_of_a_process_take_turns(run: Path, at: At) -> None:
+    one = CheckpointManager(run)
+    one.save(1, at(1))
+    other = CheckpointManager(run)
+    other.latest()
+    other.save(2, at(2))  # waits for what the other one is writing
+    one.save(3, at(3))
+    other.close()
+    one.wait()
+    assert one.steps() == [1, 2, 3]
+    one.close()
+    assert CheckpointManager(run, existing="continue").save(4, at(4))
 
 
 def test_leftovers_are_never_chosen_and_are_cleaned_by_who_writes_next(run: Path, at: At) -> None:

@@ -211,14 +211,14 @@ class CheckpointManager:
 
     def _admit(self, step: int, overwrite: bool) -> None:
         """Refuse a step that is there, and another run's directory; lock it and clean it."""
-        if self._lock is None:
+        if self._lock is None or not self._lock.held:
             self._begin(step)
         elif not overwrite and self._files.committed(step) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
 
     def _begin(self, step: int) -> None:
         """What the first save of a manager has to know: whether this directory is for it alone."""
-        lock = Lock(self._files.path)
+        lock = Lock(self._files.path, self._messages.wait)
         try:
             there = self._files.steps()
             if self._existing == "replace":
@@ -252,7 +252,7 @@ class CheckpointManager:
         kept, left = covered(tree)
         with Paused():
             root = rooted(kept)
-        lock = Lock(self._files.path)
+        lock = Lock(self._files.path, self._messages.wait)
         try:
             self._writer.rehearse(root, Manifest(0, time.time(), {}, libraries(), not_captured=left))
         finally:
