@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy
 import pytest
+from tests.remote.conftest import moto as moto
+from tests.remote.conftest import s3 as s3
 
 
 @pytest.fixture
