@@ -1,9 +1,12 @@
-"""Writes, into the current directory, what other libraries write when they train: run as a script."""
+"""Writes, into the current directory, what the library writes that is named: `python others.py lightning`."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +15,17 @@ from torch import nn
 warnings.simplefilter("ignore")
 logging.disable()
 
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # see tests/models/conftest.py
+_FOUND = importlib.util.find_spec("torchvision")
+if _FOUND is not None:
+    try:
+        torch.ops.load_library(Path(str(_FOUND.origin)).with_name("_C.so"))
+    except OSError:
+        for _name in ("nms", "qnms"):
+            _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
 
 def transformers() -> None:
-    operators = torch.library.Library("torchvision", "FRAGMENT")  # see tests/models/conftest.py
-    for name in ("nms", "qnms"):
-        try:
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:
-            pass
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
     config = BertConfig(
@@ -103,5 +109,4 @@ def torchtitan() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for write in (transformers, lightning, accelerate, torchtitan):
-        write()
+    {write.__name__: write for write in (transformers, lightning, accelerate, torchtitan)}[sys.argv[1]]()

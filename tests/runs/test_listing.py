@@ -142,17 +142,16 @@ def test_shards_are_listed_once_by_their_index(tmp_path: Path) -> None:
     assert found.nbytes == sum(one.stat().st_size for one in tmp_path.glob("*.safetensors"))
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directories that the Trainer of transformers, Lightning and Accelerate have written."""
-    work = tmp_path_factory.mktemp("trained")
-    done = subprocess.run([sys.executable, str(OTHERS)], cwd=work, capture_output=True, text=True, check=False)
+def wrote(library: str, work: Path) -> Path:
+    """The directory in which a library has written its checkpoints."""
+    done = subprocess.run([sys.executable, str(OTHERS), library], cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return work
 
 
-def test_what_the_trainer_of_transformers_wrote(trained: Path) -> None:
-    found = listing(trained / "transformers")
+def test_what_the_trainer_of_transformers_wrote(tmp_path: Path) -> None:
+    work = wrote("transformers", tmp_path)
+    found = listing(work / "transformers")
     assert [(one.step, one.name, one.kind, one.state) for one in found] == [
         (step, f"checkpoint-{step}", "transformers", "foreign") for step in (2, 4, 6)
     ]
@@ -160,31 +159,33 @@ def test_what_the_trainer_of_transformers_wrote(trained: Path) -> None:
         assert set(one.metrics) == {"loss", "eval_loss", "learning_rate", "grad_norm"}
         assert one.nbytes > os.path.getsize(os.path.join(one.path, "optimizer.pt"))
         assert "classifier.weight" in statedict.load(one.path)
-    history = json.loads((trained / "transformers" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((work / "transformers" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert [one.metrics["eval_loss"] for one in found] == [row["eval_loss"] for row in history if "eval_loss" in row]
 
 
-def test_what_lightning_wrote(trained: Path) -> None:
-    found = listing(trained / "lightning")
+def test_what_lightning_wrote(tmp_path: Path) -> None:
+    work = wrote("lightning", tmp_path)
+    found = listing(work / "lightning")
     assert [(one.step, one.kind) for one in found] == [(step, "lightning") for step in (2, 4, 6)]
     for one in found:
         assert f"val_loss={one.metrics['val_loss']:.3f}.ckpt" in one.name
-    plain = listing(trained / "plain")
+    plain = listing(work / "plain")
     assert [(one.step, one.name) for one in plain][-1] == (None, "last.ckpt")
     scores = {one.step: one.metrics["val_loss"] for one in found}
     assert [round(one.metrics["val_loss"], 3) for one in plain[:-1]] == [scores[one.step] for one in plain[:-1]]
 
 
-def test_what_accelerate_wrote(trained: Path) -> None:
-    assert shown(trained / "accelerate" / "checkpoints") == [
+def test_what_accelerate_wrote(tmp_path: Path) -> None:
+    assert shown(wrote("accelerate", tmp_path) / "accelerate" / "checkpoints") == [
         (0, "checkpoint_0", "accelerate", "foreign"),
         (1, "checkpoint_1", "accelerate", "foreign"),
     ]
 
 
-def test_what_torch_distributed_wrote_as_torchtitan_does(trained: Path) -> None:
-    found = listing(trained / "torchtitan")
-    assert shown(trained / "torchtitan") == [
+def test_what_torch_distributed_wrote_as_torchtitan_does(tmp_path: Path) -> None:
+    work = wrote("torchtitan", tmp_path)
+    found = listing(work / "torchtitan")
+    assert shown(work / "torchtitan") == [
         (5, "step-5", "distributed", "foreign"),
         (10, "step-10", "distributed", "foreign"),
     ]

@@ -50,7 +50,8 @@ def prune(
     files, policy = _of_ours(directory), keeping(keep)
     if dry_run:
         return plan(files, policy, set())
-    lock = Lock(files.path)
+    owner = _Person()
+    lock = Lock(files.path, owner.settle)
     try:
         found = plan(files, policy, set())
         if found.removed and (agreed is None or agreed(found)):
@@ -85,6 +86,13 @@ def pin(directory: str | os.PathLike[str], steps: Iterable[int], *, pinned: bool
     if now != before:
         files.pin(now)
     return now
+
+
+class _Person:
+    """Who holds the lock; nothing is left of what people do when a manager of this process takes over."""
+
+    def settle(self) -> None:
+        """Do nothing."""
 
 
 def _of_ours(directory: str | os.PathLike[str]) -> Directory:
