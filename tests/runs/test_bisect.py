@@ -152,6 +152,14 @@ def test_of_ours_the_file_is_tested_and_damaged_ones_are_left_out(tmp_path: Path
     assert record["tried"][0]["verdict"] == "good"
 
 
+def test_what_is_pruned_meanwhile_is_skipped_not_bad(tmp_path: Path) -> None:
+    for step in range(9):
+        torch.save({}, tmp_path / f"step_{step}.pt")
+    found = bisect(tmp_path, "if [ {step} = 4 ]; then rm {checkpoint}; fi; [ -e {checkpoint} ] && [ {step} -lt 6 ]")
+    assert (found.good.step, found.bad.step) == (5, 6)
+    assert [one.verdict for one in found.tried if one.step == 4] == ["skip"]
+
+
 def test_one_checkpoint_is_not_enough(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "step_1.pt")
     with pytest.raises(RunError, match="two are needed"):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import RunError
-from statedict.io.urls import named, shown
+from statedict.io.files import exists
+from statedict.io.urls import is_url, named, shown
 from statedict.runs.listing import Checkpoint, find, listing
 
 GOOD, BAD, SKIP = "good", "bad", "skip"
@@ -94,7 +95,8 @@ def bisect(
 ) -> Bisection:
     """Find the first checkpoint for which a test fails, with as few tests as halving takes.
 
-    Both ends are tested first. The checkpoints that are damaged or have no step are left out.
+    Both ends are tested first. The checkpoints that are damaged or have no step are left out; of a run that goes on,
+    those that are pruned meanwhile are skipped.
 
     Args:
         directory: of a run, or its URL; whoever wrote it.
@@ -203,7 +205,14 @@ def _ran(command: str, one: Checkpoint, stdout: Any) -> str:
     status = 128 - done.returncode if done.returncode < 0 else done.returncode
     if status >= 128:
         raise RunError(f"{one.name}: the test ended with status {status}, which means stop: {command}")
-    return GOOD if status == 0 else SKIP if status == _SKIP else BAD
+    return GOOD if status == 0 else SKIP if status == _SKIP or _gone(one) else BAD
+
+
+def _gone(one: Checkpoint) -> bool:
+    """Whether a run that goes on has pruned it meanwhile, so that the test could only fail."""
+    if is_url(one.path):
+        return one.kind == "statedict" and not exists(one.path)
+    return not os.path.exists(one.path)
 
 
 def filled(command: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 from statedict import formats
 from statedict.api import load
-from statedict.errors import FileError, FormatError, StateDictError
+from statedict.errors import FileError, FormatError, MissingFileError, StateDictError
 from statedict.formats import places
 from statedict.io.files import Item, contents, open_source
 from statedict.io.json import check
@@ -177,7 +177,7 @@ def _file(directory: str, name: str, item: Item) -> Foreign | None:
             if scores is not None:
                 kind, metrics = "lightning", scores | metrics
     except (FormatError, FileError) as error:
-        if step is None or name.endswith(".bin"):
+        if step is None or name.endswith(".bin") or isinstance(error, MissingFileError):
             return None
         return Foreign(step, path, "file", item.size, item.time, metrics, str(error))
     return Foreign(step, path, kind, item.size, item.time, metrics)

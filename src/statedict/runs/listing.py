@@ -104,7 +104,7 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     ours = files.steps()
     pins = files.pins() if ours else set[int]()
     workers = REMOTE_WORKERS if files.remote else 1
-    found = [*parallel(partial(_ours, files, pins), ours, workers=workers)]
+    found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
     steps = [name for name, item in inside.items() if item.folder and name.isdecimal() and int(name) not in ours]
     unfinished |= {name for name in steps if {NAME, MARKER} & {*(names_in(joined(files.path, name)) or ())}}
@@ -130,11 +130,13 @@ def _inside(files: Directory) -> dict[str, Item]:
     raise MissingFileError(errno.ENOENT, "there is no such directory", str(files))
 
 
-def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint:
+def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
     name, folder = str(step), files.folder(step)
     try:
         manifest = files.manifest(step)
     except (FormatError, FileError) as error:
+        if not files.committed(step):  # pruned meanwhile
+            return None
         inside = contents(folder) or {}
         data = next((one for one in DATA.values() if one in inside), "")
         size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=0.0)
