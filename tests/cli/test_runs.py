@@ -88,6 +88,9 @@ def test_ls_of_what_others_wrote_has_names_and_kinds(run: Run, theirs: Path) -> 
 def test_ls_of_nothing_and_of_no_directory(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert run("runs", "ls", "empty").stdout == "empty: no checkpoints\n"
+    (tmp_path / "version_0" / "checkpoints").mkdir(parents=True)
+    torch.save({}, tmp_path / "version_0" / "checkpoints" / "step_1.pt")
+    assert run("runs", "ls", "version_0").stdout == "version_0: no checkpoints; 'checkpoints' in it has some\n"
     for name in ("missing", "checkpoint.pth"):
         done = run("runs", "ls", name)
         assert (done.returncode, done.stdout) == (2, "")

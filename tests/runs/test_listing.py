@@ -135,6 +135,22 @@ def test_plain_files_are_listed_by_their_steps_and_unknown_ones_are_not(tmp_path
     ]
 
 
+def test_folders_of_others_that_were_not_finished_are_damaged(tmp_path: Path) -> None:
+    statedict.save({"w": torch.ones(3)}, tmp_path / "step-5", format="distributed")
+    (tmp_path / "step-5" / ".metadata").unlink()
+    (tmp_path / "checkpoint-6").mkdir()
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"log_history": []}')
+    (tmp_path / "checkpoint-7").mkdir()
+    statedict.save({"w": torch.ones(3)}, tmp_path / "checkpoint-7" / "model.safetensors")
+    (tmp_path / "checkpoint-7" / "trainer_state.json").write_text("half")
+    assert shown(tmp_path) == [
+        (5, "step-5", "distributed", "damaged"),
+        (6, "checkpoint-6", "transformers", "damaged"),
+        (7, "checkpoint-7", "transformers", "damaged"),
+    ]
+    assert all(one.damage for one in listing(tmp_path))
+
+
 def test_shards_are_listed_once_by_their_index(tmp_path: Path) -> None:
     statedict.save({f"w{n}": torch.ones(1000) for n in range(4)}, tmp_path, max_shard_size="5KB")
     (found,) = listing(tmp_path)

@@ -136,7 +136,7 @@ def _folder(path: str, name: str) -> Foreign | None:
 
 
 _FOLDERS: dict[str, Any] = {
-    "distributed": lambda files: ".metadata" in files,
+    "distributed": lambda files: ".metadata" in files or any(name.endswith(".distcp") for name in files),
     "transformers": lambda files: _TRAINER in files,
     "accelerate": lambda files: any(name.startswith("random_states_") for name in files),
     "folder": lambda files: any(name.endswith((".safetensors", ".bin", _INDEX)) for name in files),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
+from statedict.cli import printable
 from statedict.io.urls import named, shown
 from statedict.runs.listing import find, listing
 
@@ -22,4 +24,5 @@ def command(directory: str, metric: str, mode: str, only_path: bool, as_json: bo
     if as_json:
         click.echo(json.dumps(one.to_json(), allow_nan=False))
     else:
-        click.echo(one.path if only_path else f"{one.name if one.step is None else one.step}\t{one.path}")
+        path = printable(one.path) if sys.stdout.isatty() else one.path
+        click.echo(path if only_path else f"{printable(one.name) if one.step is None else one.step}\t{path}")

@@ -11,7 +11,8 @@ from itertools import pairwise
 import click
 
 from statedict.cli import printable
-from statedict.io.urls import named, shown
+from statedict.io.files import contents
+from statedict.io.urls import joined, named, shown
 from statedict.runs.listing import DAMAGED, UNFINISHED, Checkpoint, listing
 from statedict.values import human_bytes
 
@@ -19,6 +20,7 @@ _COLOURS = {DAMAGED: "red", UNFINISHED: "yellow"}
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
 _COLUMNS = 4
+_BELOW = ("checkpoints", "checkpoint", "ckpts", "ckpt", "weights", "models")
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -46,12 +48,19 @@ def command(directory: str, metrics: tuple[str, ...], sort: str | None, reverse:
         click.echo(json.dumps(record, allow_nan=False))
         return
     if not found:
-        click.echo(f"{printable(shown(named(directory)))}: no checkpoints")
+        click.echo(f"{printable(shown(named(directory)))}: no checkpoints{_hint(named(directory))}")
         return
     for line in lines(rows, metrics or known[:_COLUMNS], time.time()):
         click.echo(line)
     for line in drawn(found, metrics or known):
         click.echo(line)
+
+
+def _hint(directory: str) -> str:
+    """Where else they may be."""
+    inside = contents(directory) or {}
+    below = [name for name in _BELOW if name in inside and inside[name].folder and listing(joined(directory, name))]
+    return f"; {below[0]!r} in it has some" if below else ""
 
 
 def _score(one: Checkpoint, metric: str) -> tuple[bool, float]:
