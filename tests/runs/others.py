@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-warnings.simplefilter("ignore")
-logging.disable()
 
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # see tests/models/conftest.py
-_FOUND = importlib.util.find_spec("torchvision")
-if _FOUND is not None:
-    try:
-        torch.ops.load_library(Path(str(_FOUND.origin)).with_name("_C.so"))
-    except OSError:
-        for _name in ("nms", "qnms"):
-            _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+def prepare() -> torch.library.Library:
+    """What keeps them quiet, and lets torchvision be imported: see tests/models/conftest.py."""
+    warnings.simplefilter("ignore")
+    logging.disable()
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    found = importlib.util.find_spec("torchvision")
+    if found is not None:
+        try:
+            torch.ops.load_library(Path(str(found.origin)).with_name("_C.so"))
+        except OSError:
+            for name in ("nms", "qnms"):
+                operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return operators
 
 
 def transformers() -> None:
@@ -108,5 +111,6 @@ def torchtitan() -> None:
 
 
 if __name__ == "__main__":
+    kept = prepare()
     torch.manual_seed(0)
     {write.__name__: write for write in (transformers, lightning, accelerate, torchtitan)}[sys.argv[1]]()
