@@ -7,6 +7,7 @@ from typing import Any
 
 from statedict.adapters import join, stateful
 from statedict.adapters.collect import module_paths
+from statedict.runs.loader import ResumableLoader
 from statedict.runs.rng import Rng
 
 _LOADERS = ("DataLoader", "Dataset", "Sampler")
@@ -31,8 +32,10 @@ def _kept(node: Any, path: str, left: list[str]) -> Any:
         if _without_state(child):
             kind = type(child)
             what = f"{full}: a {kind.__module__}.{kind.__qualname__} without state_dict() and load_state_dict()"
-            left.append(f"{what}; its position is lost, see docs/runs.md")
+            left.append(f"{what}; its position is lost; docs/resume.md says what to do")
         else:
+            if isinstance(child, ResumableLoader) and child.not_captured:
+                left.append(f"{full}: {child.not_captured}")
             kept[key] = _kept(child, full, left)
     return kept
 
