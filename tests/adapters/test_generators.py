@@ -71,8 +71,8 @@ def test_who_holds_the_generator_goes_on_too() -> None:
 
 
 PAIRS = [
-    ("Generator of PCG64", "Generator of MT19937", "g.bit_generator (the generator's is 'MT19937', the state has 'PCG64'"),
-    ("RandomState", "Generator of PCG64", "g.bit_generator (the generator's is 'PCG64', the state has 'MT19937'"),
+    ("Generator of PCG64", "Generator of MT19937", "(the generator's is 'MT19937', the state has 'PCG64'"),
+    ("RandomState", "Generator of PCG64", "g.bit_generator (the generator's is 'PCG64', the state"),
     ("torch.Generator", "random.Random", "2 missing: g.version, g.gauss"),
     ("random.Random", "torch.Generator", "1 missing: g.device"),
 ]  # fmt: skip

@@ -298,7 +298,7 @@ def test_it_has_what_its_loader_has() -> None:
     assert loader.dataset is inner.dataset
     assert loader.sampler is inner.sampler
     assert not hasattr(loader, "nonsense")
-    assert list(inner)[0].tolist() == [0, 1]
+    assert next(iter(inner)).tolist() == [0, 1]
 
 
 def test_the_position_of_an_older_iteration_is_none() -> None:
