@@ -369,3 +369,28 @@ def test_a_sampler_without_a_length_is_taken() -> None:
     next(iter(loader))
     statedict.restore({"loader": fresh}, statedict.capture({"loader": loader}))
     assert [batch.tolist() for batch in fresh] == [[2, 3], [4, 5]]
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata asks for what torch has set aside
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdata_s_loader_has_a_state_and_goes_on_as_it_is(workers: int, tmp_path: Path) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def make() -> Any:
+        return StatefulDataLoader(Noisy() if not workers else Plain(), 4, shuffle=True, num_workers=workers)
+
+    loader = make()
+    batches = iter(loader)
+    next(batches), next(batches)
+    with statedict.CheckpointManager(tmp_path) as manager:
+        manager.save(2, tree(loader))
+        assert manager.not_captured == ()
+        rest = [[batch.tolist(), *draw()] for batch in batches]
+        seed(99)
+        fresh = make()
+        manager.restore(tree(fresh))
+        batches = iter(fresh)  # which draws from PyTorch's generator: so the generators are restored after it
+        statedict.restore({"rng": statedict.rng()}, {"rng": manager.load()["rng"]})
+    assert [[batch.tolist(), *draw()] for batch in batches] == rest
+    with pytest.raises(statedict.RunError, match="loader: a StatefulDataLoader has a state of its own"):
+        statedict.ResumableLoader(loader)
