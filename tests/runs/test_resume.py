@@ -151,6 +151,39 @@ def test_a_resume_at_any_step_is_an_uninterrupted_run(optimizer: str, scheduler:
         assert_same(statedict.capture(fresh), end, f"after step {step}")
 
 
+@pytest.mark.parametrize("left_out", ["model", "ema", "optimizer", "scheduler", "scaler", "loader", "rng"])
+def test_without_any_one_part_it_is_another_run(left_out: str, tmp_path: Path) -> None:
+    live = process(1, "AdamW", "CosineAnnealingLR")
+    with statedict.CheckpointManager(tmp_path, format="torch", background=False) as manager:
+        expected = trained(live, 0, manager)
+        fresh = process(2, "AdamW", "CosineAnnealingLR")
+        manager.restore(fresh, 3)
+        assert trained(fresh, 3) == expected[3:]
+        fresh = process(2, "AdamW", "CosineAnnealingLR")
+        manager.restore({key: part for key, part in fresh.items() if key != left_out}, 3, allow_unexpected=[left_out])
+    log, state = trained(fresh, 3), statedict.capture(fresh)
+    with pytest.raises(AssertionError):
+        assert_same([log, state], [expected[3:], statedict.capture(live)])
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [("ExponentialLR", {"lr": 0.5}), ("LambdaLR", {"lr": 0.5, "scheduler.base_lrs": [0.5]})],
+)
+def test_a_learning_rate_of_one_s_own_is_the_one_that_training_goes_on_with(
+    name: str, override: dict[str, Any], tmp_path: Path
+) -> None:
+    live = process(1, "SGD", name)
+    with statedict.CheckpointManager(tmp_path) as manager:
+        plain = trained(live, 0, manager)
+        fresh = process(2, "SGD", name)
+        report = manager.restore(fresh, 3, override=override)
+    assert "optimizer.param_groups.0.lr" in report.paths("overridden")
+    assert fresh["optimizer"].param_groups[0]["lr"] == 0.5
+    factor = 0.5 / plain[2][2] if name == "ExponentialLR" else 0.5 / 0.1
+    assert [rate for _, _, rate in trained(fresh, 3)] == pytest.approx([rate * factor for _, _, rate in plain[3:]])
+
+
 KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))

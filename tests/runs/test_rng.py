@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -121,3 +122,76 @@ def test_a_state_that_does_not_fit_sets_none_of_them() -> None:
     with pytest.raises(statedict.RestoreError, match=r"nothing was written"):
         statedict.restore(statedict.rng(), state)
     assert drawn() == plain
+
+
+class Devices:
+    """The part of `torch.cuda` that is asked for the states of devices."""
+
+    def __init__(self, count: int, used: bool = True) -> None:
+        self.states = [torch.full((16,), number, dtype=torch.uint8) for number in range(count)]
+        self.used = used
+
+    def is_initialized(self) -> bool:
+        return self.used
+
+    def device_count(self) -> int:
+        return len(self.states)
+
+    def get_rng_state(self, device: int = 0) -> torch.Tensor:
+        return self.states[device].clone()
+
+    def get_rng_state_all(self) -> list[torch.Tensor]:
+        return [state.clone() for state in self.states]
+
+    def set_rng_state_all(self, states: list[torch.Tensor]) -> None:
+        assert all(isinstance(state, torch.Tensor) and state.dtype is torch.uint8 for state in states)
+        self.states = list(states)
+
+
+def present(monkeypatch: pytest.MonkeyPatch, devices: Any) -> Any:
+    """As if the machine had them."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch, "get_device_module", lambda name: devices)
+    return devices
+
+
+def test_every_device_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    present(monkeypatch, Devices(2))
+    statedict.save({"rng": statedict.rng()}, tmp_path / "x.safetensors")
+    fresh = present(monkeypatch, Devices(2, used=False))
+    fresh.states.reverse()
+    statedict.restore({"rng": statedict.rng()}, tmp_path / "x.safetensors")
+    assert [state[0].item() for state in fresh.states] == [0, 1]
+
+
+def test_devices_that_were_not_used_have_no_state_and_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    present(monkeypatch, Devices(2, used=False))
+    state = statedict.capture(statedict.rng())
+    assert state["cuda"] == []
+    fresh = present(monkeypatch, Devices(1))
+    statedict.restore(statedict.rng(), state)
+    assert fresh.states[0].tolist() == [0] * 16
+
+
+def test_another_number_of_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    present(monkeypatch, Devices(2))
+    state = statedict.capture(statedict.rng())
+    present(monkeypatch, Devices(1))
+    said = r"nothing was written(.|\n)*cuda: the state is that of 2 devices, here are 1; leave the rng out"
+    with pytest.raises(statedict.RestoreError, match=said):
+        statedict.restore({"rng": statedict.rng()}, {"rng": state})
+
+
+def test_a_kind_of_device_of_which_there_is_one_only_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [torch.ones(16, dtype=torch.uint8)]
+    one = SimpleNamespace(  # as torch.mps
+        device_count=lambda: 1,
+        get_rng_state=lambda: kept[0].clone(),
+        set_rng_state=lambda state: kept.__setitem__(0, state),
+    )
+    present(monkeypatch, one)
+    state = statedict.capture(statedict.rng())
+    kept[0] = torch.zeros(16, dtype=torch.uint8)
+    statedict.restore(statedict.rng(), state)
+    assert kept[0].tolist() == [1] * 16

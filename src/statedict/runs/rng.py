@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from statedict.adapters import realized
 from statedict.adapters.generators import faults, read, write
 from statedict.errors import RestoreError
 from statedict.tree import StateDict
@@ -27,11 +28,11 @@ class Rng:
     """
 
     def state_dict(self) -> StateDict:
-        """The state of each; of an accelerator that was not used yet, none."""
+        """The state of each; of an accelerator that is not in use yet, none."""
         state = StateDict({name: read(generator) for name, generator in shared().items()})
         name, module = _accelerator()
         if name:
-            state[name] = list(module.get_rng_state_all()) if module.is_initialized() else []
+            state[name] = _device_states(module)
         return state
 
     def check_state_dict(self, state: Any) -> Iterator[str]:
@@ -68,7 +69,11 @@ class Rng:
                 write(generator, state[key])
         name, module = _accelerator()
         if state.get(name):
-            module.set_rng_state_all(state[name])
+            states = realized(state[name])
+            if hasattr(module, "set_rng_state_all"):
+                module.set_rng_state_all(states)
+            else:
+                module.set_rng_state(states[0])
 
 
 def rng() -> Rng:
@@ -92,4 +97,11 @@ def _accelerator() -> tuple[str, Any]:
         return "", None
     name = torch.accelerator.current_accelerator().type
     module = torch.get_device_module(name)
-    return (name, module) if hasattr(module, "get_rng_state_all") else ("", None)
+    return (name, module) if hasattr(module, "get_rng_state") else ("", None)
+
+
+def _device_states(module: Any) -> list[Any]:
+    """The state of each device, and none before the first use of one, which this must not be."""
+    if hasattr(module, "is_initialized") and not module.is_initialized():
+        return []
+    return list(module.get_rng_state_all()) if hasattr(module, "get_rng_state_all") else [module.get_rng_state()]
