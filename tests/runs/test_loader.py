@@ -11,8 +11,11 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as some
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -121,6 +124,9 @@ ALONE: dict[str, Callable[[], DataLoader[Any]]] = {
     "Python's generator": lambda: DataLoader(Noisy(), 4, sampler=Shuffled(random.Random(1))),
     "the process' generator": lambda: DataLoader(Noisy(), 4, sampler=Shuffled(random)),
     "a generator of the dataset": lambda: DataLoader(Subset(OwnNoise(), range(1, 13)), 4, shuffle=True),
+    "generators of several datasets": lambda: DataLoader(
+        ConcatDataset([OwnNoise(), Subset(OwnNoise(), range(5))]), 4, shuffle=True
+    ),
     "ranks": lambda: DataLoader(Noisy(), 3, sampler=DistributedSampler(Noisy(), 2, 1)),
     "iterable": lambda: DataLoader(Stream(), 4),
 }
@@ -230,6 +236,31 @@ def test_what_workers_draw_is_drawn_anew_without_replay(caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING), statedict.CheckpointManager(tmp_path) as manager:
         manager.save(1, tree(loader))
     assert manager.not_captured == ("loader: what its 2 workers draw at random",)
+
+
+@given(
+    some.integers(1, 20),
+    some.integers(1, 7),
+    some.booleans(),
+    some.sampled_from([None, 1]),
+    some.booleans(),
+    some.integers(0, 50),
+)
+def test_any_size_and_any_step_goes_on(
+    size: int, batch: int, last: bool, own: int | None, replay: bool, step: int
+) -> None:
+    def make() -> DataLoader[Any]:
+        generator = seeded(own) if own else None
+        return DataLoader(Noisy(size), batch, sampler=RandomSampler(Noisy(size), generator=generator), drop_last=last)
+
+    seed(size)
+    plain = trained(make())
+    seed(size)
+    loader = statedict.ResumableLoader(make(), replay=replay)
+    states = [(0, statedict.capture(tree(loader)))]
+    assert trained(loader, states) == plain
+    done, state = states[step % len(states)]
+    assert resumed(state, make, replay) == plain[done:]
 
 
 def test_nothing_that_was_given_out_is_loaded_again() -> None:

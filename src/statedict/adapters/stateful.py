@@ -48,7 +48,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
                 plan.unexpected(join(path, key))
         state = chosen
         check = getattr(value, "check_state_dict", None)
-        for fault in check(state) if callable(check) else ():
+        for fault in (check(state) if callable(check) else None) or ():
             plan.problem("kind", path, fault)
     elif isinstance(own, dict) or isinstance(state, dict):
         plan.mismatch(path, own, state)

@@ -264,15 +264,18 @@ def _generators(loader: Any) -> dict[str, Any]:
     while todo:
         path, part = todo.pop(0)
         for name, value in vars(part).items():
-            if id(value) in seen:
-                continue
-            if generators.accepts(value):
-                found[join(path, name)] = value
-            elif isinstance(value, Dataset | Sampler):
-                todo.append((join(path, name), value))
-            else:
-                continue
-            seen.add(id(value))
+            several = isinstance(value, list | tuple) and len(value) and isinstance(value[0], Dataset)
+            for key, one in enumerate(value) if several else [(None, value)]:
+                full = join(path, name if key is None else join(name, key))
+                if id(one) in seen:
+                    continue
+                if generators.accepts(one):
+                    found[full] = one
+                elif isinstance(one, Dataset | Sampler):
+                    todo.append((full, one))
+                else:
+                    continue
+                seen.add(id(one))
     return found
 
 
