@@ -137,6 +137,10 @@ WORKERS: dict[str, tuple[Callable[[], DataLoader[Any]], bool]] = {
         lambda: DataLoader(Plain(), 4, shuffle=True, num_workers=2, persistent_workers=True),
         False,
     ),
+    "order, persistent, replayed": (
+        lambda: DataLoader(Plain(), 4, shuffle=True, num_workers=2, persistent_workers=True),
+        True,
+    ),
     "noise": (lambda: DataLoader(Torched(), 4, shuffle=True, num_workers=2), True),
     "iterable": (lambda: DataLoader(Stream(), 3, num_workers=2), False),
 }
@@ -330,6 +334,22 @@ def test_it_has_what_its_loader_has() -> None:
     assert loader.sampler is inner.sampler
     assert not hasattr(loader, "nonsense")
     assert next(iter(inner)).tolist() == [0, 1]
+
+
+class Bucketed(DataLoader[Any]):
+    """A loader of one's own that asks its sampler."""
+
+    def __iter__(self) -> Any:
+        assert self.batch_sampler.sampler is self.sampler  # type: ignore[attr-defined]
+        assert self.batch_sampler.batch_size == 4  # type: ignore[attr-defined]
+        return super().__iter__()
+
+
+def test_a_loader_of_one_s_own_finds_its_sampler() -> None:
+    loader, states = statedict.ResumableLoader(Bucketed(Noisy(), 4, shuffle=True)), list[State]()
+    events = trained(loader, states)
+    done, state = states[1]
+    assert resumed(state, lambda: Bucketed(Noisy(), 4, shuffle=True)) == events[done:]
 
 
 def test_the_position_of_an_older_iteration_is_none() -> None:

@@ -212,21 +212,26 @@ class _Indices:
 
 
 class _Skipping:
-    """A sampler that can begin later, until it has; with `skip=None` it is empty."""
+    """A sampler that can begin later, until it has; with `skip=None` it is empty. All else is the sampler's."""
 
     def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
+        self._sampler = sampler
         self.skip: int | None = 0
         self.indices: _Indices | None = None
 
     def __iter__(self) -> Iterator[Any]:
         if self.skip is None:
             return iter(())
-        self.indices = indices = _Indices(self.sampler, self.skip)  # an iteration over workers asks for two
+        self.indices = indices = _Indices(self._sampler, self.skip)  # an iteration over workers asks for two
         return indices
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self._sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_sampler":
+            raise AttributeError(name)
+        return getattr(self._sampler, name)
 
     def pass_over(self) -> None:
         """Do now what would be done before the first batch."""
