@@ -59,7 +59,7 @@ def publish(
         raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
     try:
         try:
-            write(FileSink(fd, temporary, executor))
+            write(FileSink(fd, temporary, executor, fsync))
             if mode is not None:
                 os.fchmod(fd, mode)
             if fsync:

@@ -39,18 +39,27 @@ def covered(tree: Any) -> tuple[Any, tuple[str, ...]]:
     return kept, tuple(left)
 
 
+def put_back(tree: Any, kept: Any) -> None:
+    """What was restored into the part of a tree that can be captured, in the tree itself."""
+    if kept is not tree and type(kept) is dict:
+        for key, child in kept.items():
+            put_back(tree[key], child)
+            if type(tree[key]) is not dict:
+                tree[key] = child
+
+
 def _kept(node: Any, path: str, left: list[str]) -> Any:
-    """A dict without the loaders in it."""
+    """A dict without the loaders in it; itself if there are none."""
     if type(node) is not dict:
         return node
-    kept = {}
+    kept, before = {}, len(left)
     for key, child in node.items():
         full = join(path, key)
         if _without_state(child):
             left.append(f"{_named(child, full)}; {_REMEDY}")
         else:
             kept[key] = _kept(child, full, left)
-    return kept
+    return kept if len(left) > before else node
 
 
 def _nodes(node: Any, path: str, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:

@@ -49,6 +49,8 @@ class Directory:
         self.remote = is_url(path)
         self._sound: dict[int, object] = {}
         """Step → what its files were like when it was found to be sound."""
+        self._brief: dict[int, tuple[bytes, Manifest]] = {}
+        """Step → its marker and its manifest without the entries, for what looks at all steps again and again."""
 
     def __str__(self) -> str:
         return shown(self.path)
@@ -96,12 +98,24 @@ class Directory:
             raise CorruptFileError(f"{shown(folder)}: its manifest is that of step {found.step}; rename the directory")
         return found
 
+    def brief(self, step: int) -> Manifest:
+        """The manifest without its entries; read once as long as the marker stays what it is.
+
+        Raises:
+            CorruptFileError: it is damaged.
+            FileError: it cannot be read.
+        """
+        marker = _read(joined(self.folder(step), MARKER))
+        if self._brief.get(step, (b"",))[0] != marker:
+            self._brief[step] = marker, replace(self.manifest(step), entries=())
+        return self._brief[step][1]
+
     def manifests(self) -> list[Manifest]:
-        """Those that can be read, in the order of their steps."""
+        """Those that can be read, without their entries, in the order of their steps."""
         found = []
         for step in self.steps():
             try:
-                found.append(self.manifest(step))
+                found.append(self.brief(step))
             except (FormatError, FileError):
                 pass
         return found
@@ -123,20 +137,20 @@ class Directory:
             manifest = self.manifest(step)
             if level == "off":
                 return None
-            signature = self._signature(step, manifest)
-            if self._sound.get(step) == signature:
-                return None
             for name, size in manifest.files.items():
                 path = joined(self.folder(step), name)
                 if open_source(path).size != size:
                     return f"{shown(path)}: has not the {size:,} bytes that were committed"
+            signature = self._signature(step, manifest)
+            if self._sound.get(step) == signature:
+                return None
             file = self.data(step)
             if entries(file) != manifest.entries:
                 return f"{shown(file)}: is not the file that was committed; its digests are others"
             report = verify(file, quick=level == "quick")
             if report.problems:
                 return f"{report.file}: {report.problems[0]}"
-        except (FormatError, FileError) as error:
+        except (FormatError, OSError) as error:
             return str(error)
         if level == "full":
             self._sound[step] = signature
@@ -207,6 +221,10 @@ class Directory:
         if not dry_run and not os.path.lexists(folder):
             atomic.publish_folder(folder, files)
             return
+        if not dry_run and not self._ours(folder):
+            raise RunError(
+                f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
+            )
         place, old = self._hidden(step, "new"), self._hidden(step, "gone")
         try:
             atomic.publish_folder(place, files)
@@ -245,6 +263,7 @@ class Directory:
     def remove(self, step: int) -> None:
         """Take a checkpoint away; from then on it is not committed, whatever happens meanwhile."""
         self._sound.pop(step, None)
+        self._brief.pop(step, None)
         folder = self.folder(step)
         if self.remote:
             names = names_in(folder) or []
@@ -259,10 +278,18 @@ class Directory:
             raise file_error(folder, "cannot remove", error) from error
 
     def leftovers(self) -> list[str]:
-        """What processes that died have left: neither committed nor in use, where nobody else writes."""
+        """What processes that died have left: what is hidden, and objects without a marker; if nobody else writes."""
         names = self._names()
-        unfinished = [name for name in names if name.isdecimal() and not self.committed(int(name))]
-        return [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name) or name in unfinished]
+        found = [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name)]
+        if self.remote:
+            begun = [joined(self.path, name) for name in names if name.isdecimal() and not self.committed(int(name))]
+            found += [folder for folder in begun if self._ours(folder)]
+        return found
+
+    def _ours(self, folder: str) -> bool:
+        """Whether nothing is in a folder but what a checkpoint is made of."""
+        names = names_in(folder)
+        return names is not None and {*names} <= {NAME, MARKER, *DATA.values()}
 
     def clean(self) -> list[str]:
         """Remove the leftovers; only who holds the lock may."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from statedict import __version__
+from statedict.checks import tensors_of
 from statedict.errors import CorruptFileError, FileError, file_error
 from statedict.reports import verify
 from statedict.runs.background import LOG
@@ -80,14 +81,16 @@ class Writer:
             remove(self._files, plan(self._files, self._keep, {step}))
 
     def rehearse(self, root: Any, manifest: Manifest) -> None:
-        """Write a checkpoint, take it away, and see whether the disk has room for as many as there will be.
+        """See whether the disk has room for as many checkpoints as there will be; write one, and take it away.
 
         Raises:
-            FileError: the disk refuses, or is too small.
+            FileError: the disk is too small, or refuses.
         """
-        nbytes = self._files.commit(root, manifest, self._format, dry_run=True).nbytes
-        if self._files.remote:
-            return
+        if not self._files.remote:
+            self._check_room(sum({id(t.storage): t.nbytes for _, t in tensors_of(root)}.values()))
+        self._files.commit(root, manifest, self._format, dry_run=True)
+
+    def _check_room(self, nbytes: int) -> None:
         found = os.statvfs(self._files.path)
         most = getattr(self._keep, "n", 1) + 1
         missing = max(most - len(self._files.steps()), 1) * nbytes - found.f_bavail * found.f_frsize
