@@ -306,6 +306,39 @@ def test_an_epoch_that_is_left_early_ends_when_the_next_begins() -> None:
     assert (loader.epoch, loader.position) == (2, 0)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_short_epochs_go_on_from_every_step(workers: int) -> None:
+    def make() -> statedict.ResumableLoader:
+        data = Plain() if workers else Noisy()
+        return statedict.ResumableLoader(DataLoader(data, 2, shuffle=True, num_workers=workers))
+
+    def short(loader: statedict.ResumableLoader, states: list[State] | None = None) -> list[Any]:
+        events: list[Any] = []
+
+        def note(*what: Any) -> None:
+            events.append([*what, *draw()])
+            if states is not None:
+                states.append((len(events), statedict.capture(tree(loader))))
+
+        for epoch in range(loader.epoch, 3):
+            for batch in loader:
+                if loader.position > 3:
+                    break
+                note(epoch, batch.tolist())
+            loader.end_epoch()
+            note(f"end of {epoch}")
+        return events
+
+    states: list[State] = []
+    events = short(make(), states)
+    assert len(events) == 12
+    for done, state in states[:: 1 + workers]:
+        seed(77)
+        fresh = make()
+        statedict.restore(tree(fresh), state)
+        assert short(fresh) == events[done:], done
+
+
 def test_two_loaders_may_share_a_generator() -> None:
     def make() -> dict[str, Any]:
         shared = seeded(5)

@@ -85,9 +85,8 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._turn += 1
-        if self._start is not None and not self._loaded:
-            self.epoch += 1
-            self._start = None
+        if not self._loaded:
+            self.end_epoch()
         if self.epoch:
             self._warm_up()
         if self._start is not None:
@@ -132,7 +131,13 @@ class ResumableLoader:
             self.position += 1
             yield batch
         if turn == self._turn:
+            self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """End an epoch that was left before its last batch, so that a state taken now does not go on with it."""
+        if self._start is not None:
             self.epoch, self.position, self._start, self._first = self.epoch + 1, 0, None, None
+            self._loaded, self._turn = False, self._turn + 1
 
     def _live(self) -> dict[str, Any]:
         return shared() | self._own
