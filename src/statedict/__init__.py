@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from statedict.values import Device as Device
     from statedict.values import Opaque as Opaque
     from statedict.values import Size as Size
+    from statedict.view.report import Page as Page
+    from statedict.view.report import report as report
 
 __version__ = "0.1.0"
 
@@ -97,6 +99,7 @@ _EXPORTS = {
     "MissingExtraError": "errors",
     "MissingFileError": "errors",
     "Opaque": "values",
+    "Page": "view.report",
     "PathError": "errors",
     "RefusedError": "errors",
     "RenameError": "errors",
@@ -126,6 +129,7 @@ _EXPORTS = {
     "inspect": "ops.inspect",
     "load": "api",
     "renamed_in": "adapters.history",
+    "report": "view.report",
     "restore": "api",
     "rng": "runs.rng",
     "save": "api",

@@ -21,6 +21,7 @@ from statedict.errors import StateDictError
 COMMANDS = {
     "show": "statedict.cli.show",
     "stats": "statedict.cli.stats",
+    "report": "statedict.cli.report",
     "check": "statedict.cli.check",
     "convert": "statedict.cli.convert",
     "edit": "statedict.cli.edit",
