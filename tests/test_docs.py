@@ -98,7 +98,8 @@ def shell(tmp_path: Path, short_run: Path) -> Path:
     programs.mkdir()
     for copy in (work / "checkpoint.pth", work / "examples" / "checkpoint.pth"):
         shutil.copy(ROOT / "examples" / "checkpoint.pth", copy)
-    shutil.copy(ROOT / "examples" / "nets.py", work)
+    for script in ("nets.py", "resume.py"):
+        shutil.copy(ROOT / "examples" / script, work)
     shutil.copytree(short_run, work / "run")
     command = programs / "statedict"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m statedict "$@"\n')

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("api",),
     ("reports",),
     ("runs",),
+    ("view",),
     ("cli", "torch"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "show": "statedict.cli.show",
     "stats": "statedict.cli.stats",
+    "report": "statedict.cli.report",
     "check": "statedict.cli.check",
     "convert": "statedict.cli.convert",
     "edit": "statedict.cli.edit",

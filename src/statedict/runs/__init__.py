@@ -13,6 +13,7 @@
 | `by_hand.py` | pruning and pinning by people |
 | `description.py`, `sound.py` | what one checkpoint says of itself; which are damaged |
 | `history.py`, `bisection.py` | when tensors changed and got NaN; which step broke a run |
+| `loader.py` | a data loader that goes on in the middle of an epoch |
 | `preemption.py` | signals |
 """
 
@@ -32,6 +33,7 @@ from statedict.runs.keep import EveryNSteps as EveryNSteps
 from statedict.runs.keep import LatestN as LatestN
 from statedict.runs.listing import Checkpoint as Checkpoint
 from statedict.runs.listing import listing as listing
+from statedict.runs.loader import ResumableLoader as ResumableLoader
 from statedict.runs.manager import CheckpointManager as CheckpointManager
 from statedict.runs.prune import Pruned as Pruned
 from statedict.runs.sound import RunVerified as RunVerified
