@@ -133,6 +133,14 @@ def test_steps_are_ordered_by_number_if_all_have_one(tmp_path: Path) -> None:
     assert not run["numbered"]
 
 
+def test_a_directory_of_plain_files_stands_for_its_steps_too(tmp_path: Path) -> None:
+    for step in (5, 100, 20):
+        statedict.save({"w": numpy.full((2, 2), step, "f4")}, tmp_path / f"step_{step}.pt")
+    (tmp_path / "notes.txt").write_text("mine")
+    page = statedict.report(tmp_path)
+    assert [step["step"] for step in page.data["run"]["steps"]] == [5, 20, 100]
+
+
 def test_the_directory_of_a_run_stands_for_its_steps(tmp_path: Path) -> None:
     with statedict.CheckpointManager(tmp_path / "run") as manager:
         for step in (5, 10, 100):

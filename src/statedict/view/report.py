@@ -74,7 +74,7 @@ def report(
     Args:
         sources: files as for `load`, or StateDicts. One is shown; two are compared; more are the steps of a run, in the
             order of the numbers in their names, of which the last is shown and compared with the first. The directory
-            of a `CheckpointManager` stands for its steps.
+            of a run stands for its steps, whoever wrote them.
         only: patterns of the tensors to take.
         title: the title of the page; by default the names of the files.
         executor: as for `save`.

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from statedict.errors import UnknownFormatError
+from statedict.formats.places import entry
 from statedict.io.urls import is_url, named
 from statedict.ops.stats import StatsReport
-from statedict.runs.directory import Directory
+from statedict.runs.listing import listing
 from statedict.view.source import Opened, number
 
 _MODULES = 400
@@ -18,17 +20,22 @@ _FIRST = 3
 
 
 def expanded(sources: Sequence[Any]) -> list[Any]:
-    """The sources, with the checkpoints of a run in the place of its directory."""
+    """The sources, with the checkpoints of a run in the place of its directory, whoever wrote them."""
     found: list[Any] = []
     for source in sources:
-        steps: list[str] = []
-        if isinstance(source, str | os.PathLike):
-            name = named(source)
-            if name.endswith("/") if is_url(name) else os.path.isdir(name):
-                run = Directory(name)
-                steps = [run.data(step) for step in run.steps()]
-        found += steps or [source]
+        found += (_steps(named(source)) if isinstance(source, str | os.PathLike) else []) or [source]
     return found
+
+
+def _steps(name: str) -> list[str]:
+    """The checkpoints of a run; none if it is a checkpoint itself."""
+    if not (name.endswith("/") if is_url(name) else os.path.isdir(name)):
+        return []
+    try:
+        entry(name)
+    except UnknownFormatError:
+        return [one.path for one in listing(name) if one.usable and one.step is not None]
+    return []
 
 
 def ordered(things: Sequence[Any], sources: Sequence[Any]) -> list[tuple[int | None, Any]]:
