@@ -21,6 +21,16 @@ def covered(tree: Any) -> tuple[Any, tuple[str, ...]]:
     return kept, tuple(left)
 
 
+def put_back(kept: Any, tree: Any) -> None:
+    """Plain values that were restored into what `covered` keeps, put into the tree that it was made of."""
+    if type(tree) is dict:
+        for key, child in kept.items():
+            if type(child) is dict:
+                put_back(child, tree[key])
+            else:
+                tree[key] = child
+
+
 def _kept(node: Any, path: str, left: list[str]) -> Any:
     """A dict without the loaders in it."""
     if type(node) is not dict:

@@ -21,7 +21,7 @@ from statedict.collector import Paused
 from statedict.errors import CorruptFileError, MissingFileError, RunError
 from statedict.io.urls import named
 from statedict.runs.background import LOG, Background
-from statedict.runs.coverage import covered
+from statedict.runs.coverage import covered, put_back
 from statedict.runs.directory import LEVELS, Directory
 from statedict.runs.keep import BestN, Policy, Schedule, keeping, ranked, saving
 from statedict.runs.lock import Lock
@@ -341,6 +341,7 @@ class CheckpointManager:
         chosen = self._chosen(step)
         kept, _ = covered(tree)
         report = restore(kept, load(self._files.data(chosen)), **options)
+        put_back(kept, tree)
         return replace(report, step=chosen)
 
     def _chosen(self, step: int | None) -> int:
