@@ -46,6 +46,15 @@ class Lock:
             self._lock()
         _held.add(self._key)
 
+    def holds(self) -> bool:
+        """Whether it still is what others ask for: not if the file, or its directory, was removed or replaced."""
+        if self._fd < 0:
+            return True
+        try:
+            return os.path.samestat(os.stat(self._name), os.fstat(self._fd))
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Give it back."""
         if self._key not in _held or self._owner["pid"] != os.getpid():
@@ -53,8 +62,11 @@ class Lock:
         _held.discard(self._key)
         self._stop.set()
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
-            os.close(self._fd)
+            _write(self._fd, b"")
+            try:
+                os.close(self._fd)
+            except OSError:
+                pass  # it is closed even so
         elif is_url(self._name):
             from statedict.io.remote import at
 
@@ -80,8 +92,7 @@ class Lock:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _taken(self._name, owner) from None
             return  # a file system without locks
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, self._text(), 0)
+        _write(fd, self._text())
         self._fd = fd
 
     def _lease(self) -> None:
@@ -113,6 +124,15 @@ class Lock:
 
     def _text(self) -> bytes:
         return (json.dumps(self._owner | {"time": time.time()}) + "\n").encode()
+
+
+def _write(fd: int, text: bytes) -> None:
+    """Say who the owner is, if that can be written; the lock holds without."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text, 0)
+    except OSError:
+        pass
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
