@@ -6,6 +6,7 @@ from benchmarks.changes import CHANGES
 from benchmarks.comparing import COMPARING
 from benchmarks.data import COUNTS, LARGE_MB
 from benchmarks.harness import SYNC, Row, Side
+from benchmarks.running import RUNNING
 from benchmarks.seeing import SEEING
 
 _LIST = "for name, tensor in {}: print(name, tuple(tensor.shape), tensor.dtype)"
@@ -130,6 +131,7 @@ ROWS: list[Row] = [
     *CHANGES,
     *SEEING,
     *COMPARING,
+    *RUNNING,
     Row("list 2 GB .pth", "large.pth", TORCH_MMAP, LIST, 20, new_process=True, most=40),
     Row("list 2 GB .safetensors", "large.safetensors", SAFE_OPEN, LIST, 2.5, new_process=True, most=40),
     Row("show 2 GB .pth", "large.pth", TORCH_MMAP, SHOW, 6, new_process=True),

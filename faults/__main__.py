@@ -24,9 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", default="0", help="which ones (default 0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time (default: one a core)")
     parser.add_argument("--write", action="store_true", help="put the matrix into docs/reliability.md")
-    parser.add_argument(
-        "--without", choices=SABOTAGE, help="no fsync of files, of folders, no digests: must fail"
-    )
+    parser.add_argument("--without", choices=SABOTAGE, help="no fsync of files, of folders, no digests: must fail")
     options = parser.parse_args()
     if "STATEDICT_FAULTS" not in os.environ:
         with tempfile.TemporaryDirectory() as folder:

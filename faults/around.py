@@ -147,7 +147,7 @@ def two(mode: Mode, what: int) -> None:
 def stolen(mode: Mode, step: int) -> None:
     """The lock file is deleted, and another process begins: the first one is told at its next save."""
     with scratch() as folder:
-        first = Manager(folder, existing="continue", format=mode.format, background=mode.background)
+        first = Manager(folder, format=mode.format, background=mode.background)
         first.save(1, tree(1))
         first.wait()
         (folder / ".lock").unlink()

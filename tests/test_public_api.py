@@ -14,9 +14,11 @@ import statedict
 from statedict import errors
 
 PUBLIC = [
-    "AlterError", "AnyPolicy", "BestN", "CheckpointManager", "CorruptFileError", "CustomSteps", "DType", "Device", "Diff", "EditReport", "EveryNSeconds", "EveryNSteps",
+    "AlterError", "AnyPolicy", "BestN", "CheckpointManager", "CorruptFileError",
+    "CustomSteps", "DType", "Device", "Diff", "EditReport", "EveryNSeconds", "EveryNSteps",
     "ExistingFileError", "FileError",
-    "FormatError", "LatestN", "LazyTensor", "LimitError", "MissingExtraError", "MissingFileError", "Opaque", "PathError",
+    "FormatError", "LatestN", "LazyTensor", "LimitError", "MissingExtraError",
+    "MissingFileError", "Opaque", "PathError",
     "RefusedError", "RenameError", "RestoreError", "RestoreReport", "RunError", "ScanReport", "Size", "StateDict",
     "StateDictError", "StatsReport", "Storage", "Summary", "TensorStats",
     "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",

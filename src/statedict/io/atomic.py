@@ -63,7 +63,7 @@ def publish(
         raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
     try:
         try:
-            write(FileSink(fd, temporary, executor))
+            write(FileSink(fd, temporary, executor, fsync))
             if mode is not None:
                 os.fchmod(fd, mode)
             if fsync:
@@ -206,6 +206,33 @@ def exchange(one: str, other: str) -> bool:
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(number, os.strerror(number), one)
+
+
+def put_in_place(folder: str, target: str, old: str) -> str:
+    """Give a folder the name of another one.
+
+    Returns:
+        Where that other one is now: at `folder`, or at `old` where names cannot be exchanged. Whoever finds it there,
+        and nothing at `target`, gives it its name back.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    if exchange(folder, target):
+        return folder
+    os.rename(target, old)
+    os.rename(folder, target)
+    return old
+
+
+def discard(path: str) -> None:
+    """Remove a file or a folder as far as that is possible."""
+    if not os.path.isdir(path):
+        _remove(path, os.unlink)
+        return
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _exists(path: str) -> FileError:

@@ -15,6 +15,7 @@ from itertools import chain
 from statedict.io.blocks import PIECE, Sums, blocks, summed, sums_of
 from statedict.io.parallel import BATCH, BATCH_ITEMS, REMOTE_WORKERS, WORKERS, batches, check_spawned, parallel
 from statedict.io.progress import meter
+from statedict.io.writeback import write_back
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ class Part:
 
 
 def transfer(
-    fd: int, parts: Iterable[Part], *, crc: bool = False, path: str = "", executor: Executor | None = None
+    fd: int,
+    parts: Iterable[Part],
+    *,
+    crc: bool = False,
+    path: str = "",
+    executor: Executor | None = None,
+    durable: bool = False,
 ) -> list[Sums]:
     """Write each part at its offset in a file and return its sums, in order.
 
@@ -62,6 +69,7 @@ def transfer(
         crc: also compute CRC-32 (0 otherwise); the digest is always computed.
         path: the file's name, by which the workers of an executor open it.
         executor: what carries out the jobs; a few threads by default.
+        durable: fsync will follow, so the disk may begin at once.
 
     Raises:
         UnsupportedError: a source is far away, and the executor's workers are forks of this process.
@@ -70,7 +78,7 @@ def transfer(
     here = meter()
     if executor is None:
         parts, workers = _with_workers(parts)
-        for done in parallel(partial(_write_batch, fd, crc, here), batches(parts), workers=workers):
+        for done in parallel(partial(_write_batch, fd, crc, durable, here), batches(parts), workers=workers):
             sums += done
     else:
         parts = _reachable(parts, executor)
@@ -135,19 +143,19 @@ def _write_by_name(path: str, with_crc: bool, batch: list[Part]) -> tuple[list[S
     """What a worker elsewhere does: it opens the file, which has to be there under its name, and syncs its part."""
     fd = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        sums = _write_batch(fd, with_crc, meter(), batch)
+        sums = _write_batch(fd, with_crc, True, meter(), batch)
         os.fsync(fd)
     finally:
         os.close(fd)
     return sums, sum(part.size for part in batch)
 
 
-def _write_batch(fd: int, with_crc: bool, here: Meter, batch: list[Part]) -> list[Sums]:
+def _write_batch(fd: int, with_crc: bool, durable: bool, here: Meter, batch: list[Part]) -> list[Sums]:
     from xxhash import xxh3_128_hexdigest
     from zlib_ng.zlib_ng import crc32
 
     if len(batch) == 1 and batch[0].size > BATCH:
-        return [_write_large(fd, with_crc, here, batch[0])]
+        return [_write_large(fd, with_crc, durable, here, batch[0])]
     sums: list[Sums] = []
     base = batch[0].offset - len(batch[0].head)
     out = bytearray()
@@ -163,15 +171,19 @@ def _write_batch(fd: int, with_crc: bool, here: Meter, batch: list[Part]) -> lis
             out += part.tail(crc, part.size)
         sums.append(Sums(crc, xxh3_128_hexdigest(data)))
     write_at(fd, base, out)
+    if durable:
+        write_back(fd, base, len(out))
     here.advance(sum(part.size for part in batch))
     return sums
 
 
-def _write_large(fd: int, with_crc: bool, here: Meter, part: Part) -> Sums:
+def _write_large(fd: int, with_crc: bool, durable: bool, here: Meter, part: Part) -> Sums:
     ahead = part.offset - part.start
 
     def write(at: int, block: Block) -> None:
         write_at(fd, ahead + at, block)
+        if durable:
+            write_back(fd, ahead + at, len(block))
         here.advance(len(block))
 
     if part.head:

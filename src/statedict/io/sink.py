@@ -42,14 +42,15 @@ class FileSink:
         fd: its descriptor.
         path: its name; needed with an executor, whose workers open it themselves.
         executor: what carries out the writing, instead of a few threads.
+        durable: fsync will follow.
     """
 
-    __slots__ = ("executor", "fd", "path")
+    __slots__ = ("durable", "executor", "fd", "path")
 
     in_order = False
 
-    def __init__(self, fd: int, path: str = "", executor: Executor | None = None) -> None:
-        self.fd, self.path, self.executor = fd, path, executor
+    def __init__(self, fd: int, path: str = "", executor: Executor | None = None, durable: bool = False) -> None:
+        self.fd, self.path, self.executor, self.durable = fd, path, executor, durable
 
     def reserve(self, nbytes: int) -> None:
         """So many bytes will come; raise OSError if the disk has no room for them."""
@@ -58,7 +59,7 @@ class FileSink:
 
     def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
         """Write parts at their offsets and return their sums."""
-        return transfer(self.fd, parts, crc=crc, path=self.path, executor=self.executor)
+        return transfer(self.fd, parts, crc=crc, path=self.path, executor=self.executor, durable=self.durable)
 
     def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
         """Write the parts, then what a function makes of their sums at byte 0."""

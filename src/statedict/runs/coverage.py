@@ -21,21 +21,20 @@ def covered(tree: Any) -> tuple[Any, tuple[str, ...]]:
     return kept, tuple(left)
 
 
-def put_back(kept: Any, tree: Any) -> None:
-    """Plain values that were restored into what `covered` keeps, put into the tree that it was made of."""
-    if type(tree) is dict:
+def put_back(tree: Any, kept: Any) -> None:
+    """What was restored into the part of a tree that can be captured, in the tree itself."""
+    if kept is not tree and type(kept) is dict:
         for key, child in kept.items():
-            if type(child) is dict:
-                put_back(child, tree[key])
-            else:
+            put_back(tree[key], child)
+            if type(tree[key]) is not dict:
                 tree[key] = child
 
 
 def _kept(node: Any, path: str, left: list[str]) -> Any:
-    """A dict without the loaders in it."""
+    """A dict without the loaders in it; itself if there are none."""
     if type(node) is not dict:
         return node
-    kept = {}
+    kept, before = {}, len(left)
     for key, child in node.items():
         full = join(path, key)
         if _without_state(child):
@@ -44,7 +43,7 @@ def _kept(node: Any, path: str, left: list[str]) -> Any:
             left.append(f"{what}; its position is lost, see docs/runs.md")
         else:
             kept[key] = _kept(child, full, left)
-    return kept
+    return kept if len(left) > before else node
 
 
 def _without_state(value: Any) -> bool:

@@ -52,6 +52,8 @@ class Directory:
         """Step → what its files were like when it was found to be sound."""
         self._untidy = False
         """Whether something failed here that may have left a part."""
+        self._brief: dict[int, tuple[bytes, Manifest]] = {}
+        """Step → its marker and its manifest without the entries, for what looks at all steps again and again."""
 
     def __str__(self) -> str:
         return shown(self.path)
@@ -84,7 +86,7 @@ class Directory:
     def torn(self) -> list[int]:
         """Steps on a disk that have lost a part without which they do not count; an object store has such by nature."""
         steps = [] if self.remote else [int(name) for name in self._names() if _is_step(name)]
-        return [step for step in steps if not self.committed(step) and self._unfinished(str(step))]
+        return [step for step in steps if not self.committed(step) and self._ours(self.folder(step))]
 
     def committed(self, step: int) -> bool:
         """Whether a step is."""
@@ -115,12 +117,24 @@ class Directory:
             raise CorruptFileError(f"{shown(folder)}: its manifest is that of step {found.step}; rename the directory")
         return found
 
+    def brief(self, step: int) -> Manifest:
+        """The manifest without its entries; read once as long as the marker stays what it is.
+
+        Raises:
+            CorruptFileError: it is damaged.
+            FileError: it cannot be read.
+        """
+        marker = _read(joined(self.folder(step), MARKER))
+        if self._brief.get(step, (b"",))[0] != marker:
+            self._brief[step] = marker, replace(self.manifest(step), entries=())
+        return self._brief[step][1]
+
     def manifests(self) -> list[Manifest]:
-        """Those that can be read, in the order of their steps."""
+        """Those that can be read, without their entries, in the order of their steps."""
         found = []
         for step in self.steps():
             try:
-                found.append(self.manifest(step))
+                found.append(self.brief(step))
             except (FormatError, FileError):
                 pass
         return found
@@ -142,20 +156,20 @@ class Directory:
             manifest = self.manifest(step)
             if level == "off":
                 return None
-            signature = self._signature(step, manifest)
-            if self._sound.get(step) == signature:
-                return None
             for name, size in manifest.files.items():
                 path = joined(self.folder(step), name)
                 if open_source(path).size != size:
                     return f"{shown(path)}: has not the {size:,} bytes that were committed"
+            signature = self._signature(step, manifest)
+            if self._sound.get(step) == signature:
+                return None
             file = self.data(step)
             if entries(file) != manifest.entries:
                 return f"{shown(file)}: is not the file that was committed; its digests are others"
             report = verify(file, quick=level == "quick")
             if report.problems:
                 return f"{report.file}: {report.problems[0]}"
-        except (FormatError, FileError) as error:
+        except (FormatError, OSError) as error:
             return str(error)
         if level == "full":
             self._sound[step] = signature
@@ -223,6 +237,10 @@ class Directory:
     def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
         """Write beside a checkpoint of that step, if there is one, and put the new one in its place."""
         folder = self.folder(step)
+        if not dry_run and os.path.lexists(folder) and not self._ours(folder):
+            raise RunError(
+                f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
+            )
         try:
             if self._untidy:
                 self.clean()
@@ -233,23 +251,14 @@ class Directory:
                 return
             place = self._hidden(step, "new")
             atomic.publish_folder(place, files)
-            before = place if dry_run else self._exchanged(step, place)
+            before = place if dry_run else atomic.put_in_place(place, folder, self._hidden(step, "old"))
             atomic.sync_directory(self.path)
-            _discard(before)
+            atomic.discard(before)
             self._untidy = os.path.lexists(before)
         except OSError as error:
             if isinstance(error, FileError):
                 raise
             raise file_error(folder, "cannot commit the checkpoint", error) from error
-
-    def _exchanged(self, step: int, place: str) -> str:
-        """Put a folder in the place of a checkpoint, and return where that is now."""
-        folder, old = self.folder(step), self._hidden(step, "old")
-        if atomic.exchange(place, folder):
-            return place
-        os.rename(folder, old)  # whoever finds only this gives it its name back
-        os.rename(place, folder)
-        return old
 
     def _upload(
         self, folder: str, files: dict[str, Callable[[Any], None]], made: list[Manifest], dry_run: bool
@@ -274,6 +283,7 @@ class Directory:
     def remove(self, step: int) -> None:
         """Take a checkpoint away; from then on it is not committed, whatever happens meanwhile."""
         self._sound.pop(step, None)
+        self._brief.pop(step, None)
         folder = self.folder(step)
         if self.remote:
             names = names_in(folder) or []
@@ -289,17 +299,19 @@ class Directory:
         self._untidy = untidy
 
     def leftovers(self) -> list[str]:
-        """What processes that died have left: neither committed nor in use, where nobody else writes."""
+        """What processes that died have left: what is hidden, and objects without a marker; if nobody else writes."""
         names = self._names()
-        unfinished = [name for name in names if name.isdecimal() and self._unfinished(name)]
         needed = {match[0] for match in map(_OLD.fullmatch, names) if match and match[1] not in names}
-        found = {*filter(_LEFTOVER.fullmatch, names), *unfinished} - needed
-        return [joined(self.path, name) for name in sorted(found)]
+        found = [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name) and name not in needed]
+        if self.remote:
+            begun = [joined(self.path, name) for name in names if name.isdecimal() and not self.committed(int(name))]
+            found += [folder for folder in begun if self._ours(folder)]
+        return found
 
-    def _unfinished(self, name: str) -> bool:
-        """Whether a folder holds a part of a checkpoint, and nothing that others may have put there."""
-        inside = {*(names_in(joined(self.path, name)) or (".",))}
-        return not {NAME, MARKER} <= inside and inside <= {*DATA.values(), NAME, MARKER}
+    def _ours(self, folder: str) -> bool:
+        """Whether nothing is in a folder but what a checkpoint is made of."""
+        names = names_in(folder)
+        return names is not None and {*names} <= {NAME, MARKER, *DATA.values()}
 
     def clean(self) -> list[str]:
         """Remove the leftovers; only who holds the lock may."""
@@ -311,7 +323,7 @@ class Directory:
             if self.remote:
                 _remove_objects(path, names_in(path) or [])
             else:
-                _discard(path)
+                atomic.discard(path)
         self._untidy = not self.remote and any(map(os.path.lexists, found))
         return found
 
@@ -359,17 +371,6 @@ def _entries(file: str) -> Iterator[Entry]:
         if isinstance(item, Check):
             for path, tensor in item.tensors:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
-
-
-def _discard(path: str) -> None:
-    """Remove a file or a folder; what cannot be is left over, and removed another time."""
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 def _is_step(name: str) -> bool:

@@ -46,14 +46,23 @@ class Lock:
             self._lock()
         _held.add(self._key)
 
-    def holds(self) -> bool:
-        """Whether it still is what others ask for: not if the file, or its directory, was removed or replaced."""
-        if self._fd < 0:
-            return True
+    def renew(self) -> None:
+        """Take it anew if its file was removed or replaced: others would be given it.
+
+        Raises:
+            RunError: another process has been given it.
+        """
+        held = self._fd
         try:
-            return os.path.samestat(os.stat(self._name), os.fstat(self._fd))
+            if held < 0 or os.path.samestat(os.stat(self._name), os.fstat(held)):
+                return
         except OSError:
-            return False
+            pass
+        try:
+            self._lock()
+        except FileError:  # whoever writes there now is told why
+            return
+        os.close(held)
 
     def release(self) -> None:
         """Give it back."""

@@ -213,10 +213,7 @@ class CheckpointManager:
         if self._lock is None:
             self._begin(step)
             return
-        if not self._lock.holds():
-            self._lock.release()
-            self._lock = None
-            self._lock = self._locked()
+        self._lock.renew()
         if not overwrite and self._files.committed(step) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
 
@@ -317,7 +314,7 @@ class CheckpointManager:
         Raises:
             FileError: there is no such step.
         """
-        return dict(self._files.manifest(self._there(step)).metrics)
+        return dict(self._files.brief(self._there(step)).metrics)
 
     def load(self, step: int | None = None) -> StateDict:
         """A checkpoint's tree, lazily; the newest sound one by default.
@@ -349,7 +346,7 @@ class CheckpointManager:
         chosen = self._chosen(step)
         kept, _ = covered(tree)
         report = restore(kept, load(self._files.data(chosen)), **options)
-        put_back(kept, tree)
+        put_back(tree, kept)
         return replace(report, step=chosen)
 
     def _chosen(self, step: int | None) -> int:

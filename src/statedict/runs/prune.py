@@ -52,7 +52,7 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
     kept: dict[int, str] = {}
     for step in directory.steps():
         try:
-            manifests.append(directory.manifest(step))
+            manifests.append(directory.brief(step))
         except (FormatError, FileError) as error:
             kept[step] = f"damaged: {error}"
     for policy in _parts(keep):
@@ -60,7 +60,8 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
             kept.setdefault(step, str(policy))
     if keep is None:
         kept |= {one.step: "all are kept" for one in manifests}
-    kept |= {one.step: "pinned" for one in manifests if one.step in directory.pins()}
+    pins = directory.pins()
+    kept |= {one.step: "pinned" for one in manifests if one.step in pins}
     for step in needed & {one.step for one in manifests}:
         kept.setdefault(step, "the newest")
     if not needed:

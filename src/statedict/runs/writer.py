@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from statedict import __version__
+from statedict.checks import tensors_of
 from statedict.errors import CorruptFileError, FileError, file_error
 from statedict.reports import verify
 from statedict.runs.directory import Directory
@@ -74,19 +75,21 @@ class Writer:
             remove(self._files, plan(self._files, self._keep, {step}))
 
     def rehearse(self, root: Any, manifest: Manifest) -> None:
-        """Write a checkpoint, take it away, and see whether the disk has room for as many as there will be.
+        """See whether the disk has room for as many checkpoints as there will be; write one, and take it away.
 
         Raises:
-            FileError: the disk refuses, or is too small.
+            FileError: the disk is too small, or refuses.
         """
         commit = partial(self._files.commit, root, manifest, self._format, dry_run=True)
         try:
-            nbytes = tried(commit, self._retries, "a checkpoint could not be saved for a try").nbytes
-            if self._files.remote:
-                return
-            found = os.statvfs(self._files.path)
+            if not self._files.remote:
+                self._check_room(sum({id(t.storage): t.nbytes for _, t in tensors_of(root)}.values()))
+            tried(commit, self._retries, "a checkpoint could not be saved for a try")
         except OSError as error:
-            raise _failed("a checkpoint cannot be saved here, no step would be", error) from error
+            raise _failed("no step could be saved here", error) from error
+
+    def _check_room(self, nbytes: int) -> None:
+        found = os.statvfs(self._files.path)
         most = getattr(self._keep, "n", 1) + 1
         missing = max(most - len(self._files.steps()), 1) * nbytes - found.f_bavail * found.f_frsize
         if missing > 0:
