@@ -40,13 +40,14 @@ def main() -> int:
 
 
 def _in_the_shim(options: argparse.Namespace) -> int:
-    import torch  # once, before the processes fork
-
     from faults import matrix
 
-    torch.set_num_threads(1)
     if options.without:
-        matrix.sabotaged(options.without)
+        matrix.SABOTAGE[options.without]()
+    else:
+        import torch  # once, before the processes fork
+
+        torch.set_num_threads(1)
     scores = {}
     for name, score in matrix.run(options.rows, options.points, options.seed, options.jobs):
         scores[name] = score

@@ -5,46 +5,40 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from faults.calls import directory
-from faults.work import JOBS, FaultError, Manager, Mode, go_on, look, tree
+from faults.work import JOBS, FaultError, Job, Manager, Mode, go_on, look, tree
 from statedict.errors import CorruptFileError, MissingFileError
 
 REST = next(job for job in JOBS if job.name == "`prune`")  # steps 1, 2 and 3, and no process
-Damage = Callable[[Path, int], bool]
+Damage = Callable[[Path, int], object]
 
 
-def flip(file: Path, at: int) -> bool:
+def flip(file: Path, at: int) -> None:
     """One bit of a byte."""
     data = bytearray(file.read_bytes())
-    if at >= len(data):
-        return False
     data[at] ^= 1 << at % 8
     file.write_bytes(data)
-    return True
 
 
-def cut(file: Path, at: int) -> bool:
+def cut(file: Path, at: int) -> None:
     """The file ends there."""
-    data = file.read_bytes()
-    file.write_bytes(data[:at])
-    return at < len(data)
+    file.write_bytes(file.read_bytes()[:at])
 
 
-def grow(file: Path, at: int) -> bool:
+def grow(file: Path, at: int) -> None:
     """So many bytes more."""
     file.write_bytes(file.read_bytes() + bytes(at))
-    return at > 0
 
 
-def delete(file: Path, at: int) -> bool:
+def delete(file: Path, at: int) -> None:
     """The file is gone, or all of them are."""
     if at:
         shutil.rmtree(file.parent)
     else:
         file.unlink()
-    return at < 2
 
 
 DAMAGES: dict[str, Damage] = {
@@ -53,6 +47,7 @@ DAMAGES: dict[str, Damage] = {
     "a file has grown": grow,
     "a file or its directory is deleted": delete,
 }
+EVERY_BYTE = ("a bit of a byte is flipped",)  # of the newest; elsewhere every eighth
 MORE = (1, 7, 512, 4096)
 
 
@@ -63,10 +58,8 @@ def places(name: str, mode: Mode) -> list[tuple[int, str, int]]:
         found: list[tuple[int, str, int]] = []
         for file in files:
             size = file.stat().st_size
-            where = {
-                "a file has grown": MORE,
-                "a file or its directory is deleted": (0, 1),
-            }.get(name, range(size))
+            few = {"a file has grown": MORE, "a file or its directory is deleted": (0, 1)}
+            where = few.get(name, range(0, size, 1 if name in EVERY_BYTE and file.parent.name == "3" else 8))
             found += [(int(file.parent.name), file.name, at) for at in where]
     return found
 
@@ -115,8 +108,6 @@ def _restores(manager: Manager, step: int) -> bool:
     return True
 
 
-def _without(step: int) -> object:
-    from dataclasses import replace
-
+def _without(step: int) -> Job:
     newest = 2 if step == 3 else 3
     return replace(REST, latest=((newest, newest),), damaged=(step,))

@@ -137,7 +137,7 @@ _points: list[tuple[str, Point]] = []
 
 def _try(n: int) -> tuple[str, str]:
     try:
-        return _points[n][1]() or "held", ""
+        return _points[n][1](), ""
     except FaultError as error:
         return "broken", str(error)
     except Exception as error:
@@ -153,11 +153,6 @@ def table(scores: dict[str, Score]) -> str:
     together = sum(score.points for score in scores.values())
     lines.append(f"| together | {together:,} | | {sum(len(score.broken) for score in scores.values())} |")
     return "\n".join(lines)
-
-
-def sabotaged(name: str) -> None:
-    """Take away what a guarantee rests on, to see that the harness notices."""
-    SABOTAGE[name]()
 
 
 def _no_sync_of_files() -> None:
@@ -177,7 +172,7 @@ def _no_digests() -> None:
     Directory.damage = lambda self, step, level="full": None  # type: ignore[method-assign]
 
 
-SABOTAGE = {
+SABOTAGE = {  # what takes away a thing on which a guarantee rests, to see that the harness notices
     "files": _no_sync_of_files,
     "folders": _no_sync_of_folders,
     "digests": _no_digests,

@@ -218,16 +218,18 @@ def go_on(folder: Path, job: Job, mode: Mode, manager: Manager | None = None) ->
         if manager.latest() != step:
             raise FaultError(f"step {step} was saved afterwards, and the newest is {manager.latest()}")
         _seed_of(folder, step, {step}, mode)
-        tidy(folder)
+        tidy(folder, job.damaged)
 
 
-def tidy(folder: Path) -> None:
+def tidy(folder: Path, damaged: tuple[int, ...] = ()) -> None:
     """Nothing is there but checkpoints, pins and the lock."""
     for name in sorted(os.listdir(folder)):
         if name in (".lock", "pins.json"):
             continue
         if not name.isdecimal():
             raise FaultError(f"{name} is left over")
+        if int(name) in damaged:
+            continue
         inside = {*os.listdir(folder / name)}
         if inside - {*DATA.values()} != {NAME, MARKER} or len(inside) != 3:
             raise FaultError(f"step {name} holds {sorted(inside)}")
