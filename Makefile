@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # statedict's own modules are compiled once, so that every command starts fast
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test weights lint types fuzz bench clean
+.PHONY: demo test weights lint types fuzz faults bench clean
 
 demo: $(VENV)/.core
 	@$(BIN)/statedict demo
@@ -25,6 +25,9 @@ types: $(VENV)/.test
 
 fuzz: $(VENV)/.test
 	$(BIN)/python -m fuzz --jobs 2
+
+faults: $(VENV)/.test
+	$(BIN)/python -m faults --jobs 2 --write
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks

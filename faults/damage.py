@@ -47,7 +47,7 @@ DAMAGES: dict[str, Damage] = {
     "a file has grown": grow,
     "a file or its directory is deleted": delete,
 }
-EVERY_BYTE = ("a bit of a byte is flipped",)  # of the newest; elsewhere every eighth
+EVERY_BYTE = ("a bit of a byte is flipped",)  # of the newest; elsewhere every sixteenth
 MORE = (1, 7, 512, 4096)
 
 
@@ -59,7 +59,7 @@ def places(name: str, mode: Mode) -> list[tuple[int, str, int]]:
         for file in files:
             size = file.stat().st_size
             few = {"a file has grown": MORE, "a file or its directory is deleted": (0, 1)}
-            where = few.get(name, range(0, size, 1 if name in EVERY_BYTE and file.parent.name == "3" else 8))
+            where = few.get(name, range(0, size, 1 if name in EVERY_BYTE and file.parent.name == "3" else 16))
             found += [(int(file.parent.name), file.name, at) for at in where]
     return found
 

@@ -22,6 +22,8 @@ BY_DAMAGE = tuple(damage.DAMAGES)
 POWER = "loss of power after each call"
 REPLACES = [job for job in JOBS if "over" in job.name or "anew" in job.name]
 
+SPARSE = 5  # of the calls that write much data every fifth
+
 Point = Callable[[], str]
 
 
@@ -76,7 +78,7 @@ def _all() -> Iterator[tuple[str, Callable[[], Iterator[tuple[str, Point]]]]]:
 
 def _at_calls(fault: Fault) -> Iterator[tuple[str, Point]]:
     for job, mode in pairs():
-        for n in range(1, calls.count(job, mode, fault) + 1):
+        for n in range(1, calls.count(job, mode, fault) + 1, SPARSE if mode.large else 1):
             yield f"{job.name}, {mode}, call {n}", partial(calls.try_out, job, mode, fault, n)
 
 
