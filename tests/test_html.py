@@ -26,6 +26,7 @@ from statedict.ops.report import Change, EditReport
 from statedict.ops.scan import Finding, ScanReport
 from statedict.ops.stats import GroupStats
 from statedict.ops.verify import Nonfinite, VerifyReport
+from statedict.runs.prune import Pruned
 
 from .pages import parsed
 
@@ -100,10 +101,15 @@ def edit() -> Any:
     return EditReport((Change(HOSTILE, every, every, every),) * COUNT, (COUNT, COUNT), (0, 0), False)
 
 
+def pruned() -> Any:
+    return Pruned(dict.fromkeys(range(COUNT), HOSTILE), tuple(range(COUNT)), COUNT)
+
+
 SUBJECTS: dict[type, Callable[[], Any]] = {
     statedict.Diff: diff,
     EditReport: edit,
     GroupStats: group_stats,
+    Pruned: pruned,
     RestoreReport: restore,
     ScanReport: scan,
     statedict.StateDict: tree,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
 import pytest
 
 from statedict import CheckpointManager
-from statedict.errors import FileError, RunError
+from statedict.errors import FileError
 from statedict.io import atomic
 from statedict.runs.directory import Directory
-from statedict.runs.lock import Lock
 
 
 def tree(value: float) -> dict[str, object]:
@@ -106,13 +107,14 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(run: Path) -> None:
     assert os.stat(run / ".lock").st_ino != before
 
 
-def test_a_lock_holds_where_its_owner_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_holds_where_its_owner_cannot_be_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
-    lock = Lock(str(tmp_path))
-    monkeypatch.undo()
-    with pytest.raises(RunError, match="another manager of this process"):
-        Lock(str(tmp_path))
-    lock.release()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "ftruncate", full)
+        manager = go_on(run)
+    code = f"import statedict; statedict.CheckpointManager({str(run)!r}, existing='continue').save(9, {{}})"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "another process writes into this directory" in other.stderr
+    manager.close()

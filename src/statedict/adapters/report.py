@@ -75,6 +75,7 @@ class RestoreReport(Shown):
         """All of it, ready for `json.dumps`."""
         return {
             "written": self.written,
+            "step": self.step,
             "notes": list(self.notes),
             "hints": list(self.hints),
             "counts": self.counts(),

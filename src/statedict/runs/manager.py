@@ -16,7 +16,7 @@ from typing import Any
 
 from statedict.adapters.collect import collect, copied
 from statedict.adapters.report import RestoreReport
-from statedict.api import load, restore, rooted
+from statedict.api import bare, load, restore, rooted
 from statedict.collector import Paused
 from statedict.errors import CorruptFileError, MissingFileError, RunError
 from statedict.io.urls import named
@@ -195,7 +195,7 @@ class CheckpointManager:
             return False
         try:
             with Paused():
-                state = rooted(copied(collect(tree), room))
+                state = bare(copied(collect(tree), room))
         except BaseException:
             background.give_back(room)
             raise
@@ -210,7 +210,7 @@ class CheckpointManager:
 
     def _admit(self, step: int, overwrite: bool) -> None:
         """Refuse a step that is there, and another run's directory; lock it and clean it."""
-        if self._lock is None:
+        if self._lock is None or not self._lock.held:
             self._begin(step)
             return
         self._lock.renew()
@@ -240,10 +240,12 @@ class CheckpointManager:
         except BaseException:
             lock.release()
             raise
-        self._lock = lock
+        self._lock, self._known = lock, True
 
     def _locked(self) -> Lock:
-        return tried(partial(Lock, self._files.path), self._retries, "the directory could not be locked")
+        return tried(
+            partial(Lock, self._files.path, self._messages.wait), self._retries, "the directory could not be locked"
+        )
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)
@@ -446,7 +448,7 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, value in metrics.items():
         try:
-            found[str(name)] = float(value)
-        except (TypeError, ValueError):
+            found[str(name)] = float(value.item() if hasattr(value, "item") else value)
+        except (TypeError, ValueError, RuntimeError):
             raise RunError(f"metrics[{name!r}]={value!r:.40}: expected a number") from None
     return found

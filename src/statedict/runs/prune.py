@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import FileError, FormatError
+from statedict.html import Shown, fold, listing, page, table
 from statedict.runs.directory import Directory
 from statedict.runs.keep import AnyPolicy, Policy
 from statedict.runs.manifest import Manifest
 
+_SHORT = 30
+
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(Shown):
     """What stays of a run and what goes.
 
     Attributes:
@@ -31,10 +34,21 @@ class Pruned:
         return {"kept": kept, "removed": list(self.removed), "bytes": self.nbytes}
 
     def __str__(self) -> str:
-        lines = [f"{len(self.removed):,} removed, {self.nbytes:,} bytes; {len(self.kept):,} stay"]
+        lines = [self.headline()]
         lines += [f"  removed {step}" for step in self.removed]
         lines += [f"  {step} stays: {why}" for step, why in self.kept.items()]
         return "\n".join(lines)
+
+    def headline(self) -> str:
+        """How many of how many go."""
+        return f"{len(self.removed):,} removed, {self.nbytes:,} bytes; {len(self.kept):,} stay"
+
+    def _repr_html_(self) -> str:
+        return page(
+            self.headline(),
+            fold("removed", listing(self.removed), len(self.removed) <= _SHORT),
+            fold("stay", table(("step", "why"), [*self.kept.items()], lambda row: row), len(self.kept) <= _SHORT),
+        )
 
 
 def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
