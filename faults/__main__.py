@@ -44,10 +44,6 @@ def _in_the_shim(options: argparse.Namespace) -> int:
 
     if options.without:
         matrix.SABOTAGE[options.without]()
-    else:
-        import torch  # once, before the processes fork
-
-        torch.set_num_threads(1)
     scores = {}
     for name, score in matrix.run(options.rows, options.points, options.seed, options.jobs):
         scores[name] = score

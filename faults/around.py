@@ -226,6 +226,9 @@ ROWS: dict[str, tuple[Callable[[Mode, Any], str | None], tuple[Any, ...]]] = {
 }
 
 
+HEAVY = tuple(name for name, (work, _) in ROWS.items() if work in (room, mounted))
+
+
 def try_out(name: str, mode: Mode, value: object) -> str:
     """Carry out a row in a process of its own; "held".
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,22 +23,35 @@ BY_DAMAGE = tuple(damage.DAMAGES)
 POWER = "loss of power after each call"
 REPLACES = [job for job in JOBS if "over" in job.name or "anew" in job.name]
 
-SPARSE = 5  # of the calls that write much data every fifth
-
-Point = Callable[[], str]
+SHARES = 10  # so many calls of those that write much data
 
 
-@dataclass
+@dataclass(frozen=True)
+class Point:
+    """One thing to try.
+
+    Attributes:
+        name: what it is.
+        work: tries it.
+        heavy: whether that needs torch.
+    """
+
+    name: str
+    work: Callable[[], str]
+    heavy: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
     """A kind of fault.
 
     Attributes:
         name: of the fault.
-        points: what is to be tried, each with its name.
+        points: what is to be tried.
     """
 
     name: str
-    points: list[tuple[str, Point]] = field(default_factory=list)
+    points: list[Point]
 
 
 @dataclass
@@ -47,6 +61,14 @@ class Score:
     points: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     broken: dict[str, str] = field(default_factory=dict)
+
+    def count(self, name: str, outcome: str, why: str) -> None:
+        """What became of a point; of a loss of power, of how many directories."""
+        number, _, _ = outcome.partition(" ")
+        self.points += int(number) if number.isdigit() else 1
+        self.outcomes["held" if number.isdigit() else outcome] += 1
+        if why:
+            self.broken[name] = why
 
 
 def pairs() -> Iterator[tuple[Job, Mode]]:
@@ -66,7 +88,7 @@ def rows(chosen: list[str]) -> Iterator[Row]:
             yield Row(name, list(points()))
 
 
-def _all() -> Iterator[tuple[str, Callable[[], Iterator[tuple[str, Point]]]]]:
+def _all() -> Iterator[tuple[str, Callable[[], Iterator[Point]]]]:
     for fault in FAULTS:
         yield fault.name, partial(_at_calls, fault)
     yield POWER, _at_power
@@ -76,34 +98,43 @@ def _all() -> Iterator[tuple[str, Callable[[], Iterator[tuple[str, Point]]]]]:
         yield name, partial(_around, name, values)
 
 
-def _at_calls(fault: Fault) -> Iterator[tuple[str, Point]]:
+def _at_calls(fault: Fault) -> Iterator[Point]:
     for job, mode in pairs():
-        for n in range(1, calls.count(job, mode, fault) + 1, SPARSE if mode.large else 1):
-            yield f"{job.name}, {mode}, call {n}", partial(calls.try_out, job, mode, fault, n)
+        if mode.large:
+            for n in range(SHARES):
+                yield Point(f"{job.name}, {mode}, {n}/{SHARES}", partial(_share, job, mode, fault, n), True)
+            continue
+        for n in range(1, calls.count(job, mode, fault) + 1):
+            yield Point(f"{job.name}, {mode}, call {n}", partial(calls.try_out, job, mode, fault, n))
 
 
-def _at_power() -> Iterator[tuple[str, Point]]:
+def _share(job: Job, mode: Mode, fault: Fault, n: int) -> str:
+    return calls.try_out(job, mode, fault, 1 + n * calls.count(job, mode, fault) // SHARES)
+
+
+def _at_power() -> Iterator[Point]:
     for job, mode in pairs():
         if not mode.large:
-            yield f"{job.name}, {mode}", partial(_states, job, mode)
+            yield Point(f"{job.name}, {mode}", partial(_states, job, mode))
 
 
 def _states(job: Job, mode: Mode) -> str:
     return f"{power.try_out(job, mode)} directories"
 
 
-def _at_rest(name: str) -> Iterator[tuple[str, Point]]:
+def _at_rest(name: str) -> Iterator[Point]:
     for mode in (MODES[0], MODES[2]):
         for place in damage.places(name, mode):
-            yield f"{mode}, step {place[0]}, {place[1]}, {place[2]}", partial(damage.try_out, name, mode, *place)
+            step, file, at = place
+            yield Point(f"{mode}, step {step}, {file}, {at}", partial(damage.try_out, name, mode, *place))
 
 
-def _around(name: str, values: tuple[object, ...]) -> Iterator[tuple[str, Point]]:
+def _around(name: str, values: tuple[object, ...]) -> Iterator[Point]:
     for mode, value in itertools.product((MODES[0], MODES[3]), values):
-        yield f"{mode}, {value}", partial(around.try_out, name, mode, value)
+        yield Point(f"{mode}, {value}", partial(around.try_out, name, mode, value), name in around.HEAVY)
 
 
-def spread(points: list[tuple[str, Point]], most: int, seed: str) -> list[tuple[str, Point]]:
+def spread(points: list[Point], most: int, seed: str) -> list[Point]:
     """At most so many of a row's points, spread over it; which ones depends on the seed."""
     if len(points) <= most:
         return points
@@ -113,37 +144,45 @@ def spread(points: list[tuple[str, Point]], most: int, seed: str) -> list[tuple[
 
 def run(chosen: list[str], most: int, seed: str, jobs: int) -> Iterator[tuple[str, Score]]:
     """Carry out rows; yields each with its score once it is done."""
-    global _points
     folder = tempfile.mkdtemp(dir=calls.MEMORY, prefix="faults-")
     calls.TEMPLATES.append(folder)
     try:
         found = [(row.name, spread(row.points, most, seed + row.name)) for row in rows(chosen)]
-        _points = [point for _, points in found for point in points]
-        with multiprocessing.get_context("fork").Pool(jobs) as pool:
-            results = pool.imap(_try, range(len(_points)), chunksize=1 if most < 100 else 8)
+        _points.extend(point for _, points in found for point in points)
+        heavy = [point.heavy for point in _points]
+        context = multiprocessing.get_context("fork")
+        with ExitStack() as stack:
+            light = stack.enter_context(context.Pool(jobs))
+            few = light.imap(_try, [n for n, torch in enumerate(heavy) if not torch], chunksize=4)
+            if any(heavy):
+                _import_torch()
+                many = stack.enter_context(context.Pool(1)).imap(_try, [n for n, torch in enumerate(heavy) if torch])
             for name, points in found:
                 score = Score()
-                for what, _ in points:
-                    outcome, why = next(results)
-                    score.points += int(outcome.split()[0]) if outcome[:1].isdigit() else 1
-                    score.outcomes["held" if outcome[:1].isdigit() else outcome] += 1
-                    if why:
-                        score.broken[what] = why
+                for point in points:
+                    score.count(point.name, *next(many if point.heavy else few))
                 yield name, score
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_points: list[tuple[str, Point]] = []
+_points: list[Point] = []
 
 
 def _try(n: int) -> tuple[str, str]:
     try:
-        return _points[n][1](), ""
+        return _points[n].work(), ""
     except FaultError as error:
         return "broken", str(error)
     except Exception as error:
         return "broken", f"the harness itself: {type(error).__name__}: {error}"
+
+
+def _import_torch() -> None:
+    """Once, before processes fork; those that do not need it are there by now, for with it a fork takes long."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def table(scores: dict[str, Score]) -> str:

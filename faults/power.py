@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain, combinations
 from pathlib import Path
 
-from faults.calls import recorded, scratch
+from faults.calls import directory, recorded, scratch
 from faults.shim import Call
 from faults.work import FaultError, Job, Mode, go_on, look
 
@@ -88,8 +88,6 @@ def _hold(folder: Path, job: Job, mode: Mode, done: bool) -> None:
 
 def _begun(job: Job, mode: Mode) -> Folder:
     """The directory before the calls that were recorded, durable."""
-    from faults.calls import directory
-
     with directory(job, mode) as folder:
         if job.begin is not None:
             manager = job.manager(folder, mode)
