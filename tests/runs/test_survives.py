@@ -6,7 +6,9 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -15,6 +17,7 @@ from statedict import CheckpointManager
 from statedict.errors import FileError
 from statedict.io import atomic
 from statedict.runs.directory import Directory
+from statedict.runs.manifest import Manifest
 
 
 def tree(value: float) -> dict[str, object]:
@@ -83,6 +86,20 @@ def test_pruning_that_fails_says_that_the_step_is_saved(run: Path, monkeypatch: 
     with pytest.raises(FileError, match="step 4 is saved, and others could not be removed: Not a directory"):
         manager.save(4, tree(4))
     assert manager.latest() == 4
+
+
+def test_pruning_waits_for_what_is_being_saved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Directory.commit
+
+    def slow(self: Directory, *args: Any, **options: Any) -> Manifest:
+        time.sleep(0.3)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Directory, "commit", slow)
+    with CheckpointManager(run, existing="continue") as manager:
+        manager.save(4, tree(4))
+        manager.prune()
+        assert manager.steps() == [1, 2, 3, 4]
 
 
 def test_what_a_failed_save_has_left_goes_with_the_next(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -383,6 +383,8 @@ class CheckpointManager:
         """
         if dry_run:
             return plan(self._files, self._keep, set())
+        if self._background is not None:
+            self._background.wait()  # one at a time changes the directory
         return tried(self._prune, self._retries, "some could not be removed")
 
     def _prune(self) -> Pruned:
