@@ -90,7 +90,8 @@ def shell(tmp_path: Path) -> Path:
     programs.mkdir()
     for copy in (work / "checkpoint.pth", work / "examples" / "checkpoint.pth"):
         shutil.copy(ROOT / "examples" / "checkpoint.pth", copy)
-    shutil.copy(ROOT / "examples" / "nets.py", work)
+    for script in ("nets.py", "resume.py"):
+        shutil.copy(ROOT / "examples" / script, work)
     command = programs / "statedict"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m statedict "$@"\n')
     command.chmod(0o755)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from statedict.runs.keep import EveryNSeconds as EveryNSeconds
     from statedict.runs.keep import EveryNSteps as EveryNSteps
     from statedict.runs.keep import LatestN as LatestN
+    from statedict.runs.loader import ResumableLoader as ResumableLoader
     from statedict.runs.manager import CheckpointManager as CheckpointManager
     from statedict.runs.rng import rng as rng
     from statedict.tensor import LazyTensor as LazyTensor
@@ -101,6 +102,7 @@ _EXPORTS = {
     "RenameError": "errors",
     "RestoreError": "errors",
     "RestoreReport": "adapters.report",
+    "ResumableLoader": "runs.loader",
     "RunError": "errors",
     "ScanReport": "ops.scan",
     "Size": "values",

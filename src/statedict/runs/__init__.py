@@ -9,6 +9,7 @@
 | `keep.py`, `prune.py` | policies; what they leave of a run |
 | `writer.py`, `background.py` | a checkpoint on its way to the disk; what goes on while training does |
 | `coverage.py`, `rng.py` | what a tree does not capture; the generators that a process shares |
+| `loader.py` | a data loader that goes on in the middle of an epoch |
 | `preemption.py` | signals |
 """
 
@@ -18,4 +19,5 @@ from statedict.runs.keep import CustomSteps as CustomSteps
 from statedict.runs.keep import EveryNSeconds as EveryNSeconds
 from statedict.runs.keep import EveryNSteps as EveryNSteps
 from statedict.runs.keep import LatestN as LatestN
+from statedict.runs.loader import ResumableLoader as ResumableLoader
 from statedict.runs.manager import CheckpointManager as CheckpointManager
