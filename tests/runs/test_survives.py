@@ -71,6 +71,15 @@ def test_a_step_without_its_marker_is_passed_over_aloud(run: Path) -> None:
         assert manager.latest() == 2
 
 
+def test_a_step_with_an_empty_marker_is_damaged(run: Path) -> None:
+    (run / "3" / "COMMITTED").write_bytes(b"")
+    manager = CheckpointManager(run, keep=1, background=False)
+    with pytest.warns(UserWarning, match="COMMITTED has another digest"):
+        assert manager.latest() == 2
+    manager.prune()
+    assert manager.steps() == [2, 3]
+
+
 def test_a_directory_that_cannot_be_synced_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")

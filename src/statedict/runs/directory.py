@@ -125,9 +125,10 @@ class Directory:
             FileError: it cannot be read.
         """
         marker = _read(joined(self.folder(step), MARKER))
-        if self._brief.get(step, (b"",))[0] != marker:
-            self._brief[step] = marker, replace(self.manifest(step), entries=())
-        return self._brief[step][1]
+        known = self._brief.get(step)
+        if known is None or known[0] != marker:
+            known = self._brief[step] = marker, replace(self.manifest(step), entries=())
+        return known[1]
 
     def manifests(self) -> list[Manifest]:
         """Those that can be read, without their entries, in the order of their steps."""
