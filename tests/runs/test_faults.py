@@ -34,12 +34,12 @@ def test_whatever_happens_a_whole_checkpoint_is_found_and_the_process_is_told() 
 
 
 @pytest.mark.parametrize(
-    ("what", "row"), [("files", "loss of power"), ("folders", "loss of power"), ("digests", "a bit of a byte")]
+    ("what", "row", "points"),
+    [("files", "loss of power", "2"), ("folders", "loss of power", "2"), ("digests", "a bit of a byte", "24")],
 )
-def test_the_harness_notices_what_is_missing(what: str, row: str) -> None:
-    done = faults(row, "--points", "24", "--seed", "ci", "--without", what)
+def test_the_harness_notices_what_is_missing(what: str, row: str, points: str) -> None:
+    done = faults(row, "--points", points, "--seed", "ci", "--without", what)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "the harness itself" not in done.stdout
 
 
 def test_a_word_in_no_row_is_a_usage_error() -> None:
