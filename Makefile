@@ -6,7 +6,7 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 # statedict's own modules are compiled once, so that every command starts fast
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test weights browser lint types fuzz bench clean
+.PHONY: demo test weights browser lint types fuzz faults bench clean
 
 demo: $(VENV)/.core
 	@$(BIN)/statedict demo
@@ -34,6 +34,9 @@ types: $(VENV)/.test
 
 fuzz: $(VENV)/.test
 	$(BIN)/python -m fuzz --jobs 2
+
+faults: $(VENV)/.test
+	$(BIN)/python -m faults --jobs 2 --write
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks

@@ -387,7 +387,8 @@ def test_leftovers_are_never_chosen_and_are_cleaned_by_who_writes_next(run: Path
     (run / "9" / "mine").write_text("also")
     with CheckpointManager(run) as manager:
         assert manager.steps() == [1]
-        assert manager.latest() == 1
+        with pytest.warns(UserWarning, match="step 5 is passed over, it is damaged: COMMITTED or manifest.json is mis"):
+            assert manager.latest() == 1
         manager.save(2, at(2))
     assert sorted(os.listdir(run)) == [".lock", "007", "1", "2", "5", "9", "notes.txt"]
     with CheckpointManager(run, existing="continue") as manager:

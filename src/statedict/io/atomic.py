@@ -7,6 +7,7 @@ worst a temporary named `.NAME.XXXXXXXX.tmp`.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     Write = Callable[[FileSink], None]
+
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+_HERE = -100  # AT_FDCWD
 
 
 def publish(
@@ -158,15 +162,77 @@ def _remove(path: str, remove: Callable[[str], None]) -> None:
 
 
 def sync_directory(directory: str) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable.
+
+    Raises:
+        FileError: the file system refuses.
+    """
     try:
         fd = os.open(directory, os.O_RDONLY)
     except OSError:  # a system that cannot open directories has nothing to sync
         return
     try:
         os.fsync(fd)
+    except OSError as error:
+        raise file_error(directory, "cannot make the names in it durable", error) from error
     finally:
         os.close(fd)
+
+
+def exchange(one: str, other: str) -> bool:
+    """Let each of two names be what the other was, in one step; a crash leaves both as they were, or both exchanged.
+
+    Linux: renameat2(2) with RENAME_EXCHANGE. macOS: renamex_np(2) with RENAME_SWAP.
+
+    Returns:
+        Whether that was done; False where the system or the file system cannot.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if hasattr(library, "renameat2"):
+            failed = library.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), ctypes.c_uint(_EXCHANGE))
+        else:
+            failed = library.renamex_np(os.fsencode(one), os.fsencode(other), ctypes.c_uint(_EXCHANGE))
+    except (AttributeError, OSError, TypeError):  # neither is there
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), one)
+
+
+def put_in_place(folder: str, target: str, old: str) -> str:
+    """Give a folder the name of another one.
+
+    Returns:
+        Where that other one is now: at `folder`, or at `old` where names cannot be exchanged. Whoever finds it there,
+        and nothing at `target`, gives it its name back.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    if exchange(folder, target):
+        return folder
+    os.rename(target, old)
+    os.rename(folder, target)
+    return old
+
+
+def discard(path: str) -> None:
+    """Remove a file or a folder as far as that is possible."""
+    if not os.path.isdir(path):
+        _remove(path, os.unlink)
+        return
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _exists(path: str) -> FileError:

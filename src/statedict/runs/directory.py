@@ -34,7 +34,8 @@ from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded
 
 PINS = "pins.json"
 LEVELS = ("full", "quick", "off")
-_LEFTOVER = re.compile(r"\.+\d+\.[0-9a-f]{8}\.(tmp|new|gone)(\.[0-9a-f]{8}\.tmp)?")
+_LEFTOVER = re.compile(r"\.+(\d+|pins\.json)\.[0-9a-f]{8}\.(tmp|new|old|gone)(\.[0-9a-f]{8}\.tmp)?")
+_OLD = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.old")
 
 
 class Directory:
@@ -49,6 +50,8 @@ class Directory:
         self.remote = is_url(path)
         self._sound: dict[int, object] = {}
         """Step → what its files were like when it was found to be sound."""
+        self._untidy = False
+        """Whether something failed here that may have left a part."""
         self._brief: dict[int, tuple[bytes, Manifest]] = {}
         """Step → its marker and its manifest without the entries, for what looks at all steps again and again."""
 
@@ -63,11 +66,27 @@ class Directory:
 
     def steps(self) -> list[int]:
         """The steps that are committed, in order; whether they are sound is not looked at."""
-        steps = sorted(int(name) for name in self._names() if name.isdecimal() and str(int(name)) == name)
+        names = self._names()
+        steps = sorted(int(name) for name in (*names, *self._renamed(names)) if _is_step(name))
         workers = REMOTE_WORKERS if self.remote else 1
         return [
             step for step, there in zip(steps, parallel(self.committed, steps, workers=workers), strict=True) if there
         ]
+
+    def _renamed(self, names: list[str]) -> list[str]:
+        """Give checkpoints that were to be replaced when their process died their names back."""
+        found = {match[1]: match[0] for match in map(_OLD.fullmatch, names) if match and match[1] not in names}
+        for step, old in found.items():
+            try:
+                os.rename(joined(self.path, old), joined(self.path, step))
+            except OSError:
+                return []
+        return [*found]
+
+    def torn(self) -> list[int]:
+        """Steps on a disk that have lost a part without which they do not count; an object store has such by nature."""
+        steps = [] if self.remote else [int(name) for name in self._names() if _is_step(name)]
+        return [step for step in steps if not self.committed(step) and self._ours(self.folder(step))]
 
     def committed(self, step: int) -> bool:
         """Whether a step is."""
@@ -106,9 +125,10 @@ class Directory:
             FileError: it cannot be read.
         """
         marker = _read(joined(self.folder(step), MARKER))
-        if self._brief.get(step, (b"",))[0] != marker:
-            self._brief[step] = marker, replace(self.manifest(step), entries=())
-        return self._brief[step][1]
+        known = self._brief.get(step)
+        if known is None or known[0] != marker:
+            known = self._brief[step] = marker, replace(self.manifest(step), entries=())
+        return known[1]
 
     def manifests(self) -> list[Manifest]:
         """Those that can be read, without their entries, in the order of their steps."""
@@ -218,27 +238,28 @@ class Directory:
     def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
         """Write beside a checkpoint of that step, if there is one, and put the new one in its place."""
         folder = self.folder(step)
-        if not dry_run and not os.path.lexists(folder):
-            atomic.publish_folder(folder, files)
-            return
-        if not dry_run and not self._ours(folder):
+        if not dry_run and os.path.lexists(folder) and not self._ours(folder):
             raise RunError(
                 f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
             )
-        place, old = self._hidden(step, "new"), self._hidden(step, "gone")
         try:
+            if self._untidy:
+                self.clean()
+            self._untidy = True
+            if not dry_run and not os.path.lexists(folder):
+                atomic.publish_folder(folder, files)
+                self._untidy = False
+                return
+            place = self._hidden(step, "new")
             atomic.publish_folder(place, files)
-            if not dry_run:
-                os.rename(folder, old)
-                os.rename(place, folder)
-                atomic.sync_directory(self.path)
+            before = place if dry_run else atomic.put_in_place(place, folder, self._hidden(step, "old"))
+            atomic.sync_directory(self.path)
+            atomic.discard(before)
+            self._untidy = os.path.lexists(before)
         except OSError as error:
+            if isinstance(error, FileError):
+                raise
             raise file_error(folder, "cannot commit the checkpoint", error) from error
-        finally:
-            if os.path.lexists(old) and not os.path.lexists(folder):
-                os.rename(old, folder)
-            for path in (place, old):
-                shutil.rmtree(path, ignore_errors=True)
 
     def _upload(
         self, folder: str, files: dict[str, Callable[[Any], None]], made: list[Manifest], dry_run: bool
@@ -269,18 +290,20 @@ class Directory:
             names = names_in(folder) or []
             _remove_objects(folder, sorted(names, key=lambda name: name != MARKER))
             return
-        gone = self._hidden(step, "gone")
+        gone, untidy, self._untidy = self._hidden(step, "gone"), self._untidy, True
         try:
             os.rename(folder, gone)
             atomic.sync_directory(self.path)
             shutil.rmtree(gone)
         except OSError as error:
-            raise file_error(folder, "cannot remove", error) from error
+            raise file_error(folder, f"cannot remove step {step}", error) from error
+        self._untidy = untidy
 
     def leftovers(self) -> list[str]:
         """What processes that died have left: what is hidden, and objects without a marker; if nobody else writes."""
         names = self._names()
-        found = [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name)]
+        needed = {match[0] for match in map(_OLD.fullmatch, names) if match and match[1] not in names}
+        found = [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name) and name not in needed]
         if self.remote:
             begun = [joined(self.path, name) for name in names if name.isdecimal() and not self.committed(int(name))]
             found += [folder for folder in begun if self._ours(folder)]
@@ -293,12 +316,16 @@ class Directory:
 
     def clean(self) -> list[str]:
         """Remove the leftovers; only who holds the lock may."""
+        self.steps()
         found = self.leftovers()
+        if found and not self.remote:
+            atomic.sync_directory(self.path)  # else the names of what goes could come back, and its files not
         for path in found:
             if self.remote:
                 _remove_objects(path, names_in(path) or [])
             else:
-                shutil.rmtree(path, ignore_errors=True)
+                atomic.discard(path)
+        self._untidy = not self.remote and any(map(os.path.lexists, found))
         return found
 
     def _hidden(self, step: int, why: str) -> str:
@@ -345,6 +372,10 @@ def _entries(file: str) -> Iterator[Entry]:
         if isinstance(item, Check):
             for path, tensor in item.tensors:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and str(int(name)) == name
 
 
 def _read(name: str) -> bytes:

@@ -62,6 +62,24 @@ class Lock:
         """Whether it is still that of this owner."""
         return _held.get(self._key) is self
 
+    def renew(self) -> None:
+        """Take it anew if its file was removed or replaced: others would be given it.
+
+        Raises:
+            RunError: another process has been given it.
+        """
+        held = self._fd
+        try:
+            if held < 0 or os.path.samestat(os.stat(self._name), os.fstat(held)):
+                return
+        except OSError:
+            pass
+        try:
+            self._lock()
+        except FileError:  # whoever writes there now is told why
+            return
+        os.close(held)
+
     def release(self) -> None:
         """Give it back."""
         if not self.held or self._owner["pid"] != os.getpid():
@@ -69,8 +87,11 @@ class Lock:
         del _held[self._key]
         self._stop.set()
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
-            os.close(self._fd)
+            _write(self._fd, b"")
+            try:
+                os.close(self._fd)
+            except OSError:
+                pass  # it is closed even so
         elif is_url(self._name):
             from statedict.io.remote import at
 
@@ -96,8 +117,7 @@ class Lock:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _taken(self._name, owner) from None
             return  # a file system without locks
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, self._text(), 0)
+        _write(fd, self._text())
         self._fd = fd
 
     def _lease(self) -> None:
@@ -129,6 +149,15 @@ class Lock:
 
     def _text(self) -> bytes:
         return (json.dumps(self._owner | {"time": time.time()}) + "\n").encode()
+
+
+def _write(fd: int, text: bytes) -> None:
+    """Say who the owner is, if that can be written; the lock holds without."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text, 0)
+    except OSError:
+        pass
 
 
 def _parsed(text: bytes) -> dict[str, Any]:

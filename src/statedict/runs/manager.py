@@ -25,15 +25,13 @@ from statedict.runs.coverage import covered, put_back
 from statedict.runs.directory import LEVELS, Directory
 from statedict.runs.keep import BestN, Policy, Schedule, keeping, ranked, saving
 from statedict.runs.lock import Lock
-from statedict.runs.manifest import DATA, Manifest
+from statedict.runs.manifest import DATA, MARKER, NAME, Manifest
 from statedict.runs.preemption import USUAL, Preemption
 from statedict.runs.prune import Pruned, plan, remove
+from statedict.runs.retry import tried
 from statedict.runs.writer import Writer, libraries
 from statedict.tree import StateDict
 
-_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET}
-_TRANSIENT |= {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH}
-_PAUSE = 0.5  # seconds before the first retry; each pause is four times the one before
 _EXISTING = ("error", "continue", "replace")
 
 
@@ -118,7 +116,8 @@ class CheckpointManager:
         self._last: int | None = None  # saved by this manager
         self._not_captured: tuple[str, ...] | None = None
         self._since = time.monotonic()
-        self._files.make()
+        self._retries = retries
+        tried(self._files.make, retries, "the directory could not be made")
         signals = USUAL if preemption is True else tuple(preemption or ())
         self._preemption = Preemption(signals) if signals else None
         if check is not None:
@@ -214,12 +213,14 @@ class CheckpointManager:
         """Refuse a step that is there, and another run's directory; lock it and clean it."""
         if self._lock is None or not self._lock.held:
             self._begin(step, overwrite)
-        elif not overwrite and self._files.committed(step) and self._files.damage(step, "quick") is None:
+            return
+        self._lock.renew()
+        if not overwrite and self._files.committed(step) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
 
     def _begin(self, step: int, overwrite: bool) -> None:
         """What the first save of a manager has to know: whether this directory is for it alone."""
-        lock = Lock(self._files.path, self._messages.wait)
+        lock = self._locked()
         try:
             there = self._files.steps()
             if self._existing == "replace":
@@ -236,11 +237,16 @@ class CheckpointManager:
                     f"{self._files}: has step {later[-1]}, which is not before step {step}; restore(tree) from it, "
                     "existing='replace' to begin anew, or remove it with `statedict runs prune`"
                 )
-            self._files.clean()
+            tried(self._files.clean, self._retries, "what is left over could not be removed")
         except BaseException:
             lock.release()
             raise
         self._lock, self._known, self._existing = lock, True, "continue"
+
+    def _locked(self) -> Lock:
+        return tried(
+            partial(Lock, self._files.path, self._messages.wait), self._retries, "the directory could not be locked"
+        )
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)
@@ -253,7 +259,7 @@ class CheckpointManager:
         kept, left = covered(tree)
         with Paused():
             root = rooted(kept)
-        lock = Lock(self._files.path, self._messages.wait)
+        lock = self._locked()
         try:
             self._writer.rehearse(root, Manifest(0, time.time(), {}, libraries(), not_captured=left))
         finally:
@@ -283,8 +289,9 @@ class CheckpointManager:
         self._known = True
         level = self._verify if verify is None else verify
         _one_of("verify", level, LEVELS)
-        for step in reversed(self._files.steps()):
-            damage = self._files.damage(step, level)
+        torn = self._files.torn()
+        for step in sorted({*self._files.steps(), *torn}, reverse=True):
+            damage = f"{MARKER} or {NAME} is missing" if step in torn else self._files.damage(step, level)
             if damage is None:
                 return step
             warnings.warn(f"step {step} is passed over, it is damaged: {damage}", stacklevel=2)
@@ -377,9 +384,15 @@ class CheckpointManager:
         Returns:
             What stays, and why; what is removed.
         """
+        if dry_run:
+            return plan(self._files, self._keep, set())
+        if self._background is not None:
+            self._background.wait()  # one at a time changes the directory
+        return tried(self._prune, self._retries, "some could not be removed")
+
+    def _prune(self) -> Pruned:
         found = plan(self._files, self._keep, set())
-        if not dry_run:
-            remove(self._files, found)
+        remove(self._files, found)
         return found
 
     def wait(self) -> None:

@@ -6,23 +6,19 @@ import errno
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from statedict import __version__
 from statedict.checks import tensors_of
 from statedict.errors import CorruptFileError, FileError, file_error
 from statedict.reports import verify
-from statedict.runs.background import LOG
 from statedict.runs.directory import Directory
 from statedict.runs.keep import Policy
 from statedict.runs.manifest import Entry, Manifest
 from statedict.runs.prune import plan, remove
-
-_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET}
-_TRANSIENT |= {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH}
-_PAUSE = 0.5  # seconds before the first retry; each pause is four times the one before
+from statedict.runs.retry import tried
 
 
 class Writer:
@@ -46,20 +42,18 @@ class Writer:
             FileError: it was not committed.
             CorruptFileError: it was, and is not as it was written; nothing was pruned.
         """
-        pause = _PAUSE
-        for left in range(self._retries, -1, -1):
-            try:
-                written = self._files.commit(root, manifest, self._format)
-                break
-            except OSError as error:
-                if not left or error.errno not in _TRANSIENT:
-                    raise _unsaved(manifest.step, error) from error
-                LOG.warning("step %d could not be saved and is tried again: %s", manifest.step, error)
-                time.sleep(pause)
-                pause *= 4
+        step = manifest.step
+        commit = partial(self._files.commit, root, manifest, self._format)
+        try:
+            written = tried(commit, self._retries, f"step {step} could not be saved")
+        except OSError as error:
+            raise _failed(f"step {step} was not saved", error) from error
         self._compare(written)
         if self._keep is not None or self.replaced:
-            self._prune(written.step)
+            try:
+                tried(partial(self._prune, step), self._retries, f"after step {step} others could not be removed")
+            except OSError as error:
+                raise _failed(f"step {step} is saved, and others could not be removed", error) from error
 
     def _compare(self, written: Manifest) -> None:
         before, self._before = self._before, (written.step, _trained(written.entries))
@@ -86,9 +80,13 @@ class Writer:
         Raises:
             FileError: the disk is too small, or refuses.
         """
-        if not self._files.remote:
-            self._check_room(sum({id(t.storage): t.nbytes for _, t in tensors_of(root)}.values()))
-        self._files.commit(root, manifest, self._format, dry_run=True)
+        commit = partial(self._files.commit, root, manifest, self._format, dry_run=True)
+        try:
+            if not self._files.remote:
+                self._check_room(sum({id(t.storage): t.nbytes for _, t in tensors_of(root)}.values()))
+            tried(commit, self._retries, "a checkpoint could not be saved for a try")
+        except OSError as error:
+            raise _failed("no step could be saved here", error) from error
 
     def _check_room(self, nbytes: int) -> None:
         found = os.statvfs(self._files.path)
@@ -114,8 +112,7 @@ def _trained(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     return tuple(one for one in entries if "float" in one.dtype and one.shape not in ((), (1,)))
 
 
-def _unsaved(step: int, error: OSError) -> FileError:
+def _failed(what: str, error: OSError) -> FileError:
     if error.errno is None:
-        return FileError(f"step {step} was not saved: {error}")
-    name = str(error.filename) if error.filename is not None else ""
-    return file_error(name, f"step {step} was not saved", error)
+        return FileError(f"{what}: {error}")
+    return file_error(str(error.filename or ""), what, error)

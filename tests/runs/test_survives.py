@@ -1,0 +1,146 @@
+"""What the fault harness has found, each by itself; `make faults` runs all of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from statedict import CheckpointManager
+from statedict.errors import FileError
+from statedict.io import atomic
+from statedict.runs.directory import Directory
+from statedict.runs.manifest import Manifest
+
+
+def tree(value: float) -> dict[str, object]:
+    return {"w": numpy.full(3, value), "epoch": int(value), "inner": {"lr": value}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    with CheckpointManager(tmp_path / "run", background=False) as manager:
+        for step in (1, 2, 3):
+            manager.save(step, tree(step))
+    return tmp_path / "run"
+
+
+def go_on(run: Path, step: int = 4) -> CheckpointManager:
+    manager = CheckpointManager(run, background=False, existing="continue")
+    manager.save(step, tree(step))
+    return manager
+
+
+def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").write_text("b")
+    if atomic.exchange(str(tmp_path / "a"), str(tmp_path / "b")):
+        assert (tmp_path / "b").is_dir()
+        assert (tmp_path / "a").read_text() == "b"
+
+
+def test_a_step_whose_process_died_before_it_was_replaced_has_its_name_again(run: Path) -> None:
+    os.rename(run / "3", run / ".3.0123abcd.old")
+    assert CheckpointManager(run).latest() == 3
+    assert not (run / ".3.0123abcd.old").exists()
+
+
+def test_what_was_replaced_is_left_over_and_goes(run: Path) -> None:
+    os.rename(run / "2", run / ".3.0123abcd.old")
+    go_on(run)
+    assert sorted(os.listdir(run)) == [".lock", "1", "3", "4"]
+
+
+def test_half_a_list_of_pins_is_left_over_and_goes(run: Path) -> None:
+    (run / ".pins.json.0123abcd.tmp").write_text('{"pin')
+    go_on(run)
+    assert not (run / ".pins.json.0123abcd.tmp").exists()
+
+
+def test_a_step_without_its_marker_is_passed_over_aloud(run: Path) -> None:
+    (run / "3" / "COMMITTED").unlink()
+    manager = CheckpointManager(run)
+    with pytest.warns(UserWarning, match="step 3 is passed over, it is damaged: COMMITTED"):
+        assert manager.latest() == 2
+
+
+def test_a_step_with_an_empty_marker_is_damaged(run: Path) -> None:
+    (run / "3" / "COMMITTED").write_bytes(b"")
+    manager = CheckpointManager(run, keep=1, background=False)
+    with pytest.warns(UserWarning, match="COMMITTED has another digest"):
+        assert manager.latest() == 2
+    manager.prune()
+    assert manager.steps() == [2, 3]
+
+
+def test_a_directory_that_cannot_be_synced_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(FileError, match=f"{tmp_path}: cannot make the names in it durable: Input/output error"):
+        atomic.sync_directory(str(tmp_path))
+
+
+def test_pruning_that_fails_says_that_the_step_is_saved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = CheckpointManager(run, keep=1, background=False, existing="continue")
+    monkeypatch.setattr(Directory, "remove", lambda *_: os.open(run / "1" / "COMMITTED" / "x", os.O_RDONLY))
+    with pytest.raises(FileError, match="step 4 is saved, and others could not be removed: Not a directory"):
+        manager.save(4, tree(4))
+    assert manager.latest() == 4
+
+
+def test_pruning_waits_for_what_is_being_saved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Directory.commit
+
+    def slow(self: Directory, *args: Any, **options: Any) -> Manifest:
+        time.sleep(0.3)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Directory, "commit", slow)
+    with CheckpointManager(run, existing="continue") as manager:
+        manager.save(4, tree(4))
+        manager.prune()
+        assert manager.steps() == [1, 2, 3, 4]
+
+
+def test_what_a_failed_save_has_left_goes_with_the_next(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = go_on(run)
+    real = os.unlink
+    with monkeypatch.context() as broken:
+        for name in ("rename", "unlink", "rmdir"):
+            broken.setattr(os, name, lambda *_, **__: os.close(-1))
+        with pytest.raises(FileError, match="step 5 was not saved"):
+            manager.save(5, tree(5))
+    assert os.unlink is real
+    assert any(name.startswith(".5.") for name in os.listdir(run))
+    manager.save(6, tree(6))
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4", "6"]
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(run: Path) -> None:
+    manager = go_on(run)
+    before = os.stat(run / ".lock").st_ino
+    os.rename(run / ".lock", run / "elsewhere")
+    manager.save(5, tree(5))
+    assert os.stat(run / ".lock").st_ino != before
+
+
+def test_a_lock_holds_where_its_owner_cannot_be_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "ftruncate", full)
+        manager = go_on(run)
+    code = f"import statedict; statedict.CheckpointManager({str(run)!r}, existing='continue').save(9, {{}})"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "another process writes into this directory" in other.stderr
+    manager.close()
