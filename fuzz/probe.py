@@ -142,6 +142,13 @@ def probe(path: str, size: int, guard: Guard) -> str:
             raise Violation(f"event {guard.found[0]}")
 
 
+def _said(report: Any) -> Any:
+    """What a report says, in every form that it has."""
+    str(report)
+    report._repr_html_()
+    return report.to_json()
+
+
 def _probe(path: str, statedict: Any, check_memory: Callable[[], None]) -> str:
     refusals: set[str] = set()
 
@@ -152,8 +159,8 @@ def _probe(path: str, statedict: Any, check_memory: Callable[[], None]) -> str:
             refusals.add(f"{type(error).__name__}: {skeleton(error, path)}")
             return None
 
-    attempt(lambda: statedict.scan(path).to_json())
-    attempt(lambda: statedict.verify(path, values=True).to_json())
+    attempt(lambda: _said(statedict.scan(path)))
+    attempt(lambda: _said(statedict.verify(path, values=True)))
     state = attempt(lambda: statedict.load(path))
     if state is not None:
         flat = attempt(state.flatten)
@@ -162,7 +169,7 @@ def _probe(path: str, statedict: Any, check_memory: Callable[[], None]) -> str:
         if summary is not None:
             from statedict.cli.render import summary_lines
 
-            attempt(lambda: json.dumps(summary.to_json()))
+            attempt(lambda: json.dumps(_said(summary)))
             attempt(lambda: list(summary_lines(summary, None)))
         check_memory()
         if flat is not None:  # otherwise it has no end, or too many

@@ -15,7 +15,7 @@ ROOT = Path(str(statedict.__file__)).parent
 # from the ground up; what stands in one line are neighbours that never import one another
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("collector",),
+    ("collector", "html"),
     ("dtypes",),
     ("io",),
     ("values", "arrays"),

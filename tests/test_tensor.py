@@ -123,7 +123,7 @@ def test_what_it_is_costs_no_read() -> None:
     bytesource = Counted(bytes(24))
     lazy = LazyTensor(dtype("bf16"), (3, 4), Storage(bytesource, 0, 24))
     assert repr(lazy) == "LazyTensor(bfloat16, (3, 4), 24 B, 'counted')"
-    assert lazy._repr_html_() == "<code>LazyTensor(bfloat16, (3, 4), 24 B, &#x27;counted&#x27;)</code>"
+    assert "bfloat16 3×4, 24 B" in lazy._repr_html_()
     assert (len(lazy), lazy.size(), lazy.size(1), lazy.stride(), lazy.stride(0)) == (
         3,
         torch.Size((3, 4)),

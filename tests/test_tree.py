@@ -342,5 +342,5 @@ def test_a_notebook_sees_the_tree_escaped_and_in_part() -> None:
     html = state._repr_html_()
     assert "&lt;b&gt;" in html
     assert "<i>" not in html
-    assert "LazyTensor(float32, (2, 3), 24 B" in html
-    assert "… 500 more" in html
+    assert "<small>float32</small> <small>2×3</small> <small>24 B</small>" in html
+    assert "… 1,000 more" in html

@@ -229,9 +229,13 @@ def rooted(tree: Any) -> Any:
 
     if isinstance(tree, StateDict):
         walk(tree)  # an error beyond its bounds, before anything follows what is shared
-    live = lazily(collect(tree))
-    bare = isinstance(live, StateDict) and list(live) == [""] and not isinstance(live[""], StateDict)
-    return live[""] if bare else live
+    return bare(lazily(collect(tree)))
+
+
+def bare(tree: Any) -> Any:
+    """A tree whose root is no dict without the key that it was given."""
+    alone = isinstance(tree, StateDict) and list(tree) == [""] and not isinstance(tree[""], StateDict)
+    return tree[""] if alone else tree
 
 
 def capture(obj: Any) -> StateDict:

@@ -1,45 +1,130 @@
-"""Trees as a notebook shows them: nested lists that open at a click."""
+"""State_dicts and tensors as a notebook shows them: a tree that opens at a click. No tensor is read."""
 
 from __future__ import annotations
 
-from statedict.paths import MAX_DEPTH
-from statedict.tensor import as_lazy, is_array
-from statedict.values import Opaque, Size
+from statedict.html import TREE_CHILDREN, Safe, entry, page, shape, text, tree
+from statedict.paths import label, nested
+from statedict.tensor import LazyTensor, as_lazy, is_array
+from statedict.values import Opaque, Size, human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
-_HTML_ROWS = 10_000
-_HTML_CHILDREN = 1000
+_ON_A_ROW = 20
+_COUNTED = 200_000  # entries of which totals are made; a display should take no longer than a blink
 
 
-def html(tree: Any, label: str) -> str:
-    """Nested lists of a tree; at most 10,000 rows, 1,000 of one container."""
-    return _list(tree, label, 0, [_HTML_ROWS])
+class _Module:
+    """Neighbours whose keys have a prefix in common."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: list[tuple[str, Any]]) -> None:
+        self.rows = rows
 
 
-def _list(node: Any, label: str, depth: int, left: list[int]) -> str:
-    """A folded list of a container's entries, as long as `left`, the rows of the page, lasts."""
-    from html import escape
+def html(state: Any) -> str:
+    """The tree of a state_dict, nested by module, with totals."""
+    totals = _Totals()
+    whole = totals.of(state)
+    said = f"state_dict: {_entries(state)}"
+    return page(f"{said}, {whole}" if whole else said, tree(state, lambda key, node: _line(key, node, totals), _below))
 
-    def row(key: Any, child: Any) -> str:
-        if isinstance(child, dict | list | tuple | Opaque) and child.__class__ is not Size and depth < MAX_DEPTH:
-            kind = repr(child) if isinstance(child, Opaque) else f"{len(child):,} entries"
-            return f"<li>{_list(child, f'{key}: {kind}', depth + 1, left)}</li>"
-        text = repr(as_lazy(child)) if is_array(child) else repr(child)
-        return f"<li><b>{escape(str(key))}</b> <code>{escape(text[:200])}</code></li>"
 
+class _Totals:
+    """How many tensors there are below a node, and their bytes; tied ones count once."""
+
+    def __init__(self) -> None:
+        self.left = _COUNTED
+        self.known: dict[int, tuple[object, int]] = {}  # of arrays, which live as long as the tree
+
+    def of(self, node: Any) -> str:
+        """In words; nothing where there is none, or too much is to be looked at."""
+        tensors = nbytes = 0
+        regions: set[object] = set()
+        seen: set[int] = set()
+        pending = [node]
+        while pending:
+            item = pending.pop()
+            if id(item) in self.known or is_array(item):
+                if id(item) not in self.known:
+                    self.known[id(item)] = _region(as_lazy(item))
+                region, size = self.known[id(item)]
+                tensors += 1
+                nbytes += size if region not in regions else 0
+                regions.add(region)
+            elif id(item) not in seen and _holds(item):
+                seen.add(id(item))
+                inner = _held(item)
+                self.left -= len(inner)
+                if self.left < 0:
+                    return ""
+                pending += inner
+        return f"{tensors:,} tensor{'s' * (tensors != 1)}, {human_bytes(nbytes)}" if tensors else ""
+
+
+def _region(tensor: LazyTensor) -> tuple[object, int]:
+    return (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides), tensor.nbytes
+
+
+def _holds(node: Any) -> bool:
+    return isinstance(node, dict | list | tuple | Opaque | _Module) and node.__class__ is not Size
+
+
+def _is_plain(node: Any) -> bool:
+    """Whether a container's items stand on its own row: a few that hold nothing."""
+    return not _held(node) or (
+        isinstance(node, list | tuple)
+        and len(node) <= _ON_A_ROW
+        and not any(is_array(item) or _holds(item) for item in node)
+    )
+
+
+def _held(node: Any) -> Any:
+    if isinstance(node, _Module):
+        return [value for _, value in node.rows]
     if isinstance(node, Opaque):
-        held = ((slot, getattr(node, slot)) for slot in ("args", "state", "items", "entries"))
-        pairs: list[tuple[Any, Any]] = [(slot, value) for slot, value in held if value is not None]
-    elif isinstance(node, dict):
-        pairs = list(node.items())
+        return [value for _, value in _slots(node)]
+    return node.values() if isinstance(node, dict) else node
+
+
+def _slots(node: Opaque) -> list[tuple[str, Any]]:
+    return [(slot, value) for slot in ("args", "state", "items", "entries") if (value := getattr(node, slot))]
+
+
+def _below(node: Any) -> tuple[int, Sequence[tuple[str, Any]]]:
+    if not _holds(node) or _is_plain(node):
+        return 0, ()
+    if isinstance(node, list | tuple):
+        return len(node), [(str(index), item) for index, item in enumerate(node[:TREE_CHILDREN])]
+    if isinstance(node, dict):
+        rows = nested([(label(key), value) for key, value in node.items()], _Module)
     else:
-        pairs = list(enumerate(node))
-    shown = pairs[: max(0, min(_HTML_CHILDREN, left[0]))]
-    left[0] -= len(shown)
-    rows = "".join(row(key, child) for key, child in shown)
-    more = f"<li>… {len(pairs) - len(shown):,} more</li>" if len(pairs) > len(shown) else ""
-    opened = " open" if depth == 0 else ""
-    return f"<details{opened}><summary>{escape(label)}</summary><ul>{rows}{more}</ul></details>"
+        rows = node.rows if isinstance(node, _Module) else _slots(node)
+    return len(rows), rows
+
+
+def _line(key: str, node: Any, totals: _Totals) -> Safe:
+    if is_array(node):
+        tensor = as_lazy(node)
+        return entry(key, tensor.dtype, shape(tensor.shape), human_bytes(tensor.nbytes))
+    if isinstance(node, _Module):
+        return entry(key, totals.of(node))
+    if isinstance(node, Opaque):
+        return entry(key, repr(node), totals.of(node))
+    if _holds(node) and not _is_plain(node):
+        return entry(key, ", ".join(filter(None, (_entries(node), totals.of(node)))))
+    return Safe(f"<b>{text(key)}</b> <code>{text(_value(node), 200)}</code>")
+
+
+def _entries(node: Any) -> str:
+    return f"{len(node):,} entr{'y' if len(node) == 1 else 'ies'}"
+
+
+def _value(value: Any) -> str:
+    try:
+        return repr(value[:1000] if isinstance(value, str | bytes) else value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 
 from statedict.errors import TreeError
 from statedict.tensor import LazyTensor
@@ -59,6 +60,28 @@ def label(key: Any) -> str:
         short = (type(arg) is str and len(arg) <= _SHORT) or (type(arg) is int and abs(arg) < 1 << 63)
         return f"{key.name}({arg!r})" if short else key.name
     return str(key)
+
+
+def nested(rows: list[tuple[str, Any]], group: Callable[[list[tuple[str, Any]]], Any], depth: int = 0) -> list[Any]:
+    """Rows whose keys have dots, nested by module; only neighbours share a module, so the order stays.
+
+    Args:
+        rows: keys, and anything.
+        group: makes what stands for the rows of a module.
+        depth: of the modules around.
+
+    >>> nested([("a.w", 1), ("a.b", 2), ("c", 3)], dict)
+    [('a', {'w': 1, 'b': 2}), ('c', 3)]
+    """
+    found: list[tuple[str, Any]] = []
+    for head, members in groupby(rows, key=lambda row: row[0].partition(".")[0]):
+        module = list(members)
+        if depth < MAX_DEPTH and all("." in key for key, _ in module):
+            inner = nested([(key.partition(".")[2], row) for key, row in module], group, depth + 1)
+            found.append((head, group(inner)))
+        else:
+            found += module
+    return found
 
 
 def walk(tree: Any) -> Iterator[tuple[str, Any]]:

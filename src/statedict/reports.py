@@ -61,7 +61,8 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
     """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
 
     Args:
-        source: a file as for `load`, or a StateDict or any tree of dicts, lists, arrays and values.
+        source: a file as for `load`, or a StateDict, any tree of dicts, lists, arrays and values, or live objects as
+            for `save`.
         only: patterns of the tensors to take.
         executor: as for `save`; the figures are the same.
 
@@ -80,9 +81,9 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
     """
     from statedict.ops.stats import survey
 
-    state = load(source) if isinstance(source, str | os.PathLike) else source
+    state = load(source) if isinstance(source, str | os.PathLike) else rooted(source)
     with Paused():
-        return survey(state if isinstance(state, StateDict) else StateDict({"": state}), only, executor)
+        return survey(StateDict(state if isinstance(state, dict) else {"": state}), only, executor)
 
 
 def diff(
@@ -94,6 +95,8 @@ def diff(
     numeric: bool = False,
     rtol: float = 0.0,
     atol: float = 0.0,
+    deep: bool = False,
+    rank: int | None = None,
     executor: Executor | None = None,
 ) -> Diff:
     """How two checkpoints differ: tensors by name and content, optimizers by parameter, all other values by path.
@@ -107,6 +110,9 @@ def diff(
             dtype are no difference. By default their bytes decide.
         rtol: with `atol`, tensors are `close`, which is no difference, where `|a - b| <= atol + rtol * |b|` everywhere.
         atol: see `rtol`.
+        deep: say of each changed matrix what rank the change has and whether a low-rank adapter explains it, as
+            `tensor.change`. Each is read once or twice more.
+        rank: with `deep`, count adapters up to this rank; by default those with a quarter of the matrix's numbers.
         executor: as for `save`.
 
     Returns:
@@ -114,19 +120,28 @@ def diff(
 
     Raises:
         AlterError: a pattern matches nothing.
+        ValueError: `deep` together with `names_only`, or a `rank` below 1 or without `deep`.
         StateDictError: what `load` raises.
 
     >>> import statedict, numpy
     >>> found = statedict.diff({"w": numpy.ones(4)}, {"w": numpy.array([1, 1, 1, 3.0])})
     >>> found.changed[0].measures.max_abs, found.changed[0].measures.share
     (2.0, 0.25)
+    >>> weight, lora_b, lora_a = numpy.ones((64, 64)), numpy.eye(64, 2), numpy.eye(2, 64)
+    >>> found = statedict.diff({"w": weight}, {"w": weight + lora_b @ lora_a}, deep=True)
+    >>> found.changed[0].change.verdict, found.changed[0].change.adapter
+    ('low-rank', 2)
     """
     from statedict.ops.differ import compared
     from statedict.ops.measure import Rule
 
+    if deep and names_only:
+        raise ValueError("names_only reads no tensor, and deep takes their numbers; ask for one of them")
+    if rank is not None and (rank < 1 or not deep):
+        raise ValueError(f"rank={rank}: a rank of 1 or more is looked for, with deep=True")
     patterns = (only,) if isinstance(only, str) else only
     with Paused():
         one, other = (load(x) if isinstance(x, str | os.PathLike) else rooted(x) for x in (a, b))
         names = [shown(named(x)) if isinstance(x, str | os.PathLike) else "memory" for x in (a, b)]
         rule = Rule(numeric, rtol, atol)
-        return compared(one, other, (names[0], names[1]), patterns, names_only, rule, executor)
+        return compared(one, other, (names[0], names[1]), patterns, names_only, rule, executor, deep, rank)

@@ -20,10 +20,10 @@ from statedict.arrays import (
 )
 from statedict.boxes import gathered
 from statedict.dtypes import DType
-from statedict.errors import LimitError, UnsupportedError
+from statedict.errors import LimitError, StateDictError, UnsupportedError
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
-from statedict.io.source import AddressSource, address_view
+from statedict.io.source import AddressSource, FileSource, address_view
 from statedict.values import Size, human_bytes
 
 TYPE_CHECKING = False
@@ -162,9 +162,34 @@ class LazyTensor:
         return f"LazyTensor({self.dtype}, {self.shape}, {human_bytes(self.nbytes)}, {self.storage.source.name!r})"
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from statedict.html import page, shape, table
 
-        return f"<code>{escape(repr(self))}</code>"
+        hint = "statedict.stats(tensor) reads it, and shows its figures and a histogram"
+        facts = table(("", ""), [*self._facts(), ("to see inside", hint)], tuple)
+        return page(f"{self.dtype} {shape(self.shape)}, {human_bytes(self.nbytes)}", facts)
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        """What there is to say of it without reading it."""
+        storage, source = self.storage, self.storage.source
+        start = storage.offset + self.offset
+        try:
+            while hasattr(source, "locate") and not source.remote:
+                source, at = source.locate()
+                start += at
+        except StateDictError:  # the header of an archive's member is damaged; who reads the tensor is told
+            pass
+        where = f", bytes {start:,} to {start + self.span:,}" if isinstance(source, FileSource) else ""
+        yield "elements", f"{self.numel():,}"
+        yield "bytes", f"{self.nbytes:,}"
+        yield "in", f"{storage.source.name}{where}"
+        if storage.nbytes > self.nbytes:
+            yield "of a storage of", human_bytes(storage.nbytes)
+        if self.strides is not None:
+            yield "strides", str(self.strides)
+        if storage.device != "cpu":
+            yield "saved from", storage.device
+        if self.parameter or self.requires_grad:
+            yield "saved as", " ".join(["parameter"] * self.parameter + ["requires_grad"] * self.requires_grad)
 
     def __deepcopy__(self, memo: object) -> LazyTensor:
         return self  # immutable, like the file behind it

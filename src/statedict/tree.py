@@ -122,7 +122,7 @@ class StateDict(dict["Any", "Any"]):
     def _repr_html_(self) -> str:
         from statedict.notebook import html
 
-        return html(self, f"state_dict, {len(self):,} entries")
+        return html(self)
 
 
 class FlatState(dict[str, "Any"]):

@@ -262,4 +262,4 @@ def test_a_report_of_a_thousand_tensors_is_ten_lines() -> None:
     )
     assert len(report.entries) == 1008
     assert len(str(report).splitlines()) <= 10
-    assert report.to_json().count('"path"') == 1008
+    assert len(report.to_json()["entries"]) == 1008

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,9 +110,14 @@ def test_names_that_could_steer_a_terminal_are_escaped(run: Run, tmp_path: Path)
 
 def test_a_url_is_compared_with_a_file(run: Run, tmp_path: Path) -> None:
     other = altered(tmp_path)
+    model = statedict.load(tmp_path / "checkpoint.pth")["model_state"].torch(copy=True)
+    statedict.save({"model_state": {name: tensor + 1 for name, tensor in model.items()}}, tmp_path / "deep.pth")
     with serving(tmp_path, WithRanges) as server:
         assert run("diff", f"{server.url}/checkpoint.pth", "checkpoint.pth").returncode == 0
         assert run("diff", "checkpoint.pth", f"{server.url}/{other}").returncode == 1
+        far = run("diff", "--deep", "checkpoint.pth", f"{server.url}/deep.pth")
+    assert far.stdout == run("diff", "--deep", "checkpoint.pth", "deep.pth").stdout
+    assert "rank of the change" in far.stdout
 
 
 def test_a_gigabyte_is_compared_in_little_memory(tmp_path: Path) -> None:
@@ -136,55 +140,52 @@ def test_a_gigabyte_is_compared_in_little_memory(tmp_path: Path) -> None:
     assert int(done.stderr.split()[-1]) < 150_000
 
 
-@pytest.fixture
-def repository(run: Run, tmp_path: Path) -> Callable[..., str]:
-    """A git repository in which the driver is set up as docs/comparing.md says."""
-    program = "from statedict.cli import main; main()"
-    driver = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} diff --git"
-    work = tmp_path / "repository"
-    work.mkdir()
-    quiet = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_PAGER": "cat"}
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-c", "user.name=A", "-c", "user.email=a@b", *arguments],
-            cwd=work, env=os.environ | quiet, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    git("init", "-q")
-    git("config", "diff.statedict.command", driver)
-    (work / ".gitattributes").write_text("*.safetensors diff=statedict\n*.pth diff=statedict\n")
-    return git
-
-
-def test_git_shows_our_diff(repository: Callable[..., str], tmp_path: Path) -> None:
-    work = tmp_path / "repository"
-    statedict.save({"w": torch.ones(3), "epoch": 1}, work / "model.safetensors")
-    repository("add", ".")
-    repository("commit", "-qm", "first")
-    assert "1 tensor added, 1 value added" in repository("log", "-p", "--ext-diff")
-    statedict.save({"w": torch.ones(3) * 2, "epoch": 2}, work / "model.safetensors")
-    shown = repository("diff")
-    assert "statedict diff model.safetensors\n1 tensor changed, 1 value changed\nchanged\n  w  rel 1.00e+00" in shown
-    repository("commit", "-qam", "second")
-    assert "1 tensor changed" in repository("show", "--ext-diff")
-    repository("mv", "model.safetensors", "moved.safetensors")
-    (work / "moved.safetensors").unlink()
-    statedict.save({"w": torch.ones(3) * 2, "epoch": 3}, work / "moved.safetensors")
-    repository("add", ".")
-    assert "epoch  2 → 3" in repository("diff", "--cached", "-M10%")
-    repository("rm", "-qf", "moved.safetensors")
-    assert "1 tensor removed, 1 value removed" in repository("diff", "HEAD")
+def test_deep_says_what_a_fine_tune_did(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = {"a.weight": torch.randn(64, 96), "b.weight": torch.randn(64, 96), "b.bias": torch.randn(64)}
+    tuned = {name: tensor + 1 for name, tensor in base.items()}
+    tuned["b.weight"] = base["b.weight"] + torch.randn(64, 96)
+    torch.save(base, tmp_path / "base.pth")
+    statedict.save(tuned, tmp_path / "tuned.safetensors")
+    done = run("diff", "--deep", "base.pth", "tuned.safetensors", torch=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    at = lines.index("1 of 2 changed matrices is explained by an adapter of rank 1; 1 changed fully")
+    assert lines[at + 1] == "rank of the change"
+    assert lines[at + 2].split() == ["rows×columns", "effective", "rank", "top", "1", "top", "8", "adapter", "method"]
+    assert [(line.split()[0], *line.split()[-2:]) for line in lines[at + 3 :]] == [
+        ("b.weight", "—", "svd"),
+        ("a.weight", "1", "svd"),
+    ]
+    found = json.loads(run("diff", "--deep", "--rank", "64", "--json", "base.pth", "tuned.safetensors").stdout)
+    assert {entry["name"]: entry.get("change", {}).get("adapter") for entry in found["changed"]} == {
+        "a.weight": 1,
+        "b.weight": 64,
+        "b.bias": None,
+    }
 
 
-def test_git_goes_on_where_a_file_is_no_checkpoint(repository: Callable[..., str], tmp_path: Path) -> None:
-    work = tmp_path / "repository"
-    (work / "a.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    statedict.save({"w": torch.ones(3)}, work / "b.pth")
-    repository("add", ".")
-    repository("commit", "-qm", "first")
-    shown = repository("show", "--ext-diff")
-    assert "statedict: " in shown
-    assert "1 tensor added" in shown
+@pytest.mark.parametrize("arguments", [("--deep", "--names-only"), ("--rank", "3"), ("--deep", "--rank", "0")])
+def test_a_rank_takes_numbers_and_deep(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run("diff", *arguments, "checkpoint.pth", "checkpoint.pth")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("statedict: ")
+
+
+@pytest.mark.parametrize("shape", [(2304, 8192), (1024, 16384)], ids=str)
+def test_ranks_of_large_changes_take_less_than_200_megabytes(shape: tuple[int, int], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator).bfloat16()
+    sides = torch.randn(shape[0], 3, generator=generator), torch.randn(3, shape[1], generator=generator)
+    statedict.save({"w": base}, tmp_path / "base.safetensors")
+    statedict.save({"w": (base + 0.1 * sides[0] @ sides[1]).bfloat16()}, tmp_path / "tuned.safetensors")
+    program = (
+        "import statedict\n"
+        "change = statedict.diff('base.safetensors', 'tuned.safetensors', deep=True).changed[0].change\n"
+        "peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]\n"
+        "print(change.adapter, change.method, peak, sep=';')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    rank, method, peak = done.stdout.split(";")
+    assert (rank, method) == ("3", "randomized, 64 directions" if shape[0] > 2048 else "gram")
+    assert int(peak) < 200_000

@@ -46,8 +46,9 @@ def test_depth_folds_modules_to_rows(run: Run) -> None:
 
 def test_json_has_a_record_a_tensor_the_modules_the_total_and_the_flags(run: Run) -> None:
     found = json.loads(run("stats", "checkpoint.pth", "--json", torch=False).stdout)
-    assert list(found) == ["file", "tensors", "modules", "dtypes", "total", "flags"]
+    assert list(found) == ["file", "tensors", "modules", "dtypes", "total", "flags", "optimizers"]
     names = "name dtype shape elements min max mean std l2 zeros nan inf denormal edge histogram dead_rows tied"
+    names += " parameter inferred"
     assert all(list(record) == names.split() for record in found["tensors"])
     assert found["tensors"][0]["shape"] == [6, 3, 5, 5]
     assert found["total"]["elements"] == 124_012
@@ -61,6 +62,8 @@ def test_csv_has_a_line_a_tensor(run: Run) -> None:
         ("model_state.fc3.bias", "10"),
     ]
     assert math.isclose(float(rows[1]["std"]), 0.07526395017181552)
+    rows = list(csv.DictReader(io.StringIO(run("stats", "checkpoint.pth", "--csv").stdout)))
+    assert (rows[-1]["name"], rows[-1]["parameter"]) == ("optimizer_state.state.9.momentum_buffer", "fc3.bias")
 
 
 def test_what_is_flagged_is_no_failure_and_what_cannot_be_read_is(run: Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import statedict
+from statedict.ops import alter
 
 from ..same import assert_same
 
@@ -92,6 +93,25 @@ dist.destroy_process_group()
 import os
 os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts
 """
+
+
+def test_the_state_of_an_optimizer_has_the_integers_that_its_groups_have(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    tree = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "several": [optimizer.state_dict()]}
+    tree["named"] = {"state": {"0": torch.ones(2)}, "param_groups": [{"params": ["0"]}]}  # whose names are text
+    found = statedict.load(save(tree, tmp_path / "d"))
+    assert statedict.diff(found, tree).same
+    assert [[*one["state"]] for one in (found["optimizer"], found["several"][0], found["named"])] == [
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+        ["0"],
+    ]
+    torch.optim.Adam(model.parameters()).load_state_dict(found["optimizer"].torch(copy=True))
+    shorter = alter.drop(found, ["model.1.bias", "named"])
+    assert len(shorter["optimizer"]["state"]) == 3
 
 
 @pytest.fixture(scope="module")

@@ -149,3 +149,11 @@ def test_renaming_is_linear_in_the_number_of_nested_dicts() -> None:
 
     seconds(100)
     assert seconds(4000) < 12 * seconds(1000) + 0.05
+
+
+@pytest.mark.parametrize("dim", [2, 7, -3])
+def test_parts_are_fused_along_a_dimension_that_they_have(dim: int) -> None:
+    state = StateDict(a=numpy.ones((2, 3)), b=numpy.ones((2, 3)))
+    assert alter.fuse(state, ["a", "b"], "c", 1)["c"].shape == alter.fuse(state, ["a", "b"], "c", -1)["c"].shape
+    with pytest.raises(AlterError, match=f"along {dim}"):
+        alter.fuse(state, ["a", "b"], "c", dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import time
@@ -23,6 +24,8 @@ import statedict
 from statedict.errors import AlterError
 from statedict.io.source import ComputedSource
 from statedict.tensor import LazyTensor, Storage
+
+KEYS = ("weight", "bias")
 
 
 def trained(steps: int = 2) -> dict[str, Any]:
@@ -495,3 +498,79 @@ def test_json_holds_what_a_script_needs() -> None:
     assert [entry["name"] for entry in text["added"]] == ["d"]
     assert text["values"]["changed"] == [{"path": "n", "before": 1, "after": 2}]
     assert text["values"]["removed"] == [{"path": "inf", "before": {"$float": "inf"}}]
+
+
+def test_a_tensor_that_as_numbers_is_not_equal_to_itself_is_changed_and_not_renamed() -> None:
+    state = {name: torch.tensor([math.nan, 1.0, 2.0, last]) for name, last in (("a", 3.0), ("b", 3.0), ("c", 4.0))}
+    found = statedict.diff(state, {**state, "copy": state["a"]}, numeric=True)
+    assert counts(found) == {"changed": 3, "added": 1}
+    assert statedict.diff(state, copy.deepcopy(state)).same
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((6, 64), (64, 0)), ((2, 2), (3, 0)), ((2, 2), (3, 1)), ((3, 2), (1, 1))]
+)
+def test_what_lies_between_the_elements_of_a_view_is_no_difference(
+    shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    one = torch.arange(400.0)
+    other = torch.full((400,), -1.0)
+    places = torch.arange(400).as_strided(shape, strides).flatten()
+    other[places] = one[places]
+    views = [{"w": some.as_strided(shape, strides)} for some in (one, other)]
+    assert torch.equal(views[0]["w"], views[1]["w"])
+    assert statedict.diff(*views).same
+    other[0] += 1
+    (measures,) = (tensor.measures for tensor in statedict.diff(*views))
+    assert measures is not None
+    assert measures.elements == views[0]["w"].numel()
+    assert measures.changed == int((views[0]["w"] != views[1]["w"]).sum())
+    norms = [float(torch.linalg.vector_norm(x.double())) for x in (views[0]["w"] - views[1]["w"], views[0]["w"])]
+    assert measures.relative == pytest.approx(norms[0] / norms[1])
+
+
+def test_what_is_repeated_a_billion_times_is_compared_once() -> None:
+    one, other = ({"w": torch.tensor([[1.0], [last]]).expand(2, 1 << 32)} for last in (2.0, 3.0))
+    assert statedict.diff(one, {"w": torch.tensor([[1.0], [2.0]]).expand(2, 1 << 32)}).same
+    (measures,) = (tensor.measures for tensor in statedict.diff(one, other))
+    assert measures is not None
+    assert (measures.elements, measures.changed, measures.max_abs) == (1 << 33, 1 << 32, 1)
+
+
+def test_a_list_a_tuple_and_a_dict_of_the_same_tensors_are_not_the_same() -> None:
+    ones = torch.ones(2)
+    kinds = {"list": [ones], "tuple": (ones,), "dict": {"0": ones}}
+    for one, other in itertools.product(kinds, kinds):
+        found = statedict.diff({"x": kinds[one], "y": 1}, {"x": kinds[other], "y": 1})
+        said = [(value.path, value.before, value.after) for value in found.values]
+        assert found.identical == 1
+        assert said == ([] if one == other else [("x (the container)", one, other)])
+        assert statedict.diff({"x": kinds[one], "y": 1}, {"x": kinds[other], "y": 1}, only="y").same
+    (value,) = statedict.diff([ones], (ones,)).values
+    assert value.path == "(the container)"
+    assert statedict.diff({"x": {0: ones}}, {"x": [ones]}).values[0].before == "dict"
+    assert statedict.diff({"x": {}}, {"x": {"0": ones}}).added
+
+
+def test_a_filter_leaves_out_the_moves_of_what_it_leaves_out() -> None:
+    state = {f"layers.{n}.w": torch.full((3,), float(n)) for n in range(4)} | {"head": torch.ones(2), "epoch": 1}
+    found = statedict.diff(state, {name.replace("layers", "blocks"): value for name, value in state.items()})
+    assert [rule.after for rule in found.filter(only="blocks.1").moved] == ["blocks"]
+    assert not found.filter(only="blocks.1").same
+    assert found.filter(only="head").same
+    assert found.filter("changed").same
+
+
+def test_an_optimizer_that_goes_by_names_is_compared_by_these() -> None:
+    one = trained()
+    numbers, names = one["optimizer"]["param_groups"][0]["params"], [f"{n}.{key}" for n in (0, 1, 2) for key in KEYS]
+    state = {name: one["optimizer"]["state"][number] for number, name in zip(numbers, names, strict=True)}
+    other = one | {
+        "optimizer": {"state": state, "param_groups": [one["optimizer"]["param_groups"][0] | {"params": names}]}
+    }
+    assert statedict.diff(other, copy.deepcopy(other)).notes == ()
+    found = statedict.diff(one, other)
+    assert found.same
+    assert found.notes == ("optimizer: the names of its parameters are inferred from order and shapes in A",)
+    del other["model"]
+    assert statedict.diff(other, copy.deepcopy(other)).notes == ()

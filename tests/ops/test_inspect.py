@@ -120,7 +120,7 @@ def test_the_cost_grows_linearly_with_the_tensors() -> None:
 
 
 def test_the_summary_shows_itself_in_a_notebook() -> None:
-    assert "<td>w</td>" in statedict.inspect({"w": np.zeros(2)})._repr_html_()
+    assert "<b>w</b> <small>float64</small> <small>2</small>" in statedict.inspect({"w": np.zeros(2)})._repr_html_()
 
 
 def test_a_summary_cannot_be_changed() -> None:

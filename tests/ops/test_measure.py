@@ -51,7 +51,9 @@ def test_measures_are_those_of_numpy(kind: DType, one: bytes, other: bytes) -> N
         a, b = numbers(kind, one), numbers(kind, other)
         finite = numpy.isfinite(a) & numpy.isfinite(b)
         raw = numpy.frombuffer(one, "u1") != numpy.frombuffer(other, "u1")
-        differ = a != b if kind.name.startswith("float4") else raw.reshape(-1, kind.itemsize).any(1)
+        signs = numpy.signbit(a) != numpy.signbit(b) if kind.kind != "complex" else False
+        four = kind.name.startswith("float4")
+        differ = (a != b) | signs if four else raw.reshape(-1, kind.itemsize).any(1)
         x, y = a[finite], b[finite]
         gap = numpy.abs(x - y)
         squares = (numpy.square(numpy.abs(x)) + numpy.square(numpy.abs(y)) + numpy.square(gap)).sum()
@@ -119,12 +121,55 @@ def test_large_integers_of_two_dtypes_are_compared_exactly() -> None:
     assert found.changed == 1
 
 
+@pytest.mark.parametrize("value", [2**53 + 1, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("kind", ["f8", "c16", "f4"])
+def test_an_integer_that_no_float_holds_is_equal_to_none(value: int, kind: str) -> None:
+    one = numpy.array([value, 5], "u8" if value >= 2**63 else "i8")
+    for a, b in ((one, one.astype(kind)), (one.astype(kind), one)):
+        found = compare([(_lazy(a), _lazy(b))], Rule(numeric=True))[0]
+        assert found is not None
+        assert found.changed == 1
+    even = numpy.array([2**62, 5])
+    assert compare([(_lazy(even), _lazy(even.astype(kind)))], Rule(numeric=True))[0] is None
+
+
 def test_small_and_large_float32_keep_their_norms() -> None:
     for size in (1e-25, 1e25):
         one = numpy.full(100, size, numpy.float32)
         found = compare([(_lazy(one), _lazy(one * numpy.float32(1.5)))], Rule())[0]
         assert found is not None
         assert found.measures().relative == pytest.approx(0.5, rel=1e-5)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=20),
+    st.integers(-1020, 1020), st.sampled_from(["f8", "c16"]),
+)  # fmt: skip
+def test_norms_and_angles_hold_where_squares_leave_float64(
+    pairs: list[tuple[float, float]], exponent: int, kind: str
+) -> None:
+    one, other = (numpy.array(side) for side in zip(*pairs, strict=True))
+    one[0], other[0] = 1, -0.5
+    x, y = (numpy.ldexp(side, exponent) for side in (one, other))
+    found = compare([(_lazy(x.astype(kind)), _lazy(y.astype(kind)))], Rule())[0]
+    assert found is not None
+    measures = found.measures()
+    norm, other_norm = numpy.linalg.norm(one), numpy.linalg.norm(other)
+    assert measures.relative == pytest.approx(numpy.linalg.norm(one - other) / norm, rel=1e-9)
+    assert measures.cosine == pytest.approx(numpy.dot(one, other) / norm / other_norm, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("size", "relative"), [(1e200, 2.0), (1e-200, 0.0)])
+def test_a_part_whose_squares_leave_float64_counts_beside_others(size: float, relative: float) -> None:
+    for place in (0, 300_000):
+        one = numpy.ones(300_001)
+        one[place] = size
+        other = one.copy()
+        other[place] = -size
+        found = compare([(_lazy(one), _lazy(other))], Rule())[0]
+        assert found is not None
+        assert found.measures().relative == pytest.approx(relative, abs=1e-9)
+        assert found.measures().cosine == pytest.approx(1 - relative, abs=1e-9)
 
 
 @pytest.mark.parametrize(

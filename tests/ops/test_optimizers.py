@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import statedict
+from statedict.ops.links import parameter_size
 from statedict.ops.optimizers import optimizers
+from statedict.tensor import LazyTensor
 
 
 def trained(**options: Any) -> dict[str, Any]:
@@ -56,32 +58,76 @@ def test_groups_say_how_many_parameters_they_have_and_their_hyperparameters() ->
 
 
 def test_a_sound_state_has_no_troubles() -> None:
-    assert optimizers(trained(), steps=True)[0].troubles == ()
+    assert optimizers(trained(), LazyTensor.item)[0].troubles == {}
     assert optimizers({"model": {}, "epoch": 3}) == []
 
 
 def test_missing_state_of_some_parameters_is_a_trouble_of_all_is_none() -> None:
     state = trained()
     del state["optimizer"]["state"][1], state["optimizer"]["state"][3]
-    assert optimizers(state)[0].troubles == ("2 parameters of 4 without state: 0.bias, 1.bias",)
+    assert optimizers(state)[0].troubles == {"missing state": "2 parameters of 4 without state: 0.bias, 1.bias"}
     state["optimizer"]["state"].clear()
-    assert optimizers(state)[0].troubles == ()
+    assert optimizers(state)[0].troubles == {}
 
 
 def test_state_of_a_parameter_that_is_in_no_group_is_stale() -> None:
     state = trained()
     state["optimizer"]["param_groups"][0]["params"] = [0, 1, 2]
-    assert optimizers(state)[0].troubles == ("stale state of 1 parameter in no group: 3",)
+    assert optimizers(state)[0].troubles == {"stale state": "stale state of 1 parameter in no group: 3"}
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_steps_that_differ_are_a_trouble_and_are_read_only_if_asked_for(plain: bool) -> None:
+def test_steps_that_differ_are_a_trouble_and_tensors_are_read_only_if_asked_for() -> None:
     state = trained()
-    for entry in state["optimizer"]["state"].values():
-        entry["step"] = 3 if plain else entry["step"]
-    state["optimizer"]["state"][2]["step"] = 1 if plain else torch.tensor(1.0)
-    assert optimizers(state)[0].troubles == ()
-    assert optimizers(state, steps=True)[0].troubles == ("1 parameter not at step 3 as the others: 1.weight",)
+    state["optimizer"]["state"][2]["step"] = torch.tensor(1.0)
+    said = {"steps": "1 parameter not at step 3 as the others: 1.weight"}
+    assert optimizers(state)[0].troubles == {}
+    assert optimizers(state, LazyTensor.item)[0].troubles == said
+    for number, entry in state["optimizer"]["state"].items():
+        entry["step"] = 1 if number == 2 else 3
+    assert optimizers(state)[0].troubles == said
+
+
+def test_one_state_for_all_parameters_is_none_that_is_missing() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call, arg-type]
+    [found] = optimizers({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    assert (len(found.keys), found.troubles) == (1, {})
+
+
+def test_state_that_is_keyed_by_names_is_not_called_inferred() -> None:
+    state = {"w": {"m": torch.ones(3)}}
+    tree = {"model": {"w": torch.ones(3)}, "optimizer": {"state": state, "param_groups": [{"params": ["w"]}]}}
+    [found] = optimizers(tree)
+    assert (found.names, found.inferred) == ({"w": "w"}, False)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_an_optimizer_in_a_list_and_one_of_odd_keys_are_no_error(bare: bool) -> None:
+    odd = {"state": {0: {"m": torch.ones(3)}}, "param_groups": [{"params": [[1]], "lr": 1}]}
+    [found] = statedict.inspect(odd if bare else {"m": {"w": torch.ones(3)}, "o": odd}).optimizers
+    assert (found.names, found.groups) == ({}, ((1, {"lr": 1}),))
+    assert [one.path for one in statedict.inspect([trained()["optimizer"]]).optimizers] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("dims", "kept"),
+    [((3, 4), {"row_var": (3, 1), "col_var": (1, 4)}), ((2, 3, 4), {"row_var": (2, 3, 1), "col_var": (2, 1, 4)}),
+     ((3, 4), {"exp_avg_sq_row": (3,), "exp_avg_sq_col": (4,)}),
+     ((2, 3, 4), {"exp_avg_sq_row": (2, 3), "exp_avg_sq_col": (2, 4)}),
+     (None, {"row_var": (3,), "col_var": (4,)}), (None, {"exp_avg_sq_row": (), "exp_avg_sq_col": ()})],
+)  # fmt: skip
+def test_the_moments_of_adafactor_tell_the_shape_of_their_parameter(dims: Any, kept: dict[str, Any]) -> None:
+    entries = {"step": torch.tensor(1.0)} | {name: torch.ones(shape) for name, shape in kept.items()}
+    found = parameter_size(entries)
+    assert dims is None or found == dims
 
 
 def test_the_json_of_a_summary_has_the_optimizers() -> None:

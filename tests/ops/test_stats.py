@@ -312,3 +312,23 @@ def test_views_that_overlap_without_end_are_refused() -> None:
     }
     with pytest.raises(statedict.LimitError, match="overlap too often"):
         statedict.stats(views)
+
+
+@pytest.mark.parametrize("halves", [38, 125, 250])
+def test_mean_and_deviation_of_the_largest_numbers_are_not_rounded_beyond_float64(halves: int) -> None:
+    most = float(numpy.finfo("f8").max)
+    (found,) = statedict.stats({"w": numpy.array([most, -most] * halves)}).tensors
+    assert (found.mean, found.deviation) == (0.0, most)
+    parts = [Figures(elements=n, finite=n, min=most, max=most, mean=most, deviation=0.0) for n in (30, 4, 31)]
+    assert combined(parts).mean == most
+    assert combined([*parts, Figures(elements=1, finite=1, min=0.0, max=0.0, mean=0.0, deviation=0.0)]).min == 0
+
+
+def test_live_models_and_optimizers_have_the_figures_of_their_states() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    assert statedict.stats(model).tensors == statedict.stats(dict(model.state_dict())).tensors
+    found = statedict.stats({"model": model, "optim": optimizer})
+    assert [tensor.name for tensor in found.tensors][::2] == ["model.weight", "optim.state.0.momentum_buffer"]

@@ -125,3 +125,8 @@ def test_a_signalling_nan_in_a_row_keeps_it_alive() -> None:
     bits[1, 1] = 0x7F800001
     (tensor,) = statedict.stats({"w": bits.view("f4")}).tensors
     assert (tensor.dead_rows, tensor.nan, tensor.zeros) == (3, 1, 11)
+
+
+@pytest.mark.parametrize("array", [numpy.array([2**60, 2**60 + 1]), numpy.array([5e-324, 1e-323] * 3)])
+def test_elements_that_differ_by_less_than_float64_can_tell_are_not_constant(array: Any) -> None:
+    assert "constant" not in [kind for _, kind in kinds({"w": array})]

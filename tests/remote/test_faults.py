@@ -175,6 +175,8 @@ def test_no_command_prints_what_is_secret_in_a_url(files: Path, web: Server) -> 
     assert json.loads(run("scan", url, "--json"))["files"][0]["file"] == clean
     run("show", url, "--at", "none")
     run("diff", url, "a.safetensors")
+    assert run("stats", url).startswith(f"{clean}  ")
+    assert json.loads(run("stats", url, "--json"))["file"] == clean
     gone = url.replace("a.pth", "none.pth")
     for command in ("show", "verify", "scan"):
         run(command, gone)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import numpy
@@ -19,7 +20,17 @@ import torch
 from tests.same import assert_same
 
 import statedict
-from statedict import CheckpointManager, CorruptFileError, FileError, MissingFileError, RunError
+from statedict import (
+    CheckpointManager,
+    CorruptFileError,
+    FileError,
+    LazyTensor,
+    MissingFileError,
+    RunError,
+    Storage,
+    dtype,
+)
+from statedict.io.source import ComputedSource
 
 At = Callable[[int], dict[str, Any]]
 
@@ -84,7 +95,12 @@ def test_the_manifest_tells_anyone_what_is_there(run: Path, at: At) -> None:
 
 
 def test_metrics_that_are_not_finite_come_back(run: Path, at: At) -> None:
-    metrics = {"a": float("nan"), "b": float("-inf"), "c": numpy.float32(0.5), "d": torch.tensor(2)}
+    metrics = {
+        "a": float("nan"),
+        "b": float("-inf"),
+        "c": numpy.float32(0.5),
+        "d": torch.tensor(2.0, requires_grad=True),
+    }
     with CheckpointManager(run) as manager:
         manager.save(1, at(1), metrics)
         manager.wait()
@@ -216,6 +232,42 @@ def test_a_fresh_start_over_a_run_is_refused_unless_asked(run: Path, at: At) -> 
     assert CheckpointManager(run).steps() == [0]
 
 
+def test_a_manager_that_was_closed_may_go_on(run: Path, at: At) -> None:
+    manager = CheckpointManager(run)
+    for step in (1, 2):
+        manager.save(step, at(step))
+        manager.close()
+    assert manager.steps() == [1, 2]
+
+
+def test_a_save_waits_while_as_many_are_being_written_or_skips_by_choice(run: Path) -> None:
+    slow = Event()
+
+    def fill(start: int, buffer: memoryview) -> None:
+        slow.wait(10)
+        buffer[:] = bytes(len(buffer))
+
+    def tree() -> dict[str, Any]:
+        return {"w": LazyTensor(dtype("uint8"), (8,), Storage(ComputedSource(8, fill), 0, 8))}
+
+    with CheckpointManager(run, in_flight=2, busy="skip") as manager:
+        assert [manager.save(step, tree()) for step in range(4)] == [True, True, False, False]
+        slow.set()
+        manager.wait()
+        assert manager.steps() == [0, 1]
+        slow.clear()
+        assert manager.save(5, tree())
+        slow.set()
+    slow.clear()
+    with CheckpointManager(run, existing="continue") as manager:
+        assert manager.save(6, tree())
+        Timer(0.3, slow.set).start()
+        began = time.perf_counter()
+        assert manager.save(7, tree())
+        assert time.perf_counter() - began > 0.2
+    assert CheckpointManager(run).steps() == [0, 1, 5, 6, 7]
+
+
 def test_going_on_after_a_restore_is_not_refused(run: Path, at: At) -> None:
     saved(run, at, (1, 2))
     with CheckpointManager(run) as manager:
@@ -271,10 +323,20 @@ def test_one_process_writes_at_a_time_and_the_lock_of_a_dead_one_is_no_lock(run:
         other.wait()
         assert manager.save(2, at(2))
         manager.close()
-    with CheckpointManager(run, existing="continue") as one:
-        one.save(3, at(3))
-        with pytest.raises(RunError, match="another manager of this process"):
-            CheckpointManager(run, existing="continue").save(4, at(4))
+
+
+def test_two_managers_of_a_process_take_turns(run: Path, at: At) -> None:
+    one = CheckpointManager(run)
+    one.save(1, at(1))
+    other = CheckpointManager(run)
+    other.latest()
+    other.save(2, at(2))  # waits for what the other one is writing
+    one.save(3, at(3))
+    other.close()
+    one.wait()
+    assert one.steps() == [1, 2, 3]
+    one.close()
+    assert CheckpointManager(run, existing="continue").save(4, at(4))
 
 
 def test_leftovers_are_never_chosen_and_are_cleaned_by_who_writes_next(run: Path, at: At) -> None:

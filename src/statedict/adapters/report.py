@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
+
+from statedict.html import Safe, Shown, Wide, fold, listing, page, table
 
 RESTORED = ("restored", "renamed", "cast", "reshaped", "tied", "untied", "overridden", "differs", "made")
 _SHOWN = 3
@@ -42,7 +42,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreReport:
+class RestoreReport(Shown):
     """What `restore` did with every entry, or with `dry_run` would do.
 
     `str(report)` is a summary, `entries` and `to_json()` have all of it.
@@ -71,38 +71,60 @@ class RestoreReport:
         """The paths with one action."""
         return [entry.path for entry in (*self.entries, *self.problems) if entry.action == action]
 
-    def to_json(self) -> str:
-        """All of it as JSON."""
-        return json.dumps(
-            {
-                "written": self.written,
-                "notes": self.notes,
-                "hints": self.hints,
-                "counts": self.counts(),
-                "entries": [asdict(entry) for entry in self.entries],
-                "problems": [asdict(entry) for entry in self.problems],
-            }
-        )
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`."""
+        return {
+            "written": self.written,
+            "step": self.step,
+            "notes": list(self.notes),
+            "hints": list(self.hints),
+            "counts": self.counts(),
+            "entries": [asdict(entry) for entry in self.entries],
+            "problems": [asdict(entry) for entry in self.problems],
+        }
 
     def findings(self) -> list[str]:
         """The problems by kind, and what to do about them."""
         return [*_capped(summary(self.problems)), *self.hints]
 
-    def __str__(self) -> str:
+    def headline(self) -> str:
+        """How many entries of how many."""
         count = sum(entry.action in RESTORED for entry in self.entries)
         whole = len(self.entries) + len(self.problems)
-        lines = [f"{'restored' if self.written else 'would restore'} {count:,} of {whole:,} entries"]
+        return f"{'restored' if self.written else 'would restore'} {count:,} of {whole:,} entries"
+
+    def __str__(self) -> str:
+        lines = [self.headline()]
         lines += [f"  {note}" for note in self.notes[:_SHOWN]]
         lines += [f"  and {len(self.notes) - _SHOWN:,} more notes"] * (len(self.notes) > _SHOWN)
         lines += _capped(summary(entry for entry in self.entries if entry.action != "restored" or entry.detail))
         return "\n".join([*lines, *self.findings()])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(e.path)}</td><td>{escape(e.action)}</td><td>{escape(e.detail)}</td></tr>"
-            for e in (*self.problems, *self.entries)
+        return page(
+            self.headline(),
+            fold(f"problems: {len(self.problems):,}", _by_action(self.problems, True), True),
+            listing(self.hints),
+            fold("notes", listing(self.notes), len(self.notes) <= _SHOWN),
+            _by_action(self.entries),
+            tone="bad" if self.problems else "fine",
         )
-        return f"<details><summary>{escape(str(self))}</summary><table>{rows}</table></details>"
+
+
+def _by_action(entries: Sequence[Entry], bad: bool = False) -> Safe:
+    """A fold an action, those that need no word last."""
+    actions: dict[str, list[Entry]] = {}
+    for entry in entries:
+        actions.setdefault(entry.action, []).append(entry)
+    order = sorted(actions, key=lambda action: action == "restored")
+
+    def row(entry: Entry) -> tuple[str, str]:
+        return entry.path or "the whole", Wide(entry.detail)
+
+    tables = (
+        (action, len(actions[action]), table(("", ""), actions[action], row, lambda _: "bad" * bad)) for action in order
+    )
+    return Safe("".join(fold(f"{action}: {count:,}", rows, bad) for action, count, rows in tables))
 
 
 def summary(entries: Iterable[Entry]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from typing import Any
@@ -81,7 +82,7 @@ def command(
         **options,
     )
     if as_json:
-        click.echo(report.to_json())
+        click.echo(json.dumps(report.to_json()))
     else:
         places = printable(" and ".join(filter(None, targets)))
         click.echo(f"{printable(file)}{places and ' at ' + places}: {report}")

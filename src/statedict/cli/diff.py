@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @click.option("--numeric", is_flag=True, help="Equality of numbers: 0.0 is -0.0, NaN is nothing, dtypes do not matter.")
 @click.option("--rtol", type=click.FloatRange(min=0), default=0.0, help="Relative tolerance, as torch.allclose has it.")
 @click.option("--atol", type=click.FloatRange(min=0), default=0.0, help="Absolute tolerance.")
+@click.option("--deep", is_flag=True, help="The rank of each change, and whether a low-rank adapter explains it.")
+@click.option("--rank", metavar="R", type=click.IntRange(min=1), help="With --deep: adapters of up to this rank.")
 @click.option("--all", "everything", is_flag=True, help="Every line, not a screenful of each kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--git", is_flag=True, help="Be git's diff.*.command: take the arguments that git gives, exit with 0.")
@@ -34,6 +36,8 @@ def command(
     numeric: bool,
     rtol: float,
     atol: float,
+    deep: bool,
+    rank: int | None,
     everything: bool,
     as_json: bool,
     git: bool,
@@ -50,13 +54,17 @@ def command(
         a, b = files
     else:
         raise click.UsageError(f"diff takes two files, got {len(files)}")
+    if deep and names_only:
+        raise click.UsageError("--names-only reads no tensor, and --deep takes their numbers; leave one of them out")
+    if rank is not None and not deep:
+        raise click.UsageError("--rank is for --deep; add that")
 
     def found() -> Diff:
         with progress("comparing"):
             return diff(
                 {} if git and a == os.devnull else a,
                 {} if git and b == os.devnull else b,
-                only=only or None, names_only=names_only, numeric=numeric, rtol=rtol, atol=atol,
+                only=only or None, names_only=names_only, numeric=numeric, rtol=rtol, atol=atol, deep=deep, rank=rank,
             )  # fmt: skip
 
     if git:

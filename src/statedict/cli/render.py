@@ -9,6 +9,8 @@ import click
 from statedict.cli import printable
 from statedict.ops.inspect import Node, Summary, Total
 from statedict.ops.optimizers import Optimizer
+from statedict.ops.optimizers_text import table as groups
+from statedict.ops.optimizers_text import title
 from statedict.values import human_bytes
 
 # name, dtype, shape, elements, bytes, note
@@ -44,7 +46,7 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         )
     for optimizer in summary.optimizers:
         yield ""
-        yield from _groups(optimizer)
+        yield from _optimizer(optimizer)
     if summary.wasted:
         yield f"wasted {human_bytes(summary.wasted)}: storages hold more than their views; saving it again drops that"
     if summary.opaque:
@@ -52,29 +54,12 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         yield f"opaque {sum(summary.opaque.values()):,}: objects that are no data, kept inert ({kinds})"
 
 
-def _groups(optimizer: Optimizer) -> Iterator[str]:
-    """The groups of an optimizer as a table, without what is off in all of them; then what deserves a look."""
-    keys = list(dict.fromkeys(key for _, group in optimizer.groups for key in group))
-    shown = [key for key in keys if not all(_off(group.get(key)) for _, group in optimizer.groups)]
-    rows = [("group", "parameters", *map(str, shown))]
-    for number, (count, group) in enumerate(optimizer.groups):
-        rows.append((str(number), f"{count:,}", *(_short(group.get(key, "")) for key in shown)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    name = printable(optimizer.path) or "optimizer"
-    for number, row in enumerate(rows):
-        cells = [printable(cell).rjust(width) for cell, width in zip(row, widths, strict=True)]
-        yield click.style(f"{name if number == 0 else ' ' * len(name)}  {'  '.join(cells)}".rstrip(), dim=number == 0)
-    for trouble in optimizer.troubles:
-        yield click.style(f"{name}: {printable(trouble)}", fg="yellow")
-
-
-def _off(value: object) -> bool:
-    return value is None or (type(value) in (bool, int, float) and not value)
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 24 else text[:23] + "…"
+def _optimizer(optimizer: Optimizer) -> Iterator[str]:
+    """The groups of an optimizer as a table; then what deserves a look."""
+    for number, line in enumerate(map(printable, groups(optimizer))):
+        yield click.style(line, dim=number == 0)
+    for trouble in optimizer.troubles.values():
+        yield click.style(printable(f"{title(optimizer)}: {trouble}"), fg="yellow")
 
 
 def count_tensors(tensors: int) -> str:

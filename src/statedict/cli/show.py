@@ -8,7 +8,7 @@ import click
 
 from statedict.api import load
 from statedict.cli import printable
-from statedict.errors import PathError
+from statedict.errors import PathError, StateDictError
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
 from statedict.tree import StateDict
@@ -21,10 +21,19 @@ from statedict.values import human_bytes
 @click.option("--depth", type=click.IntRange(min=1), help="Fold the tree below this many levels.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--recipe", is_flag=True, help="Print as the loops of PyTorch's state_dict recipe do.")
-def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bool) -> None:
-    """Show what is in a checkpoint: its tree, dtypes, shapes, sizes and values. No tensor is read."""
-    if recipe and as_json:
-        raise click.UsageError("--recipe and --json exclude each other")
+@click.option("--textconv", is_flag=True, help="Be git's diff.*.textconv: a line for each entry, with digests.")
+def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bool, textconv: bool) -> None:
+    """Show what is in a checkpoint: its tree, dtypes, shapes, sizes and values. No tensor is read.
+
+    With --textconv every tensor is read, for its digest, and a file that is no checkpoint is one line and no error.
+    """
+    if recipe + as_json + textconv > 1:
+        raise click.UsageError("--recipe, --json and --textconv exclude one another")
+    if textconv:
+        if at or depth:
+            raise click.UsageError("--textconv shows the whole file, without --at and --depth")
+        click.echo("".join(f"{printable(line)}\n" for line in _lines(file)), nl=False)
+        return
     state = load(file)
     try:
         found = state.at(at) if at else state
@@ -52,3 +61,18 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
     title = f"{printable(shown(file))}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))
+
+
+def _lines(file: str) -> list[str]:
+    """What git compares: of a file that is no checkpoint what it is, for git would give up on all files."""
+    from statedict.formats import places
+    from statedict.io.blocks import summed
+    from statedict.ops.textconv import lines
+
+    source = places.opened(named(file))
+    try:
+        return lines(load(file))
+    except (StateDictError, RecursionError, MemoryError) as error:
+        what = " ".join(str(error).removeprefix(f"{shown(file)}: ").split()) or type(error).__name__
+        digest = summed(source, 0, source.size, crc=False).digest
+        return [f"statedict: {what} ({source.size} bytes, xxh3_128 {digest})"]

@@ -11,6 +11,7 @@ import click
 from statedict.cli import printable
 from statedict.cli.edit import printable_lines
 from statedict.cli.progress import progress
+from statedict.io.urls import shown
 from statedict.ops.stats import StatsReport
 from statedict.ops.stats_text import lines
 from statedict.reports import stats
@@ -32,13 +33,13 @@ def command(file: str, only: tuple[str, ...], depth: int | None, as_json: bool, 
     with progress("reading"):
         report = stats(file, only=only or None)
     if as_json:
-        click.echo(json.dumps({"file": file, **report.to_json()}, allow_nan=False))
+        click.echo(json.dumps({"file": shown(file), **report.to_json()}, allow_nan=False))
     elif as_csv:
         click.echo(_csv(report), nl=False)
     else:
         total = report.total
         count = f"{len(report.tensors):,} tensor{'s' * (len(report.tensors) != 1)}"
-        click.echo(click.style(f"{printable(file)}  {count}, {total.elements:,} elements", bold=True) + "\n")
+        click.echo(click.style(f"{printable(shown(file))}  {count}, {total.elements:,} elements", bold=True) + "\n")
         click.echo(printable_lines("\n".join(lines(report, depth))))
 
 
@@ -46,7 +47,7 @@ def _csv(report: StatsReport) -> str:
     text = io.StringIO()
     names = ("name", "dtype", "shape", "elements", "min", "max", "mean", "std", "l2", "zeros", "nan", "inf")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*names, "denormal", "edge", "dead_rows", "tied"))
+    writer.writerow((*names, "denormal", "edge", "dead_rows", "tied", "parameter", "inferred"))
     for tensor in report.tensors:
         record = tensor.to_json()
         del record["histogram"]

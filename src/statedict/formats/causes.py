@@ -78,6 +78,10 @@ _FOLDERS: tuple[tuple[Callable[[list[str]], object], str], ...] = (
         "holds shards without their index *.index.json; fetch that too",
     ),
     (lambda names: {"blobs", "snapshots"} <= {*names}, "is the root of a Hugging Face cache; name snapshots/REVISION"),
+    (
+        lambda names: any(re.fullmatch(r"((checkpoint|step)[-_])?\d+", name) for name in names),
+        "holds the checkpoints of a run, each in a folder of its own; name one of these",
+    ),
     (lambda names: "model_index.json" in names, "is a pipeline of several models; name one of its folders"),
     (
         lambda names: any(re.match(r"(config|tokenizer.*|generation_config)\.json$", name) for name in names),

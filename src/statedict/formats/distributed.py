@@ -91,7 +91,40 @@ def _tree(index: ByteSource, folder: str) -> StateDict:
     for name, leaf in leaves.items():
         keys = paths.get(name, (name,))
         _insert(tree, keys if type(keys) is tuple and keys else (name,), leaf)
+    _number(tree)
     return tree
+
+
+def _number(tree: Any) -> None:
+    """Make the keys of optimizers' states integers again, where `param_groups` has integers.
+
+    PyTorch's planner makes text of them, and with such keys its optimizers take no state in.
+    """
+    waiting: list[Any] = [tree]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # a value that was pickled may contain itself
+            continue
+        seen.add(id(node))
+        waiting += [child for child in (node.values() if isinstance(node, dict) else node) if _holds(child)]
+        state, groups = (node.get("state"), node.get("param_groups")) if isinstance(node, dict) else (None, None)
+        if isinstance(state, dict) and isinstance(groups, list):
+            listed = [group.get("params") for group in groups if isinstance(group, dict)]
+            numbers = {n for some in listed if isinstance(some, list) for n in some if type(n) is int}
+            numbers -= state.keys()
+            entries = [(_as_number(key, numbers), entry) for key, entry in state.items()]
+            state.clear()
+            state.update(entries)
+
+
+def _holds(node: Any) -> bool:
+    return isinstance(node, dict | list)
+
+
+def _as_number(key: Any, numbers: set[int]) -> Any:
+    short = type(key) is str and key.isdecimal() and len(key) < 20
+    return int(key) if short and int(key) in numbers and str(int(key)) == key else key
 
 
 def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:

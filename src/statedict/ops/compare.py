@@ -86,6 +86,7 @@ def compare(pairs: Sequence[Pair], rule: Rule, executor: Executor | None = None)
     firsts: dict[object, int] = {}
     same: list[tuple[int, int]] = []
     todo: list[tuple[int, Run, Run, int]] = []
+    repeated: dict[int, int] = {}
     remote = False
     for number, (one, other) in enumerate(pairs):
         here = (region(one), region(other))
@@ -94,6 +95,7 @@ def compare(pairs: Sequence[Pair], rule: Rule, executor: Executor | None = None)
             same.append((number, first))
         elif one.nbytes and not (here[0] == here[1] and not _inexact(one, other, rule)):
             todo.append((number, *_runs(one, other)))
+            repeated[number] = max(one.numel() // todo[-1][3], 1) if one.dtype.itemsize else 1
             remote |= one.storage.source.remote or other.storage.source.remote
     counter = meter()
     jobs = [job for item in todo for job in _slices(*item, remote)]
@@ -112,9 +114,11 @@ def compare(pairs: Sequence[Pair], rule: Rule, executor: Executor | None = None)
     counter.expect(sum(job.size for job in again))
     for job, tally in _carried_out(again, rule, executor, remote, counter):
         _note(found, job, tally)
-    for number, tally in enumerate(found):  # by numbers equal after all
-        if tally is not None and not tally.changed and tally.elements:
+    for number, tally in enumerate(found):
+        if tally is not None and not tally.changed and tally.elements:  # by numbers equal after all
             found[number] = None
+        elif tally is not None:
+            tally.repeat(repeated[number])
     for number, first in same:
         found[number] = found[first]
     return found
@@ -141,11 +145,33 @@ def _inexact(one: LazyTensor, other: LazyTensor, rule: Rule) -> bool:
 
 
 def _runs(one: LazyTensor, other: LazyTensor) -> tuple[Run, Run, int]:
-    """The elements of both sides, in one order, and how many; where they lie alike, in the order of the bytes."""
+    """The elements of both sides, in one order, and how many.
+
+    Where they lie alike, in the order of the bytes, and each once though it is repeated.
+    """
     alike = one.strides is not None and one.strides == other.strides and one.shape == other.shape
-    if alike and one.dtype is other.dtype and one.nbytes >= one.span:
-        one, other = _flat(one), _flat(other)
+    if alike and one.dtype is other.dtype:
+        one, other = _once(one), _once(other)
+        if one.strides is not None and _dense(one):
+            one, other = _flat(one), _flat(other)
     return Run(one), Run(other), one.numel() if one.dtype.itemsize else one.nbytes
+
+
+def _once(tensor: LazyTensor) -> LazyTensor:
+    """Without the repetitions of an expanded tensor."""
+    if 0 not in (tensor.strides or ()):
+        return tensor
+    return tensor[tuple(slice(None) if stride else 0 for stride in tensor.strides or ())]
+
+
+def _dense(tensor: LazyTensor) -> bool:
+    """Whether its elements are all that lies between the first and the last one, each once."""
+    size = 1
+    for stride, length in sorted(zip(tensor.strides or (), tensor.shape, strict=True)):
+        if length != 1 and stride != size:
+            return False
+        size *= length
+    return True
 
 
 def _flat(tensor: LazyTensor) -> LazyTensor:

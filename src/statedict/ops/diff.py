@@ -8,10 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from statedict.errors import UnsupportedError
+from statedict.html import Shown
 from statedict.ops.match import Moved
 from statedict.ops.measure import Measures
 from statedict.paths import matches
 from statedict.values import to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.ops.low_rank import LowRank
 
 IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF_CHANGE = (
     "identical", "close", "changed", "retyped", "reshaped", "renamed", "added", "removed",
@@ -33,6 +38,7 @@ class TensorDiff:
         equal: whether the values are equal, for one that is retyped or reshaped; None where it was not looked at.
         same_as: for an added one, a tensor of the first state that has the same bytes, where that proves nothing.
         passed: whether it counts as no difference.
+        change: the rank of the change, for a changed matrix, where that was asked for.
     """
 
     kind: str
@@ -44,6 +50,7 @@ class TensorDiff:
     equal: bool | None = None
     same_as: str | None = None
     passed: bool = False
+    change: LowRank | None = None
 
     @property
     def path(self) -> str:
@@ -68,7 +75,14 @@ class TensorDiff:
             found["equal"] = self.equal
         if self.same_as is not None:
             found["same_as"] = self.same_as
+        if self.change is not None:
+            found["change"] = self.change.to_json()
         return found
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import tensor_diff
+
+        return tensor_diff(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +112,7 @@ class ValueDiff:
 
 
 @dataclass(frozen=True, slots=True)
-class Diff:
+class Diff(Shown):
     """How two states differ.
 
     Attributes:
@@ -110,6 +124,7 @@ class Diff:
         moved: prefixes that stand in the place of others; the tensors themselves may be identical.
         notes: what deserves a word and is no difference.
         names_only: whether only names, dtypes, shapes and values were compared; `identical` means no more than that.
+        deep: whether the rank of each change was looked at.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
@@ -130,6 +145,7 @@ class Diff:
     moved: tuple[Moved, ...] = ()
     notes: tuple[str, ...] = ()
     names_only: bool = False
+    deep: bool = False
 
     @property
     def same(self) -> bool:
@@ -213,7 +229,9 @@ class Diff:
             and (where is None or where(tensor))
         )
         values = tuple(value for value in self.values if globs is None or matches(value.path, globs))
-        return replace(self, tensors=tensors, values=values)
+        pairs = [(tensor.before, tensor.after) for tensor in tensors if tensor.before and tensor.after]
+        moved = tuple(rule for rule in self.moved if any(rule(before) == after for before, after in pairs))
+        return replace(self, tensors=tensors, values=values, moved=moved)
 
     def sort(self, key: str | Callable[[TensorDiff], Any] = "relative", reverse: bool = True) -> Diff:
         """The diff with its tensors in another order, by default those that changed most first.
@@ -238,6 +256,7 @@ class Diff:
             "b": self.b,
             "same": self.same,
             "names_only": self.names_only,
+            "deep": self.deep,
             "identical": self.identical,
             **{kind: [t.to_json() for t in self._of(kind)] for kind in (CLOSE, CHANGED, RETYPED, RESHAPED)},
             "renamed": [[tensor.before, tensor.after] for tensor in self.renamed],
@@ -257,6 +276,11 @@ class Diff:
         from statedict.ops.diff_text import lines
 
         return "\n".join(lines(self))
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import diff
+
+        return diff(self)
 
 
 def _by(name: str) -> Callable[[TensorDiff], Any]:

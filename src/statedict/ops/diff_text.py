@@ -24,9 +24,13 @@ def lines(diff: Diff, limit: int | None = LIMIT) -> list[str]:
         tensors = (
             diff.filter(kind).sort().tensors if kind in (kinds.CHANGED, kinds.CLOSE) else diff.filter(kind).tensors
         )
-        found += _group(kind, [_tensor(tensor) for tensor in tensors], limit)
+        found += _group(kind, [tensor(one) for one in tensors], limit)
     for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
-        found += _group(f"values {kind}", [_value(value) for value in diff.values if value.kind == kind], limit)
+        found += _group(f"values {kind}", [value(one) for one in diff.values if one.kind == kind], limit)
+    if diff.deep:
+        from statedict.ops import low_rank_text
+
+        found += low_rank_text.lines(diff, limit)
     return found + [f"note: {note}" for note in diff.notes]
 
 
@@ -63,7 +67,8 @@ def _group(title: str, rows: list[tuple[str, ...]], limit: int | None) -> list[s
     return found
 
 
-def _tensor(tensor: TensorDiff) -> tuple[str, str]:
+def tensor(tensor: TensorDiff) -> tuple[str, str]:
+    """Its name, and what became of it."""
     if tensor.kind == kinds.RENAMED:
         return str(tensor.before), f"→ {tensor.after}"
     name = tensor.path
@@ -99,7 +104,8 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 else "< 0.1%"
 
 
-def _value(value: ValueDiff) -> tuple[str, str]:
+def value(value: ValueDiff) -> tuple[str, str]:
+    """Its path, and what became of it."""
     if value.kind != kinds.CHANGED:
         return value.path, _short(value.before if value.kind == kinds.REMOVED else value.after)
     one, other = value.before, value.after

@@ -31,6 +31,8 @@ def compared(
     names_only: bool = False,
     rule: Rule | None = None,
     executor: Executor | None = None,
+    deep: bool = False,
+    rank: int | None = None,
 ) -> Diff:
     """Compare two trees; see `statedict.diff`.
 
@@ -48,7 +50,11 @@ def compared(
     tensors = work.tensors()
     values, equal = _values(a, b, work.translated(), rule.numeric)
     notes += _ties(a.tensors, b.tensors, work.pairs)
-    return Diff(*names, tuple(tensors), tuple(values), equal, tuple(work.moved), tuple(notes), names_only)
+    if deep:
+        from statedict.ops.low_rank import looked_into
+
+        tensors = looked_into(tensors, a.tensors, b.tensors, rank, executor)
+    return Diff(*names, tuple(tensors), tuple(values), equal, tuple(work.moved), tuple(notes), names_only, deep)
 
 
 def _keep(a: Entries, b: Entries, only: Sequence[str]) -> None:
@@ -167,6 +173,10 @@ class _Work:
             {path: self.b[path] for path in [*fresh, *(self.pairs[old] for old in changed)]},
         )
         ours, theirs = contents(*pools, self.executor)
+        for old in changed:  # the same bytes, but as numbers a NaN is nothing
+            new = self.pairs[old]
+            if old in ours and new in theirs and ours[old].key == theirs[new].key:
+                del ours[old], theirs[new]
         if not ours or not theirs:
             return
         order = ({path: n for n, path in enumerate(self.a)}, {path: n for n, path in enumerate(self.b)})
@@ -227,16 +237,27 @@ def _values(
 
 
 def _keys(a: Entries, b: Entries) -> list[ValueDiff]:
-    """Keys that print alike and are of two types: 1 and "1"."""
-    found = []
+    """Keys that print alike and are of two types, 1 and "1", and containers of two types."""
+    other_type = {path for path, kind in a.containers.items() if b.containers.get(path, kind) != kind}
+    around = {path[:at] for path in [*a.tensors, *a.values] for at in _dots(path)} if other_type else set()
+    found = [
+        ValueDiff(kinds.CHANGED, f"{path} (the container)".lstrip(), a.containers[path], b.containers[path])
+        for path in a.containers
+        if path in other_type and path in around
+    ]
     for path in {**a.keys, **b.keys}:
-        if not (_there(a, path) and _there(b, path)):
+        if path.rpartition(".")[0] in other_type or not (_there(a, path) and _there(b, path)):
             continue
         text = path.rpartition(".")[2]
         one, other = a.keys.get(path, text), b.keys.get(path, text)
         if type(one) is not type(other):
             found.append(ValueDiff(kinds.CHANGED, f"{path} (the key)", one, other))
     return found
+
+
+def _dots(path: str) -> list[int]:
+    """Where the paths end that a path lies below, the root's among them."""
+    return [0, *(at for at, character in enumerate(path) if character == ".")]
 
 
 def _there(side: Entries, path: str) -> bool:

@@ -29,6 +29,7 @@ class Entries:
         tensors: path → tensor.
         values: path → plain value, or list or tuple of plain values; an Opaque's is one without contents.
         keys: path → key, of keys that are no strings.
+        containers: path → `dict`, `list` or `tuple`, of those that hold something, and not plain values alone.
         extra: what is said beside the entries: of a dict, `path → versions of modules`, of the file, its metadata.
         optimizers: path → state, which `together` adds.
     """
@@ -37,6 +38,7 @@ class Entries:
         self.tensors: dict[str, LazyTensor] = {}
         self.values: dict[str, Any] = {}
         self.keys: dict[str, Any] = {}
+        self.containers: dict[str, str] = {}
         self.extra: dict[str, Any] = {}
         self.optimizers: dict[str, Any] = {}
         self._tree = tree
@@ -58,8 +60,11 @@ class Entries:
             versions = getattr(node, "_metadata", None)
             if versions:
                 self.extra[f"{path}._metadata" if path else "_metadata"] = versions
+            if node:
+                self.containers[path] = "dict"
             self._below(path, node.items(), {})
         elif type(node) in (list, tuple) and not _plain(node):
+            self.containers[path] = type(node).__name__
             self._below(path, enumerate(node), [])
         elif isinstance(node, Opaque):
             self._put(path, Opaque(node.name))
@@ -89,7 +94,9 @@ class Entries:
         groups = state["param_groups"]
         if not all(type(number) in (int, str) for group in groups for number in group["params"]):
             return None, False
-        own = [group.get("param_names") for group in groups]
+        # torch.distributed's states go by names
+        texts = ([name for name in group["params"] if type(name) is str and not name.isdecimal()] for group in groups)
+        own = [group.get("param_names", some) for group, some in zip(groups, texts, strict=True)]
         if all(isinstance(n, list) and len(n) == len(g["params"]) for n, g in zip(own, groups, strict=True)):
             flat = [name for names in own for name in names]
             if all(type(name) is str for name in flat) and len(set(flat)) == len(flat):

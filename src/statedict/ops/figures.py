@@ -26,17 +26,26 @@ class Histogram:
     negative: tuple[int, ...] = ()
     positive: tuple[int, ...] = ()
 
-    def bars(self, zeros: int = 0, octaves: int = 4) -> str:
-        """As bars: the largest octaves below 0, all that is closer to 0, the largest octaves above it.
+    def counts(self, zeros: int = 0, octaves: int = 4) -> list[int]:
+        """The largest octaves below 0, from the outermost; all that is closer to 0; the largest octaves above it.
 
-        >>> Histogram(0, (1, 2), (4, 8)).bars(octaves=2)
-        '▂▁ ▄▇'
+        >>> Histogram(0, (1, 2), (4, 8)).counts(zeros=3, octaves=1)
+        [2, 8, 8]
         """
         counts = [0] * (2 * octaves + 1)
         for side, sign in ((self.negative, -1), (self.positive, 1)):
             for index, count in enumerate(side):
                 counts[octaves + sign * max(octaves - (len(side) - 1 - index), 0)] += count
         counts[octaves] += zeros
+        return counts
+
+    def bars(self, zeros: int = 0, octaves: int = 4) -> str:
+        """The `counts` as bars.
+
+        >>> Histogram(0, (1, 2), (4, 8)).bars(octaves=2)
+        '▂▁ ▄▇'
+        """
+        counts = self.counts(zeros, octaves)
         most = max(counts)
         return "".join(" ▁▂▃▄▅▆▇"[-(-7 * count // most) if most else 0] for count in counts)
 
@@ -130,8 +139,8 @@ def combined(parts: Iterable[Figures]) -> Figures:
 
 def _together(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[float | complex, float]:
     """Mean and deviation of parts, each with its share of all elements."""
-    real = math.fsum(share * mean.real for share, mean, _ in parts)
-    imag = math.fsum(share * mean.imag for share, mean, _ in parts)
+    real = _mean([(share, mean.real) for share, mean, _ in parts])
+    imag = _mean([(share, mean.imag) for share, mean, _ in parts])
     roots = [(math.sqrt(share), mean, deviation) for share, mean, deviation in parts]
     deviation = math.hypot(
         *(root * own for root, _, own in roots),
@@ -139,6 +148,15 @@ def _together(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[fl
         *(root * mean.imag - root * imag for root, mean, _ in roots),
     )
     return (complex(real, imag) if any(isinstance(mean, complex) for _, mean, _ in parts) else real), deviation
+
+
+def _mean(parts: Sequence[tuple[float, float]]) -> float:
+    """The mean of means; near the largest number it may be beyond all of them by a rounding."""
+    try:
+        found = math.fsum(share * mean for share, mean in parts)
+    except OverflowError:
+        found = 2 * math.fsum(share * (mean / 2) for share, mean in parts)
+    return min(max(found, min(mean for _, mean in parts)), max(mean for _, mean in parts))
 
 
 def added(histograms: Sequence[Histogram]) -> Histogram:

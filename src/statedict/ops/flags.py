@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from statedict.dtypes import dtype
 from statedict.ops.figures import Figures
-from statedict.ops.inspect import BUFFERS, state_dicts
+from statedict.ops.inspect import BUFFERS
 from statedict.ops.measuring import whole_elements
-from statedict.ops.outline import is_optimizer
+from statedict.ops.optimizers import Optimizer
+from statedict.ops.optimizers_text import title
 from statedict.paths import label
 from statedict.tensor import LazyTensor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from statedict.ops.stats import TensorStats
-    from statedict.tree import StateDict
 
 EXPLODED = 10.0  # times the median of the siblings' root mean squares
 SIBLINGS = 3  # with less there is no telling which one is out of line
@@ -33,8 +33,9 @@ class Flag:
     """Something that deserves a look.
 
     Attributes:
-        name: the tensor's path.
-        kind: `nan`, `inf`, `zeros`, `constant`, `dead rows`, `exploded`, `denormal` or `edge`.
+        name: the tensor's path, or the optimizer's.
+        kind: `nan`, `inf`, `zeros`, `constant`, `dead rows`, `exploded`, `denormal` or `edge`; of an optimizer
+            `missing state`, `stale state` or `steps`.
         what: what was found, in words.
     """
 
@@ -95,33 +96,36 @@ def count_dead(rows: Rows, blocks: Iterable[Any]) -> int:
     return dead
 
 
-def roles(state: StateDict, names: Sequence[str]) -> dict[str, str | None]:
+def roles(names: Iterable[str], owned: Mapping[str, tuple[Optimizer, Any]]) -> dict[str, str | None]:
     """For each tensor what it has in common with its siblings: its path without numbers; None if it has none.
 
     Buffers differ from layer to layer by nature. State of an optimizer goes by the name of its parameter; where
-    the file has none, layers cannot be told from one another.
+    that cannot be told, layers cannot be told from one another.
+
+    Args:
+        names: the paths of the tensors.
+        owned: those that optimizers keep, and for which parameter.
     """
-    owners: dict[str, str | None] = {}
-    for path, node in state_dicts(state):
-        if not is_optimizer(node):
-            continue
-        dot = f"{path}.state." if path else "state."
-        owners |= {dot + label(key): None for key in node["state"]}
-        for group in node["param_groups"]:
-            named = [group.get(key) for key in ("params", "param_names")] if isinstance(group, dict) else []
-            if named and all(isinstance(part, list | tuple) for part in named):
-                owners |= {dot + label(key): label(name) for key, name in zip(*named, strict=False)}
     found: dict[str, str | None] = {}
     for name in names:
-        above, _, last = name.rpartition(".")
-        if last in BUFFERS:
+        if name.rpartition(".")[2] in BUFFERS:
             found[name] = None
-        elif above in owners:
-            owner = owners[above]
-            found[name] = None if owner is None else _numberless(f"{above.rpartition('.')[0]}.{owner}.{last}")
+        elif name in owned:
+            optimizer, key = owned[name]
+            owner = optimizer.names.get(key)
+            entry = f"{optimizer.path}.state.{label(key)}".removeprefix(".")
+            rest = name[len(entry) :]
+            found[name] = None if owner is None else _numberless(f"{optimizer.path}.state.{owner}{rest}")
         else:
             found[name] = _numberless(name)
     return found
+
+
+def faults(found: Iterable[Optimizer]) -> Iterator[Flag]:
+    """What deserves a look in the optimizers."""
+    for optimizer in found:
+        for kind, what in optimizer.troubles.items():
+            yield Flag(title(optimizer), kind, what)
 
 
 def _numberless(path: str) -> str:
@@ -161,7 +165,7 @@ def _values(tensor: TensorStats) -> Iterator[Flag]:
     several = tensor.elements > 1 and tensor.finite == tensor.elements and tensor.dtype != "bool"
     if several and tensor.zeros == tensor.elements:
         yield Flag(tensor.name, "zeros", f"all {tensor.elements:,} elements are 0")
-    elif several and tensor.deviation == 0:
+    elif several and tensor.deviation == 0 and tensor.min == tensor.max:  # a tiny deviation may be rounded to 0
         value = tensor.mean if isinstance(tensor.mean, complex) else tensor.min
         yield Flag(tensor.name, "constant", f"all {tensor.elements:,} elements are {value:g}")
     elif tensor.dead_rows:

@@ -6,16 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from statedict.collector import Paused
 from statedict.errors import UnsupportedError
-from statedict.ops.optimizers import Optimizer, optimizers
+from statedict.html import Shown
+from statedict.ops.optimizers import Optimizer, marked, optimizers
 from statedict.ops.outline import is_optimizer
-from statedict.paths import MAX_DEPTH, free_name, label, walk
+from statedict.paths import free_name, label, nested, walk
 from statedict.tensor import LazyTensor, as_lazy, is_array
-from statedict.values import KINDS, Opaque
+from statedict.values import KINDS, Opaque, human_bytes
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _SHORT = 60
@@ -80,7 +80,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Shown):
     """What `inspect` found.
 
     Attributes:
@@ -125,14 +125,15 @@ class Summary:
             "optimizers": [one.to_json() for one in self.optimizers],
         }
 
-    def _repr_html_(self) -> str:
-        from html import escape
+    def __str__(self) -> str:
+        total = self.total
+        count = f"{total.tensors:,} tensor{'s' * (total.tensors != 1)}"
+        return f"{count}, {total.elements:,} elements, {human_bytes(total.nbytes)}"
 
-        rows = "".join(
-            f"<tr><td>{escape(t.path)}</td><td>{t.dtype}</td><td>{t.shape}</td><td>{t.nbytes:,}</td></tr>"
-            for t in self.tensors
-        )
-        return f"<table><tr><th>name</th><th>dtype</th><th>shape</th><th>bytes</th></tr>{rows}</table>"
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import summary
+
+        return summary(self)
 
 
 def is_model(node: Any) -> bool:
@@ -208,8 +209,7 @@ class _Builder:
             return self.optimizer(value, path)
         if isinstance(value, dict) and type(value) is not Counter:
             role = "parameter" if role == "tensor" and is_model(value) else role
-            note = f"{parameter} (inferred)" if parameter and self.inferred else parameter or ""
-            return _group(self.children(value.items(), path, role, parameter), note)
+            return _group(self.children(value.items(), path, role, parameter), marked(parameter, self.inferred))
         if isinstance(value, Opaque):
             if id(value) in self.objects:
                 return Node(note=f"the object of {value.name} that holds it")
@@ -230,8 +230,8 @@ class _Builder:
 
     def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> _Rows:
         dot = path + "." if path else ""
-        return _by_module(
-            [(key, self.node(key, value, dot + key, role, parameter)) for key, value in map(self.named, items)]
+        return nested(
+            [(key, self.node(key, value, dot + key, role, parameter)) for key, value in map(self.named, items)], _group
         )
 
     def named(self, item: tuple[Any, Any]) -> tuple[str, Any]:
@@ -292,19 +292,6 @@ def _group(rows: _Rows, note: str = "") -> Node:
         elements += row.total.elements
         nbytes += row.total.nbytes
     return Node(note=note, children=tuple(rows), total=Total(tensors, elements, nbytes))
-
-
-def _by_module(rows: _Rows, depth: int = 0) -> _Rows:
-    """Rows whose keys have dots, nested by module; only neighbours share a module, so the order stays."""
-    nested: _Rows = []
-    for head, members in groupby(rows, key=lambda row: row[0].partition(".")[0]):
-        group = list(members)
-        if depth < MAX_DEPTH and all("." in key for key, _ in group):
-            inner = _by_module([(key.partition(".")[2], row) for key, row in group], depth + 1)
-            nested.append((head, _group(inner)))
-        else:
-            nested += group
-    return nested
 
 
 def _short(value: Any) -> str:

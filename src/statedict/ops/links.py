@@ -11,6 +11,9 @@ from statedict.tensor import LazyTensor, as_lazy, is_array
 Linked = tuple[str, dict[Any, str]]
 """The path of the dict that holds the parameters, and key of an entry → path of its parameter."""
 
+_FACTORED = (("row_var", "col_var", 1), ("exp_avg_sq_row", "exp_avg_sq_col", 0))
+"""What Adafactor keeps of rows and of columns, and whether an averaged dimension stays: PyTorch, transformers."""
+
 
 class Placed(Protocol):
     """What a `Layout` knows."""
@@ -85,7 +88,13 @@ def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Placed) ->
 
 
 def parameter_size(entries: Any) -> Shape | None:
-    """The shape of the parameter that something is kept for: that of what has most elements."""
-    tensors = [as_lazy(value) for value in entries.values() if is_array(value)] if isinstance(entries, dict) else []
-    largest = max(tensors, key=LazyTensor.numel, default=None)
+    """The shape of the parameter that something is kept for: that of what has most elements, or of Adafactor's two."""
+    if not isinstance(entries, dict):
+        return None
+    tensors = {key: as_lazy(value) for key, value in entries.items() if is_array(value)}
+    for rows, columns, kept in _FACTORED:
+        if rows in tensors and columns in tensors and min(tensors[rows].ndim, tensors[columns].ndim) > kept:
+            left = tensors[rows].shape
+            return (*left[: len(left) - kept], tensors[columns].shape[-1])
+    largest = max(tensors.values(), key=LazyTensor.numel, default=None)
     return None if largest is None or (len(tensors) > 1 and largest.numel() <= 1) else largest.shape

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from statedict.errors import LimitError
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, parallel
 from statedict.io.progress import Meter, meter
-from statedict.ops.compare import BLOCK, Run
+from statedict.ops.compare import BLOCK, Run, region
 from statedict.rename import modules
 from statedict.tensor import LazyTensor
 
@@ -153,7 +154,7 @@ def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> 
     """The contents of those tensors on either side which the other side may have too."""
     sides = [dict(one), dict(other)]
     shapes = {_kind(t) for t in one.values()} & {_kind(t) for t in other.values()}
-    sides = [{path: t for path, t in side.items() if _kind(t) in shapes} for side in sides]
+    sides = [{path: t for path, t in side.items() if _kind(t) in shapes and _readable(t)} for side in sides]
     heads = [_digested(side, _HEAD, executor) for side in sides]
     both = {c.key for c in heads[0].values()} & {c.key for c in heads[1].values()}
     found = []
@@ -162,6 +163,23 @@ def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> 
         large = {path: side[path] for path in kept if side[path].nbytes > _HEAD}
         found.append(kept | _digested(large, 0, executor))
     return found
+
+
+def digests(tensors: Tensors, executor: Executor | None = None) -> dict[str, str]:
+    """Path → XXH3-128, in hexadecimal, of the elements in their order; each range of bytes is read once."""
+    firsts: dict[object, str] = {}
+    same = {path: firsts.setdefault(region(tensor), path) for path, tensor in tensors.items()}
+    found = _digested({path: tensors[path] for path in firsts.values()}, 0, executor)
+    return {path: found[first].key[-1].hex() for path, first in same.items()}
+
+
+def _readable(tensor: LazyTensor) -> bool:
+    """Whether its elements can be read one after the other; too many repetitions of a few cannot."""
+    try:
+        tensor.contiguous()
+    except LimitError:
+        return False
+    return True
 
 
 class _Item:

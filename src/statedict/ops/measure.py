@@ -2,7 +2,7 @@
 
 Elements go through float32 where that holds them exactly and through float64 otherwise, in chunks that stay in the
 processor's cache. Every chunk's sums are added up in float64. A chunk whose squares leave the range of float32 is
-summed again in float64.
+summed again in float64, and one whose squares leave that of float64 with all its numbers scaled by a power of two.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ CHUNK = 1 << 17
 _EXACT = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "bool": 8}
 _FOUR = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _LEAST, _MOST = 1e-27, 1e37  # between these no square of a chunk that matters was lost in float32
+_TINY, _HUGE = 1e-250, 1e290  # likewise in float64
 _OWN = local()
 
 
@@ -68,25 +69,47 @@ class Measures:
 
 
 class Tally:
-    """Sums over a part of two tensors."""
+    """Sums over a part of two tensors; those of products are of numbers times 2 ** -scale."""
 
-    __slots__ = ("aa", "ab", "bb", "changed", "dd", "elements", "max_abs", "nonfinite", "outside")  # fmt: skip
+    __slots__ = ("aa", "ab", "bb", "changed", "dd", "elements", "max_abs", "nonfinite", "outside", "scale")  # fmt: skip
 
     def __init__(self) -> None:
         self.elements = self.changed = self.nonfinite = self.outside = 0
         self.max_abs: float | int = 0
+        self.scale = 0
         self.aa = self.bb = self.ab = self.dd = 0.0
 
     def __iadd__(self, other: Tally) -> Tally:
-        for name in Tally.__slots__:
-            if name != "max_abs":
-                setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("elements", "changed", "nonfinite", "outside"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_abs = max(self.max_abs, other.max_abs)
+        self.put(other.products, other.scale)
         return self
+
+    def repeat(self, times: int) -> None:
+        """Count each element several times, which alters no ratio."""
+        for name in ("elements", "changed", "nonfinite", "outside"):
+            setattr(self, name, getattr(self, name) * times)
+
+    @property
+    def products(self) -> tuple[float, float, float, float]:
+        """The sums of products."""
+        return self.aa, self.bb, self.ab, self.dd
+
+    def put(self, products: tuple[float, float, float, float], scale: int) -> None:
+        """Add sums of products of numbers times 2 ** -scale."""
+        own = self.products
+        if scale != self.scale:
+            scales = [at for at, some in ((self.scale, own), (scale, products)) if any(some)]
+            most = max(scales, default=0)
+            own = tuple(math.ldexp(value, 2 * min(self.scale - most, 0)) for value in own)  # type: ignore[assignment]
+            products = tuple(math.ldexp(v, 2 * min(scale - most, 0)) for v in products)  # type: ignore[assignment]
+            self.scale = most
+        self.aa, self.bb, self.ab, self.dd = (x + y for x, y in zip(own, products, strict=True))
 
     def measures(self) -> Measures:
         """What they come to."""
-        relative = math.sqrt(self.dd / self.aa) if self.aa else math.inf if self.dd else 0.0
+        relative = math.sqrt(self.dd) / math.sqrt(self.aa) if self.aa else math.inf if self.dd else 0.0
         size = math.sqrt(self.aa) * math.sqrt(self.bb)
         cosine = max(-1.0, min(1.0, self.ab / size)) if size else None
         return Measures(self.elements, self.changed, self.nonfinite, self.max_abs, relative, cosine)
@@ -120,14 +143,14 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
     import numpy
 
     same = kinds[0] is kinds[1]
-    kind, four = _work(kinds), kinds[0].name == "float4_e2m1fn_x2"
-    x, y = (_unpacked(a), _unpacked(b)) if four else (_as(a, kind, 0), _as(b, kind, 1))
+    kind, four = working(kinds), kinds[0].name == "float4_e2m1fn_x2"
+    x, y = (_unpacked(a), _unpacked(b)) if four else (converted(a, kind, 0), converted(b, kind, 1))
     if same and not rule.numeric:
         differs = _different(a, b, four)
     elif {kinds[0].kind, kinds[1].kind} <= {"int", "uint", "bool"}:
         differs = a != b
     else:
-        differs = x != y
+        differs = (x != y) | _rounded(a, x) | _rounded(b, y)
         if not rule.numeric:  # other dtypes: a NaN is a NaN
             differs &= ~(numpy.isnan(x) & numpy.isnan(y))
     difference = numpy.subtract(x, y, out=_room(kind, 2)[: len(x)])
@@ -156,13 +179,26 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
     if (rule.rtol or rule.atol) and count:
         far = differs & ~(numpy.abs(difference) <= rule.atol + rule.rtol * numpy.abs(y))
         tally.outside += int(numpy.count_nonzero(far))
-    tally.dd += _dot(difference, difference)
-    tally.aa += _dot(x, x)
-    tally.bb += _dot(y, y)
-    tally.ab += _dot(x, y)
+    tally.put(*_products(x, y, difference))
 
 
-def _work(kinds: tuple[DType, DType]) -> Any:
+def _products(x: Any, y: Any, difference: Any) -> tuple[tuple[float, float, float, float], int]:
+    """The sums of a chunk, and by what power of two its numbers are scaled for them."""
+    import numpy
+
+    found = _dot(x, x), _dot(y, y), _dot(x, y), _dot(difference, difference)
+    if len(x) and not _TINY < max(found) < _HUGE:
+        x, y = x.view(x.real.dtype), y.view(y.real.dtype)
+        most = max(float(numpy.abs(x).max()), float(numpy.abs(y).max()))
+        scale = math.frexp(most)[1] if most else 0
+        if scale:
+            x, y = (numpy.ldexp(some.astype(numpy.float64), -scale) for some in (x, y))
+            return (_dot(x, x), _dot(y, y), _dot(x, y), _dot(x - y, x - y)), scale
+    return found, 0
+
+
+def working(kinds: tuple[DType, DType]) -> Any:
+    """The numpy dtype in which two dtypes are subtracted."""
     import numpy
 
     if "complex" in (kinds[0].kind, kinds[1].kind):
@@ -180,7 +216,8 @@ def _room(kind: Any, number: int) -> Any:
     return rooms[kind, number]
 
 
-def _as(values: Any, kind: Any, number: int) -> Any:
+def converted(values: Any, kind: Any, number: int) -> Any:
+    """Up to `CHUNK` numbers in another dtype, in one of this thread's rooms."""
     import numpy
 
     if values.dtype == kind:
@@ -188,6 +225,14 @@ def _as(values: Any, kind: Any, number: int) -> Any:
     room = _room(kind, number)[: len(values)]
     numpy.copyto(room, values, casting="unsafe")
     return room
+
+
+def _rounded(values: Any, floats: Any) -> Any:
+    """Which integers are not what they became as floats, so that no float is equal to them."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return False
+    real = floats.real
+    return (real >= 2.0 ** (63 if values.dtype.kind == "i" else 64)) | (real.astype(values.dtype) != values)
 
 
 def _unpacked(values: Any) -> Any:

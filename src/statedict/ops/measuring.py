@@ -266,6 +266,9 @@ def _moments(x: Any, other: Any) -> tuple[float, float, float, float]:
     mean = float(x.sum()) / len(x)
     away = numpy.subtract(x, mean, out=other[: len(x)])
     deviation = math.sqrt(float(numpy.square(away, out=away).sum()) / len(x))
+    if scale:  # by a rounding they may be beyond what is possible, and beyond float64
+        ends = math.ldexp(low, -scale), math.ldexp(high, -scale)
+        mean, deviation = min(max(mean, ends[0]), ends[1]), min(deviation, math.ldexp(most, -scale))
     return math.ldexp(mean, scale), math.ldexp(deviation, scale), low, high
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from statedict.errors import AlterError
 from statedict.ops.links import linked
 from statedict.ops.outline import Layout, is_optimizer
 from statedict.paths import label
-from statedict.tensor import as_lazy, is_array
+from statedict.tensor import LazyTensor, as_lazy, is_array
 
 _NAMES = ("params", "param_names")
 _FIRST = 3
@@ -24,18 +24,20 @@ class Optimizer:
     Attributes:
         path: its path.
         model: the path of the state that its parameters are in; None where that cannot be told.
-        names: key of an entry in `state` → the name of its parameter in the model, where that can be told.
+        keys: those of the entries in `state`.
+        names: key of such an entry → the name of its parameter in the model, where that can be told.
         inferred: whether the names come from the model's order and shapes and not from the file.
         groups: for each group how many parameters it has, and its hyperparameters.
-        troubles: what deserves a look, in words.
+        troubles: what deserves a look: `missing state`, `stale state`, `steps` → in words.
     """
 
     path: str
     model: str | None = None
+    keys: tuple[Any, ...] = ()
     names: dict[Any, str] = field(default_factory=dict)
     inferred: bool = False
     groups: tuple[tuple[int, dict[str, Any]], ...] = ()
-    troubles: tuple[str, ...] = ()
+    troubles: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """All of it; hyperparameters that JSON has no form for are texts."""
@@ -48,7 +50,7 @@ class Optimizer:
                 {"parameters": count} | {label(key): _plain(value) for key, value in group.items()}
                 for count, group in self.groups
             ],
-            "troubles": list(self.troubles),
+            "troubles": list(self.troubles.values()),
         }
 
 
@@ -59,27 +61,46 @@ def _plain(value: Any) -> Any:
     return value if simple else repr(value)
 
 
-def optimizers(tree: Any, steps: bool = False) -> list[Optimizer]:
+def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> list[Optimizer]:
     """Every optimizer in a tree.
 
     Args:
         tree: a StateDict, or any tree of dicts, lists, arrays and values.
-        steps: also compare the step counts, which are read.
+        item: what a tensor of one element holds, to compare step counts; without it those that are tensors are not.
 
     >>> import statedict
     >>> [found] = optimizers(statedict.load("examples/checkpoint.pth"))
     >>> found.path, found.model, found.names[0], found.inferred, found.groups[0][1]["lr"], found.troubles
-    ('optimizer_state', 'model_state', 'conv1.weight', True, 0.001, ())
+    ('optimizer_state', 'model_state', 'conv1.weight', True, 0.001, {})
     """
     if not _has_one(tree):
         return []
     if is_optimizer(tree):
-        return [_seen("", tree, None, steps)]
+        return [_seen("", tree, None, item)]
     try:
-        layout = Layout(tree)
+        layout = Layout(tree if isinstance(tree, dict) else {"": tree})
     except AlterError:  # two entries of one path: whose state is whose cannot be told
         return []
-    return [_seen(path, state, layout, steps) for path, state in (layout.optimizers | layout.listed).items()]
+    found = layout.optimizers | layout.listed
+    return [_seen(path.removeprefix("."), state, layout, item) for path, state in found.items()]
+
+
+def marked(name: str | None, inferred: bool) -> str:
+    """The name of a parameter, marked if it is inferred."""
+    return f"{name} (inferred)" if name and inferred else name or ""
+
+
+def owners(found: Iterable[Optimizer], paths: Iterable[str]) -> dict[str, tuple[Optimizer, Any]]:
+    """Path of a tensor that an optimizer keeps for a parameter → the optimizer, and the key of the parameter."""
+    entries = {f"{one.path}.state.".removeprefix(".") + label(key): (one, key) for one in found for key in one.keys}
+    kept: dict[str, tuple[Optimizer, Any]] = {}
+    for path in paths if entries else ():
+        above = path
+        while above and path not in kept:
+            above = above.rpartition(".")[0]
+            if above in entries:
+                kept[path] = entries[above]
+    return kept
 
 
 def _has_one(tree: Any) -> bool:
@@ -96,53 +117,57 @@ def _has_one(tree: Any) -> bool:
     return False
 
 
-def _seen(path: str, state: Any, layout: Layout | None, steps: bool) -> Optimizer:
-    groups = state["param_groups"]
+def _seen(path: str, state: Any, layout: Layout | None, item: Callable[[LazyTensor], Any] | None) -> Optimizer:
+    groups, keys = state["param_groups"], tuple(state["state"])
+    settings = tuple((len(group["params"]), {k: v for k, v in group.items() if k not in _NAMES}) for group in groups)
+    if not all(type(key) in (int, str) for group in groups for key in group["params"]):
+        return Optimizer(path, keys=keys, groups=settings)
     found = linked(state, layout) if layout is not None else None
     own = {key: name for group in groups for key, name in _named(group) if type(name) is str}
     names, model = own, None
     if found is not None:
         model, paths = found
         names = {key: name.removeprefix(f"{model}." if model else "") for key, name in paths.items()}
-    return Optimizer(
-        path,
-        model,
-        names,
-        bool(names) and not own,
-        tuple((len(group["params"]), {k: v for k, v in group.items() if k not in _NAMES}) for group in groups),
-        tuple(_troubles(state, names, steps)),
-    )
+    troubles = dict(_troubles(state, names, item))
+    return Optimizer(path, model, keys, names, bool(names) and not own, settings, troubles)
 
 
 def _named(group: Any) -> Iterator[tuple[Any, Any]]:
-    names = group.get("param_names")
+    names = group.get("param_names", group["params"])
     return zip(group["params"], names if isinstance(names, list) else (), strict=False)
 
 
-def _troubles(state: Any, names: dict[Any, str], read: bool) -> Iterator[str]:
+def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], Any] | None) -> Iterator[tuple[str, str]]:
     held = state["state"]
-    known = [key for group in state["param_groups"] for key in group["params"]]
+    known = dict.fromkeys(key for group in state["param_groups"] for key in group["params"])
 
     def said(keys: list[Any]) -> str:
         shown = ", ".join(names.get(key, label(key)) for key in keys[:_FIRST])
         return shown + f" and {len(keys) - _FIRST:,} more" * (len(keys) > _FIRST)
 
     without = [key for key in known if key not in held]
-    if without and len(without) < len(known):
-        yield f"{_count(without)} of {len(known):,} without state: {said(without)}"
-    stale = [key for key in held if type(key) is int and key not in set(known)]
+    if without and len(without) < len(known) and not _of_all(held):
+        yield "missing state", f"{_count(without)} of {len(known):,} without state: {said(without)}"
+    stale = [key for key in held if type(key) is int and key not in known]
     if stale:
-        yield f"stale state of {_count(stale)} in no group: {said(stale)}"
+        yield "stale state", f"stale state of {_count(stale)} in no group: {said(stale)}"
     steps: dict[Any, list[Any]] = {}
-    for key, entries in held.items() if read else ():
+    for key, entries in held.items():
         step = entries.get("step") if isinstance(entries, dict) else None
-        number = as_lazy(step).item() if is_array(step) and as_lazy(step).numel() == 1 else step
-        if type(number) in (int, float):
-            steps.setdefault(number, []).append(key)
+        if is_array(step):
+            one = as_lazy(step) if item is not None else None
+            step = item(one) if item is not None and one is not None and one.numel() == 1 else None
+        if type(step) in (int, float):
+            steps.setdefault(step, []).append(key)
     if len(steps) > 1:
         usual = max(steps, key=lambda number: len(steps[number]))
         other = [key for number, keys in steps.items() if number != usual for key in keys]
-        yield f"{_count(other)} not at step {usual:,.0f} as the others: {said(other)}"
+        yield "steps", f"{_count(other)} not at step {usual:,.0f} as the others: {said(other)}"
+
+
+def _of_all(held: Any) -> bool:
+    """Whether one entry is kept for all parameters together, as by `torch.optim.LBFGS`."""
+    return len(held) == 1 and any(isinstance(entry, dict) and "func_evals" in entry for entry in held.values())
 
 
 def _count(keys: list[Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from statedict.html import Shown
 from statedict.ops.recipe import Step, apply, describe
 from statedict.paths import walk
 from statedict.tensor import LazyTensor, as_lazy, is_array
@@ -31,7 +32,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class EditReport:
+class EditReport(Shown):
     """What `edit` did, or with `dry_run` would do.
 
     Attributes:
@@ -51,12 +52,18 @@ class EditReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        return "\n".join([*map(_line, self.changes), self._total()])
+        return "\n".join([*map(_line, self.changes), self.total()])
 
-    def _total(self) -> str:
+    def total(self) -> str:
+        """How large the state was, and is now."""
         before, after = map(human_bytes, self.nbytes)
         text = f"{self.tensors[0]:,} tensors, {before} → {self.tensors[1]:,} tensors, {after}"
         return text if self.written else text + " (nothing was written)"
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import edit
+
+        return edit(self)
 
 
 def _line(change: Change) -> str:

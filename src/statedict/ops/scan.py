@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from statedict.errors import StateDictError
+from statedict.html import Shown
 from statedict.io.urls import named
 from statedict.pickles.alarms import DANGEROUS, DATA, OPAQUE
 
@@ -55,7 +56,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class ScanReport:
+class ScanReport(Shown):
     """What `scan` found in a file or a folder.
 
     Attributes:
@@ -86,6 +87,11 @@ class ScanReport:
     def __str__(self) -> str:
         found = (f"{one.verdict} {one.qualified}: {one.why}" for one in self.globals)
         return "\n  ".join([f"{self.file}: {self.verdict}", *found, *self.damage, *self.notes])
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import scan
+
+        return scan(self)
 
 
 def scan(path: str | os.PathLike[str]) -> ScanReport:

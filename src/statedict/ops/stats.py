@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import LimitError, PathError
+from statedict.html import Shown
 from statedict.io.blocks import blocks
 from statedict.io.parallel import REMOTE_WORKERS, batches, parallel
 from statedict.io.progress import Meter, meter
 from statedict.ops.figures import Figures, combined
-from statedict.ops.flags import Flag, Rows, count_dead, flags, roles, rows_of
+from statedict.ops.flags import Flag, Rows, count_dead, faults, flags, roles, rows_of
 from statedict.ops.measuring import computable, of_blocks
+from statedict.ops.optimizers import Optimizer, optimizers, owners
 from statedict.paths import matches
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
@@ -22,6 +24,7 @@ from statedict.tree import StateDict
 _JOB = 32 << 20  # bytes that a thread takes at a time
 _AHEAD = 64
 _NAMES = tuple(field.name for field in fields(Figures))
+_NOBODY = Optimizer(""), None
 _LEVELS = 32  # of modules; what is nested deeper counts for the module above
 
 
@@ -36,6 +39,8 @@ class TensorStats(Figures):
         tied: the path of an earlier tensor with the same bytes, which alone counts for modules and in total.
         dead_rows: how many entries along the first dimension are all 0; None where there are no rows.
         computed: whether there are figures; packed dtypes and those of less than a byte have none.
+        parameter: for optimizer state the name of its parameter, where the file has names or they can be inferred.
+        inferred: whether that name is inferred from the model's order and shapes.
     """
 
     name: str
@@ -44,6 +49,8 @@ class TensorStats(Figures):
     tied: str | None = None
     dead_rows: int | None = None
     computed: bool = True
+    parameter: str | None = None
+    inferred: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """All of it, ready for `json.dumps`; what was not computed is null."""
@@ -51,7 +58,13 @@ class TensorStats(Figures):
         if not self.computed:
             record = {key: value if key == "elements" else None for key, value in record.items()}
         head = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-        return head | record | {"dead_rows": self.dead_rows, "tied": self.tied}
+        tail = {"dead_rows": self.dead_rows, "tied": self.tied, "parameter": self.parameter, "inferred": self.inferred}
+        return head | record | tail
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import tensor
+
+        return tensor(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +83,14 @@ class GroupStats(Figures):
         """All of it, ready for `json.dumps`."""
         return {"name": self.name, "tensors": self.tensors} | self.record()
 
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import group
+
+        return group(self)
+
 
 @dataclass(frozen=True, slots=True)
-class StatsReport:
+class StatsReport(Shown):
     """What `stats` found.
 
     Attributes:
@@ -81,6 +99,7 @@ class StatsReport:
         dtypes: every dtype in order.
         total: all together.
         flags: what deserves a look.
+        optimizers: those that have some of the tensors, with their groups and the names of their parameters.
     """
 
     tensors: tuple[TensorStats, ...]
@@ -88,6 +107,7 @@ class StatsReport:
     dtypes: tuple[GroupStats, ...]
     total: GroupStats
     flags: tuple[Flag, ...]
+    optimizers: tuple[Optimizer, ...] = ()
 
     def __getitem__(self, name: str) -> TensorStats | GroupStats:
         """The figures of a tensor, or of a module.
@@ -109,12 +129,18 @@ class StatsReport:
             "dtypes": [kind.to_json() for kind in self.dtypes],
             "total": self.total.to_json(),
             "flags": [asdict(flag) for flag in self.flags],
+            "optimizers": [one.to_json() for one in self.optimizers],
         }
 
     def __str__(self) -> str:
         from statedict.ops.stats_text import lines
 
         return "\n".join(lines(self))
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import stats
+
+        return stats(self)
 
 
 def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
@@ -136,8 +162,15 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
     suspects = {name: rows for name, tensor in pending.items() if (rows := rows_of(tensor, figures[name]))}
     dead = {name: rows.tensor.shape[0] for name, rows in suspects.items() if figures[name].zeros == rows.tensor.numel()}
     dead |= _dead({name: rows for name, rows in suspects.items() if name not in dead}, executor, here)
+    seen = optimizers(state, lambda step: _only_value(figures.get(found.get(_region(step), ""))))
+    owned = owners(seen, names)
+    if only is not None:
+        touched = {id(one) for one, _ in owned.values()}
+        seen = [one for one in seen if id(one) in touched]
     records = []
     for name, tensor in tensors.items():
+        owner, key = owned.get(name, _NOBODY)
+        parameter = owner.names.get(key)
         first = tied.get(name, name)
         own = figures.get(first)
         lines = tensor.ndim > 1 and own is not None
@@ -149,6 +182,8 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
                 tied=tied.get(name),
                 dead_rows=dead.get(first, 0) if lines else None,
                 computed=own is not None,
+                parameter=parameter,
+                inferred=owner.inferred and parameter is not None,
                 **_fields(Figures(elements=tensor.numel()) if own is None else own),
             )
         )
@@ -161,8 +196,14 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
         tuple(_modules(counted)),
         tuple(_group(kind, len(parts), parts) for kind, parts in kinds.items()),
         _group("", len(counted), [own for _, own in counted]),
-        tuple(flags(records, roles(state, names))),
+        (*faults(seen), *flags(records, roles(names, owned))),
+        tuple(seen),
     )
+
+
+def _only_value(figures: Figures | None) -> float | None:
+    """What a tensor of one element holds."""
+    return figures.min if figures is not None else None
 
 
 def _chosen(state: StateDict, only: Sequence[str] | str | None) -> dict[str, LazyTensor]:

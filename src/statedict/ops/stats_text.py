@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from statedict.ops.optimizers import marked
+from statedict.ops.optimizers_text import table
 from statedict.ops.stats import GroupStats, StatsReport, TensorStats
 
 _NAME = 48  # characters; a longer name loses its middle
@@ -13,7 +15,7 @@ _LEFT = (0, 1, 2, 9)
 
 
 def lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
-    """A table of the tensors, of the dtypes and of all, then the flags.
+    """A table of the tensors, of the dtypes and of all, the groups of optimizers, then the flags.
 
     Args:
         report: what `stats` found.
@@ -29,6 +31,9 @@ def lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         yield "  ".join(cells).rstrip()
+    for optimizer in report.optimizers:
+        yield ""
+        yield from table(optimizer)
     left_out = [tensor for tensor in report.tensors if not tensor.computed]
     if report.flags or left_out:
         yield ""
@@ -52,10 +57,10 @@ def _rows(report: StatsReport, depth: int | None) -> Iterator[tuple[str, ...]]:
 
 def _tensor(tensor: TensorStats) -> tuple[str, ...]:
     shape = "×".join(map(str, tensor.shape)) or "scalar"
-    if not tensor.computed:
-        return _folded(tensor.name), tensor.dtype, shape, *[""] * 7
-    tie = f" = {tensor.tied}" if tensor.tied else ""
-    return _folded(tensor.name), tensor.dtype, shape, *_figures(tensor)[:-1], _figures(tensor)[-1] + tie
+    figures = _figures(tensor) if tensor.computed else ("",) * 7
+    notes = [f"= {tensor.tied}"] if tensor.tied else []
+    notes += [marked(tensor.parameter, tensor.inferred)] if tensor.parameter else []
+    return _folded(tensor.name), tensor.dtype, shape, *figures[:-1], "  ".join([figures[-1], *notes])
 
 
 def _group(group: GroupStats, name: str, kind: str) -> tuple[str, ...]:

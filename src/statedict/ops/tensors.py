@@ -307,7 +307,8 @@ def _joined(dim: int, path: str, *parts: LazyTensor) -> LazyTensor:
     axis = dim % max(first.ndim, 1)
     for part in parts:
         others = [s for d, s in enumerate(part.shape) if d != axis], [s for d, s in enumerate(first.shape) if d != axis]
-        if not first.ndim or part.dtype is not first.dtype or part.ndim != first.ndim or others[0] != others[1]:
+        alike = part.dtype is first.dtype and part.ndim == first.ndim and others[0] == others[1]
+        if not alike or not -first.ndim <= dim < first.ndim:
             raise AlterError(
                 f"{path}: {part.dtype} {part.shape} does not go with {first.dtype} {first.shape} along {dim}"
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from statedict.checks import Check, Found, Problem, refusal
 from statedict.errors import FileError, FormatError, LimitError, TreeError, UnknownFormatError
+from statedict.html import Shown
 from statedict.io.blocks import Sums, blocks, summed
 from statedict.io.parallel import batches, parallel
 from statedict.io.progress import Meter, meter
@@ -41,7 +42,7 @@ class Nonfinite:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyReport:
+class VerifyReport(Shown):
     """What `verify` found in a file, or in the files of a checkpoint.
 
     Attributes:
@@ -77,11 +78,15 @@ class VerifyReport:
         """All of it, ready for `json.dumps`."""
         return {"file": self.file, "ok": self.ok} | asdict(self)
 
-    def __str__(self) -> str:
+    def verdict(self) -> str:
+        """In one line."""
         verdict = _number(len(self.problems), "problem") if self.problems else "fine"
         counts = f"{_number(self.tensors, 'tensor')} in {_number(self.parts, 'part')}"
         sums = f"CRC-32 of {self.crcs:,}, digests of {self.digests:,}"
-        lines = [f"{self.file}: {verdict} ({self.format}, {counts}, {sums})"]
+        return f"{self.file}: {verdict} ({self.format}, {counts}, {sums})"
+
+    def __str__(self) -> str:
+        lines = [self.verdict()]
         lines += [f"  {problem}" for problem in self.problems]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [
@@ -89,6 +94,11 @@ class VerifyReport:
             for found in self.nonfinite or ()
         ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from statedict.ops.html import verify
+
+        return verify(self)
 
 
 def _number(count: int, noun: str) -> str:

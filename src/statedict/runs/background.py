@@ -29,7 +29,7 @@ class Background:
 
     def room(self, waiting: bool) -> Arena | None:
         """Memory for a job; None if all of it is in use and nobody wants to wait."""
-        if not self._free and waiting:
+        while not self._free and waiting:
             wait(self._jobs, return_when="FIRST_COMPLETED")
         return self._free.pop() if self._free else None
 

@@ -49,6 +49,8 @@ class Directory:
         self.remote = is_url(path)
         self._sound: dict[int, object] = {}
         """Step → what its files were like when it was found to be sound."""
+        self._brief: dict[int, tuple[bytes, Manifest]] = {}
+        """Step → its marker and its manifest without the entries, for what looks at all steps again and again."""
 
     def __str__(self) -> str:
         return shown(self.path)
@@ -96,12 +98,24 @@ class Directory:
             raise CorruptFileError(f"{shown(folder)}: its manifest is that of step {found.step}; rename the directory")
         return found
 
+    def brief(self, step: int) -> Manifest:
+        """The manifest without its entries; read once as long as the marker stays what it is.
+
+        Raises:
+            CorruptFileError: it is damaged.
+            FileError: it cannot be read.
+        """
+        marker = _read(joined(self.folder(step), MARKER))
+        if self._brief.get(step, (b"",))[0] != marker:
+            self._brief[step] = marker, replace(self.manifest(step), entries=())
+        return self._brief[step][1]
+
     def manifests(self) -> list[Manifest]:
-        """Those that can be read, in the order of their steps."""
+        """Those that can be read, without their entries, in the order of their steps."""
         found = []
         for step in self.steps():
             try:
-                found.append(self.manifest(step))
+                found.append(self.brief(step))
             except (FormatError, FileError):
                 pass
         return found
@@ -249,6 +263,7 @@ class Directory:
     def remove(self, step: int) -> None:
         """Take a checkpoint away; from then on it is not committed, whatever happens meanwhile."""
         self._sound.pop(step, None)
+        self._brief.pop(step, None)
         folder = self.folder(step)
         if self.remote:
             names = names_in(folder) or []

@@ -12,8 +12,10 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any
+from weakref import WeakMethod
 
 from statedict.errors import FileError, MissingFileError, RunError, file_error
 from statedict.io.files import open_source, publish
@@ -22,35 +24,49 @@ from statedict.io.urls import is_url, joined, shown
 
 NAME = ".lock"
 _LEASE = 300.0  # seconds
-_held: set[str] = set()
-"""Directories that this process has locked; POSIX locks do not keep a process from itself."""
+_held: dict[str, Lock] = {}
+"""What this process has locked; POSIX locks do not keep a process from itself."""
 
 
 class Lock:
-    """The right to write into a directory.
+    """The right to write into a directory; within a process who asks last has it.
+
+    Args:
+        directory: of the run.
+        settle: waits until nothing of this owner is being written; called before another of this process takes over.
 
     Raises:
-        RunError: another process, or another manager, has it.
+        RunError: another process has it.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, settle: Callable[[], None]) -> None:
         self._name = joined(directory, NAME)
         self._key = self._name if is_url(directory) else os.path.realpath(directory)
-        if self._key in _held:
-            raise RunError(f"{shown(directory)}: another manager of this process writes here; close it first")
+        self._settle = WeakMethod(settle)
         self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": os.urandom(8).hex()}
         self._fd, self._stop = -1, Event()
-        if is_url(directory):
+        before = _held.get(self._key)
+        if before is not None and before._owner["pid"] == os.getpid():
+            finish = before._settle()
+            if finish is not None:
+                finish()
+            self._fd, before._fd, self._stop, self._owner = before._fd, -1, before._stop, before._owner
+        elif is_url(directory):
             self._lease()
         else:
             self._lock()
-        _held.add(self._key)
+        _held[self._key] = self
+
+    @property
+    def held(self) -> bool:
+        """Whether it is still that of this owner."""
+        return _held.get(self._key) is self
 
     def release(self) -> None:
         """Give it back."""
-        if self._key not in _held or self._owner["pid"] != os.getpid():
+        if not self.held or self._owner["pid"] != os.getpid():
             return
-        _held.discard(self._key)
+        del _held[self._key]
         self._stop.set()
         if self._fd >= 0:
             os.ftruncate(self._fd, 0)

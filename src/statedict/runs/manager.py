@@ -16,7 +16,7 @@ from typing import Any
 
 from statedict.adapters.collect import collect, copied
 from statedict.adapters.report import RestoreReport
-from statedict.api import load, restore, rooted
+from statedict.api import bare, load, restore, rooted
 from statedict.collector import Paused
 from statedict.errors import CorruptFileError, MissingFileError, RunError
 from statedict.io.urls import named
@@ -196,7 +196,7 @@ class CheckpointManager:
             return False
         try:
             with Paused():
-                state = rooted(copied(collect(tree), room))
+                state = bare(copied(collect(tree), room))
         except BaseException:
             background.give_back(room)
             raise
@@ -211,14 +211,14 @@ class CheckpointManager:
 
     def _admit(self, step: int, overwrite: bool) -> None:
         """Refuse a step that is there, and another run's directory; lock it and clean it."""
-        if self._lock is None:
+        if self._lock is None or not self._lock.held:
             self._begin(step)
         elif not overwrite and self._files.committed(step) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
 
     def _begin(self, step: int) -> None:
         """What the first save of a manager has to know: whether this directory is for it alone."""
-        lock = Lock(self._files.path)
+        lock = Lock(self._files.path, self._messages.wait)
         try:
             there = self._files.steps()
             if self._existing == "replace":
@@ -239,7 +239,7 @@ class CheckpointManager:
         except BaseException:
             lock.release()
             raise
-        self._lock = lock
+        self._lock, self._known = lock, True
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)
@@ -252,7 +252,7 @@ class CheckpointManager:
         kept, left = covered(tree)
         with Paused():
             root = rooted(kept)
-        lock = Lock(self._files.path)
+        lock = Lock(self._files.path, self._messages.wait)
         try:
             self._writer.rehearse(root, Manifest(0, time.time(), {}, libraries(), not_captured=left))
         finally:
@@ -309,7 +309,7 @@ class CheckpointManager:
         Raises:
             FileError: there is no such step.
         """
-        return dict(self._files.manifest(self._there(step)).metrics)
+        return dict(self._files.brief(self._there(step)).metrics)
 
     def load(self, step: int | None = None) -> StateDict:
         """A checkpoint's tree, lazily; the newest sound one by default.
@@ -437,7 +437,7 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, value in metrics.items():
         try:
-            found[str(name)] = float(value)
-        except (TypeError, ValueError):
+            found[str(name)] = float(value.item() if hasattr(value, "item") else value)
+        except (TypeError, ValueError, RuntimeError):
             raise RunError(f"metrics[{name!r}]={value!r:.40}: expected a number") from None
     return found

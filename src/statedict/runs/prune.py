@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import FileError, FormatError
+from statedict.html import Shown, fold, listing, page, table
 from statedict.runs.directory import Directory
 from statedict.runs.keep import AnyPolicy, Policy
 from statedict.runs.manifest import Manifest
 
+_SHORT = 30
+
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(Shown):
     """What stays of a run and what goes.
 
     Attributes:
@@ -31,10 +34,21 @@ class Pruned:
         return {"kept": kept, "removed": list(self.removed), "bytes": self.nbytes}
 
     def __str__(self) -> str:
-        lines = [f"{len(self.removed):,} removed, {self.nbytes:,} bytes; {len(self.kept):,} stay"]
+        lines = [self.headline()]
         lines += [f"  removed {step}" for step in self.removed]
         lines += [f"  {step} stays: {why}" for step, why in self.kept.items()]
         return "\n".join(lines)
+
+    def headline(self) -> str:
+        """How many of how many go."""
+        return f"{len(self.removed):,} removed, {self.nbytes:,} bytes; {len(self.kept):,} stay"
+
+    def _repr_html_(self) -> str:
+        return page(
+            self.headline(),
+            fold("removed", listing(self.removed), len(self.removed) <= _SHORT),
+            fold("stay", table(("step", "why"), [*self.kept.items()], lambda row: row), len(self.kept) <= _SHORT),
+        )
 
 
 def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
@@ -52,7 +66,7 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
     kept: dict[int, str] = {}
     for step in directory.steps():
         try:
-            manifests.append(directory.manifest(step))
+            manifests.append(directory.brief(step))
         except (FormatError, FileError) as error:
             kept[step] = f"damaged: {error}"
     for policy in _parts(keep):
@@ -60,7 +74,8 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
             kept.setdefault(step, str(policy))
     if keep is None:
         kept |= {one.step: "all are kept" for one in manifests}
-    kept |= {one.step: "pinned" for one in manifests if one.step in directory.pins()}
+    pins = directory.pins()
+    kept |= {one.step: "pinned" for one in manifests if one.step in pins}
     for step in needed & {one.step for one in manifests}:
         kept.setdefault(step, "the newest")
     if not needed:
