@@ -26,11 +26,12 @@ from statedict.collector import Paused
 from statedict.errors import FileError, MissingExtraError, MissingFileError, RefusedError, RunError, file_error
 from statedict.integrations.plain import data, without_objects
 from statedict.io.urls import is_url, joined, named
+from statedict.runs.background import LOG, Background
+from statedict.runs.directory import Directory
 from statedict.runs.keep import BestN
 from statedict.runs.manager import CheckpointManager
 from statedict.runs.rng import rng
-from statedict.runs.background import LOG, Background
-from statedict.runs.directory import Directory
+from statedict.values import Opaque
 
 try:
     if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
@@ -47,7 +48,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from statedict.io.urls import Path
+    from statedict.api import Path
 
 _PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters", "hparams")
 """Where a checkpoint holds what a module was made with; going on with a run does not take it."""
@@ -139,7 +140,9 @@ class StatedictCheckpointIO(CheckpointIO):
         try:
             found = torch_load(target, map_location)
         except RefusedError as refusal:
-            state = without_objects(load(target), _PARAMETERS, refusal)
+            state = load(target)
+            state |= {key: kind.name for key, kind in state.items() if _is_kind(key, kind)}
+            state = without_objects(state, _PARAMETERS, refusal)
             found = from_tree(state, True, map_location)
         assert isinstance(found, dict)
         return found
@@ -179,7 +182,7 @@ class StatedictCheckpointIO(CheckpointIO):
 
 
 class StatedictCallback(Checkpoint):
-    """Keeps the checkpoints of a run by a `CheckpointManager`: verified, pruned by policy, saved while training goes on.
+    """Keeps the checkpoints of a run by a `CheckpointManager`: verified, by policy, saved while training goes on.
 
     Each holds Lightning's whole checkpoint and the states of the random generators, so that a run goes on with
     `trainer.fit(model, ckpt_path=callback.latest())`, with or without our `CheckpointIO`. It takes the place of
@@ -344,12 +347,12 @@ def _taking(strategy: Strategy) -> Iterator[list[dict[str, Any]]]:
 
 def _data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint as data. A class of hyperparameters becomes its name, for which Lightning has attributes."""
-    named = {key: f"{kind.__module__}.{kind.__qualname__}" for key, kind in checkpoint.items() if _is_kind(key, kind)}
-    return data(checkpoint | named, _PARAMETERS)
+    kinds = {key: f"{kind.__module__}.{kind.__qualname__}" for key, kind in checkpoint.items() if _is_kind(key, kind)}
+    return data(checkpoint | kinds, _PARAMETERS)
 
 
 def _is_kind(key: str, value: Any) -> bool:
-    return key.endswith("hparams_type") and isinstance(value, type)
+    return key.endswith("hparams_type") and isinstance(value, type | Opaque)
 
 
 def _make_folder(path: str) -> None:
