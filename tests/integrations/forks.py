@@ -10,10 +10,12 @@ import hashlib
 import importlib
 import os
 import pickle
+import re
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +53,16 @@ def forked(job: Callable[[], Any]) -> Any:
 def digest(model: torch.nn.Module) -> str:
     """Of all weights and buffers."""
     return hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
+
+
+def page(heading: str, names: dict[str, Any]) -> None:
+    """Carry out the blocks of a section of docs/training.md."""
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, names)
 
 
 def examples_hold(*modules: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
-from tests.integrations.forks import digest, examples_hold, forked
+from tests.integrations.forks import digest, examples_hold, forked, page
 from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -92,7 +92,8 @@ def run(
 ) -> Any:
     callback = StatedictCallback(os.path.join(folder, "run"), **options)
     resumed = callback.latest()
-    module, _ = fitted([callback, At(at, number)], resumed, loader)
+    plugins = [StatedictCheckpointIO()] if options.get("format") == "safetensors" else []
+    module, _ = fitted([callback, At(at, number)], resumed, loader, plugins=plugins)
     steps = callback.manager.steps()
     return digest(module), steps, callback.manager.metrics(steps[-1]), callback.best_model_path, resumed
 
@@ -110,14 +111,14 @@ def test_a_run_that_is_killed_goes_on_from_the_end_of_an_epoch(folder: str) -> N
 
 
 def test_within_an_epoch_it_goes_on_with_a_loader_that_has_a_state(folder: str) -> None:
-    options = {"save_every": 3, "loader": StatefulDataLoader}
+    options = {"save_every": 3, "loader": StatefulDataLoader, "format": "safetensors"}
     whole = forked(partial(run, f"{folder}/whole", **options))
     for at, last in ((5, 3), (13, 12)):
         here = f"{folder}/{at}"
         forked(partial(run, here, at, background=False, **options))
         resumed = forked(partial(run, here, **options))
         assert resumed[:2] == whole[:2], at
-        assert resumed[4] == f"{here}/run/{last}/checkpoint.pth"
+        assert resumed[4] == f"{here}/run/{last}/checkpoint.safetensors"
 
 
 def test_a_signal_saves_and_ends_the_process_with_its_status(folder: str) -> None:
@@ -249,6 +250,16 @@ def test_it_serves_pytorch_lightning_where_that_is_the_one_in_use(folder: str) -
         return issubclass(ours.StatedictCallback, pytorch_lightning.Callback) and "lightning.pytorch" not in sys.modules
 
     assert forked(other) is True
+
+
+def test_the_page_holds(folder: str) -> None:
+    def followed() -> list[str]:
+        os.chdir(folder)
+        loaders = {"train_loader": DataLoader(rows(40, 0), 4, shuffle=True), "val_loader": DataLoader(rows(8, 1), 4)}
+        page("Lightning", {"model": Module(), **loaders})
+        return [*os.listdir("runs/a"), *os.listdir("checkpoints")]
+
+    assert {"10", "20", "epoch=1-step=20.ckpt"} <= set(forked(followed))
 
 
 def test_the_examples_hold(folder: str) -> None:

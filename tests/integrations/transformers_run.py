@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from tests.integrations.forks import digest, examples_hold, forked
+from tests.integrations.forks import digest, examples_hold, forked, page
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import statedict
@@ -143,6 +143,18 @@ def test_a_model_that_is_spread_over_processes_is_refused(folder: str) -> None:
     with pytest.raises(statedict.RunError) as error:
         StatedictCallback(folder).on_train_begin(spread, None, None)  # type: ignore[arg-type]
     assert "FSDP and DeepSpeed spread a model over processes" in str(error.value)
+
+
+def test_the_page_holds(folder: str) -> None:
+    def followed() -> list[str]:
+        os.chdir(folder)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        page(
+            "Hugging Face transformers", {"model": model(), "rows": [{"input_ids": row, "labels": row} for row in ROWS]}
+        )
+        return os.listdir("runs/a")
+
+    assert {"5", "10"} <= set(forked(followed))
 
 
 def test_the_examples_hold(folder: str) -> None:
