@@ -262,8 +262,8 @@ class StatedictCallback(Checkpoint):
         checkpoint[_KEY] = {"rng": rng().state_dict(), "within_epoch": not trainer.is_last_batch}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take them out of it."""
-        self._rng = checkpoint.get(_KEY)
+        """Take them out of it, if training goes on from it."""
+        self._rng = checkpoint.get(_KEY) if trainer.state.fn == "fit" else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
