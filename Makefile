@@ -2,19 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 # statedict's own modules are compiled once, so that every command starts fast
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test weights lint types fuzz bench clean
+.PHONY: demo test weights browser lint types fuzz bench clean
 
 demo: $(VENV)/.core
 	@$(BIN)/statedict demo
 
-test: lint types weights
+test: lint types weights browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 weights: $(VENV)/.test
 	$(BIN)/python tests/real/fetch.py
+
+# where neither a Chromium nor a way to install one is found, the tests of pages fail and say so
+browser:
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	fi || true
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -82,15 +82,25 @@ def matches(expected: list[str], printed: list[str]) -> bool:
     return re.fullmatch(whole, "".join(f"{line}\n" for line in printed)) is not None
 
 
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `examples/short_run.py` leaves."""
+    work = tmp_path_factory.mktemp("short")
+    subprocess.run([sys.executable, ROOT / "examples" / "short_run.py"], cwd=work, check=True)
+    return work / "run"
+
+
 @pytest.fixture
-def shell(tmp_path: Path) -> Path:
-    """A directory with the example checkpoint and its models, and beside it a `statedict` of this Python."""
+def shell(tmp_path: Path, short_run: Path) -> Path:
+    """A directory with the example checkpoint, its models and a run, and beside it a `statedict` of this Python."""
     work, programs = tmp_path / "work", tmp_path / "bin"
     (work / "examples").mkdir(parents=True)
     programs.mkdir()
     for copy in (work / "checkpoint.pth", work / "examples" / "checkpoint.pth"):
         shutil.copy(ROOT / "examples" / "checkpoint.pth", copy)
-    shutil.copy(ROOT / "examples" / "nets.py", work)
+    for script in ("nets.py", "resume.py"):
+        shutil.copy(ROOT / "examples" / script, work)
+    shutil.copytree(short_run, work / "run")
     command = programs / "statedict"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m statedict "$@"\n')
     command.chmod(0o755)
@@ -157,15 +167,24 @@ def test_a_block_is_skipped_only_with_a_reason(tmp_path: Path) -> None:
     ]
 
 
+def commands(group: click.Group = cli, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """(name, command) of every command, those in groups as `runs ls`; of the whole the name is ''."""
+    yield above, group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        full = f"{above} {name}".strip()
+        if isinstance(command, click.Group):
+            yield from commands(command, full)
+        else:
+            yield full, command
+
+
 def options() -> Iterator[tuple[str, str]]:
     """(command, option) for every option of the command line; the group's own have the command ''."""
-    top = click.Context(cli)
-    for option in cli.get_params(top):
-        yield "", max(option.opts, key=len)
-    for name in cli.list_commands(top):
-        command = cli.get_command(top, name)
-        assert command is not None
-        for parameter in command.get_params(click.Context(command, top)):
+    for name, command in commands():
+        for parameter in command.get_params(click.Context(command)):
             if isinstance(parameter, click.Option):
                 yield name, max(parameter.opts, key=len)
 
@@ -173,7 +192,7 @@ def options() -> Iterator[tuple[str, str]]:
 DOCUMENTED = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
-@pytest.mark.parametrize("name", cli.list_commands(click.Context(cli)))
+@pytest.mark.parametrize("name", [name for name, _ in commands() if name])
 def test_every_command_is_documented(name: str) -> None:
     assert re.search(rf"\bstatedict {re.escape(name)}\b", DOCUMENTED)
 

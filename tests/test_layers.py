@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("api",),
     ("reports",),
     ("runs",),
+    ("view",),
     ("cli", "torch"),
     ("integrations",),
 )

@@ -18,12 +18,12 @@ PUBLIC = [
     "CustomSteps", "DType", "Device", "Diff", "EditReport", "EveryNSeconds", "EveryNSteps",
     "ExistingFileError", "FileError",
     "FormatError", "LatestN", "LazyTensor", "LimitError", "MissingExtraError",
-    "MissingFileError", "Opaque", "PathError",
-    "RefusedError", "RenameError", "RestoreError", "RestoreReport", "RunError", "ScanReport", "Size", "StateDict",
-    "StateDictError", "StatsReport", "Storage", "Summary", "TensorStats",
+    "MissingFileError", "Opaque", "Page", "PathError",
+    "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ResumableLoader", "RunError", "ScanReport", "Size",
+    "StateDict", "StateDictError", "StatsReport", "Storage", "Summary", "TensorStats",
     "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
     "VerifyReport", "WorkerError", "__version__", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
-    "renamed_in", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
+    "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
 EXCEPTIONS = [
     value

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from statedict.runs.keep import EveryNSeconds as EveryNSeconds
     from statedict.runs.keep import EveryNSteps as EveryNSteps
     from statedict.runs.keep import LatestN as LatestN
+    from statedict.runs.loader import ResumableLoader as ResumableLoader
     from statedict.runs.manager import CheckpointManager as CheckpointManager
     from statedict.runs.rng import rng as rng
     from statedict.tensor import LazyTensor as LazyTensor
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
     from statedict.values import Device as Device
     from statedict.values import Opaque as Opaque
     from statedict.values import Size as Size
+    from statedict.view.report import Page as Page
+    from statedict.view.report import report as report
 
 __version__ = "0.1.0"
 
@@ -96,11 +99,13 @@ _EXPORTS = {
     "MissingExtraError": "errors",
     "MissingFileError": "errors",
     "Opaque": "values",
+    "Page": "view.report",
     "PathError": "errors",
     "RefusedError": "errors",
     "RenameError": "errors",
     "RestoreError": "errors",
     "RestoreReport": "adapters.report",
+    "ResumableLoader": "runs.loader",
     "RunError": "errors",
     "ScanReport": "ops.scan",
     "Size": "values",
@@ -124,6 +129,7 @@ _EXPORTS = {
     "inspect": "ops.inspect",
     "load": "api",
     "renamed_in": "adapters.history",
+    "report": "view.report",
     "restore": "api",
     "rng": "runs.rng",
     "save": "api",

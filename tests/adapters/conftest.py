@@ -111,6 +111,9 @@ SUBJECTS = {
     "statedict.adapters.torch_module": Subject(model, change_model, lambda value: value.state_dict()),
     "statedict.adapters.torch_optimizer": Subject(optimizer, step, lambda value: value.state_dict()),
     "statedict.adapters.torch_scheduler": Subject(scheduler, change_scheduler, lambda value: value.state_dict()),
+    "statedict.adapters.generators": Subject(
+        lambda seed: torch.Generator().manual_seed(seed), torch.Generator.seed, lambda value: {"": value.get_state()}
+    ),
     "statedict.adapters.stateful": Subject(Counting, change_counting, lambda value: value.state_dict()),
     "statedict.adapters.objects": Subject(Progress, change_progress, vars),
 }

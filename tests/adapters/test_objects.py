@@ -250,7 +250,7 @@ def with_unit() -> Any:
     [
         (torch.ones(2).untyped_storage(), "torch.storage.UntypedStorage"),
         (torch.ones(2)._typed_storage(), "torch.storage.TypedStorage"),
-        (random.Random(1), "random.Random"),
+        (random.SystemRandom(), "random.SystemRandom"),
         (Fraction(1, 3), "fractions.Fraction"),
         (ipaddress.ip_address("127.0.0.1"), "ipaddress.IPv4Address"),
         (Path("x"), r"pathlib.PosixPath; store str\(path\)"),

@@ -145,3 +145,23 @@ def test_a_state_that_is_no_dict_goes_both_ways() -> None:
 def test_a_class_that_has_the_methods_is_no_state() -> None:
     with pytest.raises(statedict.UnsupportedError, match="sampler: cannot capture"):
         statedict.capture({"sampler": Sampler})
+
+
+class Picky(Sampler):
+    """Says beforehand what it cannot take."""
+
+    def check_state_dict(self, state: dict[str, Any]) -> list[str]:
+        return [f"seen: {state['seen']} is too much"] if 5 in state["seen"] else []
+
+
+def test_an_object_that_says_what_it_cannot_take_is_asked_before_anything_is_written() -> None:
+    array, fresh, sampler = torch.zeros(1), Picky(), Picky()
+    state = statedict.capture({"a": torch.ones(1), "s": sampler})
+    state["s"]["seen"] = {5}
+    with pytest.raises(statedict.RestoreError, match=r"nothing was written:\n.*1 kind: s \(seen: \{5\} is too much"):
+        statedict.restore({"a": array, "s": fresh}, state)
+    assert not array.any()
+    assert fresh.got is None
+    state["s"]["seen"] = {4}
+    statedict.restore({"a": array, "s": fresh}, state)
+    assert fresh.got["seen"] == {4}

@@ -110,14 +110,17 @@ def test_a_run_that_is_killed_goes_on_from_the_end_of_an_epoch(folder: str) -> N
     assert resumed[4] == f"{folder}/run/10/checkpoint.pth"
 
 
+def resumable(*args: Any, **options: Any) -> Any:
+    return statedict.ResumableLoader(DataLoader(*args, **options))
+
+
 def test_within_an_epoch_it_goes_on_with_a_loader_that_has_a_state(folder: str) -> None:
-    options = {"save_every": 3, "loader": StatefulDataLoader, "format": "safetensors"}
-    whole = forked(partial(run, f"{folder}/whole", **options))
-    for at, last in ((5, 3), (13, 12)):
-        here = f"{folder}/{at}"
+    for loader, at, last in ((StatefulDataLoader, 5, 3), (StatefulDataLoader, 13, 12), (resumable, 13, 12)):
+        here, options = f"{folder}/{at}-{loader.__name__}", {"save_every": 3, "loader": loader, "format": "safetensors"}
+        whole = forked(partial(run, f"{here}/whole", **options))
         forked(partial(run, here, at, background=False, **options))
         resumed = forked(partial(run, here, **options))
-        assert resumed[:2] == whole[:2], at
+        assert resumed[:2] == whole[:2], here
         assert resumed[4] == f"{here}/run/{last}/checkpoint.safetensors"
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy
 import pytest
-from tests.remote.conftest import moto as moto
-from tests.remote.conftest import s3 as s3
 
 
 @pytest.fixture

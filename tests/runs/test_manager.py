@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -238,6 +239,41 @@ def test_a_manager_that_was_closed_may_go_on(run: Path, at: At) -> None:
         manager.save(step, at(step))
         manager.close()
     assert manager.steps() == [1, 2]
+    manager = CheckpointManager(run, existing="replace")
+    for step in (5, 6):
+        manager.save(step, at(step))
+        manager.close()
+    assert manager.steps() == [5, 6]
+    assert manager.save(6, at(7), overwrite=True)
+    manager.close()
+
+
+def test_the_step_that_was_restored_is_not_saved_again(run: Path, at: At) -> None:
+    saved(run, at, (1, 2))
+    with CheckpointManager(run) as manager:
+        manager.restore(blank(at(2)), dry_run=True)
+        manager.restore(blank(at(2)))
+        assert not manager.save(2, at(2))
+        assert manager.save(3, at(3))
+
+
+def test_a_signal_ends_the_process_even_where_saves_are_skipped(run: Path) -> None:
+    slow = Event()
+
+    def fill(start: int, buffer: memoryview) -> None:
+        slow.wait(10)
+        buffer[:] = bytes(len(buffer))
+
+    tree = {"w": LazyTensor(dtype("uint8"), (8,), Storage(ComputedSource(8, fill), 0, 8))}
+    manager = CheckpointManager(run, busy="skip", preemption=[signal.SIGUSR2])
+    assert manager.save(1, tree)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    Timer(0.2, slow.set).start()
+    with pytest.raises(SystemExit) as ended:
+        manager.save(2, tree)
+    assert ended.value.code == 128 + signal.SIGUSR2
+    assert manager.steps() == [1, 2]
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
 def test_a_save_waits_while_as_many_are_being_written_or_skips_by_choice(run: Path) -> None:

@@ -49,6 +49,7 @@ ADAPTERS: tuple[tuple[str, str], ...] = (
     ("torch", "statedict.adapters.torch_module"),
     ("torch", "statedict.adapters.torch_optimizer"),
     ("torch", "statedict.adapters.torch_scheduler"),
+    ("sys", "statedict.adapters.generators"),
     ("sys", "statedict.adapters.stateful"),
     ("sys", "statedict.adapters.objects"),
 )

@@ -59,7 +59,7 @@ def module_paths(tree: Any) -> list[tuple[str, Any]]:
 def _modules(tree: Any, path: str, accepts: Any, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
     if accepts(tree):
         yield path, tree
-    elif id(tree) not in above and (own := _children(tree)) is not None:
+    elif id(tree) not in above and (own := children(tree)) is not None:
         if len(above) > MAX_DEPTH:
             raise too_deep(path)
         above |= {id(tree)}
@@ -68,7 +68,7 @@ def _modules(tree: Any, path: str, accepts: Any, above: frozenset[int] = frozens
                 yield from _modules(child, join(path, key), accepts, above)
 
 
-def _children(tree: Any) -> dict[Any, Any] | None:
+def children(tree: Any) -> dict[Any, Any] | None:
     """What is in a container or a plain object; None for what is neither."""
     if isinstance(tree, dict):
         return tree

@@ -1,4 +1,7 @@
-"""Anything with `state_dict()` and `load_state_dict()`: schedulers, GradScaler, samplers, metrics, data loaders."""
+"""Anything with `state_dict()` and `load_state_dict()`: schedulers, GradScaler, samplers, metrics, data loaders.
+
+What has `check_state_dict(state)` too, which yields why it cannot take a state, is asked before anything is written.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,9 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             if key not in own and own:
                 plan.unexpected(join(path, key))
         state = chosen
+        check = getattr(value, "check_state_dict", None)
+        for fault in (check(state) if callable(check) else None) or ():
+            plan.problem("kind", path, fault)
     elif isinstance(own, dict) or isinstance(state, dict):
         plan.mismatch(path, own, state)
     else:

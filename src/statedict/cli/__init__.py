@@ -17,32 +17,47 @@ import click
 from statedict import __version__
 from statedict.errors import StateDictError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 # name → the module whose `command` it is, imported when it is called
 COMMANDS = {
     "show": "statedict.cli.show",
     "stats": "statedict.cli.stats",
+    "report": "statedict.cli.report",
     "check": "statedict.cli.check",
     "convert": "statedict.cli.convert",
     "edit": "statedict.cli.edit",
     "diff": "statedict.cli.diff",
     "scan": "statedict.cli.scan",
     "verify": "statedict.cli.verify",
+    "runs": "statedict.cli.runs",
     "demo": "statedict.cli.demo",
 }
 
 
-class _Commands(click.Group):
+class Commands(click.Group):
+    """A group whose commands are imported when they are called, by a table like `COMMANDS`."""
+
+    def __init__(self, *args: Any, table: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._table = table
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        """The names, in the order of the table."""
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        """The command of a name."""
+        if cmd_name not in self._table:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
+        command: click.Command = importlib.import_module(self._table[cmd_name]).command
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="statedict")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:

@@ -9,6 +9,7 @@ import errno
 from functools import lru_cache
 
 from statedict.errors import FileError, MissingExtraError
+from statedict.io.files import Item
 from statedict.io.remote import missing, read_only
 
 TYPE_CHECKING = False
@@ -71,6 +72,13 @@ class HubFile:
     def names(self) -> list[str] | None:
         """The files and folders of this folder."""
         return sorted(path.rpartition("/")[2] for path in self._asked("ls", detail=False))
+
+    def contents(self) -> dict[str, Item] | None:
+        """The same with their sizes; the hub's own times are those of commits."""
+        return {
+            one["name"].rpartition("/")[2]: Item(int(one["size"] or 0), 0.0, one["type"] != "file")
+            for one in self._asked("ls", detail=True)
+        }
 
     def put(self, pieces: Iterator[bytes], size: int) -> None:
         """Raise UnsupportedError."""

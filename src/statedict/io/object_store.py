@@ -14,6 +14,7 @@ import re
 from functools import lru_cache
 
 from statedict.errors import FileError, MissingExtraError, UnsupportedError
+from statedict.io.files import Item
 from statedict.io.parallel import FORKED
 from statedict.io.remote import NoRangesError, missing, read_only
 from statedict.io.urls import shown
@@ -254,14 +255,22 @@ class Object:
 
     def names(self) -> list[str] | None:
         """The files and folders below the key; None from a plain HTTP server, which does not tell."""
+        found = self.contents()
+        return None if found is None else sorted(found)
+
+    def contents(self) -> dict[str, Item] | None:
+        """The same with their sizes and times."""
         if self._url:
             return None
         try:
             found = obstore.list_with_delimiter(self._store, self._key or None)
         except Exception as error:
             raise self._said(error) from None
-        paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+        folders = {_last(path): Item(0, 0.0, True) for path in found["common_prefixes"]}
+        files = {_last(one["path"]): one for one in found["objects"]}
+        return folders | {
+            name: Item(int(one["size"]), one["last_modified"].timestamp(), False) for name, one in files.items()
+        }
 
     def put(self, pieces: Iterator[bytes], size: int) -> None:
         """Write the object, by a multipart upload; if the pieces raise, there is none afterwards."""
@@ -312,6 +321,10 @@ class Object:
             return missing(self.name, what)
         tries = re.search(r"after (\d+) retries", text)
         return FileError(number, what + (f" (tried {int(tries[1]) + 1} times)" if tries else ""), self.name)
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def _status(error: Exception) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from statedict.io.blocks import Block
+    from statedict.io.files import Item
 
     class Remote(Protocol):
         """What lies, or may lie, behind a URL."""
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
 
         def names(self) -> list[str] | None:
             """The files and folders of this folder; None where the server does not tell."""
+
+        def contents(self) -> dict[str, Item] | None:
+            """The same with what is known of each."""
 
         def put(self, pieces: Iterator[bytes], size: int) -> None:
             """Write the object of pieces; if they raise, nothing is there afterwards."""

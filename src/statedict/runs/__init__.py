@@ -9,13 +9,32 @@
 | `keep.py`, `prune.py` | policies; what they leave of a run |
 | `writer.py`, `background.py` | a checkpoint on its way to the disk; what goes on while training does |
 | `coverage.py`, `rng.py` | what a tree does not capture; the generators that a process shares |
+| `listing.py`, `foreign.py` | the checkpoints in any directory; those that others wrote |
+| `by_hand.py` | pruning and pinning by people |
+| `description.py`, `sound.py` | what one checkpoint says of itself; which are damaged |
+| `history.py`, `bisection.py` | when tensors changed and got NaN; which step broke a run |
+| `loader.py` | a data loader that goes on in the middle of an epoch |
 | `preemption.py` | signals |
 """
 
+from statedict.runs.bisection import Bisection as Bisection
+from statedict.runs.bisection import bisect as bisect
+from statedict.runs.by_hand import pin as pin
+from statedict.runs.by_hand import prune as prune
+from statedict.runs.description import About as About
+from statedict.runs.description import about as about
+from statedict.runs.history import Blame as Blame
+from statedict.runs.history import blame as blame
 from statedict.runs.keep import AnyPolicy as AnyPolicy
 from statedict.runs.keep import BestN as BestN
 from statedict.runs.keep import CustomSteps as CustomSteps
 from statedict.runs.keep import EveryNSeconds as EveryNSeconds
 from statedict.runs.keep import EveryNSteps as EveryNSteps
 from statedict.runs.keep import LatestN as LatestN
+from statedict.runs.listing import Checkpoint as Checkpoint
+from statedict.runs.listing import listing as listing
+from statedict.runs.loader import ResumableLoader as ResumableLoader
 from statedict.runs.manager import CheckpointManager as CheckpointManager
+from statedict.runs.prune import Pruned as Pruned
+from statedict.runs.sound import RunVerified as RunVerified
+from statedict.runs.sound import verify_run as verify_run

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from statedict.adapters import join, stateful
-from statedict.adapters.collect import module_paths
+from statedict.adapters.collect import children, module_paths
+from statedict.errors import UnsupportedError
+from statedict.paths import MAX_DEPTH
+from statedict.runs.loader import ResumableLoader
 from statedict.runs.rng import Rng
+from statedict.tensor import is_array
+from statedict.values import PLAIN
 
 _LOADERS = ("DataLoader", "Dataset", "Sampler")
+_REMEDY = "its position is lost, unless statedict.ResumableLoader(loader) stands for the loader"
 
 
 def covered(tree: Any) -> tuple[Any, tuple[str, ...]]:
-    """The part of a tree that can be captured, and what cannot, in words."""
+    """The part of a tree that can be captured, and what cannot, in words.
+
+    Raises:
+        UnsupportedError: a loader without a state, where nothing can be left out.
+    """
     left: list[str] = []
     kept = _kept(tree, "", left)
-    if not _has_rng(tree) and module_paths(tree):
+    has_rng = False
+    for path, node in _nodes(kept, ""):
+        has_rng = has_rng or isinstance(node, Rng)
+        if isinstance(node, ResumableLoader) and node.not_captured:
+            left.append(f"{path}: {node.not_captured}")
+        elif _without_state(node, _LOADERS[:1]):  # others may be captured by their attributes
+            raise UnsupportedError(f"{_named(node, path)}; {_REMEDY}. Only entries of dicts can be left out")
+    if not has_rng and module_paths(tree):
         left.append("the states of random generators; put statedict.rng() into the tree")
     return kept, tuple(left)
 
@@ -38,23 +56,30 @@ def _kept(node: Any, path: str, left: list[str]) -> Any:
     for key, child in node.items():
         full = join(path, key)
         if _without_state(child):
-            kind = type(child)
-            what = f"{full}: a {kind.__module__}.{kind.__qualname__} without state_dict() and load_state_dict()"
-            left.append(f"{what}; its position is lost, see docs/runs.md")
+            left.append(f"{_named(child, full)}; {_REMEDY}")
         else:
             kept[key] = _kept(child, full, left)
     return kept if len(left) > before else node
 
 
-def _without_state(value: Any) -> bool:
+def _nodes(node: Any, path: str, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """What is in a tree, down to arrays, plain values and what has a state of its own."""
+    yield path, node
+    if id(node) in above or len(above) > MAX_DEPTH or _without_state(node, _LOADERS[:1]):
+        return
+    for key, child in (children(node) or {}).items():
+        if type(child) not in PLAIN and not is_array(child):
+            yield from _nodes(child, join(path, key), above | {id(node)})
+
+
+def _named(value: Any, path: str) -> str:
+    kind = type(value)
+    return f"{path}: a {kind.__module__}.{kind.__qualname__} without state_dict() and load_state_dict()"
+
+
+def _without_state(value: Any, names: tuple[str, ...] = _LOADERS) -> bool:
     data = sys.modules.get("torch.utils.data")
     if data is None:
         return False
-    kinds = tuple(getattr(data, name) for name in _LOADERS)
+    kinds = tuple(getattr(data, name) for name in names)
     return isinstance(value, kinds) and not stateful.accepts(value)
-
-
-def _has_rng(tree: Any) -> bool:
-    if isinstance(tree, dict):
-        return any(_has_rng(child) for child in tree.values())
-    return isinstance(tree, Rng)

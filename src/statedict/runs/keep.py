@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -175,6 +175,41 @@ def keeping(given: object) -> Policy | None:
     if given is None:
         return None
     return _policy(given, "keep", LatestN, "kept")  # type: ignore[return-value]
+
+
+def worded(text: str) -> Policy:
+    """The policy that a word means, as the command line takes it.
+
+    Args:
+        text: `3` or `latest:3`; `best:METRIC`, `best:METRIC:2` or `best:METRIC:2:max`; `every:1000`; `seconds:3600`;
+            `steps:100,200`.
+
+    Raises:
+        RunError: it means none.
+
+    >>> worded("3"), worded("best:val:acc:2:max"), worded("every:1000")
+    (LatestN(n=3), BestN(metric='val:acc', n=2, mode='max'), EveryNSteps(n=1000))
+    """
+    head, _, rest = ("latest:" + text if text.isdecimal() else text).partition(":")
+    try:
+        if head == "best" and rest:
+            name, _, mode = rest.rpartition(":") if rest.endswith((":min", ":max")) else (rest, "", "min")
+            metric, _, n = name.rpartition(":")
+            return BestN(metric, int(n), mode) if metric and n.isdecimal() else BestN(name, 1, mode)
+        return _WORDS[head](rest)
+    except (KeyError, ValueError):
+        raise RunError(
+            f"{text!r:.60}: is no policy; expected N, latest:N, best:METRIC[:N][:min|:max], every:N, seconds:N "
+            "or steps:A,B"
+        ) from None
+
+
+_WORDS: dict[str, Callable[[str], Policy]] = {
+    "latest": lambda rest: LatestN(int(rest)),
+    "every": lambda rest: EveryNSteps(int(rest)),
+    "seconds": lambda rest: EveryNSeconds(float(rest)),
+    "steps": lambda rest: CustomSteps(map(int, rest.split(","))),
+}
 
 
 def saving(given: object) -> Schedule | None:

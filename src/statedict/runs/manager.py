@@ -162,7 +162,8 @@ class CheckpointManager:
             overwrite: replace a checkpoint of that step.
 
         Returns:
-            Whether it was saved, or is about to be: not if it is not due, if it was saved last, or if `busy="skip"`.
+            Whether it was saved, or is about to be: not if it is not due, if it was saved or restored last, or if
+            `busy="skip"`.
 
         Raises:
             SystemExit: a signal has come, and the checkpoint is committed.
@@ -190,7 +191,7 @@ class CheckpointManager:
         return True
 
     def _start(self, background: Background, tree: Any, manifest: Manifest) -> bool:
-        room = background.room(self._waits)
+        room = background.room(self._waits or self.preempted)
         if room is None:
             LOG.info("step %d is not saved, %d are still being written", manifest.step, background.most)
             return False
@@ -212,11 +213,11 @@ class CheckpointManager:
     def _admit(self, step: int, overwrite: bool) -> None:
         """Refuse a step that is there, and another run's directory; lock it and clean it."""
         if self._lock is None or not self._lock.held:
-            self._begin(step)
+            self._begin(step, overwrite)
         elif not overwrite and self._files.committed(step) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
 
-    def _begin(self, step: int) -> None:
+    def _begin(self, step: int, overwrite: bool) -> None:
         """What the first save of a manager has to know: whether this directory is for it alone."""
         lock = Lock(self._files.path, self._messages.wait)
         try:
@@ -228,7 +229,7 @@ class CheckpointManager:
                     f"{self._files}: has {len(there):,} checkpoints, up to step {there[-1]}, and nothing was restored; "
                     "restore(tree) to go on, existing='replace' to begin anew, or name another directory"
                 )
-            after = [one for one in there if one >= step and one not in self._writer.replaced]
+            after = [one for one in there if one >= step + overwrite and one not in self._writer.replaced]
             later = [one for one in after if self._files.damage(one, self._verify) is None]
             if later:
                 raise RunError(
@@ -239,7 +240,7 @@ class CheckpointManager:
         except BaseException:
             lock.release()
             raise
-        self._lock, self._known = lock, True
+        self._lock, self._known, self._existing = lock, True, "continue"
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)
@@ -341,7 +342,9 @@ class CheckpointManager:
         chosen = self._chosen(step)
         kept, _ = covered(tree)
         report = restore(kept, load(self._files.data(chosen)), **options)
-        put_back(tree, kept)
+        if report.written:
+            put_back(tree, kept)
+            self._last = chosen
         return replace(report, step=chosen)
 
     def _chosen(self, step: int | None) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+from statedict.adapters import realized
+from statedict.adapters.generators import faults, read, write
 from statedict.errors import RestoreError
 from statedict.tree import StateDict
 
@@ -14,7 +17,7 @@ class Rng:
     """The generators that a process shares, as a thing with a state: put it into a tree that is saved and restored.
 
     Python's `random`, NumPy's global generator, PyTorch's on the CPU and on each accelerator. Generators of their own
-    (`torch.Generator`, `numpy.random.Generator`) are not among them.
+    (`torch.Generator`, `numpy.random.Generator`) are not among them; they can stand in the tree themselves.
 
     >>> import random, statedict
     >>> state = statedict.capture({"rng": statedict.rng()})
@@ -25,57 +28,52 @@ class Rng:
     """
 
     def state_dict(self) -> StateDict:
-        """The state of each."""
-        import numpy
-
-        version, numbers, gauss = random.getstate()
-        kind, keys, position, has_gauss, cached = numpy.random.get_state()
-        state = StateDict(
-            {
-                "python": {"version": version, "state": numpy.array(numbers, numpy.uint32), "gauss": gauss},
-                "numpy": {
-                    "kind": kind,
-                    "state": numpy.array(keys),
-                    "position": int(position),
-                    "has_gauss": int(has_gauss),
-                    "cached": float(cached),
-                },
-            }
-        )
-        torch = sys.modules.get("torch")
-        if torch is not None:
-            state["torch"] = torch.get_rng_state()
-            module = _accelerator(torch)
-            if module is not None:
-                state[module.__name__.rpartition(".")[2]] = list(module.get_rng_state_all())
+        """The state of each; of an accelerator that is not in use yet, none."""
+        state = StateDict({name: read(generator) for name, generator in shared().items()})
+        name, module = _accelerator()
+        if name:
+            state[name] = _device_states(module)
         return state
+
+    def check_state_dict(self, state: Any) -> Iterator[str]:
+        """Why the generators here cannot take a state.
+
+        Args:
+            state: of `state_dict`.
+        """
+        for key, generator in shared().items():
+            for action, path, detail in faults(read(generator), state.get(key), key) if key in state else ():
+                if action != "unexpected":
+                    yield f"{path}: {detail}"
+        name, module = _accelerator()
+        count = module.device_count() if name else 0
+        if state.get(name) and len(state[name]) != count:
+            yield (
+                f"{name}: the state is that of {len(state[name])} devices, here are {count}; leave the rng out of the "
+                "tree, and seed the devices yourself"
+            )
 
     def load_state_dict(self, state: Any) -> None:
         """Set each to its state.
 
+        Args:
+            state: of `state_dict`.
+
         Raises:
-            RestoreError: the state is that of more or other devices than there are.
+            RestoreError: the state is that of other generators, or of more or other devices, than there are.
         """
-        import numpy
-
-        one, other = state["python"], state["numpy"]
-        random.setstate((one["version"], tuple(map(int, numpy.asarray(one["state"]))), one["gauss"]))
-        keys = numpy.asarray(other["state"]).astype(numpy.uint32)
-        numpy.random.set_state((other["kind"], keys, other["position"], other["has_gauss"], other["cached"]))
-        if "torch" in state:
-            import torch
-
-            torch.set_rng_state(torch.as_tensor(state["torch"]))
-            module = _accelerator(torch)
-            name = module.__name__.rpartition(".")[2] if module is not None else ""
-            if name in state:
-                states, count = state[name], module.device_count()
-                if len(states) != count:
-                    raise RestoreError(
-                        f"{name}: the state is that of {len(states)} devices, here are {count}; leave the rng out of "
-                        "the tree, and seed the devices yourself"
-                    )
-                module.set_rng_state_all([torch.as_tensor(one) for one in states])
+        for fault in self.check_state_dict(state):
+            raise RestoreError(fault)
+        for key, generator in shared().items():
+            if key in state:
+                write(generator, state[key])
+        name, module = _accelerator()
+        if state.get(name):
+            states = realized(state[name])
+            if hasattr(module, "set_rng_state_all"):
+                module.set_rng_state_all(states)
+            else:
+                module.set_rng_state(states[0])
 
 
 def rng() -> Rng:
@@ -83,9 +81,27 @@ def rng() -> Rng:
     return Rng()
 
 
-def _accelerator(torch: Any) -> Any:
-    """The module of the accelerator that is in use, such as `torch.cuda`; None without one."""
-    if not torch.accelerator.is_available():
-        return None
-    module = torch.get_device_module(torch.accelerator.current_accelerator())
-    return module if hasattr(module, "get_rng_state_all") and module.is_initialized() else None
+def shared() -> dict[str, Any]:
+    """The generators behind the functions of `random`, `numpy.random` and `torch`, the last if it is loaded."""
+    import numpy
+
+    found = {"python": random._inst, "numpy": numpy.random.mtrand._rand}
+    torch = sys.modules.get("torch")
+    return found if torch is None else found | {"torch": torch.default_generator}
+
+
+def _accelerator() -> tuple[str, Any]:
+    """The name and the module of the accelerator, such as `torch.cuda`; an empty name without one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.accelerator.is_available():
+        return "", None
+    name = torch.accelerator.current_accelerator().type
+    module = torch.get_device_module(name)
+    return (name, module) if hasattr(module, "get_rng_state") else ("", None)
+
+
+def _device_states(module: Any) -> list[Any]:
+    """The state of each device, and none before the first use of one, which this must not be."""
+    if hasattr(module, "is_initialized") and not module.is_initialized():
+        return []
+    return list(module.get_rng_state_all()) if hasattr(module, "get_rng_state_all") else [module.get_rng_state()]

@@ -1,0 +1,35 @@
+"""`statedict runs diff`: `statedict diff` of two checkpoints of a run, with its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from statedict.cli import diff
+from statedict.io.urls import named, shown
+from statedict.runs.listing import find, listing
+
+
+def _compared(directory: str, step: str, other: str, **options: Any) -> Any:
+    """Show how two checkpoints of a run differ; the options are those of `statedict diff`.
+
+    Exit status: 0 they are the same, 1 they differ, 2 one cannot be opened.
+    """
+    found, where = listing(directory), shown(named(directory))
+    files = tuple(find(found, one, where).path for one in (step, other))
+    assert diff.command.callback is not None
+    return diff.command.callback(files=files, git=False, **options)
+
+
+command = click.Command(
+    "diff",
+    callback=_compared,
+    help=_compared.__doc__,
+    params=[
+        click.Argument(["directory"], metavar="DIR", type=click.Path()),
+        click.Argument(["step"]),
+        click.Argument(["other"], metavar="STEP"),
+        *(one for one in diff.command.params if one.name not in ("files", "git")),
+    ],
+)

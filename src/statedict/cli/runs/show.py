@@ -1,0 +1,57 @@
+"""`statedict runs show`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+
+from statedict.cli import printable
+from statedict.cli.render import count_tensors
+from statedict.cli.runs.ls import number
+from statedict.runs.description import About, about
+from statedict.values import human_bytes
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path())
+@click.argument("step", default="latest")
+@click.option("--biggest", metavar="N", type=click.IntRange(min=0), default=10, help="How many of the biggest tensors.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(directory: str, step: str, biggest: int, as_json: bool) -> None:
+    """Show one checkpoint: its files, metrics, libraries, what it has not captured, its biggest tensors."""
+    found = about(directory, step, biggest=biggest)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    head, *rest = lines(found)
+    click.echo(click.style(printable(head), bold=True))
+    for line in rest:
+        click.echo(printable(line))
+
+
+def lines(found: About) -> Iterator[str]:
+    """As text."""
+    one, record = found.checkpoint, found.checkpoint.to_json()
+    pinned = ", pinned" if one.pinned else ""
+    yield f"{record['path']}  {human_bytes(one.nbytes)}  {one.state}{pinned} ({one.kind})"
+    if one.damage:
+        yield f"damage        {one.damage}"
+    yield f"step          {'–' if one.step is None else one.step}"
+    if record["time"]:
+        yield f"saved         {record['time']}"
+    for name, value in one.metrics.items():
+        yield f"metric        {name} {number(value)}"
+    for name, size in found.files.items():
+        yield f"file          {name}  {human_bytes(size)}"
+    if found.libraries:
+        yield f"libraries     {', '.join(f'{name} {version}' for name, version in found.libraries.items())}"
+    for what in found.not_captured:
+        yield f"not captured  {what}"
+    if one.usable:
+        yield f"holds         {count_tensors(found.tensors)}, {found.elements:,} elements"
+    width = max((len(tensor.path) for tensor in found.biggest), default=0)
+    for tensor in found.biggest:
+        shape = "×".join(map(str, tensor.shape)) or "scalar"
+        yield f"  {tensor.path:{width}}  {tensor.dtype}  {shape}  {human_bytes(tensor.nbytes)}"

@@ -1,0 +1,27 @@
+"""`statedict runs verify`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from statedict.cli import printable
+from statedict.cli.progress import progress
+from statedict.runs.sound import verify_run
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path())
+@click.argument("steps", metavar="[STEP]...", nargs=-1)
+@click.option("--quick", is_flag=True, help="Manifests, headers and sizes only; no tensor is read.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(directory: str, steps: tuple[str, ...], quick: bool, as_json: bool) -> int:
+    """Check the checkpoints of a run for damage, all of them by default. The exit status is 1 if one is damaged."""
+    with progress("checking"):
+        report = verify_run(directory, steps, quick=quick)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        click.echo("\n".join(map(printable, str(report).splitlines())))
+    return int(not report.ok)

@@ -1,0 +1,229 @@
+"""The checkpoints in a directory, whoever wrote them: ours, and those of other libraries, which are only read."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from statedict.errors import FileError, FormatError, MissingFileError, RunError, UnsupportedError
+from statedict.io.files import Item, contents, names_in
+from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.urls import joined, named, shown
+from statedict.runs.directory import Directory
+from statedict.runs.foreign import Foreign, recognised, step_of
+from statedict.runs.keep import check_mode
+from statedict.runs.manifest import DATA, MARKER, NAME
+
+COMMITTED, DAMAGED, UNFINISHED, FOREIGN = STATES = ("committed", "damaged", "unfinished", "foreign")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint of a run.
+
+    Attributes:
+        step: the step of training; None if its name has none.
+        path: what `statedict.load` opens: the file of one of ours, a file or folder of another writer. Or its URL.
+        kind: `statedict` for ours; otherwise a name of the table in `foreign.py`, such as `transformers`.
+        nbytes: bytes of its files.
+        time: when it was saved, in seconds since 1970; 0 where a server does not say.
+        metrics: by name.
+        state: `committed`, `damaged`, `unfinished` (ours, without its marker) or `foreign` (another writer's, which is
+            only read). Of the damage that is looked for, see `listing`.
+        pinned: whether it is never pruned.
+        name: the file or folder in the directory.
+        damage: what is wrong with it, in words; empty if nothing is known.
+    """
+
+    step: int | None
+    path: str
+    kind: str
+    nbytes: int
+    time: float
+    metrics: Mapping[str, float]
+    state: str
+    pinned: bool
+    name: str
+    damage: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be opened, as far as is known."""
+        return self.state in (COMMITTED, FOREIGN)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`; metrics that are not finite are null."""
+        return {
+            "step": self.step,
+            "name": self.name,
+            "path": shown(self.path),
+            "kind": self.kind,
+            "bytes": self.nbytes,
+            "time": datetime.fromtimestamp(self.time, UTC).isoformat(timespec="seconds") if self.time else None,
+            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
+            "state": self.state,
+            "pinned": self.pinned,
+            "damage": self.damage or None,
+        }
+
+
+def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
+    """The checkpoints in a directory, whoever wrote them.
+
+    Of ours the manifest is read and its files' sizes are compared with it; their bytes are not, see
+    `statedict runs verify`. Nothing in the files of others is executed, and files that are no checkpoints are left out.
+
+    Args:
+        directory: or its URL.
+
+    Returns:
+        In the order of their steps; then those without a step. Of equal steps the names tell them apart.
+
+    Raises:
+        MissingFileError: there is no such directory.
+        FileError: it cannot be listed.
+        CorruptFileError: the list of pinned steps is damaged.
+
+    >>> import numpy, tempfile
+    >>> from statedict import CheckpointManager
+    >>> from statedict.runs.listing import listing
+    >>> with CheckpointManager(tempfile.mkdtemp()) as manager:
+    ...     for step in (1, 2):
+    ...         _ = manager.save(step, {"w": numpy.ones(step)}, metrics={"loss": 1 / step})
+    >>> [(one.step, one.state, one.metrics) for one in listing(manager.directory)]
+    [(1, 'committed', {'loss': 1.0}), (2, 'committed', {'loss': 0.5})]
+    """
+    files = Directory(named(directory))
+    inside = _inside(files)
+    ours = files.steps()
+    pins = files.pins() if ours else set[int]()
+    workers = REMOTE_WORKERS if files.remote else 1
+    found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
+    unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
+    steps = [name for name, item in inside.items() if item.folder and name.isdecimal() and int(name) not in ours]
+    unfinished |= {name for name in steps if {NAME, MARKER} & {*(names_in(joined(files.path, name)) or ())}}
+    found += [_unfinished(files, name, inside[name]) for name in unfinished & inside.keys()]
+    others = [name for name in inside if name not in unfinished and not (name.isdecimal() and int(name) in ours)]
+    work = partial(_other, files.path, inside)
+    found += [_foreign(one) for one in parallel(work, others, workers=workers) if one is not None]
+    return sorted(found, key=lambda one: (one.step is None, one.step or 0, one.name))
+
+
+def _inside(files: Directory) -> dict[str, Item]:
+    inside = contents(files.path)
+    if inside is not None:
+        return inside
+    if files.path.startswith("http"):
+        raise UnsupportedError(
+            f"{files}: a web server does not list its folders; name a checkpoint, or use s3:// or gs://"
+        )
+    if not files.remote and os.path.isdir(files.path):
+        return {}
+    if not files.remote and os.path.exists(files.path):
+        raise FileError(errno.ENOTDIR, "is a file, not the directory of a run", files.path)
+    raise MissingFileError(errno.ENOENT, "there is no such directory", str(files))
+
+
+def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
+    name, folder = str(step), files.folder(step)
+    try:
+        manifest = files.manifest(step)
+    except (FormatError, FileError) as error:
+        if not files.committed(step):  # pruned meanwhile
+            return None
+        inside = contents(folder) or {}
+        data = next((one for one in DATA.values() if one in inside), "")
+        size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=0.0)
+        path = joined(folder, data) if data else folder
+        return Checkpoint(step, path, "statedict", size, time, {}, DAMAGED, step in pins, name, str(error))
+    inside = contents(folder) or {}
+    sizes = {one: item.size for one, item in inside.items()}
+    wrong = [one for one, size in manifest.files.items() if sizes.get(one) != size]
+    damage = ""
+    if wrong:
+        has = f"has {sizes[wrong[0]]:,} bytes" if wrong[0] in sizes else "is not there"
+        damage = f"{shown(joined(folder, wrong[0]))}: {has}, committed were {manifest.files[wrong[0]]:,}"
+    data = next((one for one in DATA.values() if one in manifest.files), DATA["safetensors"])
+    return Checkpoint(
+        step,
+        joined(folder, data),
+        "statedict",
+        manifest.nbytes,
+        manifest.time,
+        manifest.metrics,
+        DAMAGED if damage else COMMITTED,
+        step in pins,
+        name,
+        damage,
+    )
+
+
+def _unfinished(files: Directory, name: str, item: Item) -> Checkpoint:
+    path = joined(files.path, name)
+    inside = (contents(path) if item.folder else None) or {}
+    size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=item.time)
+    step = int(name) if name.isdecimal() else step_of(name.lstrip(".").partition(".")[0])
+    damage = "was not committed; it is being written, or its process died"
+    return Checkpoint(step, path, "statedict", size, time, {}, UNFINISHED, False, name, damage)
+
+
+def _other(directory: str, inside: Mapping[str, Item], name: str) -> Foreign | None:
+    return recognised(directory, name, inside[name])
+
+
+def _foreign(one: Foreign) -> Checkpoint:
+    state = FOREIGN if one.damage is None else DAMAGED
+    name = os.path.basename(one.path.rstrip("/"))
+    return Checkpoint(
+        one.step, one.path, one.kind, one.nbytes, one.time, one.metrics, state, False, name, one.damage or ""
+    )
+
+
+def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -> Checkpoint:
+    """One of a listing.
+
+    Args:
+        checkpoints: the listing.
+        which: a step, a name, `latest`, or `best:METRIC` and `best:METRIC:max`.
+        where: names the directory in messages.
+
+    Raises:
+        RunError: there is none, or several have that step.
+    """
+    text, usable = str(which), [one for one in checkpoints if one.usable]
+    head, _, metric = text.partition(":")
+    if text == "latest":
+        stepped = [one for one in usable if one.step is not None] or usable
+        found = stepped[-1:]
+    elif head == "best" and metric:
+        name, _, mode = metric.rpartition(":") if metric.endswith((":min", ":max")) else (metric, "", "min")
+        found = best(checkpoints, name, mode)[:1]
+        if not found:
+            known = ", ".join(sorted({key for one in usable for key in one.metrics})) or "none"
+            raise RunError(f"{where or 'the run'}: no checkpoint has the metric {name!r}; there are {known}")
+    else:
+        found = [one for one in checkpoints if one.name == text]
+        if not found and text.isdecimal():
+            found = [one for one in checkpoints if one.step == int(text)]
+            found = [one for one in found if one.state != UNFINISHED] or found
+    if len(found) > 1:
+        raise RunError(f"{where or 'the run'}: {', '.join(one.name for one in found)} have step {text}; give the name")
+    if not found:
+        there = [one.name for one in checkpoints]
+        held = f"it has {'… ' * (len(there) > 5)}{', '.join(there[-5:])}" if there else "it has none"
+        raise RunError(f"{where or 'the run'}: has no checkpoint {text!r}; {held}")
+    return found[0]
+
+
+def best(checkpoints: Sequence[Checkpoint], metric: str, mode: str = "min") -> list[Checkpoint]:
+    """Those that can be opened and have a metric, the best first; of equal ones the later first; NaN is no value."""
+    check_mode(mode)
+    sign = 1 if mode == "min" else -1
+    having = [one for one in checkpoints if one.usable and not math.isnan(one.metrics.get(metric, math.nan))]
+    return sorted(having, key=lambda one: (sign * one.metrics[metric], -(-1 if one.step is None else one.step)))

@@ -1,0 +1,140 @@
+"""report: one page of one checkpoint, of a pair, or of the checkpoints of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from statedict.collector import Paused
+from statedict.io.files import publish
+from statedict.io.sink import put_bytes
+from statedict.io.urls import named
+from statedict.view.pair import changes, compared
+from statedict.view.run import expanded, history, ordered, point
+from statedict.view.source import Opened, Patterns, opened
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.api import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of what is in checkpoints, in one file that asks no network.
+
+    Attributes:
+        title: what it is called.
+        data: all that it shows, ready for `json.dumps`.
+    """
+
+    title: str
+    data: dict[str, Any]
+
+    def html(self) -> str:
+        """The page: the same text for the same data.
+
+        Raises:
+            MissingExtraError: plotly, which draws, is not installed.
+        """
+        from statedict.view.html import page
+
+        return page(self.title, json.dumps(self.data, allow_nan=False, separators=(",", ":")))
+
+    def save(self, path: Path, *, overwrite: bool = True) -> None:
+        """Write the page, whole or not at all.
+
+        Args:
+            path: where to, also a URL.
+            overwrite: replace a file that exists.
+
+        Raises:
+            FileError: it exists and was not to be replaced, or cannot be written.
+            MissingExtraError: plotly is not installed.
+        """
+        publish(named(path), partial(put_bytes, self.html().encode()), overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        return f"Page({self.title!r})"
+
+
+def report(
+    *sources: Any,
+    only: Sequence[str] | str | None = None,
+    title: str | None = None,
+    executor: Executor | None = None,
+) -> Page:
+    """A page to look at: bytes by module, the figures and histogram of every tensor, norms by depth, what changed.
+
+    Every tensor is read once, in blocks; of a pair and of the ends of a run once more to compare them.
+
+    Args:
+        sources: files as for `load`, or StateDicts. One is shown; two are compared; more are the steps of a run, in the
+            order of the numbers in their names, of which the last is shown and compared with the first. The directory
+            of a run stands for its steps, whoever wrote them.
+        only: patterns of the tensors to take.
+        title: the title of the page; by default the names of the files.
+        executor: as for `save`.
+
+    Returns:
+        The page; `page.save("report.html")` writes it.
+
+    Raises:
+        PathError: a pattern matches no tensor.
+        StateDictError: what `load` raises.
+        TypeError: no source.
+
+    >>> import statedict
+    >>> page = statedict.report("examples/checkpoint.pth")
+    >>> page, len(page.data["tensors"])
+    (Page('checkpoint.pth'), 20)
+    """
+    if not sources:
+        raise TypeError("report takes a file, two to compare, or the checkpoints of a run; got none")
+    globs = None if only is None else (only,) if isinstance(only, str) else tuple(only)
+    every = expanded(sources)
+    steps = ordered([partial(opened, source) for source in every], every)
+    with Paused():
+        return _page(steps, Patterns(globs), title, executor)
+
+
+def _page(steps: list[tuple[int | None, Any]], pick: Patterns, title: str | None, executor: Executor | None) -> Page:
+    run = len(steps) > 2
+    files: list[Opened] = []
+    figures: list[Any] = []
+    points = []
+    for number, (step, open_) in enumerate(steps):
+        one: Opened = open_()
+        found = pick.stats(one, executor)
+        if run:
+            points.append(point(step, number, one, found))
+        if number in (0, len(steps) - 1):
+            files.append(one)
+            figures.append(found)
+    pick.check()
+    last, stats = files[-1], figures[-1]
+    data: dict[str, Any] = {"kind": "run" if run else "pair" if len(steps) == 2 else "one"}
+    data["files"] = [one.head(found) for one, found in zip(files, figures, strict=True)]
+    data |= last.tensors(stats)
+    data["values"] = last.values()
+    if len(files) == 2:
+        difference = compared(files[0], files[1], pick, executor)
+        data["change"] = changes(difference, files[0].tensors(figures[0]), data)
+    if run:
+        data["run"] = history(points, steps[0][0] is not None)
+    title = title or " → ".join(_short([one.name for one in files]))
+    return Page(title, data | {"title": title})
+
+
+def _short(names: list[str]) -> list[str]:
+    """Names without the folders that do not tell them apart."""
+    parts = [[part for part in name.split("/") if part] or [name] for name in names]
+    most = max(map(len, parts))
+    for size in range(1, most + 1):
+        short = ["/".join(some[-size:]) for some in parts]
+        if len({*short}) == len({*names}):
+            break
+    return short
