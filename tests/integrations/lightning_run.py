@@ -242,6 +242,14 @@ def test_a_strategy_that_writes_its_own_directories_is_refused(folder: str) -> N
     assert "FSDPStrategy writes checkpoints of its own" in str(error.value)
 
 
+def test_a_fresh_start_over_a_run_is_refused_before_training(folder: str) -> None:
+    forked(partial(run, folder))
+    with pytest.raises(statedict.RunError) as error:
+        fitted([StatedictCallback(f"{folder}/run"), At(0, signal.SIGKILL)], None)
+    assert "up to step 20, and training begins anew; pass ckpt_path=callback.latest() to go on" in str(error.value)
+    fitted([StatedictCallback(f"{folder}/run", existing="replace")], None)
+
+
 def test_it_serves_pytorch_lightning_where_that_is_the_one_in_use(folder: str) -> None:
     def other() -> bool:
         for name in [*sys.modules]:

@@ -145,6 +145,15 @@ def test_a_model_that_is_spread_over_processes_is_refused(folder: str) -> None:
     assert "FSDP and DeepSpeed spread a model over processes" in str(error.value)
 
 
+def test_a_fresh_start_over_a_run_is_refused_before_training(folder: str) -> None:
+    statedict.CheckpointManager(folder, background=False).save(1, {"epoch": 1})
+    alone: Any = SimpleNamespace(world_size=1)
+    with pytest.raises(statedict.RunError) as error:
+        StatedictCallback(folder).on_train_begin(alone, None, None)  # type: ignore[arg-type]
+    assert "pass resume_from_checkpoint=callback.latest() to go on" in str(error.value)
+    StatedictCallback(folder, existing="replace").on_train_begin(alone, None, None)  # type: ignore[arg-type]
+
+
 def test_the_page_holds(folder: str) -> None:
     def followed() -> list[str]:
         os.chdir(folder)

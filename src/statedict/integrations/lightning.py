@@ -24,6 +24,7 @@ from statedict.adapters.collect import collect, copied
 from statedict.api import load, rooted, save
 from statedict.collector import Paused
 from statedict.errors import FileError, MissingExtraError, MissingFileError, RefusedError, RunError, file_error
+from statedict.integrations.fresh import refuse_over
 from statedict.integrations.plain import data, without_objects
 from statedict.io.urls import is_url, joined, named
 from statedict.runs.background import LOG, Background
@@ -197,7 +198,8 @@ class StatedictCallback(Checkpoint):
         options: those of `CheckpointManager`: `keep=[3, BestN("val_loss")]`, `preemption=True`, …
 
     Raises:
-        RunError: an argument makes no sense; or, when training begins, a strategy that writes its own directories.
+        RunError: an argument makes no sense; or, when training begins, a strategy that writes its own directories, or
+            a directory that has checkpoints when `latest()` was not asked for.
 
     >>> from statedict.integrations.lightning import StatedictCallback
     >>> import tempfile
@@ -210,6 +212,8 @@ class StatedictCallback(Checkpoint):
         super().__init__()
         self.manager = CheckpointManager(directory, save_every=save_every, format=format, **options)
         self._best = [one for one in _policies(options.get("keep")) if isinstance(one, BestN)]
+        self._options = options
+        self._asked = False  # whether the caller knows what is there
         self._each_epoch = save_every is None
         self._seen = -1  # the step that was looked at last
         self._saved = -1
@@ -232,6 +236,7 @@ class StatedictCallback(Checkpoint):
         return (self.best(self._best[0].metric) or "") if self._best else ""
 
     def _file(self, step: int | None) -> str | None:
+        self._asked = True
         return None if step is None else Directory(self.manager.directory).data(step)
 
     # Lightning's hooks
@@ -243,7 +248,10 @@ class StatedictCallback(Checkpoint):
             raise RunError(f"{kind} writes checkpoints of its own, from all processes; use Lightning's ModelCheckpoint")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the random generators back, before loaders are made."""
+        """Refuse to begin anew over a run; put the random generators back, before loaders are made."""
+        if not self._asked:
+            refuse_over(self.manager.directory, self._options, "pass ckpt_path=callback.latest()")
+        self._asked = True
         self._put_back(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -25,6 +25,7 @@ import numpy
 
 from statedict.api import save
 from statedict.errors import MissingExtraError, RunError, file_error
+from statedict.integrations.fresh import refuse_over
 from statedict.io.urls import is_url
 from statedict.runs.manager import CheckpointManager
 from statedict.runs.rng import Rng, rng
@@ -59,7 +60,8 @@ class StatedictCallback(TrainerCallback):
         options: those of `CheckpointManager`: `keep=[3, BestN("eval_loss")]`, `preemption=True`, …
 
     Raises:
-        RunError: an argument makes no sense; or, when training begins, a model that is spread over processes.
+        RunError: an argument makes no sense; or, when training begins, a model that is spread over processes, or a
+            directory that has checkpoints when `latest()` was not asked for.
 
     >>> from statedict.integrations.transformers import StatedictCallback
     >>> import tempfile
@@ -70,6 +72,8 @@ class StatedictCallback(TrainerCallback):
 
     def __init__(self, directory: Path, *, save_every: Any = None, **options: Any) -> None:
         self.manager = CheckpointManager(directory, save_every=save_every, **options)
+        self._options = options
+        self._asked = False  # whether the caller knows what is there
         self._each_epoch = save_every is None
         self._training = self._waiting = False
         self._saved = -1
@@ -84,6 +88,7 @@ class StatedictCallback(TrainerCallback):
         Raises:
             FileError: the disk has no room for it.
         """
+        self._asked = True
         step = self.manager.latest()
         if step is None:
             return None
@@ -109,10 +114,12 @@ class StatedictCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse what cannot be saved."""
+        """Refuse what cannot be saved, and to begin anew over a run."""
         if args.world_size > 1 and (args.fsdp or args.deepspeed):
             raise RunError("FSDP and DeepSpeed spread a model over processes; use the Trainer's own save_strategy")
-        self._training, self._waiting, self._saved = True, False, -1
+        if not self._asked:
+            refuse_over(self.manager.directory, self._options, "pass resume_from_checkpoint=callback.latest()")
+        self._training, self._waiting, self._saved, self._asked = True, False, -1, True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save if a checkpoint is due."""
