@@ -12,7 +12,20 @@ import pytest
 
 import statedict
 
-HEAVY = {"torch", "numpy", "ml_dtypes", "click", "rich", "safetensors", "msgspec", "hypothesis", "jax", "tensorflow"}
+HEAVY = {
+    "lightning",
+    "transformers",
+    "torch",
+    "numpy",
+    "ml_dtypes",
+    "click",
+    "rich",
+    "safetensors",
+    "msgspec",
+    "hypothesis",
+    "jax",
+    "tensorflow",
+}
 
 
 def modules_after(code: str) -> set[str]:

@@ -133,7 +133,7 @@ def load(
         labels = inspect(StateDict({"": tree})).opaque
         if labels:
             raise _refused(source.name, refusal or f"it holds objects of {', '.join(labels)}")
-        return _from_tree(tree, not mmap, map_location)
+        return from_tree(tree, not mmap, map_location)
 
 
 def _refused(where: str, why: str) -> RefusedError:
@@ -228,7 +228,7 @@ def _unpickle(data: bytes, storages: Mapping[Any, Any], map_location: Any, encod
     return result
 
 
-def _from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
+def from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
     """The objects of a tree of data that PyTorch's unpickler does not read."""
     place = None if map_location is None else torch.serialization._get_restore_location(map_location)
 

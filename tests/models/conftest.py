@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from pathlib import Path
 
 import torch
+from tests import operators as operators
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 torch.set_num_threads(1)  # two test processes with two threads each on two cores wait for one another
-
-# PyPI's torchvision has its operators in a library for CUDA. Without CUDA that library is not loaded, and torchvision
-# still adds to two of its operators at import, which fails unless they exist by then.
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-_TORCHVISION = importlib.util.find_spec("torchvision")
-assert _TORCHVISION is not None
-assert _TORCHVISION.origin is not None
-try:
-    torch.ops.load_library(Path(_TORCHVISION.origin).with_name("_C.so"))
-except OSError:
-    for _name in ("nms", "qnms"):
-        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -555,3 +555,13 @@ def test_a_signal_saves_at_the_end_of_the_step_and_ends_with_the_usual_status(
     manager = CheckpointManager(run)
     assert manager.steps() == [0, 8]
     assert manager.load()["step"] == 8
+
+
+def test_replacing_a_checkpoint_by_one_with_the_same_weights_and_other_metrics_is_no_reason_to_warn(
+    run: Path, at: At
+) -> None:
+    with CheckpointManager(run) as manager:
+        manager.save(1, at(1))
+        manager.save(1, at(1), {"loss": 2.0}, overwrite=True)
+        manager.wait()
+        assert manager.metrics(1) == {"loss": 2.0}

@@ -57,7 +57,7 @@ class Writer:
 
     def _compare(self, written: Manifest) -> None:
         before, self._before = self._before, (written.step, _trained(written.entries))
-        if before is not None and before[1] and before[1] == self._before[1]:
+        if before is not None and before[0] != written.step and before[1] and before[1] == self._before[1]:
             self._warn(
                 f"{self._files}: steps {before[0]} and {written.step} have the same weights; is the model that is "
                 "saved the one that is trained?"

@@ -1,0 +1,120 @@
+"""What of a checkpoint that a training library made is data, and what becomes of the rest."""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
+
+from statedict.adapters import join, leaf
+from statedict.errors import RefusedError, UnsupportedError
+from statedict.ops.inspect import inspect
+from statedict.tree import StateDict
+from statedict.values import Opaque
+
+_GONE: Any = object()
+_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
+
+
+def data(checkpoint: dict[str, Any], optional: Collection[str] = ()) -> dict[str, Any]:
+    """A checkpoint whose values are data; its state_dicts are what they were.
+
+    OmegaConf's containers and namespaces become dicts, paths text, enumerations their values.
+
+    Args:
+        checkpoint: dicts, lists, arrays and values.
+        optional: keys of the root; what is no data below them is left out, with a warning.
+
+    Raises:
+        UnsupportedError: something is no data, somewhere else.
+
+    >>> import pathlib, types
+    >>> data({"args": types.SimpleNamespace(root=pathlib.PurePosixPath("/data"), lr=0.1)})
+    {'args': {'root': '/data', 'lr': 0.1}}
+    """
+    left: list[str] = []
+    made = {key: _data(value, str(key), left if key in optional else None) for key, value in checkpoint.items()}
+    _warn(left, "is saved without what is no data")
+    return {key: value for key, value in made.items() if value is not _GONE}
+
+
+def without_objects(state: StateDict, optional: Collection[str], refusal: RefusedError) -> StateDict:
+    """A loaded checkpoint without inert objects: those below some keys of its root become the data that they hold.
+
+    What is no data is left out, and a warning names it.
+
+    Raises:
+        RefusedError: the one that is given, for there are objects elsewhere.
+    """
+    left: list[str] = []
+    kept = StateDict()
+    for key, value in state.items():
+        made = _data(value, str(key), left) if key in optional else value
+        if made is not _GONE and inspect(StateDict({"": made})).opaque:
+            raise refusal
+        if made is not _GONE:
+            kept[key] = made
+    _warn(left, "is loaded without what only code could make")
+    return kept
+
+
+def _data(value: Any, path: str, left: list[str] | None) -> Any:
+    """A value as data; itself if it is. `left` takes what is left out; None refuses it."""
+    if isinstance(value, Opaque):
+        held = _held(value)
+        return _without(value.name, path, left) if held is _GONE else _data(held, path, left)
+    if isinstance(value, enum.Enum):
+        return _data(value.value, path, left)
+    if leaf(value) is not ...:
+        return value
+    if isinstance(value, Namespace | SimpleNamespace):
+        return _data(vars(value), path, left)
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    omegaconf = sys.modules.get("omegaconf")
+    if omegaconf is not None and isinstance(value, omegaconf.Container):
+        return _data(omegaconf.OmegaConf.to_container(value, resolve=False), path, left)
+    if isinstance(value, dict):
+        made = {key: _data(child, join(path, key), left) for key, child in value.items()}
+        same = all(made[key] is child for key, child in value.items())
+        return value if same else {key: child for key, child in made.items() if child is not _GONE}
+    if isinstance(value, list | tuple):
+        items = [_data(child, join(path, index), left) for index, child in enumerate(value)]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        kept = [item for item in items if item is not _GONE]
+        return tuple(kept) if isinstance(value, tuple) else kept
+    return _without(f"{type(value).__module__}.{type(value).__qualname__}", path, left)
+
+
+def _held(value: Opaque) -> Any:
+    """The data in an inert object of a kind that is known to be no more than that."""
+    module, _, kind = value.name.rpartition(".")
+    state = value.state if isinstance(value.state, dict) else {}
+    if kind == "AttributeDict" and module.split(".")[0] in _LIGHTNING:
+        return StateDict(value.entries or {})
+    if value.name in ("argparse.Namespace", "types.SimpleNamespace"):
+        return StateDict(state)
+    if module == "pathlib" and kind.endswith("Path") and all(isinstance(part, str) for part in value.args or ()):
+        return os.path.join("", *(value.args or ()))
+    if module.split(".")[0] == "omegaconf":
+        return state.get("_content", state.get("_val", _GONE))
+    return _GONE
+
+
+def _without(kind: str, path: str, left: list[str] | None) -> Any:
+    if left is None:
+        raise UnsupportedError(f"{path}: a {kind} is no data; put its state_dict() there, or a value")
+    left.append(f"{path} ({kind})")
+    return _GONE
+
+
+def _warn(left: list[str], what: str) -> None:
+    if left:
+        shown = ", ".join(left[:5]) + (", …" if len(left) > 5 else "")
+        warnings.warn(f"the checkpoint {what}: {shown}; pass it when you make the module", stacklevel=4)
