@@ -65,6 +65,7 @@ for step in range(500):
     state["layers.0.weight"].add_(1e-3)
     names.append(f"{out}.{step}")
     torch.save(state, names[-1])
+    fd = os.open(names[-1], os.O_RDWR); os.fsync(fd); os.close(fd)
     if len(names) > 3: os.remove(names.pop(0))
 for name in names: os.remove(name)
 """
@@ -119,13 +120,14 @@ RUNNING: list[Row] = [
         "restore the newest, verified, 900 MB",
         _DATA,
         Side("torch.load + load_state_dict", _LOAD, _RESTORE),
-        Side("restore", "manager.restore(tree)", _RESTORE, _FRESH),
+        Side("restore", "manager.restore(tree)", _RESTORE + _FRESH),
         2,
+        first=True,
     ),
     Row(
         "500 saves of 10 MB, three kept",
         _DATA,
-        Side("torch.save + os.remove", _FIVE_HUNDRED, _SMALL),
+        Side("torch.save + fsync + os.remove", _FIVE_HUNDRED, _SMALL),
         Side("CheckpointManager", _MANAGED, _SMALL),
     ),
 ]
