@@ -355,6 +355,8 @@ def test_one_process_writes_at_a_time_and_the_lock_of_a_dead_one_is_no_lock(run:
         assert manager.latest() == 1  # anybody may read
         with pytest.raises(RunError, match=rf"process {other.pid} on .* writes into this directory"):
             manager.save(2, at(2))
+        with pytest.raises(RunError, match=rf"process {other.pid} on .* writes into this directory"):
+            CheckpointManager(run, keep=1).prune()
         other.kill()
         other.wait()
         assert manager.save(2, at(2))

@@ -2,12 +2,12 @@
 
 | module | holds |
 |---|---|
-| `manager.py` | `CheckpointManager` |
+| `manager.py`, `reader.py`, `arguments.py` | `CheckpointManager`; its half that changes nothing; what callers pass |
 | `manifest.py` | what a checkpoint's directory says of itself |
 | `directory.py` | a run's directory: what is committed in it, what is left over; commit, remove |
 | `lock.py` | one process writes at a time |
 | `keep.py`, `prune.py` | policies; what they leave of a run |
-| `writer.py`, `background.py` | a checkpoint on its way to the disk; what goes on while training does |
+| `writer.py`, `retry.py`, `background.py` | a checkpoint on its way to the disk; what goes on while training does |
 | `coverage.py`, `rng.py` | what a tree does not capture; the generators that a process shares |
 | `listing.py`, `foreign.py` | the checkpoints in any directory; those that others wrote |
 | `by_hand.py` | pruning and pinning by people |

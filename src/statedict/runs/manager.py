@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import operator
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -18,24 +15,25 @@ from statedict.adapters.collect import collect, copied
 from statedict.adapters.report import RestoreReport
 from statedict.api import bare, load, restore, rooted
 from statedict.collector import Paused
-from statedict.errors import CorruptFileError, MissingFileError, RunError
+from statedict.errors import RunError, StateDictError
 from statedict.io.urls import named
+from statedict.runs.arguments import numbers, one_of, whole_step
 from statedict.runs.background import LOG, Background
 from statedict.runs.coverage import covered, put_back
-from statedict.runs.directory import LEVELS, Directory
-from statedict.runs.keep import BestN, Policy, Schedule, keeping, ranked, saving
+from statedict.runs.directory import Directory
+from statedict.runs.keep import Policy, Schedule, keeping, saving
 from statedict.runs.lock import Lock
-from statedict.runs.manifest import DATA, MARKER, NAME, Manifest
+from statedict.runs.manifest import DATA, Manifest
 from statedict.runs.preemption import USUAL, Preemption
 from statedict.runs.prune import Pruned, plan, remove
+from statedict.runs.reader import Reader
 from statedict.runs.retry import tried
 from statedict.runs.writer import Writer, libraries
-from statedict.tree import StateDict
 
 _EXISTING = ("error", "continue", "replace")
 
 
-class CheckpointManager:
+class CheckpointManager(Reader):
     """The checkpoints of a training run, in a directory of their own.
 
     Each is a directory named by its step, which appears whole: a file that any tool opens, a manifest with digests, and
@@ -99,20 +97,18 @@ class CheckpointManager:
         retries: int = 3,
         check: Any = None,
     ) -> None:
-        _one_of("format", format, tuple(DATA))
-        _one_of("busy", busy, ("wait", "skip"))
-        _one_of("verify", verify, LEVELS)
-        _one_of("existing", existing, _EXISTING)
+        one_of("format", format, tuple(DATA))
+        one_of("busy", busy, ("wait", "skip"))
+        one_of("existing", existing, _EXISTING)
         if in_flight < 1 or retries < 0:
             raise RunError(f"in_flight={in_flight}, retries={retries}: in_flight is 1 or more, retries 0 or more")
-        self._files = Directory(named(directory))
-        self._keep, self._save_every = keeping(keep), saving(save_every)
-        self._verify, self._existing, self._waits = verify, existing, busy == "wait"
+        super().__init__(Directory(named(directory)), keeping(keep), verify)
+        self._save_every = saving(save_every)
+        self._existing, self._waits = existing, busy == "wait"
         self._background = Background(in_flight) if background else None
         self._messages = self._background or Background(1)
         self._writer = Writer(self._files, self._keep, format, retries, self._messages.warn)
         self._lock: Lock | None = None
-        self._known = False  # whether the caller knows what is there
         self._last: int | None = None  # saved by this manager
         self._not_captured: tuple[str, ...] | None = None
         self._since = time.monotonic()
@@ -122,11 +118,6 @@ class CheckpointManager:
         self._preemption = Preemption(signals) if signals else None
         if check is not None:
             self._rehearse(check)
-
-    @property
-    def directory(self) -> str:
-        """Where the checkpoints are."""
-        return self._files.path
 
     @property
     def preempted(self) -> bool:
@@ -171,7 +162,7 @@ class CheckpointManager:
             UnsupportedError: a value that no file can hold.
         """
         self._messages.surface(2)
-        step, numbers = _step(step), _numbers(metrics or {})
+        step, measured = whole_step(step), numbers(metrics or {})
         if not (force or self.should_save(step)):
             return False
         if self._last == step and not overwrite:
@@ -179,7 +170,7 @@ class CheckpointManager:
             return False
         self._admit(step, overwrite)
         kept, self._not_captured = self._covered(tree)
-        manifest = Manifest(step, time.time(), numbers, libraries(), not_captured=self._not_captured)
+        manifest = Manifest(step, time.time(), measured, libraries(), not_captured=self._not_captured)
         if self._background is None:
             with Paused():
                 self._writer(rooted(kept), manifest)
@@ -270,63 +261,6 @@ class CheckpointManager:
         """What the tree that was saved last had and its checkpoint has not, in words."""
         return self._not_captured or ()
 
-    # what is there
-
-    def steps(self) -> list[int]:
-        """The steps that are committed, in order."""
-        self._known = True
-        return self._files.steps()
-
-    def latest(self, verify: str | None = None) -> int | None:
-        """The newest step that is committed and sound; None if there is none.
-
-        A damaged one is passed over, with a warning that names the damage. What was found to be sound is not read
-        again while its files stay as they are.
-
-        Args:
-            verify: as for the manager.
-        """
-        self._known = True
-        level = self._verify if verify is None else verify
-        _one_of("verify", level, LEVELS)
-        torn = self._files.torn()
-        for step in sorted({*self._files.steps(), *torn}, reverse=True):
-            damage = f"{MARKER} or {NAME} is missing" if step in torn else self._files.damage(step, level)
-            if damage is None:
-                return step
-            warnings.warn(f"step {step} is passed over, it is damaged: {damage}", stacklevel=2)
-        return None
-
-    def best(self, metric: str, mode: str | None = None) -> int | None:
-        """The step with the best value of a metric; None if none has it.
-
-        Args:
-            metric: its name.
-            mode: `"min"` or `"max"`; by default that of the `BestN` in `keep`, and `"min"` if there is none.
-        """
-        self._known = True
-        if mode is None:
-            policies = getattr(self._keep, "policies", (self._keep,))
-            mode = next((one.mode for one in policies if isinstance(one, BestN) and one.metric == metric), "min")
-        found = ranked(self._files.manifests(), metric, mode)
-        return next((one.step for one in found if self._files.damage(one.step, "quick") is None), None)
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """The metrics of a step.
-
-        Raises:
-            FileError: there is no such step.
-        """
-        return dict(self._files.brief(self._there(step)).metrics)
-
-    def load(self, step: int | None = None) -> StateDict:
-        """A checkpoint's tree, lazily; the newest sound one by default.
-
-        Raises:
-            FileError: there is none.
-        """
-        return load(self._files.data(self._chosen(step)))
-
     def restore(self, tree: Any, step: int | None = None, **options: Any) -> RestoreReport:
         """Put a checkpoint back into live objects; the newest sound one by default.
 
@@ -354,25 +288,6 @@ class CheckpointManager:
             self._last = chosen
         return replace(report, step=chosen)
 
-    def _chosen(self, step: int | None) -> int:
-        self._known = True
-        if step is None:
-            found = self.latest()
-            if found is None:
-                raise MissingFileError(errno.ENOENT, "holds no sound checkpoint", str(self._files))
-            return found
-        damage = self._files.damage(self._there(step), self._verify)
-        if damage is not None:
-            raise CorruptFileError(f"step {step} is damaged: {damage}")
-        return step
-
-    def _there(self, step: int) -> int:
-        if not self._files.committed(_step(step)):
-            there = self._files.steps()
-            held = f"it has {', '.join(map(str, there[-5:]))}" if there else "it has none"
-            raise MissingFileError(errno.ENOENT, f"step {step} is not committed there; {held}", str(self._files))
-        return step
-
     # the end
 
     def prune(self, *, dry_run: bool = False) -> Pruned:
@@ -383,6 +298,10 @@ class CheckpointManager:
 
         Returns:
             What stays, and why; what is removed.
+
+        Raises:
+            RunError: another process writes here.
+            FileError: something could not be removed.
         """
         if dry_run:
             return plan(self._files, self._keep, set())
@@ -391,8 +310,14 @@ class CheckpointManager:
         return tried(self._prune, self._retries, "some could not be removed")
 
     def _prune(self) -> Pruned:
-        found = plan(self._files, self._keep, set())
-        remove(self._files, found)
+        held = self._lock is not None and self._lock.held
+        lock = None if held else Lock(self._files.path, self._messages.wait)
+        try:
+            found = plan(self._files, self._keep, set())
+            remove(self._files, found)
+        finally:
+            if lock is not None:
+                lock.release()
         return found
 
     def wait(self) -> None:
@@ -428,32 +353,7 @@ class CheckpointManager:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
-        except OSError as failed:
+        except (StateDictError, OSError) as failed:
             if error is None:
                 raise
             LOG.error("%s", failed)
-
-
-def _one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise RunError(f"{name}={given!r}: is none of {', '.join(map(repr, allowed))}")
-
-
-def _step(given: Any) -> int:
-    try:
-        step = operator.index(given)
-    except TypeError:
-        step = -1
-    if step < 0 or isinstance(given, bool):
-        raise RunError(f"step={given!r}: expected a whole number of 0 or more")
-    return step
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, value in metrics.items():
-        try:
-            found[str(name)] = float(value.item() if hasattr(value, "item") else value)
-        except (TypeError, ValueError, RuntimeError):
-            raise RunError(f"metrics[{name!r}]={value!r:.40}: expected a number") from None
-    return found
