@@ -1,0 +1,102 @@
+"""What is in a run's directory: its steps, the newest sound one, the best, their trees."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+
+from statedict.api import load
+from statedict.errors import CorruptFileError, MissingFileError
+from statedict.runs.arguments import one_of, whole_step
+from statedict.runs.directory import LEVELS, Directory
+from statedict.runs.keep import BestN, Policy, ranked
+from statedict.runs.manifest import MARKER, NAME
+from statedict.tree import StateDict
+
+
+class Reader:
+    """The half of a manager that changes nothing."""
+
+    def __init__(self, files: Directory, keep: Policy | None, verify: str) -> None:
+        one_of("verify", verify, LEVELS)
+        self._files, self._keep, self._verify = files, keep, verify
+        self._known = False  # whether the caller knows what is there
+
+    @property
+    def directory(self) -> str:
+        """Where the checkpoints are."""
+        return self._files.path
+
+    def steps(self) -> list[int]:
+        """The steps that are committed, in order."""
+        self._known = True
+        return self._files.steps()
+
+    def latest(self, verify: str | None = None) -> int | None:
+        """The newest step that is committed and sound; None if there is none.
+
+        A damaged one is passed over, with a warning that names the damage. What was found to be sound is not read
+        again while its files stay as they are.
+
+        Args:
+            verify: as for the manager.
+        """
+        self._known = True
+        level = self._verify if verify is None else verify
+        one_of("verify", level, LEVELS)
+        torn = self._files.torn()
+        for step in sorted({*self._files.steps(), *torn}, reverse=True):
+            damage = f"{MARKER} or {NAME} is missing" if step in torn else self._files.damage(step, level)
+            if damage is None:
+                return step
+            warnings.warn(f"step {step} is passed over, it is damaged: {damage}", stacklevel=2)
+        return None
+
+    def best(self, metric: str, mode: str | None = None) -> int | None:
+        """The step with the best value of a metric; None if none has it.
+
+        Args:
+            metric: its name.
+            mode: `"min"` or `"max"`; by default that of the `BestN` in `keep`, and `"min"` if there is none.
+        """
+        self._known = True
+        if mode is None:
+            policies = getattr(self._keep, "policies", (self._keep,))
+            mode = next((one.mode for one in policies if isinstance(one, BestN) and one.metric == metric), "min")
+        found = ranked(self._files.manifests(), metric, mode)
+        return next((one.step for one in found if self._files.damage(one.step, "quick") is None), None)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The metrics of a step.
+
+        Raises:
+            FileError: there is no such step.
+        """
+        return dict(self._files.brief(self._there(step)).metrics)
+
+    def load(self, step: int | None = None) -> StateDict:
+        """A checkpoint's tree, lazily; the newest sound one by default.
+
+        Raises:
+            FileError: there is none.
+        """
+        return load(self._files.data(self._chosen(step)))
+
+    def _chosen(self, step: int | None) -> int:
+        self._known = True
+        if step is None:
+            found = self.latest()
+            if found is None:
+                raise MissingFileError(errno.ENOENT, "holds no sound checkpoint", str(self._files))
+            return found
+        damage = self._files.damage(self._there(step), self._verify)
+        if damage is not None:
+            raise CorruptFileError(f"step {step} is damaged: {damage}")
+        return step
+
+    def _there(self, step: int) -> int:
+        if not self._files.committed(whole_step(step)):
+            there = self._files.steps()
+            held = f"it has {', '.join(map(str, there[-5:]))}" if there else "it has none"
+            raise MissingFileError(errno.ENOENT, f"step {step} is not committed there; {held}", str(self._files))
+        return step
