@@ -88,6 +88,29 @@ def test_the_last_good_one_and_pinned_ones_stay_whatever_the_policy_says(run: Pa
     assert CheckpointManager(run).steps() == [0, 1, 4]
 
 
+def test_a_policy_that_keeps_none_removes_none(run: Path, at: At) -> None:
+    with CheckpointManager(run, keep=BestN("los")) as manager:
+        for step in range(3):
+            manager.save(step, at(step), {"loss": step})
+    found = CheckpointManager(run, keep=BestN("los")).prune()
+    assert (found.removed, set(found.kept.values())) == ((), {"the policy keeps none, so nothing is removed"})
+    assert CheckpointManager(run).steps() == [0, 1, 2]
+
+
+def test_damaged_ones_take_no_place_of_sound_ones(run: Path, at: At) -> None:
+    with CheckpointManager(run) as manager:
+        for step in (1, 2, 3, 4):
+            manager.save(step, at(step))
+    for step in (3, 4):
+        data = run / str(step) / "checkpoint.safetensors"
+        data.write_bytes(data.read_bytes()[:-1])
+    with CheckpointManager(run, keep=2) as manager:
+        with pytest.warns(UserWarning, match="is passed over"):
+            assert manager.latest() == 2
+        found = manager.prune(dry_run=True)
+    assert found.kept == {1: "LatestN(n=2)", 2: "LatestN(n=2)", 3: "damaged", 4: "damaged"}
+
+
 def test_pins_that_cannot_be_read_stop_the_pruning(run: Path, at: At) -> None:
     with CheckpointManager(run) as manager:
         for step in range(3):

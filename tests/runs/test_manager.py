@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -32,6 +34,7 @@ from statedict import (
     dtype,
 )
 from statedict.io.source import ComputedSource
+from statedict.runs.directory import Directory
 
 At = Callable[[int], dict[str, Any]]
 
@@ -110,6 +113,9 @@ def test_metrics_that_are_not_finite_come_back(run: Path, at: At) -> None:
     assert (found["b"], found["c"], found["d"]) == (-numpy.inf, 0.5, 2.0)
     with pytest.raises(RunError, match="expected a number"):
         CheckpointManager(run).save(2, at(2), {"loss": "low"})  # type: ignore[dict-item]
+    for wrong in (5.0, ["loss"], {"loss": 10**400}):
+        with pytest.raises(RunError, match="metrics"):
+            CheckpointManager(run).save(2, at(2), wrong)  # type: ignore[arg-type]
 
 
 def test_best_is_by_metric_and_mode_and_never_nan(run: Path, at: At) -> None:
@@ -320,6 +326,96 @@ def test_steps_that_lie_before_those_that_are_there_are_refused(run: Path, at: A
             manager.save(15, at(15))
 
 
+def test_going_back_is_refused_until_what_comes_after_is_to_be_replaced(run: Path, at: At) -> None:
+    with CheckpointManager(run) as manager:
+        for step in (10, 20, 30, 40):
+            manager.save(step, at(step))
+        manager.restore(blank(at(10)), step=20)
+        with pytest.raises(RunError, match="has step 40, which is not before step 25"):
+            manager.save(25, at(25))
+    Directory(str(run)).pin({30})
+    with CheckpointManager(run, existing="replace") as manager:
+        manager.restore(blank(at(10)), step=20)
+        assert manager.save(50, at(50))
+        manager.wait()
+        assert manager.steps() == [10, 20, 30, 50]
+
+
+def test_a_directory_is_that_of_the_time_when_it_was_named(
+    run: Path, at: At, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with CheckpointManager("run") as manager:
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+        manager.save(1, at(1))
+        manager.wait()
+        assert manager.steps() == [1]
+    assert CheckpointManager(run).latest() == 1
+
+
+def test_a_fork_neither_writes_nor_hears_signals_for_its_parent(run: Path, at: At) -> None:
+    code = """
+import os, signal, sys, time, numpy, statedict
+manager = statedict.CheckpointManager(sys.argv[1], preemption=True, background=False)
+manager.save(1, {"w": numpy.ones(2)})
+child = os.fork()
+if not child:
+    try:
+        manager.save(2, {"w": numpy.zeros(2)})
+    except statedict.RunError as error:
+        print(error, flush=True)
+    time.sleep(30)
+time.sleep(0.3)
+os.kill(child, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), manager.steps(), manager.preempted)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True, timeout=20
+    )
+    first, last = done.stdout.splitlines()
+    assert "this process is a fork" in first
+    assert last == "-15 [1] False"
+
+
+def test_a_save_that_failed_is_owed_at_the_next_step(run: Path, at: At) -> None:
+    with CheckpointManager(run, retries=0, save_every=10) as manager:
+        manager.save(0, at(0))
+        manager.wait()
+        run.rename(run.with_name("away"))
+        run.write_text("in the way")
+        manager.save(10, at(10))
+        with pytest.raises(FileError, match="step 10 was not saved"):
+            manager.wait()
+        run.unlink()
+        run.with_name("away").rename(run)
+        assert manager.save(10, at(10))
+        manager.wait()
+        assert not manager.save(11, at(11))
+        assert manager.steps() == [0, 10]
+
+
+def test_many_threads_may_save(run: Path, at: At) -> None:
+    with CheckpointManager(run) as manager, ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda step: manager.save(step, at(step)), range(8)))
+        manager.wait()
+        assert manager.steps() == list(range(8))
+
+
+def test_what_is_raised_in_a_with_block_is_not_hidden_by_a_warning(run: Path, at: At) -> None:
+    def loop() -> None:
+        with CheckpointManager(run) as manager:
+            manager.save(1, at(1))
+            manager.save(2, at(1))
+            manager._messages.wait()
+            raise KeyboardInterrupt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(KeyboardInterrupt):
+            loop()
+
+
 def test_a_step_is_saved_once_unless_it_is_to_be_replaced(run: Path, at: At) -> None:
     with CheckpointManager(run) as manager:
         assert manager.save(1, at(1))
@@ -526,7 +622,7 @@ def test_arguments_that_make_no_sense_are_refused(run: Path, at: At) -> None:
     for wrong in ({"format": "onnx"}, {"busy": "drop"}, {"verify": "twice"}, {"existing": "?"}, {"in_flight": 0}):
         with pytest.raises(RunError):
             CheckpointManager(run, **wrong)  # type: ignore[arg-type]
-    for wrong_keep in (0, -1, 1.5, "all", [0], [statedict.EveryNSteps(2), "x"]):
+    for wrong_keep in (0, -1, 1.5, "all", [], statedict.LatestN, [0], [statedict.EveryNSteps(2), "x"]):
         with pytest.raises(RunError, match=r"keep|n="):
             CheckpointManager(run, keep=wrong_keep)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="save_every"):

@@ -28,10 +28,12 @@ def whole_step(given: Any) -> int:
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics as floats; arrays of one element too, anything else is refused."""
+    if not isinstance(metrics, Mapping):
+        raise RunError(f"metrics={metrics!r:.40}: expected a dict of numbers by name")
     found = {}
     for name, value in metrics.items():
         try:
             found[str(name)] = float(value.item() if hasattr(value, "item") else value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise RunError(f"metrics[{name!r}]={value!r:.40}: expected a number") from None
     return found

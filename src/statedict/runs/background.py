@@ -57,6 +57,11 @@ class Background:
         """Warn at the next call from outside."""
         self._warnings.append(text)
 
+    def forget(self) -> None:
+        """Drop what there is to warn of and to raise; it has been logged."""
+        self._warnings.clear()
+        self._errors.clear()
+
     def surface(self, stacklevel: int) -> None:
         """Warn of what there is to warn of, raise the first error of a job, and forget it."""
         while self._warnings:

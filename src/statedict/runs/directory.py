@@ -52,6 +52,8 @@ class Directory:
         """Step → what its files were like when it was found to be sound."""
         self._untidy = False
         """Whether something failed here that may have left a part."""
+        self.damaged: set[int] = set()
+        """Steps that were found to be damaged, and not replaced since."""
         self._brief: dict[int, tuple[bytes, Manifest]] = {}
         """Step → its marker and its manifest without the entries, for what looks at all steps again and again."""
 
@@ -153,6 +155,14 @@ class Directory:
             level: `"full"` reads all of its bytes, if they were not read before and changed since; `"quick"` its
                 manifest, headers and sizes; `"off"` the manifest.
         """
+        found = self._damage(step, level)
+        if found is not None:
+            self.damaged.add(step)
+        elif level == "full":
+            self.damaged.discard(step)
+        return found
+
+    def _damage(self, step: int, level: str) -> str | None:
         try:
             manifest = self.manifest(step)
             if level == "off":
@@ -233,6 +243,7 @@ class Directory:
             files |= {MARKER: lambda sink: put_bytes(_marker(made[0].encoded()), sink)}
             self._replace(manifest.step, files, dry_run)
         self._sound.pop(manifest.step, None)
+        self.damaged.discard(manifest.step)
         return made[0]
 
     def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
@@ -285,6 +296,7 @@ class Directory:
         """Take a checkpoint away; from then on it is not committed, whatever happens meanwhile."""
         self._sound.pop(step, None)
         self._brief.pop(step, None)
+        self.damaged.discard(step)
         folder = self.folder(step)
         if self.remote:
             names = names_in(folder) or []
@@ -294,7 +306,7 @@ class Directory:
         try:
             os.rename(folder, gone)
             atomic.sync_directory(self.path)
-            shutil.rmtree(gone)
+            (os.unlink if os.path.islink(gone) else shutil.rmtree)(gone)
         except OSError as error:
             raise file_error(folder, f"cannot remove step {step}", error) from error
         self._untidy = untidy

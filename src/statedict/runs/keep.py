@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
 from statedict.errors import RunError
+from statedict.runs.arguments import whole_step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ class CustomSteps:
     steps: frozenset[int]
 
     def __init__(self, steps: Iterable[int]) -> None:
-        object.__setattr__(self, "steps", frozenset(steps))
+        object.__setattr__(self, "steps", frozenset(whole_step(step) for step in steps))
 
     def kept(self, checkpoints: Sequence[Manifest]) -> set[int]:
         """These steps."""
@@ -189,13 +191,21 @@ def worded(text: str) -> Policy:
 
     >>> worded("3"), worded("best:val:acc:2:max"), worded("every:1000")
     (LatestN(n=3), BestN(metric='val:acc', n=2, mode='max'), EveryNSteps(n=1000))
+    >>> worded("best:loss:max:2")
+    BestN(metric='loss', n=2, mode='max')
     """
     head, _, rest = ("latest:" + text if text.isdecimal() else text).partition(":")
     try:
         if head == "best" and rest:
-            name, _, mode = rest.rpartition(":") if rest.endswith((":min", ":max")) else (rest, "", "min")
-            metric, _, n = name.rpartition(":")
-            return BestN(metric, int(n), mode) if metric and n.isdecimal() else BestN(name, 1, mode)
+            metric, n, mode = rest.split(":"), "", ""
+            while len(metric) > 1:  # behind the name, in any order
+                if metric[-1] in ("min", "max") and not mode:
+                    mode = metric.pop()
+                elif metric[-1].isdecimal() and not n:
+                    n = metric.pop()
+                else:
+                    break
+            return BestN(":".join(metric), int(n or 1), mode or "min")
         return _WORDS[head](rest)
     except (KeyError, ValueError):
         raise RunError(
@@ -220,18 +230,18 @@ def saving(given: object) -> Schedule | None:
     """
     if given is None:
         return None
-    if isinstance(given, timedelta):
-        given = EveryNSeconds(given)
     return _policy(given, "save_every", EveryNSteps, "due")  # type: ignore[return-value]
 
 
 def _policy(given: object, name: str, number: type, method: str) -> object:
-    if isinstance(given, int) and not isinstance(given, bool):
-        return number(given)
-    if isinstance(given, list | tuple):
+    if hasattr(given, "__index__") and not isinstance(given, bool):
+        return number(operator.index(given))
+    if isinstance(given, timedelta) and method == "due":
+        return EveryNSeconds(given)
+    if isinstance(given, list | tuple) and given:
         return AnyPolicy([_policy(one, name, number, method) for one in given])  # type: ignore[misc]
     parts = given.policies if isinstance(given, AnyPolicy) else (given,)
-    if not all(callable(getattr(part, method, None)) for part in parts):
+    if isinstance(given, type) or not parts or not all(callable(getattr(part, method, None)) for part in parts):
         raise RunError(f"{name}={given!r:.80}: is no number, no policy that can be used for it, and no list of them")
     return given
 

@@ -60,7 +60,7 @@ class Lock:
     @property
     def held(self) -> bool:
         """Whether it is still that of this owner."""
-        return _held.get(self._key) is self
+        return _held.get(self._key) is self and self._owner["pid"] == os.getpid()
 
     def renew(self) -> None:
         """Take it anew if its file was removed or replaced: others would be given it.

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from threading import RLock
 from typing import Any
 
 from statedict.adapters.collect import collect, copied
 from statedict.adapters.report import RestoreReport
 from statedict.api import bare, load, restore, rooted
 from statedict.collector import Paused
-from statedict.errors import RunError, StateDictError
-from statedict.io.urls import named
+from statedict.errors import RunError
+from statedict.io.urls import is_url, named
 from statedict.runs.arguments import numbers, one_of, whole_step
 from statedict.runs.background import LOG, Background
 from statedict.runs.coverage import covered, put_back
@@ -54,7 +55,8 @@ class CheckpointManager(Reader):
         verify: how the newest is looked at before it counts: `"full"`, by its digests; `"quick"`, by its manifest,
             headers and sizes; `"off"`.
         existing: what the first `save` does in a directory that has checkpoints from which nothing was restored:
-            `"error"`, `"continue"`, or `"replace"` them once the new one is committed.
+            `"error"`, `"continue"`, or `"replace"` them once the new one is committed. After a `restore`, `"replace"`
+            removes those that come after the step that was restored. Pinned ones stay.
         preemption: signals at which the next `save` saves, whatever `save_every` says, and ends the process with the
             status 128 + signal. True means SIGTERM and SIGUSR1.
         retries: how often a write is tried again after an error that may pass, such as EIO.
@@ -100,16 +102,21 @@ class CheckpointManager(Reader):
         one_of("format", format, tuple(DATA))
         one_of("busy", busy, ("wait", "skip"))
         one_of("existing", existing, _EXISTING)
-        if in_flight < 1 or retries < 0:
+        if type(in_flight) is not int or type(retries) is not int or in_flight < 1 or retries < 0:
             raise RunError(f"in_flight={in_flight}, retries={retries}: in_flight is 1 or more, retries 0 or more")
-        super().__init__(Directory(named(directory)), keeping(keep), verify)
+        name = named(directory)
+        # a relative path is that of now, wherever the process goes afterwards
+        super().__init__(Directory(name if is_url(name) else os.path.abspath(name)), keeping(keep), verify)
         self._save_every = saving(save_every)
         self._existing, self._waits = existing, busy == "wait"
         self._background = Background(in_flight) if background else None
         self._messages = self._background or Background(1)
         self._writer = Writer(self._files, self._keep, format, retries, self._messages.warn)
         self._lock: Lock | None = None
-        self._last: int | None = None  # saved by this manager
+        self._last: int | None = None  # saved or restored by this manager
+        self._ordered = False  # whether it is known that what comes next lies behind what is there
+        self._owed = False  # whether a save has failed and none has followed
+        self._process, self._one_at_a_time = os.getpid(), RLock()
         self._not_captured: tuple[str, ...] | None = None
         self._since = time.monotonic()
         self._retries = retries
@@ -128,7 +135,7 @@ class CheckpointManager(Reader):
 
     def should_save(self, step: int) -> bool:
         """Whether `save` would save at a step."""
-        if self.preempted or self._save_every is None:
+        if self.preempted or self._owed or self._save_every is None:
             return True
         return self._save_every.due(step, self._last, time.monotonic() - self._since)
 
@@ -161,27 +168,42 @@ class CheckpointManager(Reader):
             FileError: the disk refuses, now or for the save before, which went on in the background.
             UnsupportedError: a value that no file can hold.
         """
-        self._messages.surface(2)
-        step, measured = whole_step(step), numbers(metrics or {})
-        if not (force or self.should_save(step)):
-            return False
-        if self._last == step and not overwrite:
+        if os.getpid() != self._process:
+            raise RunError(f"{self._files}: this process is a fork of the one that made the manager; save in that one")
+        if self.preempted:
+            self._messages.forget()  # they have been logged, and this is the last chance
+        else:
+            self._messages.surface(2)
+        step, measured = whole_step(step), numbers({} if metrics is None else metrics)
+        with self._one_at_a_time:
+            saved = (force or self.should_save(step)) and self._save(step, tree, measured, force, overwrite)
             self._end_if_preempted()
+        return saved
+
+    def _save(self, step: int, tree: Any, measured: dict[str, float], force: bool, overwrite: bool) -> bool:
+        if self._last == step and not overwrite and not (self._owed and not self._files.committed(step)):
             return False
         self._admit(step, overwrite)
         kept, self._not_captured = self._covered(tree)
         manifest = Manifest(step, time.time(), measured, libraries(), not_captured=self._not_captured)
         if self._background is None:
             with Paused():
-                self._writer(rooted(kept), manifest)
-        elif not self._start(self._background, kept, manifest):
+                self._write(rooted(kept), manifest)
+        elif not self._start(self._background, kept, manifest, self._waits or force or self.preempted):
             return False
         self._last, self._since = step, time.monotonic()
-        self._end_if_preempted()
         return True
 
-    def _start(self, background: Background, tree: Any, manifest: Manifest) -> bool:
-        room = background.room(self._waits or self.preempted)
+    def _write(self, root: Any, manifest: Manifest) -> None:
+        try:
+            self._writer(root, manifest)
+        except BaseException:
+            self._owed = True
+            raise
+        self._owed = False
+
+    def _start(self, background: Background, tree: Any, manifest: Manifest, waiting: bool) -> bool:
+        room = background.room(waiting)
         if room is None:
             LOG.info("step %d is not saved, %d are still being written", manifest.step, background.most)
             return False
@@ -191,7 +213,7 @@ class CheckpointManager(Reader):
         except BaseException:
             background.give_back(room)
             raise
-        background.start(partial(self._writer, state, manifest), room)
+        background.start(partial(self._write, state, manifest), room)
         return True
 
     def _end_if_preempted(self) -> None:
@@ -206,7 +228,10 @@ class CheckpointManager(Reader):
             self._begin(step, overwrite)
             return
         self._lock.renew()
-        if not overwrite and self._files.committed(step) and self._files.damage(step, "quick") is None:
+        if not self._ordered:
+            self._check_order(step, overwrite, self._files.steps())
+        there = step not in self._writer.replaced and self._files.committed(step)
+        if there and not overwrite and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
 
     def _begin(self, step: int, overwrite: bool) -> None:
@@ -215,24 +240,30 @@ class CheckpointManager(Reader):
         try:
             there = self._files.steps()
             if self._existing == "replace":
-                self._writer.replaced = there
+                # all of them, or what comes after the one that was restored
+                self._writer.replaced = [one for one in there if self._last is None or one > self._last]
             elif there and not self._known and self._existing == "error":
                 raise RunError(
                     f"{self._files}: has {len(there):,} checkpoints, up to step {there[-1]}, and nothing was restored; "
                     "restore(tree) to go on, existing='replace' to begin anew, or name another directory"
                 )
-            after = [one for one in there if one >= step + overwrite and one not in self._writer.replaced]
-            later = [one for one in after if self._files.damage(one, self._verify) is None]
-            if later:
-                raise RunError(
-                    f"{self._files}: has step {later[-1]}, which is not before step {step}; restore(tree) from it, "
-                    "existing='replace' to begin anew, or remove it with `statedict runs prune`"
-                )
+            self._check_order(step, overwrite, there)
             tried(self._files.clean, self._retries, "what is left over could not be removed")
         except BaseException:
             lock.release()
             raise
         self._lock, self._known, self._existing = lock, True, "continue"
+
+    def _check_order(self, step: int, overwrite: bool, there: list[int]) -> None:
+        """Refuse to write behind what is there: it would be taken for the newest, and it is of another course."""
+        after = [one for one in there if one >= step + overwrite and one not in self._writer.replaced]
+        later = [one for one in after if self._files.damage(one, self._verify) is None]
+        if later:
+            raise RunError(
+                f"{self._files}: has step {later[-1]}, which is not before step {step}; restore(tree) from it, or make "
+                "a manager with existing='replace', which removes what comes after the step that it restores"
+            )
+        self._ordered = True
 
     def _locked(self) -> Lock:
         return tried(
@@ -285,7 +316,7 @@ class CheckpointManager(Reader):
         report = restore(kept, load(self._files.data(chosen)), **options)
         if report.written:
             put_back(tree, kept)
-            self._last = chosen
+            self._last, self._ordered = chosen, False
         return replace(report, step=chosen)
 
     # the end
@@ -353,7 +384,7 @@ class CheckpointManager(Reader):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
-        except (StateDictError, OSError) as failed:
+        except Exception as failed:
             if error is None:
                 raise
             LOG.error("%s", failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ class Preemption:
         if threading.current_thread() is not threading.main_thread():
             raise RunError("signals are heard in the main thread only; make the manager there, or leave preemption out")
         self.received = 0
+        self._process = os.getpid()
         self._before: dict[int, Any] = {number: signal.signal(number, self._heard) for number in signals}
 
     @property
@@ -35,7 +37,7 @@ class Preemption:
         return 128 + self.received
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.received == number:
+        if self.received == number or os.getpid() != self._process:  # a fork answers as it would have without us
             signal.signal(number, self._before[number] or signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = self.received or number

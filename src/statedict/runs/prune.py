@@ -65,6 +65,9 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
     manifests: list[Manifest] = []
     kept: dict[int, str] = {}
     for step in directory.steps():
+        if step in directory.damaged:
+            kept[step] = "damaged"
+            continue
         try:
             manifests.append(directory.brief(step))
         except (FormatError, FileError) as error:
@@ -72,6 +75,8 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
     for policy in _parts(keep):
         for step in policy.kept(manifests):
             kept.setdefault(step, str(policy))
+    if manifests and keep is not None and not {one.step for one in manifests} & kept.keys():
+        kept |= {one.step: "the policy keeps none, so nothing is removed" for one in manifests}
     if keep is None:
         kept |= {one.step: "all are kept" for one in manifests}
     pins = directory.pins()

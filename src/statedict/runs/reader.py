@@ -89,13 +89,15 @@ class Reader:
             if found is None:
                 raise MissingFileError(errno.ENOENT, "holds no sound checkpoint", str(self._files))
             return found
-        damage = self._files.damage(self._there(step), self._verify)
+        step = self._there(step)
+        damage = self._files.damage(step, self._verify)
         if damage is not None:
             raise CorruptFileError(f"step {step} is damaged: {damage}")
         return step
 
     def _there(self, step: int) -> int:
-        if not self._files.committed(whole_step(step)):
+        step = whole_step(step)
+        if not self._files.committed(step):
             there = self._files.steps()
             held = f"it has {', '.join(map(str, there[-5:]))}" if there else "it has none"
             raise MissingFileError(errno.ENOENT, f"step {step} is not committed there; {held}", str(self._files))

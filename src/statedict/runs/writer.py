@@ -67,8 +67,9 @@ class Writer:
         report = verify(self._files.data(step))
         if report.problems:
             raise CorruptFileError(f"{report.file}: {report.problems[0]}; nothing was pruned")
-        for old in self.replaced:
-            if old != step and self._files.committed(old):
+        pins = self._files.pins() if self.replaced else set[int]()
+        for old in sorted({*self.replaced} - pins - {step}, reverse=True):  # the newest first: it would be taken
+            if self._files.committed(old):
                 self._files.remove(old)
         self.replaced = []
         if self._keep is not None:
