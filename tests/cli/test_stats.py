@@ -126,3 +126,12 @@ def test_time_grows_with_the_number_of_tensors(tmp_path: Path) -> None:
 
     few = took(2_000)
     assert took(16_000) < 16 * few
+
+
+def test_a_name_cannot_begin_a_line(run: Run, tmp_path: Path) -> None:
+    state = {"x\nnan: w: all elements are NaN": numpy.zeros(3, "f4"), "é": numpy.ones(2, "f4")}
+    statedict.save(state, tmp_path / "a.pth")
+    done = run("stats", "a.pth")
+    assert done.returncode == 0
+    assert not any(line.startswith("nan") for line in done.stdout.splitlines())
+    assert "x\\nnan: w" in done.stdout

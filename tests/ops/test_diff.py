@@ -574,3 +574,12 @@ def test_an_optimizer_that_goes_by_names_is_compared_by_these() -> None:
     assert found.notes == ("optimizer: the names of its parameters are inferred from order and shapes in A",)
     del other["model"]
     assert statedict.diff(other, copy.deepcopy(other)).notes == ()
+
+
+def test_what_became_nan_changed_most_and_is_not_measured_as_nothing() -> None:
+    one = {f"layers.{i}.w": numpy.full((8, 8), 1.0 + i, numpy.float32) for i in range(40)}
+    other = {name: value + numpy.float32(0.001) for name, value in one.items()}
+    other["layers.7.w"] = numpy.full((8, 8), numpy.nan, numpy.float32)
+    found = statedict.diff(one, other)
+    assert found.sort().tensors[0].path == "layers.7.w"
+    assert str(found).splitlines()[2].split()[:5] == ["layers.7.w", "rel", "–", "max", "–"]

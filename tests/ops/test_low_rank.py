@@ -344,3 +344,25 @@ def test_the_json_is_strict_and_has_everything() -> None:
 def test_what_cannot_be_asked_for_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="deep"):
         statedict.diff({}, {}, **options)
+
+
+def test_what_became_nan_is_explained_by_no_adapter_and_by_no_rounding() -> None:
+    random = numpy.random.default_rng(0)
+    base = random.standard_normal((64, 64)).astype(numpy.float32)
+    tuned = numpy.full_like(base, numpy.nan)
+    assert statedict.diff({"w": base}, {"w": tuned}, deep=True).changed[0].change.verdict == "full"
+    tuned = base + numpy.outer(random.standard_normal(64), random.standard_normal(64)).astype(numpy.float32)
+    tuned[3, 4] = numpy.inf
+    assert statedict.diff({"w": base}, {"w": tuned}, deep=True).changed[0].change.verdict == "full"
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_of_unequal_size_do_not_hide_the_rank_of_an_adapter(sigma: float, seed: int) -> None:
+    random = numpy.random.default_rng(seed)
+    base = random.standard_normal((256, 256)) * numpy.exp(sigma * random.standard_normal((256, 1)))
+    base = base.astype(numpy.float32)
+    change = random.standard_normal((256, 4)) @ random.standard_normal((4, 256))
+    tuned = base + (change * (0.1 * numpy.linalg.norm(base) / numpy.linalg.norm(change))).astype(numpy.float32)
+    found = statedict.diff({"w": base}, {"w": tuned}, deep=True).changed[0].change
+    assert (found.verdict, found.adapter) == ("low-rank", 4)

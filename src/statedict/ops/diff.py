@@ -287,7 +287,11 @@ def _by(name: str) -> Callable[[TensorDiff], Any]:
     def key(tensor: TensorDiff) -> Any:
         if name == "path":
             return tensor.path
-        found = None if tensor.measures is None else getattr(tensor.measures, name)
+        if tensor.measures is None:
+            return -math.inf
+        if tensor.measures.nonfinite and name in ("relative", "max_abs"):
+            return math.inf  # what became NaN, or was, changed most
+        found = getattr(tensor.measures, name)
         return -math.inf if found is None else found
 
     return key

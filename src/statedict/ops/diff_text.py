@@ -96,7 +96,8 @@ def _measured(tensor: TensorDiff) -> str:
     found = tensor.measures
     assert found is not None
     cosine = "" if found.cosine is None else f"  cos {found.cosine:.6f}"
-    text = f"rel {found.relative:.2e}  max {found.max_abs:.3g}{cosine}  {_percent(found.share)} of {found.elements:,}"
+    apart = "rel –  max –" if found.beyond else f"rel {found.relative:.2e}  max {found.max_abs:.3g}"
+    text = f"{apart}{cosine}  {_percent(found.share)} of {found.elements:,}"
     return text + (f"  {found.nonfinite:,} not finite" if found.nonfinite else "")
 
 

@@ -212,7 +212,8 @@ def diff(report: Diff) -> str:
         if found is None:
             return name, None, None, None, None, "other bytes"
         apart = f"{found.nonfinite:,} not finite" if found.nonfinite else ""
-        return name, found.relative, found.max_abs, found.cosine, f"{found.changed:,} of {found.elements:,}", apart
+        sizes = (None, None) if found.beyond else (found.relative, found.max_abs)
+        return name, *sizes, found.cosine, f"{found.changed:,} of {found.elements:,}", apart
 
     parts = [listing([f"moved {rule}: {_count(rule.count, 'tensor')}" for rule in report.moved])]
     parts += [_titled(kind, measured, report.filter(kind).sort().tensors, row) for kind in (kinds.CHANGED, kinds.CLOSE)]

@@ -188,6 +188,8 @@ def _left(found: Spectrum, total: float) -> Any:
 def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str, int | None]:
     import numpy
 
+    if change.nonfinite:  # which no adapter explains, and no rounding
+        return FULL, None
     total, squares = change.energy, found.squares
     allowed = change.noise + _OWN * total
     if change.noise > _OWN * total:  # the edge of errors whose energy is 1
@@ -195,7 +197,7 @@ def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str
     else:
         edge = change.own_edge / math.sqrt(total) if total else 0.0
     following = numpy.concatenate([squares, [0.0 if found.whole else squares[-1]]])
-    limits = numpy.maximum((_MARGIN * edge) ** 2 * left, found.floor)
+    limits = numpy.maximum((_MARGIN * edge) ** 2 * left, max(found.floor, (_MARGIN * change.edge) ** 2))
     fits = numpy.flatnonzero((left <= allowed) & (following <= limits))
     first = int(fits[0]) if len(fits) else None
     if first == 0 or total <= change.noise or (first is not None and left[first] >= total / 2):

@@ -62,6 +62,11 @@ class Measures:
         """How large a part of the elements differs, from 0 to 1."""
         return self.changed / self.elements if self.elements else 0.0
 
+    @property
+    def beyond(self) -> bool:
+        """Whether nothing finite stands against anything finite and differs, so that there is nothing to measure."""
+        return 0 < self.changed == self.nonfinite
+
     def to_json(self) -> dict[str, Any]:
         """All of it; what is infinite is null."""
         found = asdict(self) | {"share": self.share}

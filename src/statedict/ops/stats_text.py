@@ -38,9 +38,9 @@ def lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
     if report.flags or left_out:
         yield ""
     for flag in report.flags:
-        yield f"{flag.kind}: {flag}"
+        yield f"{flag.kind}: {_plain(flag.name)}: {flag.what}"
     for tensor in left_out:
-        yield f"not computed: {tensor.name}: the numbers in a {tensor.dtype} are packed"
+        yield f"not computed: {_plain(tensor.name)}: the numbers in a {tensor.dtype} are packed"
 
 
 def _rows(report: StatsReport, depth: int | None) -> Iterator[tuple[str, ...]]:
@@ -58,8 +58,8 @@ def _rows(report: StatsReport, depth: int | None) -> Iterator[tuple[str, ...]]:
 def _tensor(tensor: TensorStats) -> tuple[str, ...]:
     shape = "×".join(map(str, tensor.shape)) or "scalar"
     figures = _figures(tensor) if tensor.computed else ("",) * 7
-    notes = [f"= {tensor.tied}"] if tensor.tied else []
-    notes += [marked(tensor.parameter, tensor.inferred)] if tensor.parameter else []
+    notes = [f"= {_plain(tensor.tied)}"] if tensor.tied else []
+    notes += [_plain(marked(tensor.parameter, tensor.inferred))] if tensor.parameter else []
     return _folded(tensor.name), tensor.dtype, shape, *figures[:-1], "  ".join([figures[-1], *notes])
 
 
@@ -79,7 +79,13 @@ def _number(value: Any) -> str:
     return str(value) if isinstance(value, int) and abs(value) < 1_000_000 else f"{value:.4g}"
 
 
+def _plain(text: str) -> str:
+    """A text in which a name cannot begin another line."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def _folded(name: str) -> str:
+    name = _plain(name)
     if len(name) <= _NAME:
         return name
     end = _NAME * 2 // 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Executor
 from typing import Any
 
@@ -45,6 +46,8 @@ def changes(diff: Diff, before: dict[str, Any], after: dict[str, Any]) -> dict[s
         }
         if found is not None:
             record |= {name: number(getattr(found, name)) for name in ("relative", "max_abs", "cosine", "share")}
+            if found.nonfinite:  # what became NaN, or was, changed most
+                record["relative"] = number(math.inf)
         record = {key: value for key, value in record.items() if value is not None}
         if tensor.kind == REMOVED and was is not None:
             gone.append(record)

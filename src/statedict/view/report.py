@@ -60,6 +60,11 @@ class Page:
     def __repr__(self) -> str:
         return f"Page({self.title!r})"
 
+    def _repr_html_(self) -> str:
+        from statedict import html
+
+        return html.page(self.title, html.listing(['page.save("report.html") writes it']))
+
 
 def report(
     *sources: Any,
