@@ -77,7 +77,8 @@ def warm() -> None:
     import statedict
 
     for module in pkgutil.walk_packages(statedict.__path__, "statedict."):
-        if module.name not in ("statedict.__main__", "statedict.torch"):
+        # integrations import the libraries that they are for, and read no file
+        if not module.name.startswith(("statedict.__main__", "statedict.torch", "statedict.integrations")):
             importlib.import_module(module.name)
     for name in statedict.__all__:
         getattr(statedict, name)
