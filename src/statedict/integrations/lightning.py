@@ -335,6 +335,7 @@ class _Taking(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         self.taken.append(checkpoint)
 
+    # abstract in Lightning's class, and never called: this one stands in while a checkpoint is taken
     def load_checkpoint(self, path: Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         raise NotImplementedError
 
