@@ -35,7 +35,7 @@ from statedict.ops.containers import (
 from statedict.ops.scan import WORST_FIRST, Finding, ScanReport
 from statedict.pickles.alarms import DANGEROUS, OPAQUE, RECORDS, grade
 from statedict.pickles.constructors import StorageType
-from statedict.pickles.globals import COMPUTED, EXTENSION, OBJECTS, Named, Walk, walk
+from statedict.pickles.globals import ALTERED, COMPUTED, EXTENSION, OBJECTS, Named, Walk, walk
 from statedict.pickles.tables import DATA
 
 _ALLOWED = DATA.keys() | RECORDS
@@ -351,6 +351,8 @@ class Scan:
         self.pickles += 1
         for named in found.globals:
             self._add(member, named.offset, named, *grade(named, _ALLOWED))
+        for doubt in found.doubts:
+            self._broken(member, f"the pickle at byte {at:,} is read differently by different readers: {doubt}")
         if found.problem and not hidden:
             self._broken(member, f"the pickle at byte {at:,} breaks off at byte {found.end:,}: {found.problem}")
         self.budget.spend(_cost(found))
@@ -382,8 +384,12 @@ def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool
     """
     known = [named for named in found.globals if _importable(named, bool(found.problem))]
     if not found.problem:
-        return sure or expected or alone or bool(known)
-    if (sure and (whole or expected or known or found.opcodes >= _SURE)) or (expected and found.opcodes > 1):
+        return sure or expected or alone or bool(known) or (whole and bool(found.globals))
+    if (
+        (whole and known)
+        or (sure and (whole or expected or known or found.opcodes >= _SURE))
+        or (expected and found.opcodes > 1)
+    ):
         return True
     if alone and found.opcodes >= _SURE // 2:
         return True
@@ -394,7 +400,9 @@ def _importable(named: Named, broken: bool) -> bool:
     if named.kind in (EXTENSION, COMPUTED):
         told = named.kind == EXTENSION and not broken
         return named.called > 0 and (told or bool(_COMPUTED.fullmatch(named.module + named.name)))
-    return named.kind == "" and bool(_IDENTIFIERS.fullmatch(named.module) and _IDENTIFIERS.fullmatch(named.name))
+    return named.kind in ("", ALTERED) and bool(
+        _IDENTIFIERS.fullmatch(named.module) and _IDENTIFIERS.fullmatch(named.name)
+    )
 
 
 def _cost(found: Walk) -> int:
