@@ -38,9 +38,14 @@ from statedict.pickles.constructors import StorageType
 from statedict.pickles.globals import ALTERED, COMPUTED, EXTENSION, OBJECTS, Named, Walk, walk
 from statedict.pickles.tables import DATA
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.io.source import ByteSource
+
 _ALLOWED = DATA.keys() | RECORDS
 _STRONG = re.compile(rb"\x80[\x00-\x05]")  # PROTO, which nearly every pickle begins with
 _OLD = re.compile(rb"[(\]})]|c[\w.]+\n[\w.]+\n")  # how those of protocols 0 and 1 begin
+_LINES = re.compile(rb"(?:[\t\r\x20-\x7e\x80-\xff]+\n){3,}[\t\r\x20-\x7e\x80-\xff]*")  # how text begins
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _COMPUTED = re.compile(r"[\w.?]+")
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number before 1.6, and STOP
@@ -96,7 +101,10 @@ class Scan:
         Raises:
             FileError: it cannot be opened.
         """
-        source = open_source(path)
+        return self.look(open_source(path), member)
+
+    def look(self, source: ByteSource, member: str) -> Scan:
+        """Look into bytes; `member` is what its findings are called by."""
         self.budget = Budget(source.size)
         try:
             self._thing(Part(source, 0, source.size), member, 0, whole=True)
@@ -343,7 +351,8 @@ class Scan:
         found = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // _OPCODE, patience=patience)
         old = whole and _OLD.match(part.read(at, 160)) is not None
         alone = found.truncated and old if found.problem else whole and not part.read(found.end, 1)
-        if not _is_pickle(found, sure and not hidden, whole, expected, alone):
+        binary = whole and not is_lines(part.read(at, 512))
+        if not _is_pickle(found, sure and not hidden, whole, expected, alone, binary):
             self.budget.spend(_cost(found))
             if found.problem and found.opcodes > _PATIENCE and not tensor:
                 self._unread(member, at, "something that begins as a pickle", "it goes on without naming anything")
@@ -376,7 +385,12 @@ class Scan:
             self._add(label, 0, named, DANGEROUS, "whatever unpacks it runs what it names")
 
 
-def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool) -> bool:
+def is_lines(head: bytes) -> bool:
+    """Whether bytes are three lines of text or more: a list of words may look like names."""
+    return _LINES.fullmatch(head) is not None
+
+
+def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool, binary: bool) -> bool:
     """Whether what a walk went over is a pickle, and not other bytes that happen to look like one.
 
     Tensors begin in every way there is. Without PROTO, and where nothing else says pickle, it takes a name that could
@@ -386,7 +400,7 @@ def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool
     if not found.problem:
         return sure or expected or alone or bool(known) or (whole and bool(found.globals))
     if (
-        (whole and known)
+        (binary and known)
         or (sure and (whole or expected or known or found.opcodes >= _SURE))
         or (expected and found.opcodes > 1)
     ):

@@ -246,22 +246,25 @@ class Walk:
                 elif op in (0x63, 0x69):  # GLOBAL, INST
                     begin = base + at
                     middle = data.find(b"\n", at) + 1 + base
-                    middle = middle if middle > base else self.line(begin)
+                    middle = middle if middle > base else self._line_or_rest(begin)
                     finish = data.find(b"\n", middle - base) + 1 + base if middle < base + len(data) else 0
-                    finish = finish if finish > middle else self.line(middle)
+                    finish = finish if finish > middle else self._line_or_rest(middle)
                     at = finish - base
                     kind = COMPUTED if finish - begin > _MAX_NAME else ""
-                    length = min(finish - 1 - begin, _LONGEST)
+                    length = min(finish - begin, _LONGEST)
                     lines = data[begin - base : begin - base + length] if at <= len(data) else read(begin, length)
                     of = middle - begin
+                    ends = lines.endswith(b"\n") or length == _LONGEST
                     if of == 1 or finish == middle + 1:
                         self._doubt("a global without a name")
-                    value = self._add(_decoded(lines[: of - 1]), _decoded(lines[of:]), kind, here)
+                    value = self._add(_decoded(lines[: of - 1]), _decoded(lines[of:-1]), kind, here)
+                    if not ends:
+                        raise TruncatedError("a line goes past the end")
                     if op == 0x69:
-                        self._call(value, _UNKNOWN, here)
                         if not marks:
                             self.end = finish
                             raise CorruptFileError("INST without a mark, which Python imports all the same")
+                        self._call(value, _UNKNOWN, here)
                         del stack[marks.pop() :]
                         value = _UNKNOWN
                     stack.append(value)
@@ -280,13 +283,14 @@ class Walk:
                 elif op == 0x32:  # DUP
                     stack.append(stack[-1])
                 elif op == 0x6F:  # OBJ
-                    function = stack[marks[-1] if marks else 0]
-                    if function < _UNKNOWN:
-                        self._call(function, _UNKNOWN, here)
                     if not marks:
                         self.end = base + at
                         raise CorruptFileError("OBJ without a mark")
-                    del stack[marks.pop() :]
+                    mark = marks.pop()
+                    function = stack[mark]
+                    del stack[mark:]
+                    if function < _UNKNOWN:
+                        self._call(function, _UNKNOWN, here)
                     stack.append(_UNKNOWN)
                 elif op == 0x95:  # FRAME
                     if frame:
@@ -327,6 +331,16 @@ class Walk:
             self.problem = f"malformed ({error})"[:200]
         finally:
             self.opcodes = opcodes
+
+    def _line_or_rest(self, begin: int) -> int:
+        """The offset after the next line feed, or the end: the Python unpickler takes the rest but for a byte."""
+        try:
+            return self.line(begin)
+        except TruncatedError:
+            end = begin
+            while length := len(self.read(end, _LAST_WINDOW)):
+                end += length
+            return end
 
     def _doubt(self, why: str) -> None:
         if len(self.doubts) < _MAX_DOUBTS:
@@ -413,9 +427,10 @@ class Walk:
 
     def _named(self, module: str | None, name: str | None, here: int) -> int:
         kind = "" if module is not None and name is not None else COMPUTED
-        return self._add(module or "?", "?" if name is None else name, kind, here)
+        return self._add(module or "", "?" if name is None else name, kind, here)
 
     def _add(self, module: str, name: str, kind: str, here: int) -> int:
+        module = module or "?"
         key = (module, name, kind)
         index = self.known.get(key)
         if index is None:

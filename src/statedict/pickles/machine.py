@@ -355,6 +355,8 @@ class _Machine:
         elif op == 0x92:  # NEWOBJ_EX
             named, args = stack.pop(), stack.pop()
             self.charge(2 * OBJECT)
+            if not isinstance(named, dict) or not isinstance(args, tuple):
+                raise CorruptFileError("calls something with arguments that are no tuple and no dict")
             stack[-1] = Opaque(_called(stack[-1]), (args, named)) if named else self.call(stack[-1], args)
         elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
             row = OPCODES[op]
@@ -426,7 +428,9 @@ class _Machine:
         return found
 
     def call(self, function: Any, args: Any) -> Any:
-        if type(function) is not Global or function.build is None or type(args) is not tuple:
+        if not isinstance(args, tuple):  # the C unpickler refuses it, the Python one takes its items
+            raise CorruptFileError(f"calls something with a {type(args).__name__}, which is no tuple of arguments")
+        if type(function) is not Global or function.build is None:
             name = _called(function)
             if type(function) is not Opaque:
                 return Opaque(name, args)

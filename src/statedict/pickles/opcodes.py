@@ -53,6 +53,7 @@ _LONGEST = 1024  # bytes of an integer; Python prints none of over 4,300 digits,
 _INDEX = re.compile(rb"0|[1-9][0-9]*")
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
 _FLOAT = re.compile(rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf)")
+_ESCAPED = re.compile(rb"(?:[^\\]|\\(?:[\\'\"abfnrtv]|x[0-9a-fA-F]{2}|[0-3]?[0-7]{1,2}))*+")
 _BOOLEANS = {b"00": False, b"01": True}
 _MAX_INDEX = 1 << 32
 
@@ -72,6 +73,8 @@ def _differs(raw: bytes, what: str) -> CorruptFileError:
 def _quoted(raw: bytes) -> str | bytes:
     if len(raw) < 2 or raw[0] != raw[-1] or raw[0] not in b"\"'":
         raise CorruptFileError("a string without its quotes")
+    if not _ESCAPED.fullmatch(raw, 1, len(raw) - 1):
+        raise _differs(raw, "a string")
     import codecs
 
     return as_text(codecs.escape_decode(raw[1:-1])[0])
