@@ -9,7 +9,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fuzz import hunt
+from fuzz import differential, hunt
 from fuzz.seeds import TARGETS
 
 CRASHES = Path(__file__).parent / "crashes"
@@ -17,6 +17,8 @@ CRASHES = Path(__file__).parent / "crashes"
 
 def main() -> int:
     """Run the command line; the exit status."""
+    if sys.argv[1:2] == ["differential"]:
+        return differential.main(sys.argv[2:])
     parser = argparse.ArgumentParser("python -m fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all by default")
     parser.add_argument("--seconds", type=float, default=600, help="for all of them together (default 600)")

@@ -35,7 +35,7 @@ from statedict.io.urls import named
 from statedict.io.zip import ALIGNMENT
 from statedict.ops.inspect import inspect
 from statedict.pickles.numpy_arrays import IN_PICKLE
-from statedict.pickles.scalars import as_text
+from statedict.pickles.opcodes import as_text
 from statedict.pickles.torch_unpickler import CHECKED, unpickle
 from statedict.segments import torch_tensors
 from statedict.tree import StateDict, realize, torch_value

@@ -35,12 +35,17 @@ from statedict.ops.containers import (
 from statedict.ops.scan import WORST_FIRST, Finding, ScanReport
 from statedict.pickles.alarms import DANGEROUS, OPAQUE, RECORDS, grade
 from statedict.pickles.constructors import StorageType
-from statedict.pickles.globals import COMPUTED, EXTENSION, OBJECTS, Named, Walk, walk
+from statedict.pickles.globals import ALTERED, COMPUTED, EXTENSION, OBJECTS, Named, Walk, walk
 from statedict.pickles.tables import DATA
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.io.source import ByteSource
 
 _ALLOWED = DATA.keys() | RECORDS
 _STRONG = re.compile(rb"\x80[\x00-\x05]")  # PROTO, which nearly every pickle begins with
 _OLD = re.compile(rb"[(\]})]|c[\w.]+\n[\w.]+\n")  # how those of protocols 0 and 1 begin
+_LINES = re.compile(rb"(?:[\t\r\x20-\x7e\x80-\xff]+\n){3,}[\t\r\x20-\x7e\x80-\xff]*")  # how text begins
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _COMPUTED = re.compile(r"[\w.?]+")
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number before 1.6, and STOP
@@ -96,7 +101,10 @@ class Scan:
         Raises:
             FileError: it cannot be opened.
         """
-        source = open_source(path)
+        return self.look(open_source(path), member)
+
+    def look(self, source: ByteSource, member: str) -> Scan:
+        """Look into bytes; `member` is what its findings are called by."""
         self.budget = Budget(source.size)
         try:
             self._thing(Part(source, 0, source.size), member, 0, whole=True)
@@ -343,7 +351,8 @@ class Scan:
         found = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // _OPCODE, patience=patience)
         old = whole and _OLD.match(part.read(at, 160)) is not None
         alone = found.truncated and old if found.problem else whole and not part.read(found.end, 1)
-        if not _is_pickle(found, sure and not hidden, whole, expected, alone):
+        binary = whole and not is_lines(part.read(at, 512))
+        if not _is_pickle(found, sure and not hidden, whole, expected, alone, binary):
             self.budget.spend(_cost(found))
             if found.problem and found.opcodes > _PATIENCE and not tensor:
                 self._unread(member, at, "something that begins as a pickle", "it goes on without naming anything")
@@ -351,6 +360,8 @@ class Scan:
         self.pickles += 1
         for named in found.globals:
             self._add(member, named.offset, named, *grade(named, _ALLOWED))
+        for doubt in found.doubts:
+            self._broken(member, f"the pickle at byte {at:,} is read differently by different readers: {doubt}")
         if found.problem and not hidden:
             self._broken(member, f"the pickle at byte {at:,} breaks off at byte {found.end:,}: {found.problem}")
         self.budget.spend(_cost(found))
@@ -374,7 +385,12 @@ class Scan:
             self._add(label, 0, named, DANGEROUS, "whatever unpacks it runs what it names")
 
 
-def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool) -> bool:
+def is_lines(head: bytes) -> bool:
+    """Whether bytes are three lines of text or more: a list of words may look like names."""
+    return _LINES.fullmatch(head) is not None
+
+
+def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool, binary: bool) -> bool:
     """Whether what a walk went over is a pickle, and not other bytes that happen to look like one.
 
     Tensors begin in every way there is. Without PROTO, and where nothing else says pickle, it takes a name that could
@@ -382,8 +398,12 @@ def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool
     """
     known = [named for named in found.globals if _importable(named, bool(found.problem))]
     if not found.problem:
-        return sure or expected or alone or bool(known)
-    if (sure and (whole or expected or known or found.opcodes >= _SURE)) or (expected and found.opcodes > 1):
+        return sure or expected or alone or bool(known) or (whole and bool(found.globals))
+    if (
+        (binary and known)
+        or (sure and (whole or expected or known or found.opcodes >= _SURE))
+        or (expected and found.opcodes > 1)
+    ):
         return True
     if alone and found.opcodes >= _SURE // 2:
         return True
@@ -394,7 +414,9 @@ def _importable(named: Named, broken: bool) -> bool:
     if named.kind in (EXTENSION, COMPUTED):
         told = named.kind == EXTENSION and not broken
         return named.called > 0 and (told or bool(_COMPUTED.fullmatch(named.module + named.name)))
-    return named.kind == "" and bool(_IDENTIFIERS.fullmatch(named.module) and _IDENTIFIERS.fullmatch(named.name))
+    return named.kind in ("", ALTERED) and bool(
+        _IDENTIFIERS.fullmatch(named.module) and _IDENTIFIERS.fullmatch(named.name)
+    )
 
 
 def _cost(found: Walk) -> int:

@@ -194,5 +194,5 @@ COMPOSITES: dict[str, Any] = {
     "torch._tensor _rebuild_from_type": Global("torch._tensor._rebuild_from_type", _from_type, cost=_COST),
     "torch._tensor _rebuild_from_type_v2": Global("torch._tensor._rebuild_from_type_v2", _from_type, cost=_COST),
     "torch.serialization _get_layout": Global("torch.serialization._get_layout", _layout),
-    **{f"torch {scheme}": Opaque(f"torch.{scheme}") for scheme in _QSCHEMES},
+    **{f"torch {scheme}": Global(f"torch.{scheme}") for scheme in _QSCHEMES},  # a state would stay in an Opaque
 }
