@@ -304,7 +304,7 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
             f"{source.name}: the zip directory lies at byte {place:,}, and at byte {written:,} by the end of the "
             "archive; something stands before the archive, or it is damaged or forged"
         )
-    return reading.count, reading.place, reading.size, reading.at
+    return reading.records, reading.place, reading.size, reading.at
 
 
 def _endless(source: ByteSource) -> TruncatedError:

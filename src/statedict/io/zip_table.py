@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
         place: int
         size: int
-        count: int
+        records: int
         shift: int
         wide: int
         at: int
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 else:
     from collections import namedtuple
 
-    Reading = namedtuple("Reading", "place size count shift wide at stop")
+    Reading = namedtuple("Reading", "place size records shift wide at stop")
     Entry = namedtuple("Entry", "name flags method crc packed unpacked header length")
     Local = namedtuple("Local", "name flags method crc packed unpacked start")
 
@@ -176,6 +176,8 @@ def _read_end(source: Readable, found: Ends, at: int, stop: int, end: int) -> No
                 reading = Reading(begin, length, number, begin - written, before, at, stop)
                 if all(reading[:3] != other[:3] for other in found.readings):
                     found.readings.append(reading)
+                if begin != place and all(place != other.place for other in found.readings):
+                    problems.append(f"{place - begin:,} bytes lie between the zip directory and its end; it is damaged")
     found.problems += problems
     if not disks or (here != count and here != FULL16):
         found.problems.append("its end record contradicts itself or says that it has several disks; it is damaged")
@@ -226,7 +228,7 @@ def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) 
     size, at = len(directory), 0
     unpack = CENTRAL.unpack_from
     names: list[str] = []
-    aliases: list[str] = []
+    aliases: set[tuple[str, str]] = set()
     for number in range(count):
         if at + 46 > size:
             problems.append(f"the zip directory ends after {number:,} of {count:,} records")
@@ -243,7 +245,7 @@ def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) 
         if following > size:
             problems.append(f"the zip directory ends within record {name!r}")
         if not raw.isascii():
-            aliases.append(raw.decode("cp437"))
+            aliases.add((name, raw.decode("cp437")))
             if flags & UTF8 and not _is_utf8(raw):
                 _note(problems, f"the name of record {name!r} is no UTF-8, though it says so")
         if xlen or FULL32 in (unpacked, packed, header):
@@ -288,7 +290,7 @@ def _read_extra(
     name: str,
     raw: bytes,
     fields: tuple[int, int, int],
-    aliases: list[str],
+    aliases: set[tuple[str, str]],
     problems: list[str],
 ) -> tuple[int, int, int]:
     """The two sizes and the offset with those that are all ones taken from the extra fields."""
@@ -304,7 +306,7 @@ def _read_extra(
         elif kind == _PATH and len(body) > 5:
             path = read_name(body[5:])
             if int.from_bytes(body[1:5], "little") == zlib.crc32(raw) and path != name:
-                aliases.append(path)
+                aliases.add((name, path))
                 if raw.isascii() or path.isascii():
                     _note(problems, f"record {name!r} has another name, {path!r}, in an extra field")
         at += 4 + length
@@ -339,14 +341,14 @@ def zip64_values(extra: bytes) -> tuple[int, ...]:
     return ()
 
 
-def _clashes(names: list[str], aliases: list[str]) -> Iterator[str]:
+def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
     """Names that some reader takes for one another."""
     forged = "it is damaged or forged"
     if len(set(names)) < len(names):
         yield f"record {_twice(names)!r} stands twice in the zip directory; {forged}"
         return
     if aliases or any("\\" in name for name in names):  # Python on Windows takes one slash for the other
-        spelled = [*(name.replace("\\", "/") for name in names), *set(aliases).difference(names)]
+        spelled = [name.replace("\\", "/") for name in [*names, *(other for name, other in aliases if other != name)]]
         if len(set(spelled)) < len(spelled):
             yield f"some readers take two records for {_twice(spelled)!r}; {forged}"
     lowered = [name.lower() for name in names]

@@ -16,6 +16,7 @@ import zlib
 from itertools import pairwise
 
 from statedict.errors import LimitError
+from statedict.io.tar import is_tar
 from statedict.io.zip_table import (
     DEFERRED,
     END,
@@ -308,18 +309,6 @@ def _gaps(taken: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
             gaps.append((reached, min(begin, end)))
         reached = max(reached, stop)
     return [*gaps, (reached, end)] if reached < end else gaps
-
-
-def is_tar(head: bytes) -> bool:
-    """Whether a file begins with the header of a tar archive, by its magic or by its checksum."""
-    if len(head) < 512 or not head[0]:
-        return False
-    if head[257:262] == b"ustar":
-        return True
-    try:
-        return sum(head[:148]) + 256 + sum(head[156:512]) == int(head[148:156].strip(b"\0 "), 8)
-    except ValueError:
-        return False
 
 
 def tar_members(part: Part) -> Iterator[Member]:

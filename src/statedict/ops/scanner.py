@@ -15,6 +15,7 @@ from typing import Any
 from statedict.errors import CorruptFileError, LimitError
 from statedict.io.files import open_source
 from statedict.io.source import BytesSource
+from statedict.io.tar import is_tar
 from statedict.io.zip_table import DEFLATED, STORED, find_ends
 from statedict.ops.containers import (
     BZIP2,
@@ -25,7 +26,6 @@ from statedict.ops.containers import (
     Zip,
     before,
     compression,
-    is_tar,
     local_member,
     tar_members,
     unpackable,
