@@ -12,7 +12,8 @@ from itertools import pairwise
 
 from statedict.checks import Check, Problem
 from statedict.formats.replaced_index import directory, earlier, entries, packed
-from statedict.io.zip import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64, ArchiveLayout, find_end
+from statedict.io.zip import ArchiveLayout, find_end
+from statedict.io.zip_table import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

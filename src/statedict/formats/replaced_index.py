@@ -15,7 +15,8 @@ from shlex import quote
 
 from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import Slice
-from statedict.io.zip import CENTRAL, END, Inflated, end_records, find_end, read_directory
+from statedict.io.zip import Inflated, end_records, find_end, read_directory
+from statedict.io.zip_table import CENTRAL, END
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import Any
 from statedict.errors import CorruptFileError, LimitError
 from statedict.io.files import open_source
 from statedict.io.source import BytesSource
+from statedict.io.tar import is_tar
+from statedict.io.zip_table import DEFLATED, STORED, find_ends
 from statedict.ops.containers import (
     BZIP2,
-    DEFLATED,
-    STORED,
     Budget,
     Member,
     Part,
@@ -26,8 +26,6 @@ from statedict.ops.containers import (
     Zip,
     before,
     compression,
-    find_directory,
-    is_tar,
     local_member,
     tar_members,
     unpackable,
@@ -41,6 +39,7 @@ from statedict.pickles.tables import DATA
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from statedict.io.source import ByteSource
+    from statedict.io.zip_table import Ends, Reading
 
 _ALLOWED = DATA.keys() | RECORDS
 _STRONG = re.compile(rb"\x80[\x00-\x05]")  # PROTO, which nearly every pickle begins with
@@ -50,9 +49,10 @@ _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _COMPUTED = re.compile(r"[\w.?]+")
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number before 1.6, and STOP
 _HARMLESS = re.compile(rb"GGUF|\x89HDF\r\n|.{5}\x00\x00\x00\{\"", re.DOTALL)  # GGUF, HDF5, safetensors
-_EXPECTED = re.compile(r"(^|/)(data|constants)\.pkl$|\.(pkl|pickle|debug_pkl)$|^(sys_info|pickle|storages|tensors)$")
+_EXPECTED = re.compile(
+    r"(^|/)(data|constants)\.pkl$|\.(pkl|pickle|debug_pkl)$|^(sys_info|pickle|storages|tensors)$", re.IGNORECASE
+)
 _STORAGE = re.compile(r"(^|/)(data|constants)/\d+$")
-_NO_NAME = re.compile(rb"[\x01-\x1f\x93]")  # what the first name of a tar archive has if it is a pickle
 _LONG_MAGIC = ("gzip", "bzip2", "xz")  # what tensors do not begin with by chance
 _OBJECT_ARRAY = re.compile(rb"(?<!\()['\"]((?:[^'\"]*,)?[|<>=]?(?:O\d*|object))['\"]")  # a type; names follow a (
 _ARRAY = re.compile(
@@ -67,6 +67,8 @@ _HIDDEN = (
 # the line feed after a module, before a name and an opcode that may follow
 _LINE = re.compile(rb"\n(?=[A-Za-z_][\w.]{0,127}\n(?:[(q)\]}XUVSNKJMLITCBRG.0cb\x80-\xff]|p\d))")
 _WORD = re.compile(rb"[\w.]{1,128}\Z")
+_LINES = 4 << 20  # how long the first line of an archive may be for the archive to be looked at as a pickle
+_DRAINED = 8 << 20  # how much of a compressed part is unpacked only to see whether that can be done
 _SEARCH = 1 << 20
 _OVERLAP = 512
 _MAX_DEPTH = 8
@@ -142,49 +144,93 @@ class Scan:
         if depth > _MAX_DEPTH:
             self._unread(member, 0, "something", f"nested over {_MAX_DEPTH} levels deep")
             return
-        tar, zipped = is_tar(head), head[:4] == b"PK\3\4"
-        directory = find_directory(part, part.size) if zipped or (whole and not tar) else None
-        codec = compression(head)
-        if directory is not None and not self._holds(part, head, directory[0]):
-            self._zip(part, member, depth, part.size, directory)
-        elif zipped:
-            self._broken(member, "begins as a zip archive whose directory is missing; it looks truncated")
-            self._search(part, member, depth, 0, part.size, listed=False)
-        elif head[:6] == b"\x93NUMPY":
+        known = self._archive(part, member, depth, head, whole)
+        if head[:6] == b"\x93NUMPY":
             self._numpy(part, member, depth, head, whole)
-        elif tar:
-            if _NO_NAME.search(head, 0, 100):
-                self._pickle(part, 0, member, depth)
+            known = True
+        if is_tar(head):
             self._tar(part, member, depth)
-        elif codec:
+            known = True
+        if codec := compression(head):
             self._packed(part, member, depth, codec, expected, whole)
-        else:
+            known = True
+        if not known:
             self._stream(part, member, depth, whole=whole, expected=expected)
+        elif head[:1] != b"P" or b"\n" in part.read(0, _LINES):  # the opcode that the magic of an archive begins with
+            self._stream(part, member, depth)
 
-    def _holds(self, part: Part, head: bytes, directory: int) -> bool:
-        """Whether an archive's directory lies within a pickle that the file begins with."""
-        if head[:4] == b"PK\3\4":
+    def _archive(self, part: Part, member: str, depth: int, head: bytes, whole: bool) -> bool:
+        """Look into the zip archive that a part begins as, or that stands at its end; whether there is one."""
+        zipped = head[:4] == b"PK\3\4"
+        if not zipped and self.patience == _GLANCE:  # a tensor
             return False
+        ends = find_ends(part, part.size)
+        if not zipped and (not ends.readings or self._holds(part, head, ends.readings[0])):
+            return False
+        if ends.readings:
+            self._zip(part, member, depth, part.size, ends)
+        else:
+            self._broken(member, "begins as a zip archive whose directory is missing; it looks truncated")
+            for text in ends.problems:
+                self._broken(member, text)
+            self._search(part, member, depth, 0, part.size, listed=False)
+        return True
+
+    def _holds(self, part: Part, head: bytes, reading: Reading) -> bool:
+        """Whether an archive's end lies within a pickle or a member of a tar archive that the file begins with."""
+        if is_tar(head):
+            return any(
+                inner.start <= reading.place <= reading.at < inner.end for inner in tar_members(part) if inner.name
+            )
         found = walk(part.read, fuel=self.budget.left // _OPCODE)
         self.budget.spend(_cost(found))
-        return not found.problem and found.end > directory
+        return not found.problem and found.end > reading.at
 
-    def _zip(self, part: Part, member: str, depth: int, end: int, directory: tuple[int, int, int, int]) -> None:
-        now: tuple[int, int, int, int] | None = directory
+    def _zip(self, part: Part, member: str, depth: int, end: int, ends: Ends) -> None:
+        """Look into an archive, and into those before it: `.distcp` files have one behind the other."""
+        now: Ends | None = ends
         seen: set[Member] = set()
-        while now is not None:  # archives one behind the other, as in `.distcp` files; one may list records of another
-            archive = Zip(part, end, now)
-            self.budget.spend(64 * len(archive.members))
-            for text in archive.problems:
+        doubtful: list[Reading] = []
+        behind = 0  # where an archive should begin by its offsets
+        while now is not None:
+            reading, *others = now.readings
+            if behind and behind != reading.stop:
+                self._before(member, behind)
+            behind = reading.shift
+            doubtful += others
+            for text in now.problems:
                 self._broken(member, text)
-            for inner in dict.fromkeys(archive.members):
-                if inner not in seen:
-                    self._member(part, member, inner, depth)
-            seen |= set(archive.members)
-            now, end = before(part, archive.gaps)
-            for begin, stop in archive.gaps:
+            gaps = self._records(part, member, depth, end, reading, seen)
+            now, end = before(part, gaps)
+            for begin, stop in gaps:
                 if stop > end:  # what lies below is in that archive or in a gap of it
                     self._gap(part, member, depth, begin, stop)
+        if behind:
+            self._before(member, behind)
+        for reading in doubtful:  # that of an archive behind another one may be the other's, by its offsets
+            known = len(seen)
+            self._records(part, member, depth, part.size, reading, seen)
+            if len(seen) > known:
+                self._broken(member, f"another directory stands at byte {reading.place:,}; it is damaged or forged")
+
+    def _before(self, member: str, count: int) -> None:
+        self._broken(
+            member, f"its records lie {count:,} bytes behind where its directory says; it is damaged or forged"
+        )
+
+    def _records(
+        self, part: Part, member: str, depth: int, end: int, reading: Reading, seen: set[Member]
+    ) -> list[tuple[int, int]]:
+        """Look into the records that a directory lists and that were not looked into; what lies between them."""
+        archive = Zip(part, end, reading)
+        self.budget.spend(64 * len(archive.members))
+        for text in archive.problems:
+            self._broken(member, text)
+        for inner in dict.fromkeys(archive.members):
+            if inner not in seen:
+                self._member(part, member, inner, depth)
+        seen |= set(archive.members)
+        return archive.gaps
 
     def _gap(self, part: Part, member: str, depth: int, begin: int, stop: int) -> None:
         """Look through bytes that belong to no record of an archive."""
@@ -205,19 +251,28 @@ class Scan:
             self._thing(data, label, depth + 1, expected=expected)
             self.patience = _PATIENCE
         elif inner.method == DEFLATED:
-            self._packed(part.part(inner.start), label, depth, "deflate", expected)
+            packed = part.part(inner.start, inner.end)
+            self._packed(packed, label, depth, "deflate", expected, size=inner.size)
         else:
             self._unread(label, 0, f"a record compressed by method {inner.method}", "compressed")
 
-    def _packed(self, part: Part, member: str, depth: int, codec: str, expected: bool, whole: bool = False) -> None:
+    def _packed(
+        self, part: Part, member: str, depth: int, codec: str, expected: bool, whole: bool = False, size: int = -1
+    ) -> None:
+        """Look into what is compressed; `size` is what an archive says that it unpacks to."""
         if not unpackable(codec):
             self._unread(member, 0, f"{codec} archive", "compressed")
             return
         data, before = Unpacked(part, codec, self.budget), (self.pickles, len(self.found), len(self.damage))
         self._thing(Part(data), member, depth + 1, expected=expected)
         found = before != (self.pickles, len(self.found), len(self.damage))
-        if data.problem and (whole or expected or found or (codec in _LONG_MAGIC and data.read(0, 1))):
+        sure = whole or expected or found or codec == "deflate" or (codec in _LONG_MAGIC and data.read(0, 1) != b"")
+        if sure:
+            data.drain(min(_DRAINED, self.budget.left // 2))
+        if sure and data.problem:
             self._broken(member, f"compressed by {codec}, and damaged ({data.problem})")
+        elif size >= 0 and data.ended and data.size != size:
+            self._broken(member, f"unpacks to {data.size:,} bytes, not to the {size:,} that the archive says")
         elif codec not in ("deflate", "zlib") and data.end:
             self._search(part, member, depth, data.end, part.size)
 
