@@ -36,7 +36,7 @@ from statedict.io.zip import ALIGNMENT
 from statedict.ops.inspect import inspect
 from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.pickles.scalars import as_text
-from statedict.pickles.torch_unpickler import CHECKED, unpickle
+from statedict.pickles.torch_unpickler import Allowed, unpickle
 from statedict.segments import torch_tensors
 from statedict.tree import StateDict, realize, torch_value
 
@@ -96,7 +96,7 @@ def load(
     with Paused():
         name = formats.detect(source)
         storages: Mapping[Any, Storage] = {}
-        pickled = b""
+        pickled, allowed = b"", Allowed()
         if name == "torch":
             records = torch_zip.members(source)
             if "constants.pkl" in records:
@@ -105,16 +105,17 @@ def load(
                 )
             serialization = torch.serialization
             big = serialization.get_default_load_endianness() is serialization.LoadEndianness.BIG
-            tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=CHECKED)
+            tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=allowed.constructors)
             pickled = bytes(records["data.pkl"].read(0, records["data.pkl"].size))
         elif name == "torch-legacy" and not torch_legacy.is_tar(source):
-            tree, storages, (begin, end), size = torch_legacy.unpickle(source, CHECKED)
+            tree, storages, (begin, end), size = torch_legacy.unpickle(source, allowed.constructors)
             pickled = bytes(source.read(begin, end - begin))
             if not isinstance(f, str | os.PathLike):
                 f.seek(start + size)
         else:
             tree = formats.by_name(name).read(source)
         refusal = ""
+        allowed.check(tree, storages.values(), source.name)
         if pickled[:2] == b"\x80\x02":
             try:
                 if mmap or _without_data(map_location):

@@ -115,13 +115,13 @@ def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = Non
     if type(data) is not LazyTensor:
         return data
     made = LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
-    attributes = _attributes(state)
-    if not attributes:
+    held = attributes(state)
+    if not held:
         return made
-    return Opaque("torch.nn.parameter.Parameter", state=StateDict({"data": made} | attributes))
+    return Opaque("torch.nn.parameter.Parameter", state=StateDict({"data": made} | held))
 
 
-def _attributes(state: Any) -> dict[Any, Any]:
+def attributes(state: Any) -> dict[Any, Any]:
     """The attributes in a state, which is a dict, or a pair of one for `__dict__` and one for `__slots__`."""
     parts = state if type(state) is tuple else (state,)
     if not all(part is None or isinstance(part, dict) for part in parts):
@@ -138,15 +138,14 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
         raise CorruptFileError(f"a tensor subclass that is rebuilt by {function.name}")
     inner = build(*args) if build is not None else Opaque(getattr(function, "name", "?"), args)
     name = getattr(kind, "name", "torch.Tensor")
-    attributes = _attributes(state)
     if isinstance(inner, Opaque) and inner.name == _JAGGED:
         return inner  # its attributes are its parts again
-    attributes = {key: value for key, value in attributes.items() if "_dynamo_" not in str(key)}
+    held = {key: value for key, value in attributes(state).items() if "_dynamo_" not in str(key)}
     if isinstance(inner, Opaque) and isinstance(inner.state, dict):
-        return Opaque(name, state=StateDict(attributes | dict(inner.state)))
-    if name in ("torch.Tensor", "torch.nn.parameter.Parameter") and not attributes:
+        return Opaque(name, state=StateDict(held | dict(inner.state)))
+    if name in ("torch.Tensor", "torch.nn.parameter.Parameter") and not held:
         return inner
-    return Opaque(name, state=StateDict({"data": inner} | attributes))
+    return Opaque(name, state=StateDict({"data": inner} | held))
 
 
 # what a subclass may be rebuilt from: nothing whose cost grows with arguments that are not charged, or that nests
