@@ -20,11 +20,12 @@ from math import prod
 
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
-from statedict.pickles.constructors import TypedStorage, tensor
+from statedict.pickles.constructors import TypedStorage, check_geometry, check_grad, tensor
 from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
 from statedict.values import Opaque
+from statedict.values import device as check_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,8 +84,34 @@ def _quantized(
         if integers.nbytes > storage.storage.nbytes:
             raise CorruptFileError(f"a quantized tensor of shape {size} in {storage.storage.nbytes:,} bytes")
         held = {"int_repr": integers, "dtype": storage.dtype}
-    fields = ("scale", "zero_point") if len(quantizer) == 3 else ("scales", "zero_points", "axis")
-    return _parts(name, **held, **dict(zip(fields, quantizer[1:], strict=False)))
+    fields = _check_quantizer(name, quantizer[1:], size, requires_grad)
+    return _parts(name, **held, **dict(zip(fields, quantizer[1:], strict=True)))
+
+
+def _check_quantizer(name: str, numbers: tuple[Any, ...], size: Any, requires_grad: Any) -> tuple[str, ...]:
+    """The names of a quantizer's numbers, which PyTorch's kernels believe."""
+    if requires_grad is True:
+        raise CorruptFileError("a quantized tensor that requires a gradient, which it cannot have")
+    if "per_channel" not in name:
+        if len(numbers) not in (1, 2) or type(numbers[0]) is not float or not all(map(_is_small, numbers[1:])):
+            raise CorruptFileError("a quantized tensor whose scale and zero point are no numbers")
+        return ("scale", "zero_point")[: len(numbers)]
+    axis = numbers[2] if len(numbers) == 3 else None
+    if type(axis) is not int or not 0 <= axis < len(size):
+        what = f"a quantized tensor of shape {tuple(size)}: expected an axis from 0 to {len(size) - 1}"
+        raise CorruptFileError(f"{what}, got {str(axis)[:40]}")
+    for part, values in zip(("scales", "zero_points"), numbers, strict=False):
+        count = len(values) if type(values) is list else values.shape if type(values) is LazyTensor else None
+        if count not in (size[axis], (size[axis],)):
+            what = f"a quantized tensor of shape {tuple(size)}: expected {size[axis]:,} {part}"
+            raise CorruptFileError(f"{what}, got {str(count)[:40]}")
+        if type(values) is list and not all(type(n) is float or _is_small(n) for n in values):
+            raise CorruptFileError(f"a quantized tensor whose {part} are no numbers")
+    return "scales", "zero_points", "axis"
+
+
+def _is_small(number: Any) -> bool:
+    return type(number) is int and -(1 << 63) <= number < 1 << 63
 
 
 def _nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Opaque:
@@ -98,14 +125,20 @@ def _jagged(parts: Any) -> Opaque:
 
 
 def _meta(dtype: Any, size: Any, stride: Any, requires_grad: Any = False) -> Opaque:
+    check_geometry(size, stride, dtype)
+    if requires_grad is True:
+        check_grad(dtype)
     return _parts("torch.meta", dtype=dtype, size=size, stride=stride)
 
 
 def _wrapper(cls: Any, dtype: Any, size: Any, stride: Any, offset: Any, layout: Any, device: Any, grad: Any) -> Opaque:
+    check_device(device)
+    check_geometry(size, stride, dtype)
     return _parts(getattr(cls, "name", "torch.Tensor"), dtype=dtype, size=size, stride=stride)
 
 
 def _moved(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -> Any:
+    check_device(device)
     if type(data) is not LazyTensor or (type(dtype) is DType and dtype is not data.dtype):
         return _parts("a tensor of another device", data=data, dtype=dtype, device=device)
     return data
