@@ -19,6 +19,28 @@ if TYPE_CHECKING:
 Strides = tuple[int, ...]
 
 
+MAX_DIMS = 64  # as numpy and PyTorch's operations have it
+_MAX_BYTES = 1 << 63
+
+
+def find_shape_fault(shape: tuple[int, ...], itemsize: int) -> str:
+    """Why neither numpy nor PyTorch can have a tensor of a shape, whose sizes are 0 or more; "" if they can.
+
+    Strides are computed as if no size were 0, so they overflow in tensors of no elements, too.
+
+    >>> find_shape_fault((2, 0), 4), find_shape_fault((0, 1 << 40, 1 << 40), 4)
+    ('', 'strides of over 8 exabytes')
+    """
+    if len(shape) > MAX_DIMS:
+        return f"{len(shape):,} dimensions, over {MAX_DIMS}"
+    extent = itemsize or 1
+    for n in shape:
+        extent *= n or 1
+        if extent >= _MAX_BYTES:
+            return "strides of over 8 exabytes"
+    return ""
+
+
 def is_torch(value: object) -> bool:
     """Whether the value is a `torch.Tensor`, without importing torch."""
     torch = sys.modules.get("torch")

@@ -13,6 +13,7 @@
     ├── PathError (KeyError)              no such path in the tree
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
+    │   └── DeviceError (RuntimeError)    this PyTorch has no such device
     ├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
     ├── AlterError (ValueError)           an operation on a state cannot be done
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
@@ -91,6 +92,10 @@ class TreeError(StateDictError, ValueError):
 
 class UnsupportedError(StateDictError, TypeError):
     """The target cannot hold this value or dtype."""
+
+
+class DeviceError(UnsupportedError, RuntimeError):
+    """This PyTorch has no such device as a file or `map_location` names; a RuntimeError, as `torch.load` raises."""
 
 
 class RenameError(StateDictError, ValueError):

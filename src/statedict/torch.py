@@ -24,7 +24,7 @@ from torch.utils.serialization import config
 from statedict import formats
 from statedict.arrays import torch_storage
 from statedict.collector import Paused
-from statedict.errors import CorruptFileError, RefusedError
+from statedict.errors import CorruptFileError, DeviceError, RefusedError, StateDictError, UnsupportedError
 from statedict.formats import places, torch_legacy, torch_zip
 from statedict.io.atomic import publish
 from statedict.io.memory import allocate
@@ -36,7 +36,7 @@ from statedict.io.zip import ALIGNMENT
 from statedict.ops.inspect import inspect
 from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.pickles.opcodes import as_text
-from statedict.pickles.torch_unpickler import CHECKED, unpickle
+from statedict.pickles.torch_unpickler import Allowed, unpickle
 from statedict.segments import torch_tensors
 from statedict.tree import StateDict, realize, torch_value
 
@@ -92,11 +92,13 @@ def load(
     if unknown:
         raise TypeError(f"load() got an unexpected keyword argument {min(unknown)!r}")
     mmap = config.load.mmap if mmap is None else mmap
+    given = _Location(map_location)
+    map_location = given.location
     source, start = _open(f)
     with Paused():
         name = formats.detect(source)
         storages: Mapping[Any, Storage] = {}
-        pickled = b""
+        pickled, allowed = b"", Allowed()
         if name == "torch":
             records = torch_zip.members(source)
             if "constants.pkl" in records:
@@ -105,16 +107,18 @@ def load(
                 )
             serialization = torch.serialization
             big = serialization.get_default_load_endianness() is serialization.LoadEndianness.BIG
-            tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=CHECKED)
+            tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=allowed.constructors)
             pickled = bytes(records["data.pkl"].read(0, records["data.pkl"].size))
         elif name == "torch-legacy" and not torch_legacy.is_tar(source):
-            tree, storages, (begin, end), size = torch_legacy.unpickle(source, CHECKED)
+            tree, storages, (begin, end), size = torch_legacy.unpickle(source, allowed.constructors)
             pickled = bytes(source.read(begin, end - begin))
             if not isinstance(f, str | os.PathLike):
                 f.seek(start + size)
         else:
             tree = formats.by_name(name).read(source)
         refusal = ""
+        allowed.check(tree, storages.values(), source.name)
+        given.check({storage.device for storage in storages.values()}, source.name)
         if pickled[:2] == b"\x80\x02":
             try:
                 if mmap or _without_data(map_location):
@@ -125,9 +129,16 @@ def load(
                 return _unpickle(pickled, _owned(storages), map_location, pickle_load_args.get("encoding", "utf-8"))
             except pickle.UnpicklingError as error:
                 refusal = str(error)
-            except (LookupError, EOFError, AssertionError, TypeError, AttributeError) as error:
+            except (StateDictError, MemoryError):
+                raise
+            except Exception as error:
+                # of the caller's own function, or of the encoding or the way of reading that were asked for
+                if error is given.error or isinstance(error, UnicodeDecodeError) or (mmap and name != "torch"):
+                    raise
+                if _without_data(map_location):
+                    raise UnsupportedError(f"{source.name}: PyTorch does not make it without data ({error})") from error
                 raise CorruptFileError(
-                    f"{source.name}: its pickle describes no object ({error!r}); "
+                    f"{source.name}: its pickle describes no object ({str(error)[:500]!r}); "
                     "it is damaged, or map_location or an allowed class does not fit"
                 ) from error
         labels = inspect(StateDict({"": tree})).opaque
@@ -175,6 +186,42 @@ def _open(f: Any) -> tuple[ByteSource, int]:
         done += count
     f.seek(start)
     return BytesSource(data[:done], name), start
+
+
+class _Location:
+    """What `map_location` says of where tensors go.
+
+    Attributes:
+        location: what PyTorch is given for it.
+        error: what the caller's own function raised.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self.error: Exception | None = None
+        self.location = self._call if callable(given) else given
+
+    def _call(self, storage: Any, location: str) -> Any:
+        try:
+            return self._given(storage, location)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def check(self, devices: set[str], where: str) -> None:
+        """Check that PyTorch has the devices that a file's storages go to; what a function says is its own affair.
+
+        Raises:
+            DeviceError: it has not.
+        """
+        if self._given is None or callable(self._given):
+            return
+        place = torch.serialization._get_restore_location(self._given)
+        for name in sorted(devices):
+            try:
+                place(torch.UntypedStorage(0), name)
+            except RuntimeError as error:
+                raise DeviceError(f"{where}: no place for what was saved from {name[:100]!r}: {error}") from error
 
 
 def _without_data(map_location: Any) -> bool:

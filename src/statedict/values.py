@@ -50,6 +50,26 @@ class Device(str):
         return f"device({str.__repr__(self)})"
 
 
+_MAX_INDEX = 127  # PyTorch's is a byte
+
+
+def device(text: object) -> Device:
+    """The Device of a text in a file.
+
+    Raises:
+        CorruptFileError: it is in no form that PyTorch reads.
+
+    >>> device("cuda:0")
+    device('cuda:0')
+    """
+    kind, colon, index = text.partition(":") if isinstance(text, str) and len(text) < 100 else ("", "", "")
+    named = kind.isascii() and kind.replace("_", "").isalnum() and not kind[:1].isdecimal()
+    numbered = index.isascii() and index.isdecimal() and (index == "0" or index[0] != "0") and int(index) <= _MAX_INDEX
+    if not named or (colon and not numbered):
+        raise CorruptFileError(f"{str(text)[:100]!r} is no device; expected its type and its number, as cuda:0")
+    return Device(text)
+
+
 class Opaque:
     """An object in a file that is not data we know: labelled, inert, never built.
 
@@ -212,7 +232,7 @@ _DECODERS: dict[str, Any] = {
     "$bytes": _bytes,
     "$bytearray": lambda body: bytearray(_bytes(body)),
     "$size": lambda body: Size(int(n) for n in body),
-    "$device": Device,
+    "$device": device,
     "$dtype": dtype,
     "$tuple": lambda body: tuple(map(from_json, body)),
     "$set": lambda body: set(_items(body)),

@@ -159,16 +159,18 @@ def test_a_subclass_of_tensor_comes_back_once_it_is_allowed(zipped: bool) -> Non
 
 
 @zip_and_legacy
-def test_sparse_tensors_are_validated_where_torch_is_asked_to(zipped: bool) -> None:
+@pytest.mark.parametrize("asked", [True, False])
+def test_sparse_tensors_are_validated_whether_torch_is_asked_to_or_not(zipped: bool, asked: bool) -> None:
     indices = torch.tensor([[5]])
     forged = Forged(
         torch._utils._rebuild_sparse_tensor, (torch.sparse_coo, (indices, torch.ones(1), torch.Size([3]), False))
     )
     data = written(forged, zipped)
-    for load in (theirs, ours):
-        with torch.sparse.check_sparse_tensor_invariants(), pytest.raises(RuntimeError, match="size is inconsistent"):
-            load(data)
-    assert not torch._utils._sparse_tensors_to_validate
+    with (
+        torch.sparse.check_sparse_tensor_invariants(enable=asked),
+        pytest.raises(CorruptFileError, match="0 to 2, got 5"),
+    ):
+        ours(data)
 
 
 def test_a_class_of_another_protocol_is_refused_by_its_name() -> None:

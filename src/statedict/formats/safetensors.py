@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+from statedict.arrays import MAX_DIMS, find_shape_fault
 from statedict.dtypes import BY_SAFETENSORS, DType
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
@@ -151,6 +152,8 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
                 if n < 0 or type(n) is not int or numel >= _MAX_NUMEL:
                     raise ValueError(f"shape {str(shape)[:200]}")
                 numel *= n
+            if (not numel or len(shape) > MAX_DIMS) and (fault := find_shape_fault(shape, 16)):
+                raise ValueError(f"shape {str(shape)[:200]}: {fault}")
             if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
                 raise ValueError(f"data_offsets [{begin}, {end}]")
             kind = BY_SAFETENSORS.get(code)

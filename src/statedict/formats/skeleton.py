@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from statedict.arrays import find_shape_fault
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.io.json import check
@@ -134,6 +135,8 @@ class _Plan:
                 return to_json(leaf)
             except UnsupportedError as error:
                 raise UnsupportedError(f"{path or 'the root'}: {error}; drop it or convert it") from None
+        if fault := find_shape_fault((*leaf.shape, *(() if leaf.dtype.safetensors else (1,))), leaf.dtype.itemsize):
+            raise UnsupportedError(f"{path or 'the root'}: a tensor of {fault}; it could not be read again")
         region = (leaf.storage.key, leaf.offset, leaf.shape, leaf.strides, leaf.dtype.name)
         wanted = path.encode("utf-8", "backslashreplace").decode()
         wanted = "__metadata__~2" if wanted == "__metadata__" else wanted

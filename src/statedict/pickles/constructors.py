@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
+from statedict.arrays import MAX_DIMS, find_shape_fault
 from statedict.dtypes import BY_NAME, BY_STORAGE, DType
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource
@@ -16,7 +17,7 @@ from statedict.pickles.keys import Keys
 from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict
-from statedict.values import Device, Opaque, Size
+from statedict.values import Device, Opaque, Size, device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ class StorageType(Opaque):
         self.dtype = dtype
 
 
-_MAX_DIMS = 64  # as torch's operations and numpy have it
 _MAX_SIZE = 1 << 60
 
 
@@ -83,9 +83,9 @@ def tensor(
     """
     if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
         raise CorruptFileError("a tensor whose shape, strides or offset are no numbers")
-    if len(shape) != len(strides) or len(shape) > _MAX_DIMS:
+    if len(shape) != len(strides) or len(shape) > MAX_DIMS:
         raise CorruptFileError(
-            f"a tensor of {len(shape):,} sizes and {len(strides):,} strides, over {_MAX_DIMS} or unequal"
+            f"a tensor of {len(shape):,} sizes and {len(strides):,} strides, over {MAX_DIMS} or unequal"
         )
     numel, last, expected, contiguous = 1, 0, 1, True
     for axis in range(len(shape) - 1, -1, -1):
@@ -107,10 +107,39 @@ def tensor(
                 f"ends at byte {end:,} of a storage of {storage.nbytes:,} bytes"
             )
     else:
+        if not 0 <= offset < _MAX_SIZE or find_shape_fault(shape, itemsize):
+            raise CorruptFileError(f"a {dtype} tensor of shape {tuple(shape)} from element {offset:,}")
         offset, contiguous = 0, True
+    if requires_grad is True:
+        check_grad(dtype)
     return LazyTensor(
         dtype, tuple(shape), storage, offset * itemsize, None if contiguous else strides, requires_grad is True
     )
+
+
+def check_grad(dtype: DType) -> None:
+    """Raise CorruptFileError unless a tensor of this dtype can require a gradient."""
+    if dtype.kind not in ("float", "complex"):
+        raise CorruptFileError(f"a tensor of {dtype} that requires a gradient, which only floating point numbers have")
+
+
+def check_geometry(size: Any, stride: Any, dtype: Any) -> None:
+    """Check what stands for the shape of a tensor without bytes, or whose bytes are elsewhere.
+
+    Raises:
+        CorruptFileError: PyTorch can make no tensor of it.
+    """
+    if type(dtype) is not DType:
+        raise CorruptFileError(f"a tensor whose dtype is a {type(dtype).__name__}")
+    for name, numbers in (("size", size), ("stride", stride)):
+        if type(numbers) not in (tuple, Size) or not all(type(n) is int and 0 <= n < _MAX_SIZE for n in numbers):
+            raise CorruptFileError(f"a tensor whose {name} is no tuple of numbers from 0 to 2**60")
+    if len(size) != len(stride):
+        raise CorruptFileError(f"a tensor of {len(size):,} sizes and {len(stride):,} strides")
+    reach = sum((n - 1) * step for n, step in zip(size, stride, strict=True) if n) + 1
+    fault = find_shape_fault(size, dtype.itemsize) or find_shape_fault((reach,), dtype.itemsize)
+    if fault:
+        raise CorruptFileError(f"a tensor of shape {tuple(size)} and strides {tuple(stride)}: {fault}")
 
 
 def _tensor_v2(
@@ -150,11 +179,17 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
     if not isinstance(metadata, dict):
         raise CorruptFileError(f"a tensor's metadata is a {type(metadata).__name__}")
     conj, neg = metadata.get("conj") is True, metadata.get("neg") is True
+    if (conj and made.dtype.kind != "complex") or (neg and made.dtype.name not in _NEGATED):
+        raise CorruptFileError(f"a tensor of {made.dtype} that is to be conjugated or negated")
     if not (conj or neg):
         return made
     from statedict.assemble import mapped
 
     return mapped(made, made.dtype, partial(_as_bits, conj, neg))
+
+
+# what PyTorch negates by a bit: complex numbers, and the imaginary parts of them
+_NEGATED = ("float16", "float32", "float64", "complex32", "complex64", "complex128")
 
 
 def _as_bits(conj: bool, neg: bool, values: Any) -> Any:
@@ -188,6 +223,8 @@ def _old_tensor(*args: Any) -> LazyTensor:
 def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
     if type(data) is not LazyTensor:
         return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks))
+    if requires_grad is True:
+        check_grad(data.dtype)
     return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
 
 
@@ -260,15 +297,15 @@ def _complex(real: Any, imag: Any = 0.0) -> complex:
 
 
 def _size(items: Any = ()) -> Size:
-    if not all(type(item) is int for item in _sequence(items)):
-        raise CorruptFileError("a torch.Size of something that is no integer")
+    if not all(type(item) is int and -(1 << 63) <= item < 1 << 63 for item in _sequence(items)):
+        raise CorruptFileError("a torch.Size of something that is no integer of 64 bits")
     return Size(items)
 
 
 def _device(kind: Any, index: Any = None) -> Device:
-    if type(kind) is not str or len(kind) > 100 or not (index is None or type(index) is int):
+    if type(kind) is not str or not (index is None or (type(index) is int and 0 <= index < 1000)):
         raise CorruptFileError("a device whose name or index is none")
-    return Device(kind if index is None else f"{kind}:{index}")
+    return device(kind if index is None else f"{kind}:{index}")
 
 
 def _both(*names: str) -> list[str]:

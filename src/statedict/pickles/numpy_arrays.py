@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 
-from statedict.arrays import contiguous_strides
+from statedict.arrays import contiguous_strides, find_shape_fault
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource, swapped
@@ -95,6 +95,8 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
         if numel <= len(raw):  # else it is wrong already, and would only grow
             numel *= n
     numel = 0 if 0 in shape else numel
+    if fault := find_shape_fault(shape, kind.kind.itemsize):
+        raise CorruptFileError(f"a numpy array of shape {str(shape)[:200]}: {fault}")
     if numel * kind.kind.itemsize != len(raw):
         raise CorruptFileError(f"a numpy array of shape {shape} and dtype {kind.code} has {len(raw):,} bytes")
     if kind.order == ">":

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from struct import Struct
 
+from statedict.arrays import find_shape_fault
 from statedict.dtypes import DType
 from statedict.errors import TreeError, UnsupportedError
 from statedict.paths import MAX_DEPTH
@@ -111,6 +112,8 @@ class _Writer:
         if known is not None:
             self.out += (known[0], _text(key), known[1])
             return
+        if fault := find_shape_fault(tensor.shape, kind.itemsize):
+            raise UnsupportedError(f"{path}: a tensor of {fault}; it could not be read again")
         if not kind.itemsize or kind.kind == "raw":
             raise UnsupportedError(f"{path}: PyTorch has no dtype {kind}; save it as .safetensors")
         if kind.kind == "quantized":
