@@ -220,9 +220,9 @@ def check(data: bytes, encoding: str, phase: Any = None) -> tuple[Score, str]:
     found = scanned(data)
     score.named, score.names = int(bool(names)), len(names)
     score.refused = int(bool(names and found.damage))
-    if encoding == "latin-1":  # we decode names as UTF-8
-        names = {(_as_utf8(module), _as_utf8(name)) for module, name in names}
     left = missing(found, data, names, bool(stopped))
+    if left and encoding == "latin-1":  # we read strings of Python 2 as UTF-8
+        left = missing(found, data, {(_as_utf8(module), _as_utf8(name)) for module, name in left}, bool(stopped))
     if left:
         return score, f"scan misses {min(left)}"
     note(2)

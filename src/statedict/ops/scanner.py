@@ -7,6 +7,8 @@ GLOBAL or STACK_GLOBAL with a name, and for records of a zip archive; there a pi
 
 from __future__ import annotations
 
+import binascii
+import json
 import math
 import re
 from dataclasses import replace
@@ -14,6 +16,7 @@ from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError
 from statedict.io.files import open_source
+from statedict.io.json import check
 from statedict.io.source import BytesSource
 from statedict.io.tar import is_tar
 from statedict.io.zip_table import DEFLATED, STORED, find_ends
@@ -72,6 +75,8 @@ _DRAINED = 8 << 20  # how much of a compressed part is unpacked only to see whet
 _SEARCH = 1 << 20
 _OVERLAP = 512
 _MAX_DEPTH = 8
+_MAX_JSON = 64 << 20
+_SERIALIZED = re.compile(rb"serialized|\\u")  # a key may be escaped
 _MAX_FINDINGS = 20_000
 _PATIENCE = 1 << 20  # opcodes without a global, of what may as well be a tensor
 _GLANCE = 1 << 12  # the same, of what an archive says is a tensor
@@ -79,6 +84,10 @@ _PICKLE = 256  # what looking for one costs, in bytes of the budget
 _OPCODE = 4  # what following an opcode costs
 _NAME = 40  # what naming a global costs
 _SURE = 16  # opcodes that random bytes do not get through
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object, each key of it that stands twice included."""
 
 
 class Scan:
@@ -328,11 +337,46 @@ class Scan:
                 return
             whole = expected = False
         if number == 0 and done is None:
+            if part.read(at, 64).lstrip()[:1] in (b"{", b"[") and self.patience != _GLANCE:
+                self._json(part.part(at), member, depth)
             if expected:
                 self._broken(member, "is no pickle, though its place says that it is one; it looks damaged")
             if not gap and (not whole or _HARMLESS.match(part.read(0, 16))):
                 return
         self._search(part, member, depth, max(first, at if done is None else done.end), part.size)
+
+    def _json(self, part: Part, member: str, depth: int) -> None:
+        """Look into the pickles that Stable-Baselines3 keeps in JSON, in base64."""
+        size = min(part.size, _MAX_JSON + 1)
+        self.budget.spend(size)
+        text = part.read(0, size)
+        if not _SERIALIZED.search(text):
+            return
+        if len(text) > _MAX_JSON:
+            self._unread(member, 0, "JSON with pickles in it", f"larger than {_MAX_JSON >> 20} MB")
+            return
+        check(text, "it")
+        try:
+            pending = [json.loads(text, object_pairs_hook=_Pairs)]
+        except (ValueError, RecursionError) as error:
+            self._broken(member, f"JSON that cannot be read, with pickles in it ({str(error)[:100]})")
+            return
+        while pending:
+            value = pending.pop()
+            for key, held in value if type(value) is _Pairs else enumerate(value):
+                if type(held) in (list, _Pairs):
+                    pending.append(held)
+                elif key == ":serialized:" and type(held) is str:
+                    self._serialized(held, member, depth)
+
+    def _serialized(self, text: str, member: str, depth: int) -> None:
+        label = _label(member, ":serialized:")
+        try:
+            data = binascii.a2b_base64(text.encode())  # as the loader does, it passes over what is no base64
+        except ValueError as error:
+            self._broken(label, f"is no base64 ({error})")
+            return
+        self._thing(Part(BytesSource(data, label)), label, depth + 1, expected=True)
 
     def _storages(self, part: Part, member: str, depth: int, at: int, keys: Walk, storages: dict[str, Named]) -> int:
         """Go past the storages of a file of PyTorch before 1.6, by the numbers of elements."""
@@ -435,6 +479,9 @@ class Scan:
                 return
         before = self.pickles
         self._thing(inner, label, depth)
+        if inner.read(0, 4) != b"PK\3\4" and (directory := find_directory(inner, inner.size)) is not None:
+            self._zip(inner, label, depth, inner.size, directory)
+            return
         if self.pickles > before and compression(inner.read(0, 600)) == "" and inner.read(0, 2) != b"PK":
             named = Named("", "a pickle inside of a pickle", "", begin)
             self._add(label, 0, named, DANGEROUS, "whatever unpacks it runs what it names")

@@ -64,6 +64,7 @@ _TO_MARK = {
 _ADDS_TO_MARK = {code for code in _TO_MARK if OPCODES[code].name in ("APPENDS", "SETITEMS", "ADDITEMS")}
 _GETS, _PUTS = {0x68: "<B", 0x6A: "<I"}, {0x71: "<B", 0x72: "<I"}
 _LONG_LINE = 1 << 12
+_ZIP_TAIL = 2 * (22 + 0xFFFF)  # an archive's last record with its comment; in a text a byte takes up to two
 _MAX_DOUBTS = 8
 _UTF8 = (0x58, 0x8C, 0x8D)
 _BEGINNINGS = re.compile(  # of what may hide in a constant: pickles, archives, arrays, compressed files
@@ -175,7 +176,7 @@ class Walk:
                     if length > 7 and op not in _NUMBERS and self.nested is not None:
                         most = min(160, length)
                         head = data[at : at + most] if at + most <= len(data) else read(base + at, most)
-                        if _BEGINNINGS.match(head):
+                        if _BEGINNINGS.match(head) or (length >= 22 and self._archived(base + at, length)):
                             self.nested(base + at, length, _utf8 if op in _UTF8 else None)
                     if self.torch and op in _TEXTS:
                         self.texts.append(here)
@@ -342,6 +343,13 @@ class Walk:
                 end += length
             return end
 
+    def _archived(self, begin: int, length: int) -> bool:
+        """Whether a constant holds a tar archive, or one of zip, which readers look for from its end."""
+        if self.read(begin + 257, min(5, max(0, length - 257))) == b"ustar":
+            return True
+        tail = min(length, _ZIP_TAIL)
+        return b"PK\5\6" in self.read(begin + length - tail, tail)
+
     def _doubt(self, why: str) -> None:
         if len(self.doubts) < _MAX_DOUBTS:
             self.doubts.append(why)
@@ -350,8 +358,10 @@ class Walk:
         """Look at an argument that ends with a line feed; for GET and PUT the index, -1 if it cannot be told."""
         text, index = op in (0x53, 0x56), op in (0x67, 0x70)
         raw = self.read(begin, min(end - begin, _LONG_LINE))
-        if text and self.nested is not None and end - begin > 7 and _LINE_BEGINNINGS.match(raw[:160]):
-            self.nested(begin, end - begin, LINES[op].read)
+        if text and self.nested is not None and end - begin > 7:
+            escaped = end - begin >= 22 and (end - begin > _LONG_LINE or b"\\" in raw)
+            if escaped or _LINE_BEGINNINGS.match(raw[:160]) or self._archived(begin, end - begin):
+                self.nested(begin, end - begin, LINES[op].read)
         if end - begin > _LONG_LINE:
             if not text:
                 self._doubt(f"{LINES[op].name} of {end - begin:,} characters")

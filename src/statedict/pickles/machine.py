@@ -522,7 +522,9 @@ class _Machine:
     def drop(self, value: Any) -> None:
         """Forget what was called only to give an object its state, as `copyreg` allows, but not the state."""
         args = value.args if type(value) is Opaque else None
-        if type(args) is tuple and len(args) == 2 and type(args[0]) is Opaque and args[0].state is None:
+        if type(args) is not tuple or len(args) != 2 or type(args[0]) is not Opaque or args[0].state is not None:
+            return
+        if value.name != _called(args[0]):  # else it is a call of that object, which stands before the arguments
             self.build(*args)
 
     def module(self, state: dict[Any, Any]) -> dict[Any, Any]:
