@@ -19,6 +19,10 @@ def main() -> int:
     """Run the command line; the exit status."""
     if sys.argv[1:2] == ["differential"]:
         return differential.main(sys.argv[2:])
+    if sys.argv[1:2] == ["archives"]:
+        from fuzz import archives
+
+        return archives.main(sys.argv[2:])
     parser = argparse.ArgumentParser("python -m fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all by default")
     parser.add_argument("--seconds", type=float, default=600, help="for all of them together (default 600)")

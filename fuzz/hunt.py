@@ -82,8 +82,8 @@ def _round(valid: list[Files], seed: str, until: float, most: int, crashes: Path
         start = time.monotonic()
         child = os.fork()
         if not child:
-            _body(lambda: _forge(valid, Random(seed), until, most, folder, tally, crashes))
-        how = _wait(child, tally)
+            run_child(lambda: _forge(valid, Random(seed), until, most, folder, tally, crashes))
+        how = wait_for(child, tally)
         score = Score(**json.loads(tally.read_text())) if tally.exists() else Score()
         score.outcomes = Counter(score.outcomes)
         score.seconds = time.monotonic() - start
@@ -92,7 +92,7 @@ def _round(valid: list[Files], seed: str, until: float, most: int, crashes: Path
         return score
 
 
-def _wait(child: int, tally: Path) -> str:
+def wait_for(child: int, tally: Path) -> str:
     """How the process died, or nothing."""
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -110,7 +110,7 @@ def _wait(child: int, tally: Path) -> str:
 _STARTED = time.time()
 
 
-def _body(work: Callable[[], None]) -> NoReturn:
+def run_child(work: Callable[[], None]) -> NoReturn:
     """What a forked process does, and no more."""
     try:
         work()
@@ -185,8 +185,8 @@ def again(files: Files) -> str:
         folder.mkdir()
         child = os.fork()
         if not child:
-            _body(lambda: _once(files, folder, said))
-        return _wait(child, said) or (said.read_text() if said.exists() else "")
+            run_child(lambda: _once(files, folder, said))
+        return wait_for(child, said) or (said.read_text() if said.exists() else "")
 
 
 def _once(files: Files, folder: Path, said: Path) -> None:

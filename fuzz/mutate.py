@@ -55,7 +55,7 @@ def mutated(files: Files, other: Files, random: Random) -> Files:
             return {**files, name: _inside(data, theirs, random)}
         except Exception:  # too damaged by now for the writers that put it together: bytes will do
             pass
-    return {**files, name: _bytes(data, theirs, random)}
+    return {**files, name: change_bytes(data, theirs, random)}
 
 
 def _inside(data: bytes, other: bytes, random: Random) -> bytes:
@@ -142,7 +142,7 @@ def _part(data: bytes, other: bytes, random: Random) -> bytes:
                 return _json(data, random)
         except Exception:  # damaged before: bytes will do
             pass
-    return _bytes(data, other, random)
+    return change_bytes(data, other, random)
 
 
 def _pickle(data: bytes, other: bytes, random: Random) -> bytes:
@@ -195,7 +195,7 @@ def _argument(op: bytes, random: Random) -> bytes:
     if code in b"X\x8c":
         text = random.choice(NAMES).encode("utf-8", "surrogatepass")
         return b"X" + struct.pack("<I", len(text)) + text
-    return code + _bytes(op[1:], b"", random)
+    return code + change_bytes(op[1:], b"", random)
 
 
 def _json(data: bytes, random: Random) -> bytes:
@@ -223,11 +223,11 @@ def _json(data: bytes, random: Random) -> bytes:
         case 5 if isinstance(value, str) and value[:1] == "{":  # the skeleton within the metadata
             node[key] = _json(value.encode(), random).decode()
         case _:
-            node[key] = _bytes(str(value).encode(), b"", random).decode("latin-1")
+            node[key] = change_bytes(str(value).encode(), b"", random).decode("latin-1")
     return json.dumps(tree).encode()
 
 
-def _bytes(data: bytes, other: bytes, random: Random) -> bytes:
+def change_bytes(data: bytes, other: bytes, random: Random) -> bytes:
     """Change bytes, wherever and whatever they are."""
     out = bytearray(data)
     at = random.randrange(len(out) + 1)

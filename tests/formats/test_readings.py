@@ -105,6 +105,8 @@ AMBIGUOUS: dict[str, bytes] = {
     "a name that is no UTF-8 but says so": Zip([*GOOD.members, Member(b"a/\xff", b"", flags=0x800)]).build(),
     "an extra field that ends early": member(central_extra=b"\1\0\xff\0"),
     "64 bit sizes twice": member(central={"header": 0xFFFFFFFF}, central_extra=(b"\1\0\x08\0" + bytes(8)) * 2),
+    "a folder that has bytes": Zip([*GOOD.members, Member(b"a/data/", HARMLESS)]).build(),
+    "a folder by its attributes that has bytes": member(central={"external": 0x10}),
     "a record on another disk": member(central={"disk": 1}),
     "another name in its own header": member(local_name=b"a/text.pkl"),
     "another method in its own header": member(local={"method": 8}),

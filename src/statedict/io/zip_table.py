@@ -86,6 +86,7 @@ STORED, DEFLATED = 0, 8
 DEFERRED = 8  # the flag of a record whose sums and sizes follow its data
 UTF8 = 0x800
 UNREADABLE = 0x2061  # encrypted, patched, strongly encrypted, masked headers
+_FOLDER = 0x10  # of the attributes of a file
 _PATH = 0x7075  # the extra field that gives a name in Unicode
 _DAMAGED = "the zip directory is damaged at its byte {:,}, perhaps by a transfer as text; fetch it again"
 _WIDE_OUTSIDE = "the zip64 end record lies outside the file; it is damaged"
@@ -233,7 +234,7 @@ def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) 
         if at + 46 > size:
             problems.append(f"the zip directory ends after {number:,} of {count:,} records")
             break
-        (magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, disk, _, _, header) = unpack(
+        (magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, disk, _, outer, header) = unpack(
             directory, at
         )
         if magic != b"PK\1\2":
@@ -253,6 +254,8 @@ def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) 
             unpacked, packed, header = _read_extra(extra, name, raw, (unpacked, packed, header), aliases, problems)
         if disk:
             _note(problems, f"record {name!r} says that it lies on another disk")
+        if (packed or unpacked) and (outer & _FOLDER or raw[-1:] == b"/"):  # PyTorch gives memory as it finds it then
+            _note(problems, f"record {name!r} is a folder and has bytes")
         if "\0" in name:
             _note(problems, f"the name of record {name!r} has a NUL in it, where some readers end it")
         names.append(name)

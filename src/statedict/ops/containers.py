@@ -274,10 +274,10 @@ class Zip:
         self.gaps = _gaps(taken, end)
 
 
-def before(part: Part, gaps: list[tuple[int, int]]) -> tuple[Ends | None, int]:
-    """The end of the archive that ends where a gap of a later one does, and where that is; None and 0 if none."""
+def before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | None, int]:
+    """The end of the archive that ends where a gap of one that ends at `end` does, and that place; or None and 0."""
     for begin, stop in reversed(gaps):
-        if stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
+        if stop < end and stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
             found = find_ends(part, stop)
             if found.readings and found.readings[0].stop == stop:
                 return found, stop

@@ -70,7 +70,7 @@ _HIDDEN = (
 # the line feed after a module, before a name and an opcode that may follow
 _LINE = re.compile(rb"\n(?=[A-Za-z_][\w.]{0,127}\n(?:[(q)\]}XUVSNKJMLITCBRG.0cb\x80-\xff]|p\d))")
 _WORD = re.compile(rb"[\w.]{1,128}\Z")
-_LINES = 4 << 20  # how long the first line of an archive may be for the archive to be looked at as a pickle
+_FIRST_LINE = 4 << 20  # how long the first line of an archive may be for the archive to be looked at as a pickle
 _DRAINED = 8 << 20  # how much of a compressed part is unpacked only to see whether that can be done
 _SEARCH = 1 << 20
 _OVERLAP = 512
@@ -165,7 +165,9 @@ class Scan:
             known = True
         if not known:
             self._stream(part, member, depth, whole=whole, expected=expected)
-        elif head[:1] != b"P" or b"\n" in part.read(0, _LINES):  # the opcode that the magic of an archive begins with
+        elif head[:1] != b"P" or b"\n" in part.read(
+            0, _FIRST_LINE
+        ):  # the opcode that the magic of an archive begins with
             self._stream(part, member, depth)
 
     def _archive(self, part: Part, member: str, depth: int, head: bytes, whole: bool) -> bool:
@@ -210,7 +212,7 @@ class Scan:
             for text in now.problems:
                 self._broken(member, text)
             gaps = self._records(part, member, depth, end, reading, seen)
-            now, end = before(part, gaps)
+            now, end = before(part, gaps, end)
             for begin, stop in gaps:
                 if stop > end:  # what lies below is in that archive or in a gap of it
                     self._gap(part, member, depth, begin, stop)
