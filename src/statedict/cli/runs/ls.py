@@ -13,6 +13,7 @@ import click
 from statedict.cli import printable
 from statedict.io.files import contents
 from statedict.io.urls import joined, named, shown
+from statedict.runs.directory import Directory
 from statedict.runs.listing import DAMAGED, UNFINISHED, Checkpoint, listing
 from statedict.values import human_bytes
 
@@ -59,7 +60,8 @@ def command(directory: str, metrics: tuple[str, ...], sort: str | None, reverse:
 def _hint(directory: str) -> str:
     """Where else they may be."""
     inside = contents(directory) or {}
-    below = [name for name in _BELOW if name in inside and inside[name].folder and listing(joined(directory, name))]
+    folders = [name for name in _BELOW if name in inside and inside[name].folder]
+    below = [name for name in folders if Directory(directory).names_of(name) and listing(joined(directory, name))]
     return f"; {below[0]!r} in it has some" if below else ""
 
 
