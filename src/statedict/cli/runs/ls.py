@@ -94,7 +94,7 @@ def lines(rows: Iterable[Checkpoint], metrics: Iterable[str], now: float) -> Ite
         yield click.style("  ".join(cells).rstrip(), dim=number_ == 0, fg=colour)
     for one in rows:
         if one.state == DAMAGED:
-            yield click.style(f"{one.name}: {printable(one.damage)}", fg="red")
+            yield click.style(printable(f"{one.name}: {one.damage}"), fg="red")
 
 
 def drawn(found: Iterable[Checkpoint], metrics: Iterable[str]) -> Iterator[str]:
