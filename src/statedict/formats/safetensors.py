@@ -20,10 +20,10 @@ from itertools import pairwise
 
 from statedict.arrays import MAX_DIMS, find_shape_fault
 from statedict.dtypes import BY_SAFETENSORS, DType
-from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
+from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
 from statedict.io.in_place import same_file
-from statedict.io.json import check
+from statedict.io.json import parse
 from statedict.io.pipeline import Part
 from statedict.tensor import LazyTensor, Storage
 
@@ -101,44 +101,26 @@ def _header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTe
         )
     raw = bytes(source.read(8, length))
     header = _parse(raw, name)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # null is none for safetensors, too
     if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
         raise CorruptFileError(f"{name}: __metadata__ is not a dict of strings")
     return raw, metadata, _tensors(source, header, 8 + length)
 
 
 def _parse(raw: bytes, name: str) -> dict[str, Any]:
-    check(raw, f"{name}: the header")
-    try:
-        header = json.loads(raw.decode())
-        if isinstance(header, dict) and _counts_are_off(raw, header):
-            header = None
-            check(raw, f"{name}: the header", 1.5)
-            header = json.loads(raw.decode(), object_pairs_hook=_unique)
-    except LimitError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{name}: the header is not JSON ({error}); the file is damaged") from error
+    header = parse(raw, f"{name}: the header", keys=_count_keys)
     if not isinstance(header, dict):
         raise CorruptFileError(f"{name}: the header is a JSON {type(header).__name__}, not an object")
     return header
 
 
-def _counts_are_off(raw: bytes, header: dict[str, Any]) -> bool:
-    """Whether some key may stand twice and hide another: what was read is counted in what was written."""
-    described = "__metadata__" in header
-    fields = (b'"dtype"', b'"shape"', b'"data_offsets"')
-    tensors = len(header) - described
-    return raw.count(b'"__metadata__"') != described or any(raw.count(field) != tensors for field in fields)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} stands twice")
-    return found
+def _count_keys(header: Any) -> int:
+    """The keys of a header and of what is in it; -1 of something else."""
+    try:
+        return len(header) + sum(map(len, header.values()))
+    except (TypeError, AttributeError):
+        return -1
 
 
 def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str, LazyTensor]:

@@ -10,7 +10,7 @@ import json
 from statedict.arrays import find_shape_fault
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
-from statedict.io.json import check
+from statedict.io.json import parse
 from statedict.paths import encode, free_name, walk
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict, decode
@@ -86,9 +86,8 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
         return stored
 
-    check(text, f"{name}: the skeleton under {KEY!r}", 2.5)
+    skeleton = parse(text, f"{name}: the skeleton under {KEY!r}", weight=2.5, surrogates=True)
     try:
-        skeleton = json.loads(text)
         if skeleton["version"] != 1:
             raise FormatError(f"{name}: its skeleton has version {skeleton['version']!r}; a newer version may read it")
         tree = decode(skeleton["tree"], get)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from statedict import formats
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, UnknownFormatError
-from statedict.io.json import check as check_json
+from statedict.io.json import parse
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import tensor
@@ -106,14 +106,10 @@ def _stored(record: Record | Inflated) -> Record:
 
 
 def _config(record: Record | Inflated) -> dict[str, Any]:
-    import json
-
-    text = bytes(_stored(record).read(0, record.size))
-    check_json(text, record.label)
+    found = parse(bytes(_stored(record).read(0, record.size)), record.label)
     try:
-        config = json.loads(text)["config"]
-        return dict(config)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return dict(found["config"])
+    except (ValueError, TypeError, KeyError) as error:
         raise CorruptFileError(f"{record.label}: describes no tensors ({error}); the file is damaged") from error
 
 

@@ -31,7 +31,7 @@ from statedict.errors import (
     UnsupportedError,
 )
 from statedict.formats.packing import OURS, RECORDS, Packing
-from statedict.io.json import check as check_json
+from statedict.io.json import parse
 from statedict.io.source import swapped
 from statedict.io.zip import Inflated, read_directory
 from statedict.paths import walk
@@ -242,17 +242,13 @@ def _attributes(module: Opaque) -> Any:
 
 def ours(record: Record | Inflated) -> dict[str, Any]:
     """The caller's strings and the digests in our own record."""
-    import json
-
-    text = bytes(record.read(0, record.size))
-    check_json(text, record.label)
+    found = parse(bytes(record.read(0, record.size)), record.label, surrogates=True)
     try:
-        found = json.loads(text)
         metadata, digests = found.get("metadata", {}), found.get("digests", {}).get("xxh3_128", [])
         if type(digests) is list and all(type(text) is str for text in [*metadata.values(), *digests]):
             return {"metadata": metadata, "digests": digests}
         raise ValueError("metadata or digests that are no strings")
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
 
 

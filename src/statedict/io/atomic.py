@@ -227,7 +227,7 @@ def put_in_place(folder: str, target: str, old: str) -> str:
 
 def discard(path: str) -> None:
     """Remove a file or a folder as far as that is possible."""
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) or os.path.islink(path):
         _remove(path, os.unlink)
         return
     import shutil

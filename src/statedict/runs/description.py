@@ -85,7 +85,7 @@ def about(directory: str | os.PathLike[str], which: str | int = "latest", *, big
         manifest = files.manifest(one.step)
         held, libraries, left = manifest.files, manifest.libraries, manifest.not_captured
     else:
-        inside = contents(one.path) or {}
+        inside = (contents(one.path) if files.names_of(one.name) else None) or {}
         held = {name: item.size for name, item in inside.items() if not item.folder} or {one.name: one.nbytes}
         libraries, left = {}, ()
     if not one.usable:

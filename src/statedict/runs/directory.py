@@ -26,11 +26,12 @@ from statedict.errors import CorruptFileError, FileError, FormatError, MissingFi
 from statedict.formats import places
 from statedict.io import atomic
 from statedict.io.files import names_in, open_source, publish
+from statedict.io.json import parse, read_document
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.sink import put_bytes
 from statedict.io.urls import folder_of, is_url, joined, shown
 from statedict.reports import verify
-from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded
+from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded, whole
 
 PINS = "pins.json"
 LEVELS = ("full", "quick", "off")
@@ -91,11 +92,31 @@ class Directory:
         return [step for step in steps if not self.committed(step) and self._ours(self.folder(step))]
 
     def committed(self, step: int) -> bool:
-        """Whether a step is."""
+        """Whether a step is; one that is a link out of the directory is damaged, and not looked into."""
         try:
-            return {NAME, MARKER} <= {*(names_in(self.folder(step)) or ())}
+            return {NAME, MARKER} <= {*(names_in(self.inner(str(step))) or ())}
         except MissingFileError:
             return False
+        except FormatError:
+            return True
+
+    def names_of(self, folder: str) -> set[str]:
+        """The names in a folder of the directory; none of one that is a link out of it, or is gone."""
+        try:
+            return {*(names_in(self.inner(folder)) or ())}
+        except (FormatError, MissingFileError):
+            return set()
+
+    def inner(self, *names: str) -> str:
+        """The path of what is in the directory, or in a folder of it.
+
+        Raises:
+            FormatError: it is a link out of there.
+        """
+        path = self.path
+        for name in names:
+            path = places.inside(path, name)
+        return path
 
     def _names(self) -> list[str]:
         try:
@@ -111,7 +132,7 @@ class Directory:
             FileError: it cannot be read.
         """
         folder = self.folder(step)
-        data, marker = (_read(joined(folder, name)) for name in (NAME, MARKER))
+        data, marker = (_read(self.inner(str(step), name)) for name in (NAME, MARKER))
         if marker != _marker(data):
             raise CorruptFileError(f"{shown(joined(folder, NAME))}: is not as committed; {MARKER} has another digest")
         found = decoded(data, shown(joined(folder, NAME)))
@@ -126,7 +147,7 @@ class Directory:
             CorruptFileError: it is damaged.
             FileError: it cannot be read.
         """
-        marker = _read(joined(self.folder(step), MARKER))
+        marker = _read(self.inner(str(step), MARKER))
         known = self._brief.get(step)
         if known is None or known[0] != marker:
             known = self._brief[step] = marker, replace(self.manifest(step), entries=())
@@ -143,9 +164,14 @@ class Directory:
         return found
 
     def data(self, step: int) -> str:
-        """The file of a checkpoint's tree."""
-        names = names_in(self.folder(step)) or ()
-        return joined(self.folder(step), next((name for name in DATA.values() if name in names), DATA["safetensors"]))
+        """The file of a checkpoint's tree.
+
+        Raises:
+            FormatError: it is a link out of the directory.
+        """
+        names = names_in(self.inner(str(step))) or ()
+        name = next((name for name in DATA.values() if name in names), DATA["safetensors"])
+        return self.inner(str(step), name)
 
     def damage(self, step: int, level: str = "full") -> str | None:
         """What is wrong with a checkpoint, in words; None if nothing is.
@@ -168,7 +194,7 @@ class Directory:
             if level == "off":
                 return None
             for name, size in manifest.files.items():
-                path = joined(self.folder(step), name)
+                path = self.inner(str(step), name)
                 if open_source(path).size != size:
                     return f"{shown(path)}: has not the {size:,} bytes that were committed"
             signature = self._signature(step, manifest)
@@ -353,11 +379,12 @@ class Directory:
         """
         name = joined(self.path, PINS)
         try:
-            data = _read(name)
+            pinned = parse(_read(self.inner(PINS)), shown(name))["pinned"]
+            if type(pinned) is not list:
+                raise TypeError(f"a {type(pinned).__name__}")
+            return {whole(step) for step in pinned}
         except MissingFileError:
             return set()
-        try:
-            return {int(step) for step in json.loads(data)["pinned"]}
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(f"{shown(name)}: is no list of pinned steps; remove it and pin them anew") from error
 
@@ -391,8 +418,7 @@ def _is_step(name: str) -> bool:
 
 
 def _read(name: str) -> bytes:
-    source = open_source(name)
-    return bytes(source.read(0, source.size))
+    return read_document(open_source(name))
 
 
 def _marker(manifest: bytes) -> bytes:

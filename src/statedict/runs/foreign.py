@@ -16,7 +16,6 @@ that stands by itself or behind letters. Names of a series of one (best, last, f
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from statedict.api import load
 from statedict.errors import FileError, FormatError, MissingFileError, StateDictError
 from statedict.formats import places
 from statedict.io.files import Item, contents, open_source
-from statedict.io.json import check
+from statedict.io.json import parse, read_document
 from statedict.io.urls import joined, shown
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -109,6 +108,12 @@ def recognised(directory: str, name: str, item: Item) -> Foreign | None:
     """The checkpoint of that name in a directory; None if it is none."""
     if name.startswith(".") or _BESIDE.fullmatch(name):
         return None
+    try:
+        places.inside(directory, name)
+    except FormatError as error:
+        step = step_of(name) if item.folder or name.endswith((_INDEX, *_SUFFIXES)) else None
+        path = joined(directory, name)
+        return None if step is None else Foreign(step, path, "link", 0, item.time, metrics_of(name), str(error))
     return _folder(joined(directory, name), name) if item.folder else _file(directory, name, item)
 
 
@@ -129,7 +134,7 @@ def _folder(path: str, name: str) -> Foreign | None:
     metrics: dict[str, float] = {}
     if kind == "transformers":
         try:
-            metrics = _logged(joined(path, _TRAINER), step_of(name))
+            metrics = _logged(places.inside(path, _TRAINER), step_of(name))
         except StateDictError as error:
             damage = damage or str(error)
     return Foreign(step_of(name), path, kind, nbytes, time, metrics, damage)
@@ -145,22 +150,19 @@ _FOLDERS: dict[str, Any] = {
 
 def _logged(path: str, step: int | None) -> dict[str, float]:
     """The numbers of the log's records of a step, or of its last step."""
-    source = open_source(path)
-    data = bytes(source.read(0, source.size))
-    check(data, shown(path))
+    state = parse(read_document(open_source(path)), shown(path), constants=True)
     try:
-        state = json.loads(data)
         records = [record for record in state["log_history"] if isinstance(record, dict)]
         step = state.get("global_step", step) if step is None else step
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return {
+            key: float(value)
+            for record in records
+            if record.get("step") == step
+            for key, value in record.items()
+            if type(value) in (int, float) and not _NOT_METRICS.fullmatch(key)
+        }
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FormatError(f"{shown(path)}: is no log of a Trainer ({type(error).__name__}: {error})") from None
-    return {
-        str(key): float(value)
-        for record in records
-        if record.get("step") == step
-        for key, value in record.items()
-        if type(value) in (int, float) and not _NOT_METRICS.fullmatch(str(key))
-    }
 
 
 def _file(directory: str, name: str, item: Item) -> Foreign | None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import FileError, FormatError, MissingFileError, RunError, UnsupportedError
-from statedict.io.files import Item, contents, names_in
+from statedict.io.files import Item, contents
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.urls import joined, named, shown
 from statedict.runs.directory import Directory
@@ -65,12 +65,20 @@ class Checkpoint:
             "path": shown(self.path),
             "kind": self.kind,
             "bytes": self.nbytes,
-            "time": datetime.fromtimestamp(self.time, UTC).isoformat(timespec="seconds") if self.time else None,
+            "time": _date(self.time) if self.time else None,
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
             "state": self.state,
             "pinned": self.pinned,
             "damage": self.damage or None,
         }
+
+
+def _date(seconds: float) -> str | None:
+    """A time in UTC; None of a file's that no calendar has."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
@@ -107,7 +115,7 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
     steps = [name for name, item in inside.items() if item.folder and name.isdecimal() and int(name) not in ours]
-    unfinished |= {name for name in steps if {NAME, MARKER} & {*(names_in(joined(files.path, name)) or ())}}
+    unfinished |= {name for name in steps if {NAME, MARKER} & files.names_of(name)}
     found += [_unfinished(files, name, inside[name]) for name in unfinished & inside.keys()]
     others = [name for name in inside if name not in unfinished and not (name.isdecimal() and int(name) in ours)]
     work = partial(_other, files.path, inside)
@@ -137,7 +145,8 @@ def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
     except (FormatError, FileError) as error:
         if not files.committed(step):  # pruned meanwhile
             return None
-        inside = contents(folder) or {}
+        inside = contents(folder) if files.names_of(name) else None
+        inside = inside or {}
         data = next((one for one in DATA.values() if one in inside), "")
         size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=0.0)
         path = joined(folder, data) if data else folder
@@ -149,6 +158,11 @@ def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
     if wrong:
         has = f"has {sizes[wrong[0]]:,} bytes" if wrong[0] in sizes else "is not there"
         damage = f"{shown(joined(folder, wrong[0]))}: {has}, committed were {manifest.files[wrong[0]]:,}"
+    try:
+        for one in manifest.files:
+            files.inner(name, one)
+    except FormatError as error:
+        damage = str(error)
     data = next((one for one in DATA.values() if one in manifest.files), DATA["safetensors"])
     return Checkpoint(
         step,
@@ -166,7 +180,7 @@ def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
 
 def _unfinished(files: Directory, name: str, item: Item) -> Checkpoint:
     path = joined(files.path, name)
-    inside = (contents(path) if item.folder else None) or {}
+    inside = (contents(path) if item.folder and files.names_of(name) else None) or {}
     size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=item.time)
     step = int(name) if name.isdecimal() else step_of(name.lstrip(".").partition(".")[0])
     damage = "was not committed; it is being written, or its process died"

@@ -17,13 +17,15 @@ from threading import Event, Thread
 from typing import Any
 from weakref import WeakMethod
 
-from statedict.errors import FileError, MissingFileError, RunError, file_error
+from statedict.errors import FileError, FormatError, MissingFileError, RunError, file_error
 from statedict.io.files import open_source, publish
+from statedict.io.json import parse
 from statedict.io.sink import put_bytes
 from statedict.io.urls import is_url, joined, shown
 
 NAME = ".lock"
 _LEASE = 300.0  # seconds
+_LONGEST = 4096  # bytes of what is in it
 _held: dict[str, Lock] = {}
 """What this process has locked; POSIX locks do not keep a process from itself."""
 
@@ -106,13 +108,15 @@ class Lock:
         except ImportError:  # Windows
             return
         try:
-            fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            # a link could lead to a file of somebody else's, and what is in the lock is replaced
+            fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise file_error(self._name, "cannot lock the directory of the run", error) from error
+            doing = "is a link, remove it" if error.errno == errno.ELOOP else "cannot lock the directory of the run"
+            raise file_error(self._name, doing, error) from error
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            owner = _parsed(os.pread(fd, 4096, 0))
+            owner = _parsed(os.pread(fd, _LONGEST, 0))
             os.close(fd)
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _taken(self._name, owner) from None
@@ -128,7 +132,7 @@ class Lock:
                 break
             try:
                 source = open_source(self._name)
-                owner = _parsed(bytes(source.read(0, source.size)))
+                owner = _parsed(bytes(source.read(0, min(source.size, _LONGEST))))
             except MissingFileError:
                 continue
             here = owner.get("host") == self._owner["host"]
@@ -161,15 +165,30 @@ def _write(fd: int, text: bytes) -> None:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
+    """What a lock says of its owner; without what makes no sense."""
     try:
-        found = json.loads(text)
-    except ValueError:
+        found = parse(text, NAME)
+    except FormatError:
         return {}
-    return found if isinstance(found, dict) else {}
+    sound = {"host": _is_host, "pid": _is_pid, "id": _is_host, "time": _is_time}
+    fields = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in fields if name in sound and sound[name](value)}
 
 
-def _lives(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
+def _is_host(value: object) -> bool:
+    return type(value) is str and len(value) < 300
+
+
+def _is_pid(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 31
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1 << 40  # type: ignore[operator]
+
+
+def _lives(pid: int | None) -> bool:
+    if pid is None:
         return False
     try:
         os.kill(pid, 0)

@@ -48,12 +48,16 @@ class RunVerified:
         }
 
     def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """As text, of which a line may hold a name with line breaks in it."""
         bad = sum(map(bool, self.damage.values()))
         head = f"{self.directory}: {len(self.damage):,} checkpoints, {bad or 'none'} damaged"
         lines = [head + (", by headers and sizes" if self.quick else "")]
         lines += [f"  {name}  {damage or 'fine'}" for name, damage in self.damage.items()]
         lines += [f"  {name}  unfinished" for name in self.unfinished]
-        return "\n".join(lines)
+        return lines
 
 
 def verify_run(
