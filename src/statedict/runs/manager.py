@@ -211,7 +211,7 @@ class CheckpointManager(Reader):
             with Paused():
                 state = bare(copied(collect(tree), room))
         except BaseException:
-            background.give_back(room)
+            background.give_up(room)
             raise
         background.start(partial(self._write, state, manifest), room)
         return True
