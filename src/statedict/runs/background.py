@@ -117,8 +117,8 @@ class Background:
     def _check_process(self) -> None:
         if self._process != os.getpid() and any(not job.over for job in self._jobs):
             raise RunError(
-                "this process is a fork, made while a save was under way, which goes on in the process that it was made "
-                "from; wait() there before the fork, or make a manager of its own here"
+                "this process is a fork, made while a save was under way, and only the process that began the save can "
+                "wait for it; wait() there before the fork, or make a manager here"
             )
 
 
