@@ -58,11 +58,12 @@ def publish(
             raise _exists(path)
         mode = stat.S_IMODE(status.st_mode)
     temporary = os.path.join(directory, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
-    try:
-        file = Descriptor(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666))
-    except OSError as error:
-        raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
-    try:
+    try:  # from here on, for an interrupt may come between any two lines
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+            file = Descriptor(os.open(temporary, flags, 0o666))
+        except OSError as error:
+            raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
         try:
             write(FileSink(file, temporary, executor, fsync))
             if mode is not None:

@@ -68,4 +68,5 @@ class Descriptor:
         os.close(fd)
 
     def __del__(self) -> None:
-        self._close()
+        for fd in getattr(self, "_fds", ()):  # an interrupt may have come before there were any
+            os.close(fd)
