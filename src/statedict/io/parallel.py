@@ -162,6 +162,9 @@ class _Pool:
             self._most = len(self._workers)
 
     def _help(self) -> None:
+        """Do a task here; a thread that has not begun by now never will, or need not."""
+        for worker in self._workers:
+            worker.cancel()
         try:
             task = self._queue.get_nowait()
         except Empty:

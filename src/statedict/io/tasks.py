@@ -45,8 +45,8 @@ class Task:
         """Whether it has ended, or never begins."""
         return self._over or self._taken.get("by") == _NOBODY
 
-    def run(self) -> None:
-        """Make the call, unless somebody else does or it was cancelled."""
+    def run(self) -> bool:
+        """Make the call, unless somebody else does or it was cancelled; whether it was made here."""
         me = get_ident()
         try:
             if self._taken.setdefault("by", me) == me and self._call is not None:
@@ -59,6 +59,7 @@ class Task:
             if self._taken.get("by") == me and not self._over:
                 self._over = True
                 self._end.release()
+        return self._taken.get("by") == me
 
     def cancel(self) -> bool:
         """Let it never begin; whether that came in time, or it is over anyway."""

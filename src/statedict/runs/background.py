@@ -1,7 +1,6 @@
 """What goes on while training does: one save after the other, a bound on how many, errors that are not lost.
 
-Each save has a thread, which is not a daemon, so that a program ends when its saves have; see unheard.py for those that
-fail then.
+Each save has a thread; ending.py has the program wait for it at its end, and tell of those that fail then.
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from _thread import get_ident, start_new_thread
 from collections.abc import Callable
 from functools import partial
-from threading import Thread, current_thread, main_thread
+from threading import main_thread
 
 from statedict.errors import RunError
-from statedict.io.tasks import PATIENCE, Task
-from statedict.runs import unheard
+from statedict.io.tasks import Task
+from statedict.runs import ending
 from statedict.segments import Arena
 
 LOG = logging.getLogger("statedict.runs")
@@ -59,13 +59,13 @@ class Background:
 
     def start(self, job: Callable[[], None], room: Arena) -> None:
         """Carry out a job, in a room from `room`; at once where no thread can be started."""
-        unheard.tell_at_the_end()
         task = _Job(partial(self._run, job), room, self._jobs[-1] if self._jobs else None)
         self._jobs = [*(one for one in self._jobs if not one.over), task]
         try:
             task.start()
         except BaseException:
-            task.cancel()  # if its thread has begun, it goes on
+            if task.cancel():  # if its thread has begun, it goes on
+                ending.end(task)
             raise
 
     def _run(self, job: Callable[[], None]) -> None:
@@ -73,10 +73,10 @@ class Background:
             job()
         except BaseException as error:
             LOG.error("%s", error)
-            if not isinstance(error, Exception) and current_thread() is main_thread():
+            if not isinstance(error, Exception) and get_ident() == main_thread().ident:
                 raise  # an interrupt of who waits
             self._errors.append(error)
-            unheard.add(error)
+            ending.add_error(error)
 
     def warn(self, text: str) -> None:
         """Warn at the next call from outside."""
@@ -86,7 +86,7 @@ class Background:
         """Drop what there is to warn of and to raise; it has been logged."""
         self._warnings.clear()
         while self._errors:
-            unheard.remove(self._errors.pop())
+            ending.remove_error(self._errors.pop())
 
     def surface(self, stacklevel: int) -> None:
         """Warn of what there is to warn of, raise the first error of a job, and forget it."""
@@ -96,7 +96,7 @@ class Background:
             warnings.warn(self._warnings.pop(0), stacklevel=stacklevel + 1)
         if self._errors:
             error, self._errors = self._errors[0], []
-            unheard.remove(error)
+            ending.remove_error(error)
             raise error
 
     def wait(self) -> None:
@@ -129,38 +129,35 @@ class _Job(Task):
         room: its memory.
     """
 
-    __slots__ = ("_before", "_started", "room")
+    __slots__ = ("_before", "room")
 
     def __init__(self, call: Callable[[], None], room: Arena, before: _Job | None) -> None:
         super().__init__(call)
         self.room = room
         self._before: _Job | None = before
-        self._started = False
 
     def start(self) -> None:
-        """Run in a thread; here where there can be none, and at the end of the program, when none would be waited for.
-
-        The main thread counts as ended once the interpreter shuts down.
-        """
-        if main_thread().is_alive():
+        """Run in a thread; here where there can be none, or when the program is at its end."""
+        if ending.begin(self):
             try:
-                Thread(target=self._follow, name="statedict-save", daemon=False).start()
-                self._started = True
+                # Thread.start waits until the thread runs: for ever, if memory is too short for it to begin
+                start_new_thread(self._follow, ())
                 return
             except (RuntimeError, MemoryError):  # the interpreter or the system gives no thread
                 pass
         self._follow()
 
     def finish(self) -> None:
-        """Wait until it is over; do it here if an interrupt has kept its thread from starting."""
-        while not self.wait(PATIENCE):
-            if not self._started:
-                self._follow()
+        """Wait until it is over; do it here if no thread has begun it."""
+        while not self.wait():
+            self._follow()
 
     def _follow(self) -> None:
         if self._before is not None:
             self._before.finish()
             self._before = None
-        self.run()
-        if self.error is not None:
-            raise self.error
+        here = self.run()
+        if self.over:
+            ending.end(self)
+        if here:
+            self.result()
