@@ -7,5 +7,6 @@ calls.py    one process for each call and each way in which it can go wrong
 power.py    what a loss of power may leave of a recorded run
 damage.py   bytes flipped, files cut, files deleted
 around.py   clocks, slow and small disks, two processes, lock files
+interrupts.py  Ctrl-C at random moments
 matrix.py   the rows, and how their points are carried out
 """

@@ -12,6 +12,7 @@ import os
 import stat
 
 from statedict.errors import ExistingFileError, FileError, file_error
+from statedict.io.descriptor import Descriptor
 from statedict.io.sink import FileSink
 from statedict.io.space import check_folder_space
 
@@ -57,19 +58,20 @@ def publish(
             raise _exists(path)
         mode = stat.S_IMODE(status.st_mode)
     temporary = os.path.join(directory, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-    except OSError as error:
-        raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
-    try:
+    try:  # from here on, for an interrupt may come between any two lines
         try:
-            write(FileSink(fd, temporary, executor, fsync))
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+            file = Descriptor(os.open(temporary, flags, 0o666))
+        except OSError as error:
+            raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
+        try:
+            write(FileSink(file, temporary, executor, fsync))
             if mode is not None:
-                os.fchmod(fd, mode)
+                os.fchmod(file.fileno(), mode)
             if fsync:
-                os.fsync(fd)
+                os.fsync(file.fileno())
         finally:
-            os.close(fd)
+            file.close()
         if overwrite:
             os.replace(temporary, path)
         else:

@@ -38,8 +38,8 @@ class CheckpointManager(Reader):
     """The checkpoints of a training run, in a directory of their own.
 
     Each is a directory named by its step, which appears whole: a file that any tool opens, a manifest with digests, and
-    a marker. Saving copies the tree and returns; the rest goes on in a thread. One process at a time writes; any number
-    may read.
+    a marker. Saving copies the tree and returns; the rest goes on in a thread, and the program ends when that has.
+    One process at a time writes; any number may read.
 
     Args:
         directory: where; made if it is not there. Or a URL (`s3://`, `gs://`, `az://`).
@@ -211,7 +211,7 @@ class CheckpointManager(Reader):
             with Paused():
                 state = bare(copied(collect(tree), room))
         except BaseException:
-            background.give_back(room)
+            background.give_up(room)
             raise
         background.start(partial(self._write, state, manifest), room)
         return True
@@ -309,6 +309,7 @@ class CheckpointManager(Reader):
             MissingFileError: there is no checkpoint, or not that one.
             CorruptFileError: that step is damaged.
             RestoreError: it does not fit, and nothing was written.
+            RunError: this process is a fork, made while a save was under way.
         """
         self.wait()
         chosen = self._chosen(step)
@@ -356,19 +357,21 @@ class CheckpointManager(Reader):
 
         Raises:
             FileError: one of them could not be.
+            RunError: this process is a fork, made while a save was under way.
         """
         if self._background is not None:
             self._background.wait()
         self._messages.surface(2)
 
     def close(self) -> None:
-        """Wait, and let others write into the directory.
+        """Wait, and let others write into the directory. In a fork there is nothing to wait for.
 
         Raises:
             FileError: a save that went on in the background has failed.
         """
         try:
-            self.wait()
+            if os.getpid() == self._process:
+                self.wait()
         finally:
             if self._background is not None:
                 self._background.close()
@@ -385,6 +388,7 @@ class CheckpointManager(Reader):
         try:
             self.close()
         except Exception as failed:
-            if error is None:
+            if error is None or (isinstance(error, SystemExit) and not error.code):  # nothing else tells of the failure
                 raise
             LOG.error("%s", failed)
+            error.add_note(f"and a save failed: {failed}")
