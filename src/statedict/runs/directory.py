@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -52,6 +52,8 @@ class Directory:
         """Step → what its files were like when it was found to be sound."""
         self._untidy = False
         """Whether something failed here that may have left a part."""
+        self.guard: Callable[[], None] = lambda: None
+        """Raises if what holds the right to write here has lost it; called before what could hurt another writer."""
         self.damaged: set[int] = set()
         """Steps that were found to be damaged, and not replaced since."""
         self._brief: dict[int, tuple[bytes, Manifest]] = {}
@@ -277,17 +279,18 @@ class Directory:
     ) -> None:
         from statedict.io.remote import at
 
-        for name in names_in(folder) or ():  # of one that was never committed, or is to be replaced; the marker first
-            at(joined(folder, name)).delete()
+        self.guard()
+        _remove_objects(folder, names_in(folder) or [])  # of one that was never committed, or is to be replaced
         try:
             for name, write in files.items():
                 publish(joined(folder, name), write)
-            if not dry_run and not at(joined(folder, MARKER)).create(_marker(made[0].encoded())):
+            self.guard()
+            if not dry_run and at(joined(folder, MARKER)).write_if(_marker(made[0].encoded()), None) is None:
                 raise RunError(f"{shown(folder)}: another process committed this step meanwhile; is a run twice there?")
         except RunError:
             raise
         except BaseException:
-            _remove_objects(folder, [*files])
+            _remove_objects(folder, [MARKER, *files])  # the answer to the marker may be what is missing
             raise
         if dry_run:
             _remove_objects(folder, [*files])
@@ -299,8 +302,8 @@ class Directory:
         self.damaged.discard(step)
         folder = self.folder(step)
         if self.remote:
-            names = names_in(folder) or []
-            _remove_objects(folder, sorted(names, key=lambda name: name != MARKER))
+            self.guard()
+            _remove_objects(folder, names_in(folder) or [])
             return
         gone, untidy, self._untidy = self._hidden(step, "gone"), self._untidy, True
         try:
@@ -401,10 +404,11 @@ def _marker(manifest: bytes) -> bytes:
     return f"xxh3_128 {xxh3_128_hexdigest(manifest)}\n".encode()
 
 
-def _remove_objects(folder: str, names: list[str]) -> None:
+def _remove_objects(folder: str, names: Iterable[str]) -> None:
+    """Remove them, the marker first: from then on they are no checkpoint."""
     from statedict.io.remote import at
 
-    for name in names:
+    for name in sorted(names, key=lambda name: name != MARKER):
         try:
             at(joined(folder, name)).delete()
         except MissingFileError:

@@ -266,9 +266,11 @@ class CheckpointManager(Reader):
         self._ordered = True
 
     def _locked(self) -> Lock:
-        return tried(
+        lock = tried(
             partial(Lock, self._files.path, self._messages.wait), self._retries, "the directory could not be locked"
         )
+        self._files.guard = lock.guard
+        return lock
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)
@@ -342,7 +344,7 @@ class CheckpointManager(Reader):
 
     def _prune(self) -> Pruned:
         held = self._lock is not None and self._lock.held
-        lock = None if held else Lock(self._files.path, self._messages.wait)
+        lock = None if held else self._locked()
         try:
             found = plan(self._files, self._keep, set())
             remove(self._files, found)
