@@ -155,6 +155,8 @@ def _begun(job: Job, mode: Mode, folder: Path, fault: Fault, n: int) -> tuple[Sh
     if job.begin is not None:
         manager = job.manager(folder, mode)
         job.begin(manager, mode)
+    if mode.overlay:
+        shim.lower(folder)
     shim.arm(folder, fault, n)
     return shim, manager
 

@@ -19,6 +19,7 @@ from faults.shim import FAULTS, Fault
 from faults.work import JOBS, LARGE, MODES, FaultError, Job, Mode
 
 FALLBACK = Mode("torch", False, exchange=False)
+OVERLAY = Mode(overlay=True)
 BY_DAMAGE = tuple(damage.DAMAGES)
 POWER = "loss of power after each call"
 REPLACES = [job for job in JOBS if "over" in job.name or "anew" in job.name]
@@ -82,6 +83,7 @@ def pairs() -> Iterator[tuple[Job, Mode]]:
         if job is not usual:
             yield job, MODES[n % 2 * 3]
     yield from ((job, FALLBACK) for job in REPLACES)
+    yield from ((job, OVERLAY) for job in JOBS[1:])
 
 
 def rows(chosen: list[str]) -> Iterator[Row]:

@@ -121,6 +121,9 @@ class Proxy(http.server.ThreadingHTTPServer):
         """Where it listens."""
         return f"http://127.0.0.1:{self.server_port}"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing; a client that was killed is none of its faults."""
+
     def start(self) -> None:
         """Serve, in a thread of this process."""
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

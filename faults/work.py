@@ -36,16 +36,18 @@ class Mode:
         background: whether in a thread.
         large: 20 MB of torch tensors, which several threads write in blocks, instead of three small arrays.
         exchange: whether the file system can exchange two names in one step.
+        overlay: whether what is there is in a lower layer of overlayfs, where directories cannot be renamed.
     """
 
     format: str = "safetensors"
     background: bool = False
     large: bool = False
     exchange: bool = True
+    overlay: bool = False
 
     def __str__(self) -> str:
         size = ", 20 MB of torch" if self.large else ""
-        names = "" if self.exchange else ", no exchange of names"
+        names = ("" if self.exchange else ", no exchange of names") + (", overlayfs" if self.overlay else "")
         return f"{self.format}{', background' if self.background else ''}{size}{names}"
 
 
@@ -201,6 +203,10 @@ def look(folder: Place, job: Job, mode: Mode) -> tuple[int, int] | None:
                 raise FaultError(f"no sound checkpoint is left; listed are {steps}, there are {names_in(str(folder))}")
             return None
         seed = _seed_of(folder, newest, job.held[newest], mode)
+        done = job.latest[-1]
+        other = done is not None and done != (newest, seed) and done[0] in steps and done[0] not in job.damaged
+        if done and other and _seed_of(folder, done[0], job.held[done[0]], mode) == done[1]:
+            raise FaultError(f"the newest is step {newest} with the values {seed}, and {done} is committed")
         if (newest, seed) not in job.latest:
             raise FaultError(f"the newest is step {newest} with the values {seed}, none of {job.latest}")
         target = tree(0, mode.large)

@@ -3,7 +3,7 @@
     RUN/100/        a checkpoint, see manifest.py
     RUN/pins.json   steps that are never pruned
     RUN/.lock       who writes here, see lock.py
-    RUN/.…          what is being written or removed, or was when its process died
+    RUN/.…          what is being written or removed, or was when its process died, see places.py
 
 On a disk a checkpoint is written into a hidden directory, which is renamed at the end. In an object store its objects
 appear one by one, and the marker is the last: it is put there only if there is none.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -23,19 +22,18 @@ from typing import Any
 from statedict import formats
 from statedict.checks import Check, Problem
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, RunError, file_error
-from statedict.formats import places
+from statedict.formats.places import open_file
 from statedict.io import atomic
 from statedict.io.files import names_in, open_source, publish
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.sink import put_bytes
 from statedict.io.urls import folder_of, is_url, joined, shown
 from statedict.reports import verify
+from statedict.runs import places
 from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded
 
 PINS = "pins.json"
 LEVELS = ("full", "quick", "off")
-_LEFTOVER = re.compile(r"\.+(\d+|pins\.json)\.[0-9a-f]{8}\.(tmp|new|old|gone)(\.[0-9a-f]{8}\.tmp)?")
-_OLD = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.old")
 
 
 class Directory:
@@ -50,6 +48,8 @@ class Directory:
         self.remote = is_url(path)
         self._sound: dict[int, object] = {}
         """Step → what its files were like when it was found to be sound."""
+        self._waiting: dict[int, str] = {}
+        """Step → the hidden folder in which it is, where its process died before it had its name."""
         self._untidy = False
         """Whether something failed here that may have left a part."""
         self.guard: Callable[[], None] = lambda: None
@@ -64,38 +64,47 @@ class Directory:
 
     def folder(self, step: int) -> str:
         """The directory of a checkpoint."""
-        return joined(self.path, str(step))
+        return joined(self.path, self._waiting.get(step, str(step)))
 
     # what is there
 
     def steps(self) -> list[int]:
         """The steps that are committed, in order; whether they are sound is not looked at."""
         names = self._names()
-        steps = sorted(int(name) for name in (*names, *self._renamed(names)) if _is_step(name))
+        steps = sorted({int(name) for name in names if _is_step(name)} | {*places.waiting(names)})
         workers = REMOTE_WORKERS if self.remote else 1
-        return [
-            step for step, there in zip(steps, parallel(self.committed, steps, workers=workers), strict=True) if there
-        ]
-
-    def _renamed(self, names: list[str]) -> list[str]:
-        """Give checkpoints that were to be replaced when their process died their names back."""
-        found = {match[1]: match[0] for match in map(_OLD.fullmatch, names) if match and match[1] not in names}
-        for step, old in found.items():
-            try:
-                os.rename(joined(self.path, old), joined(self.path, step))
-            except OSError:
-                return []
-        return [*found]
+        there = parallel(partial(self._committed, names), steps, workers=workers)
+        return [step for step, committed in zip(steps, there, strict=True) if committed]
 
     def torn(self) -> list[int]:
         """Steps on a disk that have lost a part without which they do not count; an object store has such by nature."""
-        steps = [] if self.remote else [int(name) for name in self._names() if _is_step(name)]
-        return [step for step in steps if not self.committed(step) and self._ours(self.folder(step))]
+        if self.remote:
+            return []
+        names = self._names()
+        steps = [int(name) for name in names if _is_step(name)]
+        return [step for step in steps if not self._committed(names, step) and self._is_torn(self.folder(step))]
+
+    def _is_torn(self, folder: str) -> bool:
+        return self._ours(folder) and not places.is_half_removed(names_in(folder))
 
     def committed(self, step: int) -> bool:
         """Whether a step is."""
+        return self._committed(None, step)
+
+    def _committed(self, names: list[str] | None, step: int) -> bool:
+        """The same, where the names in the directory are known; and where it is to be looked for from now on."""
+        self._waiting.pop(step, None)
+        if self._whole(self.folder(step)):
+            return True
+        after = None if self.remote else places.waiting(self._names() if names is None else names).get(step)
+        if after is None or not self._whole(joined(self.path, after)):
+            return False
+        self._waiting[step] = after
+        return True
+
+    def _whole(self, folder: str) -> bool:
         try:
-            return {NAME, MARKER} <= {*(names_in(self.folder(step)) or ())}
+            return {NAME, MARKER} <= {*(names_in(folder) or ())}
         except MissingFileError:
             return False
 
@@ -250,7 +259,7 @@ class Directory:
 
     def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
         """Write beside a checkpoint of that step, if there is one, and put the new one in its place."""
-        folder = self.folder(step)
+        folder = joined(self.path, str(step))
         if not dry_run and os.path.lexists(folder) and not self._ours(folder):
             raise RunError(
                 f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
@@ -263,12 +272,12 @@ class Directory:
                 atomic.publish_folder(folder, files)
                 self._untidy = False
                 return
-            place = self._hidden(step, "new")
+            place = places.hidden(self.path, step, "new")
             atomic.publish_folder(place, files)
-            before = place if dry_run else atomic.put_in_place(place, folder, self._hidden(step, "old"))
-            atomic.sync_directory(self.path)
-            atomic.discard(before)
-            self._untidy = os.path.lexists(before)
+            left = place if dry_run else places.put(self.path, step, place)
+            if left:
+                atomic.discard(left)
+            self._untidy = os.path.lexists(left)
         except OSError as error:
             if isinstance(error, FileError):
                 raise
@@ -301,15 +310,16 @@ class Directory:
         self._brief.pop(step, None)
         self.damaged.discard(step)
         folder = self.folder(step)
+        self._waiting.pop(step, None)
         if self.remote:
             self.guard()
             _remove_objects(folder, names_in(folder) or [])
             return
-        gone, untidy, self._untidy = self._hidden(step, "gone"), self._untidy, True
+        untidy, self._untidy = self._untidy, True
         try:
-            os.rename(folder, gone)
-            atomic.sync_directory(self.path)
-            (os.unlink if os.path.islink(gone) else shutil.rmtree)(gone)
+            gone = places.put_aside(self.path, step, folder)
+            if gone:
+                (os.unlink if os.path.islink(gone) else shutil.rmtree)(gone)
         except OSError as error:
             raise file_error(folder, f"cannot remove step {step}", error) from error
         self._untidy = untidy
@@ -317,12 +327,14 @@ class Directory:
     def leftovers(self) -> list[str]:
         """What processes that died have left: what is hidden, and objects without a marker; if nobody else writes."""
         names = self._names()
-        needed = {match[0] for match in map(_OLD.fullmatch, names) if match and match[1] not in names}
-        found = [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name) and name not in needed]
-        if self.remote:
-            begun = [joined(self.path, name) for name in names if name.isdecimal() and not self.committed(int(name))]
-            found += [folder for folder in begun if self._ours(folder)]
-        return found
+        needed = {name for step, name in places.waiting(names).items() if not self._whole(joined(self.path, str(step)))}
+        found = [joined(self.path, name) for name in names if places.LEFTOVER.fullmatch(name) and name not in needed]
+        begun = [joined(self.path, name) for name in names if _is_step(name)]
+        begun = [folder for folder in begun if not self._whole(folder)]
+        return found + [one for one in begun if (self._ours(one) if self.remote else self._is_half_removed(one))]
+
+    def _is_half_removed(self, folder: str) -> bool:
+        return places.is_half_removed(names_in(folder))
 
     def _ours(self, folder: str) -> bool:
         """Whether nothing is in a folder but what a checkpoint is made of."""
@@ -331,7 +343,9 @@ class Directory:
 
     def clean(self) -> list[str]:
         """Remove the leftovers; only who holds the lock may."""
-        self.steps()
+        if not self.remote:
+            places.finish(self.path, self._names())
+            self._waiting.clear()
         found = self.leftovers()
         if found and not self.remote:
             atomic.sync_directory(self.path)  # else the names of what goes could come back, and its files not
@@ -342,9 +356,6 @@ class Directory:
                 atomic.discard(path)
         self._untidy = not self.remote and any(map(os.path.lexists, found))
         return found
-
-    def _hidden(self, step: int, why: str) -> str:
-        return os.path.join(self.path, f".{step}.{os.urandom(4).hex()}.{why}")
 
     # pins
 
@@ -380,7 +391,7 @@ def entries(file: str) -> tuple[Entry, ...]:
 
 
 def _entries(file: str) -> Iterator[Entry]:
-    _, found = formats.checks(places.open_file(file))
+    _, found = formats.checks(open_file(file))
     for item in found:
         if isinstance(item, Problem):
             raise CorruptFileError(f"{shown(file)}: {item}")
