@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-from faults import around, calls, damage, power, store
+from faults import around, beside, calls, damage, power, store
 from faults.shim import FAULTS, Fault
 from faults.work import JOBS, LARGE, MODES, FaultError, Job, Mode
 
@@ -22,6 +22,7 @@ FALLBACK = Mode("torch", False, exchange=False)
 OVERLAY = Mode(overlay=True)
 BY_DAMAGE = tuple(damage.DAMAGES)
 POWER = "loss of power after each call"
+BESIDE = "readers beside a process that saves, replaces and prunes"
 REPLACES = [job for job in JOBS if "over" in job.name or "anew" in job.name]
 
 DEAR = 4  # times as long as others
@@ -101,6 +102,7 @@ def _all() -> Iterator[tuple[str, Callable[[], Iterator[Point]]]]:
         yield name, partial(_at_rest, name)
     for name, (_, values) in around.ROWS.items():
         yield name, partial(_around, name, values)
+    yield BESIDE, _beside
     for trouble in store.TROUBLES:
         yield trouble.name, partial(_at_requests, trouble)
     for name, (work, most) in store.SEVERAL.items():
@@ -141,6 +143,11 @@ def _at_rest(name: str) -> Iterator[Point]:
 def _around(name: str, values: tuple[object, ...]) -> Iterator[Point]:
     for mode, value in itertools.product((MODES[0], MODES[3]), values):
         yield Point(f"{mode}, {value}", partial(around.try_out, name, mode, value), name in around.HEAVY)
+
+
+def _beside() -> Iterator[Point]:
+    for n, mode, verb in itertools.product(range(6), beside.WAYS, beside.VERBS):
+        yield Point(f"{verb.__name__.lstrip('_')}, {mode}, {n}", partial(beside.try_out, verb, mode))
 
 
 def _at_requests(trouble: store.Trouble) -> Iterator[Point]:

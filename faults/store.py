@@ -221,7 +221,7 @@ def _survived(url: str, job: Job, mode: Mode, remote: Remote, trouble: Trouble, 
     for error in told:
         if not isinstance(error, StateDictError):
             raise FaultError(f"the error is a bare {type(error).__name__}: {error}")
-        if url not in str(error) or not re.search(WORDS, str(error)):
+        if url not in str(error) or not re.search(f"{WORDS}|the server", str(error)):
             raise FaultError(f"the error does not say which step and where: {error}")
     if not told and newest != job.latest[-1]:
         raise FaultError(f"nothing was said, and the newest is {newest}")

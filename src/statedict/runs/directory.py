@@ -11,13 +11,14 @@ appear one by one, and the marker is the last: it is put there only if there is 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from statedict import formats
 from statedict.checks import Check, Problem
@@ -34,6 +35,14 @@ from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded
 
 PINS = "pins.json"
 LEVELS = ("full", "quick", "off")
+LOOKS = 100  # times that somebody looks again, while others change what is there
+
+
+Result = TypeVar("Result")
+
+
+class GoneError(MissingFileError):
+    """A checkpoint was there and has been removed."""
 
 
 class Directory:
@@ -70,11 +79,15 @@ class Directory:
 
     def steps(self) -> list[int]:
         """The steps that are committed, in order; whether they are sound is not looked at."""
-        names = self._names()
-        steps = sorted({int(name) for name in names if _is_step(name)} | {*places.waiting(names)})
-        workers = REMOTE_WORKERS if self.remote else 1
-        there = parallel(partial(self._committed, names), steps, workers=workers)
-        return [step for step, committed in zip(steps, there, strict=True) if committed]
+        for _ in range(LOOKS):
+            names = self._names()
+            steps = sorted({int(name) for name in names if _is_step(name)} | {*places.waiting(names)})
+            workers = REMOTE_WORKERS if self.remote else 1
+            there = parallel(partial(self._committed, names), steps, workers=workers)
+            found = [step for step, committed in zip(steps, there, strict=True) if committed]
+            if found or self._names() == names:  # else all of them were removed meanwhile, for others that came
+                break
+        return found
 
     def torn(self) -> list[int]:
         """Steps on a disk that have lost a part without which they do not count; an object store has such by nature."""
@@ -85,7 +98,8 @@ class Directory:
         return [step for step in steps if not self._committed(names, step) and self._is_torn(self.folder(step))]
 
     def _is_torn(self, folder: str) -> bool:
-        return self._ours(folder) and not places.is_half_removed(names_in(folder))
+        names = {*(names_in(folder) or ())}  # looked at once: it may be replaced meanwhile
+        return bool(names) and names <= {NAME, MARKER, *DATA.values()} and not {NAME, MARKER} <= names
 
     def committed(self, step: int) -> bool:
         """Whether a step is."""
@@ -114,6 +128,42 @@ class Directory:
         except MissingFileError:
             return []
 
+    def seen(self, step: int) -> object | None:
+        """What is another thing once a checkpoint is gone, was replaced or has moved; None if there is none."""
+        if not self.committed(step):
+            return None
+        folder = self.folder(step)
+        try:
+            return folder, _read(joined(folder, MARKER))
+        except MissingFileError:
+            return folder, None
+        except FileError as error:
+            return folder, error.errno
+
+    def steadily(self, step: int, look: Callable[[], Result]) -> Result:
+        """What a function finds out about a checkpoint. What it raises is of a checkpoint that stayed what it was.
+
+        Others write, replace and remove while somebody looks, and half of what was there may be gone by then. That is
+        no damage, so it is looked at again.
+
+        Raises:
+            GoneError: it was removed.
+        """
+        try:
+            return look()
+        except (FormatError, OSError):
+            pass
+        for _ in range(LOOKS):
+            before = self.seen(step)
+            if before is None:
+                break
+            try:
+                return look()
+            except (FormatError, OSError):
+                if self.seen(step) == before:
+                    raise
+        raise GoneError(errno.ENOENT, f"step {step} was removed meanwhile", str(self))
+
     def manifest(self, step: int) -> Manifest:
         """What a checkpoint says of itself.
 
@@ -121,6 +171,9 @@ class Directory:
             CorruptFileError: it is damaged.
             FileError: it cannot be read.
         """
+        return self.steadily(step, partial(self._manifest, step))
+
+    def _manifest(self, step: int) -> Manifest:
         folder = self.folder(step)
         data, marker = (_read(joined(folder, name)) for name in (NAME, MARKER))
         if marker != _marker(data):
@@ -137,21 +190,29 @@ class Directory:
             CorruptFileError: it is damaged.
             FileError: it cannot be read.
         """
+        return self.steadily(step, partial(self._brief_of, step))
+
+    def _brief_of(self, step: int) -> Manifest:
         marker = _read(joined(self.folder(step), MARKER))
         known = self._brief.get(step)
         if known is None or known[0] != marker:
-            known = self._brief[step] = marker, replace(self.manifest(step), entries=())
+            known = self._brief[step] = marker, replace(self._manifest(step), entries=())
         return known[1]
 
-    def manifests(self) -> list[Manifest]:
-        """Those that can be read, without their entries, in the order of their steps."""
-        found = []
-        for step in self.steps():
-            try:
-                found.append(self.brief(step))
-            except (FormatError, FileError):
-                pass
-        return found
+    def manifests(self) -> tuple[list[Manifest], dict[int, str]]:
+        """Those that can be read, without their entries, in the order of their steps; step → why another cannot be."""
+        for _ in range(LOOKS):
+            found, unread, gone = list[Manifest](), dict[int, str](), False
+            for step in self.steps():
+                try:
+                    found.append(self.brief(step))
+                except GoneError:
+                    gone = True
+                except (FormatError, FileError) as error:
+                    unread[step] = str(error)
+            if found or not gone:  # else all of them were removed meanwhile, for others that came
+                break
+        return found, unread
 
     def data(self, step: int) -> str:
         """The file of a checkpoint's tree."""
@@ -165,37 +226,41 @@ class Directory:
             step: of a committed one.
             level: `"full"` reads all of its bytes, if they were not read before and changed since; `"quick"` its
                 manifest, headers and sizes; `"off"` the manifest.
-        """
-        found = self._damage(step, level)
-        if found is not None:
-            self.damaged.add(step)
-        elif level == "full":
-            self.damaged.discard(step)
-        return found
 
-    def _damage(self, step: int, level: str) -> str | None:
+        Raises:
+            GoneError: it was removed meanwhile.
+        """
         try:
-            manifest = self.manifest(step)
-            if level == "off":
-                return None
-            for name, size in manifest.files.items():
-                path = joined(self.folder(step), name)
-                if open_source(path).size != size:
-                    return f"{shown(path)}: has not the {size:,} bytes that were committed"
-            signature = self._signature(step, manifest)
-            if self._sound.get(step) == signature:
-                return None
-            file = self.data(step)
-            if entries(file) != manifest.entries:
-                return f"{shown(file)}: is not the file that was committed; its digests are others"
-            report = verify(file, quick=level == "quick")
-            if report.problems:
-                return f"{report.file}: {report.problems[0]}"
+            self.steadily(step, partial(self._check, step, level))
+        except GoneError:
+            self.damaged.discard(step)
+            raise
         except (FormatError, OSError) as error:
+            self.damaged.add(step)
             return str(error)
         if level == "full":
-            self._sound[step] = signature
+            self.damaged.discard(step)
         return None
+
+    def _check(self, step: int, level: str) -> None:
+        manifest = self._manifest(step)
+        if level == "off":
+            return
+        for name, size in manifest.files.items():
+            path = joined(self.folder(step), name)
+            if open_source(path).size != size:
+                raise CorruptFileError(f"{shown(path)}: has not the {size:,} bytes that were committed")
+        signature = self._signature(step, manifest)
+        if self._sound.get(step) == signature:
+            return
+        file = self.data(step)
+        if entries(file) != manifest.entries:
+            raise CorruptFileError(f"{shown(file)}: is not the file that was committed; its digests are others")
+        report = verify(file, quick=level == "quick")
+        if report.problems:
+            raise CorruptFileError(f"{report.file}: {report.problems[0]}")
+        if level == "full":
+            self._sound[step] = signature
 
     def _signature(self, step: int, manifest: Manifest) -> object:
         """What changes when the files of a checkpoint do; of objects nothing that could be asked."""

@@ -313,13 +313,16 @@ class CheckpointManager(Reader):
             RestoreError: it does not fit, and nothing was written.
         """
         self.wait()
-        chosen = self._chosen(step)
         kept, _ = covered(tree)
-        report = restore(kept, load(self._files.data(chosen)), **options)
+
+        def use(chosen: int) -> RestoreReport:
+            return replace(restore(kept, load(self._files.data(chosen)), **options), step=chosen)
+
+        report = self._opened(step, use)
         if report.written:
             put_back(tree, kept)
-            self._last, self._ordered = chosen, False
-        return replace(report, step=chosen)
+            self._last, self._ordered = report.step, False
+        return report
 
     # the end
 
