@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +14,11 @@ from typing import Any
 import numpy
 import pytest
 
-from statedict import CheckpointManager
+from statedict import CheckpointManager, load
 from statedict.errors import FileError
 from statedict.io import atomic
 from statedict.runs.directory import Directory
+from statedict.runs.listing import listing
 from statedict.runs.manifest import Manifest
 
 
@@ -46,16 +48,48 @@ def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
         assert (tmp_path / "a").read_text() == "b"
 
 
-def test_a_step_whose_process_died_before_it_was_replaced_has_its_name_again(run: Path) -> None:
-    os.rename(run / "3", run / ".3.0123abcd.old")
-    assert CheckpointManager(run).latest() == 3
-    assert not (run / ".3.0123abcd.old").exists()
-
-
-def test_what_was_replaced_is_left_over_and_goes(run: Path) -> None:
-    os.rename(run / "2", run / ".3.0123abcd.old")
+def test_a_step_whose_process_died_before_it_had_its_name_counts_and_gets_it_from_who_writes_next(run: Path) -> None:
+    os.rename(run / "3", run / ".3.0123abcd.next")
+    (run / "3").mkdir()
+    (run / "3" / "REMOVED").touch()  # its removal was interrupted where it stands
+    manager = CheckpointManager(run)
+    target = tree(0)
+    assert (manager.steps(), manager.latest(), manager.restore(target).step) == ([1, 2, 3], 3, 3)
+    assert target["epoch"] == 3
+    assert [(one.name, one.state) for one in listing(run)][-2:] == [("3", "committed"), ("3", "unfinished")]
+    assert (run / ".3.0123abcd.next").exists()  # who reads changes nothing
     go_on(run)
-    assert sorted(os.listdir(run)) == [".lock", "1", "3", "4"]
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4"]
+    assert CheckpointManager(run).steps() == [1, 2, 3, 4]
+
+
+def test_what_was_to_replace_a_step_that_is_still_there_is_left_over_and_goes(run: Path) -> None:
+    shutil.copytree(run / "2", run / ".3.0123abcd.next")
+    assert CheckpointManager(run).restore(tree(0)).step == 3
+    go_on(run)
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4"]
+    assert float(load(run / "3" / "checkpoint.safetensors")["inner"]["lr"]) == 3
+
+
+@pytest.mark.parametrize("inside", [(), ("REMOVED",), ("REMOVED", "manifest.json"), ("REMOVED", "checkpoint.pth")])
+def test_a_step_whose_removal_was_interrupted_where_it_stands_is_no_damage_and_goes(
+    run: Path, inside: tuple[str, ...]
+) -> None:
+    (run / "7").mkdir()
+    for name in inside:
+        (run / "7" / name).touch()
+    manager = CheckpointManager(run)
+    assert (manager.steps(), manager.latest()) == ([1, 2, 3], 3)
+    go_on(run)
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4"]
+
+
+def test_a_folder_with_a_number_that_holds_what_is_not_ours_stays(run: Path) -> None:
+    (run / "7").mkdir()
+    for name in ("REMOVED", "mine"):
+        (run / "7" / name).touch()
+    go_on(run)
+    assert sorted(os.listdir(run / "7")) == ["REMOVED", "mine"]
 
 
 def test_half_a_list_of_pins_is_left_over_and_goes(run: Path) -> None:

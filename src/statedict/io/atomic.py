@@ -187,7 +187,8 @@ def exchange(one: str, other: str) -> bool:
     Linux: renameat2(2) with RENAME_EXCHANGE. macOS: renamex_np(2) with RENAME_SWAP.
 
     Returns:
-        Whether that was done; False where the system or the file system cannot.
+        Whether that was done; False where the system or the file system cannot, as overlayfs cannot with folders of
+        its lower layers.
 
     Raises:
         OSError: the file system refuses.
@@ -205,26 +206,9 @@ def exchange(one: str, other: str) -> bool:
     if not failed:
         return True
     number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV):
         return False
     raise OSError(number, os.strerror(number), one)
-
-
-def put_in_place(folder: str, target: str, old: str) -> str:
-    """Give a folder the name of another one.
-
-    Returns:
-        Where that other one is now: at `folder`, or at `old` where names cannot be exchanged. Whoever finds it there,
-        and nothing at `target`, gives it its name back.
-
-    Raises:
-        OSError: the file system refuses.
-    """
-    if exchange(folder, target):
-        return folder
-    os.rename(target, old)
-    os.rename(folder, target)
-    return old
 
 
 def discard(path: str) -> None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from statedict.io.blocks import Block
     from statedict.io.files import Item
 
+    Version = dict[str, str]
+
     class Remote(Protocol):
         """What lies, or may lie, behind a URL."""
 
@@ -69,8 +71,11 @@ if TYPE_CHECKING:
         def put(self, pieces: Iterator[bytes], size: int) -> None:
             """Write the object of pieces; if they raise, nothing is there afterwards."""
 
-        def create(self, data: bytes) -> bool:
-            """Write a small object unless there is one, in one step; whether it was written."""
+        def look(self) -> tuple[bytes, Version] | None:
+            """The bytes of a small object and its version; None if there is none."""
+
+        def write_if(self, data: bytes, seen: Version | None) -> Version | None:
+            """Write a small object if it is still the version that was seen; what was written, None if it is not."""
 
         def delete(self) -> None:
             """Take it away."""

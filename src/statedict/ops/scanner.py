@@ -481,9 +481,6 @@ class Scan:
                 return
         before = self.pickles
         self._thing(inner, label, depth)
-        if inner.read(0, 4) != b"PK\3\4" and (directory := find_directory(inner, inner.size)) is not None:
-            self._zip(inner, label, depth, inner.size, directory)
-            return
         if self.pickles > before and compression(inner.read(0, 600)) == "" and inner.read(0, 2) != b"PK":
             named = Named("", "a pickle inside of a pickle", "", begin)
             self._add(label, 0, named, DANGEROUS, "whatever unpacks it runs what it names")

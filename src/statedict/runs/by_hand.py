@@ -52,6 +52,7 @@ def prune(
         return plan(files, policy, set())
     owner = _Person()
     lock = Lock(files.path, owner.settle)
+    files.guard = lock.guard
     try:
         found = plan(files, policy, set())
         if found.removed and (agreed is None or agreed(found)):

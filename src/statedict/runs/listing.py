@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from statedict.errors import FileError, FormatError, MissingFileError, RunError, UnsupportedError
+from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, RunError, UnsupportedError
 from statedict.io.files import Item, contents
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.urls import joined, named, shown
-from statedict.runs.directory import Directory
+from statedict.runs.directory import LOOKS, Directory, GoneError
 from statedict.runs.foreign import Foreign, recognised, step_of
 from statedict.runs.keep import check_mode
 from statedict.runs.manifest import DATA, MARKER, NAME
@@ -108,11 +108,14 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     [(1, 'committed', {'loss': 1.0}), (2, 'committed', {'loss': 0.5})]
     """
     files = Directory(named(directory))
-    inside = _inside(files)
-    ours = files.steps()
-    pins = files.pins() if ours else set[int]()
     workers = REMOTE_WORKERS if files.remote else 1
-    found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
+    for _ in range(LOOKS):
+        inside = _inside(files)
+        ours = files.steps()
+        pins = files.pins() if ours else set[int]()
+        found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
+        if found or not ours:  # else all of them were removed meanwhile, for others that came
+            break
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
     steps = [name for name, item in inside.items() if item.folder and name.isdecimal() and int(name) not in ours]
     unfinished |= {name for name in steps if {NAME, MARKER} & files.names_of(name)}
@@ -139,43 +142,43 @@ def _inside(files: Directory) -> dict[str, Item]:
 
 
 def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
-    name, folder = str(step), files.folder(step)
+    name = str(step)
     try:
-        manifest = files.manifest(step)
+        return files.steadily(step, partial(_sound, files, pins, step))
+    except GoneError:
+        return None
     except (FormatError, FileError) as error:
-        if not files.committed(step):  # pruned meanwhile
-            return None
-        inside = contents(folder) if files.names_of(name) else None
-        inside = inside or {}
+        inside = (contents(files.folder(step)) if files.names_of(files.name(step)) else None) or {}
         data = next((one for one in DATA.values() if one in inside), "")
         size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=0.0)
-        path = joined(folder, data) if data else folder
+        path = joined(files.folder(step), data) if data else files.folder(step)
         return Checkpoint(step, path, "statedict", size, time, {}, DAMAGED, step in pins, name, str(error))
-    inside = contents(folder) or {}
-    sizes = {one: item.size for one, item in inside.items()}
-    wrong = [one for one, size in manifest.files.items() if sizes.get(one) != size]
-    damage = ""
-    if wrong:
-        has = f"has {sizes[wrong[0]]:,} bytes" if wrong[0] in sizes else "is not there"
-        damage = f"{shown(joined(folder, wrong[0]))}: {has}, committed were {manifest.files[wrong[0]]:,}"
-    try:
-        for one in manifest.files:
-            files.inner(name, one)
-    except FormatError as error:
-        damage = str(error)
+
+
+def _sound(files: Directory, pins: set[int], step: int) -> Checkpoint:
+    """What its manifest says of a checkpoint.
+
+    Raises:
+        FormatError: its files have other sizes, or are links out of the run.
+        GoneError: it was removed meanwhile.
+    """
+    folder, manifest = files.folder(step), files.manifest(step)
+    sizes = {one: item.size for one, item in (contents(folder) or {}).items()}
+    for one, size in manifest.files.items():
+        files.inner(files.name(step), one)
+        if sizes.get(one) != size:
+            has = f"has {sizes[one]:,} bytes" if one in sizes else "is not there"
+            raise CorruptFileError(f"{shown(joined(folder, one))}: {has}, committed were {size:,}")
     data = next((one for one in DATA.values() if one in manifest.files), DATA["safetensors"])
-    return Checkpoint(
-        step,
-        joined(folder, data),
-        "statedict",
-        manifest.nbytes,
-        manifest.time,
-        manifest.metrics,
-        DAMAGED if damage else COMMITTED,
-        step in pins,
-        name,
-        damage,
-    )
+    nbytes, time, metrics = manifest.nbytes, manifest.time, manifest.metrics
+    path = joined(folder, data)
+    return Checkpoint(step, path, "statedict", nbytes, time, metrics, COMMITTED, step in pins, str(step))
+
+
+def look_again(directory: str | os.PathLike[str], one: Checkpoint) -> Checkpoint | None:
+    """A checkpoint of a listing as it is listed now; None if it is gone, or is no checkpoint any more."""
+    now = (other for other in listing(directory) if (other.name, other.kind) == (one.name, one.kind))
+    return next((other for other in now if other.state != UNFINISHED), None)
 
 
 def _unfinished(files: Directory, name: str, item: Item) -> Checkpoint:

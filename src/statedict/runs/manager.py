@@ -266,9 +266,11 @@ class CheckpointManager(Reader):
         self._ordered = True
 
     def _locked(self) -> Lock:
-        return tried(
+        lock = tried(
             partial(Lock, self._files.path, self._messages.wait), self._retries, "the directory could not be locked"
         )
+        self._files.guard = lock.guard
+        return lock
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)
@@ -312,13 +314,16 @@ class CheckpointManager(Reader):
             RunError: this process is a fork, made while a save was under way.
         """
         self.wait()
-        chosen = self._chosen(step)
         kept, _ = covered(tree)
-        report = restore(kept, load(self._files.data(chosen)), **options)
+
+        def use(chosen: int) -> RestoreReport:
+            return replace(restore(kept, load(self._files.data(chosen)), **options), step=chosen)
+
+        report = self._opened(step, use)
         if report.written:
             put_back(tree, kept)
-            self._last, self._ordered = chosen, False
-        return replace(report, step=chosen)
+            self._last, self._ordered = report.step, False
+        return report
 
     # the end
 
@@ -343,7 +348,7 @@ class CheckpointManager(Reader):
 
     def _prune(self) -> Pruned:
         held = self._lock is not None and self._lock.held
-        lock = None if held else Lock(self._files.path, self._messages.wait)
+        lock = None if held else self._locked()
         try:
             found = plan(self._files, self._keep, set())
             remove(self._files, found)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from statedict.errors import FileError, FormatError
 from statedict.html import Shown, fold, listing, page, table
-from statedict.runs.directory import Directory
+from statedict.runs.directory import Directory, GoneError
 from statedict.runs.keep import AnyPolicy, Policy
-from statedict.runs.manifest import Manifest
 
 _SHORT = 30
 
@@ -62,16 +60,10 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
         keep: the policy; None keeps all.
         needed: steps that stay in any case.
     """
-    manifests: list[Manifest] = []
-    kept: dict[int, str] = {}
-    for step in directory.steps():
-        if step in directory.damaged:
-            kept[step] = "damaged"
-            continue
-        try:
-            manifests.append(directory.brief(step))
-        except (FormatError, FileError) as error:
-            kept[step] = f"damaged: {error}"
+    readable, unread = directory.manifests()
+    manifests = [one for one in readable if one.step not in directory.damaged]
+    kept = {step: f"damaged: {why}" for step, why in unread.items()}
+    kept |= {one.step: "damaged" for one in readable if one.step in directory.damaged}
     for policy in _parts(keep):
         for step in policy.kept(manifests):
             kept.setdefault(step, str(policy))
@@ -84,11 +76,18 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
     for step in needed & {one.step for one in manifests}:
         kept.setdefault(step, "the newest")
     if not needed:
-        newest = next((one.step for one in reversed(manifests) if directory.damage(one.step) is None), None)
+        newest = next((one.step for one in reversed(manifests) if _is_sound(directory, one.step)), None)
         if newest is not None:
             kept.setdefault(newest, "the newest")
     gone = [one for one in manifests if one.step not in kept]
     return Pruned(dict(sorted(kept.items())), tuple(one.step for one in gone), sum(one.nbytes for one in gone))
+
+
+def _is_sound(directory: Directory, step: int) -> bool:
+    try:
+        return directory.damage(step) is None
+    except GoneError:
+        return False
 
 
 def remove(directory: Directory, found: Pruned) -> None:
