@@ -159,7 +159,8 @@ class LazyTensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"LazyTensor({self.dtype}, {self.shape}, {human_bytes(self.nbytes)}, {self.storage.source.name!r})"
+        shape, size = tuple(self.shape), human_bytes(self.nbytes)
+        return f"LazyTensor({self.dtype}, {shape}, {size}, {self.storage.source.name!r})"
 
     def _repr_html_(self) -> str:
         from statedict.html import page, shape, table
