@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
 
 
-_EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
+EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
 
 
 class Storage:
@@ -276,7 +276,7 @@ class LazyTensor:
         """
         if self.strides is None:
             return self
-        if self.nbytes > max(_EXPANDED, 1024 * self.span):
+        if self.nbytes > max(EXPANDED, 1024 * self.span):
             raise LimitError(
                 f"{self!r}: repeats {human_bytes(self.span)} to {human_bytes(self.nbytes)}; "
                 "a view by .numpy() or an index takes no memory"
