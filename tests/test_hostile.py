@@ -392,3 +392,26 @@ def test_a_legacy_file_is_known_by_its_magic_number_in_every_protocol(protocol: 
     tree = collections.OrderedDict(w=torch.ones(2), epoch=3)
     torch.save(tree, tmp_path / "x.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=False)
     assert list(statedict.load(tmp_path / "x.pth")) == ["w", "epoch"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+@pytest.mark.parametrize("elements", [1 << 48, 1 << 61])
+def test_a_distributed_tensor_of_four_bytes_that_claims_to_be_huge_is_refused(elements: int, tmp_path: Path) -> None:
+    dcp.save({"w": torch.ones(1)}, checkpoint_id=tmp_path, no_dist=True)
+    metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
+    entry = metadata.state_dict_metadata["w"]
+    entry.size = entry.chunks[0].sizes = torch.Size([elements])
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(statedict.FormatError, match=r"'w' (takes 1,125,.* bytes, its chunks have|has a size that no)"):
+        statedict.load(tmp_path)
+
+
+def test_memory_that_the_system_does_not_have_is_an_error_of_ours() -> None:
+    from statedict.errors import NoMemoryError
+    from statedict.io.memory import allocate, make_buffer
+
+    for take in (allocate, make_buffer):
+        for size in (1 << 62, 1 << 70):
+            with pytest.raises(NoMemoryError, match=f"{size:,} bytes of memory are more than the system gives"):
+                take(size)
+    assert issubclass(NoMemoryError, MemoryError)

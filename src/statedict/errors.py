@@ -19,6 +19,7 @@
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
     ├── WorkerError (RuntimeError)        a worker of an executor died
     ├── RunError (RuntimeError)           a run's directory cannot be used like that: it is locked, or has checkpoints
+    ├── NoMemoryError (MemoryError)       the system has not as much memory as a tensor takes
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
 A message says what, where, expected, got, and the remedy.
@@ -116,6 +117,10 @@ class WorkerError(StateDictError, RuntimeError):
 
 class RunError(StateDictError, RuntimeError):
     """A run's directory cannot be used like that: it is locked, or another run's checkpoints are in it."""
+
+
+class NoMemoryError(StateDictError, MemoryError):
+    """The system has not as much memory as a tensor takes."""
 
 
 class MissingExtraError(StateDictError, ImportError):

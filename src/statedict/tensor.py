@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
 
 
-_EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
+EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
 
 
 class Storage:
@@ -159,7 +159,8 @@ class LazyTensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"LazyTensor({self.dtype}, {self.shape}, {human_bytes(self.nbytes)}, {self.storage.source.name!r})"
+        shape, size = tuple(self.shape), human_bytes(self.nbytes)
+        return f"LazyTensor({self.dtype}, {shape}, {size}, {self.storage.source.name!r})"
 
     def _repr_html_(self) -> str:
         from statedict.html import page, shape, table
@@ -275,7 +276,7 @@ class LazyTensor:
         """
         if self.strides is None:
             return self
-        if self.nbytes > max(_EXPANDED, 1024 * self.span):
+        if self.nbytes > max(EXPANDED, 1024 * self.span):
             raise LimitError(
                 f"{self!r}: repeats {human_bytes(self.span)} to {human_bytes(self.nbytes)}; "
                 "a view by .numpy() or an index takes no memory"

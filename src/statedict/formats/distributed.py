@@ -18,6 +18,7 @@ from functools import partial
 from itertools import pairwise, product
 
 from statedict import formats
+from statedict.arrays import find_shape_fault
 from statedict.assemble import assembled
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
@@ -28,7 +29,7 @@ from statedict.pickles.budget import RECORDS, Together
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor import LazyTensor
+from statedict.tensor import EXPANDED, LazyTensor
 from statedict.tree import StateDict
 from statedict.values import Opaque, Size
 
@@ -228,6 +229,8 @@ def _leaf(
     size, kind = entry.get("size"), _dtype(entry.get("properties"))
     if not isinstance(size, Size) or kind is None or not kind.itemsize:
         raise CorruptFileError(f"{where}: {name!r} has no size or dtype")
+    if fault := find_shape_fault(size, kind.itemsize):
+        raise CorruptFileError(f"{where}: {name!r} has a size that no tensor has: {fault}")
     chunks: list[tuple[tuple[int, ...], tuple[int, ...], Slice]] = []
     for chunk in map(_fields, entry["chunks"]):
         offsets, sizes = chunk.get("offsets"), chunk.get("sizes")
@@ -245,6 +248,9 @@ def _leaf(
             f"{where}: the chunks of {name!r} have {numel:,} elements and do not make up its {size.numel():,}; "
             "a rank's file is missing or the metadata is damaged"
         )
+    nbytes, held = numel * kind.itemsize, sum(place.size for _, _, place in chunks)
+    if nbytes > max(EXPANDED, 1024 * held):
+        raise LimitError(f"{where}: {name!r} takes {nbytes:,} bytes, its chunks have {held:,}; the metadata is forged")
     parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
     first = chunks[0][2] if chunks else None
     tensor = assembled(kind, tuple(size), parts, first.name if first else name, remote=bool(first and first.remote))

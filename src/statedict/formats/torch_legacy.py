@@ -28,6 +28,7 @@ import struct
 
 from statedict.errors import CorruptFileError, LimitError, TruncatedError, UnknownFormatError
 from statedict.io.source import swapped
+from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage, tensor
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
@@ -110,7 +111,8 @@ def read(source: ByteSource) -> Any:
         TruncatedError: it ends within a pickle or a storage.
         CorruptFileError: it contradicts itself.
     """
-    return _read_tar(source) if is_tar(source) else unpickle(source)[0]
+    with Together():
+        return _read_tar(source) if is_tar(source) else unpickle(source)[0]
 
 
 def checks(source: ByteSource) -> Iterator[Found]:

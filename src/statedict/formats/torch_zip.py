@@ -35,6 +35,7 @@ from statedict.io.json import parse
 from statedict.io.source import swapped
 from statedict.io.zip import Inflated, read_directory
 from statedict.paths import walk
+from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
@@ -72,13 +73,15 @@ def read(source: ByteSource) -> Any:
 
 def _tree(records: dict[str, Record | Inflated]) -> tuple[Any, dict[str, dict[str, Storage]]]:
     """The tree, and the storages by folder and key."""
-    tree, storages = unpickle(records)
-    places = {"data": storages}
-    if "constants.pkl" in records and _is_module(tree):
+    with Together():
+        tree, storages = unpickle(records)
+        places = {"data": storages}
+        if "constants.pkl" not in records or not _is_module(tree):
+            return tree, places
         tree = _attributes(tree)
         constants, places["constants"] = unpickle(records, "constants")
-        if isinstance(constants, LazyTensor) or constants:
-            tree.setdefault("constants", constants)
+    if isinstance(constants, LazyTensor) or constants:
+        tree.setdefault("constants", constants)
     return tree, places
 
 

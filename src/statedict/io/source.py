@@ -13,6 +13,7 @@ import stat
 from functools import partial
 
 from statedict.errors import CorruptFileError, FileError, file_error
+from statedict.io.memory import make_buffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class FileSource:
                 raise file_error(self.name, f"cannot read byte {offset:,}", error) from error
             if len(data) == length:
                 return data
-        whole = bytearray(length)
+        whole = make_buffer(length)
         self.readinto(offset, memoryview(whole))
         return whole
 
@@ -249,7 +250,7 @@ class ComputedSource:
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
         check_range(self, offset, length)
-        whole = bytearray(length)
+        whole = make_buffer(length)
         self.fill(offset, memoryview(whole))
         return whole
 

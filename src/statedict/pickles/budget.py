@@ -39,6 +39,11 @@ _MARK = 41
 _shared: ContextVar[list[int] | None] = ContextVar("what is left of the reserve", default=None)
 
 
+def weigh(text: str) -> int:
+    """Bytes that a string takes at most besides its object: four a character, as soon as one is beyond ASCII."""
+    return len(text) if text.isascii() else 4 * len(text)
+
+
 class Together:
     """A context in which all pickles are those of one checkpoint; it can be entered again."""
 

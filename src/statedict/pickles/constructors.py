@@ -13,6 +13,7 @@ from statedict.arrays import MAX_DIMS, find_shape_fault
 from statedict.dtypes import BY_NAME, BY_STORAGE, DType
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource
+from statedict.pickles.budget import DICT
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor, Storage
@@ -112,9 +113,8 @@ def tensor(
         offset, contiguous = 0, True
     if requires_grad is True:
         check_grad(dtype)
-    return LazyTensor(
-        dtype, tuple(shape), storage, offset * itemsize, None if contiguous else strides, requires_grad is True
-    )
+    # the shape itself and no copy, which would cost more than a tensor is charged with
+    return LazyTensor(dtype, shape, storage, offset * itemsize, None if contiguous else strides, requires_grad is True)
 
 
 def check_grad(dtype: DType) -> None:
@@ -214,10 +214,13 @@ class _Tensor(LazyTensor):
         return self
 
 
+_NOTHING = Storage(BytesSource(b""), 0, 0)  # of all that have no state yet: one each would cost more than the tensor
+
+
 def _old_tensor(*args: Any) -> LazyTensor:
     if args:
         raise CorruptFileError("a tensor that is made from arguments, not from its state")
-    return _Tensor(BY_NAME["float32"], (0,), Storage(BytesSource(b""), 0, 0))
+    return _Tensor(BY_NAME["float32"], (0,), _NOTHING)
 
 
 def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
@@ -330,8 +333,8 @@ DATA: dict[str, Any] = {
         for name in ("Tensor", *(kind.replace("Storage", "Tensor") for kind in BY_STORAGE))
     },
     "torch.storage UntypedStorage": StorageType(BY_NAME["uint8"], "torch.storage.UntypedStorage"),
-    **{name: Global("set", _set) for name in _both("set")},
-    **{name: Global("frozenset", _frozenset) for name in _both("frozenset")},
+    **{name: Global("set", _set, bulk=0, cost=DICT) for name in _both("set")},
+    **{name: Global("frozenset", _frozenset, bulk=0, cost=DICT) for name in _both("frozenset")},
     **{name: Global("bytes", _no_bytes) for name in _both("bytes")},
     **{name: Global("complex", _complex) for name in _both("complex")},
     **{name: Global("bytearray", _bytearray) for name in _both("bytearray")},

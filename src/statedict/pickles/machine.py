@@ -26,7 +26,7 @@ import struct
 from collections import OrderedDict
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError, TruncatedError
-from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget
+from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget, weigh
 from statedict.pickles.keys import Keys
 from statedict.pickles.opcodes import COUNTED, LINES, OPCODES
 from statedict.tree import StateDict
@@ -283,12 +283,12 @@ class _Machine:
                     if frame and position != frame:
                         raise CorruptFileError("the pickle stops before the end of its frame")
                     look(cost, position, stack, memo, marks)
+                    self.budget.close(position)  # nothing stays of a pickle that ends otherwise
                     return result, position
                 else:
                     position = self.rare(op, position)
         finally:
             self.position = position
-            self.budget.close(position)
 
     def rare(self, op: int, position: int) -> int:
         """The opcodes that modern pickles seldom use."""
@@ -434,7 +434,7 @@ class _Machine:
             name = _called(function)
             if type(function) is not Opaque:
                 return Opaque(name, args)
-            self.charge(OBJECT + len(name))
+            self.charge(OBJECT + weigh(name))
             return Opaque(name, (function, args))
         if len(args) >= function.bulk:
             self.charge(function.cost)
@@ -444,7 +444,9 @@ class _Machine:
     def charge_copies(self, args: tuple[Any, ...]) -> None:
         """Charge what it would cost to copy each of the arguments."""
         for argument in args:
-            if isinstance(argument, (str, bytes, bytearray)):
+            if isinstance(argument, str):
+                self.charge(2 * weigh(argument))
+            elif isinstance(argument, (bytes, bytearray)):
                 self.charge(2 * len(argument))
             elif isinstance(argument, (list, tuple, dict, set, frozenset)):
                 self.charge((2 * ENTRY + KEY) * len(argument))
@@ -505,7 +507,7 @@ class _Machine:
         elif isinstance(target, StateDict):
             metadata = state.get("_metadata") if isinstance(state, dict) else None
             if isinstance(metadata, dict):
-                self.charge(DICT + 2 * ENTRY * len(metadata))
+                self.charge(2 * DICT + 2 * ENTRY * len(metadata))
                 target._metadata = OrderedDict(metadata)
         elif hasattr(target, "set_state"):
             self.charge(STATE)

@@ -41,12 +41,20 @@ _CODES: dict[str, tuple[str, str]] = {
 class NumpyType(Opaque):
     """A numpy dtype: its code or its class, its byte order and, for numbers, our dtype."""
 
-    __slots__ = ("code", "kind", "order")
+    __slots__ = ("_label", "code", "kind", "order")
 
     def __init__(self, code: str, kind: DType | None = None) -> None:
         super().__init__("numpy.dtype", (code,))
+        self._label = ""
         self.code, self.order = code, "<"
         self.kind = BY_NAME[_CODES[code][0]] if code in _CODES else kind
+
+    @property
+    def label(self) -> str:
+        """What to call a scalar of it, made once for all of them."""
+        if not self._label:
+            self._label = f"numpy scalar of {self.code}"
+        return self._label
 
     def set_state(self, state: Any) -> NumpyType:
         """Take the byte order; fields and subarrays make it one that we only label."""
@@ -146,7 +154,7 @@ def _scalar(kind: Any, raw: Any = b"") -> Any:
     if type(raw) is str:
         raw = raw.encode("latin-1")
     if kind.kind is None or kind.code not in _CODES or type(raw) is not bytes:
-        return Opaque(f"numpy scalar of {kind.code}", (raw,))
+        return Opaque(kind.label, (raw,))
     if len(raw) != kind.kind.itemsize:
         raise CorruptFileError(f"a numpy scalar of dtype {kind.code} has {len(raw):,} bytes")
     numbers = struct.unpack(kind.order + _CODES[kind.code][1], raw)
