@@ -10,6 +10,7 @@
     ├── FileError (OSError)               the file system said no
     │   ├── MissingFileError (FileNotFoundError)
     │   └── ExistingFileError (FileExistsError)
+    ├── OutOfMemoryError (MemoryError)    the system gives no memory
     ├── PathError (KeyError)              no such path in the tree
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
@@ -76,6 +77,10 @@ def file_error(path: str, doing: str, error: OSError) -> FileError:
     """The FileError for what the operating system said while `doing` something with `path`."""
     kind = {errno.ENOENT: MissingFileError, errno.EEXIST: ExistingFileError}.get(error.errno or 0, FileError)
     return kind(error.errno, f"{doing}: {error.strerror}", path)
+
+
+class OutOfMemoryError(StateDictError, MemoryError):
+    """The system gives no memory, or no more than a limit allows."""
 
 
 class PathError(StateDictError, KeyError):
