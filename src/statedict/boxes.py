@@ -20,7 +20,7 @@ from threading import local
 
 from statedict.arrays import contiguous_strides
 from statedict.io.blocks import lowest
-from statedict.io.memory import allocate, make_buffer
+from statedict.io.memory import allocate, zeros
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS
 from statedict.io.source import check_range
 
@@ -84,7 +84,7 @@ class BoxSource:
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
         check_range(self, offset, length)
-        whole = make_buffer(length)
+        whole = zeros(length)
         self.readinto(offset, memoryview(whole))
         return whole
 

@@ -10,6 +10,7 @@
     ├── FileError (OSError)               the file system said no
     │   ├── MissingFileError (FileNotFoundError)
     │   └── ExistingFileError (FileExistsError)
+    ├── OutOfMemoryError (MemoryError)    the system gives no memory
     ├── PathError (KeyError)              no such path in the tree
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
@@ -19,7 +20,6 @@
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
     ├── WorkerError (RuntimeError)        a worker of an executor died
     ├── RunError (RuntimeError)           a run's directory cannot be used like that: it is locked, or has checkpoints
-    ├── NoMemoryError (MemoryError)       the system has not as much memory as a tensor takes
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
 A message says what, where, expected, got, and the remedy.
@@ -80,6 +80,10 @@ def file_error(path: str, doing: str, error: OSError) -> FileError:
     return kind(error.errno, f"{doing}: {error.strerror}", path)
 
 
+class OutOfMemoryError(StateDictError, MemoryError):
+    """The system gives no memory, or no more than a limit allows."""
+
+
 class PathError(StateDictError, KeyError):
     """There is no such path in the tree."""
 
@@ -117,10 +121,6 @@ class WorkerError(StateDictError, RuntimeError):
 
 class RunError(StateDictError, RuntimeError):
     """A run's directory cannot be used like that: it is locked, or another run's checkpoints are in it."""
-
-
-class NoMemoryError(StateDictError, MemoryError):
-    """The system has not as much memory as a tensor takes."""
 
 
 class MissingExtraError(StateDictError, ImportError):

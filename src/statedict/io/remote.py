@@ -20,7 +20,7 @@ from collections import OrderedDict
 
 from statedict.errors import CorruptFileError, ExistingFileError, FileError, MissingFileError, UnsupportedError
 from statedict.io.blocks import PIECE
-from statedict.io.memory import make_buffer
+from statedict.io.memory import zeros
 from statedict.io.parallel import REMOTE_WORKERS, check_spawned, parallel
 from statedict.io.sink import StreamSink
 from statedict.io.source import FileSource, check_range
@@ -125,7 +125,7 @@ class RemoteSource:
         check_range(self, offset, length)
         if length <= _SMALL:
             return self._from_blocks(offset, length)
-        whole = make_buffer(length)
+        whole = zeros(length)
         self.readinto(offset, memoryview(whole))
         return whole
 
