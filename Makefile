@@ -34,6 +34,7 @@ types: $(VENV)/.test
 
 fuzz: $(VENV)/.test
 	$(BIN)/python -m fuzz --jobs 2
+	$(BIN)/python -m fuzz differential --jobs 2
 
 faults: $(VENV)/.test
 	$(BIN)/python -m faults --jobs 2 --write

@@ -4,4 +4,10 @@ seeds.py    the valid files, made by PyTorch, safetensors, numpy and statedict
 mutate.py   what is done to them
 probe.py    what must hold
 hunt.py     the loop in a process of its own; crashes kept and made small
+
+`python -m fuzz differential` runs pickles against Python's own unpicklers:
+
+programs.py      the pickles, generated and damaged
+readers.py       Python's unpicklers, made inert
+differential.py  what must be the same
 """

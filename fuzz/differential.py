@@ -247,7 +247,6 @@ def rounds(seed: str, count: int, shared: mmap.mmap, said: Path) -> None:
     sys.excepthook = lambda *error: None  # CPython prints of a bytearray that it frees too early
     limit = _MEMORY + resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    readers.register()
     random, score = Random(seed), Score()
     start = time.monotonic()
     for at in range(count):
@@ -276,7 +275,8 @@ def run(seed: str, count: int) -> Score:
         if not child:
             status = 1
             try:
-                rounds(seed, count, shared, said)
+                with readers.registered():
+                    rounds(seed, count, shared, said)
                 status = 0
             except BaseException:
                 import traceback
@@ -315,7 +315,6 @@ def _wait(child: int, shared: mmap.mmap) -> str:
 
 def smaller(data: bytes) -> bytes:
     """The program with as much taken out as leaves the same kind of failure."""
-    readers.register()
 
     def kind(candidate: bytes) -> str:
         try:
@@ -366,5 +365,6 @@ def main(arguments: list[str]) -> int:
     for why, count in Counter(why.partition(":")[0] for why, _ in total.failures).most_common():
         print(f"  {count} × {why}")
     for why, data in total.failures[:_KEPT]:
-        print(f"  {why}\n    {bytes.fromhex(data)!r}\n    {smaller(bytes.fromhex(data))!r}")
+        with readers.registered():
+            print(f"  {why}\n    {bytes.fromhex(data)!r}\n    {smaller(bytes.fromhex(data))!r}")
     return int(bool(total.failures))

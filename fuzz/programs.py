@@ -306,7 +306,11 @@ def _framed(operations: list[bytes], random: Random) -> bytes:
         end = begin + random.choice((1, 2, 3, 5, 8, 100))
         body = b"".join(operations[begin:end])
         if random.random() < 0.75:
-            length = len(body) + (random.choice((-2, -1, 1, 2, 4, 8, 1 << 40)) if random.random() < 0.2 else 0)
+            length, how = len(body), random.random()
+            if how < 0.1:  # a frame that ends within the last operation, where a line can begin anew
+                length -= random.randrange(len(operations[begin:end][-1]))
+            elif how < 0.2:
+                length += random.choice((-2, -1, 1, 2, 4, 8, 1 << 40))
             body = b"\x95" + struct.pack("<Q", max(0, length)) + body
         out.append(body)
         begin = end

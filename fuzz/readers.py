@@ -9,12 +9,14 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fuzz.programs import EXTENSIONS
 
 _C: Any = pickle.Unpickler
-_PYTHON: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one that C's stands in for
+_PYTHON: Any = pickle._Unpickler  # the one that C's stands in for
 
 
 class Label(type):
@@ -109,7 +111,7 @@ def _inert(base: Any) -> Any:
 # a BytesIO has no `peek`: there the C unpickler drops what a frame cuts off
 READERS: dict[str, tuple[Any, Any]] = {
     "C": (_inert(_C), io.BytesIO),
-    "C, peeking": (_inert(_C), lambda data: io.BufferedReader(io.BytesIO(data))),  # type: ignore[arg-type]
+    "C, peeking": (_inert(_C), lambda data: io.BufferedReader(io.BytesIO(data))),
     "Python": (_inert(_PYTHON), io.BytesIO),
 }
 
@@ -125,7 +127,16 @@ def read(reader: str, data: bytes, encoding: str) -> tuple[set[tuple[str, str]],
         return names, False, None
 
 
-def register() -> None:
-    """Have Python's registry of extension codes hold ours, and nothing else."""
-    copyreg._inverted_registry.clear()  # type: ignore[attr-defined]
-    copyreg._inverted_registry.update(EXTENSIONS)  # type: ignore[attr-defined]
+@contextmanager
+def registered() -> Iterator[None]:
+    """Python's registry of extension codes holds ours meanwhile, and nothing else."""
+    registry = copyreg._inverted_registry  # type: ignore[attr-defined]
+    before = dict(registry)
+    registry.clear()
+    registry.update(EXTENSIONS)
+    try:
+        yield
+    finally:
+        registry.clear()
+        registry.update(before)
+        copyreg._extension_cache.clear()  # type: ignore[attr-defined]

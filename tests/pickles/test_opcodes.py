@@ -55,7 +55,7 @@ ODD = {
            b"000", b"0" * 30 + b"1", b"\xb2", b"1\r"],
     b"L": [b"00", b"00L", b"01", b"0300L", b"+1L", b" 1L", b"1_0L", b"1\0L", b"1LL", b"L", b"", b"-0L", b"0x10L"],
     b"F": [b"1e999", b"-1e999", b"1_0.0", b" 1.0", b"1.0 ", b"1.0\0", b"", b"infinity", b"nan(1)", b"0x1p3"],
-    b"S": [b"a", b"'a", b"'a\"", b"'a' ", b""],
+    b"S": [b"a", b"'a", b"'a\"", b"'a' ", b"", b"'\\q'", b"'\\777'", b"'\\400'", b"'\\x6'"],
     b"P": [b"\xc3\xa9"],
 }  # fmt: skip
 INDEXES = [b"+1", b" 1", b"1 ", b"0" * 30 + b"1", b"01", b"1_0", b"1\0", b"1\0 5", b"-0", b"4294967296"]
@@ -63,7 +63,7 @@ PLAIN = {
     b"I": [b"0", b"-7", b"00", b"01", b"123456789012345678901234567890"],
     b"L": [b"0L", b"5", b"-12345678901234567890L"],
     b"F": [b"1.5", b"-1e-05", b"1e+16", b"nan", b"inf", b"-inf", b"1.", b".5"],
-    b"S": [b"'a'", b'"a\\n"', b"''"],
+    b"S": [b"'a'", b'"a\\n"', b"''", b"'\\\\\\'\\x41\\101\\0\\07 \\t'"],
     b"P": [b"key 1"],
 }
 
@@ -152,6 +152,17 @@ def test_an_operation_that_goes_past_the_end_of_its_frame_is_damage(name: str, t
         load(data, {})
     assert report.verdict != "data"
     assert report.damage
+
+
+def test_a_pickle_without_a_protocol_that_breaks_off_in_a_frame_is_damage(tmp_path: Path) -> None:
+    # the C unpickler goes on behind the frame, and may find names there that nothing before leads to
+    for data in (
+        frame(b"chome\nth", 8) + b"Thing\nN.",
+        frame(b"Nb\xff") + b"chome\nThing\n.",
+        frame(b"X\4\0") + b"\1\0\0\0a.",
+    ):
+        (tmp_path / "a.pkl").write_bytes(data)
+        assert statedict.scan(tmp_path / "a.pkl").damage
 
 
 def test_frames_are_followed_through_large_pickles() -> None:

@@ -502,6 +502,7 @@ def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool
         return sure or expected or alone or bool(known) or (whole and bool(found.globals))
     if (
         (binary and known)
+        or (found.crossed and (whole or sure))
         or (sure and (whole or expected or known or found.opcodes >= _SURE))
         or (expected and found.opcodes > 1)
     ):

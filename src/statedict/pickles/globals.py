@@ -115,6 +115,7 @@ class Walk:
         problem: why it ended before STOP, empty if it did not.
         truncated: whether that is the end of the bytes.
         doubts: what Python's readers read differently, the first few.
+        crossed: whether an operation goes, or may go, past the end of its frame, so that some reader goes on elsewhere.
         opcodes: how many it followed.
         globals: in the order in which they are first named.
         storages: key → its type, of PyTorch's persistent ids; only with `torch`.
@@ -125,6 +126,7 @@ class Walk:
         self.read, self.start, self.nested, self.torch = read, start, nested, torch
         self.end, self.problem, self.truncated, self.opcodes = start, "", False, 0
         self.doubts: list[str] = []
+        self.crossed = False
         self.globals: list[Named] = []
         self.storages: dict[str, Named] = {}
         self.texts = array("q")
@@ -142,6 +144,7 @@ class Walk:
                 if at > limit:
                     if frame and base + at >= frame:
                         if base + at > frame:
+                            self.crossed = True
                             self._doubt(f"the operation at byte {self.end:,} goes past the end of its frame")
                         frame = 0
                     if at > filled:
@@ -176,7 +179,11 @@ class Walk:
                     if length > 7 and op not in _NUMBERS and self.nested is not None:
                         most = min(160, length)
                         head = data[at : at + most] if at + most <= len(data) else read(base + at, most)
-                        if _BEGINNINGS.match(head) or (length >= 22 and self._archived(base + at, length)):
+                        if _BEGINNINGS.match(head) or (
+                            length >= 22
+                            and (length > 512 or data.find(b"PK\5\6", at, at + length) >= 0)
+                            and self._archived(base + at, length)
+                        ):
                             self.nested(base + at, length, _utf8 if op in _UTF8 else None)
                     if self.torch and op in _TEXTS:
                         self.texts.append(here)
@@ -295,6 +302,7 @@ class Walk:
                     stack.append(_UNKNOWN)
                 elif op == 0x95:  # FRAME
                     if frame:
+                        self.crossed = True
                         self._doubt("a frame begins before the end of another")
                     (length,) = struct.unpack_from("<Q", data, at)
                     at += 8
@@ -312,7 +320,9 @@ class Walk:
                     finish = data.find(b"\n", at) + 1 + base
                     finish = finish if finish > base else self.line(begin)
                     at = finish - base
-                    told = self._line(op, begin, finish - 1)
+                    inside = finish <= base + len(data) and finish - begin <= _LONG_LINE
+                    raw = data[begin - base : at - 1] if inside else read(begin, min(finish - 1 - begin, _LONG_LINE))
+                    told = self._line(op, begin, finish - 1, raw)
                     if op == 0x67:  # GET
                         stack.append(self._get(told))
                     elif op == 0x70:  # PUT
@@ -332,6 +342,7 @@ class Walk:
             self.problem = f"malformed ({error})"[:200]
         finally:
             self.opcodes = opcodes
+            self.crossed = self.crossed or (frame > 0 and self.problem != "")
 
     def _line_or_rest(self, begin: int) -> int:
         """The offset after the next line feed, or the end: the Python unpickler takes the rest but for a byte."""
@@ -354,20 +365,19 @@ class Walk:
         if len(self.doubts) < _MAX_DOUBTS:
             self.doubts.append(why)
 
-    def _line(self, op: int, begin: int, end: int) -> int:
+    def _line(self, op: int, begin: int, end: int, raw: bytes) -> int:
         """Look at an argument that ends with a line feed; for GET and PUT the index, -1 if it cannot be told."""
-        text, index = op in (0x53, 0x56), op in (0x67, 0x70)
-        raw = self.read(begin, min(end - begin, _LONG_LINE))
+        text, index, row = op in (0x53, 0x56), op in (0x67, 0x70), LINES[op]
         if text and self.nested is not None and end - begin > 7:
             escaped = end - begin >= 22 and (end - begin > _LONG_LINE or b"\\" in raw)
             if escaped or _LINE_BEGINNINGS.match(raw[:160]) or self._archived(begin, end - begin):
-                self.nested(begin, end - begin, LINES[op].read)
+                self.nested(begin, end - begin, row.read)
         if end - begin > _LONG_LINE:
             if not text:
-                self._doubt(f"{LINES[op].name} of {end - begin:,} characters")
+                self._doubt(f"{row.name} of {end - begin:,} characters")
             return -1
         try:
-            value = LINES[op].read(raw)
+            value = row.read(raw)
         except CorruptFileError as error:
             self._doubt(str(error))
         except ValueError as error:

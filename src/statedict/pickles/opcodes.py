@@ -53,7 +53,7 @@ _LONGEST = 1024  # bytes of an integer; Python prints none of over 4,300 digits,
 _INDEX = re.compile(rb"0|[1-9][0-9]*")
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
 _FLOAT = re.compile(rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf)")
-_ESCAPED = re.compile(rb"(?:[^\\]|\\(?:[\\'\"abfnrtv]|x[0-9a-fA-F]{2}|[0-3]?[0-7]{1,2}))*+")
+_ESCAPED = re.compile(rb"(?:[^\\]|\\(?:[\\'\"abfnrtv]|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[0-7]{1,2}(?![0-7])))*+")
 _BOOLEANS = {b"00": False, b"01": True}
 _MAX_INDEX = 1 << 32
 
