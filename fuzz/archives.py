@@ -95,9 +95,11 @@ def _round(seed: str, count: int) -> Score:
         score = Score(**json.loads(tally.read_text()))
         score.counts = Counter(score.counts)
         score.failures = [(how, data) for how, data in score.failures]
-        if died:  # in another reader's code, for ours is Python; the next round has another seed
+        if died:  # the next round has another seed
             score.archives += 1
             score.counts[f"a reader {died}"] += 1
+            if "signal" not in died:  # which Python does not die of, so that it was another's code
+                score.failures.append((died, path.read_bytes().hex()))
         return score
 
 
