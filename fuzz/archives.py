@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import pickle
 import pickletools
 import re
 import resource
@@ -211,6 +212,8 @@ def _names(held: bytes) -> set[tuple[str, str]]:
     named = set()
     try:
         for operation, argument, _ in pickletools.genops(held):
+            if operation.name == "PROTO" and argument > pickle.HIGHEST_PROTOCOL:
+                break
             if operation.name == "GLOBAL":
                 named.add(tuple(str(argument).split(" ", 1)))
     except Exception:  # it breaks off; what was named before would have been looked up
