@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import pickle
 import pickletools
 import re
 import resource
@@ -24,6 +25,7 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -95,9 +97,11 @@ def _round(seed: str, count: int) -> Score:
         score = Score(**json.loads(tally.read_text()))
         score.counts = Counter(score.counts)
         score.failures = [(how, data) for how, data in score.failures]
-        if died:  # in another reader's code, for ours is Python; the next round has another seed
+        if died:  # the next round has another seed
             score.archives += 1
             score.counts[f"a reader {died}"] += 1
+            if "signal" not in died:  # which Python does not die of, so that it was another's code
+                score.failures.append((died, path.read_bytes().hex()))
         return score
 
 
@@ -121,7 +125,7 @@ def probe(data: bytes, path: Path, counts: Counter[str]) -> list[str]:
     path.write_bytes(data)
     report = statedict.scan(path)
     ours = _ours(path)
-    others = {"zipfile": _by_zipfile(data), "PyTorch": _by_torch(path)}
+    others = {"zipfile": _by_zipfile(data), "PyTorch": _by_torch(path, ours[0][0] if ours else "")}
     counts[f"scan: {'damage' if report.damage else report.verdict}"] += 1
     counts["ours: read" if ours is not None else "ours: refused"] += 1
     failures = []
@@ -174,12 +178,13 @@ def _by_zipfile(data: bytes) -> Members | None:
     return [(info.filename, read(info)) for info in archive.infolist()]
 
 
-def _by_torch(path: Path) -> Members | None:
+def _by_torch(path: Path, first: str) -> Members | None:
+    """What PyTorch finds; `first` is the first name as we see it, from which it takes its folder."""
     import torch
 
     try:
         reader = torch.PyTorchFileReader(str(path))
-        folder = "" if "/" not in (first := _first(path)) else first.partition("/")[0] + "/"
+        folder = first.partition("/")[0] + "/" if "/" in first else ""
         names = set(_records(reader)) | {"data.pkl", "version", "byteorder", "data/0", "constants.pkl"}
     except Exception:
         return None
@@ -200,12 +205,6 @@ def _records(reader: Any) -> list[str]:
         return []
 
 
-def _first(path: Path) -> str:
-    """The first name of the archive as we see it, which gives PyTorch's folder; empty where we refuse."""
-    ours = _ours(path)
-    return ours[0][0] if ours else ""
-
-
 def _names(held: bytes) -> set[tuple[str, str]]:
     """What a pickle that some bytes begin with names, as far as it goes."""
     if held[:1] not in (b"c", b"\x80") or not _NAMED.search(held):
@@ -213,6 +212,8 @@ def _names(held: bytes) -> set[tuple[str, str]]:
     named = set()
     try:
         for operation, argument, _ in pickletools.genops(held):
+            if operation.name == "PROTO" and argument > pickle.HIGHEST_PROTOCOL:
+                break
             if operation.name == "GLOBAL":
                 named.add(tuple(str(argument).split(" ", 1)))
     except Exception:  # it breaks off; what was named before would have been looked up
@@ -239,7 +240,12 @@ def _differences(ours: Members, theirs: Members, all_of_them: bool) -> list[str]
 
 
 def forged(random: Random) -> bytes:
-    """An archive of members and fields at random, with or without changes of its bytes."""
+    """An archive of members and fields at random, or a real one, with or without changes of its bytes."""
+    if random.random() < 0.15:
+        data = random.choice(_real())
+        for _ in range(random.choice((0, 1, 1, 1, 2, 3))):
+            data = change_bytes(data, random.choice(_real()), random)
+        return data[: 1 << 17]
     archive = _archive(random, 2)
     data = archive.build()
     if random.random() < 0.3:  # offsets that lead somewhere
@@ -248,6 +254,22 @@ def forged(random: Random) -> bytes:
     for _ in range(random.choice((0, 0, 0, 0, 0, 1, 1, 2))):
         data = change_bytes(data, b"", random)
     return data[: 1 << 17]
+
+
+@cache
+def _real() -> tuple[bytes, ...]:
+    """What PyTorch, numpy and zipfile write, stored and deflated."""
+    import numpy
+    import torch
+
+    files = [io.BytesIO() for _ in range(4)]
+    torch.save({"w": torch.arange(6.0), "b": torch.ones(2, dtype=torch.bfloat16)}, files[0])
+    numpy.savez(files[1], a=numpy.arange(4), b=numpy.ones(3))
+    numpy.savez_compressed(files[2], a=numpy.arange(4), b=numpy.ones(3))
+    with zipfile.ZipFile(files[3], "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("policy.pth", files[0].getvalue())
+        archive.writestr("data", b"{}")
+    return (*(file.getvalue() for file in files), files[0].getvalue() * 2)
 
 
 def _archive(random: Random, depth: int) -> Zip:

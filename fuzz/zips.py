@@ -6,6 +6,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass, field
+from functools import cache
 
 END = ("sig", "disk", "first", "here", "count", "size", "offset", "comment")
 END64 = ("sig", "length", "made", "needed", "disk", "first", "here", "count", "size", "offset")
@@ -100,6 +101,11 @@ class Zip:
 def pack(names: tuple[str, ...], magic: bytes, fields: Fields, layout: str = "") -> bytes:
     """A header; what is not given is zero, what is too large for its field is cut."""
     layout = layout or _LAYOUTS[names]
+    return struct.pack(layout, magic, *(fields.get(name, 0) & full for name, full in _fields(names, layout)))
+
+
+@cache
+def _fields(names: tuple[str, ...], layout: str) -> list[tuple[str, int]]:
+    """The name of each field behind the magic, and its largest value."""
     codes = re.sub(r"(\d+)([HLQ])", lambda found: found[2] * int(found[1]), layout[3:])
-    values = [fields.get(name, 0) % (1 << _BITS[code]) for name, code in zip(names[1:], codes, strict=True)]
-    return struct.pack(layout, magic, *values)
+    return [(name, (1 << _BITS[code]) - 1) for name, code in zip(names[1:], codes, strict=True)]

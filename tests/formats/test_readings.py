@@ -329,3 +329,11 @@ def test_scan_calls_other_archives_of_real_programs_data(data: bytes, tmp_path: 
     (tmp_path / "file").write_bytes(data)
     report = statedict.scan(tmp_path / "file")
     assert (report.verdict, report.damage) == ("data", ()), report
+
+
+def test_of_two_checkpoints_in_an_archive_the_one_that_pytorch_loads_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    members = {"longer/data.pkl": pickle.dumps(1, 2), "a/data.pkl": pickle.dumps(2, 2), "longer/version": b"3"}
+    path.write_bytes(zipped(*members.items()))
+    assert pickle.loads(torch.PyTorchFileReader(str(path)).get_record("data.pkl")) == 1
+    assert list(statedict.load(path).values()) == [1]

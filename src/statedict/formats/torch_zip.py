@@ -163,11 +163,14 @@ def directory(source: ByteSource) -> dict[str, Record | Inflated]:
 
 
 def folder_of(records: dict[str, Record | Inflated], where: str) -> str:
-    """What stands before `data.pkl` in its name.
+    """What stands before `data.pkl` in its name: the first folder of the first record, where PyTorch looks, if it does.
 
     Raises:
         UnknownFormatError: there is none.
     """
+    first = next(iter(records), "").partition("/")[0] + "/"
+    if f"{first}data.pkl" in records:
+        return first
     folders = [name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")]
     if not folders:
         raise UnknownFormatError(f"{where}: is a zip archive without data.pkl, so torch.save did not write it")
