@@ -17,6 +17,7 @@ from random import Random
 from typing import NoReturn
 
 from fuzz import mutate
+from fuzz.documents import LINK
 from fuzz.mutate import Files
 from fuzz.probe import Guard, Violation, probe, warm
 
@@ -54,16 +55,34 @@ def seeds(folder: Path) -> dict[str, list[Files]]:
 
 
 def read(folder: Path) -> Files:
-    """The files of an input."""
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    """The files of an input, in folders too; links as what `put` makes them of."""
+    found = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*"))}
+    return {
+        name: LINK + os.fsencode(file.readlink()) if file.is_symlink() else file.read_bytes()
+        for name, file in found.items()
+        if file.is_symlink() or file.is_file()
+    }
 
 
 def put(files: Files, folder: Path) -> None:
     """Make the files of an input all that a folder holds."""
     for file in folder.iterdir():
-        file.unlink()
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        file = folder / name
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if data.startswith(LINK):
+                file.symlink_to(os.fsdecode(data.removeprefix(LINK)))
+            elif not file.parent.resolve().is_relative_to(folder.resolve()):
+                continue  # it would be written through a link
+            else:
+                file.write_bytes(data)
+        except OSError:
+            pass  # a name that is taken by now, or too long
 
 
 def hunt(valid: list[Files], seed: str, seconds: float, most: int, crashes: Path) -> Score:
@@ -126,6 +145,7 @@ def run_child(work: Callable[[], None]) -> NoReturn:
 def _forge(
     valid: list[Files], random: Random, until: float, most: int, folder: Path, tally: Path, crashes: Path
 ) -> None:
+    os.chdir(folder)
     guard = Guard(folder)
     score = Score()
     for files in valid:  # once more than `warm`: what only they make Python import is no finding
@@ -173,7 +193,7 @@ def _keep(folder: Path, how: str, crashes: Path) -> str:
     digest = hashlib.sha256(b"".join(read(folder).values())).hexdigest()[:12]
     kept = crashes / digest
     if not kept.exists():
-        shutil.copytree(folder, kept)
+        shutil.copytree(folder, kept, symlinks=True)
         (crashes / f"{digest}.txt").write_text(how + "\n")
     return str(kept)
 
@@ -192,6 +212,7 @@ def again(files: Files) -> str:
 def _once(files: Files, folder: Path, said: Path) -> None:
     warm()
     put(files, folder)
+    os.chdir(folder)
     try:
         probe(str(folder / "input"), sum(map(len, files.values())), Guard(folder))
     except Violation as violation:

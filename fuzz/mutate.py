@@ -16,6 +16,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from fuzz import documents
 from fuzz.seeds import pack
 
 Files = dict[str, bytes]
@@ -48,7 +49,11 @@ SNIPPETS = (
 
 def mutated(files: Files, other: Files, random: Random) -> Files:
     """One change of one of the files; `other` is what splices take from."""
+    if "input" not in files:
+        return documents.changed(files, random)
     name = random.choice(sorted(files)) if random.random() < 0.4 else "input"
+    if name.endswith(".json") or (files[name][:1] == b"{" and random.random() < 0.3):
+        return {**files, name: documents.garbled(files[name], random)}
     data, theirs = files[name], other[random.choice(sorted(other))]
     if random.random() < 0.65:
         try:

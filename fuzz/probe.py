@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fuzz import runs
+
 SMALL = 8 << 20  # tensors of up to so many bytes are read
 RESERVE, FACTOR = 64 << 20, 20
 SECONDS, SECONDS_A_BYTE = 2.0, 50e-6
@@ -25,9 +27,12 @@ SECONDS, SECONDS_A_BYTE = 2.0, 50e-6
 _ANYWHERE = {
     "builtins.id", "mmap.__new__", "ctypes.cdata", "ctypes.cdata/buffer", "ctypes.string_at", "ctypes.addressof",
     "object.__getattr__", "object.__setattr__", "sys._getframe", "_thread.start_new_thread",
-    "array.__new__",
+    "array.__new__", "fcntl.lockf", "socket.gethostname",
 }  # fmt: skip
-_INSIDE = {"open", "os.chmod", "os.rename", "os.remove", "os.link", "os.listdir", "os.scandir"}
+_INSIDE = {
+    "open", "os.chmod", "os.rename", "os.remove", "os.link", "os.listdir", "os.scandir", "os.mkdir", "os.rmdir",
+    "shutil.rmtree", "os.truncate",
+}  # fmt: skip
 
 
 class Violation(BaseException):
@@ -38,7 +43,7 @@ class Guard:
     """Reports every audit event beyond those that reading a checkpoint needs."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
+        self.folder = os.path.realpath(folder)
         self.armed = False
         self.found: list[str] = []
         self.memory = Memory()
@@ -53,7 +58,8 @@ class Guard:
 
     def _inside(self, path: str | bytes | Path) -> bool:
         text = os.fsdecode(path)
-        return text in ("r", "w") or os.path.realpath(text).startswith(self.folder)
+        real = os.path.realpath(text)
+        return text in ("r", "w") or f"{real}/".startswith(f"{self.folder}/")
 
 
 def warm() -> None:
@@ -99,6 +105,7 @@ def warm() -> None:
     ):
         codecs.lookup(name)
     base64.b64decode("")
+    statedict.diff({"w": numpy.ones(3)}, {"w": numpy.ones(3)})
     repr(numpy.ones(3))
 
 
@@ -131,7 +138,7 @@ def probe(path: str, size: int, guard: Guard) -> str:
     guard.found.clear()
     guard.armed = True
     try:
-        return _probe(path, statedict, check_memory)
+        return _probe(path, size, statedict, check_memory)
     except Violation:
         raise
     except BaseException as error:
@@ -150,7 +157,7 @@ def _said(report: Any) -> Any:
     return report.to_json()
 
 
-def _probe(path: str, statedict: Any, check_memory: Callable[[], None]) -> str:
+def _probe(path: str, size: int, statedict: Any, check_memory: Callable[[], None]) -> str:
     refusals: set[str] = set()
 
     def attempt(do: Callable[[], Any], *also: type[Exception]) -> Any:
@@ -160,6 +167,11 @@ def _probe(path: str, statedict: Any, check_memory: Callable[[], None]) -> str:
             refusals.add(f"{type(error).__name__}: {skeleton(error, path)}")
             return None
 
+    if os.path.isdir(path):
+        restored = runs.use(path, size, statedict, attempt)
+        check_memory()
+        return " ".join(["loaded" if restored else "refused", *sorted(refusals)])
+    attempt(lambda: statedict.load(os.path.basename(path)).flatten())  # from within, by its bare name
     attempt(lambda: _said(statedict.scan(path)))
     attempt(lambda: _said(statedict.verify(path, values=True)))
     state = attempt(lambda: statedict.load(path))

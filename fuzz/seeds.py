@@ -22,6 +22,7 @@ from typing import Any
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
+    "run", "foreign",
 )  # fmt: skip
 
 
@@ -276,6 +277,46 @@ def _members() -> dict[str, bytes]:
     }
 
 
+def _run(format: str) -> Callable[[Path], None]:
+    """A run of ours, with a pin, a step that was not committed, and what is left over."""
+
+    def write(folder: Path) -> None:
+        import numpy
+
+        import statedict
+
+        random = numpy.random.default_rng(0)
+        with statedict.CheckpointManager(folder / "input", format=format, background=False) as manager:
+            for step in (1, 2, 3):
+                tree = {"model": {"w": random.standard_normal((2, 3), "f4"), "b": numpy.ones(3)}, "epoch": step}
+                manager.save(step, tree, metrics={"loss": 1 / step, "odd": float("nan")})
+        (folder / "input" / "pins.json").write_text(json.dumps({"pinned": [1]}))
+        (folder / "input" / ".lock").write_text(json.dumps({"host": "a", "pid": 1, "id": "b", "time": 1.5}))
+        (folder / "input" / "4").mkdir()
+        (folder / "input" / "4" / "manifest.json").write_text("{}")
+
+    return write
+
+
+def _others(folder: Path) -> None:
+    """What other libraries leave in a directory."""
+    import torch
+
+    run = folder / "input"
+    (run / "checkpoint-7").mkdir(parents=True)
+    weights = {"w": torch.ones(2, 3), "b": torch.ones(3)}
+    (run / "checkpoint-7" / "pytorch_model.bin").write_bytes(by_torch(weights))
+    log = {"log_history": [{"step": 7, "loss": 0.5, "epoch": 1.0}, {"step": 3, "loss": float("nan")}], "global_step": 7}
+    (run / "checkpoint-7" / "trainer_state.json").write_text(json.dumps(log))
+    _shards(".bin")(run)
+    (run / "input").rename(run / "model.step-5.index.json")
+    state = {"pytorch-lightning_version": "2.5", "state_dict": weights, "callbacks": {"M": {
+        "monitor": "loss", "best_model_path": "/x/epoch=1-step=9.ckpt", "best_model_score": torch.tensor(0.5),
+        "best_k_models": {"/x/epoch=1-step=9.ckpt": torch.tensor(0.5)}, "current_score": 1.5}}}  # fmt: skip
+    (run / "epoch=1-step=9.ckpt").write_bytes(by_torch(state))
+    (run / "last.ckpt").symlink_to("epoch=1-step=9.ckpt")
+
+
 def _matrix() -> dict[str, Any]:
     import torch
 
@@ -304,6 +345,8 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
     "sharded": {"safetensors": _shards(".safetensors"), "bin": _shards(".bin")},
     "distributed": {"training": _distributed(training), "chunks": _distributed(_matrix, chunked=True)},
     "pickle": {f"protocol{n}": one(lambda n=n: pickle.dumps(arrays(), n)) for n in (2, 3, 4, 5)},
+    "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
+    "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},
 }
 
