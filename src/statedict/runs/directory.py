@@ -81,7 +81,7 @@ class Directory:
         """The steps that are committed, in order; whether they are sound is not looked at."""
         for _ in range(LOOKS):
             names = self._names()
-            steps = sorted({int(name) for name in names if _is_step(name)} | {*places.waiting(names)})
+            steps = sorted({int(name) for name in names if is_step(name)} | {*places.waiting(names)})
             workers = REMOTE_WORKERS if self.remote else 1
             there = parallel(partial(self._committed, names), steps, workers=workers)
             found = [step for step, committed in zip(steps, there, strict=True) if committed]
@@ -94,7 +94,7 @@ class Directory:
         if self.remote:
             return []
         names = self._names()
-        steps = [int(name) for name in names if _is_step(name)]
+        steps = [int(name) for name in names if is_step(name)]
         return [step for step in steps if not self._committed(names, step) and self._is_torn(self.folder(step))]
 
     def _is_torn(self, folder: str) -> bool:
@@ -394,7 +394,7 @@ class Directory:
         names = self._names()
         needed = {name for step, name in places.waiting(names).items() if not self._whole(joined(self.path, str(step)))}
         found = [joined(self.path, name) for name in names if places.LEFTOVER.fullmatch(name) and name not in needed]
-        begun = [joined(self.path, name) for name in names if _is_step(name)]
+        begun = [joined(self.path, name) for name in names if is_step(name)]
         begun = [folder for folder in begun if not self._whole(folder)]
         return found + [one for one in begun if (self._ours(one) if self.remote else self._is_half_removed(one))]
 
@@ -465,7 +465,8 @@ def _entries(file: str) -> Iterator[Entry]:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
 
 
-def _is_step(name: str) -> bool:
+def is_step(name: str) -> bool:
+    """Whether that is what the folder of a step is called."""
     return name.isdecimal() and str(int(name)) == name
 
 

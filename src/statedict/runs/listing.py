@@ -15,7 +15,7 @@ from statedict.errors import CorruptFileError, FileError, FormatError, MissingFi
 from statedict.io.files import Item, contents, names_in
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.urls import joined, named, shown
-from statedict.runs.directory import LOOKS, Directory, GoneError
+from statedict.runs.directory import LOOKS, Directory, GoneError, is_step
 from statedict.runs.foreign import Foreign, recognised, step_of
 from statedict.runs.keep import check_mode
 from statedict.runs.manifest import DATA, MARKER, NAME
@@ -109,10 +109,10 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
         if found or not ours:  # else all of them were removed meanwhile, for others that came
             break
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
-    steps = [name for name, item in inside.items() if item.folder and name.isdecimal() and int(name) not in ours]
+    steps = [name for name, item in inside.items() if item.folder and is_step(name) and int(name) not in ours]
     unfinished |= {name for name in steps if {NAME, MARKER} & {*(names_in(joined(files.path, name)) or ())}}
     found += [_unfinished(files, name, inside[name]) for name in unfinished & inside.keys()]
-    others = [name for name in inside if name not in unfinished and not (name.isdecimal() and int(name) in ours)]
+    others = [name for name in inside if name not in unfinished and not (is_step(name) and int(name) in ours)]
     work = partial(_other, files.path, inside)
     found += [_foreign(one) for one in parallel(work, others, workers=workers) if one is not None]
     return sorted(found, key=lambda one: (one.step is None, one.step or 0, one.name))
