@@ -135,10 +135,19 @@ class Directory:
         folder = self.folder(step)
         try:
             return folder, _read(joined(folder, MARKER))
-        except MissingFileError:
-            return folder, None
         except FileError as error:
             return folder, error.errno
+
+    def marker(self, step: int) -> bytes | None:
+        """What names a checkpoint of a step among all that were ever saved; None if there is none.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        try:
+            return _read(joined(self.folder(step), MARKER)) if self.committed(step) else None
+        except MissingFileError:
+            return None
 
     def steadily(self, step: int, look: Callable[[], Result]) -> Result:
         """What a function finds out about a checkpoint. What it raises is of a checkpoint that stayed what it was.
@@ -287,13 +296,22 @@ class Directory:
         except OSError as error:
             raise file_error(self.path, "cannot make the directory of the run", error) from error
 
-    def commit(self, root: Any, manifest: Manifest, format: str, *, dry_run: bool = False) -> Manifest:
+    def commit(
+        self,
+        root: Any,
+        manifest: Manifest,
+        format: str,
+        *,
+        announce: Callable[[bytes], None] = lambda marker: None,
+        dry_run: bool = False,
+    ) -> Manifest:
         """Write a checkpoint: its file, its manifest, its marker, each durable before the next.
 
         Args:
             root: a tree of LazyTensors and plain values.
             manifest: what is known of it.
             format: `"safetensors"` or `"torch"`.
+            announce: called with the bytes of the marker before it is committed.
             dry_run: take it away again; it was never committed.
 
         Returns:
@@ -312,11 +330,17 @@ class Directory:
             made.append(replace(manifest, files={name: open_source(file).size}, entries=entries(file)))
             put_bytes(made[0].encoded(), sink)
 
+        def mark() -> bytes:
+            marker = _marker(made[0].encoded())
+            if not dry_run:
+                announce(marker)
+            return marker
+
         files: dict[str, Callable[[Any], None]] = {name: partial(formats.writer(format).write, root), NAME: describe}
         if self.remote:
-            self._upload(folder, files, made, dry_run)
+            self._upload(folder, files, mark, dry_run)
         else:
-            files |= {MARKER: lambda sink: put_bytes(_marker(made[0].encoded()), sink)}
+            files |= {MARKER: lambda sink: put_bytes(mark(), sink)}
             self._replace(manifest.step, files, dry_run)
         self._sound.pop(manifest.step, None)
         self.damaged.discard(manifest.step)
@@ -349,7 +373,7 @@ class Directory:
             raise file_error(folder, "cannot commit the checkpoint", error) from error
 
     def _upload(
-        self, folder: str, files: dict[str, Callable[[Any], None]], made: list[Manifest], dry_run: bool
+        self, folder: str, files: dict[str, Callable[[Any], None]], mark: Callable[[], bytes], dry_run: bool
     ) -> None:
         from statedict.io.remote import at
 
@@ -358,8 +382,9 @@ class Directory:
         try:
             for name, write in files.items():
                 publish(joined(folder, name), write)
+            marker = mark()
             self.guard()
-            if not dry_run and at(joined(folder, MARKER)).write_if(_marker(made[0].encoded()), None) is None:
+            if not dry_run and at(joined(folder, MARKER)).write_if(marker, None) is None:
                 raise RunError(f"{shown(folder)}: another process committed this step meanwhile; is a run twice there?")
         except RunError:
             raise
