@@ -93,6 +93,16 @@ def test_pinned_steps_are_marked(tmp_path: Path) -> None:
         ("ckpt500.pth", 500),
         ("model_500.safetensors", 500),
         ("500.pt", 500),
+        ("Model-500_ema.pt", 500),
+        ("globalstep500", 500),
+        ("footstep3.pt", None),
+        ("unet_ckpt_500.pt", 500),
+        ("resnet50.pth", None),
+        ("yolov8.pt", None),
+        ("vgg-16.pth", None),
+        ("2024-11-22.pt", None),
+        ("llama-7b-v2.safetensors", None),
+        ("bert_L12_H768.bin", None),
         ("epoch_3.pt", 3),
         ("model_epoch3_loss=0.5.pt", 3),
         ("resnet50-step120.pth", 120),
@@ -297,3 +307,14 @@ def test_a_bucket_is_listed_as_a_directory_is(s3: Any, tmp_path: Path) -> None:
     assert all(one.time > 1e9 for one in found)
     with pytest.raises(MissingFileError):
         listing("s3://bucket/nothing")
+
+
+def test_a_folder_with_zeros_before_its_number_is_not_taken_for_a_step_of_ours(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path) as manager:
+        manager.save(7, {"w": numpy.ones(3)})
+    (tmp_path / "007").mkdir()
+    statedict.save({"w": numpy.ones(3)}, tmp_path / "007" / "model.safetensors")
+    assert [(one.name, one.kind, one.step) for one in listing(tmp_path)] == [
+        ("007", "folder", 7),
+        ("7", "statedict", 7),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -15,10 +16,11 @@ import numpy
 import pytest
 
 from statedict import CheckpointManager, load
-from statedict.errors import FileError
+from statedict.errors import CorruptFileError, FileError
 from statedict.io import atomic
+from statedict.runs import pin, prune
 from statedict.runs.directory import Directory
-from statedict.runs.listing import listing
+from statedict.runs.listing import find, listing
 from statedict.runs.manifest import Manifest
 
 
@@ -178,3 +180,66 @@ def test_a_lock_holds_where_its_owner_cannot_be_written(run: Path, monkeypatch: 
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "another process writes into this directory" in other.stderr
     manager.close()
+
+
+def begin_anew(run: Path) -> None:
+    """A run begun anew, whose process ended once its first checkpoint was committed and before the old ones went."""
+    code = (
+        "import os, sys, statedict\n"
+        "from statedict.runs.directory import Directory\n"
+        "Directory.remove = lambda *_: os._exit(9)\n"
+        "manager = statedict.CheckpointManager(sys.argv[1], existing='replace', background=False)\n"
+        "manager.save(1, {'w': 9.0})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(run)], check=False).returncode == 9
+
+
+def test_a_run_that_was_replaced_does_not_count_though_its_steps_are_still_there(run: Path) -> None:
+    begin_anew(run)
+    manager = CheckpointManager(run, background=False)
+    target = {"w": 0.0}
+    assert manager.steps() == [1, 2, 3]
+    assert (manager.latest(), manager.restore(target).step, target) == (1, 1, {"w": 9.0})
+    assert [(one.name, one.state) for one in listing(run)] == [
+        ("1", "committed"),
+        ("2", "replaced"),
+        ("3", "replaced"),
+    ]
+    assert find(listing(run), "latest").name == "1"
+    assert prune(run, keep=5, dry_run=True).removed == (2, 3)
+    manager.save(2, tree(2))
+    assert manager.steps() == [1, 2]
+    assert manager.latest() == 2
+    assert sorted(os.listdir(run)) == [".lock", "1", "2"]
+
+
+def test_what_was_to_be_replaced_counts_as_long_as_nothing_replaces_it(run: Path) -> None:
+    (run / ".replaced.json").write_text(json.dumps({"by": 1, "marker": "00", "steps": {"3": "00"}}))
+    manager = CheckpointManager(run, background=False)
+    assert manager.restore(tree(0)).step == 3
+    manager.save(4, tree(4))
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4"]
+
+
+def test_a_pinned_step_of_a_run_that_was_replaced_stays_and_is_never_the_newest(run: Path) -> None:
+    pin(run, [3])
+    with CheckpointManager(run, existing="replace", background=False) as manager:
+        manager.save(1, tree(9))
+        manager.save(2, tree(8))
+        assert (manager.steps(), manager.latest()) == ([1, 2, 3], 2)
+    with CheckpointManager(run, keep=1, background=False) as manager:
+        assert manager.restore(tree(0)).step == 2
+        manager.save(2, tree(7), overwrite=True, force=True)
+        assert (manager.steps(), manager.latest()) == ([2, 3], 2)
+    assert CheckpointManager(run).restore(tree(0), step=3).step == 3
+    pin(run, [3], pinned=False)
+    with CheckpointManager(run, existing="continue", background=False) as manager:
+        manager.save(4, tree(4))
+    assert sorted(os.listdir(run)) == [".lock", "2", "4", "pins.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"steps": {"x": "00"}}', '{"by": "1", "steps": {}}', '{"steps": 3}'])
+def test_a_damaged_list_of_what_was_replaced_is_an_error_that_names_it(run: Path, text: str) -> None:
+    (run / ".replaced.json").write_text(text)
+    with pytest.raises(CorruptFileError, match=r"\.replaced\.json: is no list of replaced steps"):
+        CheckpointManager(run).latest()

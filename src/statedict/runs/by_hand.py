@@ -51,7 +51,10 @@ def prune(
     if dry_run:
         return plan(files, policy, set())
     owner = _Person()
-    lock = Lock(files.path, owner.settle)
+    try:
+        lock = Lock(files.path, owner.settle)
+    except RunError as error:
+        raise RunError(_room(files, error)) from None
     files.guard = lock.guard
     try:
         found = plan(files, policy, set())
@@ -87,6 +90,19 @@ def pin(directory: str | os.PathLike[str], steps: Iterable[int], *, pinned: bool
     if now != before:
         files.pin(now)
     return now
+
+
+def _room(files: Directory, error: RunError) -> str:
+    """What to do about a run that goes on and leaves no room."""
+    what, _, _ = str(error).partition(";")
+    if files.remote:
+        aside = "delete the objects of a step that is not the newest, COMMITTED first"
+    else:
+        aside = f"`mv {files.path}/STEP {files.path}.gone && rm -r {files.path}.gone` of a step that is not the newest"
+    return (
+        f"{what}, and removes by its own `keep` after each save; to remove others, wait until it ends. To make room at "
+        f"once: {aside}; it can go on meanwhile"
+    )
 
 
 class _Person:

@@ -86,7 +86,7 @@ class Directory:
         """The steps that are committed, in order; whether they are sound is not looked at."""
         for _ in range(LOOKS):
             names = self._names()
-            steps = sorted({int(name) for name in names if _is_step(name)} | {*places.waiting(names)})
+            steps = sorted({int(name) for name in names if is_step(name)} | {*places.waiting(names)})
             workers = REMOTE_WORKERS if self.remote else 1
             there = parallel(partial(self._committed, names), steps, workers=workers)
             found = [step for step, committed in zip(steps, there, strict=True) if committed]
@@ -99,7 +99,7 @@ class Directory:
         if self.remote:
             return []
         names = self._names()
-        steps = [int(name) for name in names if _is_step(name)]
+        steps = [int(name) for name in names if is_step(name)]
         return [step for step in steps if not self._committed(names, step) and self._is_torn(self.folder(step))]
 
     def _is_torn(self, folder: str) -> bool:
@@ -160,10 +160,21 @@ class Directory:
         folder = self.folder(step)
         try:
             return folder, _read(self.inner(self.name(step), MARKER))
-        except (MissingFileError, FormatError):
+        except FormatError:
             return folder, None
         except FileError as error:
             return folder, error.errno
+
+    def marker(self, step: int) -> bytes | None:
+        """What names a checkpoint of a step among all that were ever saved; None if there is none.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        try:
+            return _read(self.inner(self.name(step), MARKER)) if self.committed(step) else None
+        except (MissingFileError, FormatError):
+            return None
 
     def steadily(self, step: int, look: Callable[[], Result]) -> Result:
         """What a function finds out about a checkpoint. What it raises is of a checkpoint that stayed what it was.
@@ -317,13 +328,22 @@ class Directory:
         except OSError as error:
             raise file_error(self.path, "cannot make the directory of the run", error) from error
 
-    def commit(self, root: Any, manifest: Manifest, format: str, *, dry_run: bool = False) -> Manifest:
+    def commit(
+        self,
+        root: Any,
+        manifest: Manifest,
+        format: str,
+        *,
+        announce: Callable[[bytes], None] = lambda marker: None,
+        dry_run: bool = False,
+    ) -> Manifest:
         """Write a checkpoint: its file, its manifest, its marker, each durable before the next.
 
         Args:
             root: a tree of LazyTensors and plain values.
             manifest: what is known of it.
             format: `"safetensors"` or `"torch"`.
+            announce: called with the bytes of the marker before it is committed.
             dry_run: take it away again; it was never committed.
 
         Returns:
@@ -342,11 +362,17 @@ class Directory:
             made.append(replace(manifest, files={name: open_source(file).size}, entries=entries(file)))
             put_bytes(made[0].encoded(), sink)
 
+        def mark() -> bytes:
+            marker = _marker(made[0].encoded())
+            if not dry_run:
+                announce(marker)
+            return marker
+
         files: dict[str, Callable[[Any], None]] = {name: partial(formats.writer(format).write, root), NAME: describe}
         if self.remote:
-            self._upload(folder, files, made, dry_run)
+            self._upload(folder, files, mark, dry_run)
         else:
-            files |= {MARKER: lambda sink: put_bytes(_marker(made[0].encoded()), sink)}
+            files |= {MARKER: lambda sink: put_bytes(mark(), sink)}
             self._replace(manifest.step, files, dry_run)
         self._sound.pop(manifest.step, None)
         self.damaged.discard(manifest.step)
@@ -379,7 +405,7 @@ class Directory:
             raise file_error(folder, "cannot commit the checkpoint", error) from error
 
     def _upload(
-        self, folder: str, files: dict[str, Callable[[Any], None]], made: list[Manifest], dry_run: bool
+        self, folder: str, files: dict[str, Callable[[Any], None]], mark: Callable[[], bytes], dry_run: bool
     ) -> None:
         from statedict.io.remote import at
 
@@ -388,8 +414,9 @@ class Directory:
         try:
             for name, write in files.items():
                 publish(joined(folder, name), write)
+            marker = mark()
             self.guard()
-            if not dry_run and at(joined(folder, MARKER)).write_if(_marker(made[0].encoded()), None) is None:
+            if not dry_run and at(joined(folder, MARKER)).write_if(marker, None) is None:
                 raise RunError(f"{shown(folder)}: another process committed this step meanwhile; is a run twice there?")
         except RunError:
             raise
@@ -424,7 +451,7 @@ class Directory:
         names = self._names()
         needed = {name for step, name in places.waiting(names).items() if not self._whole(str(step))}
         found = [joined(self.path, name) for name in names if places.LEFTOVER.fullmatch(name) and name not in needed]
-        begun = [joined(self.path, name) for name in names if _is_step(name) and not self._whole(name)]
+        begun = [joined(self.path, name) for name in names if is_step(name) and not self._whole(name)]
         return found + [one for one in begun if (self._ours(one) if self.remote else self._is_half_removed(one))]
 
     def _is_half_removed(self, folder: str) -> bool:
@@ -495,7 +522,8 @@ def _entries(file: str) -> Iterator[Entry]:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
 
 
-def _is_step(name: str) -> bool:
+def is_step(name: str) -> bool:
+    """Whether that is what the folder of a step is called."""
     return name.isdecimal() and str(int(name)) == name
 
 

@@ -10,8 +10,9 @@
 | `sharded` | `model.safetensors.index.json` | none |
 | `torch`, `safetensors`, … | `step_500.pt`, `500.pth`: a file of that format | in its name |
 
-The step is the number behind `step` or `iter` in the name; without one that behind `epoch`; without that the last one
-that stands by itself or behind letters. Names of a series of one (best, last, final) without `step` have none.
+The step is the number behind `step` or `iter` in the name; without one that behind `epoch`; without that the one which
+ends it, if nothing else or a word for a checkpoint stands before it (`500`, `ckpt-500`, `model_500`). Any other number
+is part of a name (`resnet50`, `2024-11-22`). Names of a series of one (best, last, final) without `step` have none.
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ _NOT_METRICS = re.compile(
 )
 _NUMBER = r"(?>-?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf))"
 _METRIC = re.compile(rf"(?:^|[-_.])([A-Za-z][\w/]*?)=({_NUMBER})(?=$|[-_.])")
-_STEPS = re.compile(r"(?:step|iter|iteration)s?[-_=.]*(\d+)(?![\d.]*\d)", re.IGNORECASE)
-_EPOCHS = re.compile(r"epochs?[-_=.]*(\d+)(?![\d.]*\d)", re.IGNORECASE)
+_STEPS = re.compile(r"(?<![A-Za-z])(?:global)?(?:step|iter|iteration)s?[-_=.]*(\d+)(?![\d.]*\d)", re.IGNORECASE)
+_EPOCHS = re.compile(r"(?<![A-Za-z])epochs?[-_=.]*(\d+)(?![\d.]*\d)", re.IGNORECASE)
 _ONE = re.compile(r"(?:^|[-_.])(best|last|latest|final|newest)(?:$|[-_.])", re.IGNORECASE)
-_PART = re.compile(r"[A-Za-z]*(\d{1,18})")
+_NUMBERED = re.compile(
+    r"(?:^|(?:^|.*[-_. ])(?:ckpt|chkpt|checkpoint|model|weights?|state|state_dict|snapshot|saved?|params)s?[-_.= ]?)"
+    r"(\d{1,18})(?:[-_.](?:ema|avg|swa))?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Foreign:
 def step_of(name: str) -> int | None:
     """The step that a name has.
 
-    >>> [step_of(name) for name in ("epoch=3-step=500-v1.ckpt", "ckpt-500.pth", "epoch_3.pt", "best-7.pt", "last.ckpt")]
+    >>> [step_of(name) for name in ("epoch=3-step=500.ckpt", "ckpt-500.pth", "epoch_3.pt", "best-7.pt", "resnet50.pt")]
     [500, 500, 3, None, None]
     """
     stem = _stem(name)
@@ -84,8 +89,8 @@ def step_of(name: str) -> int | None:
             return int(found[-1][:18])
     if _ONE.search(stem):
         return None
-    parts = [part for part in re.split(r"[-_= ]", _METRIC.sub("", stem)) if _PART.fullmatch(part)]
-    return int(_PART.fullmatch(parts[-1])[1]) if parts else None  # type: ignore[index]
+    numbered = _NUMBERED.fullmatch(_METRIC.sub("", stem))
+    return int(numbered[1]) if numbered else None
 
 
 def metrics_of(name: str) -> dict[str, float]:

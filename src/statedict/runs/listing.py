@@ -6,7 +6,7 @@ import errno
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -15,12 +15,15 @@ from statedict.errors import CorruptFileError, FileError, FormatError, MissingFi
 from statedict.io.files import Item, contents
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.urls import joined, named, shown
-from statedict.runs.directory import LOOKS, Directory, GoneError
+from statedict.runs.directory import LOOKS, Directory, GoneError, is_step
 from statedict.runs.foreign import Foreign, recognised, step_of
 from statedict.runs.keep import check_mode
 from statedict.runs.manifest import DATA, MARKER, NAME
+from statedict.runs.replaced import NAME as REPLACED_NAME
+from statedict.runs.replaced import superseded
 
-COMMITTED, DAMAGED, UNFINISHED, FOREIGN = STATES = ("committed", "damaged", "unfinished", "foreign")
+STATES = ("committed", "damaged", "unfinished", "replaced", "foreign")
+COMMITTED, DAMAGED, UNFINISHED, REPLACED, FOREIGN = STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,9 @@ class Checkpoint:
         nbytes: bytes of its files.
         time: when it was saved, in seconds since 1970; 0 where a server does not say.
         metrics: by name.
-        state: `committed`, `damaged`, `unfinished` (ours, without its marker) or `foreign` (another writer's, which is
-            only read). Of the damage that is looked for, see `listing`.
+        state: `committed`, `damaged`, `unfinished` (ours, without its marker), `replaced` (by a run begun anew, whose
+            course it is not part of) or `foreign` (another writer's, which is only read). Of the damage that is looked
+            for, see `listing`.
         pinned: whether it is never pruned.
         name: the file or folder in the directory.
         damage: what is wrong with it, in words; empty if nothing is known.
@@ -116,11 +120,14 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
         found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
         if found or not ours:  # else all of them were removed meanwhile, for others that came
             break
+    if REPLACED_NAME in inside:
+        past = superseded(files)
+        found = [replace(one, state=REPLACED) if one.step in past else one for one in found]
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
-    steps = [name for name, item in inside.items() if item.folder and name.isdecimal() and int(name) not in ours]
+    steps = [name for name, item in inside.items() if item.folder and is_step(name) and int(name) not in ours]
     unfinished |= {name for name in steps if {NAME, MARKER} & files.names_of(name)}
     found += [_unfinished(files, name, inside[name]) for name in unfinished & inside.keys()]
-    others = [name for name in inside if name not in unfinished and not (name.isdecimal() and int(name) in ours)]
+    others = [name for name in inside if name not in unfinished and not (is_step(name) and int(name) in ours)]
     work = partial(_other, files.path, inside)
     found += [_foreign(one) for one in parallel(work, others, workers=workers) if one is not None]
     return sorted(found, key=lambda one: (one.step is None, one.step or 0, one.name))

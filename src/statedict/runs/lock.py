@@ -19,6 +19,7 @@ from weakref import WeakMethod
 from statedict.errors import FileError, RunError, file_error
 from statedict.io.urls import is_url, joined, shown
 from statedict.runs.lease import Lease, parsed
+from statedict.runs.ranks import rank
 
 NAME = ".lock"
 _LONGEST = 4096  # bytes of what is in it
@@ -142,6 +143,11 @@ def _write(fd: int, text: bytes) -> None:
 
 def _taken(name: str, owner: dict[str, Any]) -> RunError:
     who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
-    return RunError(
-        f"{shown(name)}: {who} writes into this directory; wait until it ends, or give this run a directory of its own"
-    )
+    number, count = rank()
+    remedy = "wait until it ends, or give this run a directory of its own"
+    if count > 1:
+        remedy = (
+            f"this one is rank {number} of {count}, and one of them saves a run: call `save` on rank 0 only, with the "
+            "whole state; the others may restore from it"
+        )
+    return RunError(f"{shown(name)}: {who} writes into this directory; {remedy}")

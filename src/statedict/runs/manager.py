@@ -28,6 +28,7 @@ from statedict.runs.manifest import DATA, Manifest
 from statedict.runs.preemption import USUAL, Preemption
 from statedict.runs.prune import Pruned, plan, remove
 from statedict.runs.reader import Reader
+from statedict.runs.replaced import settle, superseded
 from statedict.runs.retry import tried
 from statedict.runs.writer import Writer, libraries
 
@@ -248,15 +249,20 @@ class CheckpointManager(Reader):
                     "restore(tree) to go on, existing='replace' to begin anew, or name another directory"
                 )
             self._check_order(step, overwrite, there)
-            tried(self._files.clean, self._retries, "what is left over could not be removed")
+            tried(self._clean, self._retries, "what is left over could not be removed")
         except BaseException:
             lock.release()
             raise
         self._lock, self._known, self._existing = lock, True, "continue"
 
+    def _clean(self) -> None:
+        self._files.clean()
+        settle(self._files)
+
     def _check_order(self, step: int, overwrite: bool, there: list[int]) -> None:
         """Refuse to write behind what is there: it would be taken for the newest, and it is of another course."""
-        after = [one for one in there if one >= step + overwrite and one not in self._writer.replaced]
+        past = {*self._writer.replaced} | superseded(self._files)
+        after = [one for one in there if one >= step + overwrite and one not in past]
         later = [one for one in after if self._files.damage(one, self._verify) is None]
         if later:
             raise RunError(

@@ -8,6 +8,7 @@ from typing import Any
 from statedict.html import Shown, fold, listing, page, table
 from statedict.runs.directory import Directory, GoneError
 from statedict.runs.keep import AnyPolicy, Policy
+from statedict.runs.replaced import superseded
 
 _SHORT = 30
 
@@ -61,9 +62,10 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
         needed: steps that stay in any case.
     """
     readable, unread = directory.manifests()
-    manifests = [one for one in readable if one.step not in directory.damaged]
+    past = superseded(directory)
+    manifests = [one for one in readable if one.step not in directory.damaged | past]
     kept = {step: f"damaged: {why}" for step, why in unread.items()}
-    kept |= {one.step: "damaged" for one in readable if one.step in directory.damaged}
+    kept |= {one.step: "damaged" for one in readable if one.step in directory.damaged - past}
     for policy in _parts(keep):
         for step in policy.kept(manifests):
             kept.setdefault(step, str(policy))
@@ -79,7 +81,9 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
         newest = next((one.step for one in reversed(manifests) if _is_sound(directory, one.step)), None)
         if newest is not None:
             kept.setdefault(newest, "the newest")
-    gone = [one for one in manifests if one.step not in kept]
+    old = [one for one in readable if one.step in past]  # of a run that another one has replaced
+    kept |= {one.step: "pinned" for one in old if one.step in pins}
+    gone = sorted((one for one in [*manifests, *old] if one.step not in kept), key=lambda one: one.step)
     return Pruned(dict(sorted(kept.items())), tuple(one.step for one in gone), sum(one.nbytes for one in gone))
 
 

@@ -13,6 +13,7 @@ from statedict.runs.arguments import one_of, whole_step
 from statedict.runs.directory import LEVELS, LOOKS, Directory, GoneError
 from statedict.runs.keep import BestN, Policy, ranked
 from statedict.runs.manifest import MARKER, NAME
+from statedict.runs.replaced import superseded
 from statedict.tree import StateDict
 
 Chosen = TypeVar("Chosen")
@@ -56,7 +57,8 @@ class Reader:
     def _newest(self, level: str) -> tuple[int | None, dict[int, str]]:
         """The newest sound one, and what is wrong with those that come after it."""
         torn, damaged = self._files.torn(), dict[int, str]()
-        for step in sorted({*self._files.steps(), *torn}, reverse=True):
+        steps = {*self._files.steps(), *torn}
+        for step in sorted(steps - superseded(self._files), reverse=True):
             damage = f"{MARKER} or {NAME} is missing" if step in torn else self._files.damage(step, level)
             if damage is None:
                 return step, damaged
@@ -85,8 +87,10 @@ class Reader:
             mode = next((one.mode for one in policies if isinstance(one, BestN) and one.metric == metric), "min")
 
         def choose() -> int | None:
-            found = ranked(self._files.manifests()[0], metric, mode)
-            return next((one.step for one in found if self._files.damage(one.step, "quick") is None), None)
+            readable, _ = self._files.manifests()
+            past = superseded(self._files)
+            found = [one.step for one in ranked(readable, metric, mode) if one.step not in past]
+            return next((step for step in found if self._files.damage(step, "quick") is None), None)
 
         return self._again(choose)
 
