@@ -71,6 +71,8 @@ def _converted(wanted: DType, values: Any) -> Any:
         if wanted.name in _LARGEST:
             most = _LARGEST[wanted.name]
             values = values.astype(numpy.float32 if values.dtype.itemsize < 4 else values.dtype).clip(-most, most)
+        if wanted.kind == "complex" and values.dtype.itemsize == 4 and values.dtype.isbuiltin == 2:
+            values = values.astype(numpy.complex64)  # ml_dtypes 0.6 converts complex32 and bcomplex32 by way of bool
         return values.astype(wanted.numpy)
 
 
