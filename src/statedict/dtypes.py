@@ -162,13 +162,14 @@ class DType:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.kind == "raw":
-            return labelled, (self.name, self.bits, self.safetensors)
+            return labelled, (self.name, self.bits, self.safetensors, self.storage)
         return dtype, (self.name,)
 
 
 _COMPONENTS = {"complex32": "float16", "bcomplex32": "bfloat16", "complex64": "float32", "complex128": "float64"}
-_LABELLED: WeakValueDictionary[tuple[str, int, str], DType] = WeakValueDictionary()
-_NAMES_OF_TORCH = re.compile(r"[a-z][a-z_]*[0-9][a-z0-9_]{0,60}", re.ASCII)
+_LABELLED: WeakValueDictionary[tuple[str, int, str, str], DType] = WeakValueDictionary()
+_TORCH_DTYPE = re.compile(r"[a-z][a-z_]{0,40}[0-9][a-z0-9_]{0,40}", re.ASCII)
+_TORCH_STORAGE = re.compile(r"[A-Z][A-Za-z0-9]{0,40}Storage", re.ASCII)
 
 BY_NAME: dict[str, DType] = {row[0]: DType(*row[:6]) for row in _ROWS}
 BY_SAFETENSORS: dict[str, DType] = {d.safetensors: d for d in BY_NAME.values() if d.safetensors}
@@ -176,27 +177,33 @@ BY_STORAGE: dict[str, DType] = {d.storage: d for d in BY_NAME.values() if d.stor
 _BY_ANY_NAME: dict[str, DType] = BY_NAME | {alias: BY_NAME[row[0]] for row in _ROWS for alias in row[6]}
 
 
-def labelled(name: str, bits: int = 0, safetensors: str = "") -> DType:
+def labelled(name: str, bits: int = 0, safetensors: str = "", storage: str = "") -> DType:
     """The dtype of bytes that are of no dtype in the table, under the name that the file has for it.
 
     Args:
         name: PyTorch's name without `torch.`, or another library's.
         bits: of one element; 0 where nothing says how many.
         safetensors: the code in a safetensors header, where it comes from one.
+        storage: PyTorch's typed storage class, where the file names that and no dtype.
 
     >>> labelled("float8_e3m4", 8) is labelled("float8_e3m4", 8)
     True
     """
-    key = name, bits, safetensors
+    key = name, bits, safetensors, storage
     found = _LABELLED.get(key)
     if found is None:
-        found = _LABELLED[key] = DType(name, bits, "raw", "", safetensors)
+        found = _LABELLED[key] = DType(name, bits, "raw", "", safetensors, storage)
     return found
 
 
-def is_name_of_torch(name: str) -> bool:
-    """Whether PyTorch may have a dtype of this name: `float8_e3m4`, not `load`."""
-    return _NAMES_OF_TORCH.fullmatch(name) is not None
+def is_torch_dtype(name: str) -> bool:
+    """Whether a later PyTorch may have a dtype of this name: `float8_e3m4`, not `load`."""
+    return _TORCH_DTYPE.fullmatch(name) is not None
+
+
+def is_torch_storage(name: str) -> bool:
+    """Whether a PyTorch may have a typed storage class of this name: `HalfStorage`, not `load`."""
+    return _TORCH_STORAGE.fullmatch(name) is not None
 
 
 def dtype(name: object) -> DType:
@@ -206,7 +213,7 @@ def dtype(name: object) -> DType:
         name: `"bfloat16"`, `"bf16"`, `"torch.bfloat16"`, `"BF16"`, `numpy.dtype("<f4")`, `torch.float32`, a DType.
 
     Raises:
-        FormatError: the table has no such dtype.
+        FormatError: the table has no such dtype, and it is no `torch.dtype`.
 
     >>> import statedict
     >>> statedict.dtype("torch.float32").name
@@ -220,6 +227,8 @@ def dtype(name: object) -> DType:
         import numpy
 
         found = _BY_ANY_NAME.get(numpy.dtype(name).name)
+    if found is None and type(name).__module__ == "torch" and hasattr(name, "itemsize"):  # a torch.dtype that is new
+        found = labelled(text, 8 * name.itemsize)
     if found is None:
         raise FormatError(f"unknown dtype {name!r}; known are {', '.join(BY_NAME)}")
     return found

@@ -84,9 +84,7 @@ class Labelled(LazyTensor):
         return torch_view(held, self.dtype, self.shape, self.stride(), self.first)
 
     def contiguous(self) -> LazyTensor:
-        """Itself; a view cannot be copied row-major."""
-        if self.is_view:
-            raise self._unsized("is a view of a storage and cannot be copied out of it")
+        """Itself: its bytes are those of its storage. Whether they are its elements in order, `element_bytes` says."""
         return self
 
     def over(self, storage: Storage) -> Labelled:
@@ -103,7 +101,9 @@ class Labelled(LazyTensor):
         Raises:
             UnsupportedError: no whole number, or it is a view.
         """
-        numel = self.contiguous().numel()
+        numel = self.numel()
+        if self.is_view:
+            raise self._unsized("is a view of a storage and cannot be copied out of it")
         if numel and self.nbytes % numel:
             raise self._unsized("has no whole number of bytes an element")
         return self.nbytes // numel if numel else 0

@@ -19,14 +19,15 @@ from itertools import pairwise, product
 
 from statedict import formats
 from statedict.assemble import assembled
-from statedict.dtypes import DType
+from statedict.dtypes import DType, is_torch_dtype, labelled
 from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
 from statedict.formats import places as folders
 from statedict.io.source import Slice
+from statedict.labelled import Labelled
 from statedict.paths import MAX_DEPTH
 from statedict.pickles.budget import RECORDS, Together
 from statedict.pickles.keys import Keys
-from statedict.pickles.machine import load
+from statedict.pickles.machine import Global, load
 from statedict.pickles.tables import DATA
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
@@ -226,7 +227,7 @@ def _leaf(
             raise CorruptFileError(f"{where}: the bytes of {name!r} are missing")
         return formats.read_part(place)
     size, kind = entry.get("size"), _dtype(entry.get("properties"))
-    if not isinstance(size, Size) or kind is None or not kind.itemsize:
+    if not isinstance(size, Size) or kind is None or not (kind.itemsize or kind.kind == "raw"):
         raise CorruptFileError(f"{where}: {name!r} has no size or dtype")
     chunks: list[tuple[tuple[int, ...], tuple[int, ...], Slice]] = []
     for chunk in map(_fields, entry["chunks"]):
@@ -245,6 +246,8 @@ def _leaf(
             f"{where}: the chunks of {name!r} have {numel:,} elements and do not make up its {size.numel():,}; "
             "a rank's file is missing or the metadata is damaged"
         )
+    if not kind.bits:
+        kind = _sized(kind, [place for _, sizes, place in chunks if 0 not in sizes], name)
     parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
     first = chunks[0][2] if chunks else None
     tensor = assembled(kind, tuple(size), parts, first.name if first else name, remote=bool(first and first.remote))
@@ -283,7 +286,8 @@ def _properties(properties: Any) -> tuple[Any, ...]:
 
 def _dtype(properties: Any) -> DType | None:
     found = _properties(properties)[0]
-    return found if isinstance(found, DType) else None
+    name = found.name.removeprefix("torch.") if type(found) is Global else ""
+    return labelled(name) if is_torch_dtype(name) else found if isinstance(found, DType) else None
 
 
 def _requires_grad(properties: Any) -> bool:
@@ -293,9 +297,21 @@ def _requires_grad(properties: Any) -> bool:
 def _chunk(kind: DType, sizes: tuple[int, ...], place: Slice, name: str) -> LazyTensor:
     """A chunk, which is a file of torch.save in itself."""
     tensor = formats.read_part(place)
+    if isinstance(tensor, Labelled) and tensor.dtype.name == kind.name and tensor.element_bytes() * 8 == kind.bits:
+        tensor = LazyTensor(kind, tensor.shape, tensor.storage)
     if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
         raise CorruptFileError(f"{place.name}: the chunk of {name!r} is not the tensor that the metadata describes")
     return tensor
+
+
+def _sized(kind: DType, places: list[Slice], name: str) -> DType:
+    """A dtype that no table has, with the size of its elements as the first chunk has them."""
+    if not places:
+        return labelled(kind.name, 8)
+    tensor = formats.read_part(places[0])
+    if not isinstance(tensor, Labelled) or tensor.dtype.name != kind.name:
+        raise CorruptFileError(f"{places[0].name}: the chunk of {name!r} is not the tensor that the metadata describes")
+    return labelled(kind.name, 8 * tensor.element_bytes())
 
 
 def _insert(tree: StateDict, keys: tuple[Any, ...], leaf: Any) -> None:

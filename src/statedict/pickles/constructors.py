@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
-from statedict.dtypes import BY_NAME, BY_STORAGE, DType
-from statedict.errors import CorruptFileError
+from statedict.dtypes import BY_NAME, BY_STORAGE, DType, is_torch_dtype, is_torch_storage, labelled
+from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import BytesSource
+from statedict.labelled import Labelled
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor, Storage
@@ -56,6 +57,24 @@ class StorageType(Opaque):
         self.dtype = dtype
 
 
+def storage_type(kind: Any, numel: int, nbytes: int) -> StorageType | None:
+    """The storage class that a pickle names, also one that no table has, for its bytes tell how large an element is.
+
+    Args:
+        kind: what the pickle has for it.
+        numel: how many elements it says that there are.
+        nbytes: how many bytes there are.
+    """
+    if type(kind) is StorageType:
+        return kind
+    module, _, name = kind.name.rpartition(".") if type(kind) is Global else ("", "", "")
+    if module not in ("torch", "torch.cuda") or not is_torch_storage(name):
+        return None
+    if numel and (nbytes < numel or nbytes % numel):
+        raise CorruptFileError(f"a {name} of {numel:,} elements in {nbytes:,} bytes")
+    return StorageType(labelled(name, nbytes // numel * 8 if numel else 8, storage=name), kind.name)
+
+
 _MAX_DIMS = 64  # as torch's operations and numpy have it
 _MAX_SIZE = 1 << 60
 
@@ -81,6 +100,45 @@ def tensor(
     Raises:
         CorruptFileError: numbers that make no sense, or elements outside the storage.
     """
+    if not dtype.bits:
+        return _of_unknown_size(storage, dtype, offset, shape, strides, requires_grad)
+    last, numel, contiguous = _extent(offset, shape, strides)
+    itemsize = dtype.itemsize
+    if numel:
+        end = (offset + last + 1) * itemsize
+        if offset < 0 or end > storage.nbytes or numel >= _MAX_SIZE:
+            raise CorruptFileError(
+                f"a {dtype} tensor of shape {tuple(shape)} and strides {strides} from element {offset:,} "
+                f"ends at byte {end:,} of a storage of {storage.nbytes:,} bytes"
+            )
+    else:
+        offset, contiguous = 0, True
+    return LazyTensor(
+        dtype, tuple(shape), storage, offset * itemsize, None if contiguous else strides, requires_grad is True
+    )
+
+
+def _of_unknown_size(
+    storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, requires_grad: object
+) -> Labelled:
+    """A tensor whose elements have a size that is not known, but no less than a bit each."""
+    last, numel, contiguous = _extent(offset, shape, strides)
+    if not numel:
+        return Labelled(
+            dtype, tuple(shape), Storage(storage.source, 0, 0, storage.device), 0, None, requires_grad is True
+        )
+    if offset < 0 or offset + last >= 8 * storage.nbytes or numel >= _MAX_SIZE:
+        raise CorruptFileError(
+            f"a {dtype} tensor of shape {tuple(shape)} and strides {strides} from element {offset:,} "
+            f"lies outside of a storage of {storage.nbytes:,} bytes"
+        )
+    if offset or not contiguous:
+        storage = Storage(storage.source, storage.offset, storage.nbytes, storage.device)
+    return Labelled(dtype, tuple(shape), storage, offset, None if contiguous else strides, requires_grad is True)
+
+
+def _extent(offset: Any, shape: Any, strides: Any) -> tuple[int, int, bool]:
+    """The last element from the first one on, the number of elements, and whether they lie row-major."""
     if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
         raise CorruptFileError("a tensor whose shape, strides or offset are no numbers")
     if len(shape) != len(strides) or len(shape) > _MAX_DIMS:
@@ -98,19 +156,7 @@ def tensor(
             last += (n - 1) * stride
             numel *= n
             expected *= n
-    itemsize = dtype.itemsize
-    if numel:
-        end = (offset + last + 1) * itemsize
-        if offset < 0 or end > storage.nbytes or numel >= _MAX_SIZE:
-            raise CorruptFileError(
-                f"a {dtype} tensor of shape {tuple(shape)} and strides {strides} from element {offset:,} "
-                f"ends at byte {end:,} of a storage of {storage.nbytes:,} bytes"
-            )
-    else:
-        offset, contiguous = 0, True
-    return LazyTensor(
-        dtype, tuple(shape), storage, offset * itemsize, None if contiguous else strides, requires_grad is True
-    )
+    return last, numel, contiguous
 
 
 def _tensor_v2(
@@ -139,9 +185,11 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
 def _tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
 ) -> Any:
-    if type(storage) is not TypedStorage or type(dtype) is not DType:
+    name = dtype.name.removeprefix("torch.") if type(dtype) is Global else ""
+    known = labelled(name) if is_torch_dtype(name) else dtype
+    if type(storage) is not TypedStorage or type(known) is not DType:
         return Opaque("torch._utils._rebuild_tensor_v3", (storage, offset, size, stride, requires_grad, hooks, dtype))
-    made = tensor(storage.storage, dtype, offset, size, stride, requires_grad)
+    made = tensor(storage.storage, known, offset, size, stride, requires_grad)
     return _with_bits(made, metadata) if metadata is not None else made
 
 
@@ -152,6 +200,8 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
     conj, neg = metadata.get("conj") is True, metadata.get("neg") is True
     if not (conj or neg):
         return made
+    if made.dtype.kind == "raw":
+        raise FormatError(f"a {made.dtype} tensor is conjugated or negated when it is read, which takes a known dtype")
     from statedict.assemble import mapped
 
     return mapped(made, made.dtype, partial(_as_bits, conj, neg))
@@ -186,9 +236,17 @@ def _old_tensor(*args: Any) -> LazyTensor:
 
 
 def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
+    made = as_parameter(data, requires_grad is True)
+    return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks)) if made is None else made
+
+
+def as_parameter(data: Any, requires_grad: bool) -> LazyTensor | None:
+    """The tensor as a `torch.nn.Parameter`; None for what is no tensor."""
+    if type(data) is Labelled:
+        return data.flagged(requires_grad, True)
     if type(data) is not LazyTensor:
-        return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks))
-    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
+        return None
+    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad, True)
 
 
 def _ordered_dict(items: Any = ()) -> StateDict:
