@@ -12,6 +12,7 @@ from statedict.arrays import (
     is_torch,
     numpy_memory,
     numpy_view,
+    part_of,
     torch_memory,
     torch_storage,
     torch_view,
@@ -346,18 +347,21 @@ class LazyTensor:
         return True
 
 
-def as_lazy(value: Any) -> LazyTensor:
+def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
     """A LazyTensor over a live array, which shares its memory; a LazyTensor as it is.
 
     Args:
         value: `torch.Tensor`, `numpy.ndarray` or LazyTensor.
+        parts: take a tensor that is a part of a larger one, too.
 
     Raises:
-        UnsupportedError: the value is none of them, or has no plain memory.
+        UnsupportedError: the value is none of them, has no plain memory, or is a part.
     """
     if isinstance(value, LazyTensor):
         return value
     if is_torch(value):
+        if not parts and (part := part_of(value)) is not None:
+            raise part.refused()
         memory = torch_memory(value)
     elif is_numpy(value):
         memory = numpy_memory(value)

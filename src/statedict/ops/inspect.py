@@ -204,7 +204,7 @@ class _Builder:
 
     def node(self, key: str, value: Any, path: str, role: str, parameter: str | None) -> Node:
         if is_array(value):
-            return self.tensor(key, as_lazy(value), path, role, parameter)
+            return self.tensor(key, as_lazy(value, parts=True), path, role, parameter)
         if is_optimizer(value):
             return self.optimizer(value, path)
         if isinstance(value, dict) and type(value) is not Counter:
