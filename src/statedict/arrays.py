@@ -14,6 +14,7 @@ from statedict.errors import UnsupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 Strides = tuple[int, ...]
@@ -91,8 +92,7 @@ class Part:
         self.shape, self.pieces = shape, pieces
 
     def __str__(self) -> str:
-        held = "; ".join(box_text(begin, sizes) for begin, _, sizes in self.pieces[:3])
-        return f"{held or 'nothing'}{'; …' * (len(self.pieces) > 3)} of a tensor of shape {self.shape}"
+        return f"{boxes_text([(begin, sizes) for begin, _, sizes in self.pieces])} of a tensor of shape {self.shape}"
 
     def refused(self) -> UnsupportedError:
         """The error for saving it as if it were the whole."""
@@ -145,6 +145,12 @@ def box_text(begin: Strides, sizes: Strides) -> str:
     '[0:2, 4:8]'
     """
     return f"[{', '.join(f'{b}:{b + n}' for b, n in zip(begin, sizes, strict=True))}]"
+
+
+def boxes_text(boxes: Sequence[tuple[Strides, Strides]]) -> str:
+    """Ranges as an index would have them, the first few of many."""
+    shown = ", ".join(box_text(*box) for box in boxes[:4])
+    return (shown or "nothing") + f" and {len(boxes) - 4:,} more" * (len(boxes) > 4)
 
 
 _TORCH_DTYPES: dict[object, DType] = {}

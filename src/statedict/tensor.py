@@ -19,7 +19,7 @@ from statedict.arrays import (
     touched,
     writable_memory,
 )
-from statedict.boxes import gathered
+from statedict.boxes import gathered, regions_of
 from statedict.dtypes import DType
 from statedict.errors import LimitError, StateDictError, UnsupportedError
 from statedict.io.memory import allocate
@@ -146,6 +146,11 @@ class LazyTensor:
         if 0 in self.shape:
             return 0
         return (sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1) * self.dtype.itemsize
+
+    @property
+    def regions(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None:
+        """Of a checkpoint that lacks parts the boxes that are there, each a corner and sizes; None if all is."""
+        return regions_of(self.storage.source, self.storage.offset + self.offset, self.stride(), self.shape)
 
     def is_contiguous(self) -> bool:
         """Whether the elements lie row-major without gaps."""

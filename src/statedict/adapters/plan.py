@@ -13,6 +13,7 @@ from statedict.adapters import find, is_special_plain, join, leaf, realized, sug
 from statedict.adapters.names import Reading, align, plain
 from statedict.adapters.report import Entry
 from statedict.adapters.shapes import POLICIES, Fit, Shape
+from statedict.arrays import boxes_text
 from statedict.errors import RestoreError
 from statedict.labelled import Labelled
 from statedict.paths import matches
@@ -241,6 +242,10 @@ class Plan:
         Returns:
             Whether it fits, or how it is made to.
         """
+        if value.regions is not None:
+            there = boxes_text(value.regions)
+            self.problem("incomplete", path, f"of {value.shape} the checkpoint has {there} only")
+            return False
         fit: Fit | bool = True
         details = [f"{origin} of the state"] if origin else []
         if shape != value.shape:
