@@ -35,7 +35,7 @@ from statedict.io.json import check as check_json
 from statedict.io.source import swapped
 from statedict.io.zip import Inflated, read_directory
 from statedict.paths import walk
-from statedict.pickles.constructors import TypedStorage, storage_type
+from statedict.pickles.constructors import StorageType, TypedStorage, storage_type
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.pickles.writer import dumps
@@ -200,12 +200,14 @@ def unpickle(
         described = type(key) is str and type(device) is str and type(numel) is int
         if not described or numel < 0:
             raise CorruptFileError("a storage that is described wrongly")
-        record = records.get(f"{name}/{key}")
-        kind = storage_type(kind, numel, record.size if record is not None else 0)
-        if kind is None:
-            raise CorruptFileError("a storage that is described wrongly")
+        if type(kind) is not StorageType:
+            record = records.get(f"{name}/{key}")
+            kind = storage_type(kind, numel, record.size if record is not None else 0)
+            if kind is None:
+                raise CorruptFileError("a storage that is described wrongly")
         found = storages.get(key)
         if found is None:
+            record = records.get(f"{name}/{key}")
             if record is None:
                 raise CorruptFileError(f"storage {name}/{key} is missing from the archive; save it again")
             found = storages[key] = Storage(record, 0, record.size, device)

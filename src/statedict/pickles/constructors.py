@@ -102,7 +102,23 @@ def tensor(
     """
     if not dtype.bits:
         return _of_unknown_size(storage, dtype, offset, shape, strides, requires_grad)
-    last, numel, contiguous = _extent(offset, shape, strides)
+    if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
+        raise CorruptFileError("a tensor whose shape, strides or offset are no numbers")
+    if len(shape) != len(strides) or len(shape) > _MAX_DIMS:
+        raise CorruptFileError(
+            f"a tensor of {len(shape):,} sizes and {len(strides):,} strides, over {_MAX_DIMS} or unequal"
+        )
+    numel, last, expected, contiguous = 1, 0, 1, True
+    for axis in range(len(shape) - 1, -1, -1):
+        n, stride = shape[axis], strides[axis]
+        if type(n) is not int or type(stride) is not int or not (0 <= n < _MAX_SIZE and 0 <= stride < _MAX_SIZE):
+            raise CorruptFileError(f"a tensor whose axis {axis} has a size or a stride that is none")
+        if n != 1:
+            if stride != expected:
+                contiguous = False
+            last += (n - 1) * stride
+            numel *= n
+            expected *= n
     itemsize = dtype.itemsize
     if numel:
         end = (offset + last + 1) * itemsize
@@ -122,41 +138,16 @@ def _of_unknown_size(
     storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, requires_grad: object
 ) -> Labelled:
     """A tensor whose elements have a size that is not known, but no less than a bit each."""
-    last, numel, contiguous = _extent(offset, shape, strides)
-    if not numel:
-        return Labelled(
-            dtype, tuple(shape), Storage(storage.source, 0, 0, storage.device), 0, None, requires_grad is True
-        )
-    if offset < 0 or offset + last >= 8 * storage.nbytes or numel >= _MAX_SIZE:
-        raise CorruptFileError(
-            f"a {dtype} tensor of shape {tuple(shape)} and strides {strides} from element {offset:,} "
-            f"lies outside of a storage of {storage.nbytes:,} bytes"
-        )
-    if offset or not contiguous:
+    try:
+        made = tensor(Storage(storage.source, 0, 8 * storage.nbytes), BY_NAME["uint8"], offset, shape, strides)
+    except CorruptFileError as error:
+        what = f"a {dtype} tensor in a storage of {storage.nbytes:,} bytes, as if its elements were bits"
+        raise CorruptFileError(f"{what}: {error}") from error
+    if not made.numel():
+        storage = Storage(storage.source, 0, 0, storage.device)
+    elif made.offset or made.strides is not None:
         storage = Storage(storage.source, storage.offset, storage.nbytes, storage.device)
-    return Labelled(dtype, tuple(shape), storage, offset, None if contiguous else strides, requires_grad is True)
-
-
-def _extent(offset: Any, shape: Any, strides: Any) -> tuple[int, int, bool]:
-    """The last element from the first one on, the number of elements, and whether they lie row-major."""
-    if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
-        raise CorruptFileError("a tensor whose shape, strides or offset are no numbers")
-    if len(shape) != len(strides) or len(shape) > _MAX_DIMS:
-        raise CorruptFileError(
-            f"a tensor of {len(shape):,} sizes and {len(strides):,} strides, over {_MAX_DIMS} or unequal"
-        )
-    numel, last, expected, contiguous = 1, 0, 1, True
-    for axis in range(len(shape) - 1, -1, -1):
-        n, stride = shape[axis], strides[axis]
-        if type(n) is not int or type(stride) is not int or not (0 <= n < _MAX_SIZE and 0 <= stride < _MAX_SIZE):
-            raise CorruptFileError(f"a tensor whose axis {axis} has a size or a stride that is none")
-        if n != 1:
-            if stride != expected:
-                contiguous = False
-            last += (n - 1) * stride
-            numel *= n
-            expected *= n
-    return last, numel, contiguous
+    return Labelled(dtype, made.shape, storage, made.offset, made.strides, requires_grad is True)
 
 
 def _tensor_v2(
