@@ -19,6 +19,7 @@ from statedict.adapters.shards import piece, refuse_parts
 from statedict.adapters.ties import Ties, same_bytes
 from statedict.adapters.torch_reading import Reader, is_lazy, read
 from statedict.adapters.torch_transfer import transfer
+from statedict.arrays import part_of
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
 from statedict.paths import matches
@@ -104,9 +105,10 @@ def _cut(reader: Reader, plan: Plan) -> None:
     """Of whole tensors take what the target has of them, where it says that it is a part."""
     for name, old in reader.held.items():
         live, tensor = reader.live.get(name), reader.tensors.get(old)
-        if live is not None and tensor is not None and tuple(reader.own[name].shape) == tuple(live.shape):
+        if live is not None and tensor is not None:
             try:
-                reader.tensors[old] = piece(live, tensor)
+                if part_of(live) is not None and tuple(reader.own[name].shape) == tuple(live.shape):
+                    reader.tensors[old] = piece(live, tensor)
             except UnsupportedError as error:
                 plan.problem("target", join(reader.path, name), str(error))
 
