@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("values", "arrays"),
     ("boxes",),
     ("tensor",),
+    ("labelled",),
     ("segments", "checks", "assemble"),
     ("paths", "rename", "param_names"),
     ("notebook",),

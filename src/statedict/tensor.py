@@ -12,13 +12,14 @@ from statedict.arrays import (
     is_torch,
     numpy_memory,
     numpy_view,
+    part_of,
     torch_memory,
     torch_storage,
     torch_view,
     touched,
     writable_memory,
 )
-from statedict.boxes import gathered
+from statedict.boxes import gathered, regions_of
 from statedict.dtypes import DType
 from statedict.errors import LimitError, StateDictError, UnsupportedError
 from statedict.io.memory import allocate
@@ -145,6 +146,11 @@ class LazyTensor:
         if 0 in self.shape:
             return 0
         return (sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1) * self.dtype.itemsize
+
+    @property
+    def regions(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None:
+        """Of a checkpoint that lacks parts the boxes that are there, each a corner and sizes; None if all is."""
+        return regions_of(self.storage.source, self.storage.offset + self.offset, self.stride(), self.shape)
 
     def is_contiguous(self) -> bool:
         """Whether the elements lie row-major without gaps."""
@@ -347,18 +353,21 @@ class LazyTensor:
         return True
 
 
-def as_lazy(value: Any) -> LazyTensor:
+def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
     """A LazyTensor over a live array, which shares its memory; a LazyTensor as it is.
 
     Args:
         value: `torch.Tensor`, `numpy.ndarray` or LazyTensor.
+        parts: take a tensor that is a part of a larger one, too.
 
     Raises:
-        UnsupportedError: the value is none of them, or has no plain memory.
+        UnsupportedError: the value is none of them, has no plain memory, or is a part.
     """
     if isinstance(value, LazyTensor):
         return value
     if is_torch(value):
+        if not parts and (part := part_of(value)) is not None:
+            raise part.refused()
         memory = torch_memory(value)
     elif is_numpy(value):
         memory = numpy_memory(value)

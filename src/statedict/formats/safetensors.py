@@ -19,12 +19,13 @@ import json
 from itertools import pairwise
 
 from statedict.arrays import MAX_DIMS, find_shape_fault
-from statedict.dtypes import BY_SAFETENSORS, DType
+from statedict.dtypes import BY_SAFETENSORS, labelled
 from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
 from statedict.io.in_place import same_file
 from statedict.io.json import parse
 from statedict.io.pipeline import Part
+from statedict.labelled import Labelled
 from statedict.tensor import LazyTensor, Storage
 
 TYPE_CHECKING = False
@@ -143,9 +144,14 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
             raise CorruptFileError(
                 f"{source.name}: tensor {key!r} is described wrongly ({error}); the file is damaged"
             ) from error
+        if start + end > source.size:
+            raise _cut(source, header, key, start)
+        storage = Storage(source, start + begin, end - begin)
         if kind is None:
-            kind = _unnamed(source, key, code, numel, end - begin)
-        elif kind.safetensors == "F4":  # its shape counts the halves of our bytes
+            ranges.append((begin, end))
+            tensors[key] = _labelled(source, key, code, numel, tuple(shape), storage)
+            continue
+        if kind.safetensors == "F4":  # its shape counts the halves of our bytes
             if not shape or shape[-1] % 2:
                 raise CorruptFileError(f"{source.name}: tensor {key!r}: an odd number of 4 bit elements in a row")
             numel, shape = numel // 2, [*shape[:-1], shape[-1] // 2]
@@ -154,10 +160,8 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
                 f"{source.name}: tensor {key!r}: {kind} of shape {shape} takes {kind.nbytes(numel):,} bytes, "
                 f"data_offsets give {end - begin:,}; the file is damaged"
             )
-        if start + end > source.size:
-            raise _cut(source, header, key, start)
         ranges.append((begin, end))
-        tensors[key] = LazyTensor(kind, tuple(shape), Storage(source, start + begin, end - begin))
+        tensors[key] = LazyTensor(kind, tuple(shape), storage)
     _check_coverage(source, ranges, source.size - start)
     return tensors
 
@@ -186,17 +190,20 @@ def _check_coverage(source: ByteSource, ranges: list[tuple[int, int]], size: int
             )
 
 
-def _unnamed(source: ByteSource, key: str, code: Any, numel: int, nbytes: int) -> DType:
-    """A dtype that our table does not have yet: raw bytes under its name."""
-    if (
-        type(code) is not str
-        or not (code.isascii() and code.isprintable())
-        or not code
-        or (numel and nbytes * 8 % numel)
-        or not numel
-    ):
-        raise FormatError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r}; a newer version may know it")
-    return DType(code, nbytes * 8 // numel, "raw", "", code)
+def _labelled(
+    source: ByteSource, key: str, code: Any, numel: int, shape: tuple[int, ...], storage: Storage
+) -> LazyTensor:
+    """A tensor of a dtype that our table does not have yet: bytes under its code.
+
+    They need not be a whole number of bits an element, for blocks may share a scale.
+    """
+    if type(code) is not str or not (code.isascii() and code.isprintable()) or not 0 < len(code) <= 100:
+        raise CorruptFileError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r:.100}, which is no name")
+    if not numel and storage.nbytes:
+        raise CorruptFileError(f"{source.name}: tensor {key!r} has no elements and {storage.nbytes:,} bytes")
+    if numel and storage.nbytes * 8 % numel == 0 and storage.nbytes:
+        return LazyTensor(labelled(code, storage.nbytes * 8 // numel, code), shape, storage)
+    return Labelled(labelled(code, 0, code), shape, storage)
 
 
 def write(tree: Any, sink: Sink) -> None:

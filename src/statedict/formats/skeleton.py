@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 
 from statedict.arrays import find_shape_fault
-from statedict.dtypes import BY_NAME
+from statedict.dtypes import BY_NAME, labelled
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.io.json import parse
+from statedict.labelled import Labelled
 from statedict.paths import encode, free_name, walk
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict, decode
@@ -75,14 +76,11 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             return from_json(node)
         stored = tensors[node["$tensor"]]
         unnamed.pop(node["$tensor"], None)
-        kind = BY_NAME[node["dtype"]] if "dtype" in node else stored.dtype
-        if kind is not stored.dtype:
-            shape = stored.shape[:-1] if stored.shape[-1:] == (kind.itemsize,) else None
-            if shape is None or stored.dtype.name != "uint8":
-                raise CorruptFileError(f"tensor {node['$tensor']!r} cannot hold {kind}")
-            stored = LazyTensor(kind, shape, stored.storage, stored.offset)
+        stored = _retyped(stored, node["dtype"], node["$tensor"]) if "dtype" in node else stored
         if "grad" in node or "parameter" in node:
             grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))
+            if isinstance(stored, Labelled):
+                return stored.flagged(grad, parameter)
             stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
         return stored
 
@@ -101,6 +99,17 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             "the file, take that key out of its metadata to read the tensors alone"
         )
     return tree
+
+
+def _retyped(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
+    """The tensor whose elements are the rows of bytes that are stored."""
+    known = BY_NAME.get(name)
+    whole = stored.dtype.name == "uint8" and bool(stored.shape) and type(name) is str and len(name) <= 100
+    if not whole or (known is not None and stored.shape[-1] != known.itemsize):
+        raise CorruptFileError(f"tensor {where!r} cannot hold {name!s:.80}")
+    if known is None:
+        return Labelled(labelled(name), stored.shape[:-1], stored.storage)
+    return LazyTensor(known, stored.shape[:-1], stored.storage, stored.offset)
 
 
 def _strings(metadata: dict[str, str]) -> dict[str, str]:
@@ -160,5 +169,6 @@ def _storable(tensor: LazyTensor) -> LazyTensor:
     tensor = tensor.contiguous()
     if tensor.dtype.safetensors:
         return tensor
-    shape = (*tensor.shape, tensor.dtype.itemsize)
+    size = tensor.element_bytes() if isinstance(tensor, Labelled) else tensor.dtype.itemsize
+    shape = (*tensor.shape, size)
     return LazyTensor(BY_NAME["uint8"], shape, tensor.storage, tensor.offset)

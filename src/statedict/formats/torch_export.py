@@ -15,12 +15,12 @@ torch/_export/serde/schema.py (PyTorch 2.13).
 from __future__ import annotations
 
 from statedict import formats
-from statedict.dtypes import BY_NAME
+from statedict.dtypes import BY_NAME, labelled
 from statedict.errors import CorruptFileError, UnknownFormatError
 from statedict.io.json import parse
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
-from statedict.pickles.constructors import tensor
+from statedict.pickles.constructors import as_parameter, tensor
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict
 
@@ -129,7 +129,10 @@ def _entry(
                 pickled[name] = formats.read_part(_stored(record))
             return pickled[name]
         meta = entry["tensor_meta"]
-        kind = BY_NAME[_DTYPES[meta["dtype"]]]
+        code = meta["dtype"]
+        if type(code) is not int or code < 1:
+            raise KeyError(code)
+        kind = BY_NAME[_DTYPES[code]] if code in _DTYPES else labelled(f"ScalarType {code}")
         shape, strides = (tuple(n["as_int"] for n in meta[field]) for field in ("sizes", "strides"))
         offset, grad = meta["storage_offset"]["as_int"], meta["requires_grad"]
     except (KeyError, TypeError, AttributeError) as error:
@@ -142,5 +145,5 @@ def _entry(
     except CorruptFileError as error:
         raise CorruptFileError(f"{where}: {error}") from error
     if entry.get("is_param") is True:
-        made = LazyTensor(kind, made.shape, storage, made.offset, made.strides, grad is True, True)
+        return as_parameter(made, grad is True)
     return made

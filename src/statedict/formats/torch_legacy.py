@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import struct
 
-from statedict.errors import CorruptFileError, LimitError, TruncatedError, UnknownFormatError
+from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
 from statedict.io.source import swapped
 from statedict.pickles.budget import Together
-from statedict.pickles.constructors import StorageType, TypedStorage, tensor
+from statedict.pickles.constructors import StorageType, TypedStorage, storage_type, tensor
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.tensor import LazyTensor, Storage
@@ -153,8 +153,13 @@ def unpickle(
         if type(identifier) is not tuple or len(identifier) != 6 or identifier[0] not in ("storage", b"storage"):
             raise CorruptFileError("a persistent id that names no storage")
         _, kind, key, device, numel, view = identifier
-        if type(kind) is not StorageType or type(key) not in (str, bytes) or type(numel) is not int or numel < 0:
+        if type(key) not in (str, bytes) or type(numel) is not int or numel < 0 or storage_type(kind, 0, 0) is None:
             raise CorruptFileError("a storage that is described wrongly")
+        if type(kind) is not StorageType:
+            raise FormatError(
+                f"a {kind.name}, a class that this version does not know, and this format does not say how large "
+                "its elements are; update statedict, or save the file anew with torch.save, which writes a zip archive"
+            )
         if key not in storages:
             device = device.decode("ascii", "replace") if type(device) is bytes else device
             if type(device) is not str:

@@ -36,7 +36,7 @@ from statedict.io.source import swapped
 from statedict.io.zip import Inflated, read_directory
 from statedict.paths import walk
 from statedict.pickles.budget import Together
-from statedict.pickles.constructors import StorageType, TypedStorage
+from statedict.pickles.constructors import StorageType, TypedStorage, storage_type
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.pickles.writer import dumps
@@ -203,15 +203,24 @@ def unpickle(
         if type(identifier) is not tuple or len(identifier) < 5 or identifier[0] != "storage":
             raise CorruptFileError("a persistent id that names no storage")
         _, kind, key, device, numel = identifier[:5]
-        described = type(kind) is StorageType and type(key) is str and type(device) is str and type(numel) is int
+        described = type(key) is str and type(device) is str and type(numel) is int
         if not described or numel < 0:
             raise CorruptFileError("a storage that is described wrongly")
+        if type(kind) is not StorageType:
+            record = records.get(f"{name}/{key}")
+            kind = storage_type(kind, numel, record.size if record is not None else 0)
+            if kind is None:
+                raise CorruptFileError("a storage that is described wrongly")
         found = storages.get(key)
         if found is None:
             record = records.get(f"{name}/{key}")
             if record is None:
                 raise CorruptFileError(f"storage {name}/{key} is missing from the archive; save it again")
             found = storages[key] = Storage(record, 0, record.size, device)
+            if swap and kind.dtype.kind == "raw":
+                raise FormatError(
+                    f"storage {name}/{key}: {kind.dtype} in the byte order of another machine is not known"
+                )
             if swap:
                 found.source = swapped(record, 0, record.size, kind.dtype)
         if numel * kind.dtype.itemsize > found.nbytes:

@@ -20,7 +20,7 @@ from math import prod
 
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
-from statedict.pickles.constructors import TypedStorage, check_geometry, check_grad, tensor
+from statedict.pickles.constructors import TypedStorage, as_parameter, check_geometry, check_grad, tensor
 from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
@@ -70,7 +70,7 @@ def _quantized(
     name = getattr(scheme, "name", "")
     if type(storage) is not TypedStorage or not name:
         raise CorruptFileError("a quantized tensor without a storage or a scheme")
-    kind = BY_NAME[_INTEGERS.get(storage.dtype.name, storage.dtype.name)]
+    kind = BY_NAME.get(_INTEGERS.get(storage.dtype.name, storage.dtype.name), storage.dtype)
     packed = {"quint4x2": 2, "quint2x4": 4}.get(storage.dtype.name, 1)
     if packed > 1:  # several elements a byte: the bytes as they are
         if not isinstance(size, tuple) or not all(type(n) is int and n >= 0 for n in size):
@@ -139,15 +139,15 @@ def _wrapper(cls: Any, dtype: Any, size: Any, stride: Any, offset: Any, layout: 
 
 def _moved(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -> Any:
     check_device(device)
-    if type(data) is not LazyTensor or (type(dtype) is DType and dtype is not data.dtype):
+    if not isinstance(data, LazyTensor) or (type(dtype) is DType and dtype is not data.dtype):
         return _parts("a tensor of another device", data=data, dtype=dtype, device=device)
     return data
 
 
 def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = None, state: Any = None) -> Any:
-    if type(data) is not LazyTensor:
+    made = as_parameter(data, requires_grad is True)
+    if made is None:
         return data
-    made = LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
     held = attributes(state)
     if not held:
         return made

@@ -10,9 +10,10 @@ from collections import Counter
 from functools import partial
 
 from statedict.arrays import MAX_DIMS, find_shape_fault
-from statedict.dtypes import BY_NAME, BY_STORAGE, DType
-from statedict.errors import CorruptFileError
+from statedict.dtypes import BY_NAME, BY_STORAGE, DType, is_torch_dtype, is_torch_storage, labelled
+from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import BytesSource
+from statedict.labelled import Labelled
 from statedict.pickles.budget import DICT
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import Global
@@ -58,6 +59,24 @@ class StorageType(Opaque):
         self.dtype = dtype
 
 
+def storage_type(kind: Any, numel: int, nbytes: int) -> StorageType | None:
+    """The storage class that a pickle names, also one that no table has, for its bytes tell how large an element is.
+
+    Args:
+        kind: what the pickle has for it.
+        numel: how many elements it says that there are.
+        nbytes: how many bytes there are.
+    """
+    if type(kind) is StorageType:
+        return kind
+    module, _, name = kind.name.rpartition(".") if type(kind) is Global else ("", "", "")
+    if module not in ("torch", "torch.cuda") or not is_torch_storage(name):
+        return None
+    if numel and (nbytes < numel or nbytes % numel):
+        raise CorruptFileError(f"a {name} of {numel:,} elements in {nbytes:,} bytes")
+    return StorageType(labelled(name, nbytes // numel * 8 if numel else 8, storage=name), kind.name)
+
+
 _MAX_SIZE = 1 << 60
 
 
@@ -82,6 +101,8 @@ def tensor(
     Raises:
         CorruptFileError: numbers that make no sense, or elements outside the storage.
     """
+    if not dtype.bits:
+        return _of_unknown_size(storage, dtype, offset, shape, strides, requires_grad)
     if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
         raise CorruptFileError("a tensor whose shape, strides or offset are no numbers")
     if len(shape) != len(strides) or len(shape) > MAX_DIMS:
@@ -119,7 +140,7 @@ def tensor(
 
 def check_grad(dtype: DType) -> None:
     """Raise CorruptFileError unless a tensor of this dtype can require a gradient."""
-    if dtype.kind not in ("float", "complex"):
+    if dtype.kind not in ("float", "complex", "raw"):  # what a dtype of no table is cannot be told
         raise CorruptFileError(f"a tensor of {dtype} that requires a gradient, which only floating point numbers have")
 
 
@@ -140,6 +161,22 @@ def check_geometry(size: Any, stride: Any, dtype: Any) -> None:
     fault = find_shape_fault(size, dtype.itemsize) or find_shape_fault((reach,), dtype.itemsize)
     if fault:
         raise CorruptFileError(f"a tensor of shape {tuple(size)} and strides {tuple(stride)}: {fault}")
+
+
+def _of_unknown_size(
+    storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, requires_grad: object
+) -> Labelled:
+    """A tensor whose elements have a size that is not known, but no less than a bit each."""
+    try:
+        made = tensor(Storage(storage.source, 0, 8 * storage.nbytes), BY_NAME["uint8"], offset, shape, strides)
+    except CorruptFileError as error:
+        what = f"a {dtype} tensor in a storage of {storage.nbytes:,} bytes, as if its elements were bits"
+        raise CorruptFileError(f"{what}: {error}") from error
+    if not made.numel():
+        storage = Storage(storage.source, 0, 0, storage.device)
+    elif made.offset or made.strides is not None:
+        storage = Storage(storage.source, storage.offset, storage.nbytes, storage.device)
+    return Labelled(dtype, made.shape, storage, made.offset, made.strides, requires_grad is True)
 
 
 def _tensor_v2(
@@ -168,9 +205,11 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
 def _tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
 ) -> Any:
-    if type(storage) is not TypedStorage or type(dtype) is not DType:
+    name = dtype.name.removeprefix("torch.") if type(dtype) is Global else ""
+    known = labelled(name) if is_torch_dtype(name) else dtype
+    if type(storage) is not TypedStorage or type(known) is not DType:
         return Opaque("torch._utils._rebuild_tensor_v3", (storage, offset, size, stride, requires_grad, hooks, dtype))
-    made = tensor(storage.storage, dtype, offset, size, stride, requires_grad)
+    made = tensor(storage.storage, known, offset, size, stride, requires_grad)
     return _with_bits(made, metadata) if metadata is not None else made
 
 
@@ -179,17 +218,19 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
     if not isinstance(metadata, dict):
         raise CorruptFileError(f"a tensor's metadata is a {type(metadata).__name__}")
     conj, neg = metadata.get("conj") is True, metadata.get("neg") is True
-    if (conj and made.dtype.kind != "complex") or (neg and made.dtype.name not in _NEGATED):
-        raise CorruptFileError(f"a tensor of {made.dtype} that is to be conjugated or negated")
     if not (conj or neg):
         return made
+    if made.dtype.kind == "raw":
+        raise FormatError(f"a {made.dtype} tensor is conjugated or negated when it is read, which takes a known dtype")
+    if (conj and made.dtype.kind != "complex") or (neg and made.dtype.name not in _NEGATED):
+        raise CorruptFileError(f"a tensor of {made.dtype} that is to be conjugated or negated")
     from statedict.assemble import mapped
 
     return mapped(made, made.dtype, partial(_as_bits, conj, neg))
 
 
 # what PyTorch negates by a bit: complex numbers, and the imaginary parts of them
-_NEGATED = ("float16", "float32", "float64", "complex32", "complex64", "complex128")
+_NEGATED = ("float16", "bfloat16", "float32", "float64", "complex32", "bcomplex32", "complex64", "complex128")
 
 
 def _as_bits(conj: bool, neg: bool, values: Any) -> Any:
@@ -224,11 +265,19 @@ def _old_tensor(*args: Any) -> LazyTensor:
 
 
 def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
+    made = as_parameter(data, requires_grad is True)
+    return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks)) if made is None else made
+
+
+def as_parameter(data: Any, requires_grad: bool) -> LazyTensor | None:
+    """The tensor as a `torch.nn.Parameter`; None for what is no tensor."""
+    if type(data) is Labelled:
+        return data.flagged(requires_grad, True)
     if type(data) is not LazyTensor:
-        return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks))
-    if requires_grad is True:
+        return None
+    if requires_grad:
         check_grad(data.dtype)
-    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
+    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad, True)
 
 
 def _ordered_dict(items: Any = ()) -> StateDict:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 
 from statedict.arrays import contiguous_strides, find_shape_fault
-from statedict.dtypes import BY_NAME, DType
+from statedict.dtypes import BY_NAME, DType, labelled
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource, swapped
 from statedict.pickles.machine import Global
@@ -89,6 +89,8 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     """The tensor, or an Opaque for elements that are no numbers."""
     if not isinstance(kind, Opaque) or type(shape) is not tuple:
         raise CorruptFileError("a numpy array without a dtype or a shape")
+    if isinstance(kind, NumpyType) and (kind.code[:10], kind.order) == ("ml_dtypes.", "<") and type(raw) is bytes:
+        kind = NumpyType(kind.code, kind.kind or _of_ml_dtypes(kind.code, len(raw), shape))
     if not isinstance(kind, NumpyType) or kind.kind is None:
         label = kind.code if isinstance(kind, NumpyType) else kind.name
         return Opaque(f"numpy.ndarray of {label}", (shape,), items=raw if type(raw) is list else [raw])
@@ -116,6 +118,16 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
             steps.append(steps[-1] * n)
         strides = tuple(steps)
     return LazyTensor(kind.kind, shape, Storage(BytesSource(raw, IN_PICKLE), 0, len(raw)), 0, strides)
+
+
+def _of_ml_dtypes(name: str, nbytes: int, shape: tuple[Any, ...]) -> DType | None:
+    """A dtype of ml_dtypes that our table does not have: bytes under its name."""
+    numel = 1
+    for n in shape:
+        if type(n) is not int or not 0 <= n <= nbytes:
+            return None
+        numel *= n if numel <= nbytes else 1
+    return labelled(name, nbytes // numel * 8) if numel and nbytes and nbytes % numel == 0 else None
 
 
 def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:

@@ -3,7 +3,7 @@
 Tensors become the calls that PyTorch writes:
 
     _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, OrderedDict())
-    _rebuild_tensor_v3(the same, dtype)              for dtypes that are younger than the typed storages
+    _rebuild_tensor_v3(the same, dtype)              for dtypes that are younger than the typed storages, known or not
     _rebuild_parameter(tensor, requires_grad, OrderedDict())
     storage = persistent id ("storage", torch.FloatStorage, key, "cpu", number of elements)
 
@@ -20,8 +20,9 @@ from collections import Counter
 from struct import Struct
 
 from statedict.arrays import find_shape_fault
-from statedict.dtypes import DType
+from statedict.dtypes import DType, is_torch_dtype
 from statedict.errors import TreeError, UnsupportedError
+from statedict.labelled import Labelled
 from statedict.paths import MAX_DEPTH
 from statedict.tensor import LazyTensor
 from statedict.values import Device, Opaque, Size
@@ -107,14 +108,17 @@ class _Writer:
     def tensor(self, tensor: LazyTensor, path: str) -> None:
         key, size, offset, strides = self.place(tensor)
         kind = tensor.dtype
+        if isinstance(tensor, Labelled):
+            offset, strides = tensor.first, tensor.stride()
         alike = (kind.name, size, offset, tensor.shape, strides, tensor.requires_grad, tensor.parameter)
         known = self.tensors.get(alike)
         if known is not None:
             self.out += (known[0], _text(key), known[1])
             return
-        if fault := find_shape_fault(tensor.shape, kind.itemsize):
+        if fault := find_shape_fault(tensor.shape, kind.itemsize or 1):
             raise UnsupportedError(f"{path}: a tensor of {fault}; it could not be read again")
-        if not kind.itemsize or kind.kind == "raw":
+        later = kind.kind == "raw" and not kind.safetensors and (bool(kind.storage) or is_torch_dtype(kind.name))
+        if not (kind.itemsize or isinstance(tensor, Labelled)) or (kind.kind == "raw" and not later):
             raise UnsupportedError(f"{path}: PyTorch has no dtype {kind}; save it as .safetensors")
         if kind.kind == "quantized":
             raise UnsupportedError(
@@ -127,7 +131,7 @@ class _Writer:
         out.append(b"((" + _text("storage"))
         out.append(named("torch.storage.UntypedStorage" if young else f"torch.{kind.storage}"))
         head, out = b"".join(out), [_text("cpu"), _int(size if young else size // kind.itemsize)]
-        out.append(b"tQ" + _int(offset // kind.itemsize) + self.ints(tensor.shape) + self.ints(strides))
+        out.append(b"tQ" + _int(offset // (kind.itemsize or 1)) + self.ints(tensor.shape) + self.ints(strides))
         out.append(b"\x88" if tensor.requires_grad and not tensor.parameter else b"\x89")
         out.append(named("collections.OrderedDict"))
         out.append(b")R")
