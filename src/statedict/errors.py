@@ -78,6 +78,19 @@ def file_error(path: str, doing: str, error: OSError) -> FileError:
     return kind(error.errno, f"{doing}: {error.strerror}", path)
 
 
+def is_failure_of_code(error: BaseException) -> bool:
+    """Whether it is code that failed, not data: a module or a class lacks a name, a function an argument.
+
+    What reads a file takes most errors for damage of it; such a one it lets pass, for another release of a library is
+    what it usually means.
+    """
+    if isinstance(error, AttributeError):
+        return isinstance(error.obj, type | type(errno))
+    if isinstance(error, TypeError):
+        return "unexpected keyword argument" in str(error)
+    return isinstance(error, NameError | ImportError)
+
+
 class PathError(StateDictError, KeyError):
     """There is no such path in the tree."""
 
