@@ -173,8 +173,8 @@ class _Unchecked:
         """Forget it."""
 
 
-# {"w": [a call of the function `made` with the storage of the persistent id "key"]}
-_TRIAL = b"\x80\x02}q\x00X\x01\x00\x00\x00w]cstatedict\nmade\n(X\x03\x00\x00\x00keyQtRas."
+# {"w": [a call of the function `made` with the storage of the persistent id ("storage",)]}
+_TRIAL = b"\x80\x02}q\x00X\x01\x00\x00\x00w]cstatedict\nmade\n(X\x07\x00\x00\x00storage\x85QtRas."
 
 
 def default_globals() -> dict[str, Any] | None:
@@ -212,7 +212,7 @@ def unpickler_works() -> bool:
         return False
     try:
         read = Unpickler({"statedict.made": _made})
-        return bool(read(_TRIAL, lambda key: (key,)) == {"w": [("made", ("key",))]})
+        return bool(read(_TRIAL, lambda key: [*key, 1]) == {"w": [("made", ["storage", 1])]})
     except Exception:  # of whatever kind: it is not the unpickler that we know
         return False
 
