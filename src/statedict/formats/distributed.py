@@ -20,7 +20,14 @@ from itertools import pairwise, product
 from statedict import formats
 from statedict.assemble import assembled
 from statedict.dtypes import DType
-from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
+from statedict.errors import (
+    CorruptFileError,
+    FileError,
+    FormatError,
+    LimitError,
+    UnknownFormatError,
+    is_failure_of_code,
+)
 from statedict.formats import places as folders
 from statedict.io.source import Slice
 from statedict.paths import MAX_DEPTH
@@ -58,6 +65,8 @@ def read(source: ByteSource) -> StateDict:
         with Together():
             return _tree(source, folder)
     except (TypeError, AttributeError) as error:
+        if is_failure_of_code(error):
+            raise
         raise CorruptFileError(f"{source.name}: does not describe a checkpoint ({error})") from error
 
 
