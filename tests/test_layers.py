@@ -15,7 +15,7 @@ ROOT = Path(str(statedict.__file__)).parent
 # from the ground up; what stands in one line are neighbours that never import one another
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("collector", "html"),
+    ("collector", "html", "torch_private"),
     ("dtypes",),
     ("io",),
     ("values", "arrays"),

@@ -84,6 +84,19 @@ class OutOfMemoryError(StateDictError, MemoryError):
     """The system gives no memory, or no more than a limit allows."""
 
 
+def is_failure_of_code(error: BaseException) -> bool:
+    """Whether it is code that failed, not data: a module or a class lacks a name, a function an argument.
+
+    What reads a file takes most errors for damage of it; such a one it lets pass, for another release of a library is
+    what it usually means.
+    """
+    if isinstance(error, AttributeError):
+        return isinstance(error.obj, type | type(errno))
+    if isinstance(error, TypeError):
+        return "unexpected keyword argument" in str(error)
+    return isinstance(error, NameError | ImportError)
+
+
 class PathError(StateDictError, KeyError):
     """There is no such path in the tree."""
 

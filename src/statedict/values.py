@@ -10,7 +10,7 @@ import math
 from collections import Counter
 
 from statedict.dtypes import DType, dtype
-from statedict.errors import CorruptFileError, UnsupportedError
+from statedict.errors import CorruptFileError, UnsupportedError, is_failure_of_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -205,6 +205,8 @@ def from_json(node: Any) -> Any:
     except CorruptFileError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if is_failure_of_code(error):
+            raise
         raise CorruptFileError(f"not a value: {', '.join(map(repr, node))[:80]}; the header is damaged") from error
 
 

@@ -22,7 +22,8 @@ import numpy
 import pytest
 import torch
 from torch import nn
-from torch.serialization import safe_globals
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import safe_globals, skip_data
 
 import statedict
 import statedict.torch
@@ -282,6 +283,50 @@ def test_nothing_is_made_of_a_size_that_only_the_pickle_gives(name: str, state: 
     for program in (called + b"R", called + b"\x81", called + b"R" + state):
         with pytest.raises((CorruptFileError, RefusedError)):
             ours(with_pickle(written(1), lambda _, program=program: b"\x80\2" + program + b"."))
+
+
+STORAGE_CLASSES = ["torch.storage UntypedStorage", "torch.storage TypedStorage", "torch.sparse FloatTensor"]
+WAYS: dict[str, dict[str, Any]] = {
+    "read": {},
+    "mapped": {"mmap": True},
+    "on the meta device": {"map_location": "meta"},
+    "mapped on the meta device": {"map_location": "meta", "mmap": True},
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("name", STORAGE_CLASSES)
+@pytest.mark.parametrize("operation", [b"R", b"\x81"])
+def test_every_way_of_loading_refuses_to_make_what_only_a_number_asks_for(
+    operation: bytes, name: str, way: str, tmp_path: Path
+) -> None:
+    called = b"c" + name.replace(" ", "\n").encode() + b"\nJ" + struct.pack("<i", 1 << 20) + b"\x85" + operation
+    path = tmp_path / "small.pth"
+    path.write_bytes(with_pickle(written(1), lambda _: b"\x80\2" + called + b"."))
+    with pytest.raises((CorruptFileError, RefusedError)):
+        statedict.torch.load(path, **WAYS[way])
+    path.write_bytes(with_pickle(written(1), lambda _: b"\x80\2" + called + b"0K\1."))  # it is dropped again
+    try:
+        assert statedict.torch.load(path, **WAYS[way]) == 1  # read by our machine, which makes nothing of it
+    except (CorruptFileError, RefusedError):
+        pass
+
+
+@pytest.mark.parametrize("without", [FakeTensorMode, skip_data])
+@pytest.mark.parametrize("name", STORAGE_CLASSES)
+def test_tensors_without_bytes_are_checked_like_others(name: str, without: Any) -> None:
+    called = b"c" + name.replace(" ", "\n").encode() + b"\nJ" + struct.pack("<i", 1 << 20) + b"\x85R"
+    data = with_pickle(written(1), lambda _: b"\x80\2" + called + b".")
+    with without(), pytest.raises((CorruptFileError, RefusedError)):
+        ours(data)
+
+
+def test_what_a_function_for_map_location_raises_is_not_called_damage() -> None:
+    def broken(storage: Any, device: str) -> Any:
+        return {}[device]
+
+    with pytest.raises(KeyError, match="cpu"):
+        ours(written([torch.ones(1)]), map_location=broken)
 
 
 def expanded(kind: torch.dtype, *shape: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import inspect
 import re
 from typing import Any
 
+from statedict import torch_private
 from statedict.adapters import Capture, join
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import special
@@ -197,7 +198,7 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
     usual = torch.nn.Module.load_state_dict
     overridden = type(module).load_state_dict is not usual or "load_state_dict" in vars(module)
     # where somebody looks at what was loaded, everything is given; what is filled already costs nothing then
-    watched = any(child._load_state_dict_post_hooks for child in module.modules())
+    watched = any(map(torch_private.is_watched, module.modules()))
     chosen: Any = StateDict()
     chosen._metadata = reader.metadata
     direct: dict[int, tuple[LazyTensor, Any]] = {}

@@ -19,7 +19,14 @@ from itertools import pairwise
 from statedict import formats
 from statedict.arrays import boxes_text
 from statedict.dtypes import DType
-from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, UnknownFormatError
+from statedict.errors import (
+    CorruptFileError,
+    FileError,
+    FormatError,
+    MissingFileError,
+    UnknownFormatError,
+    is_failure_of_code,
+)
 from statedict.formats import places as folders
 from statedict.formats.distributed_tensors import REMEDY, Tensors, fields
 from statedict.io.source import Slice
@@ -57,6 +64,8 @@ def read(source: ByteSource) -> StateDict:
         with Together():
             return _tree(source, folder)
     except (TypeError, AttributeError) as error:
+        if is_failure_of_code(error):
+            raise
         raise CorruptFileError(f"{source.name}: does not describe a checkpoint ({error})") from error
 
 

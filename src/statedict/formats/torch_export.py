@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from statedict import formats
 from statedict.dtypes import BY_NAME, labelled
-from statedict.errors import CorruptFileError, UnknownFormatError
+from statedict.errors import CorruptFileError, UnknownFormatError, is_failure_of_code
 from statedict.io.json import parse
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
@@ -136,6 +136,8 @@ def _entry(
         shape, strides = (tuple(n["as_int"] for n in meta[field]) for field in ("sizes", "strides"))
         offset, grad = meta["storage_offset"]["as_int"], meta["requires_grad"]
     except (KeyError, TypeError, AttributeError) as error:
+        if is_failure_of_code(error):
+            raise
         raise CorruptFileError(
             f"{where}: is described wrongly or missing ({error!r:.100}); the file is damaged"
         ) from error

@@ -25,7 +25,14 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 
-from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError, TruncatedError
+from statedict.errors import (
+    CorruptFileError,
+    FormatError,
+    LimitError,
+    StateDictError,
+    TruncatedError,
+    is_failure_of_code,
+)
 from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget, weigh
 from statedict.pickles.keys import Keys
 from statedict.pickles.opcodes import COUNTED, LINES, OPCODES
@@ -96,6 +103,8 @@ def load(
         kind = type(error)
         raise kind(f"{where}: at byte {machine.position:,} of {len(data):,}: {error}") from error
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
+        if is_failure_of_code(error):
+            raise
         ended = machine.position >= len(data) or isinstance(error, struct.error)
         kind = TruncatedError if ended else CorruptFileError
         what = "the pickle ends here" if ended else f"malformed pickle ({type(error).__name__}: {str(error)[:200]})"

@@ -3,19 +3,16 @@
 It makes the objects; our machine has seen that their numbers fit the file and that they cost what the pickle's size
 justifies. Both take the same names for the same things, so nothing that one checks is something else to the other.
 The only module here that imports PyTorch; only `statedict.torch` imports it.
-Source: torch/_weights_only_unpickler.py (PyTorch 2.13).
+Source: torch/_weights_only_unpickler.py (PyTorch 2.6 to 2.15).
 """
 
 from __future__ import annotations
 
-import io
 from functools import cache, partial
-from types import FunctionType
 
 import torch
-from torch import _weights_only_unpickler as theirs
-from torch._utils import IMPORT_MAPPING
 
+from statedict import torch_private
 from statedict.checks import tensors_of
 from statedict.errors import CorruptFileError, FormatError, LimitError, RefusedError
 from statedict.pickles.composites import attributes
@@ -34,40 +31,65 @@ if TYPE_CHECKING:
     from statedict.tensor import Storage
 
 
-def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str) -> Any:
+def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, map_location: Any = "cpu") -> Any:
     """The object in a pickle.
 
     Args:
         data: a pickle of protocol 2 that our machine has read with `CHECKED`.
         persistent_load: makes the storage of a persistent id.
         encoding: of strings of Python 2.
+        map_location: where functions that rebuild tensors of other devices put them.
 
     Raises:
         pickle.UnpicklingError: it names what is not allowed.
     """
-    unpickler: Any = theirs.Unpickler(io.BytesIO(data), encoding=encoding)
-    unpickler.persistent_load = persistent_load
-    return _load(unpickler)
+    read = torch_private.Unpickler(_allowed(b"torch.nested._internal" in data, b"torch._dynamo.decorators" in data))
+    return read(data, persistent_load, encoding, map_location)
 
 
 @cache
-def _allowed() -> dict[str, Any]:
-    """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without storages that are made."""
-    import numpy
+def _allowed(jagged: bool = False, marked: bool = False) -> dict[str, Any]:
+    """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without what a number makes large.
 
+    Args:
+        jagged: with jagged tensors, whose module is imported for them; they are in no table since PyTorch 2.15.
+        marked: with what PyTorch 2.14 and before noted in them for its compiler.
+    """
     storage = torch.serialization.StorageType("ByteStorage")
-    functions: list[Any] = [numpy.zeros(1).__reduce__()[0], numpy.float32(1).__reduce__()[0]]
+    theirs = torch_private.default_globals() or {}
+    nested = torch_private.look_up("_utils._rebuild_nested_tensor")
     return {
-        **theirs._get_allowed_globals(),
+        **{name: known for name, known in theirs.items() if ".sparse." not in name},  # classes that check no index
+        "torch._utils._rebuild_sparse_tensor": _sparse_tensor,
+        **({} if nested is None else {"torch._utils._rebuild_nested_tensor": nested}),
         **dict.fromkeys(("torch.storage.UntypedStorage", "torch.storage.TypedStorage"), storage),
-        **{f"numpy.{core}.multiarray.{f.__name__}": f for f in functions for core in ("core", "_core")},
-        **{f"numpy.{kind.__name__}": kind for kind in (numpy.ndarray, numpy.dtype)},
-        **{code: type(numpy.dtype(code)) for code in "?bBhHiIlLqQefdFD"},  # a name without a dot is in no file
+        **{name: known for known, name in numpy_globals()},
+        **torch_private.jagged_globals(jagged, marked),
     }
 
 
-# PyTorch's unpickler with that table; `safe_globals` would change what other threads may load meanwhile
-_load: Any = FunctionType(theirs.Unpickler.load.__code__, vars(theirs) | {"_get_allowed_globals": _allowed})
+def numpy_globals() -> list[tuple[Any, str]]:
+    """What a pickle names for numpy's arrays and scalars of numbers, as `safe_globals` takes it."""
+    import numpy
+
+    functions: list[Any] = [numpy.zeros(1).__reduce__()[0], numpy.float32(1).__reduce__()[0]]
+    return [
+        *((f, f"numpy.{core}.multiarray.{f.__name__}") for f in functions for core in ("core", "_core")),
+        *((kind, f"numpy.{kind.__name__}") for kind in (numpy.ndarray, numpy.dtype)),
+        *((type(numpy.dtype(code)), code) for code in "?bBhHiIlLqQefdFD"),  # a name without a dot is in no file
+    ]
+
+
+def _sparse_tensor(layout: Any, data: Any) -> Any:
+    """A sparse tensor, as `torch._utils._rebuild_sparse_tensor` makes it.
+
+    That one notes each for a check after loading, in a list whose place depends on the release.
+    """
+    if layout is torch.sparse_coo and len(data) in (3, 4):
+        return torch.sparse_coo_tensor(*data[:3], is_coalesced=data[3] if len(data) == 4 else None)
+    if layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc) and len(data) == 4:
+        return torch.sparse_compressed_tensor(*data, layout=layout)
+    raise CorruptFileError(f"a sparse tensor of layout {layout} that is described wrongly")
 
 
 _REMEDY = "nothing was run, and statedict.load opens the file with it as an inert label"
@@ -129,7 +151,7 @@ CHECKED = DATA | {
 CHECKED |= {
     f"{old} {name}": CHECKED[f"{module} {name}"]
     for module, name in map(str.split, list(CHECKED))
-    for old, new in IMPORT_MAPPING.items()
+    for old, new in torch_private.renamed_modules().items()
     if new == module
 }
 
