@@ -24,7 +24,7 @@ NAMES: dict[str, str] = {
     "_weights_only_unpickler.Unpickler": "torch.load(weights_only=True), of a file that our machine has checked",
     "_weights_only_unpickler._get_allowed_globals": "the same",
     "serialization._serialization_tls": "the same; and a tensor is written to see whether skip_data is on",
-    "_guards.active_fake_mode": "a tensor is written to see whether its bytes are",
+    "_guards.active_fake_mode": "a tensor is made to see whether it is one",
     "_utils.IMPORT_MAPPING": "Python's own table of modules that have another name since Python 3",
     "_utils._rebuild_nested_tensor": "nested tensors are refused with the reason",
     "nested._internal.nested_tensor": "jagged tensors are refused with the reason",
@@ -70,9 +70,11 @@ def writes_no_bytes() -> bool:
         return skips is True or fake() is not None
     import torch
 
-    file = io.BytesIO()
-    torch.serialization.save(torch.full((8,), 0x5A, dtype=torch.uint8), file)
-    return b"\x5a" * 8 not in file.getvalue()
+    tensor, file = torch.full((8,), 0xA7, dtype=torch.uint8), io.BytesIO()
+    if type(tensor) is not torch.Tensor:  # a fake one
+        return True
+    torch.serialization.save(tensor, file)
+    return b"\xa7" * 8 not in file.getvalue()
 
 
 def setting(name: str, default: Any) -> Any:
