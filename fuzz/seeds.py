@@ -61,6 +61,38 @@ def values() -> dict[Any, Any]:
     )
 
 
+def unknown() -> dict[str, Any]:
+    """Tensors of dtypes that no table has."""
+    from statedict.dtypes import labelled
+    from statedict.io.source import BytesSource
+    from statedict.labelled import Labelled
+    from statedict.tensor import LazyTensor, Storage
+
+    def storage() -> Storage:
+        return Storage(BytesSource(bytes(range(24))), 0, 24)
+
+    return {
+        "whole": Labelled(labelled("float9_e4m4"), (3, 4), storage(), parameter=True),
+        "class": LazyTensor(labelled("NovelStorage", 16, storage="NovelStorage"), (3, 4), storage()),
+    }
+
+
+def views_of_unknown() -> dict[str, Any]:
+    """The same, and a view, which only PyTorch's formats hold."""
+    from statedict.labelled import Labelled
+
+    made = unknown()
+    return made | {"view": Labelled(made["whole"].dtype, (2, 3), made["class"].storage, 1, (1, 2))}
+
+
+def _codes() -> bytes:
+    """A file with codes that nobody knows."""
+    header = {"a": ("F9", [2, 3], [0, 12]), "b": ("BLOCK", [32], [12, 29]), "c": ("F9", [0, 3], [29, 29])}
+    fields = ("dtype", "shape", "data_offsets")
+    raw = json.dumps({name: dict(zip(fields, entry, strict=True)) for name, entry in header.items()}).encode()
+    return struct.pack("<Q", len(raw)) + raw + bytes(range(29))
+
+
 def foreign() -> dict[str, Any]:
     """Tensors that are more than memory, arrays, and objects of classes."""
     import numpy
@@ -235,7 +267,7 @@ def _shards(suffix: str) -> Callable[[Path], None]:
     return write
 
 
-def _distributed(tree: Callable[[], Any], chunked: bool = False) -> Callable[[Path], None]:
+def _distributed(tree: Callable[[], Any], chunked: bool = False, rows: int = 4) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         import torch
         import torch.distributed.checkpoint as dcp
@@ -249,6 +281,7 @@ def _distributed(tree: Callable[[], Any], chunked: bool = False) -> Callable[[Pa
             (place,) = metadata.storage_data.values()
             place.offset, place.length = 0, len(raw)
             offsets = [torch.Size((0, 0)), torch.Size((2, 0))]
+            metadata.state_dict_metadata["w"].size = torch.Size((rows, 4))
             metadata.state_dict_metadata["w"].chunks = [ChunkStorageMetadata(o, torch.Size((2, 4))) for o in offsets]
             metadata.storage_data = {MetadataIndex("w", o): place for o in offsets}
         (folder / ".metadata").unlink()
@@ -330,6 +363,7 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "foreign": one(lambda: by_torch(foreign(), pickle_protocol=4)),
         "deflated": one(lambda: _deflated(values())),
         "ours": _ours(training, ".pth"),
+        "unknown": _ours(views_of_unknown, ".pth"),
     },
     "torchscript": {"script": one(lambda: _script(False)), "trace": one(lambda: _script(True))},
     "legacy": {
@@ -340,10 +374,22 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "old": one(_stream),
     },
     "tar": {"tar": one(_tar)},
-    "safetensors": {"aliases": one(_aliases), "flat": _ours(lambda: training()["model"], ".safetensors")},
-    "whole": {"training": _ours(training, ".safetensors"), "values": _ours(values, ".safetensors")},
+    "safetensors": {
+        "aliases": one(_aliases),
+        "flat": _ours(lambda: training()["model"], ".safetensors"),
+        "codes": one(_codes),
+    },
+    "whole": {
+        "training": _ours(training, ".safetensors"),
+        "values": _ours(values, ".safetensors"),
+        "unknown": _ours(unknown, ".safetensors"),
+    },
     "sharded": {"safetensors": _shards(".safetensors"), "bin": _shards(".bin")},
-    "distributed": {"training": _distributed(training), "chunks": _distributed(_matrix, chunked=True)},
+    "distributed": {
+        "training": _distributed(training),
+        "chunks": _distributed(_matrix, chunked=True),
+        "lacking": _distributed(_matrix, chunked=True, rows=6),
+    },
     "pickle": {f"protocol{n}": one(lambda n=n: pickle.dumps(arrays(), n)) for n in (2, 3, 4, 5)},
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},

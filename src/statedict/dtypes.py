@@ -168,6 +168,7 @@ class DType:
 
 _COMPONENTS = {"complex32": "float16", "bcomplex32": "bfloat16", "complex64": "float32", "complex128": "float64"}
 _LABELLED: WeakValueDictionary[tuple[str, int, str, str], DType] = WeakValueDictionary()
+MAX_NAME = 100  # characters of a name that a file may have for a dtype
 _TORCH_DTYPE = re.compile(r"[a-z][a-z_]{0,40}[0-9][a-z0-9_]{0,40}", re.ASCII)
 _TORCH_STORAGE = re.compile(r"[A-Z][A-Za-z0-9]{0,40}Storage", re.ASCII)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from statedict.dtypes import DType, dtype
+from statedict.dtypes import BY_NAME, MAX_NAME, DType, labelled
 from statedict.errors import CorruptFileError, UnsupportedError, is_failure_of_code
 
 TYPE_CHECKING = False
@@ -227,6 +227,14 @@ def _bytes(body: Any) -> bytes:
     return b64decode(body, validate=True)
 
 
+def _dtype(name: Any) -> DType:
+    """A dtype by its name, also one that no table has yet."""
+    known = BY_NAME.get(name)
+    if known is None and not (type(name) is str and name.isprintable() and 0 < len(name) <= MAX_NAME):
+        raise ValueError(name)
+    return known or labelled(name)
+
+
 _DECODERS: dict[str, Any] = {
     "$int": lambda body: int(body, 16),
     "$float": lambda body: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[body],
@@ -235,7 +243,7 @@ _DECODERS: dict[str, Any] = {
     "$bytearray": lambda body: bytearray(_bytes(body)),
     "$size": lambda body: Size(int(n) for n in body),
     "$device": device,
-    "$dtype": dtype,
+    "$dtype": _dtype,
     "$tuple": lambda body: tuple(map(from_json, body)),
     "$set": lambda body: set(_items(body)),
     "$frozenset": lambda body: frozenset(_items(body)),

@@ -247,7 +247,7 @@ def test_a_skeleton_of_a_later_version_says_so(tmp_path: Path) -> None:
         {"a": {"$bytes": "?"}},
         {"a": {"$size": ["x"]}},
         {"a": {"$set": [{"$dict": []}]}},
-        {"a": {"$dtype": "float33"}},
+        {"a": {"$dtype": 33}},
     ],
     ids=json.dumps,
 )

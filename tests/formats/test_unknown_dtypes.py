@@ -277,6 +277,18 @@ def test_a_live_tensor_of_it_is_captured_and_restored() -> None:
     assert (str(state["w"].dtype), state["w"].dtype.itemsize) == ("uint4", 1) or state["w"] is not None
 
 
+def test_a_dtype_as_a_value_keeps_its_name_and_names_nothing_else(tmp_path: Path) -> None:
+    tree = {"w": torch.ones(2), "kind": labelled(NEW), "other": labelled("hub.nothing 1")}
+    statedict.save(tree, tmp_path / "x.safetensors")
+    found = statedict.load(tmp_path / "x.safetensors")
+    assert (found["kind"], found["other"]) == (labelled(NEW), labelled("hub.nothing 1"))
+    with pytest.raises(statedict.UnsupportedError, match=r"other: PyTorch has no dtype hub\.nothing 1"):
+        statedict.convert(tmp_path / "x.safetensors", tmp_path / "x.pth")
+    del found["other"]
+    statedict.save(found, tmp_path / "x.pth")
+    assert statedict.load(tmp_path / "x.pth")["kind"].name == f"torch.{NEW}"
+
+
 def test_a_dtype_that_a_later_version_has_named_in_a_skeleton(tmp_path: Path) -> None:
     statedict.save({"w": torch.ones(2, dtype=torch.complex128), "n": 1}, tmp_path / "x.safetensors")
     path = tmp_path / "y.safetensors"

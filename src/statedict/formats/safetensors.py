@@ -19,7 +19,7 @@ import json
 from itertools import pairwise
 
 from statedict.arrays import MAX_DIMS, find_shape_fault
-from statedict.dtypes import BY_SAFETENSORS, labelled
+from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled
 from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
 from statedict.io.in_place import same_file
@@ -197,7 +197,7 @@ def _labelled(
 
     They need not be a whole number of bits an element, for blocks may share a scale.
     """
-    if type(code) is not str or not (code.isascii() and code.isprintable()) or not 0 < len(code) <= 100:
+    if type(code) is not str or not (code.isascii() and code.isprintable()) or not 0 < len(code) <= MAX_NAME:
         raise CorruptFileError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r:.100}, which is no name")
     if not numel and storage.nbytes:
         raise CorruptFileError(f"{source.name}: tensor {key!r} has no elements and {storage.nbytes:,} bytes")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from statedict.arrays import find_shape_fault
-from statedict.dtypes import BY_NAME, labelled
+from statedict.dtypes import BY_NAME, MAX_NAME, labelled
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.io.json import parse
 from statedict.labelled import Labelled
@@ -104,7 +104,13 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
 def _retyped(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
     """The tensor whose elements are the rows of bytes that are stored."""
     known = BY_NAME.get(name)
-    whole = stored.dtype.name == "uint8" and bool(stored.shape) and type(name) is str and len(name) <= 100
+    whole = (
+        stored.dtype.name == "uint8"
+        and bool(stored.shape)
+        and type(name) is str
+        and name.isprintable()
+        and len(name) <= MAX_NAME
+    )
     if not whole or (known is not None and stored.shape[-1] != known.itemsize):
         raise CorruptFileError(f"tensor {where!r} cannot hold {name!s:.80}")
     if known is None:

@@ -227,6 +227,13 @@ class _Writer:
                 f"{path or 'the root'}: an integer of over 255 bytes; torch.load could not read it"
             ) from None
 
+    def dtype(self, value: DType, path: str) -> None:
+        if value.kind == "raw" and not is_torch_dtype(value.name):
+            raise UnsupportedError(
+                f"{path or 'the root'}: PyTorch has no dtype {value}; drop it, or save as .safetensors"
+            )
+        self.out.append(self.named(f"torch.{value.name}"))
+
     def set(self, items: Any, path: str) -> None:
         self.call("builtins.set", sorted(items, key=repr))
 
@@ -275,7 +282,7 @@ _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
     complex: lambda w, v, p: w.call("builtins.complex", v.real, v.imag),
     Size: lambda w, v, p: w.call("torch.Size", tuple(v)),
     Device: lambda w, v, p: w.call("torch.device", *_device_parts(v)),
-    DType: lambda w, v, p: w.out.append(w.named(f"torch.{v.name}")),
+    DType: _Writer.dtype,
     LazyTensor: _Writer.tensor,
     Opaque: _Writer.record,
     tuple: _Writer.tuple,
