@@ -284,16 +284,22 @@ def _owned(storages: Mapping[Any, Storage]) -> dict[Any, Any]:
 
 def _mapped(storages: Mapping[Any, Storage], path: Any) -> dict[Any, Any]:
     """The storages as parts of the file in memory; those that do not lie in it as they are, read."""
-    shared = torch.serialization.get_default_mmap_options() == MAP_SHARED
     whole: Any = None
     made: dict[Any, Any] = {}
+    shared = torch.serialization.get_default_mmap_options() == MAP_SHARED
     for key, storage in storages.items():
-        if isinstance(storage.source, Record) and storage.nbytes:
-            archive, begin = storage.source.locate()
-            if whole is None:
-                whole = torch.UntypedStorage.from_file(os.fspath(path), shared, archive.size)
-            begin += storage.offset
-            made[key] = whole[begin : begin + storage.nbytes]
+        if not isinstance(storage.source, Record) or not storage.nbytes:
+            continue
+        if not shared:
+            data = storage.view(private=True)
+            if data is not None:
+                made[key] = torch_storage(data)
+            continue
+        archive, begin = storage.source.locate()
+        begin += storage.offset
+        if whole is None:
+            whole = torch.UntypedStorage.from_file(os.fspath(path), True, archive.size)
+        made[key] = whole[begin : begin + storage.nbytes]
     return made | _owned({key: storage for key, storage in storages.items() if key not in made})
 
 

@@ -104,6 +104,6 @@ def torchtitan() -> None:
 
 
 if __name__ == "__main__":
-    kept = prepare()
+    prepare()
     torch.manual_seed(0)
     {write.__name__: write for write in (transformers, lightning, accelerate, torchtitan)}[sys.argv[1]]()
