@@ -24,7 +24,14 @@ from torch.utils.serialization import config
 from statedict import formats
 from statedict.arrays import torch_storage
 from statedict.collector import Paused
-from statedict.errors import CorruptFileError, DeviceError, RefusedError, StateDictError, UnsupportedError
+from statedict.errors import (
+    CorruptFileError,
+    DeviceError,
+    EncodingError,
+    RefusedError,
+    StateDictError,
+    UnsupportedError,
+)
 from statedict.formats import places, torch_legacy, torch_zip
 from statedict.io.atomic import publish
 from statedict.io.memory import allocate
@@ -132,9 +139,10 @@ def load(
             except (StateDictError, MemoryError):
                 raise
             except Exception as error:
-                # of the caller's own function, or of the encoding or the way of reading that were asked for
-                if error is given.error or isinstance(error, UnicodeDecodeError) or (mmap and name != "torch"):
+                if error is given.error or (mmap and name != "torch"):  # of the caller's own function, or request
                     raise
+                if isinstance(error, UnicodeDecodeError):
+                    raise EncodingError(*error.args) from error
                 if _without_data(map_location):
                     raise UnsupportedError(f"{source.name}: PyTorch does not make it without data ({error})") from error
                 raise CorruptFileError(
