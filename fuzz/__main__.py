@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fuzz import differential, hunt
-from fuzz.seeds import TARGETS
+from fuzz.seeds import REAL, TARGETS
 
 CRASHES = Path(__file__).parent / "crashes"
 
@@ -37,8 +37,9 @@ def main() -> int:
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
     if options.again:
-        files = hunt.smaller(hunt.read(options.again))
-        print(hunt.again(files) or "holds", *(f"{name}: {data!r}" for name, data in files.items()), sep="\n")
+        real = bool(REAL & set(options.targets))
+        files = hunt.smaller(hunt.read(options.again), real)
+        print(hunt.again(files, real) or "holds", *(f"{name}: {data!r}" for name, data in files.items()), sep="\n")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         if not options.seeds:
@@ -48,7 +49,7 @@ def main() -> int:
     share = options.seconds * options.jobs / len(targets)
 
     def work(target: str) -> hunt.Score:
-        return hunt.hunt(valid[target], f"{options.seed} {target}", share, options.inputs, CRASHES)
+        return hunt.hunt(valid[target], f"{options.seed} {target}", share, options.inputs, CRASHES, target in REAL)
 
     print(f"{'target':<12} {'inputs':>9} {'a second':>9} {'loaded':>7} {'outcomes':>9} {'crashes':>8}", flush=True)
     total = hunt.Score()

@@ -23,10 +23,13 @@ Files = dict[str, bytes]
 Parts = dict[str, bytes]
 
 NUMBERS = sorted(
-    {sign * ((1 << bits) + off) for bits in (0, 7, 8, 15, 16, 31, 32, 53, 60, 62, 63, 64) for off in (-1, 0, 1)
-     for sign in (1, -1)} | {2, 3, 10, 100, 1000, 100_000}
+    {sign * ((1 << bits) + off) for bits in (0, 7, 8, 15, 16, 31, 32, 40, 53, 59, 60, 62, 63, 64, 70)
+     for off in (-1, 0, 1) for sign in (1, -1)} | {2, 3, 10, 100, 1000, 100_000}
 )  # fmt: skip
-NAMES = ("..", "../x", "a/../../x", "/etc/passwd", "", "\0", "link", "input", "a" * 300, "\ud800", "é", "$tensor", ".")
+NAMES = (
+    "..", "../x", "a/../../x", "/etc/passwd", "", "\0", "link", "input", "a" * 300, "\ud800", "é", "$tensor", ".",
+    "odd", "cuda:300", "cuda:-1", "meta", "cpu:", "torch.sparse_coo", "torch.sparse_bsc",
+)  # fmt: skip
 GLOBALS = tuple("c{}\n{}\n".format(*name.split()).encode() for name in (
     "posix system", "builtins eval", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_qtensor",
     "torch._utils _rebuild_sparse_tensor", "torch._tensor _rebuild_from_type_v2", "torch Size",
@@ -35,6 +38,8 @@ GLOBALS = tuple("c{}\n{}\n".format(*name.split()).encode() for name in (
     "collections OrderedDict", "collections Counter", "collections defaultdict", "__builtin__ set",
     "_codecs encode", "numpy dtype", "numpy.core.multiarray _reconstruct", "builtins bytearray",
     "numpy.core.multiarray scalar", "numpy.core.numeric _frombuffer", "builtins complex", "torch float16",
+    "torch._utils _rebuild_device_tensor_from_cpu_tensor", "torch.nested._internal.nested_tensor _rebuild_njt",
+    "torch.serialization _get_layout", "torch FloatTensor", "torch per_channel_affine", "torch int64",
     "torch._utils _rebuild_meta_tensor_no_storage", "torch.storage UntypedStorage", "numpy ndarray",
 ))  # fmt: skip
 SNIPPETS = (

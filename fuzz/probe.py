@@ -122,6 +122,16 @@ def probe(path: str, size: int, guard: Guard) -> str:
     """
     import statedict
 
+    return guarded(path, size, guard, lambda check_memory: _probe(path, size, statedict, check_memory))
+
+
+def guarded(path: str, size: int, guard: Guard, work: Callable[[Callable[[], None]], str]) -> str:
+    """What `work` says, which is given a function that checks the memory taken so far.
+
+    Raises:
+        Violation: something happened that must not.
+    """
+
     def late(*_: Any) -> None:
         raise Violation(f"takes more than {limit:.1f} s")
 
@@ -138,7 +148,7 @@ def probe(path: str, size: int, guard: Guard) -> str:
     guard.found.clear()
     guard.armed = True
     try:
-        return _probe(path, size, statedict, check_memory)
+        return work(check_memory)
     except Violation:
         raise
     except BaseException as error:
@@ -157,8 +167,8 @@ def _said(report: Any) -> Any:
     return report.to_json()
 
 
-def _probe(path: str, size: int, statedict: Any, check_memory: Callable[[], None]) -> str:
-    refusals: set[str] = set()
+def attempted(path: str, statedict: Any, refusals: set[str]) -> Callable[..., Any]:
+    """A function that does something with an input and notes how it is refused."""
 
     def attempt(do: Callable[[], Any], *also: type[Exception]) -> Any:
         try:
@@ -167,6 +177,12 @@ def _probe(path: str, size: int, statedict: Any, check_memory: Callable[[], None
             refusals.add(f"{type(error).__name__}: {skeleton(error, path)}")
             return None
 
+    return attempt
+
+
+def _probe(path: str, size: int, statedict: Any, check_memory: Callable[[], None]) -> str:
+    refusals: set[str] = set()
+    attempt = attempted(path, statedict, refusals)
     if os.path.isdir(path):
         restored = runs.use(path, size, statedict, attempt)
         check_memory()

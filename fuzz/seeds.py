@@ -22,8 +22,10 @@ from typing import Any
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "run", "foreign",
+    "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
+REAL = {"dropin", "dropin-legacy"}
+"""Targets of which PyTorch's own tensors are made too."""
 
 
 def write(folder: Path) -> None:
@@ -114,6 +116,32 @@ def foreign() -> dict[str, Any]:
         "counter": collections.Counter("abca"),
         "default": collections.defaultdict(list, a=[1]),
         "module": torch.nn.Linear(2, 1),
+    }
+
+
+def plain() -> dict[str, Any]:
+    """What PyTorch's own unpickler takes of `foreign`."""
+    return {key: value for key, value in foreign().items() if key not in ("objects", "arguments", "module", "default")}
+
+
+def composites() -> dict[str, Any]:
+    """Tensors that PyTorch makes of numbers and of tensors of indices."""
+    import torch
+
+    def block(layout: str, *size: Any) -> Any:
+        return getattr(torch.eye(4), f"to_sparse_{layout}")(*size)
+
+    return {
+        "hybrid": torch.ones(2, 3, 2).to_sparse(2),
+        **{layout: block(layout, *[(2, 2)] * (layout[0] == "b")) for layout in ("csr", "csc", "bsr", "bsc")},
+        "batched": torch.ones(2, 2, 2).to_sparse_csr(),
+        "jagged": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "nested": torch.nested.nested_tensor([torch.ones(2, 1), torch.ones(1, 3)]),
+        "channel": torch.quantize_per_channel(torch.ones(2, 2), torch.ones(2), torch.zeros(2), 1, torch.qint8),
+        "meta": torch.empty(2, 3, device="meta"),
+        "size": [torch.Size([2, 3]), torch.device("cuda:1"), torch.device("cpu")],
+        "bits": torch.ones(2, dtype=torch.complex64).conj().imag,
+        "young": torch.ones(2, dtype=torch.uint16),
     }
 
 
@@ -365,6 +393,12 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "ours": _ours(training, ".pth"),
         "unknown": _ours(views_of_unknown, ".pth"),
     },
+    "dropin": {
+        "values": one(lambda: by_torch(values())),
+        "foreign": one(lambda: by_torch(plain())),
+        "numbers": one(lambda: by_torch(composites())),
+    },
+    "dropin-legacy": {"values": _legacy(values), "foreign": _legacy(plain), "numbers": _legacy(composites)},
     "torchscript": {"script": one(lambda: _script(False)), "trace": one(lambda: _script(True))},
     "legacy": {
         "training": _legacy(training),

@@ -5,6 +5,7 @@
     │   ├── UnknownFormatError            no format recognises it
     │   ├── CorruptFileError              inconsistent or damaged
     │   │   └── TruncatedError            the file ends early
+    │   ├── EncodingError (UnicodeDecodeError)   a string of Python 2 is not in the encoding asked for
     │   └── LimitError                    it asks for more memory or time than its size justifies
     ├── RefusedError (UnpicklingError)    only running code from the file could make what it holds
     ├── FileError (OSError)               the file system said no
@@ -53,6 +54,10 @@ class TruncatedError(CorruptFileError):
 
 class LimitError(FormatError):
     """The file asks for more memory or time than its size justifies."""
+
+
+class EncodingError(FormatError, UnicodeDecodeError):
+    """A string of Python 2 is not in the encoding that was asked for; a UnicodeDecodeError, as `torch.load` raises."""
 
 
 class RefusedError(StateDictError, UnpicklingError):

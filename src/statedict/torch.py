@@ -29,6 +29,7 @@ from statedict.dtypes import dtype as known_dtype
 from statedict.errors import (
     CorruptFileError,
     DeviceError,
+    EncodingError,
     RefusedError,
     StateDictError,
     UnsupportedError,
@@ -146,10 +147,11 @@ def load(
             except (StateDictError, MemoryError):
                 raise
             except Exception as error:
-                # of the caller's own function, or of the encoding or the way of reading that were asked for
-                theirs = error is given.error or isinstance(error, UnicodeDecodeError) or mmap != mapped
-                if theirs or is_failure_of_code(error):
+                # of the caller's own function, or of the way of reading that was asked for, or of our code
+                if error is given.error or mmap != mapped or is_failure_of_code(error):
                     raise
+                if isinstance(error, UnicodeDecodeError):
+                    raise EncodingError(*error.args) from error
                 if bare:
                     raise UnsupportedError(f"{source.name}: PyTorch does not make it without data ({error})") from error
                 raise CorruptFileError(
