@@ -41,7 +41,7 @@ from statedict.values import Opaque
 
 ROUND = 20_000  # programs a process
 _STUCK = 30  # seconds without progress
-_MEMORY = 256 << 20  # more than there is at the start, for some pickles ask for as much as there is
+_MEMORY = 256 << 20  # more than there is at the start
 _KEPT = 20  # failures of a round
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MODULE = {"_parameters", "_buffers", "_modules"}
@@ -181,11 +181,16 @@ def scanned(data: bytes) -> Scan:
     return found
 
 
-def _as_utf8(text: str) -> str:
-    try:
-        return text.encode("latin-1").decode()
-    except UnicodeError:
-        return text
+def _as_utf8(module: str, name: str) -> list[tuple[str, str]]:
+    """What a name may be called where strings are read as UTF-8, and not as Latin-1: its parts may be texts too."""
+
+    def both(text: str) -> tuple[str, ...]:
+        try:
+            return text, text.encode("latin-1").decode()
+        except UnicodeError:
+            return (text,)
+
+    return [(one, other) for one in both(module) for other in both(name)]
 
 
 def missing(found: Scan, data: bytes, names: set[tuple[str, str]], stopped: bool) -> set[tuple[str, str]]:
@@ -221,8 +226,8 @@ def check(data: bytes, encoding: str, phase: Any = None) -> tuple[Score, str]:
     score.named, score.names = int(bool(names)), len(names)
     score.refused = int(bool(names and found.damage))
     left = missing(found, data, names, bool(stopped))
-    if left and encoding == "latin-1":  # we read strings of Python 2 as UTF-8
-        left = missing(found, data, {(_as_utf8(module), _as_utf8(name)) for module, name in left}, bool(stopped))
+    if encoding == "latin-1":  # we read strings of Python 2 as UTF-8
+        left = {name for name in left if all(missing(found, data, {one}, bool(stopped)) for one in _as_utf8(*name))}
     if left:
         return score, f"scan misses {min(left)}"
     note(2)
@@ -241,12 +246,17 @@ def check(data: bytes, encoding: str, phase: Any = None) -> tuple[Score, str]:
     return score, ""
 
 
+def bound() -> None:
+    """Bound this process's memory: some pickles ask for as much as there is."""
+    limit = _MEMORY + resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def rounds(seed: str, count: int, shared: mmap.mmap, said: Path) -> None:
     """Run programs, in the process that this is; the tally goes to a file at the end."""
     warnings.simplefilter("ignore")
     sys.excepthook = lambda *error: None  # CPython prints of a bytearray that it frees too early
-    limit = _MEMORY + resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    bound()
     random, score = Random(seed), Score()
     start = time.monotonic()
     for at in range(count):
@@ -364,6 +374,7 @@ def main(arguments: list[str]) -> int:
     warnings.simplefilter("ignore")
     for why, count in Counter(why.partition(":")[0] for why, _ in total.failures).most_common():
         print(f"  {count} × {why}")
+    bound()
     for why, data in total.failures[:_KEPT]:
         with readers.registered():
             print(f"  {why}\n    {bytes.fromhex(data)!r}\n    {smaller(bytes.fromhex(data))!r}")

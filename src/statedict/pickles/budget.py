@@ -78,6 +78,10 @@ class Budget:
         if self._spent > self._limit:
             self._refuse()
 
+    def reach(self, position: int) -> None:
+        """Allow what the bytes up to `position` justify, before what is made of them is charged."""
+        self._limit = self._reserve[0] + self._factor * (position - self._start)
+
     def look(self, cost: int, position: int, stack: Sized, memo: Sized, marks: Sized) -> int:
         """Charge what was made since the last look, and compare; where to look next.
 

@@ -308,6 +308,7 @@ class _Machine:
             end = begin + int.from_bytes(data[position:begin], "little")
             if end > len(data):
                 raise TruncatedError(f"a value of {end - begin:,} bytes goes past the end of the pickle")
+            self.budget.reach(end)
             self.charge(TEXT + 4 * (end - begin))
             stack.append(row.read(data[begin:end]))
             return end
