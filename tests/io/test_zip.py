@@ -20,7 +20,7 @@ from statedict.io.zip import ALIGNMENT, ArchiveLayout, Inflated, Record, read_di
 
 from .archives import deflated, stored
 
-names = st.text("abc/.äß漢 ", min_size=1, max_size=12).filter(lambda name: name.strip("/ "))
+names = st.text("abc/.äß漢 ", min_size=1, max_size=12).filter(lambda name: name.strip("/ ") and not name.endswith("/"))
 archives = st.dictionaries(names, st.binary(max_size=200), max_size=6)
 
 

@@ -52,15 +52,23 @@ _PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
 class Record:
     """One stored record as a ByteSource; where its data begin is looked up at first use."""
 
-    __slots__ = ("_base", "_flags", "_method", "_start", "_unpacked", "crc", "header", "record", "size")
+    __slots__ = ("_base", "_start", "crc", "entry", "size")
 
     in_memory = False
 
-    def __init__(
-        self, base: ByteSource, record: str, header: int, size: int, crc: int, method: int, unpacked: int, flags: int
-    ) -> None:
-        self._base, self.record, self.header, self._start = base, record, header, -1
-        self.size, self.crc, self._method, self._unpacked, self._flags = size, crc, method, unpacked, flags
+    def __init__(self, base: ByteSource, entry: Entry) -> None:
+        self._base, self.entry, self._start = base, entry, -1
+        self.crc, self.size = entry[3], entry[4]
+
+    @property
+    def record(self) -> str:
+        """Its own name."""
+        return self.entry.name
+
+    @property
+    def header(self) -> int:
+        """Where its own header begins in the archive."""
+        return self.entry.header
 
     @property
     def name(self) -> str:
@@ -88,13 +96,6 @@ class Record:
         return self.header, self.header + 30 + self.size
 
     @property
-    def entry(self) -> Entry:
-        """What the directory says of it."""
-        return Entry(
-            self.record, self._flags, self._method, self.crc, self.size, self._unpacked, self.header, len(self.record)
-        )
-
-    @property
     def label(self) -> str:
         """The archive's and the record's name."""
         return f"{self._base.name}: {self.record}"
@@ -103,11 +104,11 @@ class Record:
         """The archive and the offset of this record's first byte in it."""
         if self._start < 0:
             base, said = self._base, self.entry
-            if self.header + 30 > base.size:
+            if said.header + 30 > base.size:
                 raise CorruptFileError(
                     f"{self.label}: its header lies past the end of the file; the file looks truncated"
                 )
-            local = read_local(base, self.header, len(self.record))
+            local = read_local(base, said.header, said.length)
             if local is None:
                 raise CorruptFileError(f"{self.label}: no record at byte {self.header:,}; the archive is damaged")
             start = local.start
@@ -241,7 +242,7 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
     reach = 0
     apart = True
     for entry in read_entries(directory, count, problems):
-        name, flags, method, crc, packed, unpacked, header, length = entry
+        name, flags, method, _, packed, unpacked, header, length = entry
         if problems:
             break
         if flags & UNREADABLE:
@@ -252,7 +253,7 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
             )
         apart = apart and header >= reach
         reach = header + 30 + length + packed
-        record = Record(source, name, header, packed, crc, method, unpacked, flags)
+        record = Record(source, entry)
         if method == STORED:
             if packed != unpacked:
                 raise CorruptFileError(f"{source.name}: record {name!r} is stored but has two sizes")
