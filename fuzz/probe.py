@@ -33,6 +33,7 @@ _INSIDE = {
     "open", "os.chmod", "os.rename", "os.remove", "os.link", "os.listdir", "os.scandir", "os.mkdir", "os.rmdir",
     "shutil.rmtree", "os.truncate",
 }  # fmt: skip
+_FOLLOWING = {"open", "os.chmod", "os.listdir", "os.scandir", "os.truncate"}  # a link in the last place
 
 
 class Violation(BaseException):
@@ -52,12 +53,17 @@ class Guard:
     def _event(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.armed or event in _ANYWHERE:
             return
-        if event in _INSIDE and all(self._inside(path) for path in args[:2] if isinstance(path, (str, bytes, Path))):
+        follows = event in _FOLLOWING and not (event == "open" and args[2] & os.O_NOFOLLOW)
+        paths = [path for path in args[:2] if isinstance(path, (str, bytes, Path))]
+        if event in _INSIDE and all(self._inside(path, follows) for path in paths):
             return
         self.found.append(f"{event} {str(args)[:100]}")
 
-    def _inside(self, path: str | bytes | Path) -> bool:
+    def _inside(self, path: str | bytes | Path, follows: bool) -> bool:
         text = os.fsdecode(path)
+        if not follows:
+            folder, name = os.path.split(text)
+            return f"{os.path.join(os.path.realpath(folder), name)}/".startswith(f"{self.folder}/")
         real = os.path.realpath(text)
         return text in ("r", "w") or f"{real}/".startswith(f"{self.folder}/")
 

@@ -125,6 +125,11 @@ def move_file(run: Path, secret: Path, name: str) -> None:
     (run / "3" / name).symlink_to(secret / name)
 
 
+def to_folder(run: Path, secret: Path, name: str) -> None:
+    (run / "3" / name).unlink()
+    (run / "3" / name).symlink_to(secret)
+
+
 def move_step(run: Path, secret: Path, _: str) -> None:
     (run / "3").rename(secret / "3")
     (run / "3").symlink_to(secret / "3")
@@ -132,7 +137,13 @@ def move_step(run: Path, secret: Path, _: str) -> None:
 
 @pytest.mark.parametrize(
     ("move", "name"),
-    [(move_step, ""), (move_file, "checkpoint.safetensors"), (move_file, "manifest.json"), (move_file, "COMMITTED")],
+    [
+        (move_step, ""),
+        (move_file, "checkpoint.safetensors"),
+        (move_file, "manifest.json"),
+        (move_file, "COMMITTED"),
+        (to_folder, "checkpoint.safetensors"),
+    ],
 )
 def test_a_link_out_of_a_run_is_not_followed(
     move: Callable[[Path, Path, str], None], name: str, made: Path, at: At, tmp_path: Path, opened: list[str]

@@ -9,7 +9,7 @@ from typing import Any
 
 from statedict.api import load
 from statedict.errors import FileError, FormatError, RunError
-from statedict.io.files import contents
+from statedict.io.files import Item, contents
 from statedict.io.urls import named, shown
 from statedict.ops.inspect import TensorInfo, inspect
 from statedict.runs.directory import LOOKS, Directory
@@ -59,6 +59,15 @@ class About:
         }
 
 
+def _contents(files: Directory, one: Checkpoint) -> dict[str, Item]:
+    """What is in the folder of a checkpoint; nothing if it is a link out of the directory."""
+    try:
+        files.inner(*one.path.removeprefix(f"{files.path}/").split("/"))
+    except FormatError:
+        return {}
+    return contents(one.path) or {}
+
+
 def about(directory: str | os.PathLike[str], which: str | int = "latest", *, biggest: int = _BIGGEST) -> About:
     """What one checkpoint of a run says of itself; no tensor is read.
 
@@ -96,7 +105,7 @@ def _about(files: Directory, one: Checkpoint, biggest: int) -> About:
         manifest = files.manifest(one.step)
         held, libraries, left = manifest.files, manifest.libraries, manifest.not_captured
     else:
-        inside = (contents(one.path) if files.names_of(one.name) else None) or {}
+        inside = _contents(files, one)
         held = {name: item.size for name, item in inside.items() if not item.folder} or {one.name: one.nbytes}
         libraries, left = {}, ()
     if not one.usable:
