@@ -178,7 +178,7 @@ class Harness:
             child.send_signal(signal.SIGINT)
             self.outcomes["twice"] += 1
         if self._wait(child, CAUGHT):
-            self.outcomes["caught" if self._jobs < 3 else "ignored"] += 1
+            self.outcomes["caught" if self._jobs < 30 else "ignored"] += 1
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None:
@@ -199,7 +199,7 @@ class Harness:
         alarm.start()
         self._jobs = 0
         try:
-            while (told := os.read(child.stdout.fileno(), 1)) != sign and self._jobs < 3:
+            while (told := os.read(child.stdout.fileno(), 1)) != sign and self._jobs < 30:
                 self._jobs += told == BEGUN
                 if told == WRONG:
                     self.broken.append("a buffer was filled after its reading had ended")

@@ -69,9 +69,9 @@ CALLS = {  # what of the manager is called, and what comes of it; None where it 
 
 
 def run_forking(run: Path, when: str, code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", START + code, str(run), when], capture_output=True, text=True, timeout=120, check=False
-    )
+    # newer Pythons warn of every fork of a process that has threads
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", START + code, str(run), when]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
