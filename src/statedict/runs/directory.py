@@ -225,6 +225,8 @@ class Directory:
 
     def data(self, step: int) -> str:
         """The file of a checkpoint's tree."""
+        if not self.remote:
+            self.committed(step)  # and where it is
         names = names_in(self.folder(step)) or ()
         return joined(self.folder(step), next((name for name in DATA.values() if name in names), DATA["safetensors"]))
 
@@ -349,13 +351,13 @@ class Directory:
     def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
         """Write beside a checkpoint of that step, if there is one, and put the new one in its place."""
         folder = joined(self.path, str(step))
-        if not dry_run and os.path.lexists(folder) and not self._ours(folder):
-            raise RunError(
-                f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
-            )
         try:
             if self._untidy:
                 self.clean()
+            if not dry_run and os.path.lexists(folder) and not self._ours(folder):
+                raise RunError(
+                    f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
+                )
             self._untidy = True
             if not dry_run and not os.path.lexists(folder):
                 atomic.publish_folder(folder, files)
