@@ -256,6 +256,8 @@ class Directory:
         Raises:
             FormatError: it is a link out of the directory.
         """
+        if not self.remote:
+            self.committed(step)  # and where it is
         names = names_in(self.inner(self.name(step))) or ()
         name = next((name for name in DATA.values() if name in names), DATA["safetensors"])
         return self.inner(self.name(step), name)
@@ -381,13 +383,13 @@ class Directory:
     def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
         """Write beside a checkpoint of that step, if there is one, and put the new one in its place."""
         folder = joined(self.path, str(step))
-        if not dry_run and os.path.lexists(folder) and not self._ours(folder):
-            raise RunError(
-                f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
-            )
         try:
             if self._untidy:
                 self.clean()
+            if not dry_run and os.path.lexists(folder) and not self._ours(folder):
+                raise RunError(
+                    f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
+                )
             self._untidy = True
             if not dry_run and not os.path.lexists(folder):
                 atomic.publish_folder(folder, files)
