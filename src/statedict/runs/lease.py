@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from _thread import start_new_thread
 from collections.abc import Callable
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from typing import Any
 
 from statedict.errors import FileError, FormatError, RunError
@@ -46,7 +47,10 @@ class Lease:
         self.lost = False
         """Whether another process has been given it."""
         self._take()
-        Thread(target=self._keep, name="statedict-lock", daemon=True).start()
+        try:
+            start_new_thread(self._keep, ())  # not Thread.start, which waits for ever where memory is too short
+        except (RuntimeError, MemoryError):  # no thread to be had: it is renewed by each save
+            pass
 
     def renew(self) -> None:
         """Make it last for another five minutes.
