@@ -42,7 +42,7 @@ def unpickle(
         pickle.UnpicklingError: it names what is not allowed.
         CorruptFileError: PyTorch's unpickler makes no object of it.
     """
-    read = torch_private.Unpickler(_allowed(b"torch.nested._internal" in data, b"torch._dynamo.decorators" in data))
+    read = _reader(b"torch.nested._internal" in data, b"torch._dynamo.decorators" in data)
     try:
         return read(data, persistent_load, encoding, map_location)
     except (LookupError, EOFError, AssertionError, TypeError, AttributeError) as error:
@@ -64,7 +64,11 @@ def _passed(error: BaseException, function: Any) -> bool:
 
 
 @cache
-def _allowed(jagged: bool = False, marked: bool = False) -> dict[str, Any]:
+def _reader(jagged: bool, marked: bool) -> torch_private.Unpickler:
+    return torch_private.Unpickler(_allowed(jagged, marked))
+
+
+def _allowed(jagged: bool, marked: bool) -> dict[str, Any]:
     """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without what a number makes large.
 
     Args:
