@@ -43,12 +43,16 @@ def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, 
     Raises:
         pickle.UnpicklingError: it names what is not allowed.
     """
-    read = torch_private.Unpickler(_allowed(b"torch.nested._internal" in data, b"torch._dynamo.decorators" in data))
+    read = _reader(b"torch.nested._internal" in data, b"torch._dynamo.decorators" in data)
     return read(data, persistent_load, encoding, map_location)
 
 
 @cache
-def _allowed(jagged: bool = False, marked: bool = False) -> dict[str, Any]:
+def _reader(jagged: bool, marked: bool) -> torch_private.Unpickler:
+    return torch_private.Unpickler(_allowed(jagged, marked))
+
+
+def _allowed(jagged: bool, marked: bool) -> dict[str, Any]:
     """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without what a number makes large.
 
     Args:
