@@ -142,7 +142,8 @@ def load(
                 if error is given.error or (mmap and name != "torch"):  # of the caller's own function, or request
                     raise
                 if isinstance(error, UnicodeDecodeError):
-                    raise EncodingError(*error.args) from error
+                    text = f"{source.name}: a string of Python 2: {error}; give its encoding, as encoding='latin1'"
+                    raise EncodingError(text, error) from error
                 if _without_data(map_location):
                     raise UnsupportedError(f"{source.name}: PyTorch does not make it without data ({error})") from error
                 raise CorruptFileError(
