@@ -59,6 +59,16 @@ class LimitError(FormatError):
 class EncodingError(FormatError, UnicodeDecodeError):
     """A string of Python 2 is not in the encoding that was asked for; a UnicodeDecodeError, as `torch.load` raises."""
 
+    def __init__(self, text: str, error: UnicodeDecodeError | None = None) -> None:
+        super().__init__(*(("ascii", b"", 0, 0, text) if error is None else error.args))
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return EncodingError, (self._text,)
+
 
 class RefusedError(StateDictError, UnpicklingError):
     """Only running code from the file could make what it holds."""

@@ -151,7 +151,8 @@ def load(
                 if error is given.error or mmap != mapped or is_failure_of_code(error):
                     raise
                 if isinstance(error, UnicodeDecodeError):
-                    raise EncodingError(*error.args) from error
+                    text = f"{source.name}: a string of Python 2: {error}; give its encoding, as encoding='latin1'"
+                    raise EncodingError(text, error) from error
                 if bare:
                     raise UnsupportedError(f"{source.name}: PyTorch does not make it without data ({error})") from error
                 raise CorruptFileError(

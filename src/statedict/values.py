@@ -179,7 +179,10 @@ def to_json(value: Any) -> Any:
     if kind is Size:
         return {"$size": list(value)}
     if kind is Device:
-        return {"$device": str(value)}
+        try:
+            return {"$device": str(device(value))}
+        except CorruptFileError as error:
+            raise UnsupportedError(str(error)) from error
     if kind is DType:
         return {"$dtype": value.name}
     if kind is tuple:

@@ -21,11 +21,11 @@ from struct import Struct
 
 from statedict.arrays import find_shape_fault
 from statedict.dtypes import DType, is_torch_dtype
-from statedict.errors import TreeError, UnsupportedError
+from statedict.errors import CorruptFileError, TreeError, UnsupportedError
 from statedict.labelled import Labelled
 from statedict.paths import MAX_DEPTH
 from statedict.tensor import LazyTensor
-from statedict.values import Device, Opaque, Size
+from statedict.values import Device, Opaque, Size, device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
     bytearray: lambda w, v, p: w.call("builtins.bytearray", bytes(v)),
     complex: lambda w, v, p: w.call("builtins.complex", v.real, v.imag),
     Size: lambda w, v, p: w.call("torch.Size", tuple(v)),
-    Device: lambda w, v, p: w.call("torch.device", *_device_parts(v)),
+    Device: lambda w, v, p: w.call("torch.device", *_device_parts(v, p)),
     DType: _Writer.dtype,
     LazyTensor: _Writer.tensor,
     Opaque: _Writer.record,
@@ -297,6 +297,9 @@ _SUBCLASSES: tuple[tuple[type, Callable[[_Writer, Any, str], None]], ...] = (
 _NESTED = {_Writer.dict, _Writer.tuple, _Writer.list, _Writer.record}
 
 
-def _device_parts(device: str) -> tuple[Any, ...]:
-    kind, _, index = str(device).partition(":")  # a str's partition would give a Device back
-    return (kind, int(index)) if index.isdecimal() else (str(device),)
+def _device_parts(value: str, path: str) -> tuple[Any, ...]:
+    try:
+        kind, colon, index = str(device(value)).partition(":")  # a Device's partition would give Devices back
+    except CorruptFileError as error:
+        raise UnsupportedError(f"{path or 'the root'}: {error}") from error
+    return (kind, int(index)) if colon else (kind,)
