@@ -74,6 +74,8 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             return from_json(node)
         stored = tensors[node["$tensor"]]
         unnamed.pop(node["$tensor"], None)
+        if len(node) == 1:
+            return stored
         kind = BY_NAME[node["dtype"]] if "dtype" in node else stored.dtype
         if kind is not stored.dtype:
             shape = stored.shape[:-1] if stored.shape[-1:] == (kind.itemsize,) else None
