@@ -223,7 +223,9 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
             return get(node)
         tag = next(iter(node), "")
         if tag[:1] != "$":
-            return StateDict((key, visit(child, depth)) for key, child in node.items())
+            return StateDict({key: visit(child, depth) for key, child in node.items()})
+        if tag == "$tensor":  # most are
+            return get(node)
         try:
             if tag == "$tuple":
                 return tuple(visit(child, depth) for child in node[tag])

@@ -116,12 +116,14 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
     return header
 
 
-def _count_keys(header: Any) -> int:
-    """The keys of a header and of what is in it; -1 of something else."""
+def _count_keys(header: Any) -> tuple[int, int]:
+    """The keys of a header and of what is in it, or -1 of something else; the colons in the texts of the metadata."""
     try:
-        return len(header) + sum(map(len, header.values()))
+        metadata = header.get("__metadata__", {})
+        colons = sum(text.count(":") for text in metadata.values())
+        return len(header) + sum(map(len, header.values())), colons
     except (TypeError, AttributeError):
-        return -1
+        return -1, 0
 
 
 def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str, LazyTensor]:

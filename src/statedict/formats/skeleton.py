@@ -76,6 +76,8 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             return from_json(node)
         stored = tensors[node["$tensor"]]
         unnamed.pop(node["$tensor"], None)
+        if len(node) == 1:
+            return stored
         stored = _retyped(stored, node["dtype"], node["$tensor"]) if "dtype" in node else stored
         if "grad" in node or "parameter" in node:
             grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))

@@ -42,7 +42,7 @@ def parse(
     where: str,
     *,
     weight: float = 1.0,
-    keys: Callable[[Any], int] | None = None,
+    keys: Callable[[Any], tuple[int, int]] | None = None,
     constants: bool = False,
     surrogates: bool = False,
 ) -> Any:
@@ -52,8 +52,8 @@ def parse(
         data: the text.
         where: names it in messages.
         weight: how often what is read from it is made anew.
-        keys: counts the keys of all objects in what was read, if the caller knows a fast way. It may count too many
-            only in what the caller refuses.
+        keys: counts the keys of all objects in what was read, and colons in its texts, if the caller knows a fast way.
+            It may count too many keys only in what the caller refuses, and too few colons.
         constants: whether NaN, Infinity and -Infinity are let through, which Python writes.
         surrogates: whether halves of surrogate pairs are let through, which Python's texts may hold.
 
@@ -69,13 +69,18 @@ def parse(
     check(data, where, weight)
     try:
         text = data if isinstance(data, str) else data.decode("utf-8", "surrogatepass" if surrogates else "strict")
-        found, count = (_decoder(constants).decode(text), -1) if keys else _read_and_count(text, constants)
-        count = keys(found) if keys else count
-        if count not in _count_keys_written(text):  # else none of them can stand twice
-            del found
+        escapes = "\\u" in text
+        if keys:
+            found = _decoder(constants).decode(text)
+            count, colons = keys(found)
+        else:
+            (found, count), colons = _read_and_count(text, constants), 0
+        # a colon that is written as it is stands behind a key, or in a text
+        if text.count(":") - colons * (not escapes) != count and _count_keys_written(text) != count:
+            del found  # a key may stand twice
             check(data, where, weight + _PAIRS)
             found = _decoder(constants, object_pairs_hook=_unique).decode(text)
-        if not surrogates and ("\\ud" in text or "\\uD" in text):
+        if escapes and not surrogates:
             for one in _texts(found):
                 if not one.isascii():
                     one.encode()
@@ -140,14 +145,13 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _count_keys_written(text: str) -> Iterator[int]:
-    """How many keys a text has, or more, counted ever more closely."""
-    yield text.count(":")
+def _count_keys_written(text: str) -> int:
+    """How many keys a text has, or more: colons behind a quote or behind white space."""
     text = text.rstrip()
     found = sum(text.count(f"{space}:") for space in " \t\n\r" if space in text) + text.count('":')
     if "\\" in text:  # a quote that is escaped ends no key, unless the backslash is
         found += text.count('\\\\":') - text.count('\\":')
-    yield found
+    return found
 
 
 def _containers(tree: Any) -> Iterator[Any]:
