@@ -100,8 +100,9 @@ def _round(seed: str, count: int) -> Score:
         score.failures = [(how, data) for how, data in score.failures]
         if died:  # the next round has another seed
             score.archives += 1
-            score.counts[f"a reader {died}"] += 1
-            if "signal" not in died:  # which Python does not die of, so that it was another's code
+            reader = path.with_name("reader").read_text().strip()
+            score.counts[f"{reader}: {died}"] += 1
+            if reader == "statedict":
                 score.failures.append((died, path.read_bytes().hex()))
         return score
 
@@ -124,9 +125,14 @@ def probe(data: bytes, path: Path, counts: Counter[str]) -> list[str]:
     import statedict
 
     path.write_bytes(data)
+    reader = path.with_name("reader")  # who it is if the process dies
+    reader.write_text("statedict")
     report = statedict.scan(path)
     ours = _ours(path)
-    others = {"zipfile": _by_zipfile(data), "PyTorch": _by_torch(path, ours[0][0] if ours else "")}
+    reader.write_text("PyTorch")
+    others = {"PyTorch": _by_torch(path, ours[0][0] if ours else "")}
+    reader.write_text("zipfile")
+    others["zipfile"] = _by_zipfile(data)
     counts[f"scan: {'damage' if report.damage else report.verdict}"] += 1
     counts["ours: read" if ours is not None else "ours: refused"] += 1
     failures = []
@@ -137,7 +143,7 @@ def probe(data: bytes, path: Path, counts: Counter[str]) -> list[str]:
             continue
         counts[f"{reader}: read"] += 1
         if not report.damage:
-            missing = {one for _, held in members if held for one in _names(held)} - named
+            missing = {one for name, held in members if held for one in _names(name, held)} - named
             failures += [f"{reader} finds {one}, scan says {report.verdict}" for one in sorted(missing)[:1]]
         if ours is not None:
             failures += [f"{reader} finds {what}" for what in _differences(ours, members, reader == "zipfile")][:1]
@@ -212,8 +218,11 @@ def _records(reader: Any) -> list[str]:
         return []
 
 
-def _names(held: bytes) -> set[tuple[str, str]]:
-    """What a pickle that some bytes begin with names, as far as it goes."""
+def _names(name: str, held: bytes) -> set[tuple[str, str]]:
+    """What a pickle that some bytes begin with names, as far as it goes.
+
+    Without PROTO, one that breaks off counts only where a loader would look for a pickle: tensors may begin so.
+    """
     if held[:1] not in (b"c", b"\x80") or not _NAMED.search(held):
         return set()
     named = set()
@@ -224,7 +233,7 @@ def _names(held: bytes) -> set[tuple[str, str]]:
             if operation.name == "GLOBAL":
                 named.add(tuple(str(argument).split(" ", 1)))
     except Exception:  # it breaks off; what was named before would have been looked up
-        pass
+        return named if held[:1] == b"\x80" or name.endswith(".pkl") else set()  # type: ignore[return-value]
     return named  # type: ignore[return-value]
 
 

@@ -93,6 +93,7 @@ AMBIGUOUS: dict[str, bytes] = {
     "a name in another case": named(b"a/DATA.PKL"),
     "a folder in another case": named(b"A/data.pkl"),
     "a name in another case only": Zip([Member(b"a/DATA.pkl", HARMLESS), VERSION]).build(),
+    "a storage in another case": named(b"a/Data/0"),
     "the byte order in another case": named(b"a/Byteorder"),
     "a name twice": named(b"a/data.pkl"),
     "a name with the other slash": named(b"a\\data.pkl"),

@@ -93,7 +93,8 @@ _WIDE_OUTSIDE = "the zip64 end record lies outside the file; it is damaged"
 _TWO_WIDE = "it has two zip64 end records; it is damaged or forged"
 _WIDE_DAMAGED = "the zip64 end record is damaged"
 _MOST = 100  # problems that are listed
-# what PyTorch asks an archive for, besides the storages
+# what PyTorch asks an archive for: storages and others
+_STORAGES = ("data/", "constants/")
 _ASKED = {"data.pkl", "constants.pkl", "version", "byteorder", ".data/version", ".format_version", ".storage_alignment"}
 
 
@@ -366,8 +367,12 @@ def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
         yield f"PyTorch takes two records for {_twice(lowered)!r}, whose names differ in case only; {forged}"
     head = names[0][: len(folder)]
     for name, low in zip(names, lowered, strict=True):
-        if low.startswith(folder) and low[len(folder) :] in _ASKED and name != head + low[len(folder) :]:
-            yield f"PyTorch takes record {name!r} for {low!r}; {forged}"
+        if name == low and name.startswith(head):
+            continue
+        asked = low[len(folder) :]
+        begin = next((begin for begin in _STORAGES if asked.startswith(begin)), asked if asked in _ASKED else "")
+        if low.startswith(folder) and begin and not name.startswith(head + begin):
+            yield f"PyTorch takes record {name!r} for {head + asked!r}; {forged}"
             return
 
 

@@ -224,10 +224,9 @@ class Scan:
             if len(seen) > known:
                 self._broken(member, f"another directory stands at byte {reading.place:,}; it is damaged or forged")
 
-    def _before(self, member: str, count: int) -> None:
-        self._broken(
-            member, f"its records lie {count:,} bytes behind where its directory says; it is damaged or forged"
-        )
+    def _before(self, member: str, shift: int) -> None:
+        where = f"{abs(shift):,} bytes {'behind' if shift > 0 else 'before'} where its end says"
+        self._broken(member, f"the zip directory lies {where}; something stands before the archive, or it is forged")
 
     def _records(
         self, part: Part, member: str, depth: int, end: int, reading: Reading, seen: set[Member]
