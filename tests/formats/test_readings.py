@@ -285,6 +285,14 @@ HONEST: dict[str, bytes] = {
     "torch.save": CHECKPOINT,
     "torch.save, of nothing": saved({}),
     "torch.save, old": saved(TREE, _use_new_zipfile_serialization=False),
+    # with a class on the first line of the pickle, after which a word and a number may look like opcodes
+    "torch.save, of a size": saved({"size": torch.Size([2]), "tensors": [torch.tensor(1.0)]}),
+    "torch.save, of a scheduler": saved(
+        torch.optim.lr_scheduler.OneCycleLR(
+            torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]), 0.1, 10
+        ).state_dict()
+    ),
+    "torch.save, of numpy's, by protocol 0": saved({"a": np.ones(3)}, pickle_protocol=0),
     "a comment": zipped(("a/data.pkl", HARMLESS), ("a/version", b"3"), comment=b"by hand" * 1000),
     "packed anew, streamed": streamed(("a/data.pkl", HARMLESS), ("a/version", b"3")),
     "names beyond ASCII": zipped(("模型/data.pkl", HARMLESS), ("模型/version", b"3")),

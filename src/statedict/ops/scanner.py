@@ -165,10 +165,26 @@ class Scan:
             known = True
         if not known:
             self._stream(part, member, depth, whole=whole, expected=expected)
-        elif head[:1] != b"P" or b"\n" in part.read(
-            0, _FIRST_LINE
-        ):  # the opcode that the magic of an archive begins with
+        elif head[:1] == b"P":
+            self._from_magic(part, member)
+        else:
             self._stream(part, member, depth)
+
+    def _from_magic(self, part: Part, member: str) -> None:
+        """Note what an archive names that is read as a pickle: its magic begins with PERSID, whose line is ASCII.
+
+        Only a loader with persistent ids gets past that line. What follows is mostly the middle of the first record, so
+        what it names too is no news, and where it breaks off is no damage.
+        """
+        line, newline, _ = part.read(0, _FIRST_LINE).partition(b"\n")
+        if not newline or not line.isascii():
+            return
+        found = walk(part.read, fuel=self.budget.left // _OPCODE, patience=_GLANCE)
+        self.budget.spend(_cost(found))
+        known = {(named.module, named.name) for named in self.found.values()}
+        for named in found.globals:
+            if (named.module, named.name) not in known:
+                self._add(member, named.offset, named, *grade(named, _ALLOWED))
 
     def _archive(self, part: Part, member: str, depth: int, head: bytes, whole: bool) -> bool:
         """Look into the zip archive that a part begins as, or that stands at its end; whether there is one."""
