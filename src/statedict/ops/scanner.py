@@ -354,7 +354,7 @@ class Scan:
                 return
             whole = expected = False
         if number == 0 and done is None:
-            if part.read(at, 64).lstrip()[:1] in (b"{", b"[") and self.patience != _GLANCE:
+            if self.patience != _GLANCE and part.read(at, 64).lstrip()[:1] in (b"{", b"["):
                 self._json(part.part(at), member, depth)
             if expected:
                 self._broken(member, "is no pickle, though its place says that it is one; it looks damaged")
@@ -524,7 +524,8 @@ def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool
         return True
     if alone and found.opcodes >= _SURE // 2:
         return True
-    return any(named.called or grade(named, _ALLOWED)[0] == DANGEROUS for named in known)
+    last = None if whole else found.cut  # tensors begin so by chance; no other opcode bears it out
+    return any(named.called or grade(named, _ALLOWED)[0] == DANGEROUS for named in known if named is not last)
 
 
 def _importable(named: Named, broken: bool) -> bool:

@@ -115,6 +115,7 @@ class Walk:
         problem: why it ended before STOP, empty if it did not.
         truncated: whether that is the end of the bytes.
         doubts: what Python's readers read differently, the first few.
+        cut: what the last line names, if it ends without a line feed.
         crossed: whether an operation goes, or may go, past the end of its frame, so that some reader goes on elsewhere.
         opcodes: how many it followed.
         globals: in the order in which they are first named.
@@ -127,6 +128,7 @@ class Walk:
         self.end, self.problem, self.truncated, self.opcodes = start, "", False, 0
         self.doubts: list[str] = []
         self.crossed = False
+        self.cut: Named | None = None
         self.globals: list[Named] = []
         self.storages: dict[str, Named] = {}
         self.texts = array("q")
@@ -267,6 +269,7 @@ class Walk:
                         self._doubt("a global without a name")
                     value = self._add(_decoded(lines[: of - 1]), _decoded(lines[of:-1]), kind, here)
                     if not ends:
+                        self.cut = self.globals[-3 - value]
                         raise TruncatedError("a line goes past the end")
                     if op == 0x69:
                         if not marks:
@@ -367,6 +370,8 @@ class Walk:
 
     def _line(self, op: int, begin: int, end: int, raw: bytes) -> int:
         """Look at an argument that ends with a line feed; for GET and PUT the index, -1 if it cannot be told."""
+        if raw.isdigit() and len(raw) < 10 and (raw[0] != 0x30 or len(raw) == 1):
+            return int(raw)  # the usual ones, fast
         text, index, row = op in (0x53, 0x56), op in (0x67, 0x70), LINES[op]
         if text and self.nested is not None and end - begin > 7:
             escaped = end - begin >= 22 and (end - begin > _LONG_LINE or b"\\" in raw)

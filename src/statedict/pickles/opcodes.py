@@ -50,7 +50,6 @@ else:
 
 TO_MARK = -1
 _LONGEST = 1024  # bytes of an integer; Python prints none of over 4,300 digits, and torch.load reads 255 bytes
-_INDEX = re.compile(rb"0|[1-9][0-9]*")
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
 _FLOAT = re.compile(rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf)")
 _ESCAPED = re.compile(rb"(?:[^\\]|\\(?:[\\'\"abfnrtv]|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[0-7]{1,2}(?![0-7])))*+")
@@ -81,6 +80,8 @@ def _quoted(raw: bytes) -> str | bytes:
 
 
 def _decimal(raw: bytes) -> int:
+    if raw.isdigit() and raw[0] != 0x30:  # most of them, fast
+        return int(raw)
     if not _INTEGER.fullmatch(raw):
         raise _differs(raw, "a number")
     return int(raw)
@@ -91,7 +92,7 @@ def _int(raw: bytes) -> int | bool:
 
 
 def _index(raw: bytes) -> int:
-    if not _INDEX.fullmatch(raw):
+    if not raw.isdigit() or (raw[0] == 0x30 and len(raw) > 1):
         raise _differs(raw, "a memo index")
     if len(raw) > 10 or (index := int(raw)) >= _MAX_INDEX:
         raise CorruptFileError(f"a memo index of {len(raw)} digits")
