@@ -208,7 +208,6 @@ def test_another_pickle_module_is_refused() -> None:
         ours(written(1), pickle_module=types.ModuleType("dill"))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_an_argument_that_torch_load_does_not_know_is_an_error() -> None:
     with pytest.raises(TypeError, match="map_locaton"):
         ours(written({}), map_locaton="cpu")

@@ -106,6 +106,11 @@ def test_the_index_is_the_one_that_pytorch_writes_for_the_same_dict(make: Any, t
     dcp.save(tree, checkpoint_id=tmp_path / "theirs", no_dist=True)
     ours, theirs = metadata(written(tree, tmp_path / "ours")), metadata(tmp_path / "theirs")
     assert list(ours.state_dict_metadata) == list(theirs.state_dict_metadata)
+    for entry in theirs.state_dict_metadata.values():
+        if hasattr(entry, "properties"):
+            entry.properties.strides = (
+                None  # written since 2.15, which reads it without; older ones read no index with it
+            )
     assert ours.state_dict_metadata == theirs.state_dict_metadata
     assert ours.planner_data == theirs.planner_data
     assert [list(map(type, keys)) for keys in ours.planner_data.values()] == [

@@ -330,7 +330,6 @@ def test_foreign_classes_are_opaque_and_object_arrays_and_nested_pickles_dangero
     assert verdicts(pickle.dumps([pickle.dumps([1, 2])])) == {"a pickle inside of a pickle": "dangerous"}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_torchscript_archive_is_opaque_by_its_own_classes(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "net.pt"))
     report = statedict.scan(tmp_path / "net.pt")
