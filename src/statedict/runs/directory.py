@@ -22,7 +22,15 @@ from typing import Any, TypeVar
 
 from statedict import formats
 from statedict.checks import Check, Problem
-from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, RunError, file_error
+from statedict.errors import (
+    CorruptFileError,
+    FileError,
+    FormatError,
+    MissingFileError,
+    RunError,
+    UnsupportedError,
+    file_error,
+)
 from statedict.formats.places import inside, open_file
 from statedict.io import atomic
 from statedict.io.files import names_in, open_source, publish
@@ -362,7 +370,7 @@ class Directory:
             here = folder_of(sink.path) if hasattr(sink, "path") else folder
             file = joined(here, name)
             made.append(replace(manifest, files={name: open_source(file).size}, entries=entries(file)))
-            put_bytes(made[0].encoded(), sink)
+            put_bytes(_encoded(made[0], file), sink)
 
         def mark() -> bytes:
             marker = _marker(made[0].encoded())
@@ -522,6 +530,23 @@ def _entries(file: str) -> Iterator[Entry]:
         if isinstance(item, Check):
             for path, tensor in item.tensors:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
+
+
+def _encoded(manifest: Manifest, file: str) -> bytes:
+    """The bytes of a manifest, if they say the same when they are read.
+
+    Raises:
+        UnsupportedError: JSON joins two halves of a surrogate pair, and a name with the halves is another one.
+    """
+    data = manifest.encoded()
+    if b"\\ud" in data:  # otherwise every name is as it was
+        for before, after in zip(manifest.entries, decoded(data, shown(file)).entries, strict=True):
+            if before != after:
+                raise UnsupportedError(
+                    f"{before.path!r:.80}: holds the two halves of a surrogate pair, which a manifest would join; "
+                    "rename it"
+                )
+    return data
 
 
 def is_step(name: str) -> bool:

@@ -231,9 +231,18 @@ class CheckpointManager(Reader):
         self._lock.renew()
         if not self._ordered:
             self._check_order(step, overwrite, self._files.steps())
-        there = step not in self._writer.replaced and self._files.committed(step)
-        if there and not overwrite and self._files.damage(step, "quick") is None:
+        if overwrite:
+            return
+        if self._counts(step) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
+        if self._last is not None and step < self._last:
+            self._messages.wait()  # the one that comes after may be under way
+            self._check_order(step, overwrite, self._files.steps())
+
+    def _counts(self, step: int) -> bool:
+        """Whether a step is committed, and of this course."""
+        there = step not in self._writer.replaced and self._files.committed(step)
+        return there and step not in superseded(self._files)
 
     def _begin(self, step: int, overwrite: bool) -> None:
         """What the first save of a manager has to know: whether this directory is for it alone."""

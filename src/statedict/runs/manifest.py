@@ -24,6 +24,9 @@ from statedict.errors import CorruptFileError
 NAME = "manifest.json"
 MARKER = "COMMITTED"
 DATA = {"safetensors": "checkpoint.safetensors", "torch": "checkpoint.pth"}
+WHOLE = 1 << 63
+"""Numbers of steps, bytes and elements are below this."""
+
 _FORMAT = "statedict checkpoint"
 _VERSION = 1
 _INFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -97,9 +100,10 @@ def decoded(data: bytes, where: str) -> Manifest:
         CorruptFileError: it is none.
         LimitError: it would take more memory than its size justifies.
     """
+    # names in a tree may hold what is no text, such as half of a surrogate pair, so those of tensors may too
     from statedict.io.json import parse
 
-    found = parse(data, where)
+    found = parse(data, where, surrogates=True)
     try:
         if found["format"] != _FORMAT:
             raise ValueError(f"format {found['format']!r:.40}")
@@ -110,8 +114,8 @@ def decoded(data: bytes, where: str) -> Manifest:
         return Manifest(
             whole(found["step"]),
             _time(found["time"]),
-            {str(name): _metric(value) for name, value in found["metrics"].items()},
-            {str(name): str(version) for name, version in found["libraries"].items()},
+            {_text(name): _metric(value) for name, value in found["metrics"].items()},
+            {_text(name): _text(version) for name, version in found["libraries"].items()},
             {_ours(name): whole(size) for name, size in found["files"].items()},
             tuple(
                 Entry(str(path), str(kind), tuple(map(whole, shape)), str(digest))
@@ -123,6 +127,17 @@ def decoded(data: bytes, where: str) -> Manifest:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CorruptFileError(f"{where}: is no manifest of a checkpoint ({type(error).__name__}: {error})") from None
+
+
+def _text(value: Any) -> str:
+    """A name that any program can print and write.
+
+    Raises:
+        ValueError: it has half of a surrogate pair.
+    """
+    text = str(value)
+    text.encode()
+    return text
 
 
 def _number(value: float) -> float | str:
@@ -151,6 +166,6 @@ def whole(value: Any) -> int:
     Raises:
         ValueError: it is none.
     """
-    if type(value) is not int or not 0 <= value < 1 << 63:
+    if type(value) is not int or not 0 <= value < WHOLE:
         raise ValueError(f"{value!r:.40} is no whole number")
     return value

@@ -1,11 +1,12 @@
 """What a run begun anew replaces: its steps no longer count from the moment in which the first new one is committed.
 
-    RUN/.replaced.json      {"by": 10, "marker": "…", "steps": {"50": "…"}}
+    RUN/.replaced.json      {"by": 10, "marker": "…", "steps": {"50": "…"}, "before": {"40": "…"}}
 
-The file is written before the new checkpoint is committed and names its marker, so that it is in force once that
+The file is written before the new checkpoint is committed and names its marker, so that `steps` are in force once that
 checkpoint is there, and not before. Steps are named with their markers too: a new checkpoint of an old number counts.
-Whoever is interrupted before the old ones are removed leaves it to who writes next. Without `by` it is in force for
-good: pinned steps stay, and are of another course.
+Whoever is interrupted before the old ones are removed leaves it to who writes next. Without `by` they are in force for
+good: pinned steps stay, and are of another course. `before` is what was in force when the file was written, and stays
+so whether that checkpoint is committed or not.
 """
 
 from __future__ import annotations
@@ -13,16 +14,35 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from statedict.errors import CorruptFileError, MissingFileError, file_error
 from statedict.io.files import open_source, publish
-from statedict.io.json import check
+from statedict.io.json import parse, read_document
 from statedict.io.sink import put_bytes
 from statedict.io.urls import joined, shown
-from statedict.runs.directory import Directory
+from statedict.runs.directory import Directory, is_step
+from statedict.runs.manifest import WHOLE, whole
 
 NAME = ".replaced.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Replaced:
+    """What the file says.
+
+    Attributes:
+        steps: step → marker of what is replaced once `by` is there.
+        by: the step that replaces them; None if that is done.
+        marker: of that step.
+        before: step → marker of what was replaced before.
+    """
+
+    steps: dict[int, str]
+    by: int | None = None
+    marker: str = ""
+    before: dict[int, str] = field(default_factory=dict)
 
 
 def announce(files: Directory, step: int, steps: Iterable[int], marker: bytes) -> None:
@@ -35,83 +55,93 @@ def announce(files: Directory, step: int, steps: Iterable[int], marker: bytes) -
         marker: what its marker will hold.
 
     Raises:
-        FileError: it cannot be written.
+        FormatError: the file that names what was replaced before is damaged, or a link out of the directory.
+        FileError: it cannot be read or written.
     """
+    found = _read(files)
+    before = {} if found is None else _in_force(files, found)
     held = {old: files.marker(old) for old in steps if old != step}
-    _write(files, {old: text.hex() for old, text in held.items() if text is not None}, step, marker.hex())
+    named = {old: text.hex() for old, text in held.items() if text is not None}
+    _write(files, _Replaced(named, step, marker.hex(), before))
 
 
 def superseded(files: Directory) -> set[int]:
     """The steps that are there and do not count.
 
     Raises:
-        CorruptFileError: the file that names them is damaged.
+        FormatError: the file that names them is damaged, or a link out of the directory.
         FileError: it cannot be read.
     """
     found = _read(files)
-    return set() if found is None or not _in_force(files, found) else _there(files, found)
+    return set() if found is None else {*_in_force(files, found)}
 
 
 def settle(files: Directory) -> None:
     """Remove what was replaced, except what is pinned; only who holds the lock may.
 
     Raises:
-        CorruptFileError: the file is damaged.
+        FormatError: the file is damaged, or a link out of the directory.
         FileError: something could not be removed.
     """
     found = _read(files)
     if found is None:
         return
-    left: set[int] = set()
-    if _in_force(files, found):
-        there, pins = _there(files, found), files.pins()
-        for step in sorted(there - pins, reverse=True):
-            files.remove(step)
-        left = there & pins
-    if not left:
-        _delete(joined(files.path, NAME), files.remote)
-    elif "by" in found or left != {*map(int, found["steps"])}:
-        _write(files, {step: found["steps"][str(step)] for step in left})
+    there, pins = _in_force(files, found), files.pins()
+    for step in sorted(there.keys() - pins, reverse=True):
+        files.remove(step)
+    left = _Replaced({step: there[step] for step in sorted(there.keys() & pins)})
+    if not left.steps:
+        _delete(files.inner(NAME), files.remote)
+    elif left != found:
+        _write(files, left)
 
 
-def _in_force(files: Directory, found: dict[str, Any]) -> bool:
-    if "by" not in found:
-        return True
-    marker = files.marker(found["by"])
-    return marker is not None and marker.hex() == found["marker"]
+def _in_force(files: Directory, found: _Replaced) -> dict[int, str]:
+    """Step → marker of what does not count, and is there."""
+    named = dict(found.before)
+    if found.by is None or _marker(files, found.by) == found.marker:
+        named |= found.steps
+    return {step: text for step, text in named.items() if _marker(files, step) == text}
 
 
-def _there(files: Directory, found: dict[str, Any]) -> set[int]:
-    markers = {int(step): (files.marker(int(step)), text) for step, text in found["steps"].items()}
-    return {step for step, (marker, text) in markers.items() if marker is not None and marker.hex() == text}
+def _marker(files: Directory, step: int) -> str | None:
+    marker = files.marker(step)
+    return None if marker is None else marker.hex()
 
 
-def _read(files: Directory) -> dict[str, Any] | None:
-    name = joined(files.path, NAME)
+def _read(files: Directory) -> _Replaced | None:
+    name = shown(joined(files.path, NAME))
     try:
-        source = open_source(name)
-        data = bytes(source.read(0, source.size))
+        data = read_document(open_source(files.inner(NAME)))
     except MissingFileError:
         return None
-    check(data, shown(name))
+    found = parse(data, name)
     try:
-        found: dict[str, Any] = json.loads(data)
-        if not all(step.isdecimal() and isinstance(text, str) for step, text in found["steps"].items()):
-            raise ValueError("steps")
-        if "by" in found and not (type(found["by"]) is int and isinstance(found["marker"], str)):
-            raise ValueError("by")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if "by" not in found:
+            return _Replaced(_markers(found["steps"]))
+        by, before = whole(found["by"]), _markers(found.get("before", {}))
+        return _Replaced(_markers(found["steps"]), by, str(found["marker"]), before)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(
-            f"{shown(name)}: is no list of replaced steps ({type(error).__name__}: {error}); remove it, and the steps "
+            f"{name}: is no list of replaced steps ({type(error).__name__}: {error}); remove it, and the steps "
             "of the run that was replaced"
         ) from None
-    return found
 
 
-def _write(files: Directory, steps: dict[int, str], by: int | None = None, marker: str = "") -> None:
-    head: dict[str, Any] = {} if by is None else {"by": by, "marker": marker}
-    data = (json.dumps(head | {"steps": steps}) + "\n").encode()
-    publish(joined(files.path, NAME), lambda sink: put_bytes(data, sink))
+def _markers(found: Any) -> dict[int, str]:
+    for step, text in found.items():
+        if len(step) > len(str(WHOLE)) or not is_step(step) or not isinstance(text, str):
+            raise ValueError(f"{step:.40}")
+    return {whole(int(step)): text for step, text in found.items()}
+
+
+def _write(files: Directory, held: _Replaced) -> None:
+    said: dict[str, Any] = {} if held.by is None else {"by": held.by, "marker": held.marker}
+    said["steps"] = held.steps
+    if held.before:
+        said["before"] = held.before
+    data = (json.dumps(said) + "\n").encode()
+    publish(files.inner(NAME), lambda sink: put_bytes(data, sink))
 
 
 def _delete(name: str, remote: bool) -> None:
