@@ -362,8 +362,11 @@ class CheckpointManager(Reader):
         return tried(self._prune, self._retries, "some could not be removed")
 
     def _prune(self) -> Pruned:
-        held = self._lock is not None and self._lock.held
-        lock = None if held else self._locked()
+        lock = None
+        if self._lock is not None and self._lock.held:
+            self._lock.renew()
+        else:
+            lock = self._locked()
         try:
             found = plan(self._files, self._keep, set())
             remove(self._files, found)
