@@ -299,6 +299,8 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
     if not ends.readings or ends.problems:
         raise _endless(source)
     reading, *others = ends.readings
+    if reading.shift > 0 and _ends_at(source, reading.shift):
+        raise CorruptFileError(f"{source.name}: {_several(source, reading.shift)}")
     if others or reading.shift:
         place, written = reading.place, reading.place - reading.shift
         raise CorruptFileError(
@@ -306,6 +308,19 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
             "archive; something stands before the archive, or it is damaged or forged"
         )
     return reading.records, reading.place, reading.size, reading.at
+
+
+def _ends_at(source: ByteSource, stop: int) -> bool:
+    """Whether an archive ends at a byte."""
+    ends = find_ends(source, stop)
+    return bool(ends.readings) and not ends.problems and ends.readings[0].stop == stop
+
+
+def _several(source: ByteSource, begin: int) -> str:
+    return (
+        f"is several archives, one behind the other, of which the last begins at byte {begin:,}; a file of a "
+        "distributed checkpoint is like that, open the folder that it lies in; others were joined, take them apart there"
+    )
 
 
 def _endless(source: ByteSource) -> TruncatedError:
