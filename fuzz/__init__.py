@@ -14,4 +14,5 @@ programs.py      the pickles, generated and damaged
 readers.py       Python's unpicklers, made inert
 differential.py  what must be the same
 archives.py      the same of archives, beside zipfile and PyTorch
+zips.py          the archives, generated and damaged
 """
