@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from functools import cache
+from itertools import count
 from types import FrameType
 from typing import Any, Protocol
 
@@ -25,7 +26,8 @@ class Job(Protocol):
 
 
 _JOBS: dict[int, Job] = {}  # id → those that are under way
-_ERRORS: dict[int, str] = {}  # id → text; the errors themselves would keep alive what was to be saved
+_ERRORS: dict[int, str] = {}  # number → text; the errors themselves would keep alive what was to be saved
+_NUMBERS = count()  # not ids, which others get once an error is freed
 _STATE = {"ending": False}
 
 
@@ -41,14 +43,16 @@ def end(job: Job) -> None:
     _JOBS.pop(id(job), None)
 
 
-def add_error(error: BaseException) -> None:
-    """Nobody has been told of this one yet."""
-    _ERRORS[id(error)] = f"{type(error).__name__}: {error}"
+def add_error(error: BaseException) -> int:
+    """Nobody has been told of this one yet; the number that it gets."""
+    number = next(_NUMBERS)
+    _ERRORS[number] = f"{type(error).__name__}: {error}"
+    return number
 
 
-def remove_error(error: BaseException) -> None:
+def remove_error(number: int) -> None:
     """Somebody has."""
-    _ERRORS.pop(id(error), None)
+    _ERRORS.pop(number, None)
 
 
 @cache
