@@ -186,3 +186,19 @@ def test_one_that_fails_where_a_task_is_cancelled_changes_the_status(run: Path, 
     done = end(code, run, SMALL, "failing", script=tmp_path / "script.py")
     assert done.returncode == 120
     assert "step 1 was not saved" in done.stderr
+
+
+def test_an_interrupt_while_the_end_of_the_program_waits_is_told_once(run: Path, tmp_path: Path) -> None:
+    code = """manager = statedict.CheckpointManager(what[0])
+    def interrupt(*_):
+        from statedict.runs import ending
+        while not ending._STATE["ending"]:
+            time.sleep(0.01)
+        time.sleep(0.2)  # by now it waits
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+    manager._write = interrupt
+    manager.save(1, {"w": 1.0})"""
+    done = end(code, run, SMALL, "fine", script=tmp_path / "script.py")
+    assert done.returncode == 120
+    assert done.stderr.count("not all was saved:") == 1

@@ -94,6 +94,7 @@ class _Last:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._told: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -101,8 +102,10 @@ class _Last:
     def flush(self) -> None:
         """Flush."""
         if _ERRORS and _is_the_end(sys._getframe().f_back):
-            errors = "\n".join(_ERRORS.values())
-            self._stream.write(f"statedict: the program ends, and not all was saved:\n{errors}\n")
+            errors = "\n".join(text for number, text in _ERRORS.items() if number not in self._told)
+            if errors:  # it flushes more than once, and each time has to fail
+                self._told |= _ERRORS.keys()
+                self._stream.write(f"statedict: the program ends, and not all was saved:\n{errors}\n")
             self._stream.flush()
             raise OSError("not all was saved")
         self._stream.flush()
