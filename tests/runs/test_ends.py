@@ -123,3 +123,82 @@ def test_one_that_somebody_was_told_of_does_not(run: Path, tmp_path: Path) -> No
     done = end(code, run, SMALL, "failing", script=tmp_path / "script.py")
     assert (done.returncode, done.stderr) == (0, "")
     assert "step 1 was not saved" in done.stdout
+
+
+def test_an_error_is_not_taken_for_another_that_was_freed(run: Path, tmp_path: Path) -> None:
+    code = """save(*what)
+    from statedict.runs.background import Background
+    for number in range(30):
+        Background(1)._run(lambda: open(f"/nowhere/{number}"))"""
+    done = end(code, run, SMALL, "failing", script=tmp_path / "script.py")
+    assert all(f"'/nowhere/{number}'" in done.stderr for number in range(30))
+    assert done.returncode == 120
+    assert "step 1 was not saved" in done.stderr
+
+
+def test_all_that_failed_together_are_told_together(run: Path, tmp_path: Path) -> None:
+    code = """manager = statedict.CheckpointManager(what[0], retries=0, in_flight=2)
+    writes, write, hold = os.pwrite, manager._write, threading.Event()
+    manager._write = lambda *what: (hold.wait(), write(*what))
+    save(*what, manager)
+    manager.save(2, {"w": numpy.ones(9000)})
+    hold.set()
+    try:
+        manager.wait()
+    except OSError as error:
+        print(error, *error.__notes__)
+    os.pwrite = writes
+    manager.save(3, {"w": numpy.ones(9000)})"""
+    done = end(code, run, SMALL, "failing", script=tmp_path / "script.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "step 1 was not saved" in done.stdout
+    assert "and another save failed: " in done.stdout
+    assert "step 2 was not saved" in done.stdout
+    assert CheckpointManager(run).steps() == [3]
+
+
+@pytest.mark.parametrize("close", ["steps.close()", "del steps"])
+def test_one_that_fails_where_a_generator_is_closed_changes_the_status(close: str, run: Path, tmp_path: Path) -> None:
+    code = f"""def train():
+        with statedict.CheckpointManager(what[0], retries=0) as manager:
+            save(*what, manager)
+            yield 1
+    steps = train()
+    next(steps)
+    {close}"""
+    done = end(code, run, SMALL, "failing", script=tmp_path / "script.py")
+    assert done.returncode == 120
+    assert "step 1 was not saved" in done.stderr
+
+
+def test_one_that_fails_where_a_task_is_cancelled_changes_the_status(run: Path, tmp_path: Path) -> None:
+    code = """import asyncio
+    async def train():
+        with statedict.CheckpointManager(what[0], retries=0) as manager:
+            save(*what, manager)
+            await asyncio.sleep(60)
+    async def main():
+        task = asyncio.create_task(train())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    asyncio.run(main())"""
+    done = end(code, run, SMALL, "failing", script=tmp_path / "script.py")
+    assert done.returncode == 120
+    assert "step 1 was not saved" in done.stderr
+
+
+def test_an_interrupt_while_the_end_of_the_program_waits_is_told_once(run: Path, tmp_path: Path) -> None:
+    code = """manager = statedict.CheckpointManager(what[0])
+    def interrupt(*_):
+        from statedict.runs import ending
+        while not ending._STATE["ending"]:
+            time.sleep(0.01)
+        time.sleep(0.2)  # by now it waits
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+    manager._write = interrupt
+    manager.save(1, {"w": 1.0})"""
+    done = end(code, run, SMALL, "fine", script=tmp_path / "script.py")
+    assert done.returncode == 120
+    assert done.stderr.count("not all was saved:") == 1

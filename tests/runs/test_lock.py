@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,3 +177,28 @@ second.close()
     assert f"process {pid} on " in said
     process.communicate()
     assert CheckpointManager(run).steps() == [1, 2]
+
+
+def test_who_lost_the_lock_ends_its_own_save_before_it_cleans(run: Path) -> None:
+    manager = CheckpointManager(run, existing="continue", in_flight=2, retries=0)
+    manager.save(1, {"w": 0.0})
+    manager.wait()
+    held, writer = threading.Event(), manager._writer
+    commit = writer._files.commit
+
+    def late(*what: Any, **options: Any) -> Any:
+        held.wait()
+        return commit(*what, **options)
+
+    writer._files.commit = late  # type: ignore[method-assign]
+    manager.save(2, {"w": 0.0})
+    open_and_close(run)
+    process = other(run, 9)
+    with pytest.raises(RunError, match="writes into this directory"):
+        manager.save(10, {"w": 0.0})
+    process.communicate()
+    threading.Timer(0.3, held.set).start()
+    manager.save(10, {"w": 0.0})
+    assert (run / "2").is_dir()
+    manager.close()
+    assert manager.steps() == [1, 2, 9, 10]

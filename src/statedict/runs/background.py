@@ -32,7 +32,7 @@ class Background:
         self.most = most
         self._rooms = [Arena() for _ in range(most)]
         self._jobs: list[_Job] = []
-        self._errors: list[BaseException] = []
+        self._errors: dict[int, BaseException] = {}
         self._warnings: list[str] = []
         self._process = os.getpid()
 
@@ -75,8 +75,7 @@ class Background:
             LOG.error("%s", error)
             if not isinstance(error, Exception) and get_ident() == main_thread().ident:
                 raise  # an interrupt of who waits
-            self._errors.append(error)
-            ending.add_error(error)
+            self._errors[ending.add_error(error)] = error
 
     def warn(self, text: str) -> None:
         """Warn at the next call from outside."""
@@ -85,19 +84,26 @@ class Background:
     def forget(self) -> None:
         """Drop what there is to warn of and to raise; it has been logged."""
         self._warnings.clear()
-        while self._errors:
-            ending.remove_error(self._errors.pop())
+        self._take_errors()
 
     def surface(self, stacklevel: int) -> None:
-        """Warn of what there is to warn of, raise the first error of a job, and forget it."""
+        """Warn of what there is to warn of, raise the first error of a job, with the others as notes; forget them."""
         if self._process != os.getpid():  # they are those of another process
             return
         while self._warnings:
             warnings.warn(self._warnings.pop(0), stacklevel=stacklevel + 1)
-        if self._errors:
-            error, self._errors = self._errors[0], []
-            ending.remove_error(error)
-            raise error
+        errors = self._take_errors()
+        for error in errors[1:]:
+            errors[0].add_note(f"and another save failed: {error}")
+        if errors:
+            raise errors[0]
+
+    def _take_errors(self) -> list[BaseException]:
+        """Those that nobody was told of, for whoever is told now; a job that fails meanwhile may add one."""
+        numbers = [*self._errors]
+        for number in numbers:
+            ending.remove_error(number)
+        return [self._errors.pop(number) for number in numbers]
 
     def wait(self) -> None:
         """Until every job is done.

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from functools import cache
+from itertools import count
 from types import FrameType
 from typing import Any, Protocol
 
@@ -25,7 +26,8 @@ class Job(Protocol):
 
 
 _JOBS: dict[int, Job] = {}  # id → those that are under way
-_ERRORS: dict[int, str] = {}  # id → text; the errors themselves would keep alive what was to be saved
+_ERRORS: dict[int, str] = {}  # number → text; the errors themselves would keep alive what was to be saved
+_NUMBERS = count()  # not ids, which others get once an error is freed
 _STATE = {"ending": False}
 
 
@@ -41,14 +43,16 @@ def end(job: Job) -> None:
     _JOBS.pop(id(job), None)
 
 
-def add_error(error: BaseException) -> None:
-    """Nobody has been told of this one yet."""
-    _ERRORS[id(error)] = f"{type(error).__name__}: {error}"
+def add_error(error: BaseException) -> int:
+    """Nobody has been told of this one yet; the number that it gets."""
+    number = next(_NUMBERS)
+    _ERRORS[number] = f"{type(error).__name__}: {error}"
+    return number
 
 
-def remove_error(error: BaseException) -> None:
+def remove_error(number: int) -> None:
     """Somebody has."""
-    _ERRORS.pop(id(error), None)
+    _ERRORS.pop(number, None)
 
 
 @cache
@@ -90,6 +94,7 @@ class _Last:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._told: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -97,8 +102,10 @@ class _Last:
     def flush(self) -> None:
         """Flush."""
         if _ERRORS and _is_the_end(sys._getframe().f_back):
-            errors = "\n".join(_ERRORS.values())
-            self._stream.write(f"statedict: the program ends, and not all was saved:\n{errors}\n")
+            errors = "\n".join(text for number, text in _ERRORS.items() if number not in self._told)
+            if errors:  # it flushes more than once, and each time has to fail
+                self._told |= _ERRORS.keys()
+                self._stream.write(f"statedict: the program ends, and not all was saved:\n{errors}\n")
             self._stream.flush()
             raise OSError("not all was saved")
         self._stream.flush()

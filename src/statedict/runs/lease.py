@@ -2,7 +2,7 @@
 
 Every change is one conditional write, "if it is still what I saw", so that of two who want it one gets it, and nobody
 takes away what is another's. It is never deleted: who gives it back leaves it empty. It is anybody's when it is empty,
-when its process is known to have ended, and when it was not renewed for five minutes.
+when its process is known to have ended, and when it was not renewed for five minutes by the clocks of both hosts.
 """
 
 from __future__ import annotations
@@ -130,12 +130,14 @@ _FIELDS = {"host": _is_name, "pid": _is_pid, "id": _is_name, "time": _is_time}
 
 
 def _is_free(owner: dict[str, Any], host: str) -> bool:
-    late = time.time() - owner.get("time", 0) > LEASE
+    """Whether its owner has ended, or has not renewed it."""
+    # a time to come by so much is of a clock that was wrong, or is; it says nothing, and could do so for years
+    late = abs(time.time() - owner.get("time", 0)) > LEASE
     return late or (owner.get("host") == host and not _lives(owner.get("pid")))
 
 
 def _lives(pid: int | None) -> bool:
-    if pid is None:
+    if pid is None or pid == os.getpid():  # a container that is started again gives the same number
         return False
     try:
         os.kill(pid, 0)

@@ -18,6 +18,7 @@ from statedict.api import bare, load, restore, rooted
 from statedict.collector import Paused
 from statedict.errors import RunError
 from statedict.io.urls import is_url, named
+from statedict.runs import ending
 from statedict.runs.arguments import numbers, one_of, whole_step
 from statedict.runs.background import LOG, Background
 from statedict.runs.coverage import covered, put_back
@@ -414,4 +415,6 @@ class CheckpointManager(Reader):
             if error is None or (isinstance(error, SystemExit) and not error.code):  # nothing else tells of the failure
                 raise
             LOG.error("%s", failed)
-            error.add_note(f"and a save failed: {failed}")
+            error.add_note("\n".join([f"and a save failed: {failed}", *getattr(failed, "__notes__", ())]))
+            if not isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
+                ending.add_error(failed)  # who closes a generator or cancels a task is not shown its error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,12 @@ def _is_sound(directory: Directory, step: int) -> bool:
 def remove(directory: Directory, found: Pruned) -> None:
     """Remove what goes, the oldest first."""
     for step in found.removed:
-        directory.remove(step)
+        try:
+            directory.remove(step)
+        except FileNotFoundError:
+            # somebody has moved it away meanwhile; but if all is away, so is what was just saved
+            if not os.path.isdir(directory.path) or os.path.lexists(directory.folder(step)):
+                raise
 
 
 def _parts(keep: Policy | None) -> list[Policy]:
