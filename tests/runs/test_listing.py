@@ -189,6 +189,20 @@ def test_what_the_trainer_of_transformers_wrote(tmp_path: Path) -> None:
     assert [one.metrics["eval_loss"] for one in found] == [row["eval_loss"] for row in history if "eval_loss" in row]
 
 
+@pytest.mark.parametrize("score", [10**400, "high", None, torch.ones(3), [1]], ids=range(5))
+def test_a_score_of_lightning_that_is_no_number_is_none(tmp_path: Path, score: object) -> None:
+    for step, given in ((5, torch.tensor(0.5)), (10, score)):
+        name = f"epoch=0-step={step}.ckpt"
+        chosen = {"monitor": "loss", "best_model_path": name, "best_model_score": given}
+        callbacks = {"a": chosen, "b": {"monitor": "loss", "best_model_path": 1, "best_k_models": {(1,): 1}}}
+        tree = {"pytorch-lightning_version": "2.0", "callbacks": callbacks, "state_dict": {"w": torch.ones(2)}}
+        torch.save(tree, tmp_path / name)
+    assert [(one.step, one.metrics, one.state) for one in listing(tmp_path)] == [
+        (5, {"loss": 0.5}, "foreign"),
+        (10, {}, "foreign"),
+    ]
+
+
 def test_what_lightning_wrote(tmp_path: Path) -> None:
     work = wrote("lightning", tmp_path)
     found = listing(work / "lightning")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from statedict import CheckpointManager, FileError, FormatError, RunError
-from statedict.runs import pin
+from statedict.runs import about, pin
+from statedict.runs.directory import Directory
 from statedict.runs.listing import listing
 
 At = Callable[[int], dict[str, Any]]
@@ -142,3 +143,21 @@ def test_a_step_behind_the_one_that_was_saved_last_is_refused(run: Path, at: At)
             manager.save(5, at(5))
         manager.save(11, at(11))
     assert manager.steps() == [10, 11]
+
+
+def test_a_listing_beside_a_run_that_is_begun_anew_has_the_old_one_or_the_new_one(
+    run: Path, at: At, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(run, at, 10)
+    pin(run, [10])
+    pins, begun = Directory.pins, list[bool]()
+
+    def pins_while_another_run_begins(files: Directory) -> set[int]:
+        if not begun:  # the steps have been listed
+            begun.append(True)
+            saved(run, at, 5, existing="replace")
+        return pins(files)
+
+    monkeypatch.setattr(Directory, "pins", pins_while_another_run_begins)
+    assert about(run).checkpoint.step == 5
+    assert [(one.step, one.state) for one in listing(run)] == [(5, "committed"), (10, "replaced")]

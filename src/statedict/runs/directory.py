@@ -394,7 +394,7 @@ class Directory:
         try:
             if self._untidy:
                 self.clean()
-            if not dry_run and os.path.lexists(folder) and not self._ours(folder):
+            if not dry_run and os.path.lexists(folder) and not self._replaceable(folder):
                 raise RunError(
                     f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
                 )
@@ -472,10 +472,18 @@ class Directory:
         names = names_in(folder)
         return names is not None and {*names} <= {NAME, MARKER, *DATA.values()}
 
+    def _replaceable(self, folder: str) -> bool:
+        """Whether a folder on a disk is empty, or what we wrote is all that is in it; data alone may be anybody's."""
+        names = {*(names_in(folder) or ())}
+        return self._ours(folder) and (not names or bool(names & {NAME, MARKER}))
+
     def clean(self) -> list[str]:
         """Remove the leftovers; only who holds the lock may."""
         if not self.remote:
-            places.finish(self.path, self._names())
+            try:
+                places.finish(self.path, self._names())
+            except OSError as error:
+                raise file_error(self.path, "cannot tidy up after a process that has died", error) from error
             self._waiting.clear()
         found = self.leftovers()
         if found and not self.remote:

@@ -212,12 +212,17 @@ def _given(callbacks: Mapping[Any, Any], name: str) -> Iterator[tuple[str, float
             continue
         best = callback.get("best_k_models")
         scores = (
-            {PurePosixPath(str(path)).name: score for path, score in best.items()} if isinstance(best, dict) else {}
+            {PurePosixPath(path).name: score for path, score in best.items() if isinstance(path, str)}
+            if isinstance(best, dict)
+            else {}
         )
-        if PurePosixPath(str(callback.get("best_model_path"))).name == name:
+        chosen = callback.get("best_model_path")
+        if isinstance(chosen, str) and PurePosixPath(chosen).name == name:
             scores.setdefault(name, callback.get("best_model_score"))
         score = scores.get(name, callback.get("current_score"))
         try:
             yield callback["monitor"], float(score)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except FormatError:
+            raise
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # it is no number, or one that no float holds
             pass

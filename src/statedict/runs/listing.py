@@ -18,9 +18,11 @@ from statedict.io.urls import joined, named, shown
 from statedict.runs.directory import LOOKS, Directory, GoneError, is_step
 from statedict.runs.foreign import Foreign, recognised, step_of
 from statedict.runs.keep import check_mode
-from statedict.runs.manifest import DATA, MARKER, NAME
+from statedict.runs.manifest import DATA, MARKER, NAME, WHOLE
 from statedict.runs.replaced import NAME as REPLACED_NAME
 from statedict.runs.replaced import superseded
+
+_DIGITS = 1000  # that a number has at most which is looked at; zeros may stand before it
 
 STATES = ("committed", "damaged", "unfinished", "replaced", "foreign")
 COMMITTED, DAMAGED, UNFINISHED, REPLACED, FOREIGN = STATES
@@ -115,14 +117,14 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     workers = REMOTE_WORKERS if files.remote else 1
     for _ in range(LOOKS):
         inside = _inside(files)
+        past = _past(files, inside)
         ours = files.steps()
         pins = files.pins() if ours else set[int]()
         found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
-        if found or not ours:  # else all of them were removed meanwhile, for others that came
+        # all of them may have been removed meanwhile, or replaced by others that came
+        if (found or not ours) and _past(files, inside) == past:
             break
-    if REPLACED_NAME in inside:
-        past = superseded(files)
-        found = [replace(one, state=REPLACED) if one.step in past else one for one in found]
+    found = [replace(one, state=REPLACED) if one.step in past else one for one in found]
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
     steps = [name for name, item in inside.items() if item.folder and is_step(name) and int(name) not in ours]
     unfinished |= {name for name in steps if {NAME, MARKER} & files.names_of(name)}
@@ -146,6 +148,11 @@ def _inside(files: Directory) -> dict[str, Item]:
     if not files.remote and os.path.exists(files.path):
         raise FileError(errno.ENOTDIR, "is a file, not the directory of a run", files.path)
     raise MissingFileError(errno.ENOENT, "there is no such directory", str(files))
+
+
+def _past(files: Directory, inside: Mapping[str, Item]) -> set[int]:
+    """The steps that do not count; a server is asked only if it has said that there may be some."""
+    return superseded(files) if not files.remote or REPLACED_NAME in inside else set()
 
 
 def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
@@ -220,7 +227,7 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -
     Raises:
         RunError: there is none, or several have that step.
     """
-    text, usable = str(which), [one for one in checkpoints if one.usable]
+    text, usable = _written(which), [one for one in checkpoints if one.usable]
     head, _, metric = text.partition(":")
     if text == "latest":
         stepped = [one for one in usable if one.step is not None] or usable
@@ -233,7 +240,7 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -
             raise RunError(f"{where or 'the run'}: no checkpoint has the metric {name!r}; there are {known}")
     else:
         found = [one for one in checkpoints if one.name == text]
-        if not found and text.isdecimal():
+        if not found and text.isdecimal() and len(text) < _DIGITS:
             found = [one for one in checkpoints if one.step == int(text)]
             found = [one for one in found if one.state != UNFINISHED] or found
     if len(found) > 1:
@@ -241,8 +248,13 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -
     if not found:
         there = [one.name for one in checkpoints]
         held = f"it has {'… ' * (len(there) > 5)}{', '.join(there[-5:])}" if there else "it has none"
-        raise RunError(f"{where or 'the run'}: has no checkpoint {text!r}; {held}")
+        raise RunError(f"{where or 'the run'}: has no checkpoint {text!r:.80}; {held}")
     return found[0]
+
+
+def _written(which: str | int) -> str:
+    """As a name; Python writes no number of 5,000 digits in decimals, and no step has as many."""
+    return f"{which:#x}" if isinstance(which, int) and abs(which) >= WHOLE else str(which)
 
 
 def best(checkpoints: Sequence[Checkpoint], metric: str, mode: str = "min") -> list[Checkpoint]:

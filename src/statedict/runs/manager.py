@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 
 from statedict.adapters.collect import collect, copied
@@ -116,6 +116,7 @@ class CheckpointManager(Reader):
         self._writer = Writer(self._files, self._keep, format, retries, self._messages.warn)
         self._lock: Lock | None = None
         self._last: int | None = None  # saved or restored by this manager
+        self._of_thread = local()  # `last`: saved by it; threads that save side by side come in any order
         self._ordered = False  # whether it is known that what comes next lies behind what is there
         self._owed = False  # whether a save has failed and none has followed
         self._process, self._one_at_a_time = os.getpid(), RLock()
@@ -193,7 +194,8 @@ class CheckpointManager(Reader):
                 self._write(rooted(kept), manifest)
         elif not self._start(self._background, kept, manifest, self._waits or force or self.preempted):
             return False
-        self._last, self._since = step, time.monotonic()
+        self._last = self._of_thread.last = step
+        self._since = time.monotonic()
         return True
 
     def _write(self, root: Any, manifest: Manifest) -> None:
@@ -236,7 +238,7 @@ class CheckpointManager(Reader):
             return
         if self._counts(step) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
-        if self._last is not None and step < self._last:
+        if step < getattr(self._of_thread, "last", step):
             self._messages.wait()  # the one that comes after may be under way
             self._check_order(step, overwrite, self._files.steps())
 

@@ -90,6 +90,10 @@ def put_aside(run: str, step: int, folder: str) -> str:
 
 
 def _remove_in_place(run: str, folder: str) -> None:
+    if os.path.islink(folder):  # what it leads to is somebody else's
+        os.unlink(folder)
+        atomic.sync_directory(run)
+        return
     marker, removed = os.path.join(folder, MARKER), os.path.join(folder, REMOVED)
     if os.path.lexists(marker):
         os.rename(marker, removed)
@@ -126,7 +130,7 @@ def finish(run: str, names: list[str]) -> None:
     """
     for step, name in waiting(names).items():
         target = os.path.join(run, str(step))
-        if os.path.isdir(target) and is_half_removed(sorted(os.listdir(target))):
+        if os.path.isdir(target) and not os.path.islink(target) and is_half_removed(sorted(os.listdir(target))):
             _remove_in_place(run, target)
         if not os.path.lexists(target):
             os.rename(os.path.join(run, name), target)

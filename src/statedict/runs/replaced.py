@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from statedict.errors import CorruptFileError, MissingFileError, file_error
+from statedict.errors import CorruptFileError, LimitError, MissingFileError, file_error
 from statedict.io.files import open_source, publish
 from statedict.io.json import parse, read_document
 from statedict.io.sink import put_bytes
@@ -115,12 +115,14 @@ def _read(files: Directory) -> _Replaced | None:
         data = read_document(open_source(files.inner(NAME)))
     except MissingFileError:
         return None
-    found = parse(data, name)
     try:
+        found = parse(data, name)
         if "by" not in found:
             return _Replaced(_markers(found["steps"]))
         by, before = whole(found["by"]), _markers(found.get("before", {}))
         return _Replaced(_markers(found["steps"]), by, str(found["marker"]), before)
+    except LimitError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(
             f"{name}: is no list of replaced steps ({type(error).__name__}: {error}); remove it, and the steps "
