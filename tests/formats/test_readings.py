@@ -113,6 +113,14 @@ AMBIGUOUS: dict[str, bytes] = {
     "another size in its own header": member(local={"packed": 4, "unpacked": 4}),
     "another CRC-32 in its own header": member(local={"crc": 4}),
     "encrypted by its own header": member(local={"flags": 1}),
+    "sums behind the data by its own header only": member(local={"flags": 8}),
+    "sums behind the data by the directory only": member(central={"flags": 8}),
+    "a name whose code its own header says otherwise": Zip(
+        [Member("ü/data.pkl".encode(), HARMLESS, flags=0x800, local={"flags": 0})]
+    ).build(),
+    "a name whose code no flag tells, two ways": Zip(
+        [Member("ü/data.pkl".encode(), HARMLESS, local_name=b"\x81/data.pkl")]
+    ).build(),
     "two sizes, though stored": member(central={"unpacked": 4}, local={"unpacked": 4}),
     "two sizes, though stored, at some time": member(central={"unpacked": 4, "time": 1}, local={"unpacked": 4}),
     "a deflated record that breaks": member(method=8, packed=PACKED[:4] + b"\xff\xff\xff\xff"),
@@ -298,6 +306,10 @@ HONEST: dict[str, bytes] = {
         ]
     ).build(),
     "an archive of a folder by an old program of Windows": zipped(("w.pth", CHECKPOINT)).replace(b"w.pth", b"a\\w.p"),
+    "a name in ASCII that says UTF-8 once": member(local={"flags": 0x800}),
+    "a name in a code page that zipfile's directory has in UTF-8": Zip(
+        [Member("ü/data.pkl".encode(), HARMLESS, flags=0x800, local_name=b"\x81/data.pkl", local={"flags": 0})]
+    ).build(),
     "an archive of Java": Zip([Member(b"w.pth", CHECKPOINT, 8, flags=0x800, described=True)]).build(),
 }
 

@@ -319,7 +319,7 @@ def _ends_at(source: ByteSource, stop: int) -> bool:
 def _several(source: ByteSource, begin: int) -> str:
     return (
         f"is several archives, one behind the other, of which the last begins at byte {begin:,}; a file of a "
-        "distributed checkpoint is like that, open the folder that it lies in; others were joined, take them apart there"
+        "distributed checkpoint is like that, open the folder that it lies in; any other one was joined, take it apart"
     )
 
 
