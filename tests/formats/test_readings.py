@@ -349,3 +349,34 @@ def test_of_two_checkpoints_in_an_archive_the_one_that_pytorch_loads_is_read(tmp
     path.write_bytes(zipped(*members.items()))
     assert pickle.loads(torch.PyTorchFileReader(str(path)).get_record("data.pkl")) == 1
     assert list(statedict.load(path).values()) == [1]
+
+
+@pytest.mark.parametrize("first", ["pickle", "pickle that is counted", "torch, old"])
+@pytest.mark.parametrize("behind", ["", "and more"])
+def test_what_begins_as_a_pickle_and_ends_as_an_archive_is_damage(first: str, behind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    before = HONEST["torch.save, old"] if first == "torch, old" else HARMLESS
+    archive = replace(GOOD, prefix=before).build() if first == "pickle that is counted" else before + CHECKPOINT
+    path.write_bytes(archive + behind.encode())
+    assert statedict.scan(path).damage
+    verified = statedict.verify(path)
+    assert "and ends as a zip archive" in str(verified)
+    assert not verified.ok
+    with pytest.raises(statedict.CorruptFileError, match=r"begins as a pickle, which .* ends as a zip archive"):
+        statedict.load(path)
+    for mmap in (False, True):
+        with pytest.raises(statedict.CorruptFileError, match=r"begins as a pickle, which .* ends as a zip archive"):
+            statedict.torch.load(path, mmap=mmap)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_an_archive_within_a_pickle_or_a_tensor_is_no_other_reading(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    path.write_bytes(
+        pickle.dumps({"zip": bytearray(CHECKPOINT).decode("latin-1")}, protocol) + b"some bytes that follow"
+    )
+    assert isinstance(statedict.load(path)["zip"], str)
+    inner = torch.frombuffer(bytearray(CHECKPOINT), dtype=torch.uint8)
+    torch.save({"zip": inner}, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    assert statedict.verify(path).ok
+    assert bytes(statedict.load(path)["zip"].numpy()) == CHECKPOINT

@@ -323,6 +323,22 @@ def _several(source: ByteSource, begin: int) -> str:
     )
 
 
+def refuse_behind(source: ByteSource, end: int) -> None:
+    """Look at what follows the end of a pickle, where readers of zip archives begin.
+
+    Raises:
+        CorruptFileError: it ends as an archive.
+    """
+    if source.size - end < END.size:
+        return
+    ends = find_ends(source, source.size)
+    if ends.readings and ends.readings[0].at >= end:
+        raise CorruptFileError(
+            f"{source.name}: begins as a pickle, which ends at byte {end:,}, and ends as a zip archive, which some "
+            "readers read instead; it is damaged or forged"
+        )
+
+
 def _endless(source: ByteSource) -> TruncatedError:
     length = min(source.size, END.size + FULL16)
     tail = bytes(source.read(source.size - length, length))
