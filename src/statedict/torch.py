@@ -42,7 +42,7 @@ from statedict.io.pipeline import fill
 from statedict.io.sink import FileSink, StreamSink
 from statedict.io.source import AddressSource, BytesSource, FileSource, Slice
 from statedict.io.urls import named
-from statedict.io.zip import ALIGNMENT, Record
+from statedict.io.zip import ALIGNMENT, Record, refuse_behind
 from statedict.ops.inspect import inspect
 from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.pickles.opcodes import as_text
@@ -123,7 +123,9 @@ def load(
         elif name == "torch-legacy" and not torch_legacy.is_tar(source):
             tree, storages, (begin, end), size = torch_legacy.unpickle(source, allowed.constructors)
             pickled = bytes(source.read(begin, end - begin))
-            if not isinstance(f, str | os.PathLike):
+            if isinstance(f, str | os.PathLike):
+                refuse_behind(source, size)
+            else:  # what follows may be saved into the same file
                 f.seek(start + size)
         else:
             tree = formats.by_name(name).read(source)

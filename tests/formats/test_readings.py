@@ -114,6 +114,14 @@ AMBIGUOUS: dict[str, bytes] = {
     "another size in its own header": member(local={"packed": 4, "unpacked": 4}),
     "another CRC-32 in its own header": member(local={"crc": 4}),
     "encrypted by its own header": member(local={"flags": 1}),
+    "sums behind the data by its own header only": member(local={"flags": 8}),
+    "sums behind the data by the directory only": member(central={"flags": 8}),
+    "a name whose code its own header says otherwise": Zip(
+        [Member("ü/data.pkl".encode(), HARMLESS, flags=0x800, local={"flags": 0})]
+    ).build(),
+    "a name whose code no flag tells, two ways": Zip(
+        [Member("ü/data.pkl".encode(), HARMLESS, local_name=b"\x81/data.pkl")]
+    ).build(),
     "two sizes, though stored": member(central={"unpacked": 4}, local={"unpacked": 4}),
     "two sizes, though stored, at some time": member(central={"unpacked": 4, "time": 1}, local={"unpacked": 4}),
     "a deflated record that breaks": member(method=8, packed=PACKED[:4] + b"\xff\xff\xff\xff"),
@@ -307,6 +315,10 @@ HONEST: dict[str, bytes] = {
         ]
     ).build(),
     "an archive of a folder by an old program of Windows": zipped(("w.pth", CHECKPOINT)).replace(b"w.pth", b"a\\w.p"),
+    "a name in ASCII that says UTF-8 once": member(local={"flags": 0x800}),
+    "a name in a code page that zipfile's directory has in UTF-8": Zip(
+        [Member("ü/data.pkl".encode(), HARMLESS, flags=0x800, local_name=b"\x81/data.pkl", local={"flags": 0})]
+    ).build(),
     "an archive of Java": Zip([Member(b"w.pth", CHECKPOINT, 8, flags=0x800, described=True)]).build(),
 }
 
@@ -346,3 +358,34 @@ def test_of_two_checkpoints_in_an_archive_the_one_that_pytorch_loads_is_read(tmp
     path.write_bytes(zipped(*members.items()))
     assert pickle.loads(torch.PyTorchFileReader(str(path)).get_record("data.pkl")) == 1
     assert list(statedict.load(path).values()) == [1]
+
+
+@pytest.mark.parametrize("first", ["pickle", "pickle that is counted", "torch, old"])
+@pytest.mark.parametrize("behind", ["", "and more"])
+def test_what_begins_as_a_pickle_and_ends_as_an_archive_is_damage(first: str, behind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    before = HONEST["torch.save, old"] if first == "torch, old" else HARMLESS
+    archive = replace(GOOD, prefix=before).build() if first == "pickle that is counted" else before + CHECKPOINT
+    path.write_bytes(archive + behind.encode())
+    assert statedict.scan(path).damage
+    verified = statedict.verify(path)
+    assert "and ends as a zip archive" in str(verified)
+    assert not verified.ok
+    with pytest.raises(statedict.CorruptFileError, match=r"begins as a pickle, which .* ends as a zip archive"):
+        statedict.load(path)
+    for mmap in (False, True):
+        with pytest.raises(statedict.CorruptFileError, match=r"begins as a pickle, which .* ends as a zip archive"):
+            statedict.torch.load(path, mmap=mmap)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_an_archive_within_a_pickle_or_a_tensor_is_no_other_reading(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    path.write_bytes(
+        pickle.dumps({"zip": bytearray(CHECKPOINT).decode("latin-1")}, protocol) + b"some bytes that follow"
+    )
+    assert isinstance(statedict.load(path)["zip"], str)
+    inner = torch.frombuffer(bytearray(CHECKPOINT), dtype=torch.uint8)
+    torch.save({"zip": inner}, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    assert statedict.verify(path).ok
+    assert bytes(statedict.load(path)["zip"].numpy()) == CHECKPOINT

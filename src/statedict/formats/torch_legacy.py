@@ -28,6 +28,7 @@ import struct
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
 from statedict.io.source import swapped
+from statedict.io.zip import refuse_behind
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage, storage_type, tensor
 from statedict.pickles.machine import load
@@ -112,7 +113,7 @@ def read(source: ByteSource) -> Any:
         CorruptFileError: it contradicts itself.
     """
     with Together():
-        return _read_tar(source) if is_tar(source) else unpickle(source)[0]
+        return _read_tar(source) if is_tar(source) else _unpickle_alone(source)[0]
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
@@ -122,11 +123,18 @@ def checks(source: ByteSource) -> Iterator[Found]:
     if is_tar(source):
         yield from by_storage(_read_tar(source))
         return
-    tree, storages, _, end = unpickle(source)
+    tree, storages, end = _unpickle_alone(source)
     yield from by_storage(tree, {id(storage): f"storage {key}" for key, storage in storages.items()})
     if end < source.size:
         what = f"{source.size - end:,} bytes follow the last storage, from byte {end:,}"
         yield Problem("end of file", what, remedy="find out what they are, or save it again without them")
+
+
+def _unpickle_alone(source: ByteSource) -> tuple[Any, dict[Any, Storage], int]:
+    """The tree in a file, its storages by key, and where they end, behind which no archive may lie."""
+    tree, storages, _, end = unpickle(source)
+    refuse_behind(source, end)
+    return tree, storages, end
 
 
 def is_tar(source: ByteSource) -> bool:

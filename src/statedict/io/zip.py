@@ -319,8 +319,24 @@ def _ends_at(source: ByteSource, stop: int) -> bool:
 def _several(source: ByteSource, begin: int) -> str:
     return (
         f"is several archives, one behind the other, of which the last begins at byte {begin:,}; a file of a "
-        "distributed checkpoint is like that, open the folder that it lies in; others were joined, take them apart there"
+        "distributed checkpoint is like that, open the folder that it lies in; any other one was joined, take it apart"
     )
+
+
+def refuse_behind(source: ByteSource, end: int) -> None:
+    """Look at what follows the end of a pickle, where readers of zip archives begin.
+
+    Raises:
+        CorruptFileError: it ends as an archive.
+    """
+    if source.size - end < END.size:
+        return
+    ends = find_ends(source, source.size)
+    if ends.readings and ends.readings[0].at >= end:
+        raise CorruptFileError(
+            f"{source.name}: begins as a pickle, which ends at byte {end:,}, and ends as a zip archive, which some "
+            "readers read instead; it is damaged or forged"
+        )
 
 
 def _endless(source: ByteSource) -> TruncatedError:

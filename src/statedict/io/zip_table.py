@@ -68,13 +68,14 @@ if TYPE_CHECKING:
         packed: int
         unpacked: int
         start: int
+        length: int
 
 else:
     from collections import namedtuple
 
     Reading = namedtuple("Reading", "place size records shift wide at stop")
     Entry = namedtuple("Entry", "name flags method crc packed unpacked header length")
-    Local = namedtuple("Local", "name flags method crc packed unpacked start")
+    Local = namedtuple("Local", "name flags method crc packed unpacked start length")
 
 END = struct.Struct("<4s4H2LH")
 END64 = struct.Struct("<4sQ2H2L4Q")
@@ -395,20 +396,22 @@ def read_local(source: Readable, at: int, guess: int = 226) -> Local | None:
         begin = at + 30 + nlen
         extra = bytes(source.read(begin, max(0, min(xlen, source.size - begin))))
         unpacked, packed = fill_in(zip64_values(extra), unpacked, packed)
-    return Local(read_name(raw), flags, method, crc, packed, unpacked, at + 30 + nlen + xlen)
+    return Local(read_name(raw), flags, method, crc, packed, unpacked, at + 30 + nlen + xlen, nlen)
 
 
 def differs(entry: Entry, local: Local) -> str:
     """What a record's own header says differently from the directory; empty if nothing.
 
-    Sizes and CRC-32 may be zero in a record that gives them after its data.
+    Sizes and CRC-32 may be zero in a record that gives them after its data. A name beyond ASCII is in UTF-8 or in a
+    code page, which the flags say; the same name may be written the one way here and the other way there.
     """
     sums = local[3:6]
     deferred = bool(local.flags & DEFERRED)
     if (
         (sums == entry[3:6] or (deferred and sums == (0, 0, 0)))
         and (entry.name, entry.method) == (local.name, local.method)
-        and not (entry.flags ^ local.flags) & UNREADABLE
+        and not (entry.flags ^ local.flags) & (UNREADABLE | DEFERRED)
+        and (entry.name.isascii() or _coded_alike(entry, local))
     ):
         return ""
     for what, said, own in (
@@ -418,6 +421,8 @@ def differs(entry: Entry, local: Local) -> str:
     ):
         if said != own:
             return f"the {what} in its own header is {own!r}, in the zip directory {said!r}"
+    if not entry.name.isascii() and not _coded_alike(entry, local):
+        return "by its own header its name is coded otherwise than by the zip directory"
     for what, said, own in (
         ("CRC-32", entry.crc, local.crc),
         ("packed size", entry.packed, local.packed),
@@ -425,4 +430,12 @@ def differs(entry: Entry, local: Local) -> str:
     ):
         if said != own and not (deferred and own == 0) and own != FULL32:
             return f"the {what} in its own header is {own:,}, in the zip directory {said:,}"
+    if (entry.flags ^ local.flags) & DEFERRED:
+        behind, no = ("", "no ") if deferred else ("no ", "")
+        return f"by its own header {behind}sums follow its data, by the zip directory {no}sums do"
     return ""
+
+
+def _coded_alike(entry: Entry, local: Local) -> bool:
+    """Whether the flags say the same of the bytes of a name, which are one a character only in a code page."""
+    return bool((entry.flags ^ local.flags) & UTF8) == (entry.length != local.length)
