@@ -23,7 +23,7 @@ from statedict.errors import CorruptFileError, FormatError, StateDictError
 from statedict.runs import about, blame, pin, prune, verify_run
 from statedict.runs.directory import _marker
 from statedict.runs.listing import listing
-from statedict.runs.lock import _parsed
+from statedict.runs.lease import parsed
 
 At = Callable[[int], dict[str, Any]]
 
@@ -337,7 +337,7 @@ def test_files_of_odd_times_are_listed(seconds: int, made: Path, at: At) -> None
 )  # fmt: skip
 def test_what_makes_no_sense_in_a_lock_is_not_there(owner: dict[str, Any]) -> None:
     sound = {"host": "a", "pid": 5, "id": "b", "time": 1.5}
-    assert _parsed(json.dumps(sound | owner).encode()) == {k: v for k, v in sound.items() if k not in owner}
+    assert parsed(json.dumps(sound | owner).encode()) == {k: v for k, v in sound.items() if k not in owner}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
