@@ -338,3 +338,12 @@ def test_of_two_checkpoints_in_an_archive_the_one_that_pytorch_loads_is_read(tmp
     path.write_bytes(zipped(*members.items()))
     assert pickle.loads(torch.PyTorchFileReader(str(path)).get_record("data.pkl")) == 1
     assert list(statedict.load(path).values()) == [1]
+
+
+def test_an_end_record_that_another_one_hides_ends_the_search(tmp_path: Path) -> None:
+    """The last one has a comment that goes past the end and no directory; the one before has both."""
+    hidden = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 5, 9)
+    (tmp_path / "file").write_bytes(replace(GOOD, comment=hidden).build())
+    report = statedict.scan(tmp_path / "file")
+    assert report.verdict == "unreadable"
+    assert report.pickles == 1
