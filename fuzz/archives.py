@@ -42,6 +42,7 @@ NAMES = (
     b"a\\data.pkl", b"b/data.pkl", b"./a/data.pkl", b"a/data.pkl\0", b"a/\xc3\xbc", b"a/\x81", b"x.npy", b"a/", b"",
 )  # fmt: skip
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x01\x02|\x05\x06|\x06\x06|\x06\x07)")
+_STORAGE = re.compile(r"(^|/)(data|constants)/\d+$")
 _NAMED = re.compile(rb"c([\w.]+)\n([\w.]+)\n")
 
 
@@ -221,7 +222,8 @@ def _records(reader: Any) -> list[str]:
 def _names(name: str, held: bytes) -> set[tuple[str, str]]:
     """What a pickle that some bytes begin with names, as far as it goes.
 
-    Without PROTO, one that breaks off counts only where a loader would look for a pickle: tensors may begin so.
+    One that breaks off counts only where a loader may look for a pickle, for tensors begin so: without PROTO in a file
+    that is called so, with PROTO anywhere but in a storage.
     """
     if held[:1] not in (b"c", b"\x80") or not _NAMED.search(held):
         return set()
@@ -233,7 +235,8 @@ def _names(name: str, held: bytes) -> set[tuple[str, str]]:
             if operation.name == "GLOBAL":
                 named.add(tuple(str(argument).split(" ", 1)))
     except Exception:  # it breaks off; what was named before would have been looked up
-        return named if held[:1] == b"\x80" or name.endswith(".pkl") else set()  # type: ignore[return-value]
+        looked = held[:1] == b"\x80" and not _STORAGE.search(name)
+        return named if looked or name.endswith(".pkl") else set()  # type: ignore[return-value]
     return named  # type: ignore[return-value]
 
 

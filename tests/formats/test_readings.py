@@ -389,3 +389,12 @@ def test_an_archive_within_a_pickle_or_a_tensor_is_no_other_reading(protocol: in
     torch.save({"zip": inner}, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
     assert statedict.verify(path).ok
     assert bytes(statedict.load(path)["zip"].numpy()) == CHECKPOINT
+
+
+def test_an_end_record_that_another_one_hides_ends_the_search(tmp_path: Path) -> None:
+    """The last one has a comment that goes past the end and no directory; the one before has both."""
+    hidden = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 5, 9)
+    (tmp_path / "file").write_bytes(replace(GOOD, comment=hidden).build())
+    report = statedict.scan(tmp_path / "file")
+    assert report.verdict == "unreadable"
+    assert report.pickles == 1

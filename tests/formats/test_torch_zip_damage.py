@@ -179,7 +179,7 @@ def test_a_deflated_record_of_another_size_than_declared_is_refused(path: Path, 
     data = bytearray(packed.read_bytes())
     struct.pack_into("<L", data, central(packed, "archive/data/0") + 24, size)
     packed.write_bytes(data)
-    with pytest.raises(statedict.CorruptFileError, match=r"its own header is 40|the archive has 39"):
+    with pytest.raises(statedict.CorruptFileError, match=r"size in its own header is 40|need 40 bytes, .* has 39"):
         statedict.load(packed)["w"].numpy()
 
 
