@@ -89,6 +89,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
                 fit = _moments(value, parameter, entries[key[1]], plan, join(path, f"state.{key[1]}"), name)
                 if fit is None or fit.policy != "skip":
                     states[index] = entries[key[1]]
+                else:  # with what its constructor made for it, without which Adagrad of PyTorch 2.9 cannot step
+                    fresh.append(parameter)
                 if fit is not None:
                     follow[index] = partial(_follow, fit, merged_group)
             index += 1
