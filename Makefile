@@ -6,13 +6,33 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 # statedict's own modules are compiled once, so that every command starts fast
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test weights browser lint types fuzz faults bench clean
+.PHONY: demo test newest oldest weights browser lint types fuzz faults bench clean
 
 demo: $(VENV)/.core
 	@$(BIN)/statedict demo
 
 test: lint types weights browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The suite with the newest releases of everything, and with the oldest that pyproject.toml allows. Each PyTorch has an
+# environment of its own, of about 6 GB with what it brings for GPUs. A constraint on torch in a configuration of pip is
+# lifted for these commands.
+NEWEST := .venv-newest
+OLDEST := 2.6.0 2.9.1
+
+newest: weights browser
+	$(PYTHON) -m venv $(NEWEST)
+	PIP_CONFIG_FILE=/dev/null $(NEWEST)/bin/pip install --quiet --disable-pip-version-check \
+		--upgrade --upgrade-strategy eager --editable '.[test]'
+	$(NEWEST)/bin/python -m pytest -n 2 --dist worksteal
+
+oldest: $(OLDEST:%=oldest-%)
+
+oldest-%: weights browser
+	$(PYTHON) -m venv .venv-$*
+	PIP_CONFIG_FILE=/dev/null .venv-$*/bin/pip install --quiet --disable-pip-version-check \
+		--constraint constraints-oldest.txt --editable '.[test]' torch==$*
+	.venv-$*/bin/python -m pytest -n 2 --dist worksteal
 
 weights: $(VENV)/.test
 	$(BIN)/python tests/real/fetch.py
@@ -34,6 +54,7 @@ types: $(VENV)/.test
 
 fuzz: $(VENV)/.test
 	$(BIN)/python -m fuzz --jobs 2
+	$(BIN)/python -m fuzz differential --jobs 2
 
 faults: $(VENV)/.test
 	$(BIN)/python -m faults --jobs 2 --write
@@ -53,4 +74,4 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.core
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(NEWEST) $(OLDEST:%=.venv-%) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

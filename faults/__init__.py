@@ -7,5 +7,9 @@ calls.py    one process for each call and each way in which it can go wrong
 power.py    what a loss of power may leave of a recorded run
 damage.py   bytes flipped, files cut, files deleted
 around.py   clocks, slow and small disks, two processes, lock files
+interrupts.py  Ctrl-C at random moments
+beside.py   readers of a run that goes on
+store.py    a run in an object store: lost requests and answers, several writers
+proxy.py    stands between it and an S3 server
 matrix.py   the rows, and how their points are carried out
 """

@@ -18,6 +18,10 @@ SABOTAGE = ("digests", "files", "folders")
 
 def main() -> int:
     """Run the command line; the exit status."""
+    if sys.argv[1:2] == ["interrupts"]:
+        from faults.interrupts import main as interrupt
+
+        return interrupt()
     parser = argparse.ArgumentParser("python -m faults", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="WORD", help="rows of the matrix with this word; all by default")
     parser.add_argument("--points", type=int, default=1 << 60, help="at most so many of a row, spread over it")

@@ -111,6 +111,46 @@ def mounted(mode: Mode, size: int) -> str:
     return "held"
 
 
+def overlay(mode: Mode, what: str) -> str:
+    """A run in a lower layer of overlayfs goes on in an upper one. Needs the right to mount one."""
+    with scratch() as above:
+        for name in ("lower", "upper", "work", "run"):
+            (above / name).mkdir()
+        with Manager(above / "lower", format=mode.format, background=False) as manager:
+            for step in (1, 2, 3):
+                manager.save(step, tree(step))
+        layers = ",".join(f"{name}dir={above / name}" for name in ("lower", "upper", "work"))
+        done = subprocess.run(
+            ["mount", "-t", "overlay", "-o", layers, "none", above / "run"], capture_output=True, check=False
+        )
+        if done.returncode:
+            return "not allowed here"
+        try:
+            _in_a_layer(above / "run", mode, what)
+        finally:
+            subprocess.run(["umount", "-l", above / "run"], check=True)
+    return "held"
+
+
+def _in_a_layer(folder: Path, mode: Mode, what: str) -> None:
+    manager = Manager(folder, keep=2, existing=what, format=mode.format, background=mode.background)
+    target = tree(0)
+    if what == "continue":
+        _expect(manager.restore(target).step, 3)
+        manager.save(3, tree(9), overwrite=True, force=True)
+        manager.wait()
+        _expect(manager.steps(), [2, 3])
+        _expect((manager.restore(target).step, str(target)), (3, str(tree(9))))
+    manager.save(4, tree(4))
+    manager.wait()
+    _expect(manager.steps(), [4] if what == "replace" else [3, 4])
+    manager.save(5, tree(5))
+    manager.close()
+    _expect(manager.steps(), [4, 5])
+    _expect((manager.restore(target).step, str(target)), (5, str(tree(5))))
+    tidy(folder)
+
+
 def _fill_up(folder: Path, mode: Mode) -> None:
     manager = Manager(folder, format=mode.format, background=mode.background, busy="wait")
     saved = 0
@@ -221,6 +261,7 @@ ROWS: dict[str, tuple[Callable[[Mode, Any], str | None], tuple[Any, ...]]] = {
     "the disk is slow": (slow, ("wait", "skip")),
     "the disk is too small for what will be kept": (room, (70 << 20, 10 << 20, 0)),
     "the disk is full, a real one": (mounted, (50 << 20, 85 << 20)),
+    "the run is in a lower layer of overlayfs, a real one": (overlay, ("continue", "replace")),
     "two processes, the first is killed; its lock file is damaged": (two, (0, 1, 2, 3)),
     "the lock file is deleted, and a second process begins": (stolen, (2,)),
 }

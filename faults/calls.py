@@ -25,8 +25,12 @@ PATIENCE = 60  # seconds after which a process hangs
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
-def apart(work: Callable[[], Any]) -> Any:
+def apart(work: Callable[[], Any], beside: Callable[[], None] = lambda: None) -> Any:
     """What a function returns in a process of its own; None if that was killed.
+
+    Args:
+        work: the function.
+        beside: called in this process once the other has begun.
 
     Raises:
         FaultError: it raised, or it hangs.
@@ -46,6 +50,7 @@ def apart(work: Callable[[], Any]) -> Any:
             pickle.dump(answer, pipe)
         os._exit(0)
     os.close(writer)
+    beside()
     with open(reader, "rb") as pipe:
         said = pipe.read()
     status = os.waitpid(child, 0)[1]
@@ -150,6 +155,8 @@ def _begun(job: Job, mode: Mode, folder: Path, fault: Fault, n: int) -> tuple[Sh
     if job.begin is not None:
         manager = job.manager(folder, mode)
         job.begin(manager, mode)
+    if mode.overlay:
+        shim.lower(folder)
     shim.arm(folder, fault, n)
     return shim, manager
 

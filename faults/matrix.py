@@ -14,15 +14,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-from faults import around, calls, damage, power
+from faults import around, beside, calls, damage, power, store
 from faults.shim import FAULTS, Fault
 from faults.work import JOBS, LARGE, MODES, FaultError, Job, Mode
 
 FALLBACK = Mode("torch", False, exchange=False)
+OVERLAY = Mode(overlay=True)
 BY_DAMAGE = tuple(damage.DAMAGES)
 POWER = "loss of power after each call"
+BESIDE = "readers beside a process that saves, replaces and prunes"
 REPLACES = [job for job in JOBS if "over" in job.name or "anew" in job.name]
 
+DEAR = 4  # times as long as others
 SHARES = 10  # so many calls of those that write much data
 
 
@@ -48,10 +51,12 @@ class Row:
     Attributes:
         name: of the fault.
         points: what is to be tried.
+        dear: whether a point takes long, so that a part of the row is a smaller one.
     """
 
     name: str
     points: list[Point]
+    dear: bool = False
 
 
 @dataclass
@@ -79,13 +84,14 @@ def pairs() -> Iterator[tuple[Job, Mode]]:
         if job is not usual:
             yield job, MODES[n % 2 * 3]
     yield from ((job, FALLBACK) for job in REPLACES)
+    yield from ((job, OVERLAY) for job in JOBS[1:])
 
 
 def rows(chosen: list[str]) -> Iterator[Row]:
     """The rows whose names hold one of some words; all if there are none."""
     for name, points in _all():
         if not chosen or any(word in name for word in chosen):
-            yield Row(name, list(points()))
+            yield Row(name, list(points()), name.startswith("a store"))
 
 
 def _all() -> Iterator[tuple[str, Callable[[], Iterator[Point]]]]:
@@ -96,6 +102,11 @@ def _all() -> Iterator[tuple[str, Callable[[], Iterator[Point]]]]:
         yield name, partial(_at_rest, name)
     for name, (_, values) in around.ROWS.items():
         yield name, partial(_around, name, values)
+    yield BESIDE, _beside
+    for trouble in store.TROUBLES:
+        yield trouble.name, partial(_at_requests, trouble)
+    for name, (work, most) in store.SEVERAL.items():
+        yield name, partial(_of_several, work, most)
 
 
 def _at_calls(fault: Fault) -> Iterator[Point]:
@@ -134,6 +145,22 @@ def _around(name: str, values: tuple[object, ...]) -> Iterator[Point]:
         yield Point(f"{mode}, {value}", partial(around.try_out, name, mode, value), name in around.HEAVY)
 
 
+def _beside() -> Iterator[Point]:
+    for n, mode, verb in itertools.product(range(6), beside.WAYS, beside.VERBS):
+        yield Point(f"{verb.__name__.lstrip('_')}, {mode}, {n}", partial(beside.try_out, verb, mode))
+
+
+def _at_requests(trouble: store.Trouble) -> Iterator[Point]:
+    for job, mode in store.PAIRS:
+        for n in range(1, store.count(job, mode) + 1):
+            yield Point(f"{job.name}, {mode}, request {n}", partial(store.at_request, job, mode, trouble, n))
+
+
+def _of_several(work: Callable[[Mode, store.Trouble, int], str], most: int) -> Iterator[Point]:
+    for trouble, n in itertools.product(store.PASSING, range(1, most + 1)):
+        yield Point(f"{trouble.name}, request {n}", partial(work, MODES[n % 2 * 3], trouble, n))
+
+
 def spread(points: list[Point], most: int, seed: str) -> list[Point]:
     """At most so many of a row's points, spread over it; which ones depends on the seed."""
     if len(points) <= most:
@@ -147,7 +174,10 @@ def run(chosen: list[str], most: int, seed: str, jobs: int) -> Iterator[tuple[st
     folder = tempfile.mkdtemp(dir=calls.MEMORY, prefix="faults-")
     calls.TEMPLATES.append(folder)
     try:
-        found = [(row.name, spread(row.points, most, seed + row.name)) for row in rows(chosen)]
+        found = [
+            (row.name, spread(row.points, -(-most // (DEAR if row.dear else 1)), seed + row.name))
+            for row in rows(chosen)
+        ]
         _points.extend(point for _, points in found for point in points)
         heavy = [point.heavy for point in _points]
         context = multiprocessing.get_context("fork")
@@ -163,6 +193,7 @@ def run(chosen: list[str], most: int, seed: str, jobs: int) -> Iterator[tuple[st
                     score.count(point.name, *next(many if point.heavy else few))
                 yield name, score
     finally:
+        store.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -29,6 +29,8 @@ static unsigned kinds;
 static long calls, at, fired;
 static int action, number, delay, no_exchange, trace = -1;
 static long long room = -1, clock_offset;
+static ino_t lower[256]; /* directories that cannot be renamed, as those of a lower layer of overlayfs */
+static int lowers;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 #define REAL(name) \
@@ -328,12 +330,27 @@ int mkdirat(int folder, const char *file, mode_t mode) {
     BY_NAME(MKDIR, folder, file, 0, real(folder, file, mode));
 }
 int chmod(const char *file, mode_t mode) { REAL(chmod); BY_NAME(CHMOD, AT_FDCWD, file, mode, real(file, mode)); }
+static int is_lower(int folder, const char *file) {
+    struct stat found;
+    if (!lowers || fstatat(folder, file, &found, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(found.st_mode)) return 0;
+    for (int i = 0; i < lowers; i++)
+        if (lower[i] == found.st_ino) return 1;
+    return 0;
+}
+#define REFUSE_LOWER(yes) \
+    if (yes) { \
+        errno = EXDEV; \
+        return -1; \
+    }
+
 int rename(const char *file, const char *name) {
     REAL(rename);
+    REFUSE_LOWER(is_lower(AT_FDCWD, file));
     BY_NAMES(RENAME, AT_FDCWD, file, AT_FDCWD, name, 0, real(file, name));
 }
 int renameat(int folder, const char *file, int beside, const char *name) {
     REAL(renameat);
+    REFUSE_LOWER(is_lower(folder, file));
     BY_NAMES(RENAME, folder, file, beside, name, 0, real(folder, file, beside, name));
 }
 int renameat2(int folder, const char *file, int beside, const char *name, unsigned flags) {
@@ -342,6 +359,7 @@ int renameat2(int folder, const char *file, int beside, const char *name, unsign
         errno = EINVAL;
         return -1;
     }
+    REFUSE_LOWER(is_lower(folder, file) || (flags && is_lower(beside, name)));
     BY_NAMES(RENAME, folder, file, beside, name, flags, real(folder, file, beside, name, flags));
 }
 int link(const char *file, const char *name) {
@@ -386,3 +404,7 @@ void faults_delay(int microseconds) { delay = microseconds; }
 void faults_room(long long bytes) { room = bytes; }
 void faults_clock(long long seconds) { clock_offset = seconds; }
 void faults_no_exchange(int yes) { no_exchange = yes; }
+void faults_lower(const char *directory) {
+    struct stat found;
+    if (lowers < (int)(sizeof lower / sizeof *lower) && !lstat(directory, &found)) lower[lowers++] = found.st_ino;
+}

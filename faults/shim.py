@@ -127,6 +127,12 @@ class Shim:
         """Whether the file system can exchange two names in one step."""
         self._library.faults_no_exchange(not yes)
 
+    def lower(self, folder: Path) -> None:
+        """The directories in a folder are those of a lower layer of overlayfs: they cannot be renamed (EXDEV)."""
+        for one in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if one.is_dir():
+                self._library.faults_lower(os.fsencode(one))
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,12 +14,15 @@ from typing import Any
 import numpy
 
 import statedict
+from statedict.io.files import names_in, open_source, publish
+from statedict.io.sink import put_bytes
 from statedict.runs import retry
 from statedict.runs.directory import Directory
 from statedict.runs.manifest import DATA, MARKER, NAME
 
 retry._PAUSE = 0.002  # instead of half a second: what is tested is that it is tried again, not how long that takes
 
+Place = Path | str  # a directory, or the URL of one
 Manager = statedict.CheckpointManager
 NOISE = "step .* is passed over"
 
@@ -34,16 +36,18 @@ class Mode:
         background: whether in a thread.
         large: 20 MB of torch tensors, which several threads write in blocks, instead of three small arrays.
         exchange: whether the file system can exchange two names in one step.
+        overlay: whether what is there is in a lower layer of overlayfs, where directories cannot be renamed.
     """
 
     format: str = "safetensors"
     background: bool = False
     large: bool = False
     exchange: bool = True
+    overlay: bool = False
 
     def __str__(self) -> str:
         size = ", 20 MB of torch" if self.large else ""
-        names = "" if self.exchange else ", no exchange of names"
+        names = ("" if self.exchange else ", no exchange of names") + (", overlayfs" if self.overlay else "")
         return f"{self.format}{', background' if self.background else ''}{size}{names}"
 
 
@@ -71,11 +75,11 @@ class Job:
     held: dict[int, set[int]]
     options: dict[str, Any] = field(default_factory=dict)
     begin: Callable[[Manager, Mode], None] | None = None
-    prepare: Callable[[Path], None] = lambda folder: None
+    prepare: Callable[[Place], None] = lambda folder: None
     damaged: tuple[int, ...] = ()
     patient: bool = True
 
-    def manager(self, folder: Path, mode: Mode, **more: Any) -> Manager:
+    def manager(self, folder: Place, mode: Mode, **more: Any) -> Manager:
         """The manager of the training process."""
         options = {"keep": 2, "existing": "continue"} | self.options | more
         if options.get("check"):
@@ -108,7 +112,7 @@ def save(step: int, seed: int | None = None, **options: Any) -> Callable[[Manage
     return act
 
 
-def fill(folder: Path, job: Job, mode: Mode) -> None:
+def fill(folder: Place, job: Job, mode: Mode) -> None:
     """The directory as the job finds it."""
     if job.there:
         with Manager(folder, format=mode.format, background=False) as manager:
@@ -117,18 +121,23 @@ def fill(folder: Path, job: Job, mode: Mode) -> None:
     job.prepare(folder)
 
 
-def _break(step: int) -> Callable[[Path], None]:
-    def prepare(folder: Path) -> None:
-        file = next(folder.joinpath(str(step), name) for name in DATA.values() if (folder / str(step) / name).exists())
-        data = bytearray(file.read_bytes())
+def _break(step: int) -> Callable[[Place], None]:
+    def prepare(folder: Place) -> None:
+        file = Directory(str(folder)).data(step)
+        source = open_source(file)
+        data = bytearray(source.read(0, source.size))
         data[len(data) // 2] ^= 1
-        file.write_bytes(data)
+        publish(file, lambda sink: put_bytes(bytes(data), sink))
 
     return prepare
 
 
-def _litter(folder: Path) -> None:
+def _litter(folder: Place) -> None:
     """What a save, a replacement and a removal leave when their process dies."""
+    if isinstance(folder, str):
+        for name in ("0/checkpoint.pth", f"0/{NAME}", "3/checkpoint.safetensors", f"4/{MARKER}"):
+            publish(f"{folder}/{name}", lambda sink: put_bytes(b"half", sink))
+        return
     for name, files in (
         (".3.0011aabb.tmp", [".x.0011aabb.tmp"]),
         (".2.0011aabb.new", [NAME]),
@@ -178,7 +187,7 @@ class FaultError(AssertionError):
     """Something that must hold does not."""
 
 
-def look(folder: Path, job: Job, mode: Mode) -> tuple[int, int] | None:
+def look(folder: Place, job: Job, mode: Mode) -> tuple[int, int] | None:
     """What must hold after any fault; returns the newest step and its seed."""
     with _strict(job):
         manager = Manager(folder, background=False)
@@ -191,11 +200,13 @@ def look(folder: Path, job: Job, mode: Mode) -> tuple[int, int] | None:
                 _seed_of(folder, step, job.held[step], mode)
         if newest is None:
             if None not in job.latest:
-                raise FaultError(
-                    f"no sound checkpoint is left; listed are {steps}, there are {sorted(os.listdir(folder))}"
-                )
+                raise FaultError(f"no sound checkpoint is left; listed are {steps}, there are {names_in(str(folder))}")
             return None
         seed = _seed_of(folder, newest, job.held[newest], mode)
+        done = job.latest[-1]
+        other = done is not None and done != (newest, seed) and done[0] in steps and done[0] not in job.damaged
+        if done and other and _seed_of(folder, done[0], job.held[done[0]], mode) == done[1]:
+            raise FaultError(f"the newest is step {newest} with the values {seed}, and {done} is committed")
         if (newest, seed) not in job.latest:
             raise FaultError(f"the newest is step {newest} with the values {seed}, none of {job.latest}")
         target = tree(0, mode.large)
@@ -206,7 +217,7 @@ def look(folder: Path, job: Job, mode: Mode) -> tuple[int, int] | None:
         return newest, seed
 
 
-def go_on(folder: Path, job: Job, mode: Mode, manager: Manager | None = None) -> None:
+def go_on(folder: Place, job: Job, mode: Mode, manager: Manager | None = None) -> None:
     """Afterwards the next save works, in a new process or in the same, and nothing is left over."""
     with _strict(job):
         found = Manager(folder, background=False).latest()
@@ -221,16 +232,16 @@ def go_on(folder: Path, job: Job, mode: Mode, manager: Manager | None = None) ->
         tidy(folder, job.damaged)
 
 
-def tidy(folder: Path, damaged: tuple[int, ...] = ()) -> None:
+def tidy(folder: Place, damaged: tuple[int, ...] = ()) -> None:
     """Nothing is there but checkpoints, pins and the lock."""
-    for name in sorted(os.listdir(folder)):
+    for name in names_in(str(folder)) or ():
         if name in (".lock", "pins.json"):
             continue
         if not name.isdecimal():
             raise FaultError(f"{name} is left over")
         if int(name) in damaged:
             continue
-        inside = {*os.listdir(folder / name)}
+        inside = {*(names_in(f"{folder}/{name}") or ())}
         if inside - {*DATA.values()} != {NAME, MARKER} or len(inside) != 3:
             raise FaultError(f"step {name} holds {sorted(inside)}")
 
@@ -249,7 +260,7 @@ def _strict(job: Job) -> Iterator[None]:
             raise FaultError(f"{type(error).__name__}: {error}") from error
 
 
-def _seed_of(folder: Path, step: int, seeds: set[int], mode: Mode) -> int:
+def _seed_of(folder: Place, step: int, seeds: set[int], mode: Mode) -> int:
     """Which of some seeds the values of a step are of."""
     found = statedict.load(Directory(str(folder)).data(step))
     for seed in seeds:

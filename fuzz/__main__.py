@@ -9,14 +9,20 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fuzz import hunt
-from fuzz.seeds import TARGETS
+from fuzz import differential, hunt
+from fuzz.seeds import REAL, TARGETS
 
 CRASHES = Path(__file__).parent / "crashes"
 
 
 def main() -> int:
     """Run the command line; the exit status."""
+    if sys.argv[1:2] == ["differential"]:
+        return differential.main(sys.argv[2:])
+    if sys.argv[1:2] == ["archives"]:
+        from fuzz import archives
+
+        return archives.main(sys.argv[2:])
     parser = argparse.ArgumentParser("python -m fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all by default")
     parser.add_argument("--seconds", type=float, default=600, help="for all of them together (default 600)")
@@ -31,8 +37,9 @@ def main() -> int:
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
     if options.again:
-        files = hunt.smaller(hunt.read(options.again))
-        print(hunt.again(files) or "holds", *(f"{name}: {data!r}" for name, data in files.items()), sep="\n")
+        real = bool(REAL & set(options.targets))
+        files = hunt.smaller(hunt.read(options.again), real)
+        print(hunt.again(files, real) or "holds", *(f"{name}: {data!r}" for name, data in files.items()), sep="\n")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         if not options.seeds:
@@ -42,7 +49,7 @@ def main() -> int:
     share = options.seconds * options.jobs / len(targets)
 
     def work(target: str) -> hunt.Score:
-        return hunt.hunt(valid[target], f"{options.seed} {target}", share, options.inputs, CRASHES)
+        return hunt.hunt(valid[target], f"{options.seed} {target}", share, options.inputs, CRASHES, target in REAL)
 
     print(f"{'target':<12} {'inputs':>9} {'a second':>9} {'loaded':>7} {'outcomes':>9} {'crashes':>8}", flush=True)
     total = hunt.Score()

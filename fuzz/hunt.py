@@ -17,8 +17,11 @@ from random import Random
 from typing import NoReturn
 
 from fuzz import mutate
+from fuzz.documents import LINK
 from fuzz.mutate import Files
-from fuzz.probe import Guard, Violation, probe, warm
+from fuzz.probe import Guard, Violation, warm
+from fuzz.probe import probe as probe_data
+from fuzz.real import of_real_tensors
 
 WALL = 60  # seconds after which a process that counts nothing is stuck
 ROUND = 5000  # inputs a process
@@ -54,36 +57,57 @@ def seeds(folder: Path) -> dict[str, list[Files]]:
 
 
 def read(folder: Path) -> Files:
-    """The files of an input."""
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    """The files of an input, in folders too; links as what `put` makes them of."""
+    found = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*"))}
+    return {
+        name: LINK + os.fsencode(file.readlink()) if file.is_symlink() else file.read_bytes()
+        for name, file in found.items()
+        if file.is_symlink() or file.is_file()
+    }
 
 
 def put(files: Files, folder: Path) -> None:
     """Make the files of an input all that a folder holds."""
     for file in folder.iterdir():
-        file.unlink()
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        file = folder / name
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if data.startswith(LINK):
+                file.symlink_to(os.fsdecode(data.removeprefix(LINK)))
+            elif not file.parent.resolve().is_relative_to(folder.resolve()):
+                continue  # it would be written through a link
+            else:
+                file.write_bytes(data)
+        except OSError:
+            pass  # a name that is taken by now, or too long
 
 
-def hunt(valid: list[Files], seed: str, seconds: float, most: int, crashes: Path) -> Score:
-    """Forge one target's seeds for a time or a number of inputs, in one process after the other."""
+def hunt(valid: list[Files], seed: str, seconds: float, most: int, crashes: Path, real: bool = False) -> Score:
+    """Forge one target's seeds for a time or a number of inputs, in one process after the other.
+
+    With `real` PyTorch's own tensors are made of them, too.
+    """
     warm()
     score, until = Score(), time.monotonic() + seconds
     while score.inputs < most and time.monotonic() < until:
-        score.add(_round(valid, f"{seed} {score.inputs}", until, min(ROUND, most - score.inputs), crashes))
+        score.add(_round(valid, f"{seed} {score.inputs}", until, min(ROUND, most - score.inputs), crashes, real))
     return score
 
 
-def _round(valid: list[Files], seed: str, until: float, most: int, crashes: Path) -> Score:
+def _round(valid: list[Files], seed: str, until: float, most: int, crashes: Path, real: bool) -> Score:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
         folder, tally = Path(name, "input"), Path(name, "tally")
         folder.mkdir()
         start = time.monotonic()
         child = os.fork()
         if not child:
-            _body(lambda: _forge(valid, Random(seed), until, most, folder, tally, crashes))
-        how = _wait(child, tally)
+            run_child(lambda: _forge(valid, Random(seed), until, most, folder, tally, crashes, real))
+        how = wait_for(child, tally)
         score = Score(**json.loads(tally.read_text())) if tally.exists() else Score()
         score.outcomes = Counter(score.outcomes)
         score.seconds = time.monotonic() - start
@@ -92,7 +116,7 @@ def _round(valid: list[Files], seed: str, until: float, most: int, crashes: Path
         return score
 
 
-def _wait(child: int, tally: Path) -> str:
+def wait_for(child: int, tally: Path) -> str:
     """How the process died, or nothing."""
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -110,7 +134,7 @@ def _wait(child: int, tally: Path) -> str:
 _STARTED = time.time()
 
 
-def _body(work: Callable[[], None]) -> NoReturn:
+def run_child(work: Callable[[], None]) -> NoReturn:
     """What a forked process does, and no more."""
     try:
         work()
@@ -124,8 +148,17 @@ def _body(work: Callable[[], None]) -> NoReturn:
 
 
 def _forge(
-    valid: list[Files], random: Random, until: float, most: int, folder: Path, tally: Path, crashes: Path
+    valid: list[Files],
+    random: Random,
+    until: float,
+    most: int,
+    folder: Path,
+    tally: Path,
+    crashes: Path,
+    real: bool,
 ) -> None:
+    os.chdir(folder)
+    probe = of_real_tensors() if real else probe_data
     guard = Guard(folder)
     score = Score()
     for files in valid:  # once more than `warm`: what only they make Python import is no finding
@@ -173,39 +206,41 @@ def _keep(folder: Path, how: str, crashes: Path) -> str:
     digest = hashlib.sha256(b"".join(read(folder).values())).hexdigest()[:12]
     kept = crashes / digest
     if not kept.exists():
-        shutil.copytree(folder, kept)
+        shutil.copytree(folder, kept, symlinks=True)
         (crashes / f"{digest}.txt").write_text(how + "\n")
     return str(kept)
 
 
-def again(files: Files) -> str:
+def again(files: Files, real: bool = False) -> str:
     """What an input breaks, probed in a process of its own; nothing if it breaks nothing."""
     with tempfile.TemporaryDirectory() as name:
         folder, said = Path(name, "input"), Path(name, "said")
         folder.mkdir()
         child = os.fork()
         if not child:
-            _body(lambda: _once(files, folder, said))
-        return _wait(child, said) or (said.read_text() if said.exists() else "")
+            run_child(lambda: _once(files, folder, said, real))
+        return wait_for(child, said) or (said.read_text() if said.exists() else "")
 
 
-def _once(files: Files, folder: Path, said: Path) -> None:
+def _once(files: Files, folder: Path, said: Path, real: bool) -> None:
     warm()
+    probe = of_real_tensors() if real else probe_data
     put(files, folder)
+    os.chdir(folder)
     try:
         probe(str(folder / "input"), sum(map(len, files.values())), Guard(folder))
     except Violation as violation:
         said.write_text(str(violation))
 
 
-def smaller(files: Files, seconds: float = 30.0) -> Files:
+def smaller(files: Files, real: bool = False, seconds: float = 30.0) -> Files:
     """The files with as many bytes taken out as leave the same thing broken."""
-    how = again(files)[:25]
+    how = again(files, real)[:25]
     end = time.monotonic() + seconds
     for candidate in _without(lambda: files):
         if time.monotonic() > end:
             break
-        if again(candidate)[:25] == how:
+        if again(candidate, real)[:25] == how:
             files.clear()
             files.update(candidate)
     return files

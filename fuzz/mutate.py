@@ -16,16 +16,20 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from fuzz import documents
 from fuzz.seeds import pack
 
 Files = dict[str, bytes]
 Parts = dict[str, bytes]
 
 NUMBERS = sorted(
-    {sign * ((1 << bits) + off) for bits in (0, 7, 8, 15, 16, 31, 32, 53, 60, 62, 63, 64) for off in (-1, 0, 1)
-     for sign in (1, -1)} | {2, 3, 10, 100, 1000, 100_000}
+    {sign * ((1 << bits) + off) for bits in (0, 7, 8, 15, 16, 31, 32, 40, 53, 59, 60, 62, 63, 64, 70)
+     for off in (-1, 0, 1) for sign in (1, -1)} | {2, 3, 10, 100, 1000, 100_000}
 )  # fmt: skip
-NAMES = ("..", "../x", "a/../../x", "/etc/passwd", "", "\0", "link", "input", "a" * 300, "\ud800", "é", "$tensor", ".")
+NAMES = (
+    "..", "../x", "a/../../x", "/etc/passwd", "", "\0", "link", "input", "a" * 300, "\ud800", "é", "$tensor", ".",
+    "odd", "cuda:300", "cuda:-1", "meta", "cpu:", "torch.sparse_coo", "torch.sparse_bsc",
+)  # fmt: skip
 GLOBALS = tuple("c{}\n{}\n".format(*name.split()).encode() for name in (
     "posix system", "builtins eval", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_qtensor",
     "torch._utils _rebuild_sparse_tensor", "torch._tensor _rebuild_from_type_v2", "torch Size",
@@ -34,6 +38,8 @@ GLOBALS = tuple("c{}\n{}\n".format(*name.split()).encode() for name in (
     "collections OrderedDict", "collections Counter", "collections defaultdict", "__builtin__ set",
     "_codecs encode", "numpy dtype", "numpy.core.multiarray _reconstruct", "builtins bytearray",
     "numpy.core.multiarray scalar", "numpy.core.numeric _frombuffer", "builtins complex", "torch float16",
+    "torch._utils _rebuild_device_tensor_from_cpu_tensor", "torch.nested._internal.nested_tensor _rebuild_njt",
+    "torch.serialization _get_layout", "torch FloatTensor", "torch per_channel_affine", "torch int64",
     "torch._utils _rebuild_meta_tensor_no_storage", "torch.storage UntypedStorage", "numpy ndarray",
 ))  # fmt: skip
 SNIPPETS = (
@@ -48,14 +54,18 @@ SNIPPETS = (
 
 def mutated(files: Files, other: Files, random: Random) -> Files:
     """One change of one of the files; `other` is what splices take from."""
+    if "input" not in files:
+        return documents.changed(files, random)
     name = random.choice(sorted(files)) if random.random() < 0.4 else "input"
+    if name.endswith(".json") or (files[name][:1] == b"{" and random.random() < 0.3):
+        return {**files, name: documents.garbled(files[name], random)}
     data, theirs = files[name], other[random.choice(sorted(other))]
     if random.random() < 0.65:
         try:
             return {**files, name: _inside(data, theirs, random)}
         except Exception:  # too damaged by now for the writers that put it together: bytes will do
             pass
-    return {**files, name: _bytes(data, theirs, random)}
+    return {**files, name: change_bytes(data, theirs, random)}
 
 
 def _inside(data: bytes, other: bytes, random: Random) -> bytes:
@@ -142,7 +152,7 @@ def _part(data: bytes, other: bytes, random: Random) -> bytes:
                 return _json(data, random)
         except Exception:  # damaged before: bytes will do
             pass
-    return _bytes(data, other, random)
+    return change_bytes(data, other, random)
 
 
 def _pickle(data: bytes, other: bytes, random: Random) -> bytes:
@@ -195,7 +205,7 @@ def _argument(op: bytes, random: Random) -> bytes:
     if code in b"X\x8c":
         text = random.choice(NAMES).encode("utf-8", "surrogatepass")
         return b"X" + struct.pack("<I", len(text)) + text
-    return code + _bytes(op[1:], b"", random)
+    return code + change_bytes(op[1:], b"", random)
 
 
 def _json(data: bytes, random: Random) -> bytes:
@@ -223,11 +233,11 @@ def _json(data: bytes, random: Random) -> bytes:
         case 5 if isinstance(value, str) and value[:1] == "{":  # the skeleton within the metadata
             node[key] = _json(value.encode(), random).decode()
         case _:
-            node[key] = _bytes(str(value).encode(), b"", random).decode("latin-1")
+            node[key] = change_bytes(str(value).encode(), b"", random).decode("latin-1")
     return json.dumps(tree).encode()
 
 
-def _bytes(data: bytes, other: bytes, random: Random) -> bytes:
+def change_bytes(data: bytes, other: bytes, random: Random) -> bytes:
     """Change bytes, wherever and whatever they are."""
     out = bytearray(data)
     at = random.randrange(len(out) + 1)

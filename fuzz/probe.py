@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fuzz import runs
+
 SMALL = 8 << 20  # tensors of up to so many bytes are read
 RESERVE, FACTOR = 64 << 20, 20
 SECONDS, SECONDS_A_BYTE = 2.0, 50e-6
@@ -25,9 +27,13 @@ SECONDS, SECONDS_A_BYTE = 2.0, 50e-6
 _ANYWHERE = {
     "builtins.id", "mmap.__new__", "ctypes.cdata", "ctypes.cdata/buffer", "ctypes.string_at", "ctypes.addressof",
     "object.__getattr__", "object.__setattr__", "sys._getframe", "_thread.start_new_thread",
-    "array.__new__",
+    "array.__new__", "fcntl.lockf", "socket.gethostname",
 }  # fmt: skip
-_INSIDE = {"open", "os.chmod", "os.rename", "os.remove", "os.link", "os.listdir", "os.scandir"}
+_INSIDE = {
+    "open", "os.chmod", "os.rename", "os.remove", "os.link", "os.listdir", "os.scandir", "os.mkdir", "os.rmdir",
+    "shutil.rmtree", "os.truncate",
+}  # fmt: skip
+_FOLLOWING = {"open", "os.chmod", "os.listdir", "os.scandir", "os.truncate"}  # a link in the last place
 
 
 class Violation(BaseException):
@@ -38,7 +44,7 @@ class Guard:
     """Reports every audit event beyond those that reading a checkpoint needs."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
+        self.folder = os.path.realpath(folder)
         self.armed = False
         self.found: list[str] = []
         self.memory = Memory()
@@ -47,13 +53,19 @@ class Guard:
     def _event(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.armed or event in _ANYWHERE:
             return
-        if event in _INSIDE and all(self._inside(path) for path in args[:2] if isinstance(path, (str, bytes, Path))):
+        follows = event in _FOLLOWING and not (event == "open" and args[2] & os.O_NOFOLLOW)
+        paths = [path for path in args[:2] if isinstance(path, (str, bytes, Path))]
+        if event in _INSIDE and all(self._inside(path, follows) for path in paths):
             return
         self.found.append(f"{event} {str(args)[:100]}")
 
-    def _inside(self, path: str | bytes | Path) -> bool:
+    def _inside(self, path: str | bytes | Path, follows: bool) -> bool:
         text = os.fsdecode(path)
-        return text in ("r", "w") or os.path.realpath(text).startswith(self.folder)
+        if not follows:
+            folder, name = os.path.split(text)
+            return f"{os.path.join(os.path.realpath(folder), name)}/".startswith(f"{self.folder}/")
+        real = os.path.realpath(text)
+        return text in ("r", "w") or f"{real}/".startswith(f"{self.folder}/")
 
 
 def warm() -> None:
@@ -99,6 +111,7 @@ def warm() -> None:
     ):
         codecs.lookup(name)
     base64.b64decode("")
+    statedict.diff({"w": numpy.ones(3)}, {"w": numpy.ones(3)})
     repr(numpy.ones(3))
 
 
@@ -114,6 +127,16 @@ def probe(path: str, size: int, guard: Guard) -> str:
         Violation: something happened that must not.
     """
     import statedict
+
+    return guarded(path, size, guard, lambda check_memory: _probe(path, size, statedict, check_memory))
+
+
+def guarded(path: str, size: int, guard: Guard, work: Callable[[Callable[[], None]], str]) -> str:
+    """What `work` says, which is given a function that checks the memory taken so far.
+
+    Raises:
+        Violation: something happened that must not.
+    """
 
     def late(*_: Any) -> None:
         raise Violation(f"takes more than {limit:.1f} s")
@@ -131,7 +154,7 @@ def probe(path: str, size: int, guard: Guard) -> str:
     guard.found.clear()
     guard.armed = True
     try:
-        return _probe(path, statedict, check_memory)
+        return work(check_memory)
     except Violation:
         raise
     except BaseException as error:
@@ -150,8 +173,8 @@ def _said(report: Any) -> Any:
     return report.to_json()
 
 
-def _probe(path: str, statedict: Any, check_memory: Callable[[], None]) -> str:
-    refusals: set[str] = set()
+def attempted(path: str, statedict: Any, refusals: set[str]) -> Callable[..., Any]:
+    """A function that does something with an input and notes how it is refused."""
 
     def attempt(do: Callable[[], Any], *also: type[Exception]) -> Any:
         try:
@@ -160,6 +183,17 @@ def _probe(path: str, statedict: Any, check_memory: Callable[[], None]) -> str:
             refusals.add(f"{type(error).__name__}: {skeleton(error, path)}")
             return None
 
+    return attempt
+
+
+def _probe(path: str, size: int, statedict: Any, check_memory: Callable[[], None]) -> str:
+    refusals: set[str] = set()
+    attempt = attempted(path, statedict, refusals)
+    if os.path.isdir(path):
+        restored = runs.use(path, size, statedict, attempt)
+        check_memory()
+        return " ".join(["loaded" if restored else "refused", *sorted(refusals)])
+    attempt(lambda: statedict.load(os.path.basename(path)).flatten())  # from within, by its bare name
     attempt(lambda: _said(statedict.scan(path)))
     attempt(lambda: _said(statedict.verify(path, values=True)))
     state = attempt(lambda: statedict.load(path))

@@ -22,7 +22,10 @@ from typing import Any
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
+    "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
+REAL = {"dropin", "dropin-legacy"}
+"""Targets of which PyTorch's own tensors are made too."""
 
 
 def write(folder: Path) -> None:
@@ -60,6 +63,38 @@ def values() -> dict[Any, Any]:
     )
 
 
+def unknown() -> dict[str, Any]:
+    """Tensors of dtypes that no table has."""
+    from statedict.dtypes import labelled
+    from statedict.io.source import BytesSource
+    from statedict.labelled import Labelled
+    from statedict.tensor import LazyTensor, Storage
+
+    def storage() -> Storage:
+        return Storage(BytesSource(bytes(range(24))), 0, 24)
+
+    return {
+        "whole": Labelled(labelled("float9_e4m4"), (3, 4), storage(), parameter=True),
+        "class": LazyTensor(labelled("NovelStorage", 16, storage="NovelStorage"), (3, 4), storage()),
+    }
+
+
+def views_of_unknown() -> dict[str, Any]:
+    """The same, and a view, which only PyTorch's formats hold."""
+    from statedict.labelled import Labelled
+
+    made = unknown()
+    return made | {"view": Labelled(made["whole"].dtype, (2, 3), made["class"].storage, 1, (1, 2))}
+
+
+def _codes() -> bytes:
+    """A file with codes that nobody knows."""
+    header = {"a": ("F9", [2, 3], [0, 12]), "b": ("BLOCK", [32], [12, 29]), "c": ("F9", [0, 3], [29, 29])}
+    fields = ("dtype", "shape", "data_offsets")
+    raw = json.dumps({name: dict(zip(fields, entry, strict=True)) for name, entry in header.items()}).encode()
+    return struct.pack("<Q", len(raw)) + raw + bytes(range(29))
+
+
 def foreign() -> dict[str, Any]:
     """Tensors that are more than memory, arrays, and objects of classes."""
     import numpy
@@ -81,6 +116,32 @@ def foreign() -> dict[str, Any]:
         "counter": collections.Counter("abca"),
         "default": collections.defaultdict(list, a=[1]),
         "module": torch.nn.Linear(2, 1),
+    }
+
+
+def plain() -> dict[str, Any]:
+    """What PyTorch's own unpickler takes of `foreign`."""
+    return {key: value for key, value in foreign().items() if key not in ("objects", "arguments", "module", "default")}
+
+
+def composites() -> dict[str, Any]:
+    """Tensors that PyTorch makes of numbers and of tensors of indices."""
+    import torch
+
+    def block(layout: str, *size: Any) -> Any:
+        return getattr(torch.eye(4), f"to_sparse_{layout}")(*size)
+
+    return {
+        "hybrid": torch.ones(2, 3, 2).to_sparse(2),
+        **{layout: block(layout, *[(2, 2)] * (layout[0] == "b")) for layout in ("csr", "csc", "bsr", "bsc")},
+        "batched": torch.ones(2, 2, 2).to_sparse_csr(),
+        "jagged": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "nested": torch.nested.nested_tensor([torch.ones(2, 1), torch.ones(1, 3)]),
+        "channel": torch.quantize_per_channel(torch.ones(2, 2), torch.ones(2), torch.zeros(2), 1, torch.qint8),
+        "meta": torch.empty(2, 3, device="meta"),
+        "size": [torch.Size([2, 3]), torch.device("cuda:1"), torch.device("cpu")],
+        "bits": torch.ones(2, dtype=torch.complex64).conj().imag,
+        "young": torch.ones(2, dtype=torch.uint16),
     }
 
 
@@ -234,7 +295,7 @@ def _shards(suffix: str) -> Callable[[Path], None]:
     return write
 
 
-def _distributed(tree: Callable[[], Any], chunked: bool = False) -> Callable[[Path], None]:
+def _distributed(tree: Callable[[], Any], chunked: bool = False, rows: int = 4) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         import torch
         import torch.distributed.checkpoint as dcp
@@ -248,6 +309,7 @@ def _distributed(tree: Callable[[], Any], chunked: bool = False) -> Callable[[Pa
             (place,) = metadata.storage_data.values()
             place.offset, place.length = 0, len(raw)
             offsets = [torch.Size((0, 0)), torch.Size((2, 0))]
+            metadata.state_dict_metadata["w"].size = torch.Size((rows, 4))
             metadata.state_dict_metadata["w"].chunks = [ChunkStorageMetadata(o, torch.Size((2, 4))) for o in offsets]
             metadata.storage_data = {MetadataIndex("w", o): place for o in offsets}
         (folder / ".metadata").unlink()
@@ -276,6 +338,46 @@ def _members() -> dict[str, bytes]:
     }
 
 
+def _run(format: str) -> Callable[[Path], None]:
+    """A run of ours, with a pin, a step that was not committed, and what is left over."""
+
+    def write(folder: Path) -> None:
+        import numpy
+
+        import statedict
+
+        random = numpy.random.default_rng(0)
+        with statedict.CheckpointManager(folder / "input", format=format, background=False) as manager:
+            for step in (1, 2, 3):
+                tree = {"model": {"w": random.standard_normal((2, 3), "f4"), "b": numpy.ones(3)}, "epoch": step}
+                manager.save(step, tree, metrics={"loss": 1 / step, "odd": float("nan")})
+        (folder / "input" / "pins.json").write_text(json.dumps({"pinned": [1]}))
+        (folder / "input" / ".lock").write_text(json.dumps({"host": "a", "pid": 1, "id": "b", "time": 1.5}))
+        (folder / "input" / "4").mkdir()
+        (folder / "input" / "4" / "manifest.json").write_text("{}")
+
+    return write
+
+
+def _others(folder: Path) -> None:
+    """What other libraries leave in a directory."""
+    import torch
+
+    run = folder / "input"
+    (run / "checkpoint-7").mkdir(parents=True)
+    weights = {"w": torch.ones(2, 3), "b": torch.ones(3)}
+    (run / "checkpoint-7" / "pytorch_model.bin").write_bytes(by_torch(weights))
+    log = {"log_history": [{"step": 7, "loss": 0.5, "epoch": 1.0}, {"step": 3, "loss": float("nan")}], "global_step": 7}
+    (run / "checkpoint-7" / "trainer_state.json").write_text(json.dumps(log))
+    _shards(".bin")(run)
+    (run / "input").rename(run / "model.step-5.index.json")
+    state = {"pytorch-lightning_version": "2.5", "state_dict": weights, "callbacks": {"M": {
+        "monitor": "loss", "best_model_path": "/x/epoch=1-step=9.ckpt", "best_model_score": torch.tensor(0.5),
+        "best_k_models": {"/x/epoch=1-step=9.ckpt": torch.tensor(0.5)}, "current_score": 1.5}}}  # fmt: skip
+    (run / "epoch=1-step=9.ckpt").write_bytes(by_torch(state))
+    (run / "last.ckpt").symlink_to("epoch=1-step=9.ckpt")
+
+
 def _matrix() -> dict[str, Any]:
     import torch
 
@@ -289,7 +391,14 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "foreign": one(lambda: by_torch(foreign(), pickle_protocol=4)),
         "deflated": one(lambda: _deflated(values())),
         "ours": _ours(training, ".pth"),
+        "unknown": _ours(views_of_unknown, ".pth"),
     },
+    "dropin": {
+        "values": one(lambda: by_torch(values())),
+        "foreign": one(lambda: by_torch(plain())),
+        "numbers": one(lambda: by_torch(composites())),
+    },
+    "dropin-legacy": {"values": _legacy(values), "foreign": _legacy(plain), "numbers": _legacy(composites)},
     "torchscript": {"script": one(lambda: _script(False)), "trace": one(lambda: _script(True))},
     "legacy": {
         "training": _legacy(training),
@@ -299,11 +408,25 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "old": one(_stream),
     },
     "tar": {"tar": one(_tar)},
-    "safetensors": {"aliases": one(_aliases), "flat": _ours(lambda: training()["model"], ".safetensors")},
-    "whole": {"training": _ours(training, ".safetensors"), "values": _ours(values, ".safetensors")},
+    "safetensors": {
+        "aliases": one(_aliases),
+        "flat": _ours(lambda: training()["model"], ".safetensors"),
+        "codes": one(_codes),
+    },
+    "whole": {
+        "training": _ours(training, ".safetensors"),
+        "values": _ours(values, ".safetensors"),
+        "unknown": _ours(unknown, ".safetensors"),
+    },
     "sharded": {"safetensors": _shards(".safetensors"), "bin": _shards(".bin")},
-    "distributed": {"training": _distributed(training), "chunks": _distributed(_matrix, chunked=True)},
+    "distributed": {
+        "training": _distributed(training),
+        "chunks": _distributed(_matrix, chunked=True),
+        "lacking": _distributed(_matrix, chunked=True, rows=6),
+    },
     "pickle": {f"protocol{n}": one(lambda n=n: pickle.dumps(arrays(), n)) for n in (2, 3, 4, 5)},
+    "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
+    "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},
 }
 

@@ -15,8 +15,12 @@ _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 _TORCHVISION = importlib.util.find_spec("torchvision")
 assert _TORCHVISION is not None
 assert _TORCHVISION.origin is not None
+_FOUND = sorted(Path(_TORCHVISION.origin).parent.glob("_C*.so"))  # _C.so, and _C_stable.so since 0.29
 try:
-    torch.ops.load_library(Path(_TORCHVISION.origin).with_name("_C.so"))
+    for _library in _FOUND:
+        torch.ops.load_library(_library)
 except OSError:
+    _FOUND = []
+if not _FOUND:
     for _name in ("nms", "qnms"):
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

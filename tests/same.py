@@ -68,6 +68,11 @@ def overlaps(tree: Any) -> dict[tuple[str, str], int]:
     }
 
 
+def in_torch(kind: DType) -> bool:
+    """Whether the installed PyTorch has the dtype."""
+    return isinstance(getattr(torch, kind.name, None), torch.dtype)
+
+
 def patterned(kind: DType, *shape: int) -> torch.Tensor:
     """A tensor of any dtype whose bytes are all different (0 and 1 for bool), made without arithmetic."""
     count = kind.itemsize

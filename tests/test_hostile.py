@@ -367,21 +367,17 @@ def test_a_storage_s_name_is_a_record_and_no_path(tmp_path: Path) -> None:
         statedict.load(path)
 
 
-def test_names_that_are_no_text_are_refused_or_kept(tmp_path: Path) -> None:
-    index = made(tmp_path / "model.safetensors.index.json", b'{"weight_map":{"w":"\\ud800"}}')
-    with pytest.raises(statedict.StateDictError):
-        statedict.load(index)
-    shard = "model.safetensors"
-    statedict.save({"w": torch.ones(1)}, tmp_path / shard)
-    made(index, json.dumps({"weight_map": {"\ud800": shard}}).encode())
-    with pytest.raises(statedict.CorruptFileError, match="but it is not"):
+@pytest.mark.parametrize("weight_map", [{"w": "\ud800"}, {"\ud800": "model.safetensors"}])
+def test_names_that_are_no_text_are_refused(weight_map: dict[str, str], tmp_path: Path) -> None:
+    statedict.save({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    index = made(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
+    with pytest.raises(statedict.CorruptFileError, match=r"'\\ud800' has half of a surrogate pair"):
         statedict.load(index)
 
 
 def test_metadata_that_is_no_text_is_refused_when_written(tmp_path: Path) -> None:
-    statedict.save({"w": torch.ones(1)}, tmp_path / "a.safetensors")
-    index = {"metadata": {"note": "\ud800"}, "weight_map": {"w": "a.safetensors"}}
-    state = statedict.load(made(tmp_path / "x.index.json", json.dumps(index).encode()))
+    state = statedict.StateDict(w=torch.ones(1))
+    state.metadata = {"note": "\ud800"}
     with pytest.raises(statedict.UnsupportedError, match="Unicode"):
         statedict.save(state, tmp_path / "y.safetensors")
     statedict.save(state, tmp_path / "y.pth")
@@ -396,3 +392,26 @@ def test_a_legacy_file_is_known_by_its_magic_number_in_every_protocol(protocol: 
     tree = collections.OrderedDict(w=torch.ones(2), epoch=3)
     torch.save(tree, tmp_path / "x.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=False)
     assert list(statedict.load(tmp_path / "x.pth")) == ["w", "epoch"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+@pytest.mark.parametrize("elements", [1 << 48, 1 << 61])
+def test_a_distributed_tensor_of_four_bytes_that_claims_to_be_huge_is_refused(elements: int, tmp_path: Path) -> None:
+    dcp.save({"w": torch.ones(1)}, checkpoint_id=tmp_path, no_dist=True)
+    metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
+    entry = metadata.state_dict_metadata["w"]
+    entry.size = entry.chunks[0].sizes = torch.Size([elements])
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(statedict.FormatError, match=r"'w' (takes 1,125,.* bytes, its chunks have|has a size that no)"):
+        statedict.load(tmp_path)
+
+
+def test_memory_that_the_system_does_not_have_is_an_error_of_ours() -> None:
+    from statedict.errors import OutOfMemoryError
+    from statedict.io.memory import allocate, zeros
+
+    for take in (allocate, zeros):
+        for size in (1 << 62, 1 << 70):
+            with pytest.raises(OutOfMemoryError, match=f"the system gives no {size:,} bytes of memory"):
+                take(size)
+    assert issubclass(OutOfMemoryError, MemoryError)

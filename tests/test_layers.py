@@ -15,12 +15,13 @@ ROOT = Path(str(statedict.__file__)).parent
 # from the ground up; what stands in one line are neighbours that never import one another
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("collector", "html"),
+    ("collector", "html", "torch_private"),
     ("dtypes",),
     ("io",),
     ("values", "arrays"),
     ("boxes",),
     ("tensor",),
+    ("labelled",),
     ("segments", "checks", "assemble"),
     ("paths", "rename", "param_names"),
     ("notebook",),

@@ -18,7 +18,7 @@ PUBLIC = [
     "CustomSteps", "DType", "Device", "Diff", "EditReport", "EveryNSeconds", "EveryNSteps",
     "ExistingFileError", "FileError",
     "FormatError", "LatestN", "LazyTensor", "LimitError", "MissingExtraError",
-    "MissingFileError", "Opaque", "Page", "PathError",
+    "MissingFileError", "Opaque", "OutOfMemoryError", "Page", "PathError",
     "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ResumableLoader", "RunError", "ScanReport", "Size",
     "StateDict", "StateDictError", "StatsReport", "Storage", "Summary", "TensorStats",
     "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",

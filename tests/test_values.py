@@ -104,7 +104,7 @@ def test_any_json_is_a_value_or_corrupt(node: Any) -> None:
 @pytest.mark.parametrize(
     "node",
     [{}, {"$int": 3}, {"$int": "x"}, {"$float": "1"}, {"$bytes": "%"}, {"$complex": [1, 2, 3]}, {"$set": [{"a": 1}]},
-     {"$dtype": "float7"}, {"$size": 3}, {"$counter": {"a": 1}}, {"$int": "1", "$float": "inf"}, {"$what": 1}],
+     {"$dtype": 7}, {"$size": 3}, {"$counter": {"a": 1}}, {"$int": "1", "$float": "inf"}, {"$what": 1}],
 )  # fmt: skip
 def test_an_object_that_is_no_value_is_damage(node: Any) -> None:
     with pytest.raises(CorruptFileError, match=r"^not a value: .*; the header is damaged"):

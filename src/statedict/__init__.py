@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from statedict.errors import LimitError as LimitError
     from statedict.errors import MissingExtraError as MissingExtraError
     from statedict.errors import MissingFileError as MissingFileError
+    from statedict.errors import OutOfMemoryError as OutOfMemoryError
     from statedict.errors import PathError as PathError
     from statedict.errors import RefusedError as RefusedError
     from statedict.errors import RenameError as RenameError
@@ -99,6 +100,7 @@ _EXPORTS = {
     "MissingExtraError": "errors",
     "MissingFileError": "errors",
     "Opaque": "values",
+    "OutOfMemoryError": "errors",
     "Page": "view.report",
     "PathError": "errors",
     "RefusedError": "errors",

@@ -14,9 +14,32 @@ from statedict.errors import UnsupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 Strides = tuple[int, ...]
+
+
+MAX_DIMS = 64  # as numpy and PyTorch's operations have it
+_MAX_BYTES = 1 << 63
+
+
+def find_shape_fault(shape: tuple[int, ...], itemsize: int) -> str:
+    """Why neither numpy nor PyTorch can have a tensor of a shape, whose sizes are 0 or more; "" if they can.
+
+    Strides are computed as if no size were 0, so they overflow in tensors of no elements, too.
+
+    >>> find_shape_fault((2, 0), 4), find_shape_fault((0, 1 << 40, 1 << 40), 4)
+    ('', 'strides of over 8 exabytes')
+    """
+    if len(shape) > MAX_DIMS:
+        return f"{len(shape):,} dimensions, over {MAX_DIMS}"
+    extent = itemsize or 1
+    for n in shape:
+        extent *= n or 1
+        if extent >= _MAX_BYTES:
+            return "strides of over 8 exabytes"
+    return ""
 
 
 def is_torch(value: object) -> bool:
@@ -77,6 +100,81 @@ class Memory:
         self.device, self.requires_grad, self.parameter = "cpu", False, False
 
 
+class Part:
+    """What a torch tensor says of itself if it is a part of a larger one that lies on several ranks.
+
+    Attributes:
+        shape: of the whole.
+        pieces: where each piece begins in the whole and in the tensor, and its sizes.
+    """
+
+    __slots__ = ("pieces", "shape")
+
+    def __init__(self, shape: tuple[int, ...], pieces: tuple[tuple[Strides, Strides, Strides], ...]) -> None:
+        self.shape, self.pieces = shape, pieces
+
+    def __str__(self) -> str:
+        return f"{boxes_text([(begin, sizes) for begin, _, sizes in self.pieces])} of a tensor of shape {self.shape}"
+
+    def refused(self) -> UnsupportedError:
+        """The error for saving it as if it were the whole."""
+        return UnsupportedError(
+            f"the tensor is a part ({self}), and would be saved as if it were the whole; save with "
+            "torch.distributed.checkpoint.save, which knows of parts, or gather it first"
+        )
+
+
+_PARTS = ("global_shape", "global_offsets", "local_offsets", "local_sizes")
+
+
+def part_of(tensor: Any) -> Part | None:
+    """What the four attributes of `torch.distributed.checkpoint.CheckpointableTensor` say; None for a whole tensor.
+
+    Source: torch/distributed/checkpoint/protocol.py (PyTorch 2.14).
+
+    Raises:
+        UnsupportedError: they contradict one another, or the tensor.
+    """
+    if getattr(tensor, "global_shape", None) is None:
+        return None
+    said: list[Any] = [getattr(tensor, name, None) for name in _PARTS]
+    if any(some is None for some in said):
+        return None
+    try:
+        whole = tuple(map(int, said[0]))
+        begins, places, sizes = (tuple(tuple(map(int, one)) for one in some) for some in said[1:])
+        pieces = tuple(zip(begins, places, sizes, strict=True))
+        fits = all(
+            _inside(begin, size, whole) and _inside(place, size, tuple(tensor.shape)) for begin, place, size in pieces
+        )
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise UnsupportedError(f"the tensor's {', '.join(_PARTS)} describe no part of a tensor; fix or remove them")
+    if whole == tuple(tensor.shape) and pieces == (((0,) * len(whole), (0,) * len(whole), whole),):
+        return None
+    return Part(whole, pieces)
+
+
+def _inside(begin: Strides, sizes: Strides, whole: Strides) -> bool:
+    return all(b >= 0 and n >= 0 and b + n <= most for b, n, most in zip(begin, sizes, whole, strict=True))
+
+
+def box_text(begin: Strides, sizes: Strides) -> str:
+    """A range as an index would have it.
+
+    >>> box_text((0, 4), (2, 4))
+    '[0:2, 4:8]'
+    """
+    return f"[{', '.join(f'{b}:{b + n}' for b, n in zip(begin, sizes, strict=True))}]"
+
+
+def boxes_text(boxes: Sequence[tuple[Strides, Strides]]) -> str:
+    """Ranges as an index would have them, the first few of many."""
+    shown = ", ".join(box_text(*box) for box in boxes[:4])
+    return (shown or "nothing") + f" and {len(boxes) - 4:,} more" * (len(boxes) > 4)
+
+
 _TORCH_DTYPES: dict[object, DType] = {}
 
 
@@ -107,11 +205,18 @@ def torch_memory(tensor: Any) -> Memory:
     if found is None:
         found = _TORCH_DTYPES[whole.dtype] = dtype(whole.dtype)
     storage = whole.untyped_storage()
+    try:
+        address = storage.data_ptr()
+    except RuntimeError:
+        raise UnsupportedError(
+            f"the tensor is a {type(tensor).__qualname__}, which has no memory of its own, such as a part of one that "
+            "lies on several ranks; save with torch.distributed.checkpoint, or gather it first (full_tensor())"
+        ) from None
     memory = Memory(
         found,
         tuple(whole.shape),
         None if whole.is_contiguous() else tuple(whole.stride()),
-        storage.data_ptr(),
+        address,
         storage.nbytes(),
         whole.storage_offset() * found.itemsize,
         storage,

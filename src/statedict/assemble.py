@@ -13,20 +13,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from statedict.boxes import Box
     from statedict.dtypes import DType
     from statedict.io.source import ByteSource
 
     Shape = tuple[int, ...]
     Chunk = tuple[Shape, LazyTensor | Callable[[], LazyTensor]]
     """Where a chunk begins along each dimension, and the tensor, or what fetches it when it is first read."""
+    Lack = tuple[tuple[Box, ...], Callable[[Shape, Shape], Exception]]
 
 _MAPPED = 2 << 20  # bytes that a function gets at once
 
 
 def assembled(
-    kind: DType, shape: Shape, chunks: Sequence[Chunk], name: str, fill: float = 0, remote: bool = False
+    kind: DType,
+    shape: Shape,
+    chunks: Sequence[Chunk],
+    name: str,
+    fill: float = 0,
+    remote: bool = False,
+    lack: Lack | None = None,
 ) -> LazyTensor:
-    """A tensor of chunks; what none of them covers has one value.
+    """A tensor of chunks; what none of them covers has one value, or is an error.
 
     Args:
         kind: the dtype of all of them.
@@ -35,6 +43,8 @@ def assembled(
         name: what errors call it.
         fill: the value of elements that no chunk covers.
         remote: whether those that are not fetched yet are far away.
+        lack: where there is no value for what none covers: the boxes that are there, and what makes the error for one
+            that is not.
 
     Raises:
         UnsupportedError: elements are not whole numbers of bytes.
@@ -49,7 +59,10 @@ def assembled(
         raise UnsupportedError(f"{name}: elements of {kind.bits} bits cannot be put together")
     parts = list(chunks)
     remote |= any(isinstance(chunk, LazyTensor) and chunk.storage.source.remote for _, chunk in parts)
-    source = BoxSource(kind, shape, partial(_chunks, parts, kind, fill), name, partial(_most_of_chunks, parts), remote)
+    held, error = lack or (None, None)
+    # a panel would ask for more than the reader does
+    most = partial(_most_of_chunks, parts) if lack is None else int
+    source = BoxSource(kind, shape, partial(_chunks, parts, kind, error or fill), name, most, remote, held)
     return LazyTensor(kind, shape, Storage(source, 0, source.size))
 
 
@@ -70,7 +83,9 @@ def mapped(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> L
     return LazyTensor(kind, rows.shape, storage, 0, None, rows.requires_grad, rows.parameter)
 
 
-def _chunks(chunks: list[Chunk], kind: DType, fill: float, corner: Shape, out: Any) -> None:
+def _chunks(
+    chunks: list[Chunk], kind: DType, fill: float | Callable[[Shape, Shape], Exception], corner: Shape, out: Any
+) -> None:
     """A box of chunks."""
     import numpy
 
@@ -86,6 +101,8 @@ def _chunks(chunks: list[Chunk], kind: DType, fill: float, corner: Shape, out: A
             where = (*(slice(a - c, b - c) for a, b, c in zip(begin, stop, corner, strict=True)), ...)
             inside.append((chunk, tuple(a - s for a, s in zip(begin, start, strict=True)), out[where]))
     if sum(part.size for _, _, part in inside) < out.size:
+        if callable(fill):
+            raise fill(corner, out.shape)
         out[...] = numpy.full(1, fill, kind.numpy).view(raw(kind.itemsize))[0]
     for chunk, place, part in inside:
         _box(chunk, place, part)

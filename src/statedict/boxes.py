@@ -20,7 +20,7 @@ from threading import local
 
 from statedict.arrays import contiguous_strides
 from statedict.io.blocks import lowest
-from statedict.io.memory import allocate
+from statedict.io.memory import allocate, zeros
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS
 from statedict.io.source import check_range
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
 
     Shape = tuple[int, ...]
+    Box = tuple[Shape, Shape]
+    """Its corner and its sizes."""
     At = Callable[[Shape, Any], None]
     """Fills an array of raw elements (see `raw`) with the box of its shape from a corner."""
 
@@ -61,16 +63,25 @@ class BoxSource:
         at: makes a box.
         most: how large a panel may be; 0 where its order is that of the bytes which it is made of.
         remote: whether these are far away, so that more threads make panels at a time, and smaller ones.
+        regions: the boxes that can be made, as corner and sizes; None where all can.
     """
 
-    __slots__ = ("__weakref__", "_panel", "at", "kind", "most", "name", "remote", "shape", "size")
+    __slots__ = ("__weakref__", "_panel", "at", "kind", "most", "name", "regions", "remote", "shape", "size")
 
     in_memory = False
 
     def __init__(
-        self, kind: DType, shape: Shape, at: At, name: str, most: Callable[[], int], remote: bool = False
+        self,
+        kind: DType,
+        shape: Shape,
+        at: At,
+        name: str,
+        most: Callable[[], int],
+        remote: bool = False,
+        regions: tuple[Box, ...] | None = None,
     ) -> None:
         self.kind, self.shape, self.at, self.name, self.most, self.remote = kind, shape, at, name, most, remote
+        self.regions = regions
         self.size, self._panel = math.prod(shape) * kind.itemsize, -1
 
     @property
@@ -84,7 +95,7 @@ class BoxSource:
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
         check_range(self, offset, length)
-        whole = bytearray(length)
+        whole = zeros(length)
         self.readinto(offset, memoryview(whole))
         return whole
 
@@ -247,12 +258,23 @@ def _box_of(source: BoxSource, offset: int, strides: Strides, out: Any) -> tuple
 
     None where it is no box there: it skips elements, or was reshaped.
     """
+    found = _axes_of(source, offset, strides, out.shape)
+    if found is None:
+        return None
+    corner, axes = found
+    flat = out[(*(0 if n == 1 else slice(None) for n in out.shape), ...)]
+    turned = flat.transpose([axis for axis in axes if axis is not None])
+    return corner, turned[(*(None if axis is None else slice(None) for axis in axes), ...)]
+
+
+def _axes_of(source: BoxSource, offset: int, strides: Strides, shape: Shape) -> tuple[Shape, list[int | None]] | None:
+    """The corner of a strided box, and for each dimension of its source which one of its own, but for those of 1."""
     first, within = divmod(offset, source.kind.itemsize)
     units = contiguous_strides(source.shape)
     corner = tuple(first // unit % max(n, 1) for unit, n in zip(units, source.shape, strict=True))
     axes: list[int | None] = [None] * len(source.shape)
     kept = 0
-    for n, stride in zip(out.shape, strides, strict=True):
+    for n, stride in zip(shape, strides, strict=True):
         if n == 1:
             continue
         wide = (j for j, unit in enumerate(units) if unit == stride and corner[j] + n <= source.shape[j])
@@ -261,9 +283,35 @@ def _box_of(source: BoxSource, offset: int, strides: Strides, out: Any) -> tuple
             return None
         axes[axis] = kept
         kept += 1
-    flat = out[(*(0 if n == 1 else slice(None) for n in out.shape), ...)]
-    turned = flat.transpose([axis for axis in axes if axis is not None])
-    return corner, turned[(*(None if axis is None else slice(None) for axis in axes), ...)]
+    return corner, axes
+
+
+def regions_of(source: ByteSource, offset: int, strides: Strides, shape: Shape) -> tuple[Box, ...] | None:
+    """Which boxes of a strided tensor can be made, in its own dimensions; None where all can.
+
+    Of one that skips elements none is named.
+    """
+    held = source.regions if isinstance(source, BoxSource) else None
+    if held is None or 0 in shape:
+        return None
+    found = _axes_of(source, offset, strides, shape)  # type: ignore[arg-type]
+    if found is None:
+        return ()
+    corner, axes = found
+    wide = [n for n in shape if n != 1]
+    sizes = tuple(1 if axis is None else wide[axis] for axis in axes)
+    inside: list[Box] = []
+    for begin, size in held:
+        first = tuple(map(max, begin, corner))
+        last = tuple(min(b + n, c + m) for b, n, c, m in zip(begin, size, corner, sizes, strict=True))
+        if all(a < b for a, b in zip(first, last, strict=True)):
+            ranges = {axis: (a - c, b - a) for axis, a, b, c in zip(axes, first, last, corner, strict=True)}
+            kept = iter([ranges[axis] for axis in range(len(wide))])
+            own = [next(kept) if n != 1 else (0, 1) for n in shape]
+            inside.append((tuple(a for a, _ in own), tuple(n for _, n in own)))
+    if sum(math.prod(n) for _, n in inside) == math.prod(shape):
+        return None
+    return tuple(inside)
 
 
 class _Reader:

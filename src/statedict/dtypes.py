@@ -3,11 +3,17 @@
 A row names a dtype as PyTorch does and says what the others call it. `bits` is the size of one element in memory
 or on disk. PyTorch's packed dtypes count bytes: an element of `float4_e2m1fn_x2` is one byte that holds two numbers.
 
-Sources: torch.storage._dtype_to_storage_type_map (PyTorch 2.13), the `Dtype` enum of safetensors 0.8,
+A dtype that is in no row has the kind `raw`: it is a label on bytes, with the name as the file spells it. `labelled`
+makes one; its `bits` are 0 where nothing says how large an element is, and such a tensor covers its whole storage.
+
+Sources: torch.storage._dtype_to_storage_type_map and _new_dtypes (PyTorch 2.15), the `Dtype` enum of safetensors 0.8,
 ml_dtypes 0.6.
 """
 
 from __future__ import annotations
+
+import re
+from weakref import WeakValueDictionary
 
 from statedict.errors import FormatError, MissingExtraError, UnsupportedError
 
@@ -35,6 +41,7 @@ _ROWS: tuple[tuple[str, int, str, str, str, str, tuple[str, ...]], ...] = (
     ("complex128", 128, "complex", "complex128", "", "ComplexDoubleStorage", ("cdouble",)),
     ("complex64", 64, "complex", "complex64", "C64", "ComplexFloatStorage", ("cfloat",)),
     ("complex32", 32, "complex", "ml:complex32", "", "", ("chalf",)),
+    ("bcomplex32", 32, "complex", "ml:bcomplex32", "", "", ()),
     ("float8_e4m3fn", 8, "float", "ml:float8_e4m3fn", "F8_E4M3", "", ("fp8", "fp8_e4m3")),
     ("float8_e5m2", 8, "float", "ml:float8_e5m2", "F8_E5M2", "", ("fp8_e5m2",)),
     ("float8_e4m3fnuz", 8, "float", "ml:float8_e4m3fnuz", "F8_E4M3FNUZ", "", ()),
@@ -74,7 +81,7 @@ class DType:
 
     Attributes:
         name: PyTorch's name, `"bfloat16"`.
-        bits: bits of one element.
+        bits: bits of one element; 0 where nothing says how many.
         itemsize: bytes of one element; 0 where an element is not a whole number of bytes.
         kind: `float`, `int`, `uint`, `bool`, `complex`, `quantized`, `bits`, or `raw` for a name that is in no table.
         safetensors: the code in a safetensors header, empty where that format has none.
@@ -87,7 +94,7 @@ class DType:
     2
     """
 
-    __slots__ = ("_numpy", "_numpy_name", "bits", "itemsize", "kind", "name", "safetensors", "storage")
+    __slots__ = ("__weakref__", "_numpy", "_numpy_name", "bits", "itemsize", "kind", "name", "safetensors", "storage")
 
     def __init__(
         self, name: str, bits: int, kind: str, numpy: str = "", safetensors: str = "", storage: str = ""
@@ -109,16 +116,26 @@ class DType:
             import numpy
 
             if not self._numpy_name:
-                raise UnsupportedError(
-                    f"numpy has no dtype for {self.name} ({self.bits} bits an element); read its bytes with .raw()"
-                )
+                size = f"{self.bits} bits an element" if self.bits else "elements of an unknown size"
+                raise UnsupportedError(f"numpy has no dtype for {self.name} ({size}); read its bytes with .raw()")
             if self._numpy_name.startswith("ml:"):
                 import ml_dtypes
 
-                self._numpy = numpy.dtype(getattr(ml_dtypes, self._numpy_name[3:]))
+                found = getattr(ml_dtypes, self._numpy_name[3:], None)
+                if found is None:
+                    raise UnsupportedError(
+                        f"ml_dtypes {ml_dtypes.__version__} has no {self.name}; "
+                        "pip install -U ml_dtypes, or read its bytes with .raw()"
+                    )
+                self._numpy = numpy.dtype(found)
             else:
                 self._numpy = numpy.dtype(self._numpy_name)
         return self._numpy  # type: ignore[no-any-return]
+
+    @property
+    def component(self) -> DType:
+        """The dtype of the real and the imaginary part; of what is not complex, itself."""
+        return BY_NAME[_COMPONENTS.get(self.name, self.name)] if self.kind == "complex" else self
 
     @property
     def torch(self) -> Any:
@@ -144,15 +161,50 @@ class DType:
         return self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.name in BY_NAME:
-            return dtype, (self.name,)
-        return DType, (self.name, self.bits, self.kind, self._numpy_name, self.safetensors, self.storage)
+        if self.kind == "raw":
+            return labelled, (self.name, self.bits, self.safetensors, self.storage)
+        return dtype, (self.name,)
 
+
+_COMPONENTS = {"complex32": "float16", "bcomplex32": "bfloat16", "complex64": "float32", "complex128": "float64"}
+_LABELLED: WeakValueDictionary[tuple[str, int, str, str], DType] = WeakValueDictionary()
+MAX_NAME = 100  # characters of a name that a file may have for a dtype
+_TORCH_DTYPE = re.compile(r"[a-z][a-z_]{0,40}[0-9][a-z0-9_]{0,40}", re.ASCII)
+_TORCH_STORAGE = re.compile(r"[A-Z][A-Za-z0-9]{0,40}Storage", re.ASCII)
 
 BY_NAME: dict[str, DType] = {row[0]: DType(*row[:6]) for row in _ROWS}
 BY_SAFETENSORS: dict[str, DType] = {d.safetensors: d for d in BY_NAME.values() if d.safetensors}
 BY_STORAGE: dict[str, DType] = {d.storage: d for d in BY_NAME.values() if d.storage}
 _BY_ANY_NAME: dict[str, DType] = BY_NAME | {alias: BY_NAME[row[0]] for row in _ROWS for alias in row[6]}
+
+
+def labelled(name: str, bits: int = 0, safetensors: str = "", storage: str = "") -> DType:
+    """The dtype of bytes that are of no dtype in the table, under the name that the file has for it.
+
+    Args:
+        name: PyTorch's name without `torch.`, or another library's.
+        bits: of one element; 0 where nothing says how many.
+        safetensors: the code in a safetensors header, where it comes from one.
+        storage: PyTorch's typed storage class, where the file names that and no dtype.
+
+    >>> labelled("float8_e3m4", 8) is labelled("float8_e3m4", 8)
+    True
+    """
+    key = name, bits, safetensors, storage
+    found = _LABELLED.get(key)
+    if found is None:
+        found = _LABELLED[key] = DType(name, bits, "raw", "", safetensors, storage)
+    return found
+
+
+def is_torch_dtype(name: str) -> bool:
+    """Whether a later PyTorch may have a dtype of this name: `float8_e3m4`, not `load`."""
+    return _TORCH_DTYPE.fullmatch(name) is not None
+
+
+def is_torch_storage(name: str) -> bool:
+    """Whether a PyTorch may have a typed storage class of this name: `HalfStorage`, not `load`."""
+    return _TORCH_STORAGE.fullmatch(name) is not None
 
 
 def dtype(name: object) -> DType:
@@ -162,7 +214,7 @@ def dtype(name: object) -> DType:
         name: `"bfloat16"`, `"bf16"`, `"torch.bfloat16"`, `"BF16"`, `numpy.dtype("<f4")`, `torch.float32`, a DType.
 
     Raises:
-        FormatError: the table has no such dtype.
+        FormatError: the table has no such dtype, and it is no `torch.dtype`.
 
     >>> import statedict
     >>> statedict.dtype("torch.float32").name
@@ -176,6 +228,8 @@ def dtype(name: object) -> DType:
         import numpy
 
         found = _BY_ANY_NAME.get(numpy.dtype(name).name)
+    if found is None and type(name).__module__ == "torch" and hasattr(name, "itemsize"):  # a torch.dtype that is new
+        found = labelled(text, 8 * name.itemsize)
     if found is None:
         raise FormatError(f"unknown dtype {name!r}; known are {', '.join(BY_NAME)}")
     return found

@@ -5,14 +5,17 @@
     │   ├── UnknownFormatError            no format recognises it
     │   ├── CorruptFileError              inconsistent or damaged
     │   │   └── TruncatedError            the file ends early
+    │   ├── EncodingError (UnicodeDecodeError)   a string of Python 2 is not in the encoding asked for
     │   └── LimitError                    it asks for more memory or time than its size justifies
     ├── RefusedError (UnpicklingError)    only running code from the file could make what it holds
     ├── FileError (OSError)               the file system said no
     │   ├── MissingFileError (FileNotFoundError)
     │   └── ExistingFileError (FileExistsError)
+    ├── OutOfMemoryError (MemoryError)    the system gives no memory
     ├── PathError (KeyError)              no such path in the tree
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
+    │   └── DeviceError (RuntimeError)    this PyTorch has no such device
     ├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
     ├── AlterError (ValueError)           an operation on a state cannot be done
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
@@ -53,6 +56,20 @@ class LimitError(FormatError):
     """The file asks for more memory or time than its size justifies."""
 
 
+class EncodingError(FormatError, UnicodeDecodeError):
+    """A string of Python 2 is not in the encoding that was asked for; a UnicodeDecodeError, as `torch.load` raises."""
+
+    def __init__(self, text: str, error: UnicodeDecodeError | None = None) -> None:
+        super().__init__(*(("ascii", b"", 0, 0, text) if error is None else error.args))
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return EncodingError, (self._text,)
+
+
 class RefusedError(StateDictError, UnpicklingError):
     """Only running code from the file could make what it holds."""
 
@@ -78,6 +95,23 @@ def file_error(path: str, doing: str, error: OSError) -> FileError:
     return kind(error.errno, f"{doing}: {error.strerror}", path)
 
 
+class OutOfMemoryError(StateDictError, MemoryError):
+    """The system gives no memory, or no more than a limit allows."""
+
+
+def is_failure_of_code(error: BaseException) -> bool:
+    """Whether it is code that failed, not data: a module or a class lacks a name, a function an argument.
+
+    What reads a file takes most errors for damage of it; such a one it lets pass, for another release of a library is
+    what it usually means.
+    """
+    if isinstance(error, AttributeError):
+        return isinstance(error.obj, type | type(errno))
+    if isinstance(error, TypeError):
+        return "unexpected keyword argument" in str(error)
+    return isinstance(error, NameError | ImportError)
+
+
 class PathError(StateDictError, KeyError):
     """There is no such path in the tree."""
 
@@ -91,6 +125,10 @@ class TreeError(StateDictError, ValueError):
 
 class UnsupportedError(StateDictError, TypeError):
     """The target cannot hold this value or dtype."""
+
+
+class DeviceError(UnsupportedError, RuntimeError):
+    """This PyTorch has no such device as a file or `map_location` names; a RuntimeError, as `torch.load` raises."""
 
 
 class RenameError(StateDictError, ValueError):

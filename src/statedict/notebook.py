@@ -50,7 +50,7 @@ class _Totals:
             item = pending.pop()
             if id(item) in self.known or is_array(item):
                 if id(item) not in self.known:
-                    self.known[id(item)] = _region(as_lazy(item))
+                    self.known[id(item)] = _region(as_lazy(item, parts=True))
                 region, size = self.known[id(item)]
                 tensors += 1
                 nbytes += size if region not in regions else 0
@@ -108,7 +108,7 @@ def _below(node: Any) -> tuple[int, Sequence[tuple[str, Any]]]:
 
 def _line(key: str, node: Any, totals: _Totals) -> Safe:
     if is_array(node):
-        tensor = as_lazy(node)
+        tensor = as_lazy(node, parts=True)
         return entry(key, tensor.dtype, shape(tensor.shape), human_bytes(tensor.nbytes))
     if isinstance(node, _Module):
         return entry(key, totals.of(node))

@@ -12,6 +12,7 @@ from itertools import accumulate
 from statedict.arrays import Strides, numpy_view, torch_storage, torch_view
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
+from statedict.labelled import Labelled
 from statedict.tensor import LazyTensor, Storage
 
 TYPE_CHECKING = False
@@ -166,7 +167,9 @@ def copied(
     buffers, places = own(tensors, room)
     storages = [Storage(BytesSource(buffer), 0, len(buffer)) for buffer in buffers]
     return [
-        LazyTensor(t.dtype, t.shape, storages[p.segment], p.offset, p.strides, t.requires_grad, t.parameter)
+        t.over(storages[p.segment])
+        if isinstance(t, Labelled)
+        else LazyTensor(t.dtype, t.shape, storages[p.segment], p.offset, p.strides, t.requires_grad, t.parameter)
         for t, p in zip(tensors, places, strict=True)
     ]
 
@@ -182,13 +185,20 @@ def numpy_arrays(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
     ]
 
 
+def _elements(tensor: LazyTensor, place: Place) -> tuple[Strides | None, int]:
+    """Strides and first element in the segment."""
+    if isinstance(tensor, Labelled):
+        return tensor.steps, tensor.first
+    return place.strides, place.offset // max(tensor.dtype.itemsize, 1)
+
+
 def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
     """The tensors as torch tensors; tied ones share a `torch.UntypedStorage` as before."""
     if copy:
         buffers, places = own(tensors)
         owned = [torch_storage(buffer) for buffer in buffers]
         return [
-            torch_view(owned[p.segment], t.dtype, t.shape, p.strides, p.offset // max(t.dtype.itemsize, 1))
+            torch_view(owned[p.segment], t.dtype, t.shape, *_elements(t, p))
             for t, p in zip(tensors, places, strict=True)
         ]
     mapped: dict[object, Any] = {}

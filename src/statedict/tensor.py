@@ -12,13 +12,14 @@ from statedict.arrays import (
     is_torch,
     numpy_memory,
     numpy_view,
+    part_of,
     torch_memory,
     torch_storage,
     torch_view,
     touched,
     writable_memory,
 )
-from statedict.boxes import gathered
+from statedict.boxes import gathered, regions_of
 from statedict.dtypes import DType
 from statedict.errors import LimitError, StateDictError, UnsupportedError
 from statedict.io.memory import allocate
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
 
 
-_EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
+EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
 
 
 class Storage:
@@ -146,6 +147,11 @@ class LazyTensor:
             return 0
         return (sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1) * self.dtype.itemsize
 
+    @property
+    def regions(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None:
+        """Of a checkpoint that lacks parts the boxes that are there, each a corner and sizes; None if all is."""
+        return regions_of(self.storage.source, self.storage.offset + self.offset, self.stride(), self.shape)
+
     def is_contiguous(self) -> bool:
         """Whether the elements lie row-major without gaps."""
         return self.strides is None
@@ -159,7 +165,8 @@ class LazyTensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"LazyTensor({self.dtype}, {self.shape}, {human_bytes(self.nbytes)}, {self.storage.source.name!r})"
+        shape, size = tuple(self.shape), human_bytes(self.nbytes)
+        return f"LazyTensor({self.dtype}, {shape}, {size}, {self.storage.source.name!r})"
 
     def _repr_html_(self) -> str:
         from statedict.html import page, shape, table
@@ -275,7 +282,7 @@ class LazyTensor:
         """
         if self.strides is None:
             return self
-        if self.nbytes > max(_EXPANDED, 1024 * self.span):
+        if self.nbytes > max(EXPANDED, 1024 * self.span):
             raise LimitError(
                 f"{self!r}: repeats {human_bytes(self.span)} to {human_bytes(self.nbytes)}; "
                 "a view by .numpy() or an index takes no memory"
@@ -346,18 +353,21 @@ class LazyTensor:
         return True
 
 
-def as_lazy(value: Any) -> LazyTensor:
+def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
     """A LazyTensor over a live array, which shares its memory; a LazyTensor as it is.
 
     Args:
         value: `torch.Tensor`, `numpy.ndarray` or LazyTensor.
+        parts: take a tensor that is a part of a larger one, too.
 
     Raises:
-        UnsupportedError: the value is none of them, or has no plain memory.
+        UnsupportedError: the value is none of them, has no plain memory, or is a part.
     """
     if isinstance(value, LazyTensor):
         return value
     if is_torch(value):
+        if not parts and (part := part_of(value)) is not None:
+            raise part.refused()
         memory = torch_memory(value)
     elif is_numpy(value):
         memory = numpy_memory(value)

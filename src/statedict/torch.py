@@ -15,16 +15,26 @@ import io
 import os
 import pickle
 import tempfile
+from mmap import MAP_SHARED
 
 import torch
 from torch.serialization import load as torch_load  # bound now, for whoever puts ours in the place of theirs
+from torch.serialization import safe_globals
 from torch.serialization import save as torch_save
-from torch.utils.serialization import config
 
-from statedict import formats
+from statedict import formats, torch_private
 from statedict.arrays import torch_storage
 from statedict.collector import Paused
-from statedict.errors import CorruptFileError, RefusedError
+from statedict.dtypes import dtype as known_dtype
+from statedict.errors import (
+    CorruptFileError,
+    DeviceError,
+    EncodingError,
+    RefusedError,
+    StateDictError,
+    UnsupportedError,
+    is_failure_of_code,
+)
 from statedict.formats import places, torch_legacy, torch_zip
 from statedict.io.atomic import publish
 from statedict.io.memory import allocate
@@ -32,11 +42,11 @@ from statedict.io.pipeline import fill
 from statedict.io.sink import FileSink, StreamSink
 from statedict.io.source import AddressSource, BytesSource, FileSource, Slice
 from statedict.io.urls import named
-from statedict.io.zip import ALIGNMENT
+from statedict.io.zip import ALIGNMENT, Record, refuse_behind
 from statedict.ops.inspect import inspect
 from statedict.pickles.numpy_arrays import IN_PICKLE
-from statedict.pickles.scalars import as_text
-from statedict.pickles.torch_unpickler import CHECKED, unpickle
+from statedict.pickles.opcodes import as_text
+from statedict.pickles.torch_unpickler import Allowed, numpy_globals, unpickle
 from statedict.segments import torch_tensors
 from statedict.tree import StateDict, realize, torch_value
 
@@ -91,12 +101,15 @@ def load(
     unknown = pickle_load_args.keys() - {"encoding", "errors", "fix_imports", "buffers"}
     if unknown:
         raise TypeError(f"load() got an unexpected keyword argument {min(unknown)!r}")
-    mmap = config.load.mmap if mmap is None else mmap
+    encoding = pickle_load_args.get("encoding", "utf-8")
+    mmap = torch_private.setting("load.mmap", False) if mmap is None else mmap
+    given = _Location(map_location)
+    map_location = given.location
     source, start = _open(f)
     with Paused():
         name = formats.detect(source)
         storages: Mapping[Any, Storage] = {}
-        pickled = b""
+        pickled, allowed = b"", Allowed()
         if name == "torch":
             records = torch_zip.members(source)
             if "constants.pkl" in records:
@@ -105,29 +118,47 @@ def load(
                 )
             serialization = torch.serialization
             big = serialization.get_default_load_endianness() is serialization.LoadEndianness.BIG
-            tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=CHECKED)
+            tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=allowed.constructors)
             pickled = bytes(records["data.pkl"].read(0, records["data.pkl"].size))
         elif name == "torch-legacy" and not torch_legacy.is_tar(source):
-            tree, storages, (begin, end), size = torch_legacy.unpickle(source, CHECKED)
+            tree, storages, (begin, end), size = torch_legacy.unpickle(source, allowed.constructors)
             pickled = bytes(source.read(begin, end - begin))
-            if not isinstance(f, str | os.PathLike):
+            if isinstance(f, str | os.PathLike):
+                refuse_behind(source, size)
+            else:  # what follows may be saved into the same file
                 f.seek(start + size)
         else:
             tree = formats.by_name(name).read(source)
         refusal = ""
+        allowed.check(tree, storages.values(), source.name)
+        given.check({storage.device for storage in storages.values()}, source.name)
         if pickled[:2] == b"\x80\x02":
+            is_path = isinstance(f, str | os.PathLike)
+            bare = torch_private.writes_no_bytes() or str(map_location) == "meta"
+            mapped = mmap and name == "torch" and is_path  # what else is to be mapped, PyTorch refuses with its reason
             try:
-                if mmap or _without_data(map_location):
-                    if not isinstance(f, str | os.PathLike):
-                        f.seek(start)
-                    device = "cpu" if mmap and map_location is None else map_location
-                    return torch_load(f, map_location=device, weights_only=True, mmap=mmap)
-                return _unpickle(pickled, _owned(storages), map_location, pickle_load_args.get("encoding", "utf-8"))
+                if not torch_private.unpickler_works() or mmap != mapped:
+                    return _by_torch(f, start, map_location, mmap)
+                if bare:  # only PyTorch makes these, of what stands up to our rules
+                    _unpickle(pickled, _empty(storages), lambda storage, _: storage, None, encoding, source.name)
+                    return _by_torch(f, start, map_location, mmap)
+                own = _mapped(storages, f) if mapped else _owned(storages)
+                return _unpickle(pickled, own, _placing(map_location), map_location, encoding, source.name)
             except pickle.UnpicklingError as error:
                 refusal = str(error)
-            except (LookupError, EOFError, AssertionError, TypeError, AttributeError) as error:
+            except (StateDictError, MemoryError):
+                raise
+            except Exception as error:
+                # of the caller's own function, or of the way of reading that was asked for, or of our code
+                if error is given.error or mmap != mapped or is_failure_of_code(error):
+                    raise
+                if isinstance(error, UnicodeDecodeError):
+                    text = f"{source.name}: a string of Python 2: {error}; give its encoding, as encoding='latin1'"
+                    raise EncodingError(text, error) from error
+                if bare:
+                    raise UnsupportedError(f"{source.name}: PyTorch does not make it without data ({error})") from error
                 raise CorruptFileError(
-                    f"{source.name}: its pickle describes no object ({error!r}); "
+                    f"{source.name}: its pickle describes no object ({str(error)[:500]!r}); "
                     "it is damaged, or map_location or an allowed class does not fit"
                 ) from error
         labels = inspect(StateDict({"": tree})).opaque
@@ -149,7 +180,13 @@ def _open(f: Any) -> tuple[ByteSource, int]:
     """The bytes from the file's position on, and that position."""
     if isinstance(f, str | os.PathLike):
         return places.opened(named(f)), 0
-    torch.serialization._check_seekable(f)  # for its message
+    try:
+        f.seek(f.tell())
+    except (AttributeError, io.UnsupportedOperation) as error:
+        raise type(error)(
+            f"{error}. You can only torch.load from a file that is seekable. "
+            "Please pre-load the data into a buffer like io.BytesIO and try to load from it instead."
+        ) from error
     start, name = f.tell(), str(getattr(f, "name", type(f).__name__))
     file: Any = f.file if isinstance(f, tempfile._TemporaryFileWrapper) else f
     raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
@@ -177,10 +214,69 @@ def _open(f: Any) -> tuple[ByteSource, int]:
     return BytesSource(data[:done], name), start
 
 
-def _without_data(map_location: Any) -> bool:
-    """Whether PyTorch was asked for tensors without bytes."""
-    local: Any = torch.serialization._serialization_tls
-    return torch._guards.active_fake_mode() is not None or local.skip_data or str(map_location) == "meta"
+class _Location:
+    """What `map_location` says of where tensors go.
+
+    Attributes:
+        location: what PyTorch is given for it.
+        error: what the caller's own function raised.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self.error: Exception | None = None
+        self.location = self._call if callable(given) else given
+
+    def _call(self, storage: Any, location: str) -> Any:
+        try:
+            return self._given(storage, location)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def check(self, devices: set[str], where: str) -> None:
+        """Check that PyTorch has the devices that a file's storages go to; what a function says is its own affair.
+
+        Raises:
+            DeviceError: it has not.
+        """
+        if self._given is None or callable(self._given):
+            return
+        place = _placing(self._given)
+        for name in sorted(devices):
+            try:
+                place(torch.UntypedStorage(0), name)
+            except RuntimeError as error:
+                raise DeviceError(f"{where}: no place for what was saved from {name[:100]!r}: {error}") from error
+
+
+def _by_torch(f: Any, start: int, map_location: Any, mmap: bool) -> Any:
+    """What `torch.load` makes of a file that our machine has read."""
+    if not isinstance(f, str | os.PathLike):
+        f.seek(start)
+    device = "cpu" if map_location is None else map_location
+    if torch_private.unpickler_works():
+        return torch_load(f, map_location=device, weights_only=True, mmap=mmap)
+    with safe_globals([*numpy_globals()]):  # for other threads as well meanwhile, for want of a way for this one only
+        return torch_load(f, map_location=device, weights_only=True, mmap=mmap)
+
+
+def _placing(map_location: Any) -> Callable[[Any, str], Any]:
+    """Where `torch.load` puts a storage: a function of it and of its device when it was saved."""
+    default: Any = torch.serialization.default_restore_location
+    if map_location is None:
+        map_location = "cpu"
+    if isinstance(map_location, dict):
+        return lambda storage, device: default(storage, map_location.get(device, device))
+    if isinstance(map_location, str | bytes | torch.device):
+        there = str(map_location) if isinstance(map_location, torch.device) else map_location
+        return lambda storage, device: default(storage, there)
+
+    def place(storage: Any, device: str) -> Any:
+        placed = map_location(storage, device)
+        return default(storage, device) if placed is None else placed
+
+    return place
 
 
 def _owned(storages: Mapping[Any, Storage]) -> dict[Any, Any]:
@@ -191,46 +287,68 @@ def _owned(storages: Mapping[Any, Storage]) -> dict[Any, Any]:
     return {key: torch_storage(buffer) if len(buffer) else empty for key, buffer in buffers.items()}
 
 
-def _unpickle(data: bytes, storages: Mapping[Any, Any], map_location: Any, encoding: str) -> Any:
+def _mapped(storages: Mapping[Any, Storage], path: Any) -> dict[Any, Any]:
+    """The storages as parts of the file in memory; those that do not lie in it as they are, read."""
+    whole: Any = None
+    made: dict[Any, Any] = {}
+    shared = torch.serialization.get_default_mmap_options() == MAP_SHARED
+    for key, storage in storages.items():
+        if not isinstance(storage.source, Record) or not storage.nbytes:
+            continue
+        if not shared:
+            data = storage.view(private=True)
+            if data is not None:
+                made[key] = torch_storage(data)
+            continue
+        archive, begin = storage.source.locate()
+        begin += storage.offset
+        if whole is None:
+            whole = torch.UntypedStorage.from_file(os.fspath(path), True, archive.size)
+        made[key] = whole[begin : begin + storage.nbytes]
+    return made | _owned({key: storage for key, storage in storages.items() if key not in made})
+
+
+def _empty(storages: Mapping[Any, Storage]) -> dict[Any, Any]:
+    """Storages of the same sizes without memory."""
+    return {key: torch.UntypedStorage(storage.nbytes, device="meta") for key, storage in storages.items()}
+
+
+def _unpickle(
+    data: bytes,
+    storages: Mapping[Any, Any],
+    place: Callable[[Any, str], Any],
+    map_location: Any,
+    encoding: str,
+    where: str,
+) -> Any:
     """What PyTorch makes of the pickle over these storages."""
-    map_location = "cpu" if map_location is None else map_location
-    place: Callable[[Any, str], Any] = torch.serialization._get_restore_location(map_location)
+    placed: dict[Any, Any] = {}
     made: dict[Any, Any] = {}
 
     def persistent_load(identifier: Any) -> Any:
         kind, key, device, _, *view = identifier[1:]
         if type(key) is bytes:  # from Python 2, with encoding="bytes"
             key, device = as_text(key), device.decode("ascii")
+        if key not in storages:
+            raise CorruptFileError(f"{where}: storage {key!r} is not in the file")
+        untyped = placed.get(key)
+        if untyped is None:
+            untyped = placed[key] = place(storages[key], device)
+        name, offset, size = view[0] if view and view[0] is not None else (key, 0, 0)
         dtype = kind.dtype
-        typed = made.get(key)
-        if typed is None:
-            untyped = place(storages[key], device)
-            typed = torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
-            if typed._data_ptr():  # an empty one may come again with another dtype
-                made[key] = typed
-        if not view or view[0] is None:
-            return typed
-        name, offset, size = view[0]
-        if name not in made:
-            item = dtype.itemsize
-            part = typed._untyped_storage[offset * item : (offset + size) * item]
-            made[name] = torch.storage.TypedStorage(wrap_storage=part, dtype=dtype, _internal=True)
-        return made[name]
+        if (name, dtype) not in made:
+            part = untyped
+            if name != key:
+                part = untyped[offset * dtype.itemsize : (offset + size) * dtype.itemsize]
+            made[name, dtype] = torch_private.typed_storage(part, dtype)
+        return made[name, dtype]
 
-    local: Any = torch.serialization._serialization_tls
-    local.map_location = map_location
-    try:
-        result = unpickle(data, persistent_load, encoding)
-        torch._utils._validate_loaded_sparse_tensors()
-    finally:
-        local.map_location = None
-        torch._utils._sparse_tensors_to_validate.clear()
-    return result
+    return unpickle(data, persistent_load, encoding, "cpu" if map_location is None else map_location)
 
 
 def from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
     """The objects of a tree of data that PyTorch's unpickler does not read."""
-    place = None if map_location is None else torch.serialization._get_restore_location(map_location)
+    place = None if map_location is None else _placing(map_location)
 
     def tensor(lazy: LazyTensor, real: Any) -> Any:
         if lazy.storage.source.name == IN_PICKLE:
@@ -272,9 +390,11 @@ def save(
     >>> torch.load(path)
     {'w': tensor([1., 1.])}
     """
-    torch.serialization._check_save_filelike(f)
-    plain = pickle_module is pickle and _use_new_zipfile_serialization and not _without_data(None)
-    plain = plain and config.save.compute_crc32 and config.save.storage_alignment == ALIGNMENT
+    if not isinstance(f, str | os.PathLike) and not hasattr(f, "write"):
+        raise AttributeError("expected 'f' to be string, path, or a file-like object with a 'write' attribute")
+    plain = pickle_module is pickle and _use_new_zipfile_serialization and not torch_private.writes_no_bytes()
+    plain = plain and torch.serialization.get_crc32_options()
+    plain = plain and torch_private.setting("save.storage_alignment", ALIGNMENT) == ALIGNMENT
     archive = _archive(obj, pickle_protocol, not _disable_byteorder_record) if plain else None
 
     def write(file: Any) -> None:
@@ -304,8 +424,9 @@ def _archive(obj: object, protocol: int, order: bool) -> tuple[bytes, list[Any],
 
     def persistent_id(value: Any) -> Any:
         if isinstance(value, torch.storage.TypedStorage):
-            storage, dtype, numel = value._untyped_storage, value.dtype, value._size()
-            kind = getattr(torch, value._pickle_storage_type())
+            storage, dtype = torch_private.storage_of(value), value.dtype
+            kind = torch_private.storage_class(value, known_dtype(dtype).storage)
+            numel = storage.nbytes() // dtype.itemsize
         elif isinstance(value, torch.UntypedStorage):
             storage, dtype, numel = value, torch.uint8, value.nbytes()
             kind = torch.serialization.normalize_storage_type(type(value))
@@ -316,7 +437,7 @@ def _archive(obj: object, protocol: int, order: bool) -> tuple[bytes, list[Any],
             raise RuntimeError(
                 "Cannot save multiple tensors or storages that view the same data as different types; clone one of them"
             )
-        key = keys.setdefault(storage._cdata, str(len(keys)))
+        key = keys.setdefault(id(storage), str(len(keys)))  # PyTorch keeps one object for each, as long as that lives
         if len(keys) > len(storages):
             storages.append(storage)
         return "storage", kind, key, torch.serialization.location_tag(storage), numel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from statedict.dtypes import DType, import_torch
-from statedict.errors import CorruptFileError, PathError, TreeError
+from statedict.errors import CorruptFileError, PathError, TreeError, UnsupportedError
 from statedict.paths import MAX_DEPTH, encode, free_name, label, walk
 from statedict.segments import numpy_arrays, torch_tensors
 from statedict.tensor import LazyTensor, as_lazy, is_array
@@ -223,7 +223,9 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
             return get(node)
         tag = next(iter(node), "")
         if tag[:1] != "$":
-            return StateDict((key, visit(child, depth)) for key, child in node.items())
+            return StateDict({key: visit(child, depth) for key, child in node.items()})
+        if tag == "$tensor":  # most are
+            return get(node)
         try:
             if tag == "$tuple":
                 return tuple(visit(child, depth) for child in node[tag])
@@ -341,5 +343,10 @@ def torch_value(value: Any) -> Any:
         torch = import_torch()
         if isinstance(value, Size):
             return torch.Size(value)
-        return value.torch if isinstance(value, DType) else torch.device(str(value))
+        if isinstance(value, DType):
+            return value.torch
+        try:
+            return torch.device(str(value))
+        except RuntimeError as error:
+            raise UnsupportedError(f"torch {torch.__version__} has no device {str(value)[:100]!r}") from error
     return value

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from statedict.dtypes import DType, dtype
-from statedict.errors import CorruptFileError, UnsupportedError
+from statedict.dtypes import BY_NAME, MAX_NAME, DType, labelled
+from statedict.errors import CorruptFileError, UnsupportedError, is_failure_of_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +48,26 @@ class Device(str):
 
     def __repr__(self) -> str:
         return f"device({str.__repr__(self)})"
+
+
+_MAX_INDEX = 127  # PyTorch's is a byte
+
+
+def device(text: object) -> Device:
+    """The Device of a text in a file.
+
+    Raises:
+        CorruptFileError: it is in no form that PyTorch reads.
+
+    >>> device("cuda:0")
+    device('cuda:0')
+    """
+    kind, colon, index = text.partition(":") if isinstance(text, str) and len(text) < 100 else ("", "", "")
+    named = kind.isascii() and kind.replace("_", "").isalnum() and not kind[:1].isdecimal()
+    numbered = index.isascii() and index.isdecimal() and (index == "0" or index[0] != "0") and int(index) <= _MAX_INDEX
+    if not named or (colon and not numbered):
+        raise CorruptFileError(f"{str(text)[:100]!r} is no device; expected its type and its number, as cuda:0")
+    return Device(text)
 
 
 class Opaque:
@@ -159,7 +179,10 @@ def to_json(value: Any) -> Any:
     if kind is Size:
         return {"$size": list(value)}
     if kind is Device:
-        return {"$device": str(value)}
+        try:
+            return {"$device": str(device(value))}
+        except CorruptFileError as error:
+            raise UnsupportedError(str(error)) from error
     if kind is DType:
         return {"$dtype": value.name}
     if kind is tuple:
@@ -185,6 +208,8 @@ def from_json(node: Any) -> Any:
     except CorruptFileError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if is_failure_of_code(error):
+            raise
         raise CorruptFileError(f"not a value: {', '.join(map(repr, node))[:80]}; the header is damaged") from error
 
 
@@ -205,6 +230,14 @@ def _bytes(body: Any) -> bytes:
     return b64decode(body, validate=True)
 
 
+def _dtype(name: Any) -> DType:
+    """A dtype by its name, also one that no table has yet."""
+    known = BY_NAME.get(name)
+    if known is None and not (type(name) is str and name.isprintable() and 0 < len(name) <= MAX_NAME):
+        raise ValueError(name)
+    return known or labelled(name)
+
+
 _DECODERS: dict[str, Any] = {
     "$int": lambda body: int(body, 16),
     "$float": lambda body: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[body],
@@ -212,8 +245,8 @@ _DECODERS: dict[str, Any] = {
     "$bytes": _bytes,
     "$bytearray": lambda body: bytearray(_bytes(body)),
     "$size": lambda body: Size(int(n) for n in body),
-    "$device": Device,
-    "$dtype": dtype,
+    "$device": device,
+    "$dtype": _dtype,
     "$tuple": lambda body: tuple(map(from_json, body)),
     "$set": lambda body: set(_items(body)),
     "$frozenset": lambda body: frozenset(_items(body)),

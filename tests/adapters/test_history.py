@@ -11,8 +11,6 @@ from torch import nn
 
 import statedict
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyTorch's own, when it compiles
-
 
 class Layer1(nn.Module):
     def __init__(self) -> None:

@@ -18,8 +18,6 @@ from torch.optim.swa_utils import AveragedModel
 import statedict
 from statedict.adapters.names import WRAPPERS, align
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyTorch's own, when it compiles
-
 NAMES = ["conv.weight", "conv.bias", "layers.0.norm.weight", "layers.1.norm.weight", "head"]
 
 

@@ -101,7 +101,7 @@ def test_the_same_code_as_before_restores_whatever_its_groups(build: Build) -> N
     }
 
 
-@pytest.mark.parametrize("name", ["Adafactor", "LBFGS", "Rprop", "SGD", "Muon"])
+@pytest.mark.parametrize("name", ["Adafactor", "LBFGS", "Rprop", "SGD", *(["Muon"] * hasattr(torch.optim, "Muon"))])
 def test_what_keeps_other_things_than_moments_is_no_hindrance(name: str) -> None:
     def tree(seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)

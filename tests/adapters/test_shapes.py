@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import statedict
 from statedict.adapters.shapes import POLICIES, Fit
 from statedict.tensor import as_lazy
 
+from ..same import assert_same
 from .test_torch_optimizer import OPTIMIZERS, OPTIONS
 
 
@@ -108,10 +110,11 @@ def test_the_moments_of_a_parameter_follow_it(name: str, policy: str) -> None:
     old, new = trained(words, name=name), trained(wanted, name=name, steps=0)
     state = statedict.capture({"model": old[0], "optimizer": old[1]})
     target = {"model": new[0], "optimizer": new[1]}
+    begun = copy.deepcopy(new[1].state.get(new[0].embed.weight, {}))  # empty, but for Adagrad of some releases
     report = statedict.restore(target, state, shapes={"model.embed": policy})
     was, now = old[1].state[old[0].embed.weight], new[1].state.get(new[0].embed.weight, {})
     if policy == "skip":
-        assert not now
+        assert_same(dict(now), dict(begun))
         assert "optimizer.state.0" in report.paths("fresh")
     else:
         both = min(words, wanted)

@@ -13,7 +13,7 @@ from torch import nn
 
 from statedict.dtypes import BY_NAME, BY_STORAGE
 
-from ..same import patterned, raw
+from ..same import in_torch, patterned, raw
 
 
 def assert_alike(one: Any, other: Any) -> None:
@@ -140,7 +140,7 @@ def _quantized() -> list[Any]:
 
 def _dtypes(old: bool) -> dict[str, Any]:
     """Tensors of the dtypes that have a storage class, or of those since."""
-    kinds = [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "quantized"]
+    kinds = [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "quantized" and in_torch(kind)]
     kinds = [kind for kind in kinds if (kind in BY_STORAGE.values()) is old]
     return {str(kind): [patterned(kind, 2, 3), patterned(kind), patterned(kind, 0)] for kind in kinds}
 

@@ -6,12 +6,14 @@ import io
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
+from torch.serialization import safe_globals
 
 import statedict.torch
 
@@ -20,6 +22,7 @@ warns = [
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse (CSR|CSC|BSR|BSC):UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning"),  # since 2.14, with each
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
     pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per:UserWarning"),
@@ -40,8 +43,11 @@ def ours(data: bytes, **options: Any) -> Any:
     return statedict.torch.load(io.BytesIO(data), **options)
 
 
-def theirs(data: bytes, **options: Any) -> Any:
-    return torch.load(io.BytesIO(data), **{"weights_only": True} | options)
+def theirs(data: bytes | Path, **options: Any) -> Any:
+    with safe_globals([torch._utils._rebuild_nested_tensor]):  # not allowed by default since 2.15
+        return torch.load(
+            io.BytesIO(data) if isinstance(data, bytes) else data, **{"weights_only": True, "mmap": False} | options
+        )
 
 
 def with_pickle(data: bytes, change: Callable[[bytes], bytes]) -> bytes:

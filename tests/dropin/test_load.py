@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from mmap import MAP_SHARED
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from hypothesis import given
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.serialization import LoadEndianness, set_default_load_endianness
+from torch.serialization import LoadEndianness, set_default_load_endianness, set_default_mmap_options
 
 import statedict
 import statedict.torch
@@ -47,6 +48,14 @@ def test_we_load_what_torch_loads_from_an_archive_from_a_stream_too(name: str) -
     assert_alike(ours(stream), theirs(archive))
 
 
+def test_jagged_tensors_load_although_torch_allows_them_no_longer_by_default() -> None:
+    jagged = torch.nested.nested_tensor([torch.ones(2, 3), torch.arange(12.0).reshape(4, 3)], layout=torch.jagged)
+    loaded = ours(written([jagged, jagged.values()]))
+    assert type(loaded[0]) is type(jagged)
+    assert [part.tolist() for part in loaded[0].unbind()] == [part.tolist() for part in jagged.unbind()]
+    assert loaded[0].values().data_ptr() == loaded[1].data_ptr()
+
+
 @zip_and_legacy
 def test_empty_bytes_are_data_although_torch_refuses_them(zipped: bool) -> None:
     assert_alike(ours(written([b"", torch.ones(1)], zipped)), [b"", torch.ones(1)])
@@ -56,7 +65,7 @@ def test_empty_bytes_are_data_although_torch_refuses_them(zipped: bool) -> None:
 def test_we_map_what_torch_maps(name: str, tmp_path: Path) -> None:
     path = tmp_path / "theirs.pth"
     path.write_bytes(written(OBJECTS[name]()))
-    assert_alike(statedict.torch.load(path, mmap=True), torch.load(path, mmap=True))
+    assert_alike(statedict.torch.load(path, mmap=True), theirs(path, mmap=True))
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
@@ -305,6 +314,13 @@ def test_mmap_is_for_archives_in_files(tmp_path: Path) -> None:
     path.write_bytes(written(torch.ones(2), False))
     with pytest.raises(RuntimeError, match="_use_new_zipfile_serialization"):
         statedict.torch.load(path, mmap=True)
+
+
+def test_a_mapped_file_is_shared_where_that_was_asked_for(tmp_path: Path) -> None:
+    path = as_file(written([torch.zeros(1000)]), tmp_path)
+    with set_default_mmap_options(MAP_SHARED):
+        statedict.torch.load(path, mmap=True)[0].fill_(1)
+    assert_alike(statedict.torch.load(path), [torch.ones(1000)])
 
 
 def test_what_is_written_into_a_mapped_tensor_does_not_reach_the_file(tmp_path: Path) -> None:

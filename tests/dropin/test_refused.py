@@ -22,11 +22,12 @@ import numpy
 import pytest
 import torch
 from torch import nn
-from torch.serialization import safe_globals
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import safe_globals, skip_data
 
 import statedict
 import statedict.torch
-from statedict.errors import CorruptFileError, FormatError, LimitError, RefusedError
+from statedict.errors import CorruptFileError, FormatError, LimitError, RefusedError, StateDictError
 
 from .alike import PLAIN, assert_alike
 from .files import ours, theirs, warns, with_pickle, written, zip_and_legacy
@@ -159,16 +160,18 @@ def test_a_subclass_of_tensor_comes_back_once_it_is_allowed(zipped: bool) -> Non
 
 
 @zip_and_legacy
-def test_sparse_tensors_are_validated_where_torch_is_asked_to(zipped: bool) -> None:
+@pytest.mark.parametrize("asked", [True, False])
+def test_sparse_tensors_are_validated_whether_torch_is_asked_to_or_not(zipped: bool, asked: bool) -> None:
     indices = torch.tensor([[5]])
     forged = Forged(
         torch._utils._rebuild_sparse_tensor, (torch.sparse_coo, (indices, torch.ones(1), torch.Size([3]), False))
     )
     data = written(forged, zipped)
-    for load in (theirs, ours):
-        with torch.sparse.check_sparse_tensor_invariants(), pytest.raises(RuntimeError, match="size is inconsistent"):
-            load(data)
-    assert not torch._utils._sparse_tensors_to_validate
+    with (
+        torch.sparse.check_sparse_tensor_invariants(enable=asked),
+        pytest.raises(CorruptFileError, match="0 to 2, got 5"),
+    ):
+        ours(data)
 
 
 def test_a_class_of_another_protocol_is_refused_by_its_name() -> None:
@@ -205,7 +208,6 @@ def test_another_pickle_module_is_refused() -> None:
         ours(written(1), pickle_module=types.ModuleType("dill"))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_an_argument_that_torch_load_does_not_know_is_an_error() -> None:
     with pytest.raises(TypeError, match="map_locaton"):
         ours(written({}), map_locaton="cpu")
@@ -280,6 +282,50 @@ def test_nothing_is_made_of_a_size_that_only_the_pickle_gives(name: str, state: 
     for program in (called + b"R", called + b"\x81", called + b"R" + state):
         with pytest.raises((CorruptFileError, RefusedError)):
             ours(with_pickle(written(1), lambda _, program=program: b"\x80\2" + program + b"."))
+
+
+STORAGE_CLASSES = ["torch.storage UntypedStorage", "torch.storage TypedStorage", "torch.sparse FloatTensor"]
+WAYS: dict[str, dict[str, Any]] = {
+    "read": {},
+    "mapped": {"mmap": True},
+    "on the meta device": {"map_location": "meta"},
+    "mapped on the meta device": {"map_location": "meta", "mmap": True},
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("name", STORAGE_CLASSES)
+@pytest.mark.parametrize("operation", [b"R", b"\x81"])
+def test_every_way_of_loading_refuses_to_make_what_only_a_number_asks_for(
+    operation: bytes, name: str, way: str, tmp_path: Path
+) -> None:
+    called = b"c" + name.replace(" ", "\n").encode() + b"\nJ" + struct.pack("<i", 1 << 20) + b"\x85" + operation
+    path = tmp_path / "small.pth"
+    path.write_bytes(with_pickle(written(1), lambda _: b"\x80\2" + called + b"."))
+    with pytest.raises(StateDictError):
+        statedict.torch.load(path, **WAYS[way])
+    path.write_bytes(with_pickle(written(1), lambda _: b"\x80\2" + called + b"0K\1."))  # it is dropped again
+    try:
+        assert statedict.torch.load(path, **WAYS[way]) == 1  # read by our machine, which makes nothing of it
+    except StateDictError:
+        pass
+
+
+@pytest.mark.parametrize("without", [FakeTensorMode, skip_data])
+@pytest.mark.parametrize("name", STORAGE_CLASSES)
+def test_tensors_without_bytes_are_checked_like_others(name: str, without: Any) -> None:
+    called = b"c" + name.replace(" ", "\n").encode() + b"\nJ" + struct.pack("<i", 1 << 20) + b"\x85R"
+    data = with_pickle(written(1), lambda _: b"\x80\2" + called + b".")
+    with without(), pytest.raises(StateDictError):
+        ours(data)
+
+
+def test_what_a_function_for_map_location_raises_is_not_called_damage() -> None:
+    def broken(storage: Any, device: str) -> Any:
+        return {}[device]
+
+    with pytest.raises(KeyError, match="cpu"):
+        ours(written([torch.ones(1)]), map_location=broken)
 
 
 def expanded(kind: torch.dtype, *shape: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ import tempfile
 import types
 import weakref
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from hypothesis import given
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
-from torch.utils.serialization import config
 
 import statedict
 import statedict.torch
@@ -30,6 +30,11 @@ from .files import theirs, trees, warns, zip_and_legacy
 from .files import written as by_torch
 
 pytestmark = warns
+
+try:
+    from torch.utils.serialization import config
+except ImportError:  # PyTorch 2.6, which has no such settings, aligns to 64 bytes and looks each offset up
+    config = None  # type: ignore[assignment]
 
 ALL = OBJECTS | NEW_OBJECTS
 
@@ -56,12 +61,12 @@ def test_torch_loads_from_our_stream_what_it_loads_from_its_own(name: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "meta"])
-@pytest.mark.parametrize("calculated", [False, True])
+@pytest.mark.parametrize("calculated", [False, True] if config else [False])
 def test_torch_maps_what_we_write(name: str, calculated: bool, tmp_path: Path) -> None:
     obj = ALL[name]()
     statedict.torch.save(obj, tmp_path / "ours.pth")
-    with config.patch("load.calculate_storage_offsets", calculated):
-        assert_alike(torch.load(tmp_path / "ours.pth", mmap=True), theirs(by_torch(obj)))
+    with config.patch("load.calculate_storage_offsets", calculated) if config else nullcontext():
+        assert_alike(theirs(tmp_path / "ours.pth", mmap=True), theirs(by_torch(obj)))
 
 
 def test_torch_finds_the_bytes_of_fake_tensors_in_our_archive(tmp_path: Path) -> None:
@@ -71,7 +76,8 @@ def test_torch_finds_the_bytes_of_fake_tensors_in_our_archive(tmp_path: Path) ->
     data = path.read_bytes()
     with FakeTensorMode():
         fake = torch.load(path)
-    for name, tensor in state.items():
+    assert all(fake[name].shape == tensor.shape for name, tensor in state.items())
+    for name, tensor in state.items() if config else ():  # PyTorch 2.6 does not tell where bytes are
         offset = fake[name].untyped_storage()._checkpoint_offset
         assert data[offset : offset + tensor.nbytes] == tensor.numpy().tobytes()
 
@@ -270,9 +276,10 @@ def test_a_file_without_its_byte_order_can_be_asked_for() -> None:
 
 
 def test_another_alignment_of_storages_is_kept() -> None:
-    with config.patch("save.storage_alignment", 4096):
+    alignment = 4096 if config else 64
+    with config.patch("save.storage_alignment", alignment) if config else nullcontext():
         data = written([torch.arange(50.0), torch.arange(5.0)])
-    assert data.index(torch.arange(50.0).numpy().tobytes()) % 4096 == 0
+    assert data.index(torch.arange(50.0).numpy().tobytes()) % alignment == 0
     assert_alike(theirs(data), [torch.arange(50.0), torch.arange(5.0)])
 
 

@@ -18,10 +18,11 @@ import statedict
 from statedict.dtypes import BY_NAME
 from statedict.values import Opaque, Size
 
-from ..same import assert_same, overlaps, patterned, raw
+from ..same import assert_same, in_torch, overlaps, patterned, raw
 from .conftest import Subject
 
-SAVED_BY_TORCH = [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "quantized"]
+SAVED_BY_TORCH = [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "quantized" and in_torch(kind)]
+NO_ARITHMETIC = ("complex32", "bcomplex32", "float4_e2m1fn_x2")
 
 by_dtype = pytest.mark.parametrize("kind", SAVED_BY_TORCH, ids=str)
 complex_half = pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")  # torch itself warns of complex32
@@ -283,9 +284,7 @@ tensors = st.builds(
     lambda kind, shape, transpose: (
         patterned(kind, *shape).T if transpose and len(shape) == 2 else patterned(kind, *shape)
     ),
-    st.sampled_from(
-        [kind for kind in SAVED_BY_TORCH if kind.kind != "bits" and kind.name not in ("complex32", "float4_e2m1fn_x2")]
-    ),
+    st.sampled_from([kind for kind in SAVED_BY_TORCH if kind.kind != "bits" and kind.name not in NO_ARITHMETIC]),
     st.lists(st.integers(0, 4), max_size=3),
     st.booleans(),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,15 +149,105 @@ def test_shards_of_two_ranks_are_assembled_into_the_whole_tensors(ranks: Path, t
     assert_same(statedict.load(tmp_path / "whole.pth").at("deep.middle"), expected["deep.middle"])
 
 
-def test_a_rank_whose_file_is_missing_is_named(ranks: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_of_a_rank_whose_file_is_missing_the_rest_is_read(ranks: Path, tmp_path: Path) -> None:
+    whole = statedict.load(ranks)
     shutil.copytree(ranks, tmp_path / "d")
-    first = min((tmp_path / "d").glob("*.distcp"))
-    first.unlink()
-    with pytest.raises(statedict.FileError, match=first.name) as caught:
-        statedict.load(tmp_path / "d")
+    gone = min((tmp_path / "d").glob("*.distcp"))
+    gone.unlink()
+    found = statedict.load(tmp_path / "d")
+    lacking = {path: t.regions for path, t in found.tensors().items() if t.regions is not None}
+    assert lacking
+    for path, regions in lacking.items():
+        tensor = found.at(path)
+        for begin, sizes in regions or ():
+            index = tuple(slice(b, b + n) for b, n in zip(begin, sizes, strict=True))
+            assert tensor[index].regions is None
+            assert tensor[index].raw() == whole.at(path)[index].raw()
+        with pytest.raises(
+            statedict.CorruptFileError, match=f"is not all there.*missing: {gone.name}; fetch the files"
+        ):
+            tensor.numpy()
+    report = statedict.verify(tmp_path / "d")
+    assert gone.name in {problem.part for problem in report.problems}
+    assert lacking.keys() <= {name for problem in report.problems for name in problem.tensors}
+
+
+def test_a_value_whose_file_is_missing_is_named(tmp_path: Path) -> None:
+    folder = save({"w": torch.ones(2), "epoch": 3}, tmp_path / "d")
+    changed = metadata(folder)
+    (file,) = folder.glob("*.distcp")
+    for key, info in changed.storage_data.items():
+        info.relative_path = "__1_0.distcp" if key.fqn == "epoch" else info.relative_path
+    rewrite(folder, changed)
+    with pytest.raises(statedict.FileError, match=r"__1_0\.distcp"):
+        statedict.load(folder)
+    file.unlink()
+    with pytest.raises(statedict.FileError, match="distcp") as caught:
+        statedict.load(folder)
     assert isinstance(caught.value, FileNotFoundError)
+
+
+def shards(folder: Path, shape: tuple[int, ...], *places: tuple[tuple[int, ...], tuple[int, ...]]) -> torch.Tensor:
+    """A checkpoint of these ranges of a tensor, which is returned, as a rank alone saves it."""
+    whole = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    cut = [whole[tuple(slice(b, b + n) for b, n in zip(begin, sizes, strict=True))] for begin, sizes in places]
+    save({f"s{number}": part.clone() for number, part in enumerate(cut)} | {"n": 1}, folder)
+    changed = metadata(folder)
+    entries = changed.state_dict_metadata
+    entry = entries["s0"]
+    entry.size, entry.chunks = torch.Size(shape), chunks(*places)  # type: ignore[arg-type]
+    changed.state_dict_metadata = {"w": entry, "n": entries["n"]}
+    changed.storage_data = {
+        MetadataIndex("n") if key.fqn == "n" else MetadataIndex("w", torch.Size(places[int(key.fqn[1:])][0])): info
+        for key, info in changed.storage_data.items()
+    }
+    changed.planner_data = {"w": ("w",), "n": ("n",)}
+    rewrite(folder, changed)
+    return whole
+
+
+def test_a_tensor_of_which_not_every_rank_saved_knows_its_ranges(tmp_path: Path) -> None:
+    whole = shards(tmp_path / "d", (6, 4), ((0, 0), (2, 4)), ((3, 1), (2, 2)))
+    tensor = statedict.load(tmp_path / "d")["w"]
+    assert (tensor.shape, tensor.regions) == ((6, 4), (((0, 0), (2, 4)), ((3, 1), (2, 2))))
+    for index in [slice(0, 2), (1, slice(1, 3)), (slice(3, 5), slice(1, 3)), (4, 2), (slice(0, 2), None)]:
+        assert torch.equal(tensor[index].torch(), whole[index])
+        assert tensor[index].regions is None
+    assert tensor[1:5].regions == (((0, 0), (1, 4)), ((2, 1), (2, 2)))
+    assert tensor[2].regions == ()
+    assert tensor[::2].regions == ()
+    what = r"'w': \[1:3, 0:4\] is not all there; of its shape \(6, 4\) there is \[0:2, 0:4\], \[3:5, 1:3\] only; fetch"
+    with pytest.raises(statedict.CorruptFileError, match=what):
+        tensor[1:3].numpy()
+    for path in ("x.safetensors", "x.pth"):
+        with pytest.raises(statedict.CorruptFileError, match="is not all there"):
+            statedict.convert(tmp_path / "d", tmp_path / path)
+        assert not (tmp_path / path).exists()
+
+
+def test_what_is_there_in_part_is_told_by_verify_and_inspect_and_not_restored(tmp_path: Path) -> None:
+    whole = shards(tmp_path / "d", (6, 4), ((0, 0), (2, 4)))
+    (problem,) = statedict.verify(tmp_path / "d").problems
+    assert (problem.part, problem.tensors) == ("w", ("w",))
+    assert problem.what == "of its shape (6, 4) there is [0:2, 0:4] only"
+    state = statedict.load(tmp_path / "d")
+    ((_, node), *_) = statedict.inspect(state).root.children
+    assert node.note == "only [0:2, 0:4]"
+    live = {"w": torch.zeros(6, 4), "n": 0}
+    with pytest.raises(statedict.RestoreError, match=r"incomplete: w .*has \[0:2, 0:4\] only"):
+        statedict.restore(live, state)
+    assert not live["w"].any()  # type: ignore[attr-defined]
+    rows = {"w": torch.zeros(2, 4), "n": 0}
+    statedict.restore(rows, {"w": state["w"][:2], "n": 1})
+    assert torch.equal(rows["w"], whole[:2])  # type: ignore[arg-type]
+
+
+def test_many_ranges_of_a_tensor_are_compared(tmp_path: Path) -> None:
+    places = [((2 * row, column), (2, 1)) for row in range(3) for column in (0, 2)]
+    whole = shards(tmp_path / "d", (6, 4), *places)
+    tensor = statedict.load(tmp_path / "d")["w"]
+    assert torch.equal(tensor[:, 2].torch(), whole[:, 2])
+    assert "and 2 more" in str(statedict.verify(tmp_path / "d"))
 
 
 def test_a_file_that_ends_early_is_noticed_when_it_is_opened(tmp_path: Path) -> None:
@@ -205,8 +296,8 @@ def chunks(*places: tuple[tuple[int, int], tuple[int, int]]) -> list[ChunkStorag
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([((0, 0), (2, 4))], "do not make up its 16"),
         ([((0, 0), (2, 4)), ((1, 0), (2, 4))], "do not make up its 16"),
+        ([((0, 0), (2, 2)), ((1, 1), (2, 2))], "have 8 elements, do not make up its 16 and overlap"),
         ([((0, 0), (4, 2)), ((0, 0), (4, 2))], "do not make up its 16"),
         ([((0, 0), (2, 4)), ((3, 0), (2, 4))], "lies outside of the tensor"),
         ([((0, 0), (-1, 4))], "lies outside of the tensor"),
@@ -253,3 +344,12 @@ def test_a_metadata_that_makes_no_sense_is_an_error_of_ours(tmp_path: Path) -> N
         (folder / ".metadata").write_bytes(whole[:length])
         with pytest.raises(statedict.TruncatedError, match=r"\.metadata"):
             statedict.load(folder)
+
+
+def test_a_file_of_a_checkpoint_by_itself_is_several_archives(tmp_path: Path) -> None:
+    folder = save({"a": torch.randn(64), "b": torch.ones(3), "c": torch.zeros(5)}, tmp_path / "ck")
+    path = folder / "__0_0.distcp"
+    with pytest.raises(statedict.CorruptFileError, match=r"several archives, .*; .* open the folder that it lies in"):
+        statedict.load(path)
+    assert "several archives" in str(statedict.verify(path))
+    assert statedict.scan(path).verdict == "data"

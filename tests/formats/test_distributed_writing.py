@@ -22,7 +22,7 @@ import statedict
 from statedict.dtypes import BY_NAME
 from statedict.values import Opaque
 
-from ..same import assert_same, overlaps, patterned, raw
+from ..same import assert_same, in_torch, overlaps, patterned, raw
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -106,6 +106,11 @@ def test_the_index_is_the_one_that_pytorch_writes_for_the_same_dict(make: Any, t
     dcp.save(tree, checkpoint_id=tmp_path / "theirs", no_dist=True)
     ours, theirs = metadata(written(tree, tmp_path / "ours")), metadata(tmp_path / "theirs")
     assert list(ours.state_dict_metadata) == list(theirs.state_dict_metadata)
+    for entry in theirs.state_dict_metadata.values():
+        if hasattr(entry, "properties"):
+            entry.properties.strides = (
+                None  # written since 2.15, which reads it without; older ones read no index with it
+            )
     assert ours.state_dict_metadata == theirs.state_dict_metadata
     assert ours.planner_data == theirs.planner_data
     assert [list(map(type, keys)) for keys in ours.planner_data.values()] == [
@@ -176,7 +181,9 @@ def test_what_the_names_say_needs_no_record_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "quantized"], ids=str
+    "kind",
+    [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "quantized" and in_torch(kind)],
+    ids=str,
 )
 def test_every_dtype_is_in_the_chunk_as_pytorch_reads_it(kind: Any, tmp_path: Path) -> None:
     tensor = patterned(kind, 2, 3)

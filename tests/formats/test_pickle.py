@@ -168,7 +168,7 @@ def test_a_whole_pickled_module_reads_by_the_names_of_its_state_dict(file: str, 
 def test_nothing_is_imported_for_the_classes_in_a_file(file: str, lab: Path) -> None:
     program = (
         "import sys, statedict.tree, statedict.api, statedict.formats.torch_legacy, statedict.formats.torch_zip\n"
-        "import statedict.collector, zlib\n"
+        "import statedict.collector, statedict.io.tar, zlib\n"
         "before = set(sys.modules)\n"
         "state = statedict.api.load(sys.argv[1]); assert state.tensors()\n"
         "print(sorted(set(sys.modules) - before))\n"

@@ -19,10 +19,14 @@ import statedict
 from statedict.dtypes import BY_NAME
 from statedict.tensor import LazyTensor
 
-from ..same import assert_same, overlaps, patterned, raw
+from ..same import assert_same, in_torch, overlaps, patterned, raw
 
 NAMED = [kind for kind in BY_NAME.values() if kind.safetensors and kind.itemsize]
-NAMELESS = [kind for kind in BY_NAME.values() if not kind.safetensors and kind.itemsize and kind.kind != "quantized"]
+NAMELESS = [
+    kind
+    for kind in BY_NAME.values()
+    if not kind.safetensors and kind.itemsize and kind.kind != "quantized" and in_torch(kind)
+]
 
 
 def header(path: Path) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import statedict
 
@@ -62,10 +64,20 @@ def test_a_header_that_is_another_json_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata", [None, [], "text", {"epoch": 3}, {"nested": {}}], ids=["null", "list", "string", "number", "nested"]
+    "metadata", [[], "text", {"epoch": 3}, {"nested": {}}], ids=["list", "string", "number", "nested"]
 )
 def test_metadata_that_are_no_strings_are_refused(metadata: Any, tmp_path: Path) -> None:
     refused(made(tmp_path, {"__metadata__": metadata, "w": F32}), "__metadata__ is not a dict of strings")
+
+
+def test_metadata_of_null_is_none_as_for_safetensors(tmp_path: Path) -> None:
+    path = made(tmp_path, {"__metadata__": None, "w": F32})
+    with safe_open(path, "pt") as theirs:
+        assert theirs.metadata() is None
+    state = statedict.load(path)
+    assert list(state) == ["w"]
+    assert state.metadata == {}
+    assert statedict.verify(path).ok
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,47 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     refused(made(tmp_path, field), "key 'dtype' stands twice")
 
 
+@pytest.mark.parametrize(
+    ("header", "key"),
+    [
+        (r'{"w":E,"\u0077":{"\u0064type":"F32","\u0073hape":[2],"data_offset\u0073":[0,8]}}', "w"),
+        (r'{"w":{"dtype":"I32","\u0064type":"F32","shape":[2],"data_offsets":[0,8]}}', "dtype"),
+        (r'{"__metadata__":{"a":"1","a":"2"},"w":E}', "a"),
+        (r'{"__metadata__":{"a\\":"1","\u0061\\":"2"},"w":E}', "a\\"),
+        (r'{"__metadata__":{"a\"":"1","\u0061\"":"2"},"w":E}', 'a"'),
+        (r'{"__metadata__":{"a:\":":"1", "a:\u0022:" : "2"},"w":E}', 'a:":'),
+        ('{"__metadata__":{"a" \n: "1","a"\t\r:"2"},"w":E}', "a"),
+        (r'{"__metadata__":{"a":"1"},"__metadat\u0061__":{"b":"2"},"w":E}', "__metadata__"),
+        (r'{"__metadata__":null,"__metadat\u0061__":{"b":"2"},"w":E}', "__metadata__"),
+        (r'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":{"a":1,"a":2}}}', "a"),
+        (r'{"x":"abc","w":E,"\u0077":E}', "w"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_however_it_is_escaped(header: str, key: str, tmp_path: Path) -> None:
+    refused(made(tmp_path, header.replace("E", json.dumps(F32)).encode()), re.escape(f"key {key!r} stands twice"))
+
+
+@pytest.mark.parametrize(
+    "tree", [r'{"w":{"$tensor":"w"},"\\u0077":1}', r'{"w":{"$tensor":"w","\\u0024tensor":"w"}}', '{"w":1,"w":2}']
+)
+def test_a_key_that_stands_twice_in_a_skeleton_is_refused(tree: str, tmp_path: Path) -> None:
+    text = '{"version":1,"tree":' + tree.replace("\\\\", "\\") + "}"
+    refused(made(tmp_path, {"__metadata__": {"statedict": text}, "w": F32}), "skeleton .* stands twice")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [r'{"\ud800":E}', r'{"w":E,"__metadata__":{"\uDfff":""}}', r'{"w":E,"__metadata__":{"a":"x\udc00\ud800"}}'],
+)
+def test_half_of_a_surrogate_pair_is_no_text(header: str, tmp_path: Path) -> None:
+    refused(made(tmp_path, header.replace("E", json.dumps(F32)).encode()), "half of a surrogate pair")
+
+
+def test_both_halves_of_a_surrogate_pair_are_a_name(tmp_path: Path) -> None:
+    path = made(tmp_path, rb'{"\ud83d\ude00\\ud800:":' + json.dumps(F32).encode() + b"}")
+    assert list(statedict.load(path)) == ["\U0001f600\\ud800:"]
+
+
 @pytest.mark.parametrize("code", ["", None, 5, ["F32"], {"F32": 1}], ids=str)
 def test_a_dtype_that_is_no_name_is_refused(code: Any, tmp_path: Path) -> None:
     refused(made(tmp_path, {"w": F32 | {"dtype": code}}), "tensor 'w'", statedict.FormatError)
@@ -194,7 +247,7 @@ def test_a_skeleton_of_a_later_version_says_so(tmp_path: Path) -> None:
         {"a": {"$bytes": "?"}},
         {"a": {"$size": ["x"]}},
         {"a": {"$set": [{"$dict": []}]}},
-        {"a": {"$dtype": "float33"}},
+        {"a": {"$dtype": 33}},
     ],
     ids=json.dumps,
 )
@@ -217,5 +270,5 @@ def test_a_dtype_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     header = rb'{"w":{"dtype":"\ud800","shape":[1],"data_offsets":[0,1]}}'
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
-    with pytest.raises(statedict.FormatError, match="unknown dtype"):
+    with pytest.raises(statedict.FormatError, match="surrogate pair"):
         statedict.load(path)

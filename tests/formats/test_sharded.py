@@ -171,9 +171,26 @@ def test_an_index_that_names_itself_or_another_index_is_refused(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "text",
-    ['{"weight_map": ', '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "b"}} x'],
+    ['{"weight_map": []}', '{"weight_map": {"a": 1}}'],
 )
 def test_an_index_that_is_none_is_damaged(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.index.json").write_text(text)
     with pytest.raises(statedict.CorruptFileError, match="is JSON but no index of shards"):
+        statedict.load(tmp_path / "x.index.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"weight_map": ',
+        '{"weight_map": {"a": "b"}} x',
+        '{"weight_map": {"a": "b", "a": "c"}}',
+        '{"weight_map": {"a": "b"}, "weight_\\u006dap": {"a": "c"}}',
+        '{"weight_map": {"\\ud800": "b"}}',
+        '{"weight_map": {"a": "b"}, "metadata": {"total_size": NaN}}',
+    ],
+)
+def test_an_index_that_readers_could_read_differently_is_damaged(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.index.json").write_text(text)
+    with pytest.raises(statedict.CorruptFileError, match=r"x\.index\.json is not JSON"):
         statedict.load(tmp_path / "x.index.json")

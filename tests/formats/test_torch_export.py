@@ -91,7 +91,7 @@ def test_a_flipped_byte_is_found_and_its_tensors_are_named(archive: tuple[Path, 
         lambda config: config["tall"].update(path_name=3),
         lambda config: config["tall"].update(use_pickle=True),
         lambda config: config["tall"].update(tensor_meta=None),
-        lambda config: config["tall"]["tensor_meta"].update(dtype=99),
+        lambda config: config["tall"]["tensor_meta"].update(dtype=0),
         lambda config: config["tall"]["tensor_meta"].update(sizes=[{"as_int": 1 << 40}] * 2),
         lambda config: config["tall"]["tensor_meta"].update(storage_offset={"as_int": -1}),
         lambda config: config.update(tall=3),
@@ -114,3 +114,15 @@ def test_another_archive_is_none(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pth")
     with pytest.raises(statedict.UnknownFormatError, match=r"torch\.export did not write"):
         statedict.load(tmp_path / "w.pth", format="torch-export")
+
+
+def test_a_code_of_a_dtype_that_is_in_no_table_is_bytes_under_that_code(
+    archive: tuple[Path, Model], tmp_path: Path
+) -> None:
+    def change(config: Any) -> None:
+        config["tall"]["tensor_meta"].update(dtype=99)
+
+    path, model = archive
+    found = statedict.load(repacked(path, tmp_path / "m.pt2", change))["tall"]
+    assert (str(found.dtype), found.shape) == ("ScalarType 99", tuple(model.state_dict()["tall"].shape))
+    assert len(found.raw()) == found.nbytes == found.storage.nbytes

@@ -288,6 +288,29 @@ def test_a_file_cut_in_its_new_index_says_how_it_becomes_what_it_was(path: Path)
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["sizes alike", "other sizes"])
+@pytest.mark.parametrize("whose", ["ours", "torch"])
+def test_archives_one_behind_the_other_are_never_to_be_truncated(again: bool, whose: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.pth", tmp_path / "second.pth"
+    save = torch.save if whose == "torch" else statedict.save
+    save({"a": torch.randn(64)}, first)
+    save({"b": torch.ones(64 if again else 3)}, second)
+    path = tmp_path / "both.pth"
+    one, two = first.read_bytes(), second.read_bytes()
+    path.write_bytes(one + two)
+    with pytest.raises(statedict.CorruptFileError, match=f"several archives.* begins at byte {len(one):,};"):
+        statedict.load(path)
+    assert "several archives" in str(statedict.verify(path))
+    with pytest.raises(statedict.CorruptFileError, match="several archives"):
+        statedict.edit(path, None, [{"delete": "b"}])
+    assert path.read_bytes() == one + two
+    for cut in (one + two[:-30], one + two[:200], one + two + one[:200], one + two + bytes(900)):
+        path.write_bytes(cut)
+        with pytest.raises(statedict.CorruptFileError) as caught:
+            statedict.load(path)
+        assert "truncate -s" not in str(caught.value)
+
+
 _EDIT = """
 import resource, sys, statedict
 state = statedict.load(sys.argv[1])

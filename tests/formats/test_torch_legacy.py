@@ -18,9 +18,13 @@ import statedict
 from statedict.dtypes import BY_NAME
 from statedict.formats import torch_legacy
 
-from ..same import assert_same, overlaps, patterned
+from ..same import assert_same, in_torch, overlaps, patterned
 
-KINDS = [kind for kind in BY_NAME.values() if kind.kind not in ("quantized", "bits") and kind.bits % 8 == 0]
+KINDS = [
+    kind
+    for kind in BY_NAME.values()
+    if kind.kind not in ("quantized", "bits") and kind.bits % 8 == 0 and in_torch(kind)
+]
 
 
 def save(tree: Any, folder: Path) -> Path:

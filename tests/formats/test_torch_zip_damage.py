@@ -71,7 +71,7 @@ def test_a_storage_that_is_too_small_is_named_with_both_sizes(path: Path) -> Non
         pickled(10, offset=4),
         pickled(2, 5, strides=(6, 1)),
         pickled(1 << 40),
-        pickled(1 << 31, 1 << 31, 1 << 31, strides=(0, 0, 0)),
+        pickled(1 << 20, 1 << 20, 1 << 20, strides=(0, 0, 0)),
         pickled(6, dtype="float64"),
     ],
     ids=["too long", "too far", "strides too wide", "huge", "more elements than any machine holds", "wider dtype"],
@@ -179,7 +179,7 @@ def test_a_deflated_record_of_another_size_than_declared_is_refused(path: Path, 
     data = bytearray(packed.read_bytes())
     struct.pack_into("<L", data, central(packed, "archive/data/0") + 24, size)
     packed.write_bytes(data)
-    with pytest.raises(statedict.CorruptFileError, match=r"another size than|need 40 bytes, the archive has 39"):
+    with pytest.raises(statedict.CorruptFileError, match=r"size in its own header is 40|need 40 bytes, .* has 39"):
         statedict.load(packed)["w"].numpy()
 
 
@@ -199,7 +199,9 @@ def test_a_deflated_record_of_another_size_than_declared_is_refused(path: Path, 
     ids=["empty", "cut", "list", "number", "no text", "metadata 3", "metadata of numbers", "metadata list", "deep"],
 )
 def test_our_own_record_is_distrusted_like_the_rest(path: Path, ours: bytes) -> None:
-    with pytest.raises(statedict.CorruptFileError, match=r"\.statedict\.json: is damaged"):
+    with pytest.raises(
+        statedict.CorruptFileError, match=r"\.statedict\.json(: is damaged| is not JSON .*; the file is damaged)"
+    ):
         statedict.load(rezip(path, **{".statedict.json": ours}))
 
 

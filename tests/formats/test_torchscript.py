@@ -15,7 +15,7 @@ import statedict
 
 from ..same import assert_same
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
 
 class Block(torch.nn.Module):

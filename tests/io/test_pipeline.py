@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from statedict.io import blocks
 from statedict.io.blocks import BLOCK, summed
+from statedict.io.descriptor import Descriptor
 from statedict.io.parallel import BATCH, parallel
 from statedict.io.pipeline import Part, fill, transfer, write_at
 from statedict.io.source import BytesSource, ComputedSource, FileSource
@@ -60,7 +61,7 @@ def test_every_part_lies_at_its_place_with_its_sums(sources: list[Any], wanted: 
         at = len(expected)
     fd = os.memfd_create("out")
     try:
-        sums = transfer(fd, parts, crc=crc)
+        sums = transfer(Descriptor(os.dup(fd)), parts, crc=crc)
         found = os.pread(fd, len(expected) + 1, 0)
         assert found.ljust(len(expected), b"\0") == expected  # a gap before nothing at the end need not be written
     finally:
@@ -83,7 +84,7 @@ def test_thousands_of_small_parts_are_written_in_few_calls(monkeypatch: pytest.M
     source = BytesSource(POOL)
     fd = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
     try:
-        sums = transfer(fd, (Part(100 * i, source, i, 100) for i in range(20_000)))
+        sums = transfer(Descriptor(os.dup(fd)), (Part(100 * i, source, i, 100) for i in range(20_000)))
         assert os.pread(fd, 200, 100 * 19_998) == POOL[19_998:20_098] + POOL[19_999:20_099]
     finally:
         os.close(fd)
@@ -99,7 +100,7 @@ def test_a_part_larger_than_a_block_is_read_block_by_block() -> None:
 
     fd = os.memfd_create("out")
     try:
-        transfer(fd, [Part(0, ComputedSource(10 * BLOCK, fill), 0, 10 * BLOCK)])
+        transfer(Descriptor(os.dup(fd)), [Part(0, ComputedSource(10 * BLOCK, fill), 0, 10 * BLOCK)])
     finally:
         os.close(fd)
     assert lengths == [BLOCK] * 10
@@ -178,7 +179,9 @@ def test_what_lies_between_two_parts_is_left_as_it_is(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
     try:
         os.write(fd, b"0123456789")
-        transfer(fd, [Part(2, BytesSource(b"ab"), 0, 2), Part(6, BytesSource(b"cd"), 0, 2, head=b"h")])
+        transfer(
+            Descriptor(os.dup(fd)), [Part(2, BytesSource(b"ab"), 0, 2), Part(6, BytesSource(b"cd"), 0, 2, head=b"h")]
+        )
         assert os.pread(fd, 20, 0) == b"01ab4hcd89"
     finally:
         os.close(fd)

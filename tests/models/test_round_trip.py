@@ -24,7 +24,6 @@ ARCHITECTURES = {
 }
 TWO_SHAPES = "torch: two shapes of one weight"  # in safetensors they have other bytes, so there they are no tie
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),  # transformers imports DeBERTa
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),  # its checkpoints remain
     pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),  # its checkpoints remain
     pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max"),  # PyTorch's own default settings

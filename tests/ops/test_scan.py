@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import dataclasses
 import gzip
@@ -84,6 +85,12 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 def unlisted(archive: bytes) -> bytes:
     """The archive with a directory that lists nothing."""
     return archive[: directory(archive)] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, 0, directory(archive), 0)
+
+
+def sb3(data: bytes) -> bytes:
+    """The JSON in which Stable-Baselines3 keeps what is no JSON."""
+    held = {":type:": "<class 'type'>", ":serialized:": base64.b64encode(data).decode()}
+    return json.dumps({"gamma": 0.99, "policy_class": held}).encode()
 
 
 TENSORS = {"weight": torch.randn(40, 30), "bias": torch.arange(30), "epoch": 3}
@@ -172,6 +179,23 @@ HOSTILE: dict[str, bytes] = {
     "a zip within a pickle": pickle.dumps({"x": EVIL_ZIP}),
     "three pickles deep": pickle.dumps({"x": pickle.dumps([pickle.dumps([EVIL])])}),
     "gzip within a pickle": pickle.dumps({"x": gzip.compress(EVIL)}),
+    "a zip behind junk within a pickle": pickle.dumps({"x": JUNK + zipped({"data.pkl": EVIL})}),
+    "a zip before a comment within a pickle": pickle.dumps(
+        {"x": b"x" * 99 + zipped({"data.pkl": EVIL})[:-2] + b"\4\0abcd"}),
+    **{f"a zip behind text in a string of protocol {p}": pickle.dumps(
+        {"x": ("y" * 30000).encode() + zipped({"data.pkl": EVIL})}, p) for p in range(3)},
+    "a zip behind junk in an escaped string": b"\x80\x02S"
+    + repr(JUNK + zipped({"data.pkl": EVIL}))[1:].encode() + b"\n.",
+    "a zip in a string of escapes": b"\x80\x02S'" + b"".join(b"\\x%02x" % n for n in zipped({"a": EVIL})) + b"'\n.",
+    "a zip behind junk in a bytearray": pickle.dumps({"x": bytearray(JUNK + zipped({"data.pkl": EVIL}))}, 5),
+    "a tar within a pickle": pickle.dumps({"x": tarred({"data.pkl": EVIL})}),
+    "base64 in an archive of Stable-Baselines3": zipped({"data": sb3(EVIL), "policy.pth": DATA}),
+    "base64 in a deflated archive": zipped({"data": sb3(EVIL)}, zipfile.ZIP_DEFLATED),
+    "base64 under a key with escapes": zipped({"data": sb3(EVIL).replace(b":serialized:", b":\\u0073erialized:")}),
+    "base64 with junk in it": zipped({"data": sb3(EVIL).replace(b"gA", b"g*-!A")}),
+    "base64 under a key that stands twice": zipped({"data": sb3(EVIL)[:-1] + b"," + sb3(pickle.dumps(1))[1:]}),
+    "base64 in JSON": b" \n" + sb3(EVIL),
+    "a zip in base64": sb3(EVIL_ZIP),
     "a file of several archives": DATA + EVIL_ZIP + DATA,
 }  # fmt: skip
 
@@ -212,6 +236,8 @@ HARMLESS: dict[str, bytes] = {
     "a pickle": pickle.dumps({"a": 1}),
     "a pickle of protocol 0": pickle.dumps({"a": [1.5, "x"]}, 0),
     "arrays": pickle.dumps({"a": np.zeros(9), "b": np.float32(3)}),
+    "an archive of Stable-Baselines3": zipped({"data": sb3(pickle.dumps({"a": 1})), "policy.pth": DATA}),
+    "a string that ends as an archive does": pickle.dumps("see PK\x05\x06 in the specification of zip"),
     "an npz": (lambda out: (np.savez_compressed(out, a=np.zeros(9)), out.getvalue())[1])(io.BytesIO()),
     "an array with fields named as types": array([(1.5, 2)], [("O", "f4"), ("object", "i8")]),
     "two arrays": array([[1, 2], [3, 4]], "c16") + array(["2020-01-01"], "M8[D]"),
@@ -276,6 +302,12 @@ def test_a_pickle_that_its_place_promises_and_that_is_none_is_damage(tmp_path: P
     assert "archive/data.pkl" in report.damage[0]
 
 
+def test_json_with_pickles_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    for text in (sb3(b"x")[:-3], b'{"a": {":serialized:": "abcde"}}', b'{":serialized:": ' + b"[" * 100_000):
+        (tmp_path / "a.json").write_bytes(text)
+        assert statedict.scan(tmp_path / "a.json").verdict == "unreadable"
+
+
 def test_what_cannot_be_unpacked_is_a_finding(tmp_path: Path) -> None:
     for head, name in ((b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a\x07\0", "rar"), (b"\x28\xb5\x2f\xfd", "zstd")):
         (tmp_path / "file").write_bytes(head + JUNK)
@@ -298,7 +330,6 @@ def test_foreign_classes_are_opaque_and_object_arrays_and_nested_pickles_dangero
     assert verdicts(pickle.dumps([pickle.dumps([1, 2])])) == {"a pickle inside of a pickle": "dangerous"}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_torchscript_archive_is_opaque_by_its_own_classes(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "net.pt"))
     report = statedict.scan(tmp_path / "net.pt")

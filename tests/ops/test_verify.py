@@ -220,10 +220,10 @@ def lying(path: Path, at: int, value: bytes, central: bool = False, name: bytes 
     ("at", "value", "central", "what"),
     [
         (0, b"PK\0\0", False, "there is no record"),
-        (6, b"\0\0", False, "flags in its own header"),
+        (6, b"\0\0", False, "the CRC-32 in its own header is 0,"),
         (8, b"\x08\0", False, "method in its own header"),
-        (14, b"\1\2\3\4", False, "CRC-32 and sizes in its own header"),
-        (22, b"\1\2\3\4", False, "CRC-32 and sizes in its own header"),
+        (14, b"\1\2\3\4", False, "CRC-32 in its own header"),
+        (22, b"\1\2\3\4", False, "size in its own header"),
         (30, b"X", False, "name in its own header"),
         (46, b"X", True, "name in its own header"),
         (8, b"\1\x08", True, "encrypted"),

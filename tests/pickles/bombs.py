@@ -88,6 +88,15 @@ BOMBS: dict[str, Callable[[int], bytes]] = {
     "subclasses": lambda n: (
         b"ctorch._tensor\n_rebuild_from_type_v2\n\x94(ca\nb\nca\nc\n)}t\x940" + b"h\0h\1R" * (n // 5)
     ),
+    "sets of nothing": lambda n: b"c__builtin__\nset\n\x94)\x940" + b"h\0h\1R" * (n // 5),
+    "tensors without a state": lambda n: b"ctorch\nFloatTensor\n\x94)\x940" + b"h\0h\1R" * (n // 5),
+    "scalars of a long dtype": lambda n: (
+        b"cnumpy.core.multiarray\nscalar\n\x94cnumpy\ndtype\nX\x90\1\0\0" + "\U0001f600".encode() * 100
+        + b"\x85RC\1a\x86\x940" + b"h\0h\1R" * (n // 5)
+    ),
+    "calls of a wide name": lambda n: (
+        b"c" + "\U0001f600".encode() * 990 + b"\nb\n)R\x94" + b"h\0)R" * (n // 4)
+    ),
     # values that are larger in memory
     "short old strings": lambda n: b"U\2ab" * (n // 4),
     "short lines": lambda n: b"V\xff\xfe\n" * (n // 4),

@@ -13,9 +13,10 @@ from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.values import Opaque
 
-from . import bombs
+from . import bombs, constructions
 
 SMALL, LARGE = 300_000, 1_500_000
+SLACK = 2 << 20  # of the allocator, and of what Python makes at its first error
 
 
 def bound(length: int) -> int:
@@ -43,6 +44,18 @@ def test_memory_stays_within_the_bounds_for_a_pickle_of_many_megabytes(name: str
     ((outcome, memory, _, length),) = measure(name, 12_000_000)
     assert outcome in ("read", "CorruptFileError", "TruncatedError", "LimitError")
     assert memory <= bound(length)
+
+
+def test_no_constructor_takes_more_than_it_is_charged_with() -> None:
+    done = subprocess.run([sys.executable, constructions.__file__], check=True, capture_output=True, text=True)
+    lines = [line.split(" ", 2) for line in done.stdout.splitlines()]
+    over = [f"{label}: {memory} of {charged}" for memory, charged, label in lines if int(memory) > int(charged) + SLACK]
+    assert len(lines) > 150
+    assert not over
+
+
+def test_every_constructor_is_among_those_that_are_measured() -> None:
+    assert not [name for name in DATA if not constructions.covered(name)]
 
 
 def test_the_bounds_are_those_of_the_documentation() -> None:

@@ -201,7 +201,10 @@ def test_generators_states_layouts_and_schemes_are_kept(saved: Any) -> None:
 @pytest.mark.parametrize(
     ("function", "before"),
     [
-        ("torch._tensor\n_rebuild_from_type_v2", b"ctorch._utils\n_rebuild_meta_tensor_no_storage\ncx\nY\n(NNNt"),
+        (
+            "torch._tensor\n_rebuild_from_type_v2",
+            b"ctorch._utils\n_rebuild_meta_tensor_no_storage\ncx\nY\n(ctorch\nfloat32\n))t",
+        ),
         ("torch._utils\n_rebuild_parameter_with_state", b"NQ\x88N"),
         ("torch.nested._internal.nested_tensor\n_rebuild_njt", b""),
     ],

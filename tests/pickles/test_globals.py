@@ -19,8 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statedict.errors import CorruptFileError
 from statedict.pickles.alarms import DANGEROUS, DATA, OPAQUE, grade
-from statedict.pickles.globals import COMPUTED, EXTENSION, MAX_DISTINCT, MORE, OBJECTS, Named, Walk, walk
+from statedict.pickles.globals import ALTERED, COMPUTED, EXTENSION, MAX_DISTINCT, MORE, OBJECTS, Named, Walk, walk
+from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA as ALLOWED
 
 
@@ -115,7 +117,7 @@ def test_a_walk_of_a_truncated_pickle_lists_what_came_before_and_says_that_it_en
     assert found.problem
     assert found.truncated
     whole = [(one.module, one.name, one.kind) for one in over(data).globals]
-    cut = [(one.module, one.name, one.kind) for one in found.globals]
+    cut = [(one.module, one.name, one.kind) for one in found.globals if one is not found.cut or one.count > 1]
     assert cut == whole[: len(cut)]
 
 
@@ -194,10 +196,48 @@ def test_numbers_of_the_extension_registry_are_dangerous() -> None:
 
 def test_how_a_global_is_used_is_counted() -> None:
     data = b"cos\nsystem\nq\x00)R0h\x00)\x810h\x00)}\x920h\x00}b0(h\x00o0(ios\nsystem\n0ca\nb\n."
-    system, named = over(data).globals
+    system, altered, named = over(data).globals
+    assert (altered.module, altered.name, altered.kind, altered.count) == ("os", "system", ALTERED, 1)
     assert (system.count, system.called) == (2, 6)
     assert (named.count, named.called) == (1, 0)
     assert (system.offset, named.offset) == (0, data.index(b"ca\n"))
+
+
+ALTERATIONS = {
+    "BUILD": b"chome\nThing\n}b.",
+    "BUILD with slots": b"chome\nThing\nN}\x86b.",
+    "BUILD through the memo": b"chome\nThing\nq\x00}b0h\x00.",
+    "BUILD of a class that is data": b"ccollections\nOrderedDict\n}b.",
+    "SETITEM": b"chome\nTHINGS\nK\x01K\x02s.",
+    "SETITEMS": b"chome\nTHINGS\n(K\x01K\x02u.",
+    "APPEND": b"chome\nTHINGS\nK\x01a.",
+    "APPENDS": b"chome\nTHINGS\n(K\x01e.",
+    "ADDITEMS": b"chome\nTHINGS\n(K\x01\x90.",
+}
+
+
+@pytest.mark.parametrize("way", ALTERATIONS)
+def test_what_is_stored_in_a_global_itself_is_dangerous_and_not_read(way: str) -> None:
+    named, altered = over(ALTERATIONS[way]).globals
+    assert (named.module, named.name, named.kind) == (altered.module, altered.name, "")
+    assert altered.kind == ALTERED
+    assert grade(altered, ALLOWED) == (DANGEROUS, "something is stored in it: loading changes it for the whole process")
+    with pytest.raises(CorruptFileError):
+        load(ALTERATIONS[way], ALLOWED)
+
+
+def test_what_is_stored_in_an_object_that_a_call_made_alters_nothing() -> None:
+    for data in (b"chome\nThing\n)\x81}b.", b"chome\nThing\n)R(K\x01e(K\x01K\x02u(K\x01\x90K\x01aK\x01K\x02s."):
+        assert [one.kind for one in over(data).globals] == [""]
+
+
+def test_no_pickle_changes_what_the_next_one_reads() -> None:
+    for name in ALLOWED:
+        module, _, attribute = name.rpartition(" ")
+        data = f"c{module}\n{attribute}\n".encode()
+        for store in (b"}K\x01K\x02sb.", b"K\x01K\x02s.", b"K\x01a.", b"(K\x01\x90."):
+            with pytest.raises(CorruptFileError):
+                load(data + store, ALLOWED)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -245,11 +285,22 @@ def test_constants_that_may_hide_a_pickle_are_handed_on() -> None:
         (b"B\xff\xff\xff\xffabc", "4,294,967,295 bytes goes past the end"),
         (b"\x8e" + struct.pack("<Q", 1 << 60), "goes past the end"),
         (b"Vabc", "a line goes past the end"),
-        (b"Ng-\n.", "malformed"),
     ],
 )
 def test_a_damaged_pickle_says_what_is_wrong_with_it(data: bytes, problem: str) -> None:
     assert problem in over(data).problem
+
+
+def test_the_rest_of_the_last_line_is_a_name_since_one_reader_takes_it_for_one() -> None:
+    for data, name in (
+        (b"chome\nThing!", ("home", "Thing")),
+        (b"chome!", ("home", "")),
+        (b"(ihome\nThing!", ("home", "Thing")),
+    ):
+        found = over(data)
+        assert found.truncated
+        assert names(data) == [name]
+        assert found.cut is found.globals[0]
 
 
 # what makes walks slow or large; each grows with its size

@@ -235,6 +235,18 @@ def test_a_state_that_a_function_would_set_is_kept(protocol: int) -> None:
     assert found[1:] == [2]
 
 
+def test_one_value_of_many_megabytes_is_within_the_bounds() -> None:
+    value = {"bytes": bytes(13 << 20), "text": "é" * (7 << 20)}
+    for protocol in (3, 4, 5):
+        assert read(pickle.dumps(value, protocol)) == value
+    assert read(pickle.dumps(bytearray(13 << 20), 5)) == bytearray(13 << 20)
+
+
+def test_a_call_of_an_object_whose_result_is_dropped_gives_it_no_state() -> None:
+    made = read(b"chome\nThing\n)\x81q\x00)R0h\x00.")
+    assert (made.name, made.args, made.state) == ("home.Thing", (), None)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_class_or_a_function_is_a_name_wherever_it_stands(protocol: int) -> None:
     values = [os.system, (os.system, 1), {"f": os.system}, {os.system: 1}, {os.system}, [collections.OrderedDict]]

@@ -6,6 +6,7 @@ import io
 import pickletools
 import zipfile
 from collections import Counter, OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import statedict
 from statedict.dtypes import BY_NAME, dtype
 from statedict.errors import TreeError, UnsupportedError
 from statedict.io.source import BytesSource
@@ -22,6 +24,8 @@ from statedict.pickles.writer import dumps
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict
 from statedict.values import Device, Opaque, Size
+
+from ..same import in_torch
 
 BYTES = bytes(range(1, 65))
 plain = (
@@ -115,7 +119,9 @@ def test_sizes_dtypes_devices_and_module_versions_become_those_of_torch() -> Non
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")  # torch's own, once a process
-@pytest.mark.parametrize("name", [name for name, kind in BY_NAME.items() if kind.itemsize and kind.kind != "quantized"])
+@pytest.mark.parametrize(
+    "name", [n for n, kind in BY_NAME.items() if kind.itemsize and kind.kind != "quantized" and in_torch(kind)]
+)
 @pytest.mark.parametrize("parameter", [False, True])
 def test_tensors_of_every_dtype_are_read_by_torch_bit_by_bit(name: str, parameter: bool) -> None:
     kind = dtype(name)
@@ -184,5 +190,13 @@ def test_a_tree_that_contains_itself_is_refused() -> None:
 
 
 def test_a_device_of_a_name_of_its_own_is_written_as_it_is() -> None:
-    for name in ("cuda", "mps:0", "weird:name", "a:b:1"):
+    for name in ("cuda", "mps:0", "weird", "npu_2:127"):
         assert by_us(dumps(Device(name), no_tensors)) == Device(name)
+
+
+@pytest.mark.parametrize("name", ["weird:name", "a:b:1", "", "cuda:", "cuda:128", "cuda:-1", "cuda:01", "1", "\ud800"])
+def test_a_device_that_could_not_be_read_again_is_not_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"is no device; expected its type and its number, as cuda:0"):
+        dumps(Device(name), no_tensors)
+    with pytest.raises(UnsupportedError, match=r"^d: .* is no device"):
+        statedict.save({"d": Device(name)}, tmp_path / "x.safetensors")

@@ -167,7 +167,6 @@ def test_a_file_with_foreign_classes_holds_what_torch_load_finds_with_stand_ins_
     assert set(statedict.inspect(found).opaque) == set(FOREIGN[name])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
 def test_a_torchscript_archive_holds_the_state_dict_of_its_module_bit_for_bit(weights: Path) -> None:
     tensors = statedict.load(weights / SCRIPT).tensors()
     module = torch.jit.load(weights / SCRIPT, map_location="cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 import sys
 import warnings
@@ -13,19 +13,12 @@ import torch
 from torch import nn
 
 
-def prepare() -> torch.library.Library:
-    """What keeps them quiet, and lets torchvision be imported: see tests/models/conftest.py."""
+def prepare() -> None:
+    """What keeps them quiet, and lets torchvision be imported: see tests/operators.py."""
     warnings.simplefilter("ignore")
     logging.disable()
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    found = importlib.util.find_spec("torchvision")
-    if found is not None:
-        try:
-            torch.ops.load_library(Path(str(found.origin)).with_name("_C.so"))
-        except OSError:
-            for name in ("nms", "qnms"):
-                operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return operators
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    importlib.import_module("operators")
 
 
 def transformers() -> None:
@@ -111,6 +104,6 @@ def torchtitan() -> None:
 
 
 if __name__ == "__main__":
-    kept = prepare()
+    prepare()
     torch.manual_seed(0)
     {write.__name__: write for write in (transformers, lightning, accelerate, torchtitan)}[sys.argv[1]]()

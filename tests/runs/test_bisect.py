@@ -133,7 +133,7 @@ def test_a_word_reaches_the_command_as_it_is(word: str) -> None:
 
 def test_a_name_is_never_run_as_a_command(tmp_path: Path) -> None:
     for number in range(3):
-        torch.save({}, tmp_path / f"$(touch pwned);touch pwned`touch pwned`'touch pwned'_{number}.pt")
+        torch.save({}, tmp_path / f"$(touch pwned);touch pwned`touch pwned`'touch pwned' step_{number}.pt")
     for command in ('echo "$(echo {name}; echo "{name}")"', "echo `echo {name}`", "sh -c 'echo {step}'"):
         with pytest.raises(RunError, match="expected it to be bad"):
             bisect(tmp_path, f"cd {shlex.quote(str(tmp_path))}; {command} >&2")

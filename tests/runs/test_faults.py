@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 
 def faults(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "faults", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
 def rows(table: str) -> dict[str, int]:

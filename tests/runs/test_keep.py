@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statedict import AnyPolicy, BestN, CheckpointManager, CustomSteps, EveryNSeconds, EveryNSteps, LatestN, RunError
+from statedict.runs import Pruned, pin, prune
 from statedict.runs.directory import Directory
 from statedict.runs.manifest import Manifest
 
@@ -126,3 +130,61 @@ def test_policies_that_make_no_sense_are_refused() -> None:
                  lambda: EveryNSteps(-1), lambda: EveryNSeconds(0), lambda: EveryNSteps(True)):  # fmt: skip
         with pytest.raises(RunError):
             make()
+
+
+def test_a_step_that_is_pinned_while_people_are_asked_stays(run: Path, at: At) -> None:
+    with CheckpointManager(run) as manager:
+        for step in (1, 2, 3):
+            manager.save(step, at(step))
+    found = prune(run, 1, agreed=lambda _: bool(pin(run, [1])))
+    assert found.removed == (2,)
+    assert found.kept[1] == "pinned"
+    assert manager.steps() == [1, 3]
+
+
+def test_people_are_asked_again_if_more_would_go_than_they_were_asked_for(run: Path, at: At) -> None:
+    with CheckpointManager(run) as manager:
+        for step in (1, 2, 3):
+            manager.save(step, at(step))
+    pin(run, [2])
+    asked = []
+
+    def agreed(found: Pruned) -> bool:
+        asked.append(found.removed)
+        pin(run, [2], pinned=False)
+        return len(asked) == 1
+
+    prune(run, 1, agreed=agreed)
+    assert asked == [(1,), (1, 2)]
+    assert manager.steps() == [1, 2, 3]
+
+
+def test_a_step_that_somebody_moves_away_before_it_is_removed_is_gone(
+    run: Path, at: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removes = Directory.remove
+
+    def moved(files: Directory, step: int) -> None:
+        (run / str(step)).rename(tmp_path / f"gone{step}")
+        removes(files, step)
+
+    monkeypatch.setattr(Directory, "remove", moved)
+    with CheckpointManager(run, keep=1) as manager:
+        for step in (1, 2, 3):
+            manager.save(step, at(step))
+    assert manager.steps() == [3]
+    assert (tmp_path / "gone1").is_dir()
+
+
+def test_the_advice_to_move_a_step_away_can_be_pasted_into_a_shell(tmp_path: Path, at: At) -> None:
+    run = tmp_path / "my run; it's new"
+    with CheckpointManager(run) as manager:
+        for step in (1, 2):
+            manager.save(step, at(step))
+        manager.wait()
+        code = "import sys\nfrom statedict.runs import prune\nprune(sys.argv[1], 1)"
+        done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=False)
+        advice = re.findall("`(mv .*)`", done.stderr)[-1]
+        subprocess.run(advice.replace("STEP", "1"), shell=True, check=True)
+        assert manager.steps() == [2]
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]

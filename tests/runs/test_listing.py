@@ -93,6 +93,16 @@ def test_pinned_steps_are_marked(tmp_path: Path) -> None:
         ("ckpt500.pth", 500),
         ("model_500.safetensors", 500),
         ("500.pt", 500),
+        ("Model-500_ema.pt", 500),
+        ("globalstep500", 500),
+        ("footstep3.pt", None),
+        ("unet_ckpt_500.pt", 500),
+        ("resnet50.pth", None),
+        ("yolov8.pt", None),
+        ("vgg-16.pth", None),
+        ("2024-11-22.pt", None),
+        ("llama-7b-v2.safetensors", None),
+        ("bert_L12_H768.bin", None),
         ("epoch_3.pt", 3),
         ("model_epoch3_loss=0.5.pt", 3),
         ("resnet50-step120.pth", 120),
@@ -177,6 +187,20 @@ def test_what_the_trainer_of_transformers_wrote(tmp_path: Path) -> None:
         assert "classifier.weight" in statedict.load(one.path)
     history = json.loads((work / "transformers" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert [one.metrics["eval_loss"] for one in found] == [row["eval_loss"] for row in history if "eval_loss" in row]
+
+
+@pytest.mark.parametrize("score", [10**400, "high", None, torch.ones(3), [1]], ids=range(5))
+def test_a_score_of_lightning_that_is_no_number_is_none(tmp_path: Path, score: object) -> None:
+    for step, given in ((5, torch.tensor(0.5)), (10, score)):
+        name = f"epoch=0-step={step}.ckpt"
+        chosen = {"monitor": "loss", "best_model_path": name, "best_model_score": given}
+        callbacks = {"a": chosen, "b": {"monitor": "loss", "best_model_path": 1, "best_k_models": {(1,): 1}}}
+        tree = {"pytorch-lightning_version": "2.0", "callbacks": callbacks, "state_dict": {"w": torch.ones(2)}}
+        torch.save(tree, tmp_path / name)
+    assert [(one.step, one.metrics, one.state) for one in listing(tmp_path)] == [
+        (5, {"loss": 0.5}, "foreign"),
+        (10, {}, "foreign"),
+    ]
 
 
 def test_what_lightning_wrote(tmp_path: Path) -> None:
@@ -297,3 +321,14 @@ def test_a_bucket_is_listed_as_a_directory_is(s3: Any, tmp_path: Path) -> None:
     assert all(one.time > 1e9 for one in found)
     with pytest.raises(MissingFileError):
         listing("s3://bucket/nothing")
+
+
+def test_a_folder_with_zeros_before_its_number_is_not_taken_for_a_step_of_ours(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path) as manager:
+        manager.save(7, {"w": numpy.ones(3)})
+    (tmp_path / "007").mkdir()
+    statedict.save({"w": numpy.ones(3)}, tmp_path / "007" / "model.safetensors")
+    assert [(one.name, one.kind, one.step) for one in listing(tmp_path)] == [
+        ("007", "folder", 7),
+        ("7", "statedict", 7),
+    ]

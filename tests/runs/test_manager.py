@@ -34,6 +34,7 @@ from statedict import (
     dtype,
 )
 from statedict.io.source import ComputedSource
+from statedict.runs import prune
 from statedict.runs.directory import Directory
 
 At = Callable[[int], dict[str, Any]]
@@ -441,6 +442,20 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.parametrize("variables", [("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")])
+def test_a_rank_that_finds_another_one_writing_is_told_to_leave_it_to_rank_0(
+    run: Path, at: At, variables: tuple[str, str]
+) -> None:
+    with CheckpointManager(run) as manager:
+        manager.save(1, at(1))
+        environment = os.environ | dict(zip(variables, ("2", "8"), strict=True))
+        other = subprocess.run(
+            [sys.executable, "-c", WRITES, str(run)], env=environment, capture_output=True, text=True, check=False
+        )
+    assert "this one is rank 2 of 8, and one of them saves a run: call `save` on rank 0 only" in other.stderr
+    assert "a directory of its own" not in other.stderr
+
+
 def test_one_process_writes_at_a_time_and_the_lock_of_a_dead_one_is_no_lock(run: Path, at: At) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WRITES, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -453,6 +468,10 @@ def test_one_process_writes_at_a_time_and_the_lock_of_a_dead_one_is_no_lock(run:
             manager.save(2, at(2))
         with pytest.raises(RunError, match=rf"process {other.pid} on .* writes into this directory"):
             CheckpointManager(run, keep=1).prune()
+        with pytest.raises(
+            RunError, match=rf"process {other.pid} .*removes by its own `keep`.*`mv .*/STEP .*gone && rm"
+        ):
+            prune(run, keep=1)
         other.kill()
         other.wait()
         assert manager.save(2, at(2))

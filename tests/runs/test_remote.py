@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,9 @@ RUN = "s3://bucket/run"
 
 
 def keys(s3: Any) -> list[str]:
-    return [one["Key"] for one in s3.list_objects_v2(Bucket="bucket").get("Contents", [])]
+    """All but the lock, which is left empty."""
+    found = s3.list_objects_v2(Bucket="bucket").get("Contents", [])
+    return [one["Key"] for one in found if one["Key"] != "run/.lock" or one["Size"]]
 
 
 def saved(at: At, steps: Any, **options: Any) -> None:
@@ -110,3 +113,28 @@ def test_a_store_that_is_not_there_is_an_error_that_says_so(s3: Any, at: At) -> 
     manager = CheckpointManager("s3://nowhere/run", background=False)
     with pytest.raises(FileNotFoundError, match="no such bucket"):
         manager.save(1, at(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "free"),
+    [
+        ({"id": "before"}, True),  # of the process that had this number before its container was started again
+        ({"host": "elsewhere", "time": 1e6}, True),
+        ({"host": "elsewhere", "time": -301}, True),
+        ({"host": "elsewhere", "time": 200}, False),
+        ({"host": "elsewhere", "time": -200}, False),
+        ({"pid": os.getppid(), "id": "another"}, False),
+    ],
+)
+def test_a_lock_of_a_process_that_must_be_dead_locks_nobody_out(
+    s3: Any, at: At, change: dict[str, Any], free: bool
+) -> None:
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": "another"} | change
+    owner["time"] = time.time() + change.get("time", 0)
+    s3.put_object(Bucket="bucket", Key="run/.lock", Body=json.dumps(owner).encode())
+    with CheckpointManager(RUN) as manager:
+        if free:
+            assert manager.save(1, at(1))
+        else:
+            with pytest.raises(RunError, match=f"process {owner['pid']} on {owner['host']} writes into this directory"):
+                manager.save(1, at(1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +15,12 @@ from typing import Any
 import numpy
 import pytest
 
-from statedict import CheckpointManager
-from statedict.errors import FileError
+from statedict import CheckpointManager, load
+from statedict.errors import CorruptFileError, FileError
 from statedict.io import atomic
+from statedict.runs import pin, prune
 from statedict.runs.directory import Directory
+from statedict.runs.listing import find, listing
 from statedict.runs.manifest import Manifest
 
 
@@ -46,16 +50,48 @@ def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
         assert (tmp_path / "a").read_text() == "b"
 
 
-def test_a_step_whose_process_died_before_it_was_replaced_has_its_name_again(run: Path) -> None:
-    os.rename(run / "3", run / ".3.0123abcd.old")
-    assert CheckpointManager(run).latest() == 3
-    assert not (run / ".3.0123abcd.old").exists()
-
-
-def test_what_was_replaced_is_left_over_and_goes(run: Path) -> None:
-    os.rename(run / "2", run / ".3.0123abcd.old")
+def test_a_step_whose_process_died_before_it_had_its_name_counts_and_gets_it_from_who_writes_next(run: Path) -> None:
+    os.rename(run / "3", run / ".3.0123abcd.next")
+    (run / "3").mkdir()
+    (run / "3" / "REMOVED").touch()  # its removal was interrupted where it stands
+    manager = CheckpointManager(run)
+    target = tree(0)
+    assert (manager.steps(), manager.latest(), manager.restore(target).step) == ([1, 2, 3], 3, 3)
+    assert target["epoch"] == 3
+    assert [(one.name, one.state) for one in listing(run)][-2:] == [("3", "committed"), ("3", "unfinished")]
+    assert (run / ".3.0123abcd.next").exists()  # who reads changes nothing
     go_on(run)
-    assert sorted(os.listdir(run)) == [".lock", "1", "3", "4"]
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4"]
+    assert CheckpointManager(run).steps() == [1, 2, 3, 4]
+
+
+def test_what_was_to_replace_a_step_that_is_still_there_is_left_over_and_goes(run: Path) -> None:
+    shutil.copytree(run / "2", run / ".3.0123abcd.next")
+    assert CheckpointManager(run).restore(tree(0)).step == 3
+    go_on(run)
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4"]
+    assert float(load(run / "3" / "checkpoint.safetensors")["inner"]["lr"]) == 3
+
+
+@pytest.mark.parametrize("inside", [(), ("REMOVED",), ("REMOVED", "manifest.json"), ("REMOVED", "checkpoint.pth")])
+def test_a_step_whose_removal_was_interrupted_where_it_stands_is_no_damage_and_goes(
+    run: Path, inside: tuple[str, ...]
+) -> None:
+    (run / "7").mkdir()
+    for name in inside:
+        (run / "7" / name).touch()
+    manager = CheckpointManager(run)
+    assert (manager.steps(), manager.latest()) == ([1, 2, 3], 3)
+    go_on(run)
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4"]
+
+
+def test_a_folder_with_a_number_that_holds_what_is_not_ours_stays(run: Path) -> None:
+    (run / "7").mkdir()
+    for name in ("REMOVED", "mine"):
+        (run / "7" / name).touch()
+    go_on(run)
+    assert sorted(os.listdir(run / "7")) == ["REMOVED", "mine"]
 
 
 def test_half_a_list_of_pins_is_left_over_and_goes(run: Path) -> None:
@@ -144,3 +180,66 @@ def test_a_lock_holds_where_its_owner_cannot_be_written(run: Path, monkeypatch: 
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "another process writes into this directory" in other.stderr
     manager.close()
+
+
+def begin_anew(run: Path) -> None:
+    """A run begun anew, whose process ended once its first checkpoint was committed and before the old ones went."""
+    code = (
+        "import os, sys, statedict\n"
+        "from statedict.runs.directory import Directory\n"
+        "Directory.remove = lambda *_: os._exit(9)\n"
+        "manager = statedict.CheckpointManager(sys.argv[1], existing='replace', background=False)\n"
+        "manager.save(1, {'w': 9.0})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(run)], check=False).returncode == 9
+
+
+def test_a_run_that_was_replaced_does_not_count_though_its_steps_are_still_there(run: Path) -> None:
+    begin_anew(run)
+    manager = CheckpointManager(run, background=False)
+    target = {"w": 0.0}
+    assert manager.steps() == [1, 2, 3]
+    assert (manager.latest(), manager.restore(target).step, target) == (1, 1, {"w": 9.0})
+    assert [(one.name, one.state) for one in listing(run)] == [
+        ("1", "committed"),
+        ("2", "replaced"),
+        ("3", "replaced"),
+    ]
+    assert find(listing(run), "latest").name == "1"
+    assert prune(run, keep=5, dry_run=True).removed == (2, 3)
+    manager.save(2, tree(2))
+    assert manager.steps() == [1, 2]
+    assert manager.latest() == 2
+    assert sorted(os.listdir(run)) == [".lock", "1", "2"]
+
+
+def test_what_was_to_be_replaced_counts_as_long_as_nothing_replaces_it(run: Path) -> None:
+    (run / ".replaced.json").write_text(json.dumps({"by": 1, "marker": "00", "steps": {"3": "00"}}))
+    manager = CheckpointManager(run, background=False)
+    assert manager.restore(tree(0)).step == 3
+    manager.save(4, tree(4))
+    assert sorted(os.listdir(run)) == [".lock", "1", "2", "3", "4"]
+
+
+def test_a_pinned_step_of_a_run_that_was_replaced_stays_and_is_never_the_newest(run: Path) -> None:
+    pin(run, [3])
+    with CheckpointManager(run, existing="replace", background=False) as manager:
+        manager.save(1, tree(9))
+        manager.save(2, tree(8))
+        assert (manager.steps(), manager.latest()) == ([1, 2, 3], 2)
+    with CheckpointManager(run, keep=1, background=False) as manager:
+        assert manager.restore(tree(0)).step == 2
+        manager.save(2, tree(7), overwrite=True, force=True)
+        assert (manager.steps(), manager.latest()) == ([2, 3], 2)
+    assert CheckpointManager(run).restore(tree(0), step=3).step == 3
+    pin(run, [3], pinned=False)
+    with CheckpointManager(run, existing="continue", background=False) as manager:
+        manager.save(4, tree(4))
+    assert sorted(os.listdir(run)) == [".lock", "2", "4", "pins.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"steps": {"x": "00"}}', '{"by": "1", "steps": {}}', '{"steps": 3}'])
+def test_a_damaged_list_of_what_was_replaced_is_an_error_that_names_it(run: Path, text: str) -> None:
+    (run / ".replaced.json").write_text(text)
+    with pytest.raises(CorruptFileError, match=r"\.replaced\.json: is no list of replaced steps"):
+        CheckpointManager(run).latest()

@@ -59,12 +59,13 @@ def renamed_in(version: int, rules: Mapping[str, str]) -> Callable[[Kind], Kind]
     Rules(rules)
 
     def register(kind: Kind) -> Kind:
-        if not isinstance(kind, type) or not hasattr(kind, "_save_to_state_dict"):
+        if not isinstance(kind, type) or not hasattr(kind, "load_state_dict"):
             raise RenameError(f"renamed_in({version}): is for classes of torch.nn.Module, not for {kind!r:.60}")
         if version in vars(kind).get(_RULES, {}):
             raise RenameError(f"renamed_in({version}): {kind.__name__} has a version {version} of its names already")
         if not versions(kind):
-            kind._save_to_state_dict = _recording(kind._save_to_state_dict)
+            module: Any = kind
+            module.state_dict = _recording(module.state_dict)
         if _RULES not in vars(kind):
             setattr(kind, _RULES, {})
         getattr(kind, _RULES)[version] = dict(rules)
@@ -82,15 +83,17 @@ def versions(kind: type) -> Versions:
     return dict(sorted(found.items()))
 
 
-def _recording(save: Callable[..., None]) -> Callable[..., None]:
+def _recording(save: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(save)
-    def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
-        save(self, destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+    def state_dict(self: Any, *args: Any, **options: Any) -> Any:
+        made = save(self, *args, **options)
+        prefix = args[1] if len(args) > 1 else options.get("prefix", "")
+        metadata = getattr(made, "_metadata", {}).get(prefix[:-1])
         if isinstance(metadata, dict):
             metadata[_VERSION] = max(versions(type(self)))
+        return made
 
-    return _save_to_state_dict
+    return state_dict
 
 
 @dataclass(slots=True)

@@ -9,8 +9,10 @@ from typing import Any
 from statedict.adapters import Capture, join, leaf, realized
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
+from statedict.adapters.shards import piece
 from statedict.arrays import is_numpy, is_torch
 from statedict.dtypes import dtype
+from statedict.errors import UnsupportedError
 from statedict.tensor import LazyTensor, as_lazy, is_array
 from statedict.tree import StateDict, like
 
@@ -144,7 +146,11 @@ def _array(value: Any, state: Any, plan: Plan, path: str) -> None:
     if forbids:
         plan.problem("target", path, forbids)
         return
-    tensor = as_lazy(state)
+    try:
+        tensor = piece(value, as_lazy(state))
+    except UnsupportedError as error:
+        plan.problem("target", path, str(error))
+        return
     fit = plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path)
     if fit is True:
         plan.act(path, lambda: _copy(value, tensor))

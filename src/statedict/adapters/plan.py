@@ -13,7 +13,9 @@ from statedict.adapters import find, is_special_plain, join, leaf, realized, sug
 from statedict.adapters.names import Reading, align, plain
 from statedict.adapters.report import Entry
 from statedict.adapters.shapes import POLICIES, Fit, Shape
+from statedict.arrays import boxes_text
 from statedict.errors import RestoreError
+from statedict.labelled import Labelled
 from statedict.paths import matches
 from statedict.rename import Rules, modules
 from statedict.tensor import LazyTensor, is_array
@@ -240,6 +242,10 @@ class Plan:
         Returns:
             Whether it fits, or how it is made to.
         """
+        if value.regions is not None:
+            there = boxes_text(value.regions)
+            self.problem("incomplete", path, f"of {value.shape} the checkpoint has {there} only")
+            return False
         fit: Fit | bool = True
         details = [f"{origin} of the state"] if origin else []
         if shape != value.shape:
@@ -253,17 +259,27 @@ class Plan:
                 self.note("skipped", path, f"the state has {value.shape}, the target {shape}")
                 return fit
             details.append(str(fit))
-        if kind is not value.dtype:
-            if not matches(path, self.options.cast):
-                self.problem(
-                    "dtype", path, f"the state has {value.dtype}, the target {kind}; pass cast=True to convert"
-                )
+        same = kind is value.dtype or _fills(value, shape, kind)
+        if not same:
+            unknown = "raw" in (kind.kind, value.dtype.kind)
+            if unknown or not matches(path, self.options.cast):
+                remedy = "a dtype that is not known cannot be converted" if unknown else "pass cast=True to convert"
+                self.problem("dtype", path, f"the state has {value.dtype}, the target {kind}; {remedy}")
                 return False
             details.append(f"{value.dtype} → {kind}")
         action = "restored" if fit is True else "reshaped"
-        action = "cast" if kind is not value.dtype and fit is True else action
+        action = "cast" if not same and fit is True else action
         self.note("renamed" if origin and action == "restored" else action, path, ", ".join(details))
         return fit
+
+
+def _fills(value: LazyTensor, shape: Shape, kind: Any) -> bool:
+    """Whether bytes whose elements have no known size are those of the target, which knows."""
+    return (
+        isinstance(value, Labelled)
+        and (value.dtype.name, value.shape) == (kind.name, shape)
+        and (value.is_view or value.nbytes == kind.nbytes(value.numel()))
+    )
 
 
 def _alike(target: Any, value: Any) -> Any:

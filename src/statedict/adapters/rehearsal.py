@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+from statedict import torch_private
 from statedict.tensor import LazyTensor
 
 _MISMATCH = re.compile(r"size mismatch for (\S+?):")
@@ -42,14 +43,12 @@ class Rehearsal:
 
 def special(modules: Iterable[tuple[str, Any]]) -> dict[str, bool]:
     """The paths of the modules that load in a way of their own → whether by a method, not by hooks before it only."""
-    from torch.nn import Module
-
-    usual = Module._load_from_state_dict
-    return {
-        path: type(child)._load_from_state_dict is not usual
-        for path, child in modules
-        if type(child)._load_from_state_dict is not usual or child._load_state_dict_pre_hooks
-    }
+    usual, found = torch_private.usual_loading(), dict[str, bool]()
+    for path, child in modules:
+        by_method = usual is None or torch_private.loading(child) is not usual
+        if by_method or torch_private.pre_hooks(child) != {}:
+            found[path] = by_method
+    return found
 
 
 def rehearse(
@@ -68,6 +67,9 @@ def rehearse(
         What became of each, or None where there can be no twin, as of TorchScript.
     """
     import torch
+
+    if torch_private.usual_loading() is None:
+        return None
 
     places: dict[str, Any] = {}
     for inside in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
@@ -116,16 +118,14 @@ class _Rehearsing:
         return Rehearsal(self.held, taken, frozenset(self.own - refused), errors, self.kinds)
 
     def _load(self, module: Any, entries: dict[str, Any], path: str) -> None:
-        from torch.nn import Module
-
         prefix = path + "." if path else ""
-        before, missing = dict(entries), list[str]()
+        before, missing, load = dict(entries), list[str](), torch_private.loading(module)
         try:
-            module._load_from_state_dict(entries, prefix, self.metadata.get(path, {}), True, missing, [], self.errors)
+            load(module, entries, prefix, self.metadata.get(path, {}), True, missing, [], self.errors)
         except Exception as error:  # a hook's own
             self.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
         self.left.difference_update(name for name in before if entries.get(name) is not before[name])
-        ours = type(module)._load_from_state_dict is not Module._load_from_state_dict
+        ours = load is not torch_private.usual_loading()
         for name, called in self.names.get(path, ()):
             if name not in missing and (name in entries or ours):
                 self.held[called] = self.origins.get(id(entries.get(name)), "")
@@ -137,7 +137,7 @@ class _Rehearsing:
         for name, value in entries.items():
             if name.startswith(prefix):
                 below.setdefault(name[len(prefix) :].partition(".")[0], {})[name] = value
-        for name, child in module._modules.items():
+        for name, child in _parts(module)[2].items():
             if child is not None:
                 self._load(child, below.get(name, {}), prefix + name)
 
@@ -149,14 +149,25 @@ def _twin(module: Any, made: dict[int, Any]) -> Any:
     twin = made[id(module)] = object.__new__(type(module))
     inside = twin.__dict__
     inside.update(module.__dict__)
-    inside["_parameters"] = {name: _shell(tensor) for name, tensor in module._parameters.items()}
-    inside["_buffers"] = {name: _shell(tensor) for name, tensor in module._buffers.items()}
-    inside["_modules"] = {name: child and _twin(child, made) for name, child in module._modules.items()}
-    hooks = module._load_state_dict_pre_hooks
+    parameters, buffers, modules = _parts(module)
+    inside["_parameters"] = {name: _shell(tensor) for name, tensor in parameters.items()}
+    inside["_buffers"] = {name: _shell(tensor) for name, tensor in buffers.items()}
+    inside["_modules"] = {name: child and _twin(child, made) for name, child in modules.items()}
+    hooks = torch_private.pre_hooks(module)
+    if hooks is None:
+        raise TypeError(f"{type(module).__name__}: what it calls before it loads is not known")
     inside["_load_state_dict_pre_hooks"] = OrderedDict(
         (key, _rebound(hook, module, twin)) for key, hook in hooks.items()
     )
     return twin
+
+
+def _parts(module: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
+    """Its own parameters, buffers and modules by name."""
+    found = torch_private.parts(module)
+    if found is None:
+        raise TypeError(f"{type(module).__name__}: its parts are not to be had")
+    return found
 
 
 def _shell(tensor: Any) -> Any:

@@ -94,11 +94,15 @@ class RestoreReport(Shown):
         return f"{'restored' if self.written else 'would restore'} {count:,} of {whole:,} entries"
 
     def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """As text, of which a line may hold a name with line breaks in it."""
         lines = [self.headline()]
         lines += [f"  {note}" for note in self.notes[:_SHOWN]]
         lines += [f"  and {len(self.notes) - _SHOWN:,} more notes"] * (len(self.notes) > _SHOWN)
         lines += _capped(summary(entry for entry in self.entries if entry.action != "restored" or entry.detail))
-        return "\n".join([*lines, *self.findings()])
+        return [*lines, *self.findings()]
 
     def _repr_html_(self) -> str:
         return page(

@@ -11,14 +11,18 @@ import inspect
 import re
 from typing import Any
 
+from statedict import torch_private
 from statedict.adapters import Capture, join
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import special
 from statedict.adapters.shapes import Fit
+from statedict.adapters.shards import piece, refuse_parts
 from statedict.adapters.ties import Ties, same_bytes
 from statedict.adapters.torch_reading import Reader, is_lazy, read
 from statedict.adapters.torch_transfer import transfer
+from statedict.arrays import part_of
 from statedict.dtypes import dtype
+from statedict.errors import UnsupportedError
 from statedict.paths import matches
 from statedict.tensor import LazyTensor, is_array
 from statedict.tree import StateDict, like
@@ -38,6 +42,7 @@ def accepts(value: Any) -> bool:
 def capture(value: Any, context: Capture, path: str) -> Any:
     """Its `state_dict()`, live."""
     own = value.state_dict()
+    refuse_parts(value, own, path)
     state = like(own, StateDict())
     for name, entry in own.items():
         state[name] = context.value(entry, join(path, name))
@@ -65,6 +70,7 @@ def _compare(reader: Reader, plan: Plan) -> dict[str, Fit]:
     ties = Ties(reader.live, (name for name in reader.own if name in reader.held))
     fits: dict[str, Fit] = {}
     absent: dict[str, Any] = {}
+    _cut(reader, plan)
     for name, entry in reader.own.items():
         full = join(reader.path, name)
         if name in reader.made:
@@ -94,6 +100,18 @@ def _compare(reader: Reader, plan: Plan) -> dict[str, Fit]:
             plan.owners[join(reader.path, reader.original(name))] = None
     plan.look_for_renames(absent, {join(reader.path, name): _kind(reader.state[name]) for name in reader.unread})
     return fits
+
+
+def _cut(reader: Reader, plan: Plan) -> None:
+    """Of whole tensors take what the target has of them, where it says that it is a part."""
+    for name, old in reader.held.items():
+        live, tensor = reader.live.get(name), reader.tensors.get(old)
+        if live is not None and tensor is not None:
+            try:
+                if part_of(live) is not None and tuple(reader.own[name].shape) == tuple(live.shape):
+                    reader.tensors[old] = piece(live, tensor)
+            except UnsupportedError as error:
+                plan.problem("target", join(reader.path, name), str(error))
 
 
 def _entry(name: str, reader: Reader, ties: Ties, plan: Plan) -> Fit | None:
@@ -180,7 +198,7 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
     usual = torch.nn.Module.load_state_dict
     overridden = type(module).load_state_dict is not usual or "load_state_dict" in vars(module)
     # where somebody looks at what was loaded, everything is given; what is filled already costs nothing then
-    watched = any(child._load_state_dict_post_hooks for child in module.modules())
+    watched = any(map(torch_private.is_watched, module.modules()))
     chosen: Any = StateDict()
     chosen._metadata = reader.metadata
     direct: dict[int, tuple[LazyTensor, Any]] = {}

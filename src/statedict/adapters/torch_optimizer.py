@@ -19,6 +19,8 @@ from statedict.adapters.param_groups import merged
 from statedict.adapters.param_match import ELEMENTWISE, Match, is_global, live_names, match, report, size_of
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
+from statedict.adapters.shards import refuse_states_of_parts
+from statedict.arrays import part_of
 from statedict.tensor import as_lazy, is_array
 from statedict.tree import StateDict
 
@@ -40,6 +42,7 @@ def accepts(value: Any) -> bool:
 
 def capture(value: Any, context: Capture, path: str) -> Any:
     """Its `state_dict()`, live, with `param_names` where they are known."""
+    refuse_states_of_parts(value, path)
     own = value.state_dict()
     state = StateDict()
     for key, entry in own.items():
@@ -86,6 +89,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
                 fit = _moments(value, parameter, entries[key[1]], plan, join(path, f"state.{key[1]}"), name)
                 if fit is None or fit.policy != "skip":
                     states[index] = entries[key[1]]
+                else:  # with what its constructor made for it, without which Adagrad of PyTorch 2.9 cannot step
+                    fresh.append(parameter)
                 if fit is not None:
                     follow[index] = partial(_follow, fit, merged_group)
             index += 1
@@ -167,6 +172,11 @@ def _moments(optimizer: Any, parameter: Any, entries: Any, plan: Plan, path: str
     shape = tuple(parameter.shape)
     fit = plan.fates.get(id(parameter))
     size = size_of(entries)
+    part = part_of(parameter)
+    if part is not None and size is not None:
+        why = f"the parameter is a part ({part}); restore it with torch.distributed.checkpoint"
+        plan.problem("target", path, why)
+        return None
     kept = [key for key, value in entries.items() if is_array(value) and tuple(value.shape) == size]
     if fit is None and size is not None and size != shape and _is_elementwise(kept, size, optimizer):
         full = join(path.rpartition(".")[0], name)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from statedict import torch_private
 from statedict.adapters import join
 from statedict.adapters.history import brought_up_to_date
 from statedict.adapters.names import Reading, unwrapped
@@ -178,8 +179,8 @@ def _is_odd(name: str, entry: Any, reader: Reader) -> bool:
 def _is_foreign(module: Any, path: str) -> bool:
     """Whether a module's way of loading is not one of torch.nn's, which only read older versions."""
     child = module.get_submodule(path)
-    method = type(child)._load_from_state_dict
-    hooks = (getattr(hook, "hook", hook) for hook in child._load_state_dict_pre_hooks.values())
+    method, calls = torch_private.loading(child), torch_private.pre_hooks(child)
+    hooks = (getattr(hook, "hook", hook) for hook in (calls or {}).values())
     return not all(str(getattr(way, "__module__", "")).startswith("torch.nn.") for way in (method, *hooks))
 
 

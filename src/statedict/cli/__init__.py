@@ -19,7 +19,7 @@ from statedict.errors import StateDictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
 # name → the module whose `command` it is, imported when it is called
@@ -86,6 +86,11 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(f"statedict: {_one_line(text) or type(error).__name__}", err=True)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def echo_lines(lines: Iterable[str]) -> None:
+    """Print lines with names from files in them, which begin no other lines and steer no terminal."""
+    click.echo("\n".join(map(printable, lines)))
 
 
 def _one_line(text: str) -> str:

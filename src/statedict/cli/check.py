@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from statedict.api import load, restore
-from statedict.cli import printable
+from statedict.cli import echo_lines, printable
 
 
 class _Pairs(click.ParamType[tuple[str, str]]):
@@ -84,8 +84,9 @@ def command(
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:
-        places = printable(" and ".join(filter(None, targets)))
-        click.echo(f"{printable(file)}{places and ' at ' + places}: {report}")
+        places = " and ".join(filter(None, targets))
+        head, *rest = report.lines()
+        echo_lines([f"{file}{places and ' at ' + places}: {head}", *rest])
     return int(bool(report.problems))
 
 

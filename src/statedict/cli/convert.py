@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from statedict.api import convert
+from statedict.cli import printable
 from statedict.cli.progress import progress
 from statedict.formats import WRITABLE
 from statedict.io.files import size_of
@@ -25,5 +26,5 @@ def command(
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
     with progress("converting"):
         convert(src, dst, format=format_, only=only or None, max_shard_size=max_shard_size, overwrite=overwrite)
-    sizes = (f"{shown(name)} ({human_bytes(size_of(named(name)))})" for name in (src, dst))
+    sizes = (f"{printable(shown(name))} ({human_bytes(size_of(named(name)))})" for name in (src, dst))
     click.echo(" → ".join(sizes))

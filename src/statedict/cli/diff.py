@@ -7,7 +7,7 @@ import os
 
 import click
 
-from statedict.cli import printable
+from statedict.cli import echo_lines, printable
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
 from statedict.reports import diff
@@ -81,7 +81,7 @@ def command(
     else:
         from statedict.ops.diff_text import LIMIT, lines
 
-        click.echo("\n".join(map(printable, lines(report, None if everything else LIMIT))))
+        echo_lines(lines(report, None if everything else LIMIT))
     return 0 if git else int(not report.same)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from statedict.api import edit
-from statedict.cli import printable
+from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.errors import AlterError, file_error
 from statedict.formats import WRITABLE
@@ -149,12 +149,10 @@ def command(
         raise click.UsageError("name a step, such as --drop 'head.*', or --plan FILE")
     with progress("editing"):
         report = edit(src, dst, steps, format=format_, dry_run=dry_run, overwrite=overwrite)
-    click.echo(json.dumps(report.to_json()) if as_json else printable_lines(str(report)))
-
-
-def printable_lines(text: str) -> str:
-    """Lines with what could steer a terminal escaped."""
-    return "\n".join(map(printable, text.split("\n")))
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        echo_lines(report.lines())
 
 
 def _merged(option: str, old: Any, new: Any) -> Any:

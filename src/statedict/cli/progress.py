@@ -29,12 +29,18 @@ def progress(doing: str) -> Iterator[None]:
     over = Event()
     with Meter() as meter:
         thread = Thread(target=_show, args=(meter, doing, over), name="statedict-progress", daemon=True)
-        thread.start()
+        started = False
+        try:
+            thread.start()
+            started = True
+        except (RuntimeError, MemoryError):  # no thread can be had, so nothing is shown
+            pass
         try:
             yield
         finally:
             over.set()
-            thread.join()
+            if started:
+                thread.join()
 
 
 def _show(meter: Meter, doing: str, over: Event) -> None:

@@ -43,13 +43,19 @@ def recipe_lines(state: StateDict) -> Iterator[str]:
         found = True
         if is_optimizer(node):
             yield "Optimizer's state_dict:"
-            yield from (f"{key} \t {value}" for key, value in _as_printed(node).items())
+            for key, value in _as_printed(node).items():
+                yield f"{printable(str(key))} \t {_escaped(value)}"
         else:
             yield "Model's state_dict:"
             for name, value in node.items():
-                yield f"{printable(name)} \t {as_lazy(value).size() if is_array(value) else value}"
+                yield f"{printable(str(name))} \t {as_lazy(value).size() if is_array(value) else _escaped(value)}"
     if not found:
         raise FormatError("there is no state_dict of a model or an optimizer in it; look at it without --recipe")
+
+
+def _escaped(value: Any) -> str:
+    """A value as Python prints it, with what could steer a terminal escaped; tensors take several lines."""
+    return printable(value) if isinstance(value, str) else "\n".join(map(printable, str(value).split("\n")))
 
 
 def _as_printed(node: Any) -> dict[Any, Any]:

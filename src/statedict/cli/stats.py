@@ -8,8 +8,7 @@ import json
 
 import click
 
-from statedict.cli import printable
-from statedict.cli.edit import printable_lines
+from statedict.cli import echo_lines, printable
 from statedict.cli.progress import progress
 from statedict.io.urls import shown
 from statedict.ops.stats import StatsReport
@@ -40,7 +39,7 @@ def command(file: str, only: tuple[str, ...], depth: int | None, as_json: bool, 
         total = report.total
         count = f"{len(report.tensors):,} tensor{'s' * (len(report.tensors) != 1)}"
         click.echo(click.style(f"{printable(shown(file))}  {count}, {total.elements:,} elements", bold=True) + "\n")
-        click.echo(printable_lines("\n".join(lines(report, depth))))
+        echo_lines(lines(report, depth))
 
 
 def _csv(report: StatsReport) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from statedict.cli import printable
+from statedict.cli import echo_lines, printable
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
 from statedict.io.urls import shown
@@ -41,7 +41,7 @@ def command(files: tuple[str, ...], values: bool, quick: bool, as_json: bool) ->
         status = max(status, int(not report.ok))
         found.append(report.to_json())
         if not as_json:
-            click.echo("\n".join(map(printable, str(report).splitlines())))
+            echo_lines(report.lines())
     if as_json:
         click.echo(json.dumps({"files": found}))
     return status

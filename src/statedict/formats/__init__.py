@@ -122,14 +122,36 @@ def detect(source: ByteSource) -> str:
 
     Raises:
         UnknownFormatError: none; the message says what the file seems to be instead.
+        CorruptFileError: it begins as a tar archive or as a pickle, and as something else.
     """
     head = bytes(source.read(0, min(source.size, _HEAD)))
     for name, row in FORMATS.items():
         if row.magic(head):
+            _refuse_two(source, head, name)
             return _kind_of_zip(source, head) if name == "torch" else name
     from statedict.formats.causes import stranger
 
     raise stranger(source.name, head, source.size, ", ".join(FORMATS))
+
+
+def _refuse_two(source: ByteSource, head: bytes, name: str) -> None:
+    from statedict.io.tar import is_tar
+
+    other = ""
+    if is_tar(head):
+        if head[257:262] != b"ustar" or head[:4] == b"PK\3\4":
+            other = "a tar archive"
+        elif _is_pickle(head):
+            other = "a pickle"
+    elif _is_pickle(head) and name in ("torch", "safetensors", "sharded"):
+        from statedict.pickles.globals import walk
+
+        def read(offset: int, length: int) -> bytes:
+            return bytes(source.read(offset, max(0, min(length, source.size - offset))))
+
+        other = "" if walk(read, patience=_HEAD).problem else "a pickle"
+    if other:
+        raise CorruptFileError(f"{source.name}: begins as {name} and as {other}; it is damaged or forged")
 
 
 def _is_pickle(head: bytes) -> bool:

@@ -12,7 +12,8 @@ from itertools import pairwise
 
 from statedict.checks import Check, Problem
 from statedict.formats.replaced_index import directory, earlier, entries, packed
-from statedict.io.zip import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64, ArchiveLayout, find_end
+from statedict.io.zip import ArchiveLayout, find_end
+from statedict.io.zip_table import DEFERRED, END, END64, FULL16, FULL32, LOCAL, LOCATOR64, differs, read_local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     Records = Mapping[str, Record | Inflated]
 
 _REMEDY = "fetch or save it again"
-_DEFERRED = 8  # the flag of a record whose sums and sizes follow its data
 
 
 def check(
@@ -107,11 +107,11 @@ def _against_itself(source: ByteSource, records: Records, older: Earlier | None)
     ordered: list[tuple[int, str]] = []
     at = 0
     for name, entry in entries(source, records).items():
-        central, record = CENTRAL.unpack_from(entry), records[name]
+        record = packed(records[name])
         at += len(entry)
         if name not in kept:
-            ordered.append((packed(record).header, name))
-        yield from _local(source, name, packed(record), record.size, central, entry[46 : 46 + central[10]])
+            ordered.append((record.header, name))
+        yield from _local(source, name, record)
     ordered.sort()
     wide = _wide_end(source, count, directory_at, directory_size, end_at)
     first = ordered[0][0] if ordered else directory_at
@@ -141,33 +141,16 @@ def _wide_end(source: ByteSource, count: int, at: int, size: int, end_at: int) -
     return found if right == (magic, length, disk, first_disk, here, whole, place, found[56:]) else b""
 
 
-def _local(
-    source: ByteSource, name: str, record: Record, size: int, central: tuple[int, ...], raw: bytes
-) -> Iterator[Problem]:
+def _local(source: ByteSource, name: str, record: Record) -> Iterator[Problem]:
     """Where a record's own header and the directory disagree."""
     at = record.header
-    head = LOCAL.unpack(source.read(at, 30)) if at + 30 <= source.size else (b"",) * 11
-    if head[0] != b"PK\3\4":
+    local = read_local(source, at, record.entry.length)
+    if local is None:
+        got = repr(bytes(source.read(at, 4)))[2:-1] if at + 30 <= source.size else "the end"
         where = f"at byte {at:,}, where the directory says that it begins,"
-        yield Problem(name, f"{where} there is no record", "PK\\3\\4", repr(head[0])[2:-1] or "the end", _REMEDY)
-        return
-    deferred = bool(head[2] & _DEFERRED)
-    sizes = (record.crc, record.size, size)
-    stated = tuple(head[6:9])
-    # sizes of 64 bits stand in an extra field, of which the directory's is checked
-    agree = all(b in (a, FULL32) or (deferred and b == 0) for a, b in zip(sizes, stated, strict=True))
-    got = bytes(source.read(at + 30, min(head[9], source.size - at - 30)))
-    for what, expected, found in (
-        ("name", raw, got),
-        ("method", central[4], head[3]),
-        ("flags", f"{central[3]:#06x}", f"{head[2]:#06x}"),
-        ("CRC-32 and sizes", sizes, sizes if agree else stated),
-    ):
-        if expected != found:
-            yield Problem(
-                name, f"the {what} in its own header is not that of the zip directory",
-                str(expected), str(found), _REMEDY,
-            )  # fmt: skip
+        yield Problem(name, f"{where} there is no record", "PK\\3\\4", got, _REMEDY)
+    elif difference := differs(record.entry, local):
+        yield Problem(name, difference, remedy=_REMEDY)
 
 
 def _after(source: ByteSource, name: str, record: Record, size: int, following: int) -> Iterator[Problem]:
@@ -176,7 +159,7 @@ def _after(source: ByteSource, name: str, record: Record, size: int, following: 
         return
     head = LOCAL.unpack(source.read(record.header, 30))
     end = record.header + 30 + head[9] + head[10] + record.size
-    if head[2] & _DEFERRED and head[0] == b"PK\3\4" and end < following:
+    if head[2] & DEFERRED and head[0] == b"PK\3\4" and end < following:
         tail = bytes(source.read(end, min(following - end, 24)))
         descriptors = [
             mark + struct.pack(layout, record.crc, record.size, size)

@@ -14,14 +14,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 
 from statedict import formats
-from statedict.assemble import assembled
+from statedict.arrays import boxes_text
 from statedict.dtypes import DType
-from statedict.errors import CorruptFileError, FileError, FormatError, LimitError, UnknownFormatError
+from statedict.errors import (
+    CorruptFileError,
+    FileError,
+    FormatError,
+    MissingFileError,
+    UnknownFormatError,
+    is_failure_of_code,
+)
 from statedict.formats import places as folders
+from statedict.formats.distributed_tensors import REMEDY, Tensors, fields
 from statedict.io.source import Slice
 from statedict.paths import MAX_DEPTH
 from statedict.pickles.budget import RECORDS, Together
@@ -30,7 +37,7 @@ from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
-from statedict.values import Opaque, Size
+from statedict.values import Size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +47,6 @@ if TYPE_CHECKING:
     from statedict.checks import Found
     from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
-    from statedict.tensor import Storage
 
 OURS = "statedict"
 """An attribute of the index that PyTorch has none of: what the names do not say of the tree."""
@@ -58,31 +64,14 @@ def read(source: ByteSource) -> StateDict:
         with Together():
             return _tree(source, folder)
     except (TypeError, AttributeError) as error:
+        if is_failure_of_code(error):
+            raise
         raise CorruptFileError(f"{source.name}: does not describe a checkpoint ({error})") from error
 
 
 def _tree(index: ByteSource, folder: str) -> StateDict:
     metadata = _metadata(index)
-    entries = metadata.get("state_dict_metadata")
-    if not isinstance(entries, dict):
-        raise CorruptFileError(f"{index.name}: does not describe a checkpoint of torch.distributed")
-    stored = list(_stored(metadata, index.name))
-    paths = {file: folders.inside(folder, file) for _, _, file, _, _ in stored}
-    files: dict[str, ByteSource] = {}
-    sources = folders.open_files(paths.values())
-    for file, path in paths.items():
-        source = sources[path]
-        if isinstance(source, FileError):
-            raise source
-        files[file] = source
-    known = Keys()
-    places: dict[tuple[Any, ...], Slice] = {}
-    for name, chunk, file, offset, length in stored:
-        places[known.check((name, chunk))] = Slice(files[file], offset, length)
-    if sum(s.size for (_, chunk), s in places.items() if chunk is None) > sum(f.size for f in files.values()):
-        raise CorruptFileError(f"{index.name}: several names for the same bytes; the metadata is damaged or forged")
-    storages: dict[tuple[Any, ...], Storage] = {}
-    leaves = {name: _leaf(name, _fields(entry), places, storages, index.name) for name, entry in entries.items()}
+    leaves = _leaves(index, folder, metadata)
     if OURS in metadata:
         return _arranged(metadata[OURS], leaves, index.name)
     planner = metadata.get("planner_data")
@@ -93,6 +82,34 @@ def _tree(index: ByteSource, folder: str) -> StateDict:
         _insert(tree, keys if type(keys) is tuple and keys else (name,), leaf)
     _number(tree)
     return tree
+
+
+def _leaves(index: ByteSource, folder: str, metadata: dict[str, Any]) -> dict[Any, Any]:
+    """The entries by their names."""
+    entries = metadata.get("state_dict_metadata")
+    if not isinstance(entries, dict):
+        raise CorruptFileError(f"{index.name}: does not describe a checkpoint of torch.distributed")
+    stored = list(_stored(metadata, index.name))
+    paths = {file: folders.inside(folder, file) for _, _, file, _, _ in stored}
+    sources = folders.open_files(paths.values())
+    opened = {file: sources[path] for file, path in paths.items()}
+    lost = {file: source for file, source in opened.items() if isinstance(source, FileError)}
+    files = {file: source for file, source in opened.items() if not isinstance(source, FileError)}
+    for error in lost.values():
+        if not files or not isinstance(error, MissingFileError):
+            raise error
+    known = Keys()
+    places: dict[tuple[Any, ...], Slice] = {}
+    for name, chunk, file, offset, length in stored:
+        key = known.check((name, chunk))
+        if file in files:
+            places[key] = Slice(files[file], offset, length)
+        elif chunk is None:  # a value, which cannot be there in part
+            raise lost[file]
+    if sum(s.size for (_, chunk), s in places.items() if chunk is None) > sum(f.size for f in files.values()):
+        raise CorruptFileError(f"{index.name}: several names for the same bytes; the metadata is damaged or forged")
+    tensors = Tensors(places, index.name, [*lost])
+    return {name: _leaf(name, fields(entry), tensors) for name, entry in entries.items()}
 
 
 def _number(tree: Any) -> None:
@@ -143,7 +160,7 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
 
 
 def _metadata(index: ByteSource) -> dict[str, Any]:
-    return _fields(load(index.read(0, index.size), DATA, None, index.name, factor=RECORDS)[0])
+    return fields(load(index.read(0, index.size), DATA, None, index.name, factor=RECORDS)[0])
 
 
 def _stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, Any, str, int, int]]:
@@ -152,7 +169,7 @@ def _stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, Any, st
     if not isinstance(stored, dict):
         raise CorruptFileError(f"{where}: does not describe a checkpoint of torch.distributed")
     for key, info in stored.items():
-        place, what = _fields(info), _fields(key)
+        place, what = fields(info), fields(key)
         file, offset, length = place.get("relative_path"), place.get("offset"), place.get("length")
         if type(file) is not str or type(offset) is not int or type(length) is not int:
             raise CorruptFileError(f"{where}: an entry without file, offset and length")
@@ -170,7 +187,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
     from statedict.checks import Check, Problem, refusal, within
 
-    folder, sound = folders.beside(source), True
+    folder, sound, absent = folders.beside(source), True, 0
     metadata = _metadata(source)
     files: dict[str, dict[tuple[int, int], list[tuple[str, Any]]]] = {}  # tied tensors are names of one chunk
     for name, chunk, file, offset, length in _stored(metadata, source.name):
@@ -181,7 +198,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         except FileError as error:
             missing = refusal(error, os.path.join(folder, file), file)
             yield replace(missing, tensors=tuple(dict.fromkeys(name for held in chunks.values() for name, _ in held)))
-            sound = False
+            absent += 1
             continue
         if sum(length for _, length in chunks) > whole.size:
             what = "its chunks overlap or lie past its end, and are not read"
@@ -205,97 +222,26 @@ def checks(source: ByteSource) -> Iterator[Found]:
                 what = f"its chunks {'overlap' if begin < end else 'leave a hole'} at byte {min(begin, end):,}"
                 yield Problem(file, f"{what} (to {max(begin, end):,})", remedy="fetch or save the checkpoint again")
     if sound:
-        read(source)
+        try:
+            read(source)
+            leaves = _leaves(source, folder, metadata)
+        except FileError:
+            if not absent:  # else it is told already
+                raise
+            return
+        for name, leaf in leaves.items():
+            if isinstance(leaf, LazyTensor) and leaf.regions is not None:
+                what = f"of its shape {leaf.shape} there is {boxes_text(leaf.regions)} only"
+                yield Problem(str(name), what, remedy=REMEDY, tensors=(str(name),))
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    """The attributes of an object in the metadata."""
-    return value.state if isinstance(value, Opaque) and isinstance(value.state, dict) else {}
-
-
-def _leaf(
-    name: str,
-    entry: dict[str, Any],
-    places: dict[tuple[Any, ...], Slice],
-    storages: dict[tuple[Any, ...], Storage],
-    where: str,
-) -> Any:
-    if "chunks" not in entry:
-        place = places.get((name, None))
-        if place is None:
-            raise CorruptFileError(f"{where}: the bytes of {name!r} are missing")
-        return formats.read_part(place)
-    size, kind = entry.get("size"), _dtype(entry.get("properties"))
-    if not isinstance(size, Size) or kind is None or not kind.itemsize:
-        raise CorruptFileError(f"{where}: {name!r} has no size or dtype")
-    chunks: list[tuple[tuple[int, ...], tuple[int, ...], Slice]] = []
-    for chunk in map(_fields, entry["chunks"]):
-        offsets, sizes = chunk.get("offsets"), chunk.get("sizes")
-        if not isinstance(offsets, Size) or not isinstance(sizes, Size) or not len(offsets) == len(sizes) == len(size):
-            raise CorruptFileError(f"{where}: a chunk of {name!r} is described wrongly")
-        if any(o < 0 or n < 0 or o + n > total for o, n, total in zip(offsets, sizes, size, strict=True)):
-            raise CorruptFileError(f"{where}: a chunk of {name!r} lies outside of the tensor")
-        place = places.get((name, tuple(offsets)))
-        if place is None:
-            raise CorruptFileError(f"{where}: the chunk of {name!r} at {tuple(offsets)} is missing")
-        chunks.append((tuple(offsets), tuple(sizes), place))
-    numel = sum(Size(sizes).numel() for _, sizes, _ in chunks)
-    if numel != size.numel() or not _tile(tuple(size), [(offsets, sizes) for offsets, sizes, _ in chunks]):
-        raise CorruptFileError(
-            f"{where}: the chunks of {name!r} have {numel:,} elements and do not make up its {size.numel():,}; "
-            "a rank's file is missing or the metadata is damaged"
-        )
-    parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
-    first = chunks[0][2] if chunks else None
-    tensor = assembled(kind, tuple(size), parts, first.name if first else name, remote=bool(first and first.remote))
-    storage = tensor.storage
-    if first is not None and len(chunks) == 1 and storage.nbytes:
-        file, begin = first.locate()
-        storage = storages.setdefault((id(file), begin, first.size, tensor.shape, kind.name), storage)
-    return LazyTensor(kind, tensor.shape, storage, requires_grad=_requires_grad(entry["properties"]))
-
-
-def _tile(size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
-    """Whether chunks with as many elements as the tensor cover it.
-
-    They do if each element is in an odd number of them, which their corners tell: all but those of the tensor itself
-    cancel out in pairs.
-    """
-    axes = [a for a in range(len(size)) if any(sizes[a] != size[a] for _, sizes in chunks)]
-    if 0 in size or not axes:
-        return True
-    if len(axes) > 8:
-        raise LimitError(f"a tensor that is split along {len(axes)} axes")
-    odd: set[str] = set()  # of texts, whose hashes cannot be chosen
-    for offsets, sizes in [((0,) * len(size), size), *chunks]:
-        if 0 not in sizes:
-            odd ^= {str(corner) for corner in product(*((offsets[a], offsets[a] + sizes[a]) for a in axes))}
-    return not odd
-
-
-def _properties(properties: Any) -> tuple[Any, ...]:
-    """What TensorProperties says, whose state is a tuple or, in old ones, a dict: dtype, layout, requires_grad."""
-    state = properties.state if isinstance(properties, Opaque) else None
-    if isinstance(state, dict):
-        return tuple(map(state.get, ("dtype", "layout", "requires_grad")))
-    return (*state, None, None, None) if type(state) is tuple else (None, None, None)
-
-
-def _dtype(properties: Any) -> DType | None:
-    found = _properties(properties)[0]
-    return found if isinstance(found, DType) else None
-
-
-def _requires_grad(properties: Any) -> bool:
-    return _properties(properties)[2] is True
-
-
-def _chunk(kind: DType, sizes: tuple[int, ...], place: Slice, name: str) -> LazyTensor:
-    """A chunk, which is a file of torch.save in itself."""
-    tensor = formats.read_part(place)
-    if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
-        raise CorruptFileError(f"{place.name}: the chunk of {name!r} is not the tensor that the metadata describes")
-    return tensor
+def _leaf(name: str, entry: dict[str, Any], tensors: Tensors) -> Any:
+    if "chunks" in entry:
+        return tensors.tensor(name, entry)
+    place = tensors.places.get((name, None))
+    if place is None:
+        raise CorruptFileError(f"{tensors.where}: the bytes of {name!r} are missing")
+    return formats.read_part(place)
 
 
 def _insert(tree: StateDict, keys: tuple[Any, ...], leaf: Any) -> None:

@@ -27,6 +27,7 @@ from statedict.io.pipeline import Part
 from statedict.io.progress import Meter
 from statedict.io.sink import StreamSink, put_bytes
 from statedict.io.source import BytesSource
+from statedict.labelled import Labelled
 from statedict.paths import walk
 from statedict.pickles.writer import dumps
 from statedict.tensor import LazyTensor
@@ -169,16 +170,25 @@ def _chunks(entries: dict[str, tuple[Keys, Any]]) -> tuple[list[Chunk], dict[str
         region = (value.storage.key, value.offset, value.shape, value.strides, value.dtype.name)
         chunk = stored.get(region) if value.numel() else None
         if chunk is None:
-            plain = value.contiguous()
-            plain = LazyTensor(plain.dtype, plain.shape, plain.storage, plain.offset)
-            data = alike.get((plain.dtype.name, plain.shape))
+            plain = _plain(value)
+            kind = (plain.dtype.name, plain.shape, plain.nbytes)
+            data = alike.get(kind)
             if data is None:
-                data = alike[plain.dtype.name, plain.shape] = pickled(plain, name)[0]
+                data = alike[kind] = pickled(plain, name)[0]
             start = plain.storage.offset + plain.offset
             chunk = stored[region] = Chunk(data, [(plain.storage.source, start, plain.nbytes)])
             chunks.append(chunk)
         places[name] = chunk
     return chunks, places
+
+
+def _plain(tensor: LazyTensor) -> LazyTensor:
+    """Row-major and without flags."""
+    tensor = tensor.contiguous()
+    if isinstance(tensor, Labelled):
+        tensor.element_bytes()  # an error for a view
+        return tensor.flagged(False, False)
+    return LazyTensor(tensor.dtype, tensor.shape, tensor.storage, tensor.offset)
 
 
 def _placed(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from statedict.errors import CorruptFileError
 from statedict.formats import torch_legacy
 from statedict.io.source import BytesSource
+from statedict.io.zip import refuse_behind
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import Global, load
 from statedict.pickles.tables import DATA
@@ -60,6 +61,7 @@ def _loaded(source: ByteSource) -> tuple[Any, int]:
             f"{source.name}: is an archive of torch.save whose first bytes are missing: after the pickle comes what "
             "follows a record; fetch it again"
         )
+    refuse_behind(source, end)
     return tree, end
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from statedict.errors import (
     ExistingFileError,
@@ -116,29 +117,30 @@ def entry(path: str) -> str:
 
 def _others(names: list[str]) -> list[str]:
     """The indexes among the files of a folder, or the files of weights that are no shards."""
-    import re
-
     indexes = [name for name in names if re.search(r"\.index\.([^.]+\.)?json$", name)]
     weights = [name for name in names if re.search(r"\.safetensors$|^(diffusion_)?pytorch_model\..*bin$", name)]
     return indexes or [name for name in weights if not re.search(r"-\d+-of-\d+\.", name)]
 
 
 def inside(folder: str, file: str) -> str:
-    """The path of a file that a checkpoint's folder or index names, if it lies in that folder.
+    """The path of what a checkpoint's folder, its index or another document names, if it lies in that folder.
 
+    Every name that comes out of a file goes through here. What comes out is no URL, or one below that of the folder.
     The one link that may leave it is that of a Hugging Face cache, from `snapshots/REVISION/…` to `blobs/…`.
 
     Raises:
         FormatError: it does not, by its name or by a symbolic link.
     """
-    refused = (
-        not file
+    refused = bool(
+        file in ("", os.curdir)
         or "\0" in file
         or not _is_text(file)
         or os.path.isabs(file)
+        or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]", file)
         or ".." in file.replace("\\", "/").split("/")
     )
-    if not refused and not is_url(folder):
+    direct = os.path.basename(file) == file
+    if not refused and not is_url(folder) and not (direct and not os.path.islink(joined(folder, file))):
         root = os.path.realpath(folder or os.curdir)
         real = os.path.realpath(os.path.join(root, file))
         cache, is_snapshot, _ = root.rpartition("/snapshots/")

@@ -15,14 +15,15 @@ from shlex import quote
 
 from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import Slice
-from statedict.io.zip import CENTRAL, END, Inflated, end_records, find_end, read_directory
+from statedict.io.zip import ArchiveLayout, Inflated, end_records, find_end, read_directory
+from statedict.io.zip_table import CENTRAL, END, find_ends
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from statedict.io.source import ByteSource
-    from statedict.io.zip import ArchiveLayout, Record
+    from statedict.io.zip import Record
 
     Records = Mapping[str, Record | Inflated]
 
@@ -124,6 +125,7 @@ def cut_short(source: ByteSource) -> CorruptFileError | None:
     if source.remote:
         return None
     window, begin, tries = b"", source.size, 0
+    followed: set[int] = set()  # where an archive begins that is whole by itself
     while begin > max(0, source.size - _FARTHEST):
         step = min(begin, _SEARCH)
         begin -= step
@@ -134,6 +136,11 @@ def cut_short(source: ByteSource) -> CorruptFileError | None:
             end = begin + at + END.size
             if tries > _TRIES:
                 return None
+            if end > source.size:
+                continue
+            if end in followed:
+                return None
+            followed.update(reading.shift for reading in find_ends(source, end).readings[:1])
             if end < source.size and _is_begun(source, end) and _is_whole(Slice(source, 0, end)):
                 return CorruptFileError(
                     f"{source.name}: what follows the end of the archive at byte {end:,} is no whole index, as after a "
@@ -144,9 +151,17 @@ def cut_short(source: ByteSource) -> CorruptFileError | None:
 
 
 def _is_begun(source: ByteSource, at: int) -> bool:
-    """Whether a data.pkl seems to begin at a byte, or what a disk has where it was not written yet."""
+    """Whether a data.pkl of ours seems to begin at a byte, or what a disk has where it was not written yet."""
     head = bytes(source.read(at, min(1 << 10, source.size - at)))
-    return not head.strip(b"\0") or (head.startswith(b"PK\3\4") and b"data.pkl" in head[30:])
+    if not head.strip(b"\0"):
+        return True
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    if not name.isascii() or name.rpartition(b"/")[2] != b"data.pkl":
+        return False
+    layout = ArchiveLayout()
+    layout.position = at
+    header = layout.add(name.decode(), 0)[1]
+    return header[: len(head)] == head[: len(header)]
 
 
 def _is_whole(source: ByteSource) -> bool:

@@ -18,12 +18,14 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
-from statedict.dtypes import BY_SAFETENSORS, DType
-from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
+from statedict.arrays import MAX_DIMS, find_shape_fault
+from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled
+from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
 from statedict.io.in_place import same_file
-from statedict.io.json import check
+from statedict.io.json import parse
 from statedict.io.pipeline import Part
+from statedict.labelled import Labelled
 from statedict.tensor import LazyTensor, Storage
 
 TYPE_CHECKING = False
@@ -100,44 +102,28 @@ def _header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTe
         )
     raw = bytes(source.read(8, length))
     header = _parse(raw, name)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # null is none for safetensors, too
     if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
         raise CorruptFileError(f"{name}: __metadata__ is not a dict of strings")
     return raw, metadata, _tensors(source, header, 8 + length)
 
 
 def _parse(raw: bytes, name: str) -> dict[str, Any]:
-    check(raw, f"{name}: the header")
-    try:
-        header = json.loads(raw.decode())
-        if isinstance(header, dict) and _counts_are_off(raw, header):
-            header = None
-            check(raw, f"{name}: the header", 1.5)
-            header = json.loads(raw.decode(), object_pairs_hook=_unique)
-    except LimitError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{name}: the header is not JSON ({error}); the file is damaged") from error
+    header = parse(raw, f"{name}: the header", keys=_count_keys)
     if not isinstance(header, dict):
         raise CorruptFileError(f"{name}: the header is a JSON {type(header).__name__}, not an object")
     return header
 
 
-def _counts_are_off(raw: bytes, header: dict[str, Any]) -> bool:
-    """Whether some key may stand twice and hide another: what was read is counted in what was written."""
-    described = "__metadata__" in header
-    fields = (b'"dtype"', b'"shape"', b'"data_offsets"')
-    tensors = len(header) - described
-    return raw.count(b'"__metadata__"') != described or any(raw.count(field) != tensors for field in fields)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} stands twice")
-    return found
+def _count_keys(header: Any) -> tuple[int, int]:
+    """The keys of a header and of what is in it, or -1 of something else; the colons in the texts of the metadata."""
+    try:
+        metadata = header.get("__metadata__", {})
+        colons = sum(text.count(":") for text in metadata.values())
+        return len(header) + sum(map(len, header.values())), colons
+    except (TypeError, AttributeError):
+        return -1, 0
 
 
 def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str, LazyTensor]:
@@ -151,6 +137,8 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
                 if n < 0 or type(n) is not int or numel >= _MAX_NUMEL:
                     raise ValueError(f"shape {str(shape)[:200]}")
                 numel *= n
+            if (not numel or len(shape) > MAX_DIMS) and (fault := find_shape_fault(shape, 16)):
+                raise ValueError(f"shape {str(shape)[:200]}: {fault}")
             if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
                 raise ValueError(f"data_offsets [{begin}, {end}]")
             kind = BY_SAFETENSORS.get(code)
@@ -158,9 +146,14 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
             raise CorruptFileError(
                 f"{source.name}: tensor {key!r} is described wrongly ({error}); the file is damaged"
             ) from error
+        if start + end > source.size:
+            raise _cut(source, header, key, start)
+        storage = Storage(source, start + begin, end - begin)
         if kind is None:
-            kind = _unnamed(source, key, code, numel, end - begin)
-        elif kind.safetensors == "F4":  # its shape counts the halves of our bytes
+            ranges.append((begin, end))
+            tensors[key] = _labelled(source, key, code, numel, tuple(shape), storage)
+            continue
+        if kind.safetensors == "F4":  # its shape counts the halves of our bytes
             if not shape or shape[-1] % 2:
                 raise CorruptFileError(f"{source.name}: tensor {key!r}: an odd number of 4 bit elements in a row")
             numel, shape = numel // 2, [*shape[:-1], shape[-1] // 2]
@@ -169,10 +162,8 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
                 f"{source.name}: tensor {key!r}: {kind} of shape {shape} takes {kind.nbytes(numel):,} bytes, "
                 f"data_offsets give {end - begin:,}; the file is damaged"
             )
-        if start + end > source.size:
-            raise _cut(source, header, key, start)
         ranges.append((begin, end))
-        tensors[key] = LazyTensor(kind, tuple(shape), Storage(source, start + begin, end - begin))
+        tensors[key] = LazyTensor(kind, tuple(shape), storage)
     _check_coverage(source, ranges, source.size - start)
     return tensors
 
@@ -201,17 +192,20 @@ def _check_coverage(source: ByteSource, ranges: list[tuple[int, int]], size: int
             )
 
 
-def _unnamed(source: ByteSource, key: str, code: Any, numel: int, nbytes: int) -> DType:
-    """A dtype that our table does not have yet: raw bytes under its name."""
-    if (
-        type(code) is not str
-        or not (code.isascii() and code.isprintable())
-        or not code
-        or (numel and nbytes * 8 % numel)
-        or not numel
-    ):
-        raise FormatError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r}; a newer version may know it")
-    return DType(code, nbytes * 8 // numel, "raw", "", code)
+def _labelled(
+    source: ByteSource, key: str, code: Any, numel: int, shape: tuple[int, ...], storage: Storage
+) -> LazyTensor:
+    """A tensor of a dtype that our table does not have yet: bytes under its code.
+
+    They need not be a whole number of bits an element, for blocks may share a scale.
+    """
+    if type(code) is not str or not (code.isascii() and code.isprintable()) or not 0 < len(code) <= MAX_NAME:
+        raise CorruptFileError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r:.100}, which is no name")
+    if not numel and storage.nbytes:
+        raise CorruptFileError(f"{source.name}: tensor {key!r} has no elements and {storage.nbytes:,} bytes")
+    if numel and storage.nbytes * 8 % numel == 0 and storage.nbytes:
+        return LazyTensor(labelled(code, storage.nbytes * 8 // numel, code), shape, storage)
+    return Labelled(labelled(code, 0, code), shape, storage)
 
 
 def write(tree: Any, sink: Sink) -> None:

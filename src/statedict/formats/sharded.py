@@ -22,7 +22,7 @@ from statedict import formats
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
 from statedict.formats import places, safetensors
 from statedict.formats.skeleton import KEY, put_together, taken_apart
-from statedict.io.json import check
+from statedict.io.json import parse, read_document
 from statedict.io.sink import put_bytes
 from statedict.pickles.budget import Together
 from statedict.tree import StateDict
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
     from statedict.tensor import LazyTensor
-
-_MAX_INDEX = 256 << 20
 
 
 def read(source: ByteSource) -> Any:
@@ -121,16 +119,12 @@ def _index(source: ByteSource) -> tuple[dict[str, str], dict[str, str], dict[str
     """What the index says: tensor → file, file → path, and the metadata."""
     name = source.name
     folder = places.beside(source)
-    if source.size > _MAX_INDEX:
-        raise FormatError(f"{name}: an index of {source.size:,} bytes is larger than any; it is something else")
-    text = bytes(source.read(0, source.size))
-    check(text, name)
+    index = parse(read_document(source), name)
     try:
-        index = json.loads(text)
         files = index["weight_map"]
         if not isinstance(files, dict) or not all(type(file) is str for file in files.values()):
             raise TypeError("its weight_map does not map names to files")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (TypeError, KeyError) as error:
         raise CorruptFileError(f"{name}: is JSON but no index of shards ({error})") from error
     metadata = index.get("metadata")
     paths = {file: places.inside(folder, file) for file in dict.fromkeys(files.values())}

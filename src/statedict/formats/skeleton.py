@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 
-from statedict.dtypes import BY_NAME
+from statedict.arrays import find_shape_fault
+from statedict.dtypes import BY_NAME, MAX_NAME, labelled
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
-from statedict.io.json import check
+from statedict.io.json import parse
+from statedict.labelled import Labelled
 from statedict.paths import encode, free_name, walk
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict, decode
@@ -74,20 +76,18 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             return from_json(node)
         stored = tensors[node["$tensor"]]
         unnamed.pop(node["$tensor"], None)
-        kind = BY_NAME[node["dtype"]] if "dtype" in node else stored.dtype
-        if kind is not stored.dtype:
-            shape = stored.shape[:-1] if stored.shape[-1:] == (kind.itemsize,) else None
-            if shape is None or stored.dtype.name != "uint8":
-                raise CorruptFileError(f"tensor {node['$tensor']!r} cannot hold {kind}")
-            stored = LazyTensor(kind, shape, stored.storage, stored.offset)
+        if len(node) == 1:
+            return stored
+        stored = _retyped(stored, node["dtype"], node["$tensor"]) if "dtype" in node else stored
         if "grad" in node or "parameter" in node:
             grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))
+            if isinstance(stored, Labelled):
+                return stored.flagged(grad, parameter)
             stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
         return stored
 
-    check(text, f"{name}: the skeleton under {KEY!r}", 2.5)
+    skeleton = parse(text, f"{name}: the skeleton under {KEY!r}", weight=2.5, surrogates=True)
     try:
-        skeleton = json.loads(text)
         if skeleton["version"] != 1:
             raise FormatError(f"{name}: its skeleton has version {skeleton['version']!r}; a newer version may read it")
         tree = decode(skeleton["tree"], get)
@@ -101,6 +101,23 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             "the file, take that key out of its metadata to read the tensors alone"
         )
     return tree
+
+
+def _retyped(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
+    """The tensor whose elements are the rows of bytes that are stored."""
+    known = BY_NAME.get(name)
+    whole = (
+        stored.dtype.name == "uint8"
+        and bool(stored.shape)
+        and type(name) is str
+        and name.isprintable()
+        and len(name) <= MAX_NAME
+    )
+    if not whole or (known is not None and stored.shape[-1] != known.itemsize):
+        raise CorruptFileError(f"tensor {where!r} cannot hold {name!s:.80}")
+    if known is None:
+        return Labelled(labelled(name), stored.shape[:-1], stored.storage)
+    return LazyTensor(known, stored.shape[:-1], stored.storage, stored.offset)
 
 
 def _strings(metadata: dict[str, str]) -> dict[str, str]:
@@ -134,6 +151,8 @@ class _Plan:
                 return to_json(leaf)
             except UnsupportedError as error:
                 raise UnsupportedError(f"{path or 'the root'}: {error}; drop it or convert it") from None
+        if fault := find_shape_fault((*leaf.shape, *(() if leaf.dtype.safetensors else (1,))), leaf.dtype.itemsize):
+            raise UnsupportedError(f"{path or 'the root'}: a tensor of {fault}; it could not be read again")
         region = (leaf.storage.key, leaf.offset, leaf.shape, leaf.strides, leaf.dtype.name)
         wanted = path.encode("utf-8", "backslashreplace").decode()
         wanted = "__metadata__~2" if wanted == "__metadata__" else wanted
@@ -158,5 +177,6 @@ def _storable(tensor: LazyTensor) -> LazyTensor:
     tensor = tensor.contiguous()
     if tensor.dtype.safetensors:
         return tensor
-    shape = (*tensor.shape, tensor.dtype.itemsize)
+    size = tensor.element_bytes() if isinstance(tensor, Labelled) else tensor.dtype.itemsize
+    shape = (*tensor.shape, size)
     return LazyTensor(BY_NAME["uint8"], shape, tensor.storage, tensor.offset)

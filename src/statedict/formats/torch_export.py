@@ -15,12 +15,12 @@ torch/_export/serde/schema.py (PyTorch 2.13).
 from __future__ import annotations
 
 from statedict import formats
-from statedict.dtypes import BY_NAME
-from statedict.errors import CorruptFileError, UnknownFormatError
-from statedict.io.json import check as check_json
+from statedict.dtypes import BY_NAME, labelled
+from statedict.errors import CorruptFileError, UnknownFormatError, is_failure_of_code
+from statedict.io.json import parse
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
-from statedict.pickles.constructors import tensor
+from statedict.pickles.constructors import as_parameter, tensor
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict
 
@@ -106,14 +106,10 @@ def _stored(record: Record | Inflated) -> Record:
 
 
 def _config(record: Record | Inflated) -> dict[str, Any]:
-    import json
-
-    text = bytes(_stored(record).read(0, record.size))
-    check_json(text, record.label)
+    found = parse(bytes(_stored(record).read(0, record.size)), record.label)
     try:
-        config = json.loads(text)["config"]
-        return dict(config)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return dict(found["config"])
+    except (ValueError, TypeError, KeyError) as error:
         raise CorruptFileError(f"{record.label}: describes no tensors ({error}); the file is damaged") from error
 
 
@@ -133,10 +129,15 @@ def _entry(
                 pickled[name] = formats.read_part(_stored(record))
             return pickled[name]
         meta = entry["tensor_meta"]
-        kind = BY_NAME[_DTYPES[meta["dtype"]]]
+        code = meta["dtype"]
+        if type(code) is not int or code < 1:
+            raise KeyError(code)
+        kind = BY_NAME[_DTYPES[code]] if code in _DTYPES else labelled(f"ScalarType {code}")
         shape, strides = (tuple(n["as_int"] for n in meta[field]) for field in ("sizes", "strides"))
         offset, grad = meta["storage_offset"]["as_int"], meta["requires_grad"]
     except (KeyError, TypeError, AttributeError) as error:
+        if is_failure_of_code(error):
+            raise
         raise CorruptFileError(
             f"{where}: is described wrongly or missing ({error!r:.100}); the file is damaged"
         ) from error
@@ -146,5 +147,5 @@ def _entry(
     except CorruptFileError as error:
         raise CorruptFileError(f"{where}: {error}") from error
     if entry.get("is_param") is True:
-        made = LazyTensor(kind, made.shape, storage, made.offset, made.strides, grad is True, True)
+        return as_parameter(made, grad is True)
     return made

@@ -13,7 +13,8 @@ from statedict.formats.torch_zip import folder_of, in_order, ours, placeless
 from statedict.io.blocks import summed
 from statedict.io.in_place import same_file
 from statedict.io.source import BytesSource
-from statedict.io.zip import CENTRAL, END, ArchiveLayout, Record, find_end
+from statedict.io.zip import ArchiveLayout, Record, find_end
+from statedict.io.zip_table import CENTRAL, END
 from statedict.pickles.writer import dumps
 
 TYPE_CHECKING = False

@@ -26,9 +26,11 @@ from __future__ import annotations
 
 import struct
 
-from statedict.errors import CorruptFileError, LimitError, TruncatedError, UnknownFormatError
+from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
 from statedict.io.source import swapped
-from statedict.pickles.constructors import StorageType, TypedStorage, tensor
+from statedict.io.zip import refuse_behind
+from statedict.pickles.budget import Together
+from statedict.pickles.constructors import StorageType, TypedStorage, storage_type, tensor
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.tensor import LazyTensor, Storage
@@ -110,7 +112,8 @@ def read(source: ByteSource) -> Any:
         TruncatedError: it ends within a pickle or a storage.
         CorruptFileError: it contradicts itself.
     """
-    return _read_tar(source) if is_tar(source) else unpickle(source)[0]
+    with Together():
+        return _read_tar(source) if is_tar(source) else _unpickle_alone(source)[0]
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
@@ -120,11 +123,18 @@ def checks(source: ByteSource) -> Iterator[Found]:
     if is_tar(source):
         yield from by_storage(_read_tar(source))
         return
-    tree, storages, _, end = unpickle(source)
+    tree, storages, end = _unpickle_alone(source)
     yield from by_storage(tree, {id(storage): f"storage {key}" for key, storage in storages.items()})
     if end < source.size:
         what = f"{source.size - end:,} bytes follow the last storage, from byte {end:,}"
         yield Problem("end of file", what, remedy="find out what they are, or save it again without them")
+
+
+def _unpickle_alone(source: ByteSource) -> tuple[Any, dict[Any, Storage], int]:
+    """The tree in a file, its storages by key, and where they end, behind which no archive may lie."""
+    tree, storages, _, end = unpickle(source)
+    refuse_behind(source, end)
+    return tree, storages, end
 
 
 def is_tar(source: ByteSource) -> bool:
@@ -151,8 +161,13 @@ def unpickle(
         if type(identifier) is not tuple or len(identifier) != 6 or identifier[0] not in ("storage", b"storage"):
             raise CorruptFileError("a persistent id that names no storage")
         _, kind, key, device, numel, view = identifier
-        if type(kind) is not StorageType or type(key) not in (str, bytes) or type(numel) is not int or numel < 0:
+        if type(key) not in (str, bytes) or type(numel) is not int or numel < 0 or storage_type(kind, 0, 0) is None:
             raise CorruptFileError("a storage that is described wrongly")
+        if type(kind) is not StorageType:
+            raise FormatError(
+                f"a {kind.name}, a class that this version does not know, and this format does not say how large "
+                "its elements are; update statedict, or save the file anew with torch.save, which writes a zip archive"
+            )
         if key not in storages:
             device = device.decode("ascii", "replace") if type(device) is bytes else device
             if type(device) is not str:

@@ -31,11 +31,12 @@ from statedict.errors import (
     UnsupportedError,
 )
 from statedict.formats.packing import OURS, RECORDS, Packing
-from statedict.io.json import check as check_json
+from statedict.io.json import parse
 from statedict.io.source import swapped
 from statedict.io.zip import Inflated, read_directory
 from statedict.paths import walk
-from statedict.pickles.constructors import StorageType, TypedStorage
+from statedict.pickles.budget import Together
+from statedict.pickles.constructors import StorageType, TypedStorage, storage_type
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.pickles.writer import dumps
@@ -72,13 +73,15 @@ def read(source: ByteSource) -> Any:
 
 def _tree(records: dict[str, Record | Inflated]) -> tuple[Any, dict[str, dict[str, Storage]]]:
     """The tree, and the storages by folder and key."""
-    tree, storages = unpickle(records)
-    places = {"data": storages}
-    if "constants.pkl" in records and _is_module(tree):
+    with Together():
+        tree, storages = unpickle(records)
+        places = {"data": storages}
+        if "constants.pkl" not in records or not _is_module(tree):
+            return tree, places
         tree = _attributes(tree)
         constants, places["constants"] = unpickle(records, "constants")
-        if isinstance(constants, LazyTensor) or constants:
-            tree.setdefault("constants", constants)
+    if isinstance(constants, LazyTensor) or constants:
+        tree.setdefault("constants", constants)
     return tree, places
 
 
@@ -160,11 +163,14 @@ def directory(source: ByteSource) -> dict[str, Record | Inflated]:
 
 
 def folder_of(records: dict[str, Record | Inflated], where: str) -> str:
-    """What stands before `data.pkl` in its name.
+    """What stands before `data.pkl` in its name: the first folder of the first record, where PyTorch looks, if it does.
 
     Raises:
         UnknownFormatError: there is none.
     """
+    first = next(iter(records), "").partition("/")[0] + "/"
+    if f"{first}data.pkl" in records:
+        return first
     folders = [name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")]
     if not folders:
         raise UnknownFormatError(f"{where}: is a zip archive without data.pkl, so torch.save did not write it")
@@ -197,15 +203,24 @@ def unpickle(
         if type(identifier) is not tuple or len(identifier) < 5 or identifier[0] != "storage":
             raise CorruptFileError("a persistent id that names no storage")
         _, kind, key, device, numel = identifier[:5]
-        described = type(kind) is StorageType and type(key) is str and type(device) is str and type(numel) is int
+        described = type(key) is str and type(device) is str and type(numel) is int
         if not described or numel < 0:
             raise CorruptFileError("a storage that is described wrongly")
+        if type(kind) is not StorageType:
+            record = records.get(f"{name}/{key}")
+            kind = storage_type(kind, numel, record.size if record is not None else 0)
+            if kind is None:
+                raise CorruptFileError("a storage that is described wrongly")
         found = storages.get(key)
         if found is None:
             record = records.get(f"{name}/{key}")
             if record is None:
                 raise CorruptFileError(f"storage {name}/{key} is missing from the archive; save it again")
             found = storages[key] = Storage(record, 0, record.size, device)
+            if swap and kind.dtype.kind == "raw":
+                raise FormatError(
+                    f"storage {name}/{key}: {kind.dtype} in the byte order of another machine is not known"
+                )
             if swap:
                 found.source = swapped(record, 0, record.size, kind.dtype)
         if numel * kind.dtype.itemsize > found.nbytes:
@@ -242,17 +257,13 @@ def _attributes(module: Opaque) -> Any:
 
 def ours(record: Record | Inflated) -> dict[str, Any]:
     """The caller's strings and the digests in our own record."""
-    import json
-
-    text = bytes(record.read(0, record.size))
-    check_json(text, record.label)
+    found = parse(bytes(record.read(0, record.size)), record.label, surrogates=True)
     try:
-        found = json.loads(text)
         metadata, digests = found.get("metadata", {}), found.get("digests", {}).get("xxh3_128", [])
         if type(digests) is list and all(type(text) is str for text in [*metadata.values(), *digests]):
             return {"metadata": metadata, "digests": digests}
         raise ValueError("metadata or digests that are no strings")
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statedict.checks import tensors_of
 from statedict.errors import FormatError, TruncatedError
-from statedict.io.zip import FULL32, LOCAL
+from statedict.io.zip_table import FULL32, LOCAL
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA

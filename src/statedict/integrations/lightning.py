@@ -110,7 +110,7 @@ class StatedictCheckpointIO(CheckpointIO):
             with Paused():
                 state = rooted(copied(collect(tree), room))
         except BaseException:
-            self._background.give_back(room)
+            self._background.give_up(room)
             raise
         self._writing.add(target)
         self._background.start(partial(self._save, state, target, options), room)

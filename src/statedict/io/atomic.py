@@ -12,6 +12,7 @@ import os
 import stat
 
 from statedict.errors import ExistingFileError, FileError, file_error
+from statedict.io.descriptor import Descriptor
 from statedict.io.sink import FileSink
 from statedict.io.space import check_folder_space
 
@@ -57,19 +58,20 @@ def publish(
             raise _exists(path)
         mode = stat.S_IMODE(status.st_mode)
     temporary = os.path.join(directory, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-    except OSError as error:
-        raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
-    try:
+    try:  # from here on, for an interrupt may come between any two lines
         try:
-            write(FileSink(fd, temporary, executor, fsync))
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+            file = Descriptor(os.open(temporary, flags, 0o666))
+        except OSError as error:
+            raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
+        try:
+            write(FileSink(file, temporary, executor, fsync))
             if mode is not None:
-                os.fchmod(fd, mode)
+                os.fchmod(file.fileno(), mode)
             if fsync:
-                os.fsync(fd)
+                os.fsync(file.fileno())
         finally:
-            os.close(fd)
+            file.close()
         if overwrite:
             os.replace(temporary, path)
         else:
@@ -185,7 +187,8 @@ def exchange(one: str, other: str) -> bool:
     Linux: renameat2(2) with RENAME_EXCHANGE. macOS: renamex_np(2) with RENAME_SWAP.
 
     Returns:
-        Whether that was done; False where the system or the file system cannot.
+        Whether that was done; False where the system or the file system cannot, as overlayfs cannot with folders of
+        its lower layers.
 
     Raises:
         OSError: the file system refuses.
@@ -203,31 +206,14 @@ def exchange(one: str, other: str) -> bool:
     if not failed:
         return True
     number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV):
         return False
     raise OSError(number, os.strerror(number), one)
 
 
-def put_in_place(folder: str, target: str, old: str) -> str:
-    """Give a folder the name of another one.
-
-    Returns:
-        Where that other one is now: at `folder`, or at `old` where names cannot be exchanged. Whoever finds it there,
-        and nothing at `target`, gives it its name back.
-
-    Raises:
-        OSError: the file system refuses.
-    """
-    if exchange(folder, target):
-        return folder
-    os.rename(target, old)
-    os.rename(folder, target)
-    return old
-
-
 def discard(path: str) -> None:
     """Remove a file or a folder as far as that is possible."""
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) or os.path.islink(path):
         _remove(path, os.unlink)
         return
     import shutil

@@ -6,6 +6,7 @@ import os
 from threading import local
 
 from statedict.io.memory import allocate
+from statedict.io.parallel import check_wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, mem
         _OWN.block = allocate(most)
     file, ahead = (None, 0) if memory is not None else lowest(source)
     for at in range(start, start + size, most):
+        check_wanted()
         length = min(most, start + size - at)
         if memory is not None:
             block = memory[at : at + length]

@@ -64,6 +64,8 @@ def names_in(folder: str) -> list[str] | None:
         return None
     try:
         return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):  # gone meanwhile
+        return None
     except OSError as error:
         raise file_error(folder, "cannot list", error) from error
 
@@ -98,7 +100,11 @@ def exists(name: str) -> bool:
 
 
 def size_of(name: str) -> int:
-    """Bytes of a file, or of the files directly in a folder."""
+    """Bytes of a file, or of the files directly in a folder.
+
+    Raises:
+        FileError: it is missing, or cannot be read.
+    """
     if is_url(name):
         from statedict.io.remote import at
 
@@ -107,10 +113,13 @@ def size_of(name: str) -> int:
         except MissingFileError:
             inside = [at(joined(name, one)) for one in names_in(name) or ()]
             return sum(one.size() for one in inside if one.exists())
-    if not os.path.isdir(name):
-        return os.path.getsize(name)
-    with os.scandir(name) as found:
-        return sum(item.stat().st_size for item in found if item.is_file())
+    try:
+        if not os.path.isdir(name):
+            return os.path.getsize(name)
+        with os.scandir(name) as found:
+            return sum(item.stat().st_size for item in found if item.is_file())
+    except OSError as error:
+        raise file_error(name, "cannot open", error) from error
 
 
 def publish(

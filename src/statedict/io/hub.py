@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.blocks import Block
+    from statedict.io.remote import Version
 
 try:
     from huggingface_hub import HfFileSystem
@@ -84,7 +85,11 @@ class HubFile:
         """Raise UnsupportedError."""
         raise read_only(self.name, "save to a folder and upload it with `hf upload`")
 
-    def create(self, data: bytes) -> bool:
+    def look(self) -> tuple[bytes, Version] | None:
+        """Raise UnsupportedError."""
+        raise read_only(self.name, "save to a folder and upload it with `hf upload`")
+
+    def write_if(self, data: bytes, seen: Version | None) -> Version | None:
         """Raise UnsupportedError."""
         raise read_only(self.name, "save to a folder and upload it with `hf upload`")
 

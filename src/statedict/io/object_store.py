@@ -11,6 +11,7 @@ import errno
 import importlib.util
 import os
 import re
+import time
 from functools import lru_cache
 
 from statedict.errors import FileError, MissingExtraError, UnsupportedError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.blocks import Block
+    from statedict.io.remote import Version
 
 try:
     import obstore
@@ -36,6 +38,7 @@ except ImportError as error:
 _PART = 8 << 20  # of an upload; a store takes up to 10,000
 _PARTS = 9_000
 _CONCURRENT = 4  # parts under way
+_TRIES, _PAUSE = 4, 0.2  # of a conditional write; seconds, each pause twice the one before
 
 
 _process: list[int] = []  # the one in which obstore has been used; it does not survive a fork
@@ -273,33 +276,81 @@ class Object:
         }
 
     def put(self, pieces: Iterator[bytes], size: int) -> None:
-        """Write the object, by a multipart upload; if the pieces raise, there is none afterwards."""
+        """Write the object, by a multipart upload; if the pieces raise, there is none afterwards.
+
+        When the answer to the end of the upload is lost, or late, the client asks again, and the server no longer knows
+        the upload. So after an error the object itself is looked at.
+        """
         if self._url:
             raise read_only(self.name, "name a file, or an object of s3://, gs:// or az://")
         if not self._key:
             raise FileError(errno.EISDIR, "is a bucket; name an object in the bucket", self.name)
         part = max(_PART, -(-size // _PARTS))
+        sent = _Sent(pieces)
         try:
-            obstore.put(
-                self._store, self._key, pieces, use_multipart=True, chunk_size=part, max_concurrency=_CONCURRENT
-            )
+            obstore.put(self._store, self._key, sent, use_multipart=True, chunk_size=part, max_concurrency=_CONCURRENT)
         except InterruptedError:
             raise
         except Exception as error:
-            said = self._said(error)
-            raise missing(self.name, _NO_BUCKET) if said.errno == errno.ENOENT else said from None
+            if not (sent.complete and self._has(sent)):
+                raise self._said(error) from None
 
-    def create(self, data: bytes) -> bool:
-        """Write a small object unless there is one, in one step; whether it was written."""
+    def _has(self, sent: _Sent) -> bool:
+        """Whether the object is what was sent; its bytes are read only if its size is the same."""
+        try:
+            if self._head()["size"] != sent.size:
+                return False
+            pieces, _ = self.stream()
+            there = _Sent(pieces)
+            for _ in there:
+                pass
+        except FileError:
+            return False
+        return there.digest == sent.digest
+
+    def look(self) -> tuple[bytes, Version] | None:
+        """The bytes of a small object and its version; None if there is none."""
+        try:
+            answer = obstore.get(self._store, self._key)
+            data = bytes(answer.bytes())
+        except Exception as error:
+            said = self._said(error)
+            if said.errno == errno.ENOENT and _code(error) not in _NO_PLACE:
+                return None
+            raise said from None
+        return data, _version(answer.meta)
+
+    def write_if(self, data: bytes, seen: Version | None) -> Version | None:
+        """Write a small object in one step, if nobody has written it since it was seen.
+
+        The answer may be lost although the object was written, and the request is then refused when it is repeated. So
+        whoever gets no clear answer looks at what is there. Different writers have to write different bytes.
+
+        Args:
+            data: its bytes.
+            seen: the version that it replaces; None if there was no object.
+
+        Returns:
+            The version that was written; None if there is another one.
+        """
         if self._url:
             raise read_only(self.name, "name an object of s3://, gs:// or az://")
-        try:
-            obstore.put(self._store, self._key, data, mode="create")
-        except exceptions.AlreadyExistsError:
-            return False
-        except Exception as error:
-            raise self._said(error) from None
-        return True
+        self._check_key()
+        mode: Any = "create" if seen is None else seen
+        for n in range(_TRIES):
+            try:
+                return _version(obstore.put(self._store, self._key, data, mode=mode))
+            except Exception as error:
+                said, code = self._said(error), _code(error)
+            if said.errno in (errno.EACCES, errno.EOPNOTSUPP, errno.EINVAL) or code in _NO_PLACE:
+                break
+            there = self.look()
+            if there is not None and there[0] == data:
+                return there[1]
+            if (there and there[1]) != seen:
+                return None
+            time.sleep(_PAUSE * 2**n)  # the request was lost, or two were under way and neither was let through
+        raise said
 
     def delete(self) -> None:
         """Take it away."""
@@ -310,7 +361,10 @@ class Object:
 
     def _said(self, error: Exception) -> FileError:
         """What a store's error means, without the URLs in it."""
-        text = str(error)
+        text, code = str(error), _code(error)
+        if code in _CODES:
+            number, what = _CODES[code]
+            return missing(self.name, what) if number == errno.ENOENT else FileError(number, what, self.name)
         said = f"{_status(error)} {text}"
         number, what = next(
             (number, what)
@@ -323,6 +377,32 @@ class Object:
         return FileError(number, what + (f" (tried {int(tries[1]) + 1} times)" if tries else ""), self.name)
 
 
+class _Sent:
+    """Pieces on their way: how many bytes they are, and their digest."""
+
+    def __init__(self, pieces: Iterator[Block]) -> None:
+        from xxhash import xxh3_128
+
+        self._pieces, self._hash = pieces, xxh3_128()
+        self.size, self.complete = 0, False
+
+    def __iter__(self) -> Iterator[Block]:
+        for piece in self._pieces:
+            self._hash.update(piece)
+            self.size += len(piece)
+            yield piece
+        self.complete = True
+
+    @property
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+def _version(of: Any) -> Version:
+    """What names a version of an object: some stores go by its tag, some by a number."""
+    return {key: of[key] for key in ("e_tag", "version") if of[key] is not None}
+
+
 def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
@@ -332,13 +412,27 @@ def _status(error: Exception) -> str:
     return status[1] if status else ""
 
 
+def _code(error: Exception) -> str:
+    """The code in a store's answer, by which causes of one status are told apart."""
+    code = re.search(r"<Code>(\w+)</Code>", str(error))
+    return code[1] if code else ""
+
+
+_NO_PLACE = ("NoSuchBucket", "ContainerNotFound")
 _NO_BUCKET = "there is no such bucket (404); check its name, or make it first"
 _GONE = "the server has no such object (404); check the address"
 _UNKNOWN = "the server asks for credentials (401); give them in the usual way"
+# what a code means where the status alone does not say
+_CODES = dict.fromkeys(_NO_PLACE, (errno.ENOENT, _NO_BUCKET)) | {
+    "NoSuchUpload": (
+        errno.EIO,
+        "the server has ended the upload (404), and the object is not there as it was sent; try again, with a longer "
+        "STATEDICT_TIMEOUT if the server is slow",
+    ),
+}
 # what an error's kind, or its status and text, mean: number of the error, words
 _MEANINGS: tuple[tuple[int, str, Any], ...] = (
     (errno.EOPNOTSUPP, "the server does not answer such a request (405, 501); download the file", "^(405|501) "),
-    (errno.ENOENT, _NO_BUCKET, "NoSuchBucket"),
     (errno.ENOENT, _GONE, FileNotFoundError),
     (errno.ENOENT, _GONE, "^(404|410) "),
     (

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from _thread import start_new_thread
 from collections import deque
+from functools import partial
 from itertools import chain
+from queue import Empty, SimpleQueue
+from threading import local
 
 from statedict.errors import UnsupportedError, WorkerError
+from statedict.io.tasks import PATIENCE, Task, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor, Future
-    from typing import Protocol, TypeVar
+    from typing import Any, Protocol, TypeVar
 
     class Sized(Protocol):
         """What has a size in bytes."""
@@ -31,6 +36,8 @@ BATCH = 1 << 20
 BATCH_ITEMS = 4096
 _DEATHS = {"BrokenExecutor", "KilledWorker"}  # of concurrent.futures and of dask.distributed
 _IN_FLIGHT = 256
+_IDLE = 10.0  # seconds after which a thread that nobody gives work ends
+_HERE = local()  # the pool whose thread this is
 FORKED = (
     "a process made by fork cannot reach a URL; "
     'use ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
@@ -63,10 +70,119 @@ def parallel(
         for job in chain(first, iterator):
             yield work(job)
         return
-    from concurrent.futures import ThreadPoolExecutor
+    pool = _Pool(workers)
+    try:
+        try:
+            for job in chain(first, iterator):
+                pool.submit(partial(work, job))
+                if len(pool.tasks) >= ahead:
+                    yield pool.next()
+                    pool.tasks.popleft()  # not before: until its result is there, `close` has to know of it
+            while pool.tasks:
+                yield pool.next()
+                pool.tasks.popleft()
+        finally:
+            pool.close()
+    finally:
+        pool.close()  # again, for an interrupt may have come before the first one began
 
-    with ThreadPoolExecutor(workers, "statedict") as pool:
-        yield from _submitted(pool, work, chain(first, iterator), ahead)
+
+class StoppedError(Exception):
+    """A job ends early, because nobody wants its result any more."""
+
+
+def check_wanted() -> None:
+    """Raise StoppedError in a job whose caller has given up; long ones ask now and then."""
+    pool = getattr(_HERE, "pool", None)
+    if pool is not None and pool.stopped:
+        raise StoppedError
+
+
+class _Pool:
+    """Some threads that carry out tasks in order; where none can be started, the caller does it.
+
+    That is so when memory or a limit is short, and while the interpreter shuts down.
+
+    Attributes:
+        tasks: those whose results were not taken yet.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.tasks: deque[Task] = deque()
+        self._most = most
+        self._queue: SimpleQueue[Task | None] = SimpleQueue()
+        self._workers: deque[Task] = deque()
+        self._stopped = False
+        self._above: _Pool | None = getattr(_HERE, "pool", None)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the caller has given up, or whoever that works for."""
+        return self._stopped or (self._above is not None and self._above.stopped)
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Have a call made."""
+        task = Task(call)
+        self.tasks.append(task)
+        self._queue.put(task)
+        if self._staff() < self._most:
+            self._hire()
+
+    def next(self) -> Any:
+        """The result of the first task."""
+        task = self.tasks[0]
+        while not task.wait(PATIENCE if self._staff() else 0):
+            self._help()
+        return task.result()
+
+    def close(self) -> None:
+        """End the threads; none of them does anything more."""
+        self._stopped = True
+        try:
+            settle(self.tasks)
+        finally:
+            for _ in self._workers:
+                self._queue.put(None)
+            settle(self._workers)
+
+    def _staff(self) -> int:
+        """How many threads there are."""
+        if any(worker.over for worker in self._workers):  # they had nothing to do for a while
+            self._workers = deque(worker for worker in self._workers if not worker.over)
+        return len(self._workers)
+
+    def _hire(self) -> None:
+        worker = Task(partial(_serve, self, self._queue))
+        self._workers.append(worker)
+        try:
+            # Thread.start waits until the thread runs, and loses it if that is interrupted
+            start_new_thread(worker.run, ())
+        except (RuntimeError, MemoryError):
+            self._workers.pop()
+            self._most = len(self._workers)
+
+    def _help(self) -> None:
+        """Do a task here; a thread that has not begun by now never will, or need not."""
+        for worker in self._workers:
+            worker.cancel()
+        try:
+            task = self._queue.get_nowait()
+        except Empty:
+            return
+        if task is not None:
+            task.run()
+            if task.error is not None and not isinstance(task.error, Exception):
+                raise task.error  # an interrupt of this thread
+
+
+def _serve(pool: _Pool, queue: SimpleQueue[Task | None]) -> None:
+    _HERE.pool = pool
+    try:
+        while (task := queue.get(timeout=_IDLE)) is not None:
+            task.run()
+            del task
+    except Empty:
+        pass
 
 
 def check_spawned(executor: Executor) -> None:

@@ -13,7 +13,17 @@ from functools import partial
 from itertools import chain
 
 from statedict.io.blocks import PIECE, Sums, blocks, summed, sums_of
-from statedict.io.parallel import BATCH, BATCH_ITEMS, REMOTE_WORKERS, WORKERS, batches, check_spawned, parallel
+from statedict.io.descriptor import Descriptor
+from statedict.io.parallel import (
+    BATCH,
+    BATCH_ITEMS,
+    REMOTE_WORKERS,
+    WORKERS,
+    batches,
+    check_spawned,
+    check_wanted,
+    parallel,
+)
 from statedict.io.progress import meter
 from statedict.io.writeback import write_back
 
@@ -53,7 +63,7 @@ class Part:
 
 
 def transfer(
-    fd: int,
+    file: Descriptor,
     parts: Iterable[Part],
     *,
     crc: bool = False,
@@ -64,7 +74,7 @@ def transfer(
     """Write each part at its offset in a file and return its sums, in order.
 
     Args:
-        fd: the file, open; parts may be written in any order.
+        file: the file, open; parts may be written in any order.
         parts: in ascending order of offset, not overlapping.
         crc: also compute CRC-32 (0 otherwise); the digest is always computed.
         path: the file's name, by which the workers of an executor open it.
@@ -78,7 +88,7 @@ def transfer(
     here = meter()
     if executor is None:
         parts, workers = _with_workers(parts)
-        for done in parallel(partial(_write_batch, fd, crc, durable, here), batches(parts), workers=workers):
+        for done in parallel(partial(_write_batch, file, crc, durable, here), batches(parts), workers=workers):
             sums += done
     else:
         parts = _reachable(parts, executor)
@@ -141,25 +151,31 @@ def _reachable(parts: Iterable[Part], executor: Executor) -> Iterator[Part]:
 
 def _write_by_name(path: str, with_crc: bool, batch: list[Part]) -> tuple[list[Sums], int]:
     """What a worker elsewhere does: it opens the file, which has to be there under its name, and syncs its part."""
-    fd = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+    file = Descriptor(os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0)))
     try:
-        sums = _write_batch(fd, with_crc, True, meter(), batch)
-        os.fsync(fd)
+        sums = _write_batch(file, with_crc, True, meter(), batch)
+        os.fsync(file.fileno())
     finally:
-        os.close(fd)
+        file.close()
     return sums, sum(part.size for part in batch)
 
 
-def _write_batch(fd: int, with_crc: bool, durable: bool, here: Meter, batch: list[Part]) -> list[Sums]:
+def _write_batch(file: Descriptor, with_crc: bool, durable: bool, here: Meter, batch: list[Part]) -> list[Sums]:
+    with file as fd:
+        if len(batch) == 1 and batch[0].size > BATCH:
+            return [_write_large(fd, with_crc, durable, here, batch[0])]
+        return _write_small(fd, with_crc, durable, here, batch)
+
+
+def _write_small(fd: int, with_crc: bool, durable: bool, here: Meter, batch: list[Part]) -> list[Sums]:
     from xxhash import xxh3_128_hexdigest
     from zlib_ng.zlib_ng import crc32
 
-    if len(batch) == 1 and batch[0].size > BATCH:
-        return [_write_large(fd, with_crc, durable, here, batch[0])]
     sums: list[Sums] = []
     base = batch[0].offset - len(batch[0].head)
     out = bytearray()
     for part in batch:
+        check_wanted()
         if part.offset - len(part.head) != base + len(out):  # what lies between is not ours to write
             write_at(fd, base, out)
             base, out = part.offset - len(part.head), bytearray()
@@ -219,4 +235,5 @@ def _blocks(ranges: Iterable[Fill]) -> Iterator[list[Fill]]:
 
 def _read_batch(batch: list[Fill]) -> None:
     for source, offset, buffer in batch:
+        check_wanted()
         source.readinto(offset, buffer)

@@ -20,9 +20,11 @@ from collections import OrderedDict
 
 from statedict.errors import CorruptFileError, ExistingFileError, FileError, MissingFileError, UnsupportedError
 from statedict.io.blocks import PIECE
+from statedict.io.memory import zeros
 from statedict.io.parallel import REMOTE_WORKERS, check_spawned, parallel
 from statedict.io.sink import StreamSink
 from statedict.io.source import FileSource, check_range
+from statedict.io.upload import Upload
 from statedict.io.urls import SCHEMES
 
 TYPE_CHECKING = False
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from statedict.io.blocks import Block
     from statedict.io.files import Item
+
+    Version = dict[str, str]
 
     class Remote(Protocol):
         """What lies, or may lie, behind a URL."""
@@ -68,8 +72,11 @@ if TYPE_CHECKING:
         def put(self, pieces: Iterator[bytes], size: int) -> None:
             """Write the object of pieces; if they raise, nothing is there afterwards."""
 
-        def create(self, data: bytes) -> bool:
-            """Write a small object unless there is one, in one step; whether it was written."""
+        def look(self) -> tuple[bytes, Version] | None:
+            """The bytes of a small object and its version; None if there is none."""
+
+        def write_if(self, data: bytes, seen: Version | None) -> Version | None:
+            """Write a small object if it is still the version that was seen; what was written, None if it is not."""
 
         def delete(self) -> None:
             """Take it away."""
@@ -118,7 +125,7 @@ class RemoteSource:
         check_range(self, offset, length)
         if length <= _SMALL:
             return self._from_blocks(offset, length)
-        whole = bytearray(length)
+        whole = zeros(length)
         self.readinto(offset, memoryview(whole))
         return whole
 
@@ -248,91 +255,6 @@ def publish(url: str, write: Callable[[StreamSink], None], *, overwrite: bool = 
     with Upload(remote) as upload:
         sink = StreamSink(upload.write, upload.expect)
         write(sink)
-
-
-class Upload:
-    """A stream that becomes an object: what is written goes to the server from a thread of its own."""
-
-    _BLOCK = 1 << 20
-
-    def __init__(self, remote: Remote) -> None:
-        from queue import Queue
-
-        self._remote, self._size = remote, 0
-        self._queue: Queue[bytes | BaseException | None] = Queue(8)
-        self._buffer = bytearray()
-        self._future: Any = None
-
-    def expect(self, nbytes: int) -> None:
-        """So many bytes will come, roughly."""
-        self._size = nbytes
-
-    def write(self, data: Block) -> None:
-        """Take a piece; it is copied."""
-        self._buffer += data
-        if len(self._buffer) >= self._BLOCK:
-            self._send(bytes(self._buffer))
-            self._buffer.clear()
-
-    def __enter__(self) -> Upload:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            if self._buffer:
-                self._send(bytes(self._buffer))
-            self._send(None)
-            while not self._future.done():  # in short waits, which an interruption can end
-                self._wait()
-            self._future.result()
-        elif self._future is not None:
-            self._abandon(error)
-
-    def _send(self, item: bytes | BaseException | None) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-        from queue import Full
-
-        if self._future is None:
-            pool = ThreadPoolExecutor(1, "statedict-upload")
-            self._future = pool.submit(self._remote.put, self._pieces(), self._size)
-            pool.shutdown(wait=False)
-        while True:
-            if self._future.done():
-                self._future.result()
-                raise FileError(f"{self._remote.name}: the upload ended before the data did; try again")
-            try:
-                self._queue.put(item, timeout=0.1)
-                return
-            except Full:
-                pass
-
-    def _pieces(self) -> Iterator[bytes]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def _wait(self) -> None:
-        from concurrent.futures import TimeoutError as Late
-
-        try:
-            self._future.exception(timeout=0.1)
-        except Late:
-            pass
-        except BaseException as error:
-            self._abandon(error)
-            raise
-
-    def _abandon(self, error: BaseException) -> None:
-        from queue import Empty
-
-        try:
-            while True:
-                self._queue.get_nowait()
-        except Empty:
-            pass
-        self._queue.put(InterruptedError(str(error)))
-        self._future.exception()
 
 
 def publish_folder(

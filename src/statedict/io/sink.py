@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from statedict.io.blocks import Block, Sums
+    from statedict.io.descriptor import Descriptor
 
     class Sink(Protocol):
         """What a writer writes into."""
@@ -39,18 +40,25 @@ class FileSink:
     """A file, open for writing.
 
     Attributes:
-        fd: its descriptor.
+        file: the file, open.
         path: its name; needed with an executor, whose workers open it themselves.
         executor: what carries out the writing, instead of a few threads.
         durable: fsync will follow.
     """
 
-    __slots__ = ("durable", "executor", "fd", "path")
+    __slots__ = ("durable", "executor", "file", "path")
 
     in_order = False
 
-    def __init__(self, fd: int, path: str = "", executor: Executor | None = None, durable: bool = False) -> None:
-        self.fd, self.path, self.executor, self.durable = fd, path, executor, durable
+    def __init__(
+        self, file: Descriptor, path: str = "", executor: Executor | None = None, durable: bool = False
+    ) -> None:
+        self.file, self.path, self.executor, self.durable = file, path, executor, durable
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor, for writing while the file is not closed."""
+        return self.file.fileno()
 
     def reserve(self, nbytes: int) -> None:
         """So many bytes will come; raise OSError if the disk has no room for them."""
@@ -59,7 +67,7 @@ class FileSink:
 
     def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
         """Write parts at their offsets and return their sums."""
-        return transfer(self.fd, parts, crc=crc, path=self.path, executor=self.executor, durable=self.durable)
+        return transfer(self.file, parts, crc=crc, path=self.path, executor=self.executor, durable=self.durable)
 
     def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
         """Write the parts, then what a function makes of their sums at byte 0."""

@@ -13,6 +13,7 @@ import stat
 from functools import partial
 
 from statedict.errors import CorruptFileError, FileError, file_error
+from statedict.io.memory import out_of_memory, zeros
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,9 +121,11 @@ class FileSource:
                 data = os.pread(self._fd, length, offset)
             except OSError as error:
                 raise file_error(self.name, f"cannot read byte {offset:,}", error) from error
+            except MemoryError as error:
+                raise out_of_memory(length, f"{self.name}: ") from error
             if len(data) == length:
                 return data
-        whole = bytearray(length)
+        whole = zeros(length)
         self.readinto(offset, memoryview(whole))
         return whole
 
@@ -150,11 +153,23 @@ class FileSource:
             return memoryview(bytearray() if private else b"")
         if private:
             if self._private is None:
-                self._private = memoryview(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_COPY))
+                self._private = self._mapped(mmap.ACCESS_COPY)
             return self._private
         if self._view is None:
-            self._view = memoryview(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ))
+            self._view = self._mapped(mmap.ACCESS_READ)
         return self._view
+
+    def _mapped(self, access: int) -> memoryview:
+        import mmap
+
+        try:
+            return memoryview(mmap.mmap(self._fd, self.size, access=access))
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise out_of_memory(self.size, f"{self.name}: ") from error
+            raise file_error(self.name, "cannot map", error) from error
+        except (MemoryError, OverflowError) as error:
+            raise out_of_memory(self.size, f"{self.name}: ") from error
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -249,7 +264,7 @@ class ComputedSource:
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
         check_range(self, offset, length)
-        whole = bytearray(length)
+        whole = zeros(length)
         self.fill(offset, memoryview(whole))
         return whole
 

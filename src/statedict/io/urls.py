@@ -65,13 +65,14 @@ def shown(name: str) -> str:
 
 
 def joined(folder: str, name: str) -> str:
-    """The name of a file in a folder.
+    """The name of a file in a folder; never the URL of anything where the folder is none.
 
-    >>> joined("https://host/a/", "b c"), joined("folder", "b c")
-    ('https://host/a/b%20c', 'folder/b c')
+    >>> joined("https://host/a/", "b c"), joined("folder", "b c"), joined("", "s3://b/c")
+    ('https://host/a/b%20c', 'folder/b c', './s3://b/c')
     """
     if not is_url(folder):
-        return os.path.join(folder, name)
+        path = os.path.join(folder, name)
+        return os.path.join(os.curdir, path) if is_url(path) else path
     if folder.startswith("http"):
         from urllib.parse import quote
 
@@ -82,11 +83,12 @@ def joined(folder: str, name: str) -> str:
 def folder_of(name: str) -> str:
     """The folder that a file lies in.
 
-    >>> folder_of("https://host/a/b.json?x=1"), folder_of("a/b")
-    ('https://host/a', 'a')
+    >>> folder_of("https://host/a/b.json?x=1"), folder_of("a/b"), folder_of("s3://bucket")
+    ('https://host/a', 'a', 's3://bucket')
     """
     if not is_url(name):
         return os.path.dirname(name)
     if name.startswith("http"):
         name = re.split("[?#]", name, maxsplit=1)[0]
-    return name.rstrip("/").rpartition("/")[0]
+    folder = name.rstrip("/").rpartition("/")[0]
+    return folder if is_url(folder) else name

@@ -20,6 +20,23 @@ from __future__ import annotations
 import struct
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
+from statedict.io.zip_table import (
+    CENTRAL,
+    DEFLATED,
+    END,
+    END64,
+    FULL16,
+    FULL32,
+    LOCAL,
+    LOCATOR64,
+    STORED,
+    UNREADABLE,
+    Entry,
+    differs,
+    find_ends,
+    read_entries,
+    read_local,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +44,6 @@ if TYPE_CHECKING:
 
     from statedict.io.source import ByteSource
 
-END = struct.Struct("<4s4H2LH")
-END64 = struct.Struct("<4sQ2H2L4Q")
-LOCATOR64 = struct.Struct("<4sLQL")
-CENTRAL = struct.Struct("<4s6H3L5H2L")
-LOCAL = struct.Struct("<4s5H3L2H")
-FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
-_STORED, _DEFLATED = 0, 8
 _FLAGS = 0x0808  # names in UTF-8, data descriptor
 ALIGNMENT = 64
 _PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
@@ -42,13 +52,23 @@ _PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
 class Record:
     """One stored record as a ByteSource; where its data begin is looked up at first use."""
 
-    __slots__ = ("_base", "_start", "crc", "header", "record", "size")
+    __slots__ = ("_base", "_start", "crc", "entry", "size")
 
     in_memory = False
 
-    def __init__(self, base: ByteSource, record: str, header: int, size: int, crc: int) -> None:
-        self._base, self.record, self.header, self._start = base, record, header, -1
-        self.size, self.crc = size, crc
+    def __init__(self, base: ByteSource, entry: Entry) -> None:
+        self._base, self.entry, self._start = base, entry, -1
+        self.crc, self.size = entry[3], entry[4]
+
+    @property
+    def record(self) -> str:
+        """Its own name."""
+        return self.entry.name
+
+    @property
+    def header(self) -> int:
+        """Where its own header begins in the archive."""
+        return self.entry.header
 
     @property
     def name(self) -> str:
@@ -83,20 +103,22 @@ class Record:
     def locate(self) -> tuple[ByteSource, int]:
         """The archive and the offset of this record's first byte in it."""
         if self._start < 0:
-            base = self._base
-            if self.header + 30 > base.size:
+            base, said = self._base, self.entry
+            if said.header + 30 > base.size:
                 raise CorruptFileError(
                     f"{self.label}: its header lies past the end of the file; the file looks truncated"
                 )
-            head = LOCAL.unpack(base.read(self.header, 30))
-            start = self.header + 30 + head[9] + head[10]
-            if head[0] != b"PK\3\4":
+            local = read_local(base, said.header, said.length)
+            if local is None:
                 raise CorruptFileError(f"{self.label}: no record at byte {self.header:,}; the archive is damaged")
+            start = local.start
             if start + self.size > base.size:
                 raise CorruptFileError(
                     f"{self.label}: bytes {start:,} to {start + self.size:,} lie past the end of the file "
                     f"({base.size:,} bytes); the file looks truncated, fetch it again"
                 )
+            if difference := differs(said, local):
+                raise CorruptFileError(f"{self.label}: {difference}; the archive is damaged or forged")
             self._start = start
         return self._base, self._start
 
@@ -209,58 +231,39 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
     """The records of an archive by name, in the order of its central directory.
 
     Raises:
-        CorruptFileError: the directory is missing, lies outside the file, or contradicts itself.
+        CorruptFileError: the directory is missing, lies outside the file, contradicts itself, or is not the only one
+            that a reader may find; or two names are one to some reader.
         UnknownFormatError: an encrypted record, or a method other than stored and deflated.
     """
     count, offset, size, _ = find_end(source)
-    if size < 46 * count:
-        raise CorruptFileError(f"{source.name}: {count:,} records cannot lie in a directory of {size:,} bytes")
     directory = source.read(offset, size)
+    problems: list[str] = []
     records: dict[str, Record | Inflated] = {}
-    at = reach = 0
+    reach = 0
     apart = True
-    unpack = CENTRAL.unpack_from
-    for _ in range(count):
-        if at + 46 > size:
-            raise CorruptFileError(f"{source.name}: the zip directory ends after {len(records):,} of {count:,} records")
-        (magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, _, _, _, header) = unpack(
-            directory, at
-        )
-        if magic != b"PK\1\2":
-            raise CorruptFileError(
-                f"{source.name}: the zip directory is damaged at its byte {at:,}, perhaps by a transfer as text; "
-                "fetch it again"
-            )
-        try:
-            name = directory[at + 46 : at + 46 + nlen].decode()
-        except UnicodeDecodeError:
-            name = directory[at + 46 : at + 46 + nlen].decode("cp437")
-        if unpacked == FULL32 or packed == FULL32 or header == FULL32:
-            extra = bytes(directory[at + 46 + nlen : at + 46 + nlen + xlen])
-            unpacked, packed, header = _zip64_fields(source, name, extra, unpacked, packed, header)
-        at += 46 + nlen + xlen + clen
-        if flags & 1:
-            raise _unread(source, name, header, flags, method, "is encrypted; decrypt the archive first")
-        if name in records:
-            raise CorruptFileError(
-                f"{source.name}: record {name!r} stands twice in the zip directory; it is damaged or forged"
-            )
+    for entry in read_entries(directory, count, problems):
+        name, flags, method, _, packed, unpacked, header, length = entry
+        if problems:
+            break
+        if flags & UNREADABLE:
+            raise _unread(source, entry, "is encrypted; decrypt the archive first")
         if header + packed > offset:
             raise CorruptFileError(
                 f"{source.name}: record {name!r} overlaps the zip directory; it is damaged or forged"
             )
         apart = apart and header >= reach
-        reach = header + 30 + nlen + packed
-        record = Record(source, name, header, packed, crc)
-        if method == _STORED:
+        reach = header + 30 + length + packed
+        record = Record(source, entry)
+        if method == STORED:
             if packed != unpacked:
                 raise CorruptFileError(f"{source.name}: record {name!r} is stored but has two sizes")
             records[name] = record
-        elif method == _DEFLATED:
+        elif method == DEFLATED:
             records[name] = Inflated(record, unpacked)
         else:
-            what = f"is compressed by method {method}; unpack the archive first"
-            raise _unread(source, name, header, flags, method, what)
+            raise _unread(source, entry, f"is compressed by method {method}; unpack the archive first")
+    if problems:
+        raise CorruptFileError(f"{source.name}: {problems[0]}")
     if not apart:  # mostly another order of the directory; reading what overlaps could take the square of the size
         _check_overlap(source, records)
     return records
@@ -274,13 +277,13 @@ def _check_overlap(source: ByteSource, records: dict[str, Record | Inflated]) ->
         reach = end
 
 
-def _unread(source: ByteSource, name: str, header: int, flags: int, method: int, what: str) -> FormatError:
+def _unread(source: ByteSource, entry: Entry, what: str) -> FormatError:
     """What the directory says of a record that cannot be read, if the record itself says so too."""
-    local = LOCAL.unpack(source.read(header, 30)) if header + 30 <= source.size else None
-    if local is None or (local[2] & 1, local[3]) != (flags & 1, method):
+    local = read_local(source, entry.header)
+    if local is None or (local.flags & UNREADABLE, local.method) != (entry.flags & UNREADABLE, entry.method):
         what += ", or fetch it again: the record's own header says otherwise"
-        return CorruptFileError(f"{source.name}: record {name!r} {what}")
-    return UnknownFormatError(f"{source.name}: record {name!r} {what}")
+        return CorruptFileError(f"{source.name}: record {entry.name!r} {what}")
+    return UnknownFormatError(f"{source.name}: record {entry.name!r} {what}")
 
 
 def find_end(source: ByteSource) -> tuple[int, int, int, int]:
@@ -288,71 +291,63 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
 
     Raises:
         TruncatedError: there is no end.
-        CorruptFileError: it contradicts itself or the file.
+        CorruptFileError: it contradicts itself or the file, or there is more than one reading of it.
     """
-    tail_length = min(source.size, 22 + 0xFFFF)
-    base = source.size - tail_length
-    tail = bytes(source.read(base, tail_length))
-    at = len(tail)
-    while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
-        if len(tail) - at >= 22:
-            _, _, _, _, _, size, offset, comment = END.unpack_from(tail, at)
-            if comment == len(tail) - at - 22:
-                break
-            if base + at - offset - size in (0, 76) and comment < len(tail) - at - 22:  # 76 of 64 bit end records
-                raise CorruptFileError(
-                    f"{source.name}: {len(tail) - at - 22:,} bytes follow the end of the archive at byte "
-                    f"{base + at + 22:,}; they were appended or the end is damaged, fetch it again"
-                )
-    else:
-        zeros = len(tail) - len(tail.rstrip(b"\0"))
-        holes = f" and its last {zeros:,} bytes or more are zero, as in a download that was cut short" * (zeros > 512)
-        raise TruncatedError(
-            f"{source.name}: begins as a zip archive but its directory at the end is missing{holes}; "
-            f"the file ({source.size:,} bytes) looks truncated, fetch it again"
-        )
-    _, _, _, _, count, size, offset, _ = END.unpack_from(tail, at)
-    end = base + at
-    if count == FULL16 or size == FULL32 or offset == FULL32:
-        locator = source.read(end - 20, 20) if end >= 20 else b""
-        if locator[:4] == b"PK\6\7":
-            at64 = LOCATOR64.unpack(locator)[2]
-            if at64 + 56 > end:
-                raise CorruptFileError(f"{source.name}: the zip64 end record lies outside the file; it is damaged")
-            record = END64.unpack(source.read(at64, 56))
-            if record[0] != b"PK\6\6":
-                raise CorruptFileError(f"{source.name}: the zip64 end record is damaged")
-            count, size, offset, end = record[7], record[8], record[9], at64
-    if offset + size > end:
-        raise CorruptFileError(f"{source.name}: the zip directory lies outside the file; it is truncated or damaged")
-    return count, offset, size, base + at
-
-
-def _zip64_fields(source: ByteSource, name: str, extra: bytes, *fields: int) -> list[int]:
-    wide = iter(zip64_values(extra))
-    try:
-        return [next(wide) if field == FULL32 else field for field in fields]
-    except StopIteration:
+    ends = find_ends(source, source.size)
+    if ends.problems and "truncated, fetch" not in ends.problems[0]:
+        raise CorruptFileError(f"{source.name}: {ends.problems[0]}")
+    if not ends.readings or ends.problems:
+        raise _endless(source)
+    reading, *others = ends.readings
+    if reading.shift > 0 and _ends_at(source, reading.shift):
+        raise CorruptFileError(f"{source.name}: {_several(source, reading.shift)}")
+    if others or reading.shift:
+        place, written = reading.place, reading.place - reading.shift
         raise CorruptFileError(
-            f"{source.name}: record {name!r} lacks its 64 bit sizes; the zip directory is damaged"
-        ) from None
+            f"{source.name}: the zip directory lies at byte {place:,}, and at byte {written:,} by the end of the "
+            "archive; something stands before the archive, or it is damaged or forged"
+        )
+    return reading.records, reading.place, reading.size, reading.at
 
 
-def zip64_values(extra: bytes) -> tuple[int, ...]:
-    r"""The 64 bit values of a record's extra field of kind 1 (APPNOTE 4.5.3), in their order; none without it.
+def _ends_at(source: ByteSource, stop: int) -> bool:
+    """Whether an archive ends at a byte."""
+    ends = find_ends(source, stop)
+    return bool(ends.readings) and not ends.problems and ends.readings[0].stop == stop
 
-    >>> from statedict.io.zip import zip64_values
-    >>> zip64_values(b"\x01\0\x08\0" + (1 << 32).to_bytes(8, "little"))
-    (4294967296,)
+
+def _several(source: ByteSource, begin: int) -> str:
+    return (
+        f"is several archives, one behind the other, of which the last begins at byte {begin:,}; a file of a "
+        "distributed checkpoint is like that, open the folder that it lies in; any other one was joined, take it apart"
+    )
+
+
+def refuse_behind(source: ByteSource, end: int) -> None:
+    """Look at what follows the end of a pickle, where readers of zip archives begin.
+
+    Raises:
+        CorruptFileError: it ends as an archive.
     """
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            body = extra[at + 4 : at + 4 + length]
-            return struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8])
-        at += 4 + length
-    return ()
+    if source.size - end < END.size:
+        return
+    ends = find_ends(source, source.size)
+    if ends.readings and ends.readings[0].at >= end:
+        raise CorruptFileError(
+            f"{source.name}: begins as a pickle, which ends at byte {end:,}, and ends as a zip archive, which some "
+            "readers read instead; it is damaged or forged"
+        )
+
+
+def _endless(source: ByteSource) -> TruncatedError:
+    length = min(source.size, END.size + FULL16)
+    tail = bytes(source.read(source.size - length, length))
+    zeros = len(tail) - len(tail.rstrip(b"\0"))
+    holes = f" and its last {zeros:,} bytes or more are zero, as in a download that was cut short" * (zeros > 512)
+    return TruncatedError(
+        f"{source.name}: begins as a zip archive but its directory at the end is missing{holes}; "
+        f"the file ({source.size:,} bytes) looks truncated, fetch it again"
+    )
 
 
 class ArchiveLayout:

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from statedict.dtypes import BY_NAME, DType
+from statedict.dtypes import DType
 from statedict.io.blocks import PIECE
 from statedict.io.parallel import parallel
 from statedict.io.progress import Meter
@@ -31,7 +31,6 @@ HELD = 12 << 20  # elements that are kept in float32 rather than read column by 
 _FAR = 4  # blocks that are fetched at a time; what is near is read in between, for matrix products take all cores
 _WIDTHS = (7, 10, 23)  # bits behind the leading one of bfloat16, float16, float32
 _EXPONENT = 0x7FF0_0000_0000_0000
-_COMPONENTS = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 _WORDS = {"float64": "u8", "float32": "u4"}
 
 
@@ -147,7 +146,7 @@ class Change:
         block = numpy.empty(shape, self.work)
         powers = None if self._known else numpy.empty(shape)
         flat, size = block.reshape(-1), block.size
-        words: list[Any] = [_WORDS.get(_COMPONENTS.get(run.kind.name, run.kind.name)) for run in runs]
+        words: list[Any] = [_WORDS.get(run.kind.component.name) for run in runs]
         bits, energy, nonfinite = [0, 0], 0.0, 0
         most = (PIECE if any(run.source.remote for run in runs) else BLOCK) // max(run.item for run in runs)
         with numpy.errstate(all="ignore"):
@@ -222,10 +221,10 @@ def _precision(kind: DType, bits: int) -> int:
 def _info(kind: DType) -> Any:
     import numpy
 
-    name = _COMPONENTS.get(kind.name, kind.name)
-    if name in ("float16", "float32", "float64"):
-        return numpy.finfo(name)
+    component = kind.component
+    if component.name in ("float16", "float32", "float64"):
+        return numpy.finfo(component.name)
     import ml_dtypes
 
     finfo: Any = ml_dtypes.finfo
-    return finfo(BY_NAME[name].numpy)
+    return finfo(component.numpy)

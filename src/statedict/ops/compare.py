@@ -17,6 +17,7 @@ from statedict.io.blocks import PIECE, lowest
 from statedict.io.memory import allocate
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, parallel
 from statedict.io.progress import Meter, meter
+from statedict.labelled import Labelled
 from statedict.ops.measure import Rule, Tally, add, comparable
 from statedict.tensor import LazyTensor
 
@@ -93,6 +94,9 @@ def compare(pairs: Sequence[Pair], rule: Rule, executor: Executor | None = None)
         first = firsts.setdefault(here, number)
         if first != number:
             same.append((number, first))
+        elif _are_other_labels(one, other):
+            found[number] = other_label = Tally()
+            other_label.changed = 1
         elif one.nbytes and not (here[0] == here[1] and not _inexact(one, other, rule)):
             todo.append((number, *_runs(one, other)))
             repeated[number] = max(one.numel() // todo[-1][3], 1) if one.dtype.itemsize else 1
@@ -118,7 +122,7 @@ def compare(pairs: Sequence[Pair], rule: Rule, executor: Executor | None = None)
         if tally is not None and not tally.changed and tally.elements:  # by numbers equal after all
             found[number] = None
         elif tally is not None:
-            tally.repeat(repeated[number])
+            tally.repeat(repeated.get(number, 1))
     for number, first in same:
         found[number] = found[first]
     return found
@@ -137,6 +141,13 @@ def region(tensor: LazyTensor) -> object:
     else:
         place = getattr(source, "identity", None) or id(source)
     return place, at, tensor.dtype.name, tensor.shape, tensor.strides
+
+
+def _are_other_labels(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether tensors whose elements have no known size differ before a byte is read."""
+    if not isinstance(one, Labelled) or not isinstance(other, Labelled):
+        return False
+    return (one.nbytes, one.first, one.steps) != (other.nbytes, other.first, other.steps)
 
 
 def _inexact(one: LazyTensor, other: LazyTensor, rule: Rule) -> bool:

@@ -13,42 +13,49 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from itertools import pairwise
 
 from statedict.errors import LimitError
-from statedict.io.zip import CENTRAL, END, END64, FULL32, LOCAL, LOCATOR64, zip64_values
+from statedict.io.tar import is_tar
+from statedict.io.zip_table import (
+    DEFERRED,
+    END,
+    FULL32,
+    STORED,
+    UNREADABLE,
+    Ends,
+    differs,
+    find_ends,
+    read_entries,
+    read_local,
+    read_name,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any, NamedTuple, Protocol
+    from typing import Any, NamedTuple
 
-    class Readable(Protocol):
-        """Bytes at an offset."""
-
-        @property
-        def size(self) -> int:
-            """How many there are."""
-
-        def read(self, offset: int, length: int) -> bytes | bytearray:
-            """Some of them."""
+    from statedict.io.zip_table import Readable, Reading
 
     class Member(NamedTuple):
-        """One file in an archive: its name, where its bytes lie, how they are packed."""
+        """One file in an archive: its name, where its bytes lie, how they are packed, how many it unpacks to."""
 
         name: str
         start: int
         end: int
         method: int
+        size: int = -1
 
 else:
     from collections import namedtuple
 
-    Member = namedtuple("Member", "name start end method")
+    Member = namedtuple("Member", "name start end method size", defaults=[-1])
 
 _CHUNK = 1 << 16
 _PAGE = 1 << 12
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x07\x08|\x01\x02)")
-STORED, DEFLATED, BZIP2 = 0, 8, 12
+BZIP2 = 12
 
 
 class Budget:
@@ -128,6 +135,15 @@ class Unpacked:
         """The bytes at an offset, fewer at the end."""
         self._fill(offset + length)
         return bytes(self._data[offset : offset + length])
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it was unpacked."""
+        return self._pieces is None
+
+    def drain(self, most: int) -> None:
+        """Unpack the rest, if it is no more than so many bytes."""
+        self._fill(len(self._data) + most)
 
     def _fill(self, wanted: int) -> None:
         while self._pieces is not None and len(self._data) < wanted:
@@ -213,7 +229,7 @@ def unpackable(codec: str) -> bool:
 
 
 class Zip:
-    """An archive that ends before byte `end` of a part.
+    """An archive that ends before byte `end` of a part, by one reading of its directory.
 
     Attributes:
         members: what its directory lists, each reading of it, in the order of their places.
@@ -221,111 +237,56 @@ class Zip:
         problems: where it contradicts itself.
     """
 
-    def __init__(self, part: Part, end: int, directory: tuple[int, int, int, int]) -> None:
+    def __init__(self, part: Part, end: int, reading: Reading) -> None:
         self.members: list[Member] = []
         self.problems: list[str] = []
-        place, stop, offset, after = directory
-        shift = place - offset
-        taken = [(place, after)]
-        entries = list(self._entries(part, place, stop))
-        part.prefetch([header + shift for *_, header in entries if 0 <= header + shift < place])
-        for name, flags, method, packed, header in entries:
-            for at in (header + shift, header):
-                local = _read_local(part, at)
+        place, size, count, shift, _, last, _ = reading
+        taken = [(place, last + END.size)]  # the comment is looked through
+        entries = list(read_entries(part.read(place, size), count, self.problems))
+        part.prefetch([entry.header + shift for entry in entries if 0 <= entry.header + shift < place])
+        for entry in entries:
+            name, method, packed = entry.name, entry.method, entry.packed
+            for at in dict.fromkeys((entry.header + shift, entry.header)):
+                local = read_local(part, at)
                 if local is not None:
                     break
             else:
-                self.problems.append(f"record {name!r}: there is none at byte {header + shift:,}")
+                self.problems.append(f"record {name!r}: there is none at byte {entry.header + shift:,}")
                 continue
-            if (flags | local.flags) & 1:
+            if (entry.flags | local.flags) & UNREADABLE:
                 self.problems.append(f"record {name!r} is marked as encrypted")
-            if (method, name) != (local.method, local.name):
-                self.problems.append(f"record {name!r}: the local header says {local.name!r}, method {local.method}")
-            if not local.flags & 8 and FULL32 not in (local.packed, packed) and local.packed != packed:
-                self.problems.append(f"record {name!r} has {packed:,} bytes, by its local header {local.packed:,}")
+            if difference := differs(entry, local):
+                self.problems.append(f"record {name!r}: {difference}")
+            if method == STORED and packed != entry.unpacked:
+                self.problems.append(f"record {name!r} is stored but has two sizes")
             if local.start + packed > place and at < place:
                 self.problems.append(f"record {name!r} overlaps the directory")
-            longest = max(packed, 0 if local.packed == FULL32 else local.packed)
+            sizes = {packed, *((entry.unpacked,) if method == STORED else ())}
+            if local.packed != FULL32 and (local.packed or not local.flags & DEFERRED):
+                sizes.add(local.packed)
             for one in dict.fromkeys((method, local.method)):
-                self.members.append(Member(name, local.start, local.start + longest, one))
+                self.members.append(Member(name, local.start, local.start + max(sizes), one, entry.unpacked))
             taken.append((at, local.start + packed))
+        taken.sort()
+        if any(reach > begin for (_, reach), (begin, _) in pairwise(taken) if begin < place):
+            self.problems.append("records overlap")
         self.members.sort(key=lambda member: member.start)
         self.gaps = _gaps(taken, end)
 
-    def _entries(self, part: Part, place: int, stop: int) -> Iterator[tuple[str, int, int, int, int]]:
-        data = part.read(place, stop - place)
-        at = 0
-        while at + 46 <= len(data):
-            (magic, _, _, flags, method, _, _, _, packed, unpacked, nlen, xlen, clen, _, _, _, header) = (
-                CENTRAL.unpack_from(data, at)
-            )
-            if magic != b"PK\1\2":
-                break
-            name = _text(data[at + 46 : at + 46 + nlen])
-            extra = data[at + 46 + nlen : at + 46 + nlen + xlen]
-            if FULL32 in (unpacked, packed, header):
-                unpacked, packed, header = _wide(extra, unpacked, packed, header)
-            yield name, flags, method, packed, header
-            at += 46 + nlen + xlen + clen
-        if at < len(data):
-            self.problems.append(f"the zip directory is damaged at its byte {at:,}")
 
-
-def find_directory(part: Part, end: int) -> tuple[int, int, int, int] | None:
-    """The directory of the last archive before `end`: begin, end, begin as written, end of the archive."""
-    for length in (22, 22 + 0xFFFF):
-        base = max(0, end - length)
-        tail = part.read(base, end - base)
-        at = len(tail)
-        while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
-            if len(tail) - at < 22:
-                continue
-            _, _, _, _, count, size, offset, _ = END.unpack_from(tail, at)
-            stop = base + at
-            locator = part.read(max(0, stop - 20), 20)
-            if locator[:4] == b"PK\6\7":  # where there is a wide record, readers take it whatever the short one says
-                for at64 in (stop - 76, LOCATOR64.unpack(locator)[2]):
-                    wide = part.read(at64, 56) if at64 >= 0 else b""
-                    if wide[:4] == b"PK\6\6" and len(wide) == 56:
-                        count, size, offset, stop = *END64.unpack(wide)[7:10], at64
-                        break
-            for place in (stop - size, offset):
-                if 0 <= place <= stop and (part.read(place, 4) == b"PK\1\2" or not count):
-                    return place, stop, offset, min(end, base + at + 22)
-    return None
-
-
-def before(part: Part, gaps: list[tuple[int, int]]) -> tuple[tuple[int, int, int, int] | None, int]:
-    """The directory of the archive that ends where a gap of a later one does, and where that is; None and 0 if none."""
+def before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | None, int]:
+    """The end of the archive that ends where a gap of one that ends at `end` does, and that place; or None and 0."""
     for begin, stop in reversed(gaps):
-        if stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
-            found = find_directory(part, stop)
-            if found is not None and found[3] == stop:
+        if stop < end and stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
+            found = find_ends(part, stop)
+            if found.readings and found.readings[0].stop == stop:
                 return found, stop
     return None, 0
 
 
-class _Local:
-    __slots__ = ("flags", "method", "name", "packed", "start")
-
-    def __init__(self, flags: int, method: int, packed: int, name: str, start: int) -> None:
-        self.flags, self.method, self.packed, self.name, self.start = flags, method, packed, name, start
-
-
-def _read_local(part: Part, at: int) -> _Local | None:
-    head = part.read(at, 256) if at >= 0 else b""
-    if len(head) < 30 or head[:4] != b"PK\3\4":
-        return None
-    _, _, flags, method, _, _, _, packed, unpacked, nlen, xlen = LOCAL.unpack_from(head)
-    raw = head[30 : 30 + nlen] if 30 + nlen <= len(head) else part.read(at + 30, nlen)
-    if FULL32 in (packed, unpacked):
-        _, packed = _wide(part.read(at + 30 + nlen, xlen), unpacked, packed)
-    return _Local(flags, method, packed, _text(raw), at + 30 + nlen + xlen)
-
-
 def local_member(part: Part, at: int, end: int) -> Member | None:
     """The record whose local header stands at a place, whatever a directory says; without a size up to the next one."""
-    local = _read_local(part, at)
+    local = read_local(part, at)
     if local is None or local.start > end:
         return None
     known = 0 < local.packed < FULL32
@@ -341,38 +302,13 @@ def _next_signature(part: Part, start: int, end: int) -> int:
     return end
 
 
-def _wide(extra: bytes, *fields: int) -> list[int]:
-    """The fields with those that are all ones taken from the zip64 extra, where it has them."""
-    wide = iter(zip64_values(extra))
-    return [next(wide, field) if field == FULL32 else field for field in fields]
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("cp437")
-
-
 def _gaps(taken: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
     gaps, reached = [], 0
-    for begin, stop in sorted(taken):
+    for begin, stop in taken:
         if begin > reached:
             gaps.append((reached, min(begin, end)))
         reached = max(reached, stop)
     return [*gaps, (reached, end)] if reached < end else gaps
-
-
-def is_tar(head: bytes) -> bool:
-    """Whether a file begins with the header of a tar archive, by its magic or by its checksum."""
-    if len(head) < 512 or not head[0]:
-        return False
-    if head[257:262] == b"ustar":
-        return True
-    try:
-        return sum(head[:148]) + 256 + sum(head[156:512]) == int(head[148:156].strip(b"\0 "), 8)
-    except ValueError:
-        return False
 
 
 def tar_members(part: Part) -> Iterator[Member]:
@@ -395,6 +331,6 @@ def tar_members(part: Part) -> Iterator[Member]:
             override = int(found[1]) if found and kind == b"x" else -1
         size = 0 if kind in (b"1", b"2", b"3", b"4", b"5", b"6") else size
         prefix = header[345:500].rstrip(b"\0") + b"/" if header[257:262] == b"ustar" and header[345] else b""
-        yield Member(_text(prefix + header[:100].split(b"\0")[0]).removeprefix("./"), start, start + size, STORED)
+        yield Member(read_name(prefix + header[:100].split(b"\0")[0]).removeprefix("./"), start, start + size, STORED)
         at = start + size + -size % 512
     yield Member("", at, part.size, STORED)

@@ -70,10 +70,11 @@ def count_dead(rows: Rows, blocks: Iterable[Any]) -> int:
 
     kind = rows.tensor.dtype
     length = rows.nbytes // kind.itemsize
-    numbers = {"complex32": "u4"}.get(kind.name) or (f"u{kind.itemsize}" if kind.itemsize <= 2 else kind.numpy)
+    halves = kind.kind == "complex" and kind.itemsize == 4  # two of 16 bits
+    numbers = "u4" if halves else f"u{kind.itemsize}" if kind.itemsize <= 2 else kind.numpy
     # of a float of 16 bits or less all bits but the sign's, for numpy compares those of ml_dtypes one by one
     bits = kind.kind == "float" and kind.itemsize <= 2 and kind.name != "float8_e8m0fnu"
-    mask = 0x7FFF7FFF if kind.name == "complex32" else (1 << kind.bits - 1) - 1 if bits else None
+    mask = 0x7FFF7FFF if halves else (1 << kind.bits - 1) - 1 if bits else None
     if kind.name.endswith("fnuz"):
         mask = None  # the sign of 0 is NaN
     dead = behind = 0  # behind: elements of a row that the blocks before began

@@ -170,7 +170,7 @@ def figures(one: TensorStats | GroupStats, title: str) -> str:
 def _card(one: TensorStats | GroupStats) -> Safe:
     names = ("elements", *_FIGURES, "denormal", "edge")
     if not getattr(one, "computed", True):
-        return listing(["not computed: its numbers are packed"])
+        return listing(["not computed: its numbers are packed, or not known"])
     counts = one.histogram.counts(one.zeros, _LARGE)
     top = one.histogram.exponent + len(one.histogram.positive)
     drawn = histogram(counts, "histogram by powers of two", 420, 80, _bins(top))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from statedict.arrays import boxes_text
 from statedict.collector import Paused
 from statedict.errors import UnsupportedError
 from statedict.html import Shown
@@ -204,7 +205,7 @@ class _Builder:
 
     def node(self, key: str, value: Any, path: str, role: str, parameter: str | None) -> Node:
         if is_array(value):
-            return self.tensor(key, as_lazy(value), path, role, parameter)
+            return self.tensor(key, as_lazy(value, parts=True), path, role, parameter)
         if is_optimizer(value):
             return self.optimizer(value, path)
         if isinstance(value, dict) and type(value) is not Counter:
@@ -262,7 +263,8 @@ class _Builder:
         total = Total(1, elements, nbytes) if first is None else Total(1)
         self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
         self.storages.setdefault(tensor.storage.key, []).append(tensor)
-        return Node(info, note=f"= {tied}" if first else "", total=total)
+        there = f"only {boxes_text(tensor.regions)}" if tensor.regions is not None else ""
+        return Node(info, note=" ".join(filter(None, (f"= {tied}" if first else "", there))), total=total)
 
     def optimizer(self, value: Any, path: str) -> Node:
         found = self.optimizers.get(path, Optimizer(path))

@@ -123,7 +123,7 @@ class Tally:
 def comparable(one: DType, other: DType) -> bool:
     """Whether the elements of two dtypes can be measured against one another."""
     kinds = {one.kind, other.kind}
-    if not (one.itemsize and other.itemsize):
+    if not (one.itemsize and other.itemsize) or "raw" in kinds:
         return False
     return one is other or (kinds <= {"float", "int", "uint", "bool", "complex"} and not {one, other} & _packed())
 

@@ -40,15 +40,12 @@ def of_blocks(kind: DType, blocks: Iterable[Any]) -> Figures:
     parts: list[Figures] = []
     room: Any = numpy.empty((2, 0))
     for block in whole:
-        array = numpy.frombuffer(block, _HALVES.get(kind.name) or kind.numpy)
+        array = numpy.frombuffer(block, kind.component.numpy)
         step = _COMPLEX if kind.kind == "complex" else _PART
         if room.shape[1] < min(len(array), step):
             room = numpy.empty((2, min(len(array), step)))  # fresh memory for each part would cost more than all else
         parts += [_of_array(kind, array[at : at + step], room) for at in range(0, len(array), step)]
     return combined(parts)
-
-
-_HALVES = {"complex32": "f2", "complex64": "f4", "complex128": "f8"}
 
 
 def whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterator[Any]:
@@ -98,14 +95,14 @@ def _limits(kind: DType) -> tuple[float, float, float]:
         return 0, (int(info.min) if info.min else math.nan), int(info.max)
     if kind.kind == "bool":
         return 0, math.nan, math.nan
-    component = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}.get(kind.name, kind.name)
-    if component in ("float16", "float32", "float64"):
-        found: Any = numpy.finfo(component)
+    component = kind.component
+    if component.name in ("float16", "float32", "float64"):
+        found: Any = numpy.finfo(component.name)
     else:
         import ml_dtypes
 
         finfo: Any = ml_dtypes.finfo
-        found = finfo(kind.numpy)
+        found = finfo(component.numpy)
     return float(found.smallest_normal), -float(found.max), float(found.max)
 
 

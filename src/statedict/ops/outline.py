@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import AlterError
+from statedict.labelled import Labelled
 from statedict.ops.links import Linked, fits
 from statedict.param_names import Shape
 from statedict.paths import MAX_DEPTH, label
@@ -291,6 +292,8 @@ def apart(tensor: LazyTensor) -> LazyTensor:
     """A tensor that shares its bytes with no other: it is stored, and changes, by itself."""
     old = tensor.storage
     own = Storage(old.source, old.offset, old.nbytes, old.device)
+    if isinstance(tensor, Labelled):
+        return tensor.over(own)
     return LazyTensor(
         tensor.dtype, tensor.shape, own, tensor.offset, tensor.strides, tensor.requires_grad, tensor.parameter
     )

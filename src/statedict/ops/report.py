@@ -52,7 +52,11 @@ class EditReport(Shown):
         return asdict(self)
 
     def __str__(self) -> str:
-        return "\n".join([*map(_line, self.changes), self.total()])
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """As text, of which a line may hold a name with line breaks in it."""
+        return [*map(_line, self.changes), self.total()]
 
     def total(self) -> str:
         """How large the state was, and is now."""

@@ -7,6 +7,8 @@ GLOBAL or STACK_GLOBAL with a name, and for records of a zip archive; there a pi
 
 from __future__ import annotations
 
+import binascii
+import json
 import math
 import re
 from dataclasses import replace
@@ -14,11 +16,12 @@ from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError
 from statedict.io.files import open_source
+from statedict.io.json import check
 from statedict.io.source import BytesSource
+from statedict.io.tar import is_tar
+from statedict.io.zip_table import DEFLATED, STORED, find_ends
 from statedict.ops.containers import (
     BZIP2,
-    DEFLATED,
-    STORED,
     Budget,
     Member,
     Part,
@@ -26,8 +29,6 @@ from statedict.ops.containers import (
     Zip,
     before,
     compression,
-    find_directory,
-    is_tar,
     local_member,
     tar_members,
     unpackable,
@@ -35,19 +36,26 @@ from statedict.ops.containers import (
 from statedict.ops.scan import WORST_FIRST, Finding, ScanReport
 from statedict.pickles.alarms import DANGEROUS, OPAQUE, RECORDS, grade
 from statedict.pickles.constructors import StorageType
-from statedict.pickles.globals import COMPUTED, EXTENSION, OBJECTS, Named, Walk, walk
+from statedict.pickles.globals import ALTERED, COMPUTED, EXTENSION, OBJECTS, Named, Walk, walk
 from statedict.pickles.tables import DATA
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.io.source import ByteSource
+    from statedict.io.zip_table import Ends, Reading
 
 _ALLOWED = DATA.keys() | RECORDS
 _STRONG = re.compile(rb"\x80[\x00-\x05]")  # PROTO, which nearly every pickle begins with
 _OLD = re.compile(rb"[(\]})]|c[\w.]+\n[\w.]+\n")  # how those of protocols 0 and 1 begin
+_LINES = re.compile(rb"(?:[\t\r\x20-\x7e\x80-\xff]+\n){3,}[\t\r\x20-\x7e\x80-\xff]*")  # how text begins
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _COMPUTED = re.compile(r"[\w.?]+")
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number before 1.6, and STOP
 _HARMLESS = re.compile(rb"GGUF|\x89HDF\r\n|.{5}\x00\x00\x00\{\"", re.DOTALL)  # GGUF, HDF5, safetensors
-_EXPECTED = re.compile(r"(^|/)(data|constants)\.pkl$|\.(pkl|pickle|debug_pkl)$|^(sys_info|pickle|storages|tensors)$")
+_EXPECTED = re.compile(
+    r"(^|/)(data|constants)\.pkl$|\.(pkl|pickle|debug_pkl)$|^(sys_info|pickle|storages|tensors)$", re.IGNORECASE
+)
 _STORAGE = re.compile(r"(^|/)(data|constants)/\d+$")
-_NO_NAME = re.compile(rb"[\x01-\x1f\x93]")  # what the first name of a tar archive has if it is a pickle
 _LONG_MAGIC = ("gzip", "bzip2", "xz")  # what tensors do not begin with by chance
 _OBJECT_ARRAY = re.compile(rb"(?<!\()['\"]((?:[^'\"]*,)?[|<>=]?(?:O\d*|object))['\"]")  # a type; names follow a (
 _ARRAY = re.compile(
@@ -62,9 +70,13 @@ _HIDDEN = (
 # the line feed after a module, before a name and an opcode that may follow
 _LINE = re.compile(rb"\n(?=[A-Za-z_][\w.]{0,127}\n(?:[(q)\]}XUVSNKJMLITCBRG.0cb\x80-\xff]|p\d))")
 _WORD = re.compile(rb"[\w.]{1,128}\Z")
+_FIRST_LINE = 4 << 20  # how long the first line of an archive may be for the archive to be looked at as a pickle
+_DRAINED = 8 << 20  # how much of a compressed part is unpacked only to see whether that can be done
 _SEARCH = 1 << 20
 _OVERLAP = 512
 _MAX_DEPTH = 8
+_MAX_JSON = 64 << 20
+_SERIALIZED = re.compile(rb"serialized|\\u")  # a key may be escaped
 _MAX_FINDINGS = 20_000
 _PATIENCE = 1 << 20  # opcodes without a global, of what may as well be a tensor
 _GLANCE = 1 << 12  # the same, of what an archive says is a tensor
@@ -72,6 +84,10 @@ _PICKLE = 256  # what looking for one costs, in bytes of the budget
 _OPCODE = 4  # what following an opcode costs
 _NAME = 40  # what naming a global costs
 _SURE = 16  # opcodes that random bytes do not get through
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object, each key of it that stands twice included."""
 
 
 class Scan:
@@ -96,7 +112,10 @@ class Scan:
         Raises:
             FileError: it cannot be opened.
         """
-        source = open_source(path)
+        return self.look(open_source(path), member)
+
+    def look(self, source: ByteSource, member: str) -> Scan:
+        """Look into bytes; `member` is what its findings are called by."""
         self.budget = Budget(source.size)
         try:
             self._thing(Part(source, 0, source.size), member, 0, whole=True)
@@ -134,49 +153,110 @@ class Scan:
         if depth > _MAX_DEPTH:
             self._unread(member, 0, "something", f"nested over {_MAX_DEPTH} levels deep")
             return
-        tar, zipped = is_tar(head), head[:4] == b"PK\3\4"
-        directory = find_directory(part, part.size) if zipped or (whole and not tar) else None
-        codec = compression(head)
-        if directory is not None and not self._holds(part, head, directory[0]):
-            self._zip(part, member, depth, part.size, directory)
-        elif zipped:
-            self._broken(member, "begins as a zip archive whose directory is missing; it looks truncated")
-            self._search(part, member, depth, 0, part.size, listed=False)
-        elif head[:6] == b"\x93NUMPY":
+        known = self._archive(part, member, depth, head, whole)
+        if head[:6] == b"\x93NUMPY":
             self._numpy(part, member, depth, head, whole)
-        elif tar:
-            if _NO_NAME.search(head, 0, 100):
-                self._pickle(part, 0, member, depth)
+            known = True
+        if is_tar(head):
             self._tar(part, member, depth)
-        elif codec:
+            known = True
+        if codec := compression(head):
             self._packed(part, member, depth, codec, expected, whole)
-        else:
+            known = True
+        if not known:
             self._stream(part, member, depth, whole=whole, expected=expected)
+        elif head[:1] == b"P":
+            self._from_magic(part, member)
+        else:
+            self._stream(part, member, depth)
 
-    def _holds(self, part: Part, head: bytes, directory: int) -> bool:
-        """Whether an archive's directory lies within a pickle that the file begins with."""
-        if head[:4] == b"PK\3\4":
+    def _from_magic(self, part: Part, member: str) -> None:
+        """Note what an archive names that is read as a pickle: its magic begins with PERSID, whose line is ASCII.
+
+        Only a loader with persistent ids gets past that line. What follows is mostly the middle of the first record, so
+        what it names too is no news, and where it breaks off is no damage.
+        """
+        line, newline, _ = part.read(0, _FIRST_LINE).partition(b"\n")
+        if not newline or not line.isascii():
+            return
+        found = walk(part.read, fuel=self.budget.left // _OPCODE, patience=_GLANCE)
+        self.budget.spend(_cost(found))
+        known = {(named.module, named.name) for named in self.found.values()}
+        for named in found.globals:
+            if (named.module, named.name) not in known:
+                self._add(member, named.offset, named, *grade(named, _ALLOWED))
+
+    def _archive(self, part: Part, member: str, depth: int, head: bytes, whole: bool) -> bool:
+        """Look into the zip archive that a part begins as, or that stands at its end; whether there is one."""
+        zipped = head[:4] == b"PK\3\4"
+        if not zipped and self.patience == _GLANCE:  # a tensor
             return False
+        ends = find_ends(part, part.size)
+        if not zipped and (not ends.readings or self._holds(part, head, ends.readings[0])):
+            return False
+        if ends.readings:
+            self._zip(part, member, depth, part.size, ends)
+        else:
+            self._broken(member, "begins as a zip archive whose directory is missing; it looks truncated")
+            for text in ends.problems:
+                self._broken(member, text)
+            self._search(part, member, depth, 0, part.size, listed=False)
+        return True
+
+    def _holds(self, part: Part, head: bytes, reading: Reading) -> bool:
+        """Whether an archive's end lies within a pickle or a member of a tar archive that the file begins with."""
+        if is_tar(head):
+            return any(
+                inner.start <= reading.place <= reading.at < inner.end for inner in tar_members(part) if inner.name
+            )
         found = walk(part.read, fuel=self.budget.left // _OPCODE)
         self.budget.spend(_cost(found))
-        return not found.problem and found.end > directory
+        return not found.problem and found.end > reading.at
 
-    def _zip(self, part: Part, member: str, depth: int, end: int, directory: tuple[int, int, int, int]) -> None:
-        now: tuple[int, int, int, int] | None = directory
+    def _zip(self, part: Part, member: str, depth: int, end: int, ends: Ends) -> None:
+        """Look into an archive, and into those before it: `.distcp` files have one behind the other."""
+        now: Ends | None = ends
         seen: set[Member] = set()
-        while now is not None:  # archives one behind the other, as in `.distcp` files; one may list records of another
-            archive = Zip(part, end, now)
-            self.budget.spend(64 * len(archive.members))
-            for text in archive.problems:
+        doubtful: list[Reading] = []
+        behind = 0  # where an archive should begin by its offsets
+        while now is not None:
+            reading, *others = now.readings
+            if behind and behind != reading.stop:
+                self._before(member, behind)
+            behind = reading.shift
+            doubtful += others
+            for text in now.problems:
                 self._broken(member, text)
-            for inner in dict.fromkeys(archive.members):
-                if inner not in seen:
-                    self._member(part, member, inner, depth)
-            seen |= set(archive.members)
-            now, end = before(part, archive.gaps)
-            for begin, stop in archive.gaps:
+            gaps = self._records(part, member, depth, end, reading, seen)
+            now, end = before(part, gaps, end)
+            for begin, stop in gaps:
                 if stop > end:  # what lies below is in that archive or in a gap of it
                     self._gap(part, member, depth, begin, stop)
+        if behind:
+            self._before(member, behind)
+        for reading in doubtful:  # that of an archive behind another one may be the other's, by its offsets
+            known = len(seen)
+            self._records(part, member, depth, part.size, reading, seen)
+            if len(seen) > known:
+                self._broken(member, f"another directory stands at byte {reading.place:,}; it is damaged or forged")
+
+    def _before(self, member: str, shift: int) -> None:
+        where = f"{abs(shift):,} bytes {'behind' if shift > 0 else 'before'} where its end says"
+        self._broken(member, f"the zip directory lies {where}; something stands before the archive, or it is forged")
+
+    def _records(
+        self, part: Part, member: str, depth: int, end: int, reading: Reading, seen: set[Member]
+    ) -> list[tuple[int, int]]:
+        """Look into the records that a directory lists and that were not looked into; what lies between them."""
+        archive = Zip(part, end, reading)
+        self.budget.spend(64 * len(archive.members))
+        for text in archive.problems:
+            self._broken(member, text)
+        for inner in dict.fromkeys(archive.members):
+            if inner not in seen:
+                self._member(part, member, inner, depth)
+        seen |= set(archive.members)
+        return archive.gaps
 
     def _gap(self, part: Part, member: str, depth: int, begin: int, stop: int) -> None:
         """Look through bytes that belong to no record of an archive."""
@@ -197,19 +277,28 @@ class Scan:
             self._thing(data, label, depth + 1, expected=expected)
             self.patience = _PATIENCE
         elif inner.method == DEFLATED:
-            self._packed(part.part(inner.start), label, depth, "deflate", expected)
+            packed = part.part(inner.start, inner.end)
+            self._packed(packed, label, depth, "deflate", expected, size=inner.size)
         else:
             self._unread(label, 0, f"a record compressed by method {inner.method}", "compressed")
 
-    def _packed(self, part: Part, member: str, depth: int, codec: str, expected: bool, whole: bool = False) -> None:
+    def _packed(
+        self, part: Part, member: str, depth: int, codec: str, expected: bool, whole: bool = False, size: int = -1
+    ) -> None:
+        """Look into what is compressed; `size` is what an archive says that it unpacks to."""
         if not unpackable(codec):
             self._unread(member, 0, f"{codec} archive", "compressed")
             return
         data, before = Unpacked(part, codec, self.budget), (self.pickles, len(self.found), len(self.damage))
         self._thing(Part(data), member, depth + 1, expected=expected)
         found = before != (self.pickles, len(self.found), len(self.damage))
-        if data.problem and (whole or expected or found or (codec in _LONG_MAGIC and data.read(0, 1))):
+        sure = whole or expected or found or codec == "deflate" or (codec in _LONG_MAGIC and data.read(0, 1) != b"")
+        if sure:
+            data.drain(min(_DRAINED, self.budget.left // 2))
+        if sure and data.problem:
             self._broken(member, f"compressed by {codec}, and damaged ({data.problem})")
+        elif size >= 0 and data.ended and data.size != size:
+            self._broken(member, f"unpacks to {data.size:,} bytes, not to the {size:,} that the archive says")
         elif codec not in ("deflate", "zlib") and data.end:
             self._search(part, member, depth, data.end, part.size)
 
@@ -265,11 +354,46 @@ class Scan:
                 return
             whole = expected = False
         if number == 0 and done is None:
+            if self.patience != _GLANCE and part.read(at, 64).lstrip()[:1] in (b"{", b"["):
+                self._json(part.part(at), member, depth)
             if expected:
                 self._broken(member, "is no pickle, though its place says that it is one; it looks damaged")
             if not gap and (not whole or _HARMLESS.match(part.read(0, 16))):
                 return
         self._search(part, member, depth, max(first, at if done is None else done.end), part.size)
+
+    def _json(self, part: Part, member: str, depth: int) -> None:
+        """Look into the pickles that Stable-Baselines3 keeps in JSON, in base64."""
+        size = min(part.size, _MAX_JSON + 1)
+        self.budget.spend(size)
+        text = part.read(0, size)
+        if not _SERIALIZED.search(text):
+            return
+        if len(text) > _MAX_JSON:
+            self._unread(member, 0, "JSON with pickles in it", f"larger than {_MAX_JSON >> 20} MB")
+            return
+        check(text, "it")
+        try:
+            pending = [json.loads(text, object_pairs_hook=_Pairs)]
+        except (ValueError, RecursionError) as error:
+            self._broken(member, f"JSON that cannot be read, with pickles in it ({str(error)[:100]})")
+            return
+        while pending:
+            value = pending.pop()
+            for key, held in value if type(value) is _Pairs else enumerate(value):
+                if type(held) in (list, _Pairs):
+                    pending.append(held)
+                elif key == ":serialized:" and type(held) is str:
+                    self._serialized(held, member, depth)
+
+    def _serialized(self, text: str, member: str, depth: int) -> None:
+        label = _label(member, ":serialized:")
+        try:
+            data = binascii.a2b_base64(text.encode())  # as the loader does, it passes over what is no base64
+        except ValueError as error:
+            self._broken(label, f"is no base64 ({error})")
+            return
+        self._thing(Part(BytesSource(data, label)), label, depth + 1, expected=True)
 
     def _storages(self, part: Part, member: str, depth: int, at: int, keys: Walk, storages: dict[str, Named]) -> int:
         """Go past the storages of a file of PyTorch before 1.6, by the numbers of elements."""
@@ -343,7 +467,8 @@ class Scan:
         found = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // _OPCODE, patience=patience)
         old = whole and _OLD.match(part.read(at, 160)) is not None
         alone = found.truncated and old if found.problem else whole and not part.read(found.end, 1)
-        if not _is_pickle(found, sure and not hidden, whole, expected, alone):
+        binary = whole and not is_lines(part.read(at, 512))
+        if not _is_pickle(found, sure and not hidden, whole, expected, alone, binary):
             self.budget.spend(_cost(found))
             if found.problem and found.opcodes > _PATIENCE and not tensor:
                 self._unread(member, at, "something that begins as a pickle", "it goes on without naming anything")
@@ -351,6 +476,8 @@ class Scan:
         self.pickles += 1
         for named in found.globals:
             self._add(member, named.offset, named, *grade(named, _ALLOWED))
+        for doubt in found.doubts:
+            self._broken(member, f"the pickle at byte {at:,} is read differently by different readers: {doubt}")
         if found.problem and not hidden:
             self._broken(member, f"the pickle at byte {at:,} breaks off at byte {found.end:,}: {found.problem}")
         self.budget.spend(_cost(found))
@@ -374,7 +501,12 @@ class Scan:
             self._add(label, 0, named, DANGEROUS, "whatever unpacks it runs what it names")
 
 
-def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool) -> bool:
+def is_lines(head: bytes) -> bool:
+    """Whether bytes are three lines of text or more: a list of words may look like names."""
+    return _LINES.fullmatch(head) is not None
+
+
+def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool, binary: bool) -> bool:
     """Whether what a walk went over is a pickle, and not other bytes that happen to look like one.
 
     Tensors begin in every way there is. Without PROTO, and where nothing else says pickle, it takes a name that could
@@ -382,19 +514,27 @@ def _is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool
     """
     known = [named for named in found.globals if _importable(named, bool(found.problem))]
     if not found.problem:
-        return sure or expected or alone or bool(known)
-    if (sure and (whole or expected or known or found.opcodes >= _SURE)) or (expected and found.opcodes > 1):
+        return sure or expected or alone or bool(known) or (whole and bool(found.globals))
+    if (
+        (binary and known)
+        or (found.crossed and (whole or sure))
+        or (sure and (whole or expected or known or found.opcodes >= _SURE))
+        or (expected and found.opcodes > 1)
+    ):
         return True
     if alone and found.opcodes >= _SURE // 2:
         return True
-    return any(named.called or grade(named, _ALLOWED)[0] == DANGEROUS for named in known)
+    last = None if whole else found.cut  # tensors begin so by chance; no other opcode bears it out
+    return any(named.called or grade(named, _ALLOWED)[0] == DANGEROUS for named in known if named is not last)
 
 
 def _importable(named: Named, broken: bool) -> bool:
     if named.kind in (EXTENSION, COMPUTED):
         told = named.kind == EXTENSION and not broken
         return named.called > 0 and (told or bool(_COMPUTED.fullmatch(named.module + named.name)))
-    return named.kind == "" and bool(_IDENTIFIERS.fullmatch(named.module) and _IDENTIFIERS.fullmatch(named.name))
+    return named.kind in ("", ALTERED) and bool(
+        _IDENTIFIERS.fullmatch(named.module) and _IDENTIFIERS.fullmatch(named.name)
+    )
 
 
 def _cost(found: Walk) -> int:

@@ -40,7 +40,7 @@ def lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
     for flag in report.flags:
         yield f"{flag.kind}: {_plain(flag.name)}: {flag.what}"
     for tensor in left_out:
-        yield f"not computed: {_plain(tensor.name)}: the numbers in a {tensor.dtype} are packed"
+        yield f"not computed: {_plain(tensor.name)}: the numbers in a {tensor.dtype} are packed, or not known"
 
 
 def _rows(report: StatsReport, depth: int | None) -> Iterator[tuple[str, ...]]:

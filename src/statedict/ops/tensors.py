@@ -71,6 +71,8 @@ def _converted(wanted: DType, values: Any) -> Any:
         if wanted.name in _LARGEST:
             most = _LARGEST[wanted.name]
             values = values.astype(numpy.float32 if values.dtype.itemsize < 4 else values.dtype).clip(-most, most)
+        if wanted.kind == "complex" and values.dtype.itemsize == 4 and values.dtype.isbuiltin == 2:
+            values = values.astype(numpy.complex64)  # ml_dtypes 0.6 converts complex32 and bcomplex32 by way of bool
         return values.astype(wanted.numpy)
 
 
@@ -122,6 +124,8 @@ def reshape(state: StateDict, patterns: Patterns, shape: Sequence[int]) -> State
         for size in shape:
             known *= size if size != -1 else 1
         wanted = tuple(tensor.numel() // known if size == -1 and known else size for size in shape)
+        if not tensor.dtype.bits:
+            raise AlterError(f"{tensor!r}: cannot be given another shape, for the size of its elements is not known")
         rows = tensor.contiguous()
         result = LazyTensor(rows.dtype, wanted, rows.storage, rows.offset, None, tensor.requires_grad, tensor.parameter)
         if list(shape).count(-1) > 1 or any(size < 0 for size in wanted) or result.numel() != tensor.numel():

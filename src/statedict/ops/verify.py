@@ -86,6 +86,10 @@ class VerifyReport(Shown):
         return f"{self.file}: {verdict} ({self.format}, {counts}, {sums})"
 
     def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """As text, of which a line may hold a name with line breaks in it."""
         lines = [self.verdict()]
         lines += [f"  {problem}" for problem in self.problems]
         lines += [f"  note: {note}" for note in self.notes]
@@ -93,7 +97,7 @@ class VerifyReport(Shown):
             f"  {found.path}: {found.nan:,} NaN and {found.inf:,} infinite of {found.elements:,} elements"
             for found in self.nonfinite or ()
         ]
-        return "\n".join(lines)
+        return lines
 
     def _repr_html_(self) -> str:
         from statedict.ops.html import verify

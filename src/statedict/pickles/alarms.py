@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from statedict.pickles.globals import COMPUTED, EXTENSION, MORE, OBJECTS, Named
+from statedict.pickles.globals import ALTERED, COMPUTED, EXTENSION, MORE, OBJECTS, Named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ RECORDS = {
 _KINDS = {
     COMPUTED: "its name is computed or over 1,000 characters, so what it is cannot be told",
     EXTENSION: "a number of copyreg's registry, so what it is cannot be told",
+    ALTERED: "something is stored in it: loading changes it for the whole process",
     OBJECTS: "an array of Python objects: each element is unpickled, and numpy.load needs allow_pickle=True",
     MORE: "more globals than any file of data names",
 }

@@ -39,6 +39,11 @@ _MARK = 41
 _shared: ContextVar[list[int] | None] = ContextVar("what is left of the reserve", default=None)
 
 
+def weigh(text: str) -> int:
+    """Bytes that a string takes at most besides its object: four a character, as soon as one is beyond ASCII."""
+    return len(text) if text.isascii() else 4 * len(text)
+
+
 class Together:
     """A context in which all pickles are those of one checkpoint; it can be entered again."""
 
@@ -72,6 +77,10 @@ class Budget:
         self._spent += cost
         if self._spent > self._limit:
             self._refuse()
+
+    def reach(self, position: int) -> None:
+        """Allow what the bytes up to `position` justify, before what is made of them is charged."""
+        self._limit = self._reserve[0] + self._factor * (position - self._start)
 
     def look(self, cost: int, position: int, stack: Sized, memo: Sized, marks: Sized) -> int:
         """Charge what was made since the last look, and compare; where to look next.

@@ -20,11 +20,12 @@ from math import prod
 
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
-from statedict.pickles.constructors import TypedStorage, tensor
+from statedict.pickles.constructors import TypedStorage, as_parameter, check_geometry, check_grad, tensor
 from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
 from statedict.values import Opaque
+from statedict.values import device as check_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _quantized(
     name = getattr(scheme, "name", "")
     if type(storage) is not TypedStorage or not name:
         raise CorruptFileError("a quantized tensor without a storage or a scheme")
-    kind = BY_NAME[_INTEGERS.get(storage.dtype.name, storage.dtype.name)]
+    kind = BY_NAME.get(_INTEGERS.get(storage.dtype.name, storage.dtype.name), storage.dtype)
     packed = {"quint4x2": 2, "quint2x4": 4}.get(storage.dtype.name, 1)
     if packed > 1:  # several elements a byte: the bytes as they are
         if not isinstance(size, tuple) or not all(type(n) is int and n >= 0 for n in size):
@@ -83,8 +84,34 @@ def _quantized(
         if integers.nbytes > storage.storage.nbytes:
             raise CorruptFileError(f"a quantized tensor of shape {size} in {storage.storage.nbytes:,} bytes")
         held = {"int_repr": integers, "dtype": storage.dtype}
-    fields = ("scale", "zero_point") if len(quantizer) == 3 else ("scales", "zero_points", "axis")
-    return _parts(name, **held, **dict(zip(fields, quantizer[1:], strict=False)))
+    fields = _check_quantizer(name, quantizer[1:], size, requires_grad)
+    return _parts(name, **held, **dict(zip(fields, quantizer[1:], strict=True)))
+
+
+def _check_quantizer(name: str, numbers: tuple[Any, ...], size: Any, requires_grad: Any) -> tuple[str, ...]:
+    """The names of a quantizer's numbers, which PyTorch's kernels believe."""
+    if requires_grad is True:
+        raise CorruptFileError("a quantized tensor that requires a gradient, which it cannot have")
+    if "per_channel" not in name:
+        if len(numbers) not in (1, 2) or type(numbers[0]) is not float or not all(map(_is_small, numbers[1:])):
+            raise CorruptFileError("a quantized tensor whose scale and zero point are no numbers")
+        return ("scale", "zero_point")[: len(numbers)]
+    axis = numbers[2] if len(numbers) == 3 else None
+    if type(axis) is not int or not 0 <= axis < len(size):
+        what = f"a quantized tensor of shape {tuple(size)}: expected an axis from 0 to {len(size) - 1}"
+        raise CorruptFileError(f"{what}, got {str(axis)[:40]}")
+    for part, values in zip(("scales", "zero_points"), numbers, strict=False):
+        count = len(values) if type(values) is list else values.shape if type(values) is LazyTensor else None
+        if count not in (size[axis], (size[axis],)):
+            what = f"a quantized tensor of shape {tuple(size)}: expected {size[axis]:,} {part}"
+            raise CorruptFileError(f"{what}, got {str(count)[:40]}")
+        if type(values) is list and not all(type(n) is float or _is_small(n) for n in values):
+            raise CorruptFileError(f"a quantized tensor whose {part} are no numbers")
+    return "scales", "zero_points", "axis"
+
+
+def _is_small(number: Any) -> bool:
+    return type(number) is int and -(1 << 63) <= number < 1 << 63
 
 
 def _nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Opaque:
@@ -98,30 +125,36 @@ def _jagged(parts: Any) -> Opaque:
 
 
 def _meta(dtype: Any, size: Any, stride: Any, requires_grad: Any = False) -> Opaque:
+    check_geometry(size, stride, dtype)
+    if requires_grad is True:
+        check_grad(dtype)
     return _parts("torch.meta", dtype=dtype, size=size, stride=stride)
 
 
 def _wrapper(cls: Any, dtype: Any, size: Any, stride: Any, offset: Any, layout: Any, device: Any, grad: Any) -> Opaque:
+    check_device(device)
+    check_geometry(size, stride, dtype)
     return _parts(getattr(cls, "name", "torch.Tensor"), dtype=dtype, size=size, stride=stride)
 
 
 def _moved(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -> Any:
-    if type(data) is not LazyTensor or (type(dtype) is DType and dtype is not data.dtype):
+    check_device(device)
+    if not isinstance(data, LazyTensor) or (type(dtype) is DType and dtype is not data.dtype):
         return _parts("a tensor of another device", data=data, dtype=dtype, device=device)
     return data
 
 
 def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = None, state: Any = None) -> Any:
-    if type(data) is not LazyTensor:
+    made = as_parameter(data, requires_grad is True)
+    if made is None:
         return data
-    made = LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
-    attributes = _attributes(state)
-    if not attributes:
+    held = attributes(state)
+    if not held:
         return made
-    return Opaque("torch.nn.parameter.Parameter", state=StateDict({"data": made} | attributes))
+    return Opaque("torch.nn.parameter.Parameter", state=StateDict({"data": made} | held))
 
 
-def _attributes(state: Any) -> dict[Any, Any]:
+def attributes(state: Any) -> dict[Any, Any]:
     """The attributes in a state, which is a dict, or a pair of one for `__dict__` and one for `__slots__`."""
     parts = state if type(state) is tuple else (state,)
     if not all(part is None or isinstance(part, dict) for part in parts):
@@ -138,15 +171,14 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
         raise CorruptFileError(f"a tensor subclass that is rebuilt by {function.name}")
     inner = build(*args) if build is not None else Opaque(getattr(function, "name", "?"), args)
     name = getattr(kind, "name", "torch.Tensor")
-    attributes = _attributes(state)
     if isinstance(inner, Opaque) and inner.name == _JAGGED:
         return inner  # its attributes are its parts again
-    attributes = {key: value for key, value in attributes.items() if "_dynamo_" not in str(key)}
+    held = {key: value for key, value in attributes(state).items() if "_dynamo_" not in str(key)}
     if isinstance(inner, Opaque) and isinstance(inner.state, dict):
-        return Opaque(name, state=StateDict(attributes | dict(inner.state)))
-    if name in ("torch.Tensor", "torch.nn.parameter.Parameter") and not attributes:
+        return Opaque(name, state=StateDict(held | dict(inner.state)))
+    if name in ("torch.Tensor", "torch.nn.parameter.Parameter") and not held:
         return inner
-    return Opaque(name, state=StateDict({"data": inner} | attributes))
+    return Opaque(name, state=StateDict({"data": inner} | held))
 
 
 # what a subclass may be rebuilt from: nothing whose cost grows with arguments that are not charged, or that nests
@@ -194,5 +226,5 @@ COMPOSITES: dict[str, Any] = {
     "torch._tensor _rebuild_from_type": Global("torch._tensor._rebuild_from_type", _from_type, cost=_COST),
     "torch._tensor _rebuild_from_type_v2": Global("torch._tensor._rebuild_from_type_v2", _from_type, cost=_COST),
     "torch.serialization _get_layout": Global("torch.serialization._get_layout", _layout),
-    **{f"torch {scheme}": Opaque(f"torch.{scheme}") for scheme in _QSCHEMES},
+    **{f"torch {scheme}": Global(f"torch.{scheme}") for scheme in _QSCHEMES},  # a state would stay in an Opaque
 }

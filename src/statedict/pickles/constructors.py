@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
-from statedict.dtypes import BY_NAME, BY_STORAGE, DType
-from statedict.errors import CorruptFileError
+from statedict.arrays import MAX_DIMS, find_shape_fault
+from statedict.dtypes import BY_NAME, BY_STORAGE, DType, is_torch_dtype, is_torch_storage, labelled
+from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import BytesSource
+from statedict.labelled import Labelled
+from statedict.pickles.budget import DICT
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import Global
 from statedict.tensor import LazyTensor, Storage
 from statedict.tree import StateDict
-from statedict.values import Device, Opaque, Size
+from statedict.values import Device, Opaque, Size, device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +59,24 @@ class StorageType(Opaque):
         self.dtype = dtype
 
 
-_MAX_DIMS = 64  # as torch's operations and numpy have it
+def storage_type(kind: Any, numel: int, nbytes: int) -> StorageType | None:
+    """The storage class that a pickle names, also one that no table has, for its bytes tell how large an element is.
+
+    Args:
+        kind: what the pickle has for it.
+        numel: how many elements it says that there are.
+        nbytes: how many bytes there are.
+    """
+    if type(kind) is StorageType:
+        return kind
+    module, _, name = kind.name.rpartition(".") if type(kind) is Global else ("", "", "")
+    if module not in ("torch", "torch.cuda") or not is_torch_storage(name):
+        return None
+    if numel and (nbytes < numel or nbytes % numel):
+        raise CorruptFileError(f"a {name} of {numel:,} elements in {nbytes:,} bytes")
+    return StorageType(labelled(name, nbytes // numel * 8 if numel else 8, storage=name), kind.name)
+
+
 _MAX_SIZE = 1 << 60
 
 
@@ -81,11 +101,13 @@ def tensor(
     Raises:
         CorruptFileError: numbers that make no sense, or elements outside the storage.
     """
+    if not dtype.bits:
+        return _of_unknown_size(storage, dtype, offset, shape, strides, requires_grad)
     if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
         raise CorruptFileError("a tensor whose shape, strides or offset are no numbers")
-    if len(shape) != len(strides) or len(shape) > _MAX_DIMS:
+    if len(shape) != len(strides) or len(shape) > MAX_DIMS:
         raise CorruptFileError(
-            f"a tensor of {len(shape):,} sizes and {len(strides):,} strides, over {_MAX_DIMS} or unequal"
+            f"a tensor of {len(shape):,} sizes and {len(strides):,} strides, over {MAX_DIMS} or unequal"
         )
     numel, last, expected, contiguous = 1, 0, 1, True
     for axis in range(len(shape) - 1, -1, -1):
@@ -107,10 +129,54 @@ def tensor(
                 f"ends at byte {end:,} of a storage of {storage.nbytes:,} bytes"
             )
     else:
+        if not 0 <= offset < _MAX_SIZE or find_shape_fault(shape, itemsize):
+            raise CorruptFileError(f"a {dtype} tensor of shape {tuple(shape)} from element {offset:,}")
         offset, contiguous = 0, True
-    return LazyTensor(
-        dtype, tuple(shape), storage, offset * itemsize, None if contiguous else strides, requires_grad is True
-    )
+    if requires_grad is True:
+        check_grad(dtype)
+    # the shape itself and no copy, which would cost more than a tensor is charged with
+    return LazyTensor(dtype, shape, storage, offset * itemsize, None if contiguous else strides, requires_grad is True)
+
+
+def check_grad(dtype: DType) -> None:
+    """Raise CorruptFileError unless a tensor of this dtype can require a gradient."""
+    if dtype.kind not in ("float", "complex", "raw"):  # what a dtype of no table is cannot be told
+        raise CorruptFileError(f"a tensor of {dtype} that requires a gradient, which only floating point numbers have")
+
+
+def check_geometry(size: Any, stride: Any, dtype: Any) -> None:
+    """Check what stands for the shape of a tensor without bytes, or whose bytes are elsewhere.
+
+    Raises:
+        CorruptFileError: PyTorch can make no tensor of it.
+    """
+    if type(dtype) is not DType:
+        raise CorruptFileError(f"a tensor whose dtype is a {type(dtype).__name__}")
+    for name, numbers in (("size", size), ("stride", stride)):
+        if type(numbers) not in (tuple, Size) or not all(type(n) is int and 0 <= n < _MAX_SIZE for n in numbers):
+            raise CorruptFileError(f"a tensor whose {name} is no tuple of numbers from 0 to 2**60")
+    if len(size) != len(stride):
+        raise CorruptFileError(f"a tensor of {len(size):,} sizes and {len(stride):,} strides")
+    reach = sum((n - 1) * step for n, step in zip(size, stride, strict=True) if n) + 1
+    fault = find_shape_fault(size, dtype.itemsize) or find_shape_fault((reach,), dtype.itemsize)
+    if fault:
+        raise CorruptFileError(f"a tensor of shape {tuple(size)} and strides {tuple(stride)}: {fault}")
+
+
+def _of_unknown_size(
+    storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, requires_grad: object
+) -> Labelled:
+    """A tensor whose elements have a size that is not known, but no less than a bit each."""
+    try:
+        made = tensor(Storage(storage.source, 0, 8 * storage.nbytes), BY_NAME["uint8"], offset, shape, strides)
+    except CorruptFileError as error:
+        what = f"a {dtype} tensor in a storage of {storage.nbytes:,} bytes, as if its elements were bits"
+        raise CorruptFileError(f"{what}: {error}") from error
+    if not made.numel():
+        storage = Storage(storage.source, 0, 0, storage.device)
+    elif made.offset or made.strides is not None:
+        storage = Storage(storage.source, storage.offset, storage.nbytes, storage.device)
+    return Labelled(dtype, made.shape, storage, made.offset, made.strides, requires_grad is True)
 
 
 def _tensor_v2(
@@ -139,9 +205,11 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
 def _tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
 ) -> Any:
-    if type(storage) is not TypedStorage or type(dtype) is not DType:
+    name = dtype.name.removeprefix("torch.") if type(dtype) is Global else ""
+    known = labelled(name) if is_torch_dtype(name) else dtype
+    if type(storage) is not TypedStorage or type(known) is not DType:
         return Opaque("torch._utils._rebuild_tensor_v3", (storage, offset, size, stride, requires_grad, hooks, dtype))
-    made = tensor(storage.storage, dtype, offset, size, stride, requires_grad)
+    made = tensor(storage.storage, known, offset, size, stride, requires_grad)
     return _with_bits(made, metadata) if metadata is not None else made
 
 
@@ -152,9 +220,17 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
     conj, neg = metadata.get("conj") is True, metadata.get("neg") is True
     if not (conj or neg):
         return made
+    if made.dtype.kind == "raw":
+        raise FormatError(f"a {made.dtype} tensor is conjugated or negated when it is read, which takes a known dtype")
+    if (conj and made.dtype.kind != "complex") or (neg and made.dtype.name not in _NEGATED):
+        raise CorruptFileError(f"a tensor of {made.dtype} that is to be conjugated or negated")
     from statedict.assemble import mapped
 
     return mapped(made, made.dtype, partial(_as_bits, conj, neg))
+
+
+# what PyTorch negates by a bit: complex numbers, and the imaginary parts of them
+_NEGATED = ("float16", "bfloat16", "float32", "float64", "complex32", "bcomplex32", "complex64", "complex128")
 
 
 def _as_bits(conj: bool, neg: bool, values: Any) -> Any:
@@ -179,16 +255,29 @@ class _Tensor(LazyTensor):
         return self
 
 
+_NOTHING = Storage(BytesSource(b""), 0, 0)  # of all that have no state yet: one each would cost more than the tensor
+
+
 def _old_tensor(*args: Any) -> LazyTensor:
     if args:
         raise CorruptFileError("a tensor that is made from arguments, not from its state")
-    return _Tensor(BY_NAME["float32"], (0,), Storage(BytesSource(b""), 0, 0))
+    return _Tensor(BY_NAME["float32"], (0,), _NOTHING)
 
 
 def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
+    made = as_parameter(data, requires_grad is True)
+    return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks)) if made is None else made
+
+
+def as_parameter(data: Any, requires_grad: bool) -> LazyTensor | None:
+    """The tensor as a `torch.nn.Parameter`; None for what is no tensor."""
+    if type(data) is Labelled:
+        return data.flagged(requires_grad, True)
     if type(data) is not LazyTensor:
-        return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks))
-    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad is True, True)
+        return None
+    if requires_grad:
+        check_grad(data.dtype)
+    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad, True)
 
 
 def _ordered_dict(items: Any = ()) -> StateDict:
@@ -260,15 +349,15 @@ def _complex(real: Any, imag: Any = 0.0) -> complex:
 
 
 def _size(items: Any = ()) -> Size:
-    if not all(type(item) is int for item in _sequence(items)):
-        raise CorruptFileError("a torch.Size of something that is no integer")
+    if not all(type(item) is int and -(1 << 63) <= item < 1 << 63 for item in _sequence(items)):
+        raise CorruptFileError("a torch.Size of something that is no integer of 64 bits")
     return Size(items)
 
 
 def _device(kind: Any, index: Any = None) -> Device:
-    if type(kind) is not str or len(kind) > 100 or not (index is None or type(index) is int):
+    if type(kind) is not str or not (index is None or (type(index) is int and 0 <= index < 1000)):
         raise CorruptFileError("a device whose name or index is none")
-    return Device(kind if index is None else f"{kind}:{index}")
+    return device(kind if index is None else f"{kind}:{index}")
 
 
 def _both(*names: str) -> list[str]:
@@ -293,8 +382,8 @@ DATA: dict[str, Any] = {
         for name in ("Tensor", *(kind.replace("Storage", "Tensor") for kind in BY_STORAGE))
     },
     "torch.storage UntypedStorage": StorageType(BY_NAME["uint8"], "torch.storage.UntypedStorage"),
-    **{name: Global("set", _set) for name in _both("set")},
-    **{name: Global("frozenset", _frozenset) for name in _both("frozenset")},
+    **{name: Global("set", _set, bulk=0, cost=DICT) for name in _both("set")},
+    **{name: Global("frozenset", _frozenset, bulk=0, cost=DICT) for name in _both("frozenset")},
     **{name: Global("bytes", _no_bytes) for name in _both("bytes")},
     **{name: Global("complex", _complex) for name in _both("complex")},
     **{name: Global("bytearray", _bytearray) for name in _both("bytearray")},

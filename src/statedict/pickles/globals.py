@@ -6,12 +6,14 @@ it reaches STACK_GLOBAL (texts of any opcode, the memo, DUP, POP), and a name th
 kind, "computed". A tuple stands for its first item where that is a text, which tells `numpy.dtype("O8")`.
 
 Where Python's readers differ from one another, or fail, the walk goes on if it can: it may name more than they would
-import, never less. It stops where none of them goes on: at an unknown opcode, an empty stack, a missing mark, the end.
+import, never less. It notes a doubt where one reader goes on and another does not, or reads something else: a number in
+an odd spelling, a frame that ends within an operation, a frame within a frame, INST without a mark. It stops where none
+of them goes on: at an unknown opcode, an empty stack, a missing mark, the end.
 
 Bounds, for a pickle of n bytes: 16 n bytes and 16 MB of memory (the bytes are read through a window, texts and numbers
 are skipped), time linear in n. Of the globals 10,000 are listed, the rest are counted under one name.
 
-Source: the opcode documentation in CPython's Lib/pickletools.py, and Modules/_pickle.c for what it leaves open.
+Source: pickles/opcodes.py, and CPython's Modules/_pickle.c for what that leaves open.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import struct
 from array import array
 
 from statedict.errors import CorruptFileError, LimitError, TruncatedError
-from statedict.pickles.scalars import COUNTED, LINES
+from statedict.pickles.opcodes import COUNTED, LINES, OPCODES, TO_MARK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     Decode = Callable[[bytes], Any]  # what the bytes in the pickle become
     Nested = Callable[[int, int, Decode | None], None]  # offset, length, how it is read if not as it stands
 
-COMPUTED, EXTENSION, OBJECTS, MORE = "computed", "extension", "objects", "more"
+COMPUTED, EXTENSION, OBJECTS, ALTERED, MORE = "computed", "extension", "objects", "altered", "more"
 MAX_DISTINCT = 10_000
 _MAX_NAME = 1000
 _LONGEST = 1 << 14  # of the two lines of a global, what is looked at
@@ -44,27 +46,26 @@ _EMPTY = "takes a value from an empty stack"
 _OBJECT_DTYPE = re.compile(r"[|<>=]?O\d*|object_?")
 _ARRAYS = ("numpy", "numpy.dtype", "numpy.dtypes")
 
+_SPECIAL = b"ab(st.02R\x81\x92\x93ghjpqr\x94\x95\x80\x82\x83\x84\x85\x86\x87"
 # opcodes of no interest: how many bytes follow, how many values they take, how many they leave
-_PLAIN: dict[int, tuple[int, int, int]] = {
-    **dict.fromkeys(b"N)]}\x88\x89\x8f\x97", (0, 0, 1)),  # None, empty containers, booleans, NEXT_BUFFER
-    **dict.fromkeys(b"K", (1, 0, 1)),
-    **dict.fromkeys(b"M", (2, 0, 1)),
-    **dict.fromkeys(b"J", (4, 0, 1)),
-    **dict.fromkeys(b"G", (8, 0, 1)),
-    **dict.fromkeys(b"Q\x98", (0, 1, 1)),  # BINPERSID, READONLY_BUFFER
-    **dict.fromkeys(b"a", (0, 1, 0)),
-    **dict.fromkeys(b"s", (0, 2, 0)),
-    **dict.fromkeys(b"\x95", (8, 0, 0)),
+_TABLE = [
+    (row.width, row.takes, row.leaves)
+    if row is not None and row.layout in ("none", "fixed") and row.takes != TO_MARK and code not in _SPECIAL
+    else None
+    for code, row in ((code, OPCODES.get(code)) for code in range(256))
+]
+_WIDTHS = {code: row.width for code, row in COUNTED.items()}
+_NUMBERS = {code for code, row in COUNTED.items() if row.name.startswith("LONG")}
+_TEXTS = {code for code, row in COUNTED.items() if row.name.endswith(("UNICODE", "UNICODE8", "STRING"))}
+_TUPLES = {code: row.takes for code, row in OPCODES.items() if re.fullmatch("TUPLE[123]", row.name)}
+_TO_MARK = {
+    code: row.leaves for code, row in OPCODES.items() if row.takes == TO_MARK and row.name not in ("INST", "OBJ")
 }
-_TABLE = [_PLAIN.get(op) for op in range(256)]
-_TEXTS = {0x58: 4, 0x8C: 1, 0x8D: 8, 0x54: 4, 0x55: 1}  # width of the length
-_BYTES = {0x42: 4, 0x43: 1, 0x8E: 8, 0x96: 8}
-_NUMBERS = {0x8A: 1, 0x8B: 4}
-_COUNTED = _TEXTS | _BYTES | _NUMBERS
-_TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
-_TO_MARK = {0x74: True, 0x6C: True, 0x64: True, 0x91: True, 0x65: False, 0x75: False, 0x90: False, 0x31: False}
+_ADDS_TO_MARK = {code for code in _TO_MARK if OPCODES[code].name in ("APPENDS", "SETITEMS", "ADDITEMS")}
 _GETS, _PUTS = {0x68: "<B", 0x6A: "<I"}, {0x71: "<B", 0x72: "<I"}
-_EXTENSIONS = {0x82: 1, 0x83: 2, 0x84: 4}
+_LONG_LINE = 1 << 12
+_ZIP_TAIL = 2 * (22 + 0xFFFF)  # an archive's last record with its comment; in a text a byte takes up to two
+_MAX_DOUBTS = 8
 _UTF8 = (0x58, 0x8C, 0x8D)
 _BEGINNINGS = re.compile(  # of what may hide in a constant: pickles, archives, arrays, compressed files
     rb"\x80[\x00-\x05]|\xc2\x80[\x00-\x05]|PK\x03\x04|\x93NUMPY|\xc2\x93NUMPY|\x1f\x8b\x08|\xfd7zXZ|BZh"
@@ -92,7 +93,8 @@ class Named:
 
     Attributes:
         module, name: as the pickle spells them.
-        kind: empty; or `computed`, `extension`, `objects` (a dtype of Python objects), `more` (over 10,000).
+        kind: empty; or `computed`, `extension`, `objects` (a dtype of Python objects), `altered` (something is stored
+            in it), `more` (over 10,000).
         offset: of the opcode that names it first.
         count: how many opcodes name it.
         called: how many opcodes call it, make an instance of it, or give it a state.
@@ -112,6 +114,9 @@ class Walk:
         end: offset after the last one that it followed.
         problem: why it ended before STOP, empty if it did not.
         truncated: whether that is the end of the bytes.
+        doubts: what Python's readers read differently, the first few.
+        cut: what the last line names, if it ends without a line feed.
+        crossed: whether an operation goes, or may go, past the end of its frame, so that some reader goes on elsewhere.
         opcodes: how many it followed.
         globals: in the order in which they are first named.
         storages: key → its type, of PyTorch's persistent ids; only with `torch`.
@@ -121,6 +126,9 @@ class Walk:
     def __init__(self, read: Read, start: int, nested: Nested | None, torch: bool) -> None:
         self.read, self.start, self.nested, self.torch = read, start, nested, torch
         self.end, self.problem, self.truncated, self.opcodes = start, "", False, 0
+        self.doubts: list[str] = []
+        self.crossed = False
+        self.cut: Named | None = None
         self.globals: list[Named] = []
         self.storages: dict[str, Named] = {}
         self.texts = array("q")
@@ -132,18 +140,25 @@ class Walk:
     def _run(self, fuel: int, patience: int) -> None:  # one branch an opcode, the frequent ones first
         read, stack, memo, marks, table = self.read, self.stack, self.memo, self.marks, _TABLE
         data, base, at, limit, window = b"", self.start, 0, -1, _FIRST_WINDOW
-        opcodes = 0
+        opcodes, frame, filled = 0, 0, -1  # where the frame ends, if there is one; up to where the window is filled
         try:
             while True:
                 if at > limit:
-                    base, at = base + at, 0
-                    data = read(base, window)
-                    limit = len(data) - (_MARGIN if len(data) == window else 1)
-                    window = min(4 * window, _LAST_WINDOW)
-                    if not data:
-                        raise TruncatedError("ends early")
-                    if opcodes > fuel or (opcodes > patience and not self.globals):
-                        raise CorruptFileError("goes on for longer than a file of this size may")
+                    if frame and base + at >= frame:
+                        if base + at > frame:
+                            self.crossed = True
+                            self._doubt(f"the operation at byte {self.end:,} goes past the end of its frame")
+                        frame = 0
+                    if at > filled:
+                        base, at = base + at, 0
+                        data = read(base, window)
+                        filled = len(data) - (_MARGIN if len(data) == window else 1)
+                        window = min(4 * window, _LAST_WINDOW)
+                        if not data:
+                            raise TruncatedError("ends early")
+                        if opcodes > fuel or (opcodes > patience and not self.globals):
+                            raise CorruptFileError("goes on for longer than a file of this size may")
+                    limit = min(filled, frame - 1 - base) if frame else filled
                 op = data[at]
                 self.end = here = base + at
                 at += 1
@@ -158,15 +173,19 @@ class Walk:
                         del stack[-takes:]
                     if leaves:
                         stack.append(_UNKNOWN)
-                elif op in _COUNTED:
-                    width = _COUNTED[op]
+                elif op in _WIDTHS:
+                    width = _WIDTHS[op]
                     length = int.from_bytes(data[at : at + width], "little")
                     at += width
                     stack.append(here if op in _TEXTS else _UNKNOWN)
                     if length > 7 and op not in _NUMBERS and self.nested is not None:
                         most = min(160, length)
                         head = data[at : at + most] if at + most <= len(data) else read(base + at, most)
-                        if _BEGINNINGS.match(head):
+                        if _BEGINNINGS.match(head) or (
+                            length >= 22
+                            and (length > 512 or data.find(b"PK\5\6", at, at + length) >= 0)
+                            and self._archived(base + at, length)
+                        ):
                             self.nested(base + at, length, _utf8 if op in _UTF8 else None)
                     if self.torch and op in _TEXTS:
                         self.texts.append(here)
@@ -208,6 +227,8 @@ class Walk:
                     del stack[mark:]
                     if _TO_MARK[op]:
                         stack.append(first if first >= 0 else _UNKNOWN)
+                    elif op in _ADDS_TO_MARK and stack and stack[-1] < _UNKNOWN:
+                        self._alter(stack[-1], here)
                 elif op in (0x52, 0x81, 0x62, 0x92):  # REDUCE, NEWOBJ, BUILD, NEWOBJ_EX
                     takes = 2 if op == 0x92 else 1
                     if len(stack) - takes <= (marks[-1] if marks else 0):
@@ -216,6 +237,8 @@ class Walk:
                     del stack[-takes:]
                     if stack[-1] < _UNKNOWN:
                         self._call(stack[-1], arguments, here)
+                        if op == 0x62:
+                            self._alter(stack[-1], here)
                     if op != 0x62:
                         stack[-1] = _UNKNOWN
                 elif op == 0x93:  # STACK_GLOBAL
@@ -223,27 +246,45 @@ class Walk:
                         raise CorruptFileError(_EMPTY)
                     name, module = stack.pop(), stack.pop()
                     stack.append(self._named(self.text(module), self.text(name), here))
+                elif op in (0x61, 0x73):  # APPEND, SETITEM
+                    takes = OPCODES[op].takes - 1
+                    if len(stack) - takes <= (marks[-1] if marks else 0):
+                        raise CorruptFileError(_EMPTY)
+                    del stack[-takes:]
+                    if stack[-1] < _UNKNOWN:
+                        self._alter(stack[-1], here)
                 elif op in (0x63, 0x69):  # GLOBAL, INST
                     begin = base + at
                     middle = data.find(b"\n", at) + 1 + base
-                    middle = middle if middle > base else self.line(begin)
+                    middle = middle if middle > base else self._line_or_rest(begin)
                     finish = data.find(b"\n", middle - base) + 1 + base if middle < base + len(data) else 0
-                    finish = finish if finish > middle else self.line(middle)
+                    finish = finish if finish > middle else self._line_or_rest(middle)
                     at = finish - base
                     kind = COMPUTED if finish - begin > _MAX_NAME else ""
-                    length = min(finish - 1 - begin, _LONGEST)
+                    length = min(finish - begin, _LONGEST)
                     lines = data[begin - base : begin - base + length] if at <= len(data) else read(begin, length)
                     of = middle - begin
-                    value = self._add(_decoded(lines[: of - 1]), _decoded(lines[of:]), kind, here)
+                    ends = lines.endswith(b"\n") or length == _LONGEST
+                    if of == 1 or finish == middle + 1:
+                        self._doubt("a global without a name")
+                    value = self._add(_decoded(lines[: of - 1]), _decoded(lines[of:-1]), kind, here)
+                    if not ends:
+                        self.cut = self.globals[-3 - value]
+                        raise TruncatedError("a line goes past the end")
                     if op == 0x69:
-                        del stack[marks.pop() :]
+                        if not marks:
+                            self.end = finish
+                            raise CorruptFileError("INST without a mark, which Python imports all the same")
                         self._call(value, _UNKNOWN, here)
+                        del stack[marks.pop() :]
                         value = _UNKNOWN
                     stack.append(value)
                 elif op == 0x2E:  # STOP
                     self.end = base + at
                     if not stack:
                         raise CorruptFileError("ends without a value")
+                    if frame and self.end != frame:
+                        self._doubt("it stops before the end of its frame")
                     return
                 elif op == 0x30:  # POP
                     if marks and marks[-1] == len(stack):
@@ -253,37 +294,44 @@ class Walk:
                 elif op == 0x32:  # DUP
                     stack.append(stack[-1])
                 elif op == 0x6F:  # OBJ
+                    if not marks:
+                        self.end = base + at
+                        raise CorruptFileError("OBJ without a mark")
                     mark = marks.pop()
                     function = stack[mark]
                     del stack[mark:]
                     if function < _UNKNOWN:
                         self._call(function, _UNKNOWN, here)
                     stack.append(_UNKNOWN)
-                elif op in _EXTENSIONS:
-                    width = _EXTENSIONS[op]
-                    code = int.from_bytes(data[at : at + width], "little")
-                    at += width
+                elif op == 0x95:  # FRAME
+                    if frame:
+                        self.crossed = True
+                        self._doubt("a frame begins before the end of another")
+                    (length,) = struct.unpack_from("<Q", data, at)
+                    at += 8
+                    frame = base + at + length
+                    if length and not read(frame - 1, 1):
+                        self._doubt(f"a frame of {length:,} bytes goes past the end")
+                    limit = min(filled, frame - 1 - base)
+                elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
+                    row = OPCODES[op]
+                    code = row.read(data[at : at + row.width])
+                    at += row.width
                     stack.append(self._add("copyreg", f"extension {code}", EXTENSION, here))
-                elif op in LINES or op in (0x50, 0x67, 0x70):  # a line of text; PERSID, GET, PUT
+                elif op in LINES:
                     begin = base + at
                     finish = data.find(b"\n", at) + 1 + base
                     finish = finish if finish > base else self.line(begin)
                     at = finish - base
-                    if op in (0x67, 0x70):
-                        index = int(read(begin, min(finish - begin, 20)))
-                        if op == 0x70:
-                            self._put(index, stack[-1])
-                        else:
-                            stack.append(self._get(index))
+                    inside = finish <= base + len(data) and finish - begin <= _LONG_LINE
+                    raw = data[begin - base : at - 1] if inside else read(begin, min(finish - 1 - begin, _LONG_LINE))
+                    told = self._line(op, begin, finish - 1, raw)
+                    if op == 0x67:  # GET
+                        stack.append(self._get(told))
+                    elif op == 0x70:  # PUT
+                        self._put(told, stack[-1])
                     else:
                         stack.append(here if op in (0x53, 0x56) else _UNKNOWN)
-                        long = op in (0x53, 0x56) and finish - begin > 8
-                        if (
-                            long
-                            and self.nested is not None
-                            and _LINE_BEGINNINGS.match(read(begin, min(160, finish - begin)))
-                        ):
-                            self.nested(begin, finish - begin - 1, LINES[op])
                 else:
                     raise CorruptFileError(f"{bytes([op])!r} is no opcode")
         except (CorruptFileError, LimitError) as error:
@@ -297,6 +345,55 @@ class Walk:
             self.problem = f"malformed ({error})"[:200]
         finally:
             self.opcodes = opcodes
+            self.crossed = self.crossed or (frame > 0 and self.problem != "")
+
+    def _line_or_rest(self, begin: int) -> int:
+        """The offset after the next line feed, or the end: the Python unpickler takes the rest but for a byte."""
+        try:
+            return self.line(begin)
+        except TruncatedError:
+            end = begin
+            while length := len(self.read(end, _LAST_WINDOW)):
+                end += length
+            return end
+
+    def _archived(self, begin: int, length: int) -> bool:
+        """Whether a constant holds a tar archive, or one of zip, which readers look for from its end."""
+        if self.read(begin + 257, min(5, max(0, length - 257))) == b"ustar":
+            return True
+        tail = min(length, _ZIP_TAIL)
+        return b"PK\5\6" in self.read(begin + length - tail, tail)
+
+    def _doubt(self, why: str) -> None:
+        if len(self.doubts) < _MAX_DOUBTS:
+            self.doubts.append(why)
+
+    def _line(self, op: int, begin: int, end: int, raw: bytes) -> int:
+        """Look at an argument that ends with a line feed; for GET and PUT the index, -1 if it cannot be told."""
+        if raw.isdigit() and len(raw) < 10 and (raw[0] != 0x30 or len(raw) == 1):
+            return int(raw)  # the usual ones, fast
+        text, index, row = op in (0x53, 0x56), op in (0x67, 0x70), LINES[op]
+        if text and self.nested is not None and end - begin > 7:
+            escaped = end - begin >= 22 and (end - begin > _LONG_LINE or b"\\" in raw)
+            if escaped or _LINE_BEGINNINGS.match(raw[:160]) or self._archived(begin, end - begin):
+                self.nested(begin, end - begin, row.read)
+        if end - begin > _LONG_LINE:
+            if not text:
+                self._doubt(f"{row.name} of {end - begin:,} characters")
+            return -1
+        try:
+            value = row.read(raw)
+        except CorruptFileError as error:
+            self._doubt(str(error))
+        except ValueError as error:
+            self._doubt(f"malformed ({error})"[:200])
+        else:
+            return int(value) if index else -1
+        if not index:
+            return -1
+        # the C unpickler ends it at a NUL, both skip space, and older ones take as many zeros as there are
+        digits = raw.split(b"\0")[0].strip().removeprefix(b"+").replace(b"_", b"").lstrip(b"0") or b"0"
+        return int(digits) if len(digits) <= 10 and digits.isdigit() else -1
 
     def line(self, begin: int) -> int:
         """The offset after the next line feed."""
@@ -341,13 +438,13 @@ class Walk:
         try:
             if op in LINES:
                 end = self.line(offset + 1)
-                value = LINES[op](self.read(offset + 1, end - offset - 2)) if end - offset < 5 * _MAX_NAME else None
+                value = (
+                    LINES[op].read(self.read(offset + 1, end - offset - 2)) if end - offset < 5 * _MAX_NAME else None
+                )
             else:
-                width = _TEXTS[op]
+                width = _WIDTHS[op]
                 length = int.from_bytes(self.read(offset + 1, width), "little")
-                raw = self.read(offset + 1 + width, length) if length < 4 * _MAX_NAME else b""
-                value = COUNTED[op][1](raw) if op in COUNTED else _utf8(raw)
-                value = value if length < 4 * _MAX_NAME else None
+                value = COUNTED[op].read(self.read(offset + 1 + width, length)) if length < 4 * _MAX_NAME else None
         except ValueError:  # includes CorruptFileError and UnicodeDecodeError
             return None
         value = value.decode("latin-1") if type(value) is bytes else value
@@ -355,9 +452,10 @@ class Walk:
 
     def _named(self, module: str | None, name: str | None, here: int) -> int:
         kind = "" if module is not None and name is not None else COMPUTED
-        return self._add(module or "?", "?" if name is None else name, kind, here)
+        return self._add(module or "", "?" if name is None else name, kind, here)
 
     def _add(self, module: str, name: str, kind: str, here: int) -> int:
+        module = module or "?"
         key = (module, name, kind)
         index = self.known.get(key)
         if index is None:
@@ -373,6 +471,11 @@ class Walk:
         named.called += 1
         if named.name == "dtype" and named.module in _ARRAYS and _OBJECT_DTYPE.fullmatch(self.text(arguments) or ""):
             self._add("numpy", f"dtype({self.text(arguments)!r})", OBJECTS, here)
+
+    def _alter(self, target: int, here: int) -> None:
+        """Note that something is stored in a global itself, not in an object that a call made."""
+        named = self.globals[-3 - target]
+        self._add(named.module, named.name, ALTERED, here)
 
     def _storage(self, mark: int) -> None:
         """Note what a persistent id of PyTorch's says of a storage."""

@@ -16,7 +16,8 @@ Bounds, for a pickle of n bytes:
              names of globals have up to 1,000 characters, numbers in decimal digits what Python allows (4,300).
 Nesting is not bounded here, for it costs this machine nothing; whoever walks the result bounds it (paths.MAX_DEPTH).
 
-Source: the opcode documentation in CPython's Lib/pickletools.py.
+Source: pickles/opcodes.py. What Python's unpicklers read differently is refused: odd spellings of numbers, and
+operations that go past the end of their frame.
 """
 
 from __future__ import annotations
@@ -24,10 +25,17 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 
-from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError, TruncatedError
-from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget
+from statedict.errors import (
+    CorruptFileError,
+    FormatError,
+    LimitError,
+    StateDictError,
+    TruncatedError,
+    is_failure_of_code,
+)
+from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget, weigh
 from statedict.pickles.keys import Keys
-from statedict.pickles.scalars import COUNTED, LINES
+from statedict.pickles.opcodes import COUNTED, LINES, OPCODES
 from statedict.tree import StateDict
 from statedict.values import Opaque
 
@@ -39,7 +47,8 @@ if TYPE_CHECKING:
 _MAX_NAME = 1000
 _MODULE = {"_parameters", "_buffers", "_modules"}
 
-_U2, _U4, _I4, _F8 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<i"), struct.Struct(">d")
+_U2, _U4, _U8 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
+_I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
 
 
 class Global(Opaque):
@@ -94,6 +103,8 @@ def load(
         kind = type(error)
         raise kind(f"{where}: at byte {machine.position:,} of {len(data):,}: {error}") from error
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
+        if is_failure_of_code(error):
+            raise
         ended = machine.position >= len(data) or isinstance(error, struct.error)
         kind = TruncatedError if ended else CorruptFileError
         what = "the pickle ends here" if ended else f"malformed pickle ({type(error).__name__}: {str(error)[:200]})"
@@ -129,12 +140,17 @@ class _Machine:
     def run(self) -> tuple[Any, int]:  # one branch an opcode, the frequent ones first
         data, memo, far_memo, stack, marks = self.data, self.memo, self.far_memo, self.stack, self.marks
         position, size, u4 = self.position, len(data), _U4.unpack_from
-        cost, checkpoint, look = 0, position, self.budget.look  # bytes that were made since the last look
+        cost, look_at, look = 0, position, self.budget.look  # bytes that were made since the last look
+        frame, checkpoint = 0, position  # where the frame ends, if there is one; where to stop for either
         items: Any
         try:
             while True:
                 if position > checkpoint:
-                    checkpoint, cost = look(cost, position, stack, memo, marks), 0
+                    if frame and position >= frame:
+                        frame = self.leave_frame(frame, position)
+                    if position > look_at:
+                        look_at, cost = look(cost, position, stack, memo, marks), 0
+                    checkpoint = min(look_at, frame - 1) if frame else look_at
                 op = data[position]
                 position += 1
                 if op == 0x72:  # LONG_BINPUT
@@ -255,9 +271,8 @@ class _Machine:
                 elif op == 0x88:  # NEWTRUE
                     stack.append(True)
                 elif op == 0x63:  # GLOBAL
-                    module, position = self.line(position)
-                    name, position = self.line(position)
-                    stack.append(self.find(module.decode(), name.decode()))
+                    found, position = self.spelled(op, position)
+                    stack.append(found)
                 elif op == 0x93:  # STACK_GLOBAL
                     name, module = stack.pop(), stack.pop()
                     stack.append(self.find(module, name))
@@ -269,46 +284,47 @@ class _Machine:
                         raise FormatError(f"pickle protocol {data[position]} is newer than 5, the newest that is known")
                     position += 1
                 elif op == 0x95:  # FRAME
+                    frame = self.enter_frame(frame, position)
                     position += 8
+                    checkpoint = min(look_at, frame - 1)
                 elif op == 0x2E:  # STOP
                     result = stack.pop()
+                    if frame and position != frame:
+                        raise CorruptFileError("the pickle stops before the end of its frame")
                     look(cost, position, stack, memo, marks)
+                    self.budget.close(position)  # nothing stays of a pickle that ends otherwise
                     return result, position
                 else:
                     position = self.rare(op, position)
         finally:
             self.position = position
-            self.budget.close(position)
 
     def rare(self, op: int, position: int) -> int:
         """The opcodes that modern pickles seldom use."""
         data, stack, marks = self.data, self.stack, self.marks
         if op in COUNTED:  # a length, then that many bytes
-            width, decode = COUNTED[op]
-            begin = position + width
+            row = COUNTED[op]
+            begin = position + row.width
             end = begin + int.from_bytes(data[position:begin], "little")
             if end > len(data):
                 raise TruncatedError(f"a value of {end - begin:,} bytes goes past the end of the pickle")
+            self.budget.reach(end)
             self.charge(TEXT + 4 * (end - begin))
-            stack.append(decode(data[begin:end]))
+            stack.append(row.read(data[begin:end]))
             return end
         if op in LINES:
             raw, position = self.line(position)
             self.charge(TEXT + 4 * len(raw))
-            stack.append(LINES[op](raw))
-        elif op in (0x67, 0x70):  # GET, PUT
-            raw, position = self.line(position)
-            index = int(raw)
-            if not 0 <= index < 1 << 32:
-                raise CorruptFileError(f"a memo index of {len(raw)} digits")
-            if op == 0x70:
-                self.put(index, stack[-1])
+            value = LINES[op].read(raw)
+            if op == 0x70:  # PUT
+                self.put(value, stack[-1])
+            elif op == 0x67:  # GET
+                stack.append(self.memo[value] if value < len(self.memo) else self.far_memo[value])
+            elif op == 0x50:  # PERSID
+                self.charge(2 * OBJECT)
+                stack.append(self.persistent(value))
             else:
-                stack.append(self.memo[index] if index < len(self.memo) else self.far_memo[index])
-        elif op == 0x50:  # PERSID
-            raw, position = self.line(position)
-            self.charge(2 * OBJECT)
-            stack.append(self.persistent(raw.decode()))
+                stack.append(value)
         elif op == 0x30:  # POP
             if marks and marks[-1] == len(stack):
                 marks.pop()
@@ -338,11 +354,10 @@ class _Machine:
             self.charge(DICT + 2 * ENTRY * len(items))
             stack.append(frozenset(map(self.key, items)))
         elif op == 0x69:  # INST
-            module, position = self.line(position)
-            name, position = self.line(position)
+            found, position = self.spelled(op, position)
             items = self.pop_mark()
             self.charge(OBJECT + TUPLE + 8 * len(items))
-            stack.append(self.call(self.find(module.decode(), name.decode()), tuple(items)))
+            stack.append(self.call(found, tuple(items)))
         elif op == 0x6F:  # OBJ
             items = self.pop_mark()
             self.charge(OBJECT + TUPLE + 16 * len(items))
@@ -350,12 +365,14 @@ class _Machine:
         elif op == 0x92:  # NEWOBJ_EX
             named, args = stack.pop(), stack.pop()
             self.charge(2 * OBJECT)
+            if not isinstance(named, dict) or not isinstance(args, tuple):
+                raise CorruptFileError("calls something with arguments that are no tuple and no dict")
             stack[-1] = Opaque(_called(stack[-1]), (args, named)) if named else self.call(stack[-1], args)
         elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
-            width = 1 << (op - 0x82)
-            code = int.from_bytes(data[position : position + width], "little")
+            row = OPCODES[op]
+            code = row.read(data[position : position + row.width])
             stack.append(self.find("copyreg", f"extension {code}"))
-            position += width
+            position += row.width
         else:
             raise FormatError(f"opcode {bytes([op])!r} is not one that a file may hold")
         return position
@@ -383,6 +400,28 @@ class _Machine:
             raise TruncatedError("a line goes past the end of the pickle; the file looks truncated or damaged")
         return self.data[position:end], end + 1
 
+    def enter_frame(self, frame: int, position: int) -> int:
+        """Where the frame ends whose length stands at `position`; `frame` is where one that is open does."""
+        (length,) = _U8.unpack_from(self.data, position)
+        if frame:
+            raise CorruptFileError("a frame begins before the end of another")
+        if length > len(self.data) - position - 8:
+            raise TruncatedError(f"a frame of {length:,} bytes goes past the end of the pickle")
+        return position + 8 + int(length)
+
+    def leave_frame(self, frame: int, position: int) -> int:
+        """No frame, unless the last operation began in this one and went past its end."""
+        if position != frame:
+            raise CorruptFileError(f"an operation goes past the end of its frame at byte {frame:,}")
+        return 0
+
+    def spelled(self, op: int, position: int) -> tuple[Any, int]:
+        """The global whose module and name are two lines."""
+        module, position = self.line(position)
+        name, position = self.line(position)
+        read = OPCODES[op].read
+        return self.find(read(module), read(name)), position
+
     def find(self, module: Any, name: Any) -> Any:
         if type(module) is not str or type(name) is not str:
             raise CorruptFileError("a global is named by something that is no string")
@@ -399,11 +438,13 @@ class _Machine:
         return found
 
     def call(self, function: Any, args: Any) -> Any:
-        if type(function) is not Global or function.build is None or type(args) is not tuple:
+        if not isinstance(args, tuple):  # the C unpickler refuses it, the Python one takes its items
+            raise CorruptFileError(f"calls something with a {type(args).__name__}, which is no tuple of arguments")
+        if type(function) is not Global or function.build is None:
             name = _called(function)
             if type(function) is not Opaque:
                 return Opaque(name, args)
-            self.charge(OBJECT + len(name))
+            self.charge(OBJECT + weigh(name))
             return Opaque(name, (function, args))
         if len(args) >= function.bulk:
             self.charge(function.cost)
@@ -413,7 +454,9 @@ class _Machine:
     def charge_copies(self, args: tuple[Any, ...]) -> None:
         """Charge what it would cost to copy each of the arguments."""
         for argument in args:
-            if isinstance(argument, (str, bytes, bytearray)):
+            if isinstance(argument, str):
+                self.charge(2 * weigh(argument))
+            elif isinstance(argument, (bytes, bytearray)):
                 self.charge(2 * len(argument))
             elif isinstance(argument, (list, tuple, dict, set, frozenset)):
                 self.charge((2 * ENTRY + KEY) * len(argument))
@@ -474,7 +517,7 @@ class _Machine:
         elif isinstance(target, StateDict):
             metadata = state.get("_metadata") if isinstance(state, dict) else None
             if isinstance(metadata, dict):
-                self.charge(DICT + 2 * ENTRY * len(metadata))
+                self.charge(2 * DICT + 2 * ENTRY * len(metadata))
                 target._metadata = OrderedDict(metadata)
         elif hasattr(target, "set_state"):
             self.charge(STATE)
@@ -491,7 +534,9 @@ class _Machine:
     def drop(self, value: Any) -> None:
         """Forget what was called only to give an object its state, as `copyreg` allows, but not the state."""
         args = value.args if type(value) is Opaque else None
-        if type(args) is tuple and len(args) == 2 and type(args[0]) is Opaque and args[0].state is None:
+        if type(args) is not tuple or len(args) != 2 or type(args[0]) is not Opaque or args[0].state is not None:
+            return
+        if value.name != _called(args[0]):  # else it is a call of that object, which stands before the arguments
             self.build(*args)
 
     def module(self, state: dict[Any, Any]) -> dict[Any, Any]:

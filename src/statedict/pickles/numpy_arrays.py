@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import struct
 
-from statedict.arrays import contiguous_strides
-from statedict.dtypes import BY_NAME, DType
+from statedict.arrays import contiguous_strides, find_shape_fault
+from statedict.dtypes import BY_NAME, DType, labelled
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource, swapped
 from statedict.pickles.machine import Global
@@ -41,12 +41,20 @@ _CODES: dict[str, tuple[str, str]] = {
 class NumpyType(Opaque):
     """A numpy dtype: its code or its class, its byte order and, for numbers, our dtype."""
 
-    __slots__ = ("code", "kind", "order")
+    __slots__ = ("_label", "code", "kind", "order")
 
     def __init__(self, code: str, kind: DType | None = None) -> None:
         super().__init__("numpy.dtype", (code,))
+        self._label = ""
         self.code, self.order = code, "<"
         self.kind = BY_NAME[_CODES[code][0]] if code in _CODES else kind
+
+    @property
+    def label(self) -> str:
+        """What to call a scalar of it, made once for all of them."""
+        if not self._label:
+            self._label = f"numpy scalar of {self.code}"
+        return self._label
 
     def set_state(self, state: Any) -> NumpyType:
         """Take the byte order; fields and subarrays make it one that we only label."""
@@ -81,6 +89,8 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     """The tensor, or an Opaque for elements that are no numbers."""
     if not isinstance(kind, Opaque) or type(shape) is not tuple:
         raise CorruptFileError("a numpy array without a dtype or a shape")
+    if isinstance(kind, NumpyType) and (kind.code[:10], kind.order) == ("ml_dtypes.", "<") and type(raw) is bytes:
+        kind = NumpyType(kind.code, kind.kind or _of_ml_dtypes(kind.code, len(raw), shape))
     if not isinstance(kind, NumpyType) or kind.kind is None:
         label = kind.code if isinstance(kind, NumpyType) else kind.name
         return Opaque(f"numpy.ndarray of {label}", (shape,), items=raw if type(raw) is list else [raw])
@@ -95,6 +105,8 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
         if numel <= len(raw):  # else it is wrong already, and would only grow
             numel *= n
     numel = 0 if 0 in shape else numel
+    if fault := find_shape_fault(shape, kind.kind.itemsize):
+        raise CorruptFileError(f"a numpy array of shape {str(shape)[:200]}: {fault}")
     if numel * kind.kind.itemsize != len(raw):
         raise CorruptFileError(f"a numpy array of shape {shape} and dtype {kind.code} has {len(raw):,} bytes")
     if kind.order == ">":
@@ -106,6 +118,16 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
             steps.append(steps[-1] * n)
         strides = tuple(steps)
     return LazyTensor(kind.kind, shape, Storage(BytesSource(raw, IN_PICKLE), 0, len(raw)), 0, strides)
+
+
+def _of_ml_dtypes(name: str, nbytes: int, shape: tuple[Any, ...]) -> DType | None:
+    """A dtype of ml_dtypes that our table does not have: bytes under its name."""
+    numel = 1
+    for n in shape:
+        if type(n) is not int or not 0 <= n <= nbytes:
+            return None
+        numel *= n if numel <= nbytes else 1
+    return labelled(name, nbytes // numel * 8) if numel and nbytes and nbytes % numel == 0 else None
 
 
 def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:
@@ -144,7 +166,7 @@ def _scalar(kind: Any, raw: Any = b"") -> Any:
     if type(raw) is str:
         raw = raw.encode("latin-1")
     if kind.kind is None or kind.code not in _CODES or type(raw) is not bytes:
-        return Opaque(f"numpy scalar of {kind.code}", (raw,))
+        return Opaque(kind.label, (raw,))
     if len(raw) != kind.kind.itemsize:
         raise CorruptFileError(f"a numpy scalar of dtype {kind.code} has {len(raw):,} bytes")
     numbers = struct.unpack(kind.order + _CODES[kind.code][1], raw)

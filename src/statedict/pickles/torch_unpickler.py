@@ -3,66 +3,97 @@
 It makes the objects; our machine has seen that their numbers fit the file and that they cost what the pickle's size
 justifies. Both take the same names for the same things, so nothing that one checks is something else to the other.
 The only module here that imports PyTorch; only `statedict.torch` imports it.
-Source: torch/_weights_only_unpickler.py (PyTorch 2.13).
+Source: torch/_weights_only_unpickler.py (PyTorch 2.6 to 2.15).
 """
 
 from __future__ import annotations
 
-import io
-from functools import cache
-from types import FunctionType
+from functools import cache, partial
 
 import torch
-from torch import _weights_only_unpickler as theirs
-from torch._utils import IMPORT_MAPPING
 
-from statedict.dtypes import BY_NAME
-from statedict.errors import LimitError, RefusedError
+from statedict import torch_private
+from statedict.checks import tensors_of
+from statedict.errors import CorruptFileError, FormatError, LimitError, RefusedError
+from statedict.pickles.composites import attributes
+from statedict.pickles.indices import Indices
 from statedict.pickles.machine import Global
 from statedict.pickles.numpy_arrays import NumpyType
 from statedict.pickles.tables import DATA
 from statedict.tensor import LazyTensor
+from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
+    from statedict.tensor import Storage
 
-def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str) -> Any:
+
+def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, map_location: Any = "cpu") -> Any:
     """The object in a pickle.
 
     Args:
         data: a pickle of protocol 2 that our machine has read with `CHECKED`.
         persistent_load: makes the storage of a persistent id.
         encoding: of strings of Python 2.
+        map_location: where functions that rebuild tensors of other devices put them.
 
     Raises:
         pickle.UnpicklingError: it names what is not allowed.
     """
-    unpickler: Any = theirs.Unpickler(io.BytesIO(data), encoding=encoding)
-    unpickler.persistent_load = persistent_load
-    return _load(unpickler)
+    read = _reader(b"torch.nested._internal" in data, b"torch._dynamo.decorators" in data)
+    return read(data, persistent_load, encoding, map_location)
 
 
 @cache
-def _allowed() -> dict[str, Any]:
-    """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without storages that are made."""
-    import numpy
+def _reader(jagged: bool, marked: bool) -> torch_private.Unpickler:
+    return torch_private.Unpickler(_allowed(jagged, marked))
 
+
+def _allowed(jagged: bool, marked: bool) -> dict[str, Any]:
+    """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without what a number makes large.
+
+    Args:
+        jagged: with jagged tensors, whose module is imported for them; they are in no table since PyTorch 2.15.
+        marked: with what PyTorch 2.14 and before noted in them for its compiler.
+    """
     storage = torch.serialization.StorageType("ByteStorage")
-    functions: list[Any] = [numpy.zeros(1).__reduce__()[0], numpy.float32(1).__reduce__()[0]]
+    theirs = torch_private.default_globals() or {}
+    nested = torch_private.look_up("_utils._rebuild_nested_tensor")
     return {
-        **theirs._get_allowed_globals(),
+        **{name: known for name, known in theirs.items() if ".sparse." not in name},  # classes that check no index
+        "torch._utils._rebuild_sparse_tensor": _sparse_tensor,
+        **({} if nested is None else {"torch._utils._rebuild_nested_tensor": nested}),
         **dict.fromkeys(("torch.storage.UntypedStorage", "torch.storage.TypedStorage"), storage),
-        **{f"numpy.{core}.multiarray.{f.__name__}": f for f in functions for core in ("core", "_core")},
-        **{f"numpy.{kind.__name__}": kind for kind in (numpy.ndarray, numpy.dtype)},
-        **{code: type(numpy.dtype(code)) for code in "?bBhHiIlLqQefdFD"},  # a name without a dot is in no file
+        **{name: known for known, name in numpy_globals()},
+        **torch_private.jagged_globals(jagged, marked),
     }
 
 
-# PyTorch's unpickler with that table; `safe_globals` would change what other threads may load meanwhile
-_load: Any = FunctionType(theirs.Unpickler.load.__code__, vars(theirs) | {"_get_allowed_globals": _allowed})
+def numpy_globals() -> list[tuple[Any, str]]:
+    """What a pickle names for numpy's arrays and scalars of numbers, as `safe_globals` takes it."""
+    import numpy
+
+    functions: list[Any] = [numpy.zeros(1).__reduce__()[0], numpy.float32(1).__reduce__()[0]]
+    return [
+        *((f, f"numpy.{core}.multiarray.{f.__name__}") for f in functions for core in ("core", "_core")),
+        *((kind, f"numpy.{kind.__name__}") for kind in (numpy.ndarray, numpy.dtype)),
+        *((type(numpy.dtype(code)), code) for code in "?bBhHiIlLqQefdFD"),  # a name without a dot is in no file
+    ]
+
+
+def _sparse_tensor(layout: Any, data: Any) -> Any:
+    """A sparse tensor, as `torch._utils._rebuild_sparse_tensor` makes it.
+
+    That one notes each for a check after loading, in a list whose place depends on the release.
+    """
+    if layout is torch.sparse_coo and len(data) in (3, 4):
+        return torch.sparse_coo_tensor(*data[:3], is_coalesced=data[3] if len(data) == 4 else None)
+    if layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc) and len(data) == 4:
+        return torch.sparse_compressed_tensor(*data, layout=layout)
+    raise CorruptFileError(f"a sparse tensor of layout {layout} that is described wrongly")
 
 
 _REMEDY = "nothing was run, and statedict.load opens the file with it as an inert label"
@@ -112,11 +143,8 @@ def _uncopied(name: str, copied: Callable[..., Any]) -> Global:
 # function → the (tensor, dtype that it is copied to) among its arguments
 _COPIED: dict[str, Callable[..., Any]] = {
     "_rebuild_device_tensor_from_cpu_tensor": lambda data, dtype, *_: [(data, dtype)],
-    "_rebuild_nested_tensor": lambda values, *sizes: [(tensor, BY_NAME["int64"]) for tensor in sizes],
-    "_rebuild_sparse_tensor": lambda layout, data: [(data[0], layout.name == _COO and BY_NAME["int64"])],
     "_rebuild_qtensor": lambda *args: [(tensor, None) for tensor in args[4]],
 }
-_COO = "torch.sparse_coo"
 
 CHECKED = DATA | {
     "numpy dtype": Global("numpy.dtype", _number_type),
@@ -127,6 +155,97 @@ CHECKED = DATA | {
 CHECKED |= {
     f"{old} {name}": CHECKED[f"{module} {name}"]
     for module, name in map(str.split, list(CHECKED))
-    for old, new in IMPORT_MAPPING.items()
+    for old, new in torch_private.renamed_modules().items()
     if new == module
 }
+
+_NESTED = "torch.nested._internal.nested_tensor.NestedTensor"
+_JAGGED = "torch.nested._internal.nested_tensor._rebuild_njt"
+# the attributes of a jagged tensor → its parts
+_ATTRIBUTES = {"_values": "values", "_offsets": "offsets", "_lengths": "lengths", "_ragged_idx": "_ragged_idx"}
+
+
+class Allowed:
+    """The allow-list of one load, which notes what is made of indices, so that it is checked before PyTorch makes it.
+
+    What a program builds and drops is noted too, and so are parts that it puts in the place of others.
+    """
+
+    __slots__ = ("_noted", "constructors")
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[str, dict[str, Any], Opaque]] = []
+        self.constructors = CHECKED | {
+            name: Global(known.name, partial(note, known.build), known.bulk, known.cost)
+            for note, names in ((self._parts, _OF_PARTS), (self._subclass, _SUBCLASSES), (self._parameter, _PARAMETERS))
+            for name in names
+            for known in (CHECKED[name],)
+        }
+
+    def check(self, tree: Any, storages: Iterable[Storage], where: str) -> None:
+        """Check all indices that were noted.
+
+        Args:
+            tree: what the pickle describes, for the names of tensors.
+            storages: of the file.
+            where: names the file in messages.
+
+        Raises:
+            CorruptFileError: some lie outside of their tensor; the message names it.
+        """
+        if not self._noted:
+            return
+        indices = Indices(storages)
+        for kind, parts, made in self._noted:
+            try:
+                indices.check(kind, parts)
+            except FormatError as error:
+                raise type(error)(
+                    f"{where}: {_path(tree, made)}: {kind.removeprefix('torch.')} tensor: {error}; "
+                    "using it would reach memory that is not its own; the file is damaged or hostile"
+                ) from error
+
+    def _parts(self, build: Callable[..., Any], *args: Any) -> Any:
+        made = build(*args)
+        if not isinstance(made, Opaque) or not isinstance(made.state, dict):
+            raise CorruptFileError(f"{getattr(made, 'name', 'a tensor')}: without its parts")
+        # in a dict of its own, for the program may replace the state
+        self._noted.append((made.name, dict(made.state), made))
+        return made
+
+    def _subclass(self, build: Callable[..., Any], *args: Any) -> Any:
+        function, kind, _, state = (*args, None)[:4]
+        if (getattr(function, "name", "") == _JAGGED) != (getattr(kind, "name", "") == _NESTED):
+            raise CorruptFileError("a jagged tensor that is rebuilt as another class, or another one as jagged")
+        made = build(*args)
+        if getattr(kind, "name", "") == _NESTED:
+            self._attributes(made, state)
+        return made
+
+    def _parameter(self, build: Callable[..., Any], *args: Any) -> Any:
+        data, _, _, state = (*args, None, None, None)[:4]
+        if isinstance(data, Opaque):
+            self._attributes(data, state)
+        return build(*args)
+
+    def _attributes(self, made: Opaque, state: Any) -> None:
+        found = attributes(state)
+        if not found.keys().isdisjoint(_ATTRIBUTES):
+            parts = {part: found[name] for name, part in _ATTRIBUTES.items() if name in found}
+            self._noted.append(("torch.jagged", parts, made))
+
+
+def _path(tree: Any, made: Opaque) -> str:
+    """Where in the tree a tensor of several parts stands."""
+    tensors = {id(part) for part in dict(made.children()).values() if isinstance(part, LazyTensor)}
+    found = (path.rpartition(".")[0] for path, tensor in tensors_of(tree) if id(tensor) in tensors)
+    return next(found, "") or "the tensor"
+
+
+_OF_PARTS = (
+    "torch._utils _rebuild_sparse_tensor",
+    "torch._utils _rebuild_nested_tensor",
+    "torch.nested._internal.nested_tensor _rebuild_njt",
+)
+_SUBCLASSES = ("torch._tensor _rebuild_from_type", "torch._tensor _rebuild_from_type_v2")
+_PARAMETERS = ("torch._utils _rebuild_parameter_with_state",)

@@ -3,7 +3,7 @@
 Tensors become the calls that PyTorch writes:
 
     _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, OrderedDict())
-    _rebuild_tensor_v3(the same, dtype)              for dtypes that are younger than the typed storages
+    _rebuild_tensor_v3(the same, dtype)              for dtypes that are younger than the typed storages, known or not
     _rebuild_parameter(tensor, requires_grad, OrderedDict())
     storage = persistent id ("storage", torch.FloatStorage, key, "cpu", number of elements)
 
@@ -19,11 +19,13 @@ from __future__ import annotations
 from collections import Counter
 from struct import Struct
 
-from statedict.dtypes import DType
-from statedict.errors import TreeError, UnsupportedError
+from statedict.arrays import find_shape_fault
+from statedict.dtypes import DType, is_torch_dtype
+from statedict.errors import CorruptFileError, TreeError, UnsupportedError
+from statedict.labelled import Labelled
 from statedict.paths import MAX_DEPTH
 from statedict.tensor import LazyTensor
-from statedict.values import Device, Opaque, Size
+from statedict.values import Device, Opaque, Size, device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,12 +108,17 @@ class _Writer:
     def tensor(self, tensor: LazyTensor, path: str) -> None:
         key, size, offset, strides = self.place(tensor)
         kind = tensor.dtype
+        if isinstance(tensor, Labelled):
+            offset, strides = tensor.first, tensor.stride()
         alike = (kind.name, size, offset, tensor.shape, strides, tensor.requires_grad, tensor.parameter)
         known = self.tensors.get(alike)
         if known is not None:
             self.out += (known[0], _text(key), known[1])
             return
-        if not kind.itemsize or kind.kind == "raw":
+        if fault := find_shape_fault(tensor.shape, kind.itemsize or 1):
+            raise UnsupportedError(f"{path}: a tensor of {fault}; it could not be read again")
+        later = kind.kind == "raw" and not kind.safetensors and (bool(kind.storage) or is_torch_dtype(kind.name))
+        if not (kind.itemsize or isinstance(tensor, Labelled)) or (kind.kind == "raw" and not later):
             raise UnsupportedError(f"{path}: PyTorch has no dtype {kind}; save it as .safetensors")
         if kind.kind == "quantized":
             raise UnsupportedError(
@@ -124,7 +131,7 @@ class _Writer:
         out.append(b"((" + _text("storage"))
         out.append(named("torch.storage.UntypedStorage" if young else f"torch.{kind.storage}"))
         head, out = b"".join(out), [_text("cpu"), _int(size if young else size // kind.itemsize)]
-        out.append(b"tQ" + _int(offset // kind.itemsize) + self.ints(tensor.shape) + self.ints(strides))
+        out.append(b"tQ" + _int(offset // (kind.itemsize or 1)) + self.ints(tensor.shape) + self.ints(strides))
         out.append(b"\x88" if tensor.requires_grad and not tensor.parameter else b"\x89")
         out.append(named("collections.OrderedDict"))
         out.append(b")R")
@@ -220,6 +227,13 @@ class _Writer:
                 f"{path or 'the root'}: an integer of over 255 bytes; torch.load could not read it"
             ) from None
 
+    def dtype(self, value: DType, path: str) -> None:
+        if value.kind == "raw" and not is_torch_dtype(value.name):
+            raise UnsupportedError(
+                f"{path or 'the root'}: PyTorch has no dtype {value}; drop it, or save as .safetensors"
+            )
+        self.out.append(self.named(f"torch.{value.name}"))
+
     def set(self, items: Any, path: str) -> None:
         self.call("builtins.set", sorted(items, key=repr))
 
@@ -267,8 +281,8 @@ _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
     bytearray: lambda w, v, p: w.call("builtins.bytearray", bytes(v)),
     complex: lambda w, v, p: w.call("builtins.complex", v.real, v.imag),
     Size: lambda w, v, p: w.call("torch.Size", tuple(v)),
-    Device: lambda w, v, p: w.call("torch.device", *_device_parts(v)),
-    DType: lambda w, v, p: w.out.append(w.named(f"torch.{v.name}")),
+    Device: lambda w, v, p: w.call("torch.device", *_device_parts(v, p)),
+    DType: _Writer.dtype,
     LazyTensor: _Writer.tensor,
     Opaque: _Writer.record,
     tuple: _Writer.tuple,
@@ -283,6 +297,9 @@ _SUBCLASSES: tuple[tuple[type, Callable[[_Writer, Any, str], None]], ...] = (
 _NESTED = {_Writer.dict, _Writer.tuple, _Writer.list, _Writer.record}
 
 
-def _device_parts(device: str) -> tuple[Any, ...]:
-    kind, _, index = str(device).partition(":")  # a str's partition would give a Device back
-    return (kind, int(index)) if index.isdecimal() else (str(device),)
+def _device_parts(value: str, path: str) -> tuple[Any, ...]:
+    try:
+        kind, colon, index = str(device(value)).partition(":")  # a Device's partition would give Devices back
+    except CorruptFileError as error:
+        raise UnsupportedError(f"{path or 'the root'}: {error}") from error
+    return (kind, int(index)) if colon else (kind,)

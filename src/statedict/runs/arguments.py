@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from statedict.errors import RunError
+from statedict.runs.manifest import WHOLE
 
 
 def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
@@ -16,13 +17,14 @@ def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
 
 
 def whole_step(given: Any) -> int:
-    """A step as an int, numpy's too; anything but a whole number of 0 or more is refused."""
+    """A step as an int, numpy's too; anything but a whole number from 0 to 2⁶³-1 is refused."""
     try:
         step = operator.index(given)
     except TypeError:
         step = -1
-    if step < 0 or isinstance(given, bool):
-        raise RunError(f"step={given!r}: expected a whole number of 0 or more")
+    if not 0 <= step < WHOLE or isinstance(given, bool):
+        said = repr(given) if abs(step) < WHOLE else f"{step:#x}"  # Python writes no number of 5,000 digits in decimals
+        raise RunError(f"step={said:.40}: expected a whole number of 0 or more, below 2**63")
     return step
 
 
@@ -32,6 +34,10 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         raise RunError(f"metrics={metrics!r:.40}: expected a dict of numbers by name")
     found = {}
     for name, value in metrics.items():
+        try:
+            str(name).encode()
+        except UnicodeEncodeError:
+            raise RunError(f"metrics: the name {name!r:.80} has half of a surrogate pair, which is no text") from None
         try:
             found[str(name)] = float(value.item() if hasattr(value, "item") else value)
         except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -1,12 +1,21 @@
-"""What goes on while training does: one thread, a bound on what may be under way, errors that are not lost."""
+"""What goes on while training does: one save after the other, a bound on how many, errors that are not lost.
+
+Each save has a thread; ending.py has the program wait for it at its end, and tell of those that fail then.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+from _thread import get_ident, start_new_thread
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from threading import main_thread
 
+from statedict.errors import RunError
+from statedict.io.tasks import Task
+from statedict.runs import ending
 from statedict.segments import Arena
 
 LOG = logging.getLogger("statedict.runs")
@@ -21,37 +30,52 @@ class Background:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._pool: ThreadPoolExecutor | None = None
-        self._jobs: list[Future[None]] = []
-        self._free = [Arena() for _ in range(most)]
-        self._errors: list[BaseException] = []
+        self._rooms = [Arena() for _ in range(most)]
+        self._jobs: list[_Job] = []
+        self._errors: dict[int, BaseException] = {}
         self._warnings: list[str] = []
+        self._process = os.getpid()
 
     def room(self, waiting: bool) -> Arena | None:
-        """Memory for a job; None if all of it is in use and nobody wants to wait."""
-        while not self._free and waiting:
-            wait(self._jobs, return_when="FIRST_COMPLETED")
-        return self._free.pop() if self._free else None
+        """Memory for a job; None if all of it is in use and nobody wants to wait.
 
-    def give_back(self, room: Arena) -> None:
-        """The memory of a job that was not begun."""
-        self._free.append(room)
+        Raises:
+            RunError: this process is a fork, made while jobs were under way.
+        """
+        while True:
+            self._check_process()
+            under_way = [job for job in self._jobs if not job.over]
+            free = [room for room in self._rooms if all(room is not job.room for job in under_way)]
+            if free:
+                self._jobs = under_way
+                return free[0]
+            if not waiting:
+                return None
+            under_way[0].finish()
+
+    def give_up(self, room: Arena) -> None:
+        """Never use a room again: whatever interrupted a copy into it, a thread may still write there."""
+        self._rooms = [Arena() if one is room else one for one in self._rooms]
 
     def start(self, job: Callable[[], None], room: Arena) -> None:
-        """Carry out a job; the room is given back at its end."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "statedict-save")
-        self._jobs = [one for one in self._jobs if not one.done()]
-        self._jobs.append(self._pool.submit(self._run, job, room))
+        """Carry out a job, in a room from `room`; at once where no thread can be started."""
+        task = _Job(partial(self._run, job), room, self._jobs[-1] if self._jobs else None)
+        self._jobs = [*(one for one in self._jobs if not one.over), task]
+        try:
+            task.start()
+        except BaseException:
+            if task.cancel():  # if its thread has begun, it goes on
+                ending.end(task)
+            raise
 
-    def _run(self, job: Callable[[], None], room: Arena) -> None:
+    def _run(self, job: Callable[[], None]) -> None:
         try:
             job()
         except BaseException as error:
             LOG.error("%s", error)
-            self._errors.append(error)
-        finally:
-            self._free.append(room)
+            if not isinstance(error, Exception) and get_ident() == main_thread().ident:
+                raise  # an interrupt of who waits
+            self._errors[ending.add_error(error)] = error
 
     def warn(self, text: str) -> None:
         """Warn at the next call from outside."""
@@ -60,22 +84,86 @@ class Background:
     def forget(self) -> None:
         """Drop what there is to warn of and to raise; it has been logged."""
         self._warnings.clear()
-        self._errors.clear()
+        self._take_errors()
 
     def surface(self, stacklevel: int) -> None:
-        """Warn of what there is to warn of, raise the first error of a job, and forget it."""
+        """Warn of what there is to warn of, raise the first error of a job, with the others as notes; forget them."""
+        if self._process != os.getpid():  # they are those of another process
+            return
         while self._warnings:
             warnings.warn(self._warnings.pop(0), stacklevel=stacklevel + 1)
-        if self._errors:
-            error, self._errors = self._errors[0], []
-            raise error
+        errors = self._take_errors()
+        for error in errors[1:]:
+            errors[0].add_note(f"and another save failed: {error}")
+        if errors:
+            raise errors[0]
+
+    def _take_errors(self) -> list[BaseException]:
+        """Those that nobody was told of, for whoever is told now; a job that fails meanwhile may add one."""
+        numbers = [*self._errors]
+        for number in numbers:
+            ending.remove_error(number)
+        return [self._errors.pop(number) for number in numbers]
 
     def wait(self) -> None:
-        """Until every job is done."""
-        wait(self._jobs)
+        """Until every job is done.
+
+        Raises:
+            RunError: this process is a fork, made while jobs were under way.
+        """
+        self._check_process()
+        for job in self._jobs:
+            job.finish()
 
     def close(self) -> None:
-        """Wait, and end the thread."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        """Wait; in a fork there is nothing to wait for."""
+        if self._process == os.getpid():
+            self.wait()
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid() and any(not job.over for job in self._jobs):
+            raise RunError(
+                "this process is a fork, made while a save was under way, and only the process that began the save can "
+                "wait for it; wait() there before the fork, or make a manager here"
+            )
+
+
+class _Job(Task):
+    """A job, its thread, and the job before it, which comes first.
+
+    Attributes:
+        room: its memory.
+    """
+
+    __slots__ = ("_before", "room")
+
+    def __init__(self, call: Callable[[], None], room: Arena, before: _Job | None) -> None:
+        super().__init__(call)
+        self.room = room
+        self._before: _Job | None = before
+
+    def start(self) -> None:
+        """Run in a thread; here where there can be none, or when the program is at its end."""
+        if ending.begin(self):
+            try:
+                # Thread.start waits until the thread runs: for ever, if memory is too short for it to begin
+                start_new_thread(self._follow, ())
+                return
+            except (RuntimeError, MemoryError):  # the interpreter or the system gives no thread
+                pass
+        self._follow()
+
+    def finish(self) -> None:
+        """Wait until it is over; do it here if no thread has begun it."""
+        while not self.wait():
+            self._follow()
+
+    def _follow(self) -> None:
+        if self._before is not None:
+            self._before.finish()
+            self._before = None
+        here = self.run()
+        if self.over:
+            ending.end(self)
+        if here:
+            self.result()

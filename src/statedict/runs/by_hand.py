@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from shlex import quote
 
 from statedict.errors import RunError
 from statedict.io.urls import named
@@ -29,7 +30,8 @@ def prune(
         directory: of a run, or its URL.
         keep: as for `CheckpointManager`.
         dry_run: remove nothing.
-        agreed: is asked before anything is removed; nothing is if it says no.
+        agreed: is asked before anything is removed; nothing is if it says no. It is asked again if more would be
+            removed by then.
 
     Returns:
         What stays, and why; what is removed, or would be.
@@ -51,11 +53,21 @@ def prune(
     if dry_run:
         return plan(files, policy, set())
     owner = _Person()
-    lock = Lock(files.path, owner.settle)
+    try:
+        lock = Lock(files.path, owner.settle)
+    except RunError as error:
+        raise RunError(_room(files, error)) from None
+    files.guard = lock.guard
     try:
         found = plan(files, policy, set())
-        if found.removed and (agreed is None or agreed(found)):
-            remove(files, found)
+        while found.removed and agreed is not None:
+            before = found
+            if not agreed(found):
+                return found
+            found = plan(files, policy, set())  # people pin, and move steps away, while they are asked
+            if {*found.removed} <= {*before.removed}:
+                break
+        remove(files, found)
     finally:
         lock.release()
     return found
@@ -86,6 +98,20 @@ def pin(directory: str | os.PathLike[str], steps: Iterable[int], *, pinned: bool
     if now != before:
         files.pin(now)
     return now
+
+
+def _room(files: Directory, error: RunError) -> str:
+    """What to do about a run that goes on and leaves no room."""
+    what, _, _ = str(error).partition(";")
+    if files.remote:
+        aside = "delete the objects of a step that is not the newest, COMMITTED first"
+    else:
+        gone = quote(f"{files.path}.gone")
+        aside = f"`mv {quote(files.path)}/STEP {gone} && rm -r {gone}` of a step that is not the newest"
+    return (
+        f"{what}, and removes by its own `keep` after each save; to remove others, wait until it ends. To make room at "
+        f"once: {aside}; it can go on meanwhile"
+    )
 
 
 class _Person:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from statedict.api import load
-from statedict.io.files import contents
+from statedict.errors import FileError, FormatError, RunError
+from statedict.io.files import Item, contents
 from statedict.io.urls import named, shown
 from statedict.ops.inspect import TensorInfo, inspect
-from statedict.runs.directory import Directory
-from statedict.runs.listing import COMMITTED, Checkpoint, find, listing
+from statedict.runs.directory import LOOKS, Directory
+from statedict.runs.listing import COMMITTED, Checkpoint, find, listing, look_again
 
 _BIGGEST = 10
 
@@ -58,6 +59,15 @@ class About:
         }
 
 
+def _contents(files: Directory, one: Checkpoint) -> dict[str, Item]:
+    """What is in the folder of a checkpoint; nothing if it is a link out of the directory."""
+    try:
+        files.inner(*one.path.removeprefix(f"{files.path}/").split("/"))
+    except FormatError:
+        return {}
+    return contents(one.path) or {}
+
+
 def about(directory: str | os.PathLike[str], which: str | int = "latest", *, biggest: int = _BIGGEST) -> About:
     """What one checkpoint of a run says of itself; no tensor is read.
 
@@ -80,12 +90,22 @@ def about(directory: str | os.PathLike[str], which: str | int = "latest", *, big
     (7, 1, 20, ['checkpoint.safetensors'])
     """
     files = Directory(named(directory))
-    one = find(listing(directory), which, shown(files.path))
+    for _ in range(LOOKS):
+        one = find(listing(directory), which, shown(files.path))
+        try:
+            return _about(files, one, biggest)
+        except (FormatError, FileError):
+            if look_again(directory, one) == one:
+                raise
+    raise RunError(f"{shown(files.path)}: {which} changes faster than it can be read; name a step, or try again")
+
+
+def _about(files: Directory, one: Checkpoint, biggest: int) -> About:
     if one.state == COMMITTED and one.step is not None:
         manifest = files.manifest(one.step)
         held, libraries, left = manifest.files, manifest.libraries, manifest.not_captured
     else:
-        inside = contents(one.path) or {}
+        inside = _contents(files, one)
         held = {name: item.size for name, item in inside.items() if not item.folder} or {one.name: one.nbytes}
         libraries, left = {}, ()
     if not one.usable:

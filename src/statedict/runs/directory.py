@@ -3,7 +3,7 @@
     RUN/100/        a checkpoint, see manifest.py
     RUN/pins.json   steps that are never pruned
     RUN/.lock       who writes here, see lock.py
-    RUN/.…          what is being written or removed, or was when its process died
+    RUN/.…          what is being written or removed, or was when its process died, see places.py
 
 On a disk a checkpoint is written into a hidden directory, which is renamed at the end. In an object store its objects
 appear one by one, and the marker is the last: it is put there only if there is none.
@@ -11,31 +11,47 @@ appear one by one, and the marker is the last: it is put there only if there is 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from statedict import formats
 from statedict.checks import Check, Problem
-from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, RunError, file_error
-from statedict.formats import places
+from statedict.errors import (
+    CorruptFileError,
+    FileError,
+    FormatError,
+    MissingFileError,
+    RunError,
+    UnsupportedError,
+    file_error,
+)
+from statedict.formats.places import inside, open_file
 from statedict.io import atomic
 from statedict.io.files import names_in, open_source, publish
+from statedict.io.json import parse, read_document
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.sink import put_bytes
 from statedict.io.urls import folder_of, is_url, joined, shown
 from statedict.reports import verify
-from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded
+from statedict.runs import places
+from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded, whole
 
 PINS = "pins.json"
 LEVELS = ("full", "quick", "off")
-_LEFTOVER = re.compile(r"\.+(\d+|pins\.json)\.[0-9a-f]{8}\.(tmp|new|old|gone)(\.[0-9a-f]{8}\.tmp)?")
-_OLD = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.old")
+LOOKS = 100  # times that somebody looks again, while others change what is there
+
+
+Result = TypeVar("Result")
+
+
+class GoneError(MissingFileError):
+    """A checkpoint was there and has been removed."""
 
 
 class Directory:
@@ -50,8 +66,12 @@ class Directory:
         self.remote = is_url(path)
         self._sound: dict[int, object] = {}
         """Step → what its files were like when it was found to be sound."""
+        self._waiting: dict[int, str] = {}
+        """Step → the hidden folder in which it is, where its process died before it had its name."""
         self._untidy = False
         """Whether something failed here that may have left a part."""
+        self.guard: Callable[[], None] = lambda: None
+        """Raises if what holds the right to write here has lost it; called before what could hurt another writer."""
         self.damaged: set[int] = set()
         """Steps that were found to be damaged, and not replaced since."""
         self._brief: dict[int, tuple[bytes, Manifest]] = {}
@@ -62,46 +82,131 @@ class Directory:
 
     def folder(self, step: int) -> str:
         """The directory of a checkpoint."""
-        return joined(self.path, str(step))
+        return joined(self.path, self.name(step))
+
+    def name(self, step: int) -> str:
+        """What that is called in the run's."""
+        return self._waiting.get(step, str(step))
 
     # what is there
 
     def steps(self) -> list[int]:
         """The steps that are committed, in order; whether they are sound is not looked at."""
-        names = self._names()
-        steps = sorted(int(name) for name in (*names, *self._renamed(names)) if _is_step(name))
-        workers = REMOTE_WORKERS if self.remote else 1
-        return [
-            step for step, there in zip(steps, parallel(self.committed, steps, workers=workers), strict=True) if there
-        ]
-
-    def _renamed(self, names: list[str]) -> list[str]:
-        """Give checkpoints that were to be replaced when their process died their names back."""
-        found = {match[1]: match[0] for match in map(_OLD.fullmatch, names) if match and match[1] not in names}
-        for step, old in found.items():
-            try:
-                os.rename(joined(self.path, old), joined(self.path, step))
-            except OSError:
-                return []
-        return [*found]
+        for _ in range(LOOKS):
+            names = self._names()
+            steps = sorted({int(name) for name in names if is_step(name)} | {*places.waiting(names)})
+            workers = REMOTE_WORKERS if self.remote else 1
+            there = parallel(partial(self._committed, names), steps, workers=workers)
+            found = [step for step, committed in zip(steps, there, strict=True) if committed]
+            if found or self._names() == names:  # else all of them were removed meanwhile, for others that came
+                break
+        return found
 
     def torn(self) -> list[int]:
         """Steps on a disk that have lost a part without which they do not count; an object store has such by nature."""
-        steps = [] if self.remote else [int(name) for name in self._names() if _is_step(name)]
-        return [step for step in steps if not self.committed(step) and self._ours(self.folder(step))]
+        if self.remote:
+            return []
+        names = self._names()
+        steps = [int(name) for name in names if is_step(name)]
+        return [step for step in steps if not self._committed(names, step) and self._is_torn(self.folder(step))]
+
+    def _is_torn(self, folder: str) -> bool:
+        names = {*(names_in(folder) or ())}  # looked at once: it may be replaced meanwhile
+        return bool(names) and names <= {NAME, MARKER, *DATA.values()} and not {NAME, MARKER} <= names
 
     def committed(self, step: int) -> bool:
-        """Whether a step is."""
+        """Whether a step is; one that is a link out of the directory is damaged, and not looked into."""
+        return self._committed(None, step)
+
+    def _committed(self, names: list[str] | None, step: int) -> bool:
+        """The same, where the names in the directory are known; and where it is to be looked for from now on."""
+        self._waiting.pop(step, None)
+        if self._whole(str(step)):
+            return True
+        after = None if self.remote else places.waiting(self._names() if names is None else names).get(step)
+        if after is None or not self._whole(after):
+            return False
+        self._waiting[step] = after
+        return True
+
+    def _whole(self, name: str) -> bool:
         try:
-            return {NAME, MARKER} <= {*(names_in(self.folder(step)) or ())}
+            return {NAME, MARKER} <= {*(names_in(self.inner(name)) or ())}
         except MissingFileError:
             return False
+        except FormatError:
+            return True
+
+    def names_of(self, folder: str) -> set[str]:
+        """The names in a folder of the directory; none of one that is a link out of it, or is gone."""
+        try:
+            return {*(names_in(self.inner(folder)) or ())}
+        except (FormatError, MissingFileError):
+            return set()
+
+    def inner(self, *names: str) -> str:
+        """The path of what is in the directory, or in a folder of it.
+
+        Raises:
+            FormatError: it is a link out of there.
+        """
+        path = self.path
+        for name in names:
+            path = inside(path, name)
+        return path
 
     def _names(self) -> list[str]:
         try:
             return names_in(self.path) or []
         except MissingFileError:
             return []
+
+    def seen(self, step: int) -> object | None:
+        """What is another thing once a checkpoint is gone, was replaced or has moved; None if there is none."""
+        if not self.committed(step):
+            return None
+        folder = self.folder(step)
+        try:
+            return folder, _read(self.inner(self.name(step), MARKER))
+        except FormatError:
+            return folder, None
+        except FileError as error:
+            return folder, error.errno
+
+    def marker(self, step: int) -> bytes | None:
+        """What names a checkpoint of a step among all that were ever saved; None if there is none.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        try:
+            return _read(self.inner(self.name(step), MARKER)) if self.committed(step) else None
+        except (MissingFileError, FormatError):
+            return None
+
+    def steadily(self, step: int, look: Callable[[], Result]) -> Result:
+        """What a function finds out about a checkpoint. What it raises is of a checkpoint that stayed what it was.
+
+        Others write, replace and remove while somebody looks, and half of what was there may be gone by then. That is
+        no damage, so it is looked at again.
+
+        Raises:
+            GoneError: it was removed.
+        """
+        try:
+            return look()
+        except (FormatError, OSError):
+            pass
+        for _ in range(LOOKS):
+            before = self.seen(step)
+            if before is None:
+                break
+            try:
+                return look()
+            except (FormatError, OSError):
+                if self.seen(step) == before:
+                    raise
+        raise GoneError(errno.ENOENT, f"step {step} was removed meanwhile", str(self))
 
     def manifest(self, step: int) -> Manifest:
         """What a checkpoint says of itself.
@@ -110,8 +215,11 @@ class Directory:
             CorruptFileError: it is damaged.
             FileError: it cannot be read.
         """
+        return self.steadily(step, partial(self._manifest, step))
+
+    def _manifest(self, step: int) -> Manifest:
         folder = self.folder(step)
-        data, marker = (_read(joined(folder, name)) for name in (NAME, MARKER))
+        data, marker = (_read(self.inner(self.name(step), name)) for name in (NAME, MARKER))
         if marker != _marker(data):
             raise CorruptFileError(f"{shown(joined(folder, NAME))}: is not as committed; {MARKER} has another digest")
         found = decoded(data, shown(joined(folder, NAME)))
@@ -126,26 +234,41 @@ class Directory:
             CorruptFileError: it is damaged.
             FileError: it cannot be read.
         """
-        marker = _read(joined(self.folder(step), MARKER))
+        return self.steadily(step, partial(self._brief_of, step))
+
+    def _brief_of(self, step: int) -> Manifest:
+        marker = _read(self.inner(self.name(step), MARKER))
         known = self._brief.get(step)
         if known is None or known[0] != marker:
-            known = self._brief[step] = marker, replace(self.manifest(step), entries=())
+            known = self._brief[step] = marker, replace(self._manifest(step), entries=())
         return known[1]
 
-    def manifests(self) -> list[Manifest]:
-        """Those that can be read, without their entries, in the order of their steps."""
-        found = []
-        for step in self.steps():
-            try:
-                found.append(self.brief(step))
-            except (FormatError, FileError):
-                pass
-        return found
+    def manifests(self) -> tuple[list[Manifest], dict[int, str]]:
+        """Those that can be read, without their entries, in the order of their steps; step → why another cannot be."""
+        for _ in range(LOOKS):
+            found, unread, gone = list[Manifest](), dict[int, str](), False
+            for step in self.steps():
+                try:
+                    found.append(self.brief(step))
+                except GoneError:
+                    gone = True
+                except (FormatError, FileError) as error:
+                    unread[step] = str(error)
+            if found or not gone:  # else all of them were removed meanwhile, for others that came
+                break
+        return found, unread
 
     def data(self, step: int) -> str:
-        """The file of a checkpoint's tree."""
-        names = names_in(self.folder(step)) or ()
-        return joined(self.folder(step), next((name for name in DATA.values() if name in names), DATA["safetensors"]))
+        """The file of a checkpoint's tree.
+
+        Raises:
+            FormatError: it is a link out of the directory.
+        """
+        if not self.remote:
+            self.committed(step)  # and where it is
+        names = names_in(self.inner(self.name(step))) or ()
+        name = next((name for name in DATA.values() if name in names), DATA["safetensors"])
+        return self.inner(self.name(step), name)
 
     def damage(self, step: int, level: str = "full") -> str | None:
         """What is wrong with a checkpoint, in words; None if nothing is.
@@ -154,37 +277,41 @@ class Directory:
             step: of a committed one.
             level: `"full"` reads all of its bytes, if they were not read before and changed since; `"quick"` its
                 manifest, headers and sizes; `"off"` the manifest.
-        """
-        found = self._damage(step, level)
-        if found is not None:
-            self.damaged.add(step)
-        elif level == "full":
-            self.damaged.discard(step)
-        return found
 
-    def _damage(self, step: int, level: str) -> str | None:
+        Raises:
+            GoneError: it was removed meanwhile.
+        """
         try:
-            manifest = self.manifest(step)
-            if level == "off":
-                return None
-            for name, size in manifest.files.items():
-                path = joined(self.folder(step), name)
-                if open_source(path).size != size:
-                    return f"{shown(path)}: has not the {size:,} bytes that were committed"
-            signature = self._signature(step, manifest)
-            if self._sound.get(step) == signature:
-                return None
-            file = self.data(step)
-            if entries(file) != manifest.entries:
-                return f"{shown(file)}: is not the file that was committed; its digests are others"
-            report = verify(file, quick=level == "quick")
-            if report.problems:
-                return f"{report.file}: {report.problems[0]}"
+            self.steadily(step, partial(self._check, step, level))
+        except GoneError:
+            self.damaged.discard(step)
+            raise
         except (FormatError, OSError) as error:
+            self.damaged.add(step)
             return str(error)
         if level == "full":
-            self._sound[step] = signature
+            self.damaged.discard(step)
         return None
+
+    def _check(self, step: int, level: str) -> None:
+        manifest = self._manifest(step)
+        if level == "off":
+            return
+        for name, size in manifest.files.items():
+            path = self.inner(self.name(step), name)
+            if open_source(path).size != size:
+                raise CorruptFileError(f"{shown(path)}: has not the {size:,} bytes that were committed")
+        signature = self._signature(step, manifest)
+        if self._sound.get(step) == signature:
+            return
+        file = self.data(step)
+        if entries(file) != manifest.entries:
+            raise CorruptFileError(f"{shown(file)}: is not the file that was committed; its digests are others")
+        report = verify(file, quick=level == "quick")
+        if report.problems:
+            raise CorruptFileError(f"{report.file}: {report.problems[0]}")
+        if level == "full":
+            self._sound[step] = signature
 
     def _signature(self, step: int, manifest: Manifest) -> object:
         """What changes when the files of a checkpoint do; of objects nothing that could be asked."""
@@ -211,13 +338,22 @@ class Directory:
         except OSError as error:
             raise file_error(self.path, "cannot make the directory of the run", error) from error
 
-    def commit(self, root: Any, manifest: Manifest, format: str, *, dry_run: bool = False) -> Manifest:
+    def commit(
+        self,
+        root: Any,
+        manifest: Manifest,
+        format: str,
+        *,
+        announce: Callable[[bytes], None] = lambda marker: None,
+        dry_run: bool = False,
+    ) -> Manifest:
         """Write a checkpoint: its file, its manifest, its marker, each durable before the next.
 
         Args:
             root: a tree of LazyTensors and plain values.
             manifest: what is known of it.
             format: `"safetensors"` or `"torch"`.
+            announce: called with the bytes of the marker before it is committed.
             dry_run: take it away again; it was never committed.
 
         Returns:
@@ -234,13 +370,19 @@ class Directory:
             here = folder_of(sink.path) if hasattr(sink, "path") else folder
             file = joined(here, name)
             made.append(replace(manifest, files={name: open_source(file).size}, entries=entries(file)))
-            put_bytes(made[0].encoded(), sink)
+            put_bytes(_encoded(made[0], file), sink)
+
+        def mark() -> bytes:
+            marker = _marker(made[0].encoded())
+            if not dry_run:
+                announce(marker)
+            return marker
 
         files: dict[str, Callable[[Any], None]] = {name: partial(formats.writer(format).write, root), NAME: describe}
         if self.remote:
-            self._upload(folder, files, made, dry_run)
+            self._upload(folder, files, mark, dry_run)
         else:
-            files |= {MARKER: lambda sink: put_bytes(_marker(made[0].encoded()), sink)}
+            files |= {MARKER: lambda sink: put_bytes(mark(), sink)}
             self._replace(manifest.step, files, dry_run)
         self._sound.pop(manifest.step, None)
         self.damaged.discard(manifest.step)
@@ -248,46 +390,48 @@ class Directory:
 
     def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
         """Write beside a checkpoint of that step, if there is one, and put the new one in its place."""
-        folder = self.folder(step)
-        if not dry_run and os.path.lexists(folder) and not self._ours(folder):
-            raise RunError(
-                f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
-            )
+        folder = joined(self.path, str(step))
         try:
             if self._untidy:
                 self.clean()
+            if not dry_run and os.path.lexists(folder) and not self._replaceable(folder):
+                raise RunError(
+                    f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
+                )
             self._untidy = True
             if not dry_run and not os.path.lexists(folder):
                 atomic.publish_folder(folder, files)
                 self._untidy = False
                 return
-            place = self._hidden(step, "new")
+            place = places.hidden(self.path, step, "new")
             atomic.publish_folder(place, files)
-            before = place if dry_run else atomic.put_in_place(place, folder, self._hidden(step, "old"))
-            atomic.sync_directory(self.path)
-            atomic.discard(before)
-            self._untidy = os.path.lexists(before)
+            left = place if dry_run else places.put(self.path, step, place)
+            if left:
+                atomic.discard(left)
+            self._untidy = os.path.lexists(left)
         except OSError as error:
             if isinstance(error, FileError):
                 raise
             raise file_error(folder, "cannot commit the checkpoint", error) from error
 
     def _upload(
-        self, folder: str, files: dict[str, Callable[[Any], None]], made: list[Manifest], dry_run: bool
+        self, folder: str, files: dict[str, Callable[[Any], None]], mark: Callable[[], bytes], dry_run: bool
     ) -> None:
         from statedict.io.remote import at
 
-        for name in names_in(folder) or ():  # of one that was never committed, or is to be replaced; the marker first
-            at(joined(folder, name)).delete()
+        self.guard()
+        _remove_objects(folder, names_in(folder) or [])  # of one that was never committed, or is to be replaced
         try:
             for name, write in files.items():
                 publish(joined(folder, name), write)
-            if not dry_run and not at(joined(folder, MARKER)).create(_marker(made[0].encoded())):
+            marker = mark()
+            self.guard()
+            if not dry_run and at(joined(folder, MARKER)).write_if(marker, None) is None:
                 raise RunError(f"{shown(folder)}: another process committed this step meanwhile; is a run twice there?")
         except RunError:
             raise
         except BaseException:
-            _remove_objects(folder, [*files])
+            _remove_objects(folder, [MARKER, *files])  # the answer to the marker may be what is missing
             raise
         if dry_run:
             _remove_objects(folder, [*files])
@@ -298,15 +442,16 @@ class Directory:
         self._brief.pop(step, None)
         self.damaged.discard(step)
         folder = self.folder(step)
+        self._waiting.pop(step, None)
         if self.remote:
-            names = names_in(folder) or []
-            _remove_objects(folder, sorted(names, key=lambda name: name != MARKER))
+            self.guard()
+            _remove_objects(folder, names_in(folder) or [])
             return
-        gone, untidy, self._untidy = self._hidden(step, "gone"), self._untidy, True
+        untidy, self._untidy = self._untidy, True
         try:
-            os.rename(folder, gone)
-            atomic.sync_directory(self.path)
-            (os.unlink if os.path.islink(gone) else shutil.rmtree)(gone)
+            gone = places.put_aside(self.path, step, folder)
+            if gone:
+                (os.unlink if os.path.islink(gone) else shutil.rmtree)(gone)
         except OSError as error:
             raise file_error(folder, f"cannot remove step {step}", error) from error
         self._untidy = untidy
@@ -314,21 +459,32 @@ class Directory:
     def leftovers(self) -> list[str]:
         """What processes that died have left: what is hidden, and objects without a marker; if nobody else writes."""
         names = self._names()
-        needed = {match[0] for match in map(_OLD.fullmatch, names) if match and match[1] not in names}
-        found = [joined(self.path, name) for name in names if _LEFTOVER.fullmatch(name) and name not in needed]
-        if self.remote:
-            begun = [joined(self.path, name) for name in names if name.isdecimal() and not self.committed(int(name))]
-            found += [folder for folder in begun if self._ours(folder)]
-        return found
+        needed = {name for step, name in places.waiting(names).items() if not self._whole(str(step))}
+        found = [joined(self.path, name) for name in names if places.LEFTOVER.fullmatch(name) and name not in needed]
+        begun = [joined(self.path, name) for name in names if is_step(name) and not self._whole(name)]
+        return found + [one for one in begun if (self._ours(one) if self.remote else self._is_half_removed(one))]
+
+    def _is_half_removed(self, folder: str) -> bool:
+        return places.is_half_removed(names_in(folder))
 
     def _ours(self, folder: str) -> bool:
         """Whether nothing is in a folder but what a checkpoint is made of."""
         names = names_in(folder)
         return names is not None and {*names} <= {NAME, MARKER, *DATA.values()}
 
+    def _replaceable(self, folder: str) -> bool:
+        """Whether a folder on a disk is empty, or what we wrote is all that is in it; data alone may be anybody's."""
+        names = {*(names_in(folder) or ())}
+        return self._ours(folder) and (not names or bool(names & {NAME, MARKER}))
+
     def clean(self) -> list[str]:
         """Remove the leftovers; only who holds the lock may."""
-        self.steps()
+        if not self.remote:
+            try:
+                places.finish(self.path, self._names())
+            except OSError as error:
+                raise file_error(self.path, "cannot tidy up after a process that has died", error) from error
+            self._waiting.clear()
         found = self.leftovers()
         if found and not self.remote:
             atomic.sync_directory(self.path)  # else the names of what goes could come back, and its files not
@@ -340,9 +496,6 @@ class Directory:
         self._untidy = not self.remote and any(map(os.path.lexists, found))
         return found
 
-    def _hidden(self, step: int, why: str) -> str:
-        return os.path.join(self.path, f".{step}.{os.urandom(4).hex()}.{why}")
-
     # pins
 
     def pins(self) -> set[int]:
@@ -353,11 +506,12 @@ class Directory:
         """
         name = joined(self.path, PINS)
         try:
-            data = _read(name)
+            pinned = parse(_read(self.inner(PINS)), shown(name))["pinned"]
+            if type(pinned) is not list:
+                raise TypeError(f"a {type(pinned).__name__}")
+            return {whole(step) for step in pinned}
         except MissingFileError:
             return set()
-        try:
-            return {int(step) for step in json.loads(data)["pinned"]}
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(f"{shown(name)}: is no list of pinned steps; remove it and pin them anew") from error
 
@@ -377,7 +531,7 @@ def entries(file: str) -> tuple[Entry, ...]:
 
 
 def _entries(file: str) -> Iterator[Entry]:
-    _, found = formats.checks(places.open_file(file))
+    _, found = formats.checks(open_file(file))
     for item in found:
         if isinstance(item, Problem):
             raise CorruptFileError(f"{shown(file)}: {item}")
@@ -386,13 +540,30 @@ def _entries(file: str) -> Iterator[Entry]:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
 
 
-def _is_step(name: str) -> bool:
+def _encoded(manifest: Manifest, file: str) -> bytes:
+    """The bytes of a manifest, if they say the same when they are read.
+
+    Raises:
+        UnsupportedError: JSON joins two halves of a surrogate pair, and a name with the halves is another one.
+    """
+    data = manifest.encoded()
+    if b"\\ud" in data:  # otherwise every name is as it was
+        for before, after in zip(manifest.entries, decoded(data, shown(file)).entries, strict=True):
+            if before != after:
+                raise UnsupportedError(
+                    f"{before.path!r:.80}: holds the two halves of a surrogate pair, which a manifest would join; "
+                    "rename it"
+                )
+    return data
+
+
+def is_step(name: str) -> bool:
+    """Whether that is what the folder of a step is called."""
     return name.isdecimal() and str(int(name)) == name
 
 
 def _read(name: str) -> bytes:
-    source = open_source(name)
-    return bytes(source.read(0, source.size))
+    return read_document(open_source(name))
 
 
 def _marker(manifest: bytes) -> bytes:
@@ -401,10 +572,11 @@ def _marker(manifest: bytes) -> bytes:
     return f"xxh3_128 {xxh3_128_hexdigest(manifest)}\n".encode()
 
 
-def _remove_objects(folder: str, names: list[str]) -> None:
+def _remove_objects(folder: str, names: Iterable[str]) -> None:
+    """Remove them, the marker first: from then on they are no checkpoint."""
     from statedict.io.remote import at
 
-    for name in names:
+    for name in sorted(names, key=lambda name: name != MARKER):
         try:
             at(joined(folder, name)).delete()
         except MissingFileError:

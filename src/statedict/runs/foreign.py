@@ -10,13 +10,13 @@
 | `sharded` | `model.safetensors.index.json` | none |
 | `torch`, `safetensors`, … | `step_500.pt`, `500.pth`: a file of that format | in its name |
 
-The step is the number behind `step` or `iter` in the name; without one that behind `epoch`; without that the last one
-that stands by itself or behind letters. Names of a series of one (best, last, final) without `step` have none.
+The step is the number behind `step` or `iter` in the name; without one that behind `epoch`; without that the one which
+ends it, if nothing else or a word for a checkpoint stands before it (`500`, `ckpt-500`, `model_500`). Any other number
+is part of a name (`resnet50`, `2024-11-22`). Names of a series of one (best, last, final) without `step` have none.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from statedict.api import load
 from statedict.errors import FileError, FormatError, MissingFileError, StateDictError
 from statedict.formats import places
 from statedict.io.files import Item, contents, open_source
-from statedict.io.json import check
+from statedict.io.json import parse, read_document
 from statedict.io.urls import joined, shown
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -43,10 +43,14 @@ _NOT_METRICS = re.compile(
 )
 _NUMBER = r"(?>-?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf))"
 _METRIC = re.compile(rf"(?:^|[-_.])([A-Za-z][\w/]*?)=({_NUMBER})(?=$|[-_.])")
-_STEPS = re.compile(r"(?:step|iter|iteration)s?[-_=.]*(\d+)(?![\d.]*\d)", re.IGNORECASE)
-_EPOCHS = re.compile(r"epochs?[-_=.]*(\d+)(?![\d.]*\d)", re.IGNORECASE)
+_STEPS = re.compile(r"(?<![A-Za-z])(?:global)?(?:step|iter|iteration)s?[-_=.]*(\d+)(?![\d.]*\d)", re.IGNORECASE)
+_EPOCHS = re.compile(r"(?<![A-Za-z])epochs?[-_=.]*(\d+)(?![\d.]*\d)", re.IGNORECASE)
 _ONE = re.compile(r"(?:^|[-_.])(best|last|latest|final|newest)(?:$|[-_.])", re.IGNORECASE)
-_PART = re.compile(r"[A-Za-z]*(\d{1,18})")
+_NUMBERED = re.compile(
+    r"(?:^|(?:^|.*[-_. ])(?:ckpt|chkpt|checkpoint|model|weights?|state|state_dict|snapshot|saved?|params)s?[-_.= ]?)"
+    r"(\d{1,18})(?:[-_.](?:ema|avg|swa))?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Foreign:
 def step_of(name: str) -> int | None:
     """The step that a name has.
 
-    >>> [step_of(name) for name in ("epoch=3-step=500-v1.ckpt", "ckpt-500.pth", "epoch_3.pt", "best-7.pt", "last.ckpt")]
+    >>> [step_of(name) for name in ("epoch=3-step=500.ckpt", "ckpt-500.pth", "epoch_3.pt", "best-7.pt", "resnet50.pt")]
     [500, 500, 3, None, None]
     """
     stem = _stem(name)
@@ -85,8 +89,8 @@ def step_of(name: str) -> int | None:
             return int(found[-1][:18])
     if _ONE.search(stem):
         return None
-    parts = [part for part in re.split(r"[-_= ]", _METRIC.sub("", stem)) if _PART.fullmatch(part)]
-    return int(_PART.fullmatch(parts[-1])[1]) if parts else None  # type: ignore[index]
+    numbered = _NUMBERED.fullmatch(_METRIC.sub("", stem))
+    return int(numbered[1]) if numbered else None
 
 
 def metrics_of(name: str) -> dict[str, float]:
@@ -109,6 +113,12 @@ def recognised(directory: str, name: str, item: Item) -> Foreign | None:
     """The checkpoint of that name in a directory; None if it is none."""
     if name.startswith(".") or _BESIDE.fullmatch(name):
         return None
+    try:
+        places.inside(directory, name)
+    except FormatError as error:
+        step = step_of(name) if item.folder or name.endswith((_INDEX, *_SUFFIXES)) else None
+        path = joined(directory, name)
+        return None if step is None else Foreign(step, path, "link", 0, item.time, metrics_of(name), str(error))
     return _folder(joined(directory, name), name) if item.folder else _file(directory, name, item)
 
 
@@ -129,7 +139,7 @@ def _folder(path: str, name: str) -> Foreign | None:
     metrics: dict[str, float] = {}
     if kind == "transformers":
         try:
-            metrics = _logged(joined(path, _TRAINER), step_of(name))
+            metrics = _logged(places.inside(path, _TRAINER), step_of(name))
         except StateDictError as error:
             damage = damage or str(error)
     return Foreign(step_of(name), path, kind, nbytes, time, metrics, damage)
@@ -145,22 +155,19 @@ _FOLDERS: dict[str, Any] = {
 
 def _logged(path: str, step: int | None) -> dict[str, float]:
     """The numbers of the log's records of a step, or of its last step."""
-    source = open_source(path)
-    data = bytes(source.read(0, source.size))
-    check(data, shown(path))
+    state = parse(read_document(open_source(path)), shown(path), constants=True)
     try:
-        state = json.loads(data)
         records = [record for record in state["log_history"] if isinstance(record, dict)]
         step = state.get("global_step", step) if step is None else step
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return {
+            key: float(value)
+            for record in records
+            if record.get("step") == step
+            for key, value in record.items()
+            if type(value) in (int, float) and not _NOT_METRICS.fullmatch(key)
+        }
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FormatError(f"{shown(path)}: is no log of a Trainer ({type(error).__name__}: {error})") from None
-    return {
-        str(key): float(value)
-        for record in records
-        if record.get("step") == step
-        for key, value in record.items()
-        if type(value) in (int, float) and not _NOT_METRICS.fullmatch(str(key))
-    }
 
 
 def _file(directory: str, name: str, item: Item) -> Foreign | None:
@@ -205,12 +212,17 @@ def _given(callbacks: Mapping[Any, Any], name: str) -> Iterator[tuple[str, float
             continue
         best = callback.get("best_k_models")
         scores = (
-            {PurePosixPath(str(path)).name: score for path, score in best.items()} if isinstance(best, dict) else {}
+            {PurePosixPath(path).name: score for path, score in best.items() if isinstance(path, str)}
+            if isinstance(best, dict)
+            else {}
         )
-        if PurePosixPath(str(callback.get("best_model_path"))).name == name:
+        chosen = callback.get("best_model_path")
+        if isinstance(chosen, str) and PurePosixPath(chosen).name == name:
             scores.setdefault(name, callback.get("best_model_score"))
         score = scores.get(name, callback.get("current_score"))
         try:
             yield callback["monitor"], float(score)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except FormatError:
+            raise
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # it is no number, or one that no float holds
             pass

@@ -21,13 +21,14 @@ from statedict.ops.compare import compare
 from statedict.ops.measure import Measures, Rule, comparable
 from statedict.ops.stats import survey
 from statedict.paths import matches
-from statedict.runs.directory import Directory
-from statedict.runs.listing import COMMITTED, Checkpoint, listing
+from statedict.runs.directory import LOOKS, Directory
+from statedict.runs.listing import COMMITTED, Checkpoint, listing, look_again
 from statedict.tensor import LazyTensor
 from statedict.tree import StateDict
 
 _BATCH = 512  # tensors that are compared at a time
 _SHOWN = 20
+_GONE = "was removed meanwhile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +250,22 @@ def blame(
     """
     globs = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     files = Directory(named(directory))
+    for _ in range(LOOKS):
+        looker, seen, skipped = _look(directory, files, globs, executor)
+        if looker.names or _GONE not in skipped.values():  # else all of them were removed meanwhile, for others
+            break
+    if not looker.names:
+        raise RunError(f"{shown(files.path)}: has no checkpoint with a step that can be read")
+    for glob in globs:
+        if not any(matches(path, (glob,)) for path in seen):
+            raise PathError(f"{shown(files.path)}: no tensor of {len(seen):,} matches {glob!r}; mend the pattern")
+    return Blame(shown(files.path), tuple(looker.names), looker.histories(), skipped)
+
+
+def _look(
+    directory: str | os.PathLike[str], files: Directory, globs: Sequence[str], executor: Executor | None
+) -> tuple[_Looker, set[str], dict[str, str]]:
+    """All checkpoints looked at, the paths of all tensors, and what was skipped."""
     skipped: dict[str, str] = {}
     looker = _Looker(executor)
     seen: set[str] = set()
@@ -263,17 +280,13 @@ def blame(
                 tensors = load(one.path).tensors()
             digests = _digests(files, one)
         except (FormatError, FileError) as error:
-            skipped[one.name] = str(error)
+            gone = look_again(directory, one) != one
+            skipped[one.name] = _GONE if gone else str(error)
             continue
         seen |= tensors.keys()
         wanted = {path: tensor for path, tensor in tensors.items() if matches(path, globs)}
         looker.add(one, wanted, digests)
-    if not looker.names:
-        raise RunError(f"{shown(files.path)}: has no checkpoint with a step that can be read")
-    for glob in globs:
-        if not any(matches(path, (glob,)) for path in seen):
-            raise PathError(f"{shown(files.path)}: no tensor of {len(seen):,} matches {glob!r}; mend the pattern")
-    return Blame(shown(files.path), tuple(looker.names), looker.histories(), skipped)
+    return looker, seen, skipped
 
 
 def _digests(files: Directory, one: Checkpoint) -> dict[str, str]:

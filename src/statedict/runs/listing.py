@@ -6,21 +6,26 @@ import errno
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from statedict.errors import FileError, FormatError, MissingFileError, RunError, UnsupportedError
-from statedict.io.files import Item, contents, names_in
+from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, RunError, UnsupportedError
+from statedict.io.files import Item, contents
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.urls import joined, named, shown
-from statedict.runs.directory import Directory
+from statedict.runs.directory import LOOKS, Directory, GoneError, is_step
 from statedict.runs.foreign import Foreign, recognised, step_of
 from statedict.runs.keep import check_mode
-from statedict.runs.manifest import DATA, MARKER, NAME
+from statedict.runs.manifest import DATA, MARKER, NAME, WHOLE
+from statedict.runs.replaced import NAME as REPLACED_NAME
+from statedict.runs.replaced import superseded
 
-COMMITTED, DAMAGED, UNFINISHED, FOREIGN = STATES = ("committed", "damaged", "unfinished", "foreign")
+_DIGITS = 1000  # that a number has at most which is looked at; zeros may stand before it
+
+STATES = ("committed", "damaged", "unfinished", "replaced", "foreign")
+COMMITTED, DAMAGED, UNFINISHED, REPLACED, FOREIGN = STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,9 @@ class Checkpoint:
         nbytes: bytes of its files.
         time: when it was saved, in seconds since 1970; 0 where a server does not say.
         metrics: by name.
-        state: `committed`, `damaged`, `unfinished` (ours, without its marker) or `foreign` (another writer's, which is
-            only read). Of the damage that is looked for, see `listing`.
+        state: `committed`, `damaged`, `unfinished` (ours, without its marker), `replaced` (by a run begun anew, whose
+            course it is not part of) or `foreign` (another writer's, which is only read). Of the damage that is looked
+            for, see `listing`.
         pinned: whether it is never pruned.
         name: the file or folder in the directory.
         damage: what is wrong with it, in words; empty if nothing is known.
@@ -65,12 +71,20 @@ class Checkpoint:
             "path": shown(self.path),
             "kind": self.kind,
             "bytes": self.nbytes,
-            "time": datetime.fromtimestamp(self.time, UTC).isoformat(timespec="seconds") if self.time else None,
+            "time": _date(self.time) if self.time else None,
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
             "state": self.state,
             "pinned": self.pinned,
             "damage": self.damage or None,
         }
+
+
+def _date(seconds: float) -> str | None:
+    """A time in UTC; None of a file's that no calendar has."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
@@ -100,16 +114,22 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     [(1, 'committed', {'loss': 1.0}), (2, 'committed', {'loss': 0.5})]
     """
     files = Directory(named(directory))
-    inside = _inside(files)
-    ours = files.steps()
-    pins = files.pins() if ours else set[int]()
     workers = REMOTE_WORKERS if files.remote else 1
-    found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
+    for _ in range(LOOKS):
+        inside = _inside(files)
+        past = _past(files, inside)
+        ours = files.steps()
+        pins = files.pins() if ours else set[int]()
+        found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
+        # all of them may have been removed meanwhile, or replaced by others that came
+        if (found or not ours) and _past(files, inside) == past:
+            break
+    found = [replace(one, state=REPLACED) if one.step in past else one for one in found]
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
-    steps = [name for name, item in inside.items() if item.folder and name.isdecimal() and int(name) not in ours]
-    unfinished |= {name for name in steps if {NAME, MARKER} & {*(names_in(joined(files.path, name)) or ())}}
+    steps = [name for name, item in inside.items() if item.folder and is_step(name) and int(name) not in ours]
+    unfinished |= {name for name in steps if {NAME, MARKER} & files.names_of(name)}
     found += [_unfinished(files, name, inside[name]) for name in unfinished & inside.keys()]
-    others = [name for name in inside if name not in unfinished and not (name.isdecimal() and int(name) in ours)]
+    others = [name for name in inside if name not in unfinished and not (is_step(name) and int(name) in ours)]
     work = partial(_other, files.path, inside)
     found += [_foreign(one) for one in parallel(work, others, workers=workers) if one is not None]
     return sorted(found, key=lambda one: (one.step is None, one.step or 0, one.name))
@@ -130,43 +150,54 @@ def _inside(files: Directory) -> dict[str, Item]:
     raise MissingFileError(errno.ENOENT, "there is no such directory", str(files))
 
 
+def _past(files: Directory, inside: Mapping[str, Item]) -> set[int]:
+    """The steps that do not count; a server is asked only if it has said that there may be some."""
+    return superseded(files) if not files.remote or REPLACED_NAME in inside else set()
+
+
 def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
-    name, folder = str(step), files.folder(step)
+    name = str(step)
     try:
-        manifest = files.manifest(step)
+        return files.steadily(step, partial(_sound, files, pins, step))
+    except GoneError:
+        return None
     except (FormatError, FileError) as error:
-        if not files.committed(step):  # pruned meanwhile
-            return None
-        inside = contents(folder) or {}
+        inside = (contents(files.folder(step)) if files.names_of(files.name(step)) else None) or {}
         data = next((one for one in DATA.values() if one in inside), "")
         size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=0.0)
-        path = joined(folder, data) if data else folder
+        path = joined(files.folder(step), data) if data else files.folder(step)
         return Checkpoint(step, path, "statedict", size, time, {}, DAMAGED, step in pins, name, str(error))
-    inside = contents(folder) or {}
-    sizes = {one: item.size for one, item in inside.items()}
-    wrong = [one for one, size in manifest.files.items() if sizes.get(one) != size]
-    damage = ""
-    if wrong:
-        has = f"has {sizes[wrong[0]]:,} bytes" if wrong[0] in sizes else "is not there"
-        damage = f"{shown(joined(folder, wrong[0]))}: {has}, committed were {manifest.files[wrong[0]]:,}"
+
+
+def _sound(files: Directory, pins: set[int], step: int) -> Checkpoint:
+    """What its manifest says of a checkpoint.
+
+    Raises:
+        FormatError: its files have other sizes, or are links out of the run.
+        GoneError: it was removed meanwhile.
+    """
+    folder, manifest = files.folder(step), files.manifest(step)
+    sizes = {one: item.size for one, item in (contents(folder) or {}).items()}
+    for one, size in manifest.files.items():
+        files.inner(files.name(step), one)
+        if sizes.get(one) != size:
+            has = f"has {sizes[one]:,} bytes" if one in sizes else "is not there"
+            raise CorruptFileError(f"{shown(joined(folder, one))}: {has}, committed were {size:,}")
     data = next((one for one in DATA.values() if one in manifest.files), DATA["safetensors"])
-    return Checkpoint(
-        step,
-        joined(folder, data),
-        "statedict",
-        manifest.nbytes,
-        manifest.time,
-        manifest.metrics,
-        DAMAGED if damage else COMMITTED,
-        step in pins,
-        name,
-        damage,
-    )
+    nbytes, time, metrics = manifest.nbytes, manifest.time, manifest.metrics
+    path = joined(folder, data)
+    return Checkpoint(step, path, "statedict", nbytes, time, metrics, COMMITTED, step in pins, str(step))
+
+
+def look_again(directory: str | os.PathLike[str], one: Checkpoint) -> Checkpoint | None:
+    """A checkpoint of a listing as it is listed now; None if it is gone, or is no checkpoint any more."""
+    now = (other for other in listing(directory) if (other.name, other.kind) == (one.name, one.kind))
+    return next((other for other in now if other.state != UNFINISHED), None)
 
 
 def _unfinished(files: Directory, name: str, item: Item) -> Checkpoint:
     path = joined(files.path, name)
-    inside = (contents(path) if item.folder else None) or {}
+    inside = (contents(path) if item.folder and files.names_of(name) else None) or {}
     size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=item.time)
     step = int(name) if name.isdecimal() else step_of(name.lstrip(".").partition(".")[0])
     damage = "was not committed; it is being written, or its process died"
@@ -196,7 +227,7 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -
     Raises:
         RunError: there is none, or several have that step.
     """
-    text, usable = str(which), [one for one in checkpoints if one.usable]
+    text, usable = _written(which), [one for one in checkpoints if one.usable]
     head, _, metric = text.partition(":")
     if text == "latest":
         stepped = [one for one in usable if one.step is not None] or usable
@@ -209,7 +240,7 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -
             raise RunError(f"{where or 'the run'}: no checkpoint has the metric {name!r}; there are {known}")
     else:
         found = [one for one in checkpoints if one.name == text]
-        if not found and text.isdecimal():
+        if not found and text.isdecimal() and len(text) < _DIGITS:
             found = [one for one in checkpoints if one.step == int(text)]
             found = [one for one in found if one.state != UNFINISHED] or found
     if len(found) > 1:
@@ -217,8 +248,13 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -
     if not found:
         there = [one.name for one in checkpoints]
         held = f"it has {'… ' * (len(there) > 5)}{', '.join(there[-5:])}" if there else "it has none"
-        raise RunError(f"{where or 'the run'}: has no checkpoint {text!r}; {held}")
+        raise RunError(f"{where or 'the run'}: has no checkpoint {text!r:.80}; {held}")
     return found[0]
+
+
+def _written(which: str | int) -> str:
+    """As a name; Python writes no number of 5,000 digits in decimals, and no step has as many."""
+    return f"{which:#x}" if isinstance(which, int) and abs(which) >= WHOLE else str(which)
 
 
 def best(checkpoints: Sequence[Checkpoint], metric: str, mode: str = "min") -> list[Checkpoint]:

@@ -1,8 +1,7 @@
 """One process writes into a run's directory at a time.
 
 On a disk it holds a POSIX lock on `.lock`, which the system releases when the process ends, however it does. In an
-object store `.lock` is an object that is put there only if there is none, renewed while its owner lives, and anybody's
-when it was not renewed for five minutes. The file says who the owner is.
+object store `.lock` is an object, see lease.py. The file says who the owner is.
 """
 
 from __future__ import annotations
@@ -11,19 +10,23 @@ import errno
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
-from threading import Event, Thread
+from functools import partial
 from typing import Any
 from weakref import WeakMethod
 
-from statedict.errors import FileError, MissingFileError, RunError, file_error
-from statedict.io.files import open_source, publish
-from statedict.io.sink import put_bytes
+from statedict.errors import FileError, RunError, file_error
+from statedict.io.descriptor import Descriptor
 from statedict.io.urls import is_url, joined, shown
+from statedict.runs.lease import Lease, parsed
+from statedict.runs.ranks import rank
 
 NAME = ".lock"
-_LEASE = 300.0  # seconds
+_TAKEN = (errno.EACCES, errno.EAGAIN)  # another process has the lock
+_LONGEST = 4096  # bytes of what is in it
+_PROCESS = os.urandom(8).hex()  # with the number of the process: which one it is, also among those of other machines
 _held: dict[str, Lock] = {}
 """What this process has locked; POSIX locks do not keep a process from itself."""
 
@@ -43,145 +46,165 @@ class Lock:
         self._name = joined(directory, NAME)
         self._key = self._name if is_url(directory) else os.path.realpath(directory)
         self._settle = WeakMethod(settle)
-        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": os.urandom(8).hex()}
-        self._fd, self._stop = -1, Event()
+        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": _PROCESS}
+        self._file: Descriptor | None = None
+        self._written = self._lost = False
+        self._leased: Lease | None = None
         before = _held.get(self._key)
-        if before is not None and before._owner["pid"] == os.getpid():
-            finish = before._settle()
-            if finish is not None:
-                finish()
-            self._fd, before._fd, self._stop, self._owner = before._fd, -1, before._stop, before._owner
+        if before is not None:
+            before._leave()
+        if before is not None and before.held:
+            self._file, self._leased, self._written = before._file, before._leased, before._written
+            self.renew()
+            before._file = None
         elif is_url(directory):
-            self._lease()
+            self._leased = Lease(self._name, self._owner, partial(_taken, self._name))
         else:
-            self._lock()
+            self._file = self._lock()
         _held[self._key] = self
 
     @property
     def held(self) -> bool:
         """Whether it is still that of this owner."""
-        return _held.get(self._key) is self and self._owner["pid"] == os.getpid()
+        lost = self._lost or (self._leased is not None and self._leased.lost)
+        return _held.get(self._key) is self and self._owner["pid"] == os.getpid() and not lost
 
     def renew(self) -> None:
-        """Take it anew if its file was removed or replaced: others would be given it.
+        """See that no other process can have it.
+
+        It is asked for again, since whoever in this process opens and closes the file, to copy it for instance, gives
+        it away; and taken anew if its file was removed or replaced.
 
         Raises:
-            RunError: another process has been given it.
+            RunError: another process has it, or had it meanwhile.
         """
-        held = self._fd
-        try:
-            if held < 0 or os.path.samestat(os.stat(self._name), os.fstat(held)):
-                return
-        except OSError:
-            pass
-        try:
-            self._lock()
-        except FileError:  # whoever writes there now is told why
+        before = self._file
+        if self._leased is not None:
             return
-        os.close(held)
+        try:
+            if before is None or not self._is_in_place(before):
+                self._file = self._lock()
+                if before is not None:
+                    before.close()
+            if self._file is not None:
+                self._ask_again(self._file.fileno())
+        except FileError:  # whoever writes there now is told why
+            pass
+        except RunError:
+            self._lost = True
+            if before is not None:
+                before.close()
+            raise
+
+    def guard(self) -> None:
+        """Raise if it is not this process's any more; in a store, ask for another five minutes.
+
+        Raises:
+            RunError: another process has it.
+            FileError: the store refuses or does not answer.
+        """
+        if self._leased is not None:
+            self._leased.renew()
 
     def release(self) -> None:
         """Give it back."""
-        if not self.held or self._owner["pid"] != os.getpid():
+        if not self.held:
             return
-        del _held[self._key]
-        self._stop.set()
-        if self._fd >= 0:
-            _write(self._fd, b"")
+        if self._leased is not None:
+            self._leased.release()
+        if self._file is not None:
             try:
-                os.close(self._fd)
-            except OSError:
+                self.renew()  # else what another one wrote there would go
+                _write(self._file.fileno(), b"")
+                self._file.close()
+            except (RunError, OSError):
                 pass  # it is closed even so
-        elif is_url(self._name):
-            from statedict.io.remote import at
+        del _held[self._key]
 
-            try:
-                at(self._name).delete()
-            except FileError:
-                pass  # it runs out by itself
+    def _leave(self) -> None:
+        """End what is being written, for another owner of this process; in a fork, have nothing to do with the file."""
+        if self._owner["pid"] == os.getpid():
+            finish = self._settle()
+            if finish is not None:
+                finish()
+        elif self._file is not None:
+            self._file.close()  # later it would take the lock away from this process
 
-    def _lock(self) -> None:
+    def _is_in_place(self, file: Descriptor) -> bool:
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return
+            return os.path.samestat(os.stat(self._name), os.fstat(file.fileno()))
+        except OSError:
+            return False
+
+    def _lock(self) -> Descriptor | None:
+        """The file, locked; None where there are no locks."""
+        if sys.platform == "win32":
+            return None
         try:
-            fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            # a link could lead to a file of somebody else's, and what is in the lock is replaced
+            fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise file_error(self._name, "cannot lock the directory of the run", error) from error
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = _parsed(os.pread(fd, 4096, 0))
-            os.close(fd)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise _taken(self._name, owner) from None
-            return  # a file system without locks
-        _write(fd, self._text())
-        self._fd = fd
-
-    def _lease(self) -> None:
-        from statedict.io.remote import at
-
-        for _ in range(2):
-            if at(self._name).create(self._text()):
-                break
-            try:
-                source = open_source(self._name)
-                owner = _parsed(bytes(source.read(0, source.size)))
-            except MissingFileError:
-                continue
-            here = owner.get("host") == self._owner["host"]
-            late = time.time() - float(owner.get("time", 0)) > _LEASE
-            if not late and (not here or _lives(owner.get("pid"))):
+            doing = "is a link, remove it" if error.errno == errno.ELOOP else "cannot lock the directory of the run"
+            raise file_error(self._name, doing, error) from error
+        file, refused = Descriptor(fd), _ask(fd)
+        if refused:
+            owner = parsed(os.pread(fd, _LONGEST, 0))
+            file.close()
+            if refused in _TAKEN:
                 raise _taken(self._name, owner)
-            at(self._name).delete()
-        else:
-            raise _taken(self._name, {})
-        Thread(target=self._renew, name="statedict-lock", daemon=True).start()
+            return None  # a file system without locks
+        self._written = _write(fd, self._text())
+        return file
 
-    def _renew(self) -> None:
-        while not self._stop.wait(_LEASE / 5):
-            try:
-                publish(self._name, lambda sink: put_bytes(self._text(), sink))
-            except FileError:
-                pass  # the next time
+    def _ask_again(self, fd: int) -> None:
+        refused = _ask(fd)
+        text = os.pread(fd, _LONGEST, 0)
+        owner = parsed(text)
+        if refused in _TAKEN:
+            raise _taken(self._name, owner)
+        if self._owner.items() <= owner.items() or refused:
+            return
+        if owner or (not text and self._written):
+            raise RunError(
+                f"{shown(self._name)}: {_who(owner)} wrote into this directory meanwhile; give this run a directory "
+                "of its own, or end the other one and save again"
+            )
+        self._written = _write(fd, self._text())  # it is damaged
 
     def _text(self) -> bytes:
         return (json.dumps(self._owner | {"time": time.time()}) + "\n").encode()
 
 
-def _write(fd: int, text: bytes) -> None:
+def _ask(fd: int) -> int:
+    """Ask for the lock of a file; 0, or the number of the error."""
+    import fcntl  # which Windows has not
+
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _write(fd: int, text: bytes) -> bool:
     """Say who the owner is, if that can be written; the lock holds without."""
     try:
         os.ftruncate(fd, 0)
-        os.pwrite(fd, text, 0)
+        return os.pwrite(fd, text, 0) == len(text)
     except OSError:
-        pass
-
-
-def _parsed(text: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lives(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
         return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+
+
+def _who(owner: dict[str, Any]) -> str:
+    return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
 
 
 def _taken(name: str, owner: dict[str, Any]) -> RunError:
-    who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
-    return RunError(
-        f"{shown(name)}: {who} writes into this directory; wait until it ends, or give this run a directory of its own"
-    )
+    number, count = rank()
+    remedy = "wait until it ends, or give this run a directory of its own"
+    if count > 1:
+        remedy = (
+            f"this one is rank {number} of {count}, and one of them saves a run: call `save` on rank 0 only, with the "
+            "whole state; the others may restore from it"
+        )
+    return RunError(f"{shown(name)}: {_who(owner)} writes into this directory; {remedy}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 
 from statedict.adapters.collect import collect, copied
@@ -18,6 +18,7 @@ from statedict.api import bare, load, restore, rooted
 from statedict.collector import Paused
 from statedict.errors import RunError
 from statedict.io.urls import is_url, named
+from statedict.runs import ending
 from statedict.runs.arguments import numbers, one_of, whole_step
 from statedict.runs.background import LOG, Background
 from statedict.runs.coverage import covered, put_back
@@ -28,6 +29,7 @@ from statedict.runs.manifest import DATA, Manifest
 from statedict.runs.preemption import USUAL, Preemption
 from statedict.runs.prune import Pruned, plan, remove
 from statedict.runs.reader import Reader
+from statedict.runs.replaced import settle, superseded
 from statedict.runs.retry import tried
 from statedict.runs.writer import Writer, libraries
 
@@ -38,8 +40,8 @@ class CheckpointManager(Reader):
     """The checkpoints of a training run, in a directory of their own.
 
     Each is a directory named by its step, which appears whole: a file that any tool opens, a manifest with digests, and
-    a marker. Saving copies the tree and returns; the rest goes on in a thread. One process at a time writes; any number
-    may read.
+    a marker. Saving copies the tree and returns; the rest goes on in a thread, and the program ends when that has.
+    One process at a time writes; any number may read.
 
     Args:
         directory: where; made if it is not there. Or a URL (`s3://`, `gs://`, `az://`).
@@ -114,6 +116,7 @@ class CheckpointManager(Reader):
         self._writer = Writer(self._files, self._keep, format, retries, self._messages.warn)
         self._lock: Lock | None = None
         self._last: int | None = None  # saved or restored by this manager
+        self._of_thread = local()  # `last`: saved by it; threads that save side by side come in any order
         self._ordered = False  # whether it is known that what comes next lies behind what is there
         self._owed = False  # whether a save has failed and none has followed
         self._process, self._one_at_a_time = os.getpid(), RLock()
@@ -191,7 +194,8 @@ class CheckpointManager(Reader):
                 self._write(rooted(kept), manifest)
         elif not self._start(self._background, kept, manifest, self._waits or force or self.preempted):
             return False
-        self._last, self._since = step, time.monotonic()
+        self._last = self._of_thread.last = step
+        self._since = time.monotonic()
         return True
 
     def _write(self, root: Any, manifest: Manifest) -> None:
@@ -211,7 +215,7 @@ class CheckpointManager(Reader):
             with Paused():
                 state = bare(copied(collect(tree), room))
         except BaseException:
-            background.give_back(room)
+            background.give_up(room)
             raise
         background.start(partial(self._write, state, manifest), room)
         return True
@@ -230,9 +234,18 @@ class CheckpointManager(Reader):
         self._lock.renew()
         if not self._ordered:
             self._check_order(step, overwrite, self._files.steps())
-        there = step not in self._writer.replaced and self._files.committed(step)
-        if there and not overwrite and self._files.damage(step, "quick") is None:
+        if overwrite:
+            return
+        if self._counts(step) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
+        if step < getattr(self._of_thread, "last", step):
+            self._messages.wait()  # the one that comes after may be under way
+            self._check_order(step, overwrite, self._files.steps())
+
+    def _counts(self, step: int) -> bool:
+        """Whether a step is committed, and of this course."""
+        there = step not in self._writer.replaced and self._files.committed(step)
+        return there and step not in superseded(self._files)
 
     def _begin(self, step: int, overwrite: bool) -> None:
         """What the first save of a manager has to know: whether this directory is for it alone."""
@@ -248,15 +261,20 @@ class CheckpointManager(Reader):
                     "restore(tree) to go on, existing='replace' to begin anew, or name another directory"
                 )
             self._check_order(step, overwrite, there)
-            tried(self._files.clean, self._retries, "what is left over could not be removed")
+            tried(self._clean, self._retries, "what is left over could not be removed")
         except BaseException:
             lock.release()
             raise
         self._lock, self._known, self._existing = lock, True, "continue"
 
+    def _clean(self) -> None:
+        self._files.clean()
+        settle(self._files)
+
     def _check_order(self, step: int, overwrite: bool, there: list[int]) -> None:
         """Refuse to write behind what is there: it would be taken for the newest, and it is of another course."""
-        after = [one for one in there if one >= step + overwrite and one not in self._writer.replaced]
+        past = {*self._writer.replaced} | superseded(self._files)
+        after = [one for one in there if one >= step + overwrite and one not in past]
         later = [one for one in after if self._files.damage(one, self._verify) is None]
         if later:
             raise RunError(
@@ -266,9 +284,11 @@ class CheckpointManager(Reader):
         self._ordered = True
 
     def _locked(self) -> Lock:
-        return tried(
+        lock = tried(
             partial(Lock, self._files.path, self._messages.wait), self._retries, "the directory could not be locked"
         )
+        self._files.guard = lock.guard
+        return lock
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)
@@ -309,15 +329,19 @@ class CheckpointManager(Reader):
             MissingFileError: there is no checkpoint, or not that one.
             CorruptFileError: that step is damaged.
             RestoreError: it does not fit, and nothing was written.
+            RunError: this process is a fork, made while a save was under way.
         """
         self.wait()
-        chosen = self._chosen(step)
         kept, _ = covered(tree)
-        report = restore(kept, load(self._files.data(chosen)), **options)
+
+        def use(chosen: int) -> RestoreReport:
+            return replace(restore(kept, load(self._files.data(chosen)), **options), step=chosen)
+
+        report = self._opened(step, use)
         if report.written:
             put_back(tree, kept)
-            self._last, self._ordered = chosen, False
-        return replace(report, step=chosen)
+            self._last, self._ordered = report.step, False
+        return report
 
     # the end
 
@@ -341,8 +365,11 @@ class CheckpointManager(Reader):
         return tried(self._prune, self._retries, "some could not be removed")
 
     def _prune(self) -> Pruned:
-        held = self._lock is not None and self._lock.held
-        lock = None if held else Lock(self._files.path, self._messages.wait)
+        lock = None
+        if self._lock is not None and self._lock.held:
+            self._lock.renew()
+        else:
+            lock = self._locked()
         try:
             found = plan(self._files, self._keep, set())
             remove(self._files, found)
@@ -356,19 +383,21 @@ class CheckpointManager(Reader):
 
         Raises:
             FileError: one of them could not be.
+            RunError: this process is a fork, made while a save was under way.
         """
         if self._background is not None:
             self._background.wait()
         self._messages.surface(2)
 
     def close(self) -> None:
-        """Wait, and let others write into the directory.
+        """Wait, and let others write into the directory. In a fork there is nothing to wait for.
 
         Raises:
             FileError: a save that went on in the background has failed.
         """
         try:
-            self.wait()
+            if os.getpid() == self._process:
+                self.wait()
         finally:
             if self._background is not None:
                 self._background.close()
@@ -385,6 +414,9 @@ class CheckpointManager(Reader):
         try:
             self.close()
         except Exception as failed:
-            if error is None:
+            if error is None or (isinstance(error, SystemExit) and not error.code):  # nothing else tells of the failure
                 raise
             LOG.error("%s", failed)
+            error.add_note("\n".join([f"and a save failed: {failed}", *getattr(failed, "__notes__", ())]))
+            if not isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
+                ending.add_error(failed)  # who closes a generator or cancels a task is not shown its error

@@ -24,6 +24,9 @@ from statedict.errors import CorruptFileError
 NAME = "manifest.json"
 MARKER = "COMMITTED"
 DATA = {"safetensors": "checkpoint.safetensors", "torch": "checkpoint.pth"}
+WHOLE = 1 << 63
+"""Numbers of steps, bytes and elements are below this."""
+
 _FORMAT = "statedict checkpoint"
 _VERSION = 1
 _INFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -97,11 +100,11 @@ def decoded(data: bytes, where: str) -> Manifest:
         CorruptFileError: it is none.
         LimitError: it would take more memory than its size justifies.
     """
-    from statedict.io.json import check
+    # names in a tree may hold what is no text, such as half of a surrogate pair, so those of tensors may too
+    from statedict.io.json import parse
 
-    check(data, where)
+    found = parse(data, where, surrogates=True)
     try:
-        found: dict[str, Any] = json.loads(data)
         if found["format"] != _FORMAT:
             raise ValueError(f"format {found['format']!r:.40}")
         if found["version"] != _VERSION:
@@ -109,21 +112,32 @@ def decoded(data: bytes, where: str) -> Manifest:
                 f"{where}: is of version {found['version']!r:.20}, this statedict reads {_VERSION}; update statedict"
             )
         return Manifest(
-            _whole(found["step"]),
-            datetime.fromisoformat(found["time"]).timestamp(),
-            {str(name): _metric(value) for name, value in found["metrics"].items()},
-            {str(name): str(version) for name, version in found["libraries"].items()},
-            {str(name): _whole(size) for name, size in found["files"].items()},
+            whole(found["step"]),
+            _time(found["time"]),
+            {_text(name): _metric(value) for name, value in found["metrics"].items()},
+            {_text(name): _text(version) for name, version in found["libraries"].items()},
+            {_ours(name): whole(size) for name, size in found["files"].items()},
             tuple(
-                Entry(str(path), str(kind), tuple(map(_whole, shape)), str(digest))
+                Entry(str(path), str(kind), tuple(map(whole, shape)), str(digest))
                 for path, kind, shape, digest in found["entries"]
             ),
             tuple(map(str, found["not_captured"])),
         )
     except CorruptFileError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CorruptFileError(f"{where}: is no manifest of a checkpoint ({type(error).__name__}: {error})") from None
+
+
+def _text(value: Any) -> str:
+    """A name that any program can print and write.
+
+    Raises:
+        ValueError: it has half of a surrogate pair.
+    """
+    text = str(value)
+    text.encode()
+    return text
 
 
 def _number(value: float) -> float | str:
@@ -134,7 +148,24 @@ def _metric(value: Any) -> float:
     return _INFINITE[value] if isinstance(value, str) else float(value)
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 0:
+def _ours(name: str) -> str:
+    if name not in DATA.values():
+        raise ValueError(f"{name!r:.80} is none of a checkpoint's files, {' and '.join(DATA.values())}")
+    return name
+
+
+def _time(text: str) -> float:
+    """Seconds since 1970 of a time that calendars have in UTC, too."""
+    seconds = datetime.fromisoformat(text).astimezone(UTC).timestamp()
+    return datetime.fromtimestamp(seconds, UTC).timestamp()  # the last microsecond of 9999 rounds up
+
+
+def whole(value: Any) -> int:
+    """A number of steps, bytes or elements in a document.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(value) is not int or not 0 <= value < WHOLE:
         raise ValueError(f"{value!r:.40} is no whole number")
     return value

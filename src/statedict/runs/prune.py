@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
-from statedict.errors import FileError, FormatError
 from statedict.html import Shown, fold, listing, page, table
-from statedict.runs.directory import Directory
+from statedict.runs.directory import Directory, GoneError
 from statedict.runs.keep import AnyPolicy, Policy
-from statedict.runs.manifest import Manifest
+from statedict.runs.replaced import superseded
 
 _SHORT = 30
 
@@ -62,16 +62,11 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
         keep: the policy; None keeps all.
         needed: steps that stay in any case.
     """
-    manifests: list[Manifest] = []
-    kept: dict[int, str] = {}
-    for step in directory.steps():
-        if step in directory.damaged:
-            kept[step] = "damaged"
-            continue
-        try:
-            manifests.append(directory.brief(step))
-        except (FormatError, FileError) as error:
-            kept[step] = f"damaged: {error}"
+    readable, unread = directory.manifests()
+    past = superseded(directory)
+    manifests = [one for one in readable if one.step not in directory.damaged | past]
+    kept = {step: f"damaged: {why}" for step, why in unread.items()}
+    kept |= {one.step: "damaged" for one in readable if one.step in directory.damaged - past}
     for policy in _parts(keep):
         for step in policy.kept(manifests):
             kept.setdefault(step, str(policy))
@@ -84,17 +79,31 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
     for step in needed & {one.step for one in manifests}:
         kept.setdefault(step, "the newest")
     if not needed:
-        newest = next((one.step for one in reversed(manifests) if directory.damage(one.step) is None), None)
+        newest = next((one.step for one in reversed(manifests) if _is_sound(directory, one.step)), None)
         if newest is not None:
             kept.setdefault(newest, "the newest")
-    gone = [one for one in manifests if one.step not in kept]
+    old = [one for one in readable if one.step in past]  # of a run that another one has replaced
+    kept |= {one.step: "pinned" for one in old if one.step in pins}
+    gone = sorted((one for one in [*manifests, *old] if one.step not in kept), key=lambda one: one.step)
     return Pruned(dict(sorted(kept.items())), tuple(one.step for one in gone), sum(one.nbytes for one in gone))
+
+
+def _is_sound(directory: Directory, step: int) -> bool:
+    try:
+        return directory.damage(step) is None
+    except GoneError:
+        return False
 
 
 def remove(directory: Directory, found: Pruned) -> None:
     """Remove what goes, the oldest first."""
     for step in found.removed:
-        directory.remove(step)
+        try:
+            directory.remove(step)
+        except FileNotFoundError:
+            # somebody has moved it away meanwhile; but if all is away, so is what was just saved
+            if not os.path.isdir(directory.path) or os.path.lexists(directory.folder(step)):
+                raise
 
 
 def _parts(keep: Policy | None) -> list[Policy]:

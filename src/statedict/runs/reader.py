@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 from statedict.api import load
-from statedict.errors import CorruptFileError, MissingFileError
+from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
 from statedict.runs.arguments import one_of, whole_step
-from statedict.runs.directory import LEVELS, Directory
+from statedict.runs.directory import LEVELS, LOOKS, Directory, GoneError
 from statedict.runs.keep import BestN, Policy, ranked
 from statedict.runs.manifest import MARKER, NAME
+from statedict.runs.replaced import superseded
 from statedict.tree import StateDict
+
+Chosen = TypeVar("Chosen")
 
 
 class Reader:
@@ -44,13 +49,30 @@ class Reader:
         self._known = True
         level = self._verify if verify is None else verify
         one_of("verify", level, LEVELS)
-        torn = self._files.torn()
-        for step in sorted({*self._files.steps(), *torn}, reverse=True):
+        found, damaged = self._again(lambda: self._newest(level))
+        for step, damage in damaged.items():
+            warnings.warn(f"step {step} is passed over, it is damaged: {damage}", stacklevel=2)
+        return found
+
+    def _newest(self, level: str) -> tuple[int | None, dict[int, str]]:
+        """The newest sound one, and what is wrong with those that come after it."""
+        torn, damaged = self._files.torn(), dict[int, str]()
+        steps = {*self._files.steps(), *torn}
+        for step in sorted(steps - superseded(self._files), reverse=True):
             damage = f"{MARKER} or {NAME} is missing" if step in torn else self._files.damage(step, level)
             if damage is None:
-                return step
-            warnings.warn(f"step {step} is passed over, it is damaged: {damage}", stacklevel=2)
-        return None
+                return step, damaged
+            damaged[step] = damage
+        return None, damaged
+
+    def _again(self, choose: Callable[[], Chosen]) -> Chosen:
+        """What a function chooses; it chooses again if that was removed meanwhile."""
+        for _ in range(LOOKS):
+            try:
+                return choose()
+            except GoneError:
+                pass
+        return choose()
 
     def best(self, metric: str, mode: str | None = None) -> int | None:
         """The step with the best value of a metric; None if none has it.
@@ -63,8 +85,14 @@ class Reader:
         if mode is None:
             policies = getattr(self._keep, "policies", (self._keep,))
             mode = next((one.mode for one in policies if isinstance(one, BestN) and one.metric == metric), "min")
-        found = ranked(self._files.manifests(), metric, mode)
-        return next((one.step for one in found if self._files.damage(one.step, "quick") is None), None)
+
+        def choose() -> int | None:
+            readable, _ = self._files.manifests()
+            past = superseded(self._files)
+            found = [one.step for one in ranked(readable, metric, mode) if one.step not in past]
+            return next((step for step in found if self._files.damage(step, "quick") is None), None)
+
+        return self._again(choose)
 
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics of a step.
@@ -80,7 +108,22 @@ class Reader:
         Raises:
             FileError: there is none.
         """
-        return load(self._files.data(self._chosen(step)))
+        return self._opened(step, lambda chosen: load(self._files.data(chosen)))
+
+    def _opened(self, step: int | None, use: Callable[[int], Chosen]) -> Chosen:
+        """What a function makes of a checkpoint; of another one if that was removed meanwhile and none was named."""
+
+        def choose() -> Chosen:
+            chosen = self._chosen(step)
+            before = self._files.seen(chosen)
+            try:
+                return use(chosen)
+            except (FormatError, FileError):
+                if step is None and (before is None or self._files.seen(chosen) != before):
+                    raise GoneError(errno.ENOENT, f"step {chosen} was removed meanwhile", str(self._files)) from None
+                raise
+
+        return self._again(choose)
 
     def _chosen(self, step: int | None) -> int:
         self._known = True

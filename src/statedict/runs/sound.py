@@ -10,8 +10,8 @@ from typing import Any
 from statedict.errors import FileError, FormatError
 from statedict.io.urls import named, shown
 from statedict.reports import verify
-from statedict.runs.directory import Directory
-from statedict.runs.listing import UNFINISHED, Checkpoint, find, listing
+from statedict.runs.directory import LOOKS, Directory, GoneError
+from statedict.runs.listing import UNFINISHED, Checkpoint, find, listing, look_again
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +48,22 @@ class RunVerified:
         }
 
     def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """As text, of which a line may hold a name with line breaks in it."""
         bad = sum(map(bool, self.damage.values()))
         head = f"{self.directory}: {len(self.damage):,} checkpoints, {bad or 'none'} damaged"
         lines = [head + (", by headers and sizes" if self.quick else "")]
         lines += [f"  {name}  {damage or 'fine'}" for name, damage in self.damage.items()]
         lines += [f"  {name}  unfinished" for name in self.unfinished]
-        return "\n".join(lines)
+        return lines
 
 
 def verify_run(
     directory: str | os.PathLike[str], which: Iterable[str | int] = (), *, quick: bool = False
 ) -> RunVerified:
-    """Look for damage in the checkpoints of a run.
+    """Look for damage in the checkpoints of a run. What is removed while they are looked at is left out.
 
     Args:
         directory: of the run, or its URL; whoever wrote it.
@@ -80,8 +84,27 @@ def verify_run(
     """
     files, found = Directory(named(directory)), listing(directory)
     chosen = [find(found, one, shown(files.path)) for one in which] or found
-    damage = {one.name: _damage(files, one, quick) for one in chosen if one.state != UNFINISHED}
+    looked = {one.name: _steady_damage(files, one, quick) for one in chosen if one.state != UNFINISHED}
+    damage = {name: damage for name, damage in looked.items() if damage is not None}
     return RunVerified(shown(files.path), damage, tuple(one.name for one in chosen if one.state == UNFINISHED), quick)
+
+
+def _steady_damage(files: Directory, one: Checkpoint, quick: bool) -> str | None:
+    """What is wrong with one that stays what it is while it is looked at; None if it is gone."""
+    for _ in range(LOOKS):
+        try:
+            damage = _damage(files, one, quick)
+        except GoneError:
+            damage = "gone"
+        if not damage:
+            return ""
+        now = look_again(files.path, one)
+        if now is None:
+            return None
+        if now == one:
+            return damage
+        one = now
+    return None
 
 
 def _damage(files: Directory, one: Checkpoint, quick: bool) -> str:

@@ -18,6 +18,7 @@ from statedict.runs.directory import Directory
 from statedict.runs.keep import Policy
 from statedict.runs.manifest import Entry, Manifest
 from statedict.runs.prune import plan, remove
+from statedict.runs.replaced import announce, settle
 from statedict.runs.retry import tried
 
 
@@ -44,6 +45,8 @@ class Writer:
         """
         step = manifest.step
         commit = partial(self._files.commit, root, manifest, self._format)
+        if self.replaced:
+            commit = partial(commit, announce=partial(announce, self._files, step, self.replaced))
         try:
             written = tried(commit, self._retries, f"step {step} could not be saved")
         except OSError as error:
@@ -67,10 +70,8 @@ class Writer:
         report = verify(self._files.data(step))
         if report.problems:
             raise CorruptFileError(f"{report.file}: {report.problems[0]}; nothing was pruned")
-        pins = self._files.pins() if self.replaced else set[int]()
-        for old in sorted({*self.replaced} - pins - {step}, reverse=True):  # the newest first: it would be taken
-            if self._files.committed(old):
-                self._files.remove(old)
+        if self.replaced:
+            settle(self._files)
         self.replaced = []
         if self._keep is not None:
             remove(self._files, plan(self._files, self._keep, {step}))

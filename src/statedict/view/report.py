@@ -10,9 +10,11 @@ from functools import partial
 from typing import Any
 
 from statedict.collector import Paused
+from statedict.errors import MissingFileError, RunError
 from statedict.io.files import publish
 from statedict.io.sink import put_bytes
 from statedict.io.urls import named
+from statedict.runs.directory import LOOKS
 from statedict.view.pair import changes, compared
 from statedict.view.run import expanded, history, ordered, point
 from statedict.view.source import Opened, Patterns, opened
@@ -100,28 +102,48 @@ def report(
     if not sources:
         raise TypeError("report takes a file, two to compare, or the checkpoints of a run; got none")
     globs = None if only is None else (only,) if isinstance(only, str) else tuple(only)
-    every = expanded(sources)
-    steps = ordered([partial(opened, source) for source in every], every)
     with Paused():
-        return _page(steps, Patterns(globs), title, executor)
+        for _ in range(LOOKS):
+            every = expanded(sources)
+            of_runs = [not any(source is one for one in sources) for source in every]
+            steps = ordered([partial(_opened, *pair) for pair in zip(every, of_runs, strict=True)], every)
+            page = _page(steps, Patterns(globs), title, executor)
+            if page is not None:
+                return page
+    raise RunError("the checkpoints are removed before they can be read; try again")
 
 
-def _page(steps: list[tuple[int | None, Any]], pick: Patterns, title: str | None, executor: Executor | None) -> Page:
+def _opened(source: Any, may_go: bool) -> Opened | None:
+    """A file; None if it was one of a run that goes on, and was pruned meanwhile."""
+    try:
+        return opened(source)
+    except MissingFileError:
+        if may_go:
+            return None
+        raise
+
+
+def _page(
+    steps: list[tuple[int | None, Any]], pick: Patterns, title: str | None, executor: Executor | None
+) -> Page | None:
+    """The page; None if all checkpoints were removed before they were opened."""
     run = len(steps) > 2
-    files: list[Opened] = []
-    figures: list[Any] = []
+    first: tuple[Opened, Any] | None = None
     points = []
     for number, (step, open_) in enumerate(steps):
-        one: Opened = open_()
-        found = pick.stats(one, executor)
+        one: Opened | None = open_()
+        if one is None:
+            continue
+        end = one, pick.stats(one, executor)
+        first = first or end
         if run:
-            points.append(point(step, number, one, found))
-        if number in (0, len(steps) - 1):
-            files.append(one)
-            figures.append(found)
+            points.append(point(step, number, *end))
+    if first is None:
+        return None
+    files, figures = map(list, zip(*([first, end] if first is not end else [first]), strict=True))
     pick.check()
     last, stats = files[-1], figures[-1]
-    data: dict[str, Any] = {"kind": "run" if run else "pair" if len(steps) == 2 else "one"}
+    data: dict[str, Any] = {"kind": "run" if run else "pair" if len(files) == 2 else "one"}
     data["files"] = [one.head(found) for one, found in zip(files, figures, strict=True)]
     data |= last.tensors(stats)
     data["values"] = last.values()

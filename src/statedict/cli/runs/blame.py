@@ -6,7 +6,7 @@ import json
 
 import click
 
-from statedict.cli import printable
+from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.runs.history import blame
 
@@ -27,4 +27,4 @@ def command(directory: str, patterns: tuple[str, ...], everything: bool, as_json
     if as_json:
         click.echo(json.dumps(report.to_json(), allow_nan=False))
     else:
-        click.echo("\n".join(map(printable, report.lines(None) if everything else report.lines())))
+        echo_lines(report.lines(None) if everything else report.lines())

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from statedict.cli import diff
+from statedict.errors import RunError
 from statedict.io.urls import named, shown
 from statedict.runs.listing import find, listing
 
@@ -17,7 +18,11 @@ def _compared(directory: str, step: str, other: str, **options: Any) -> Any:
     Exit status: 0 they are the same, 1 they differ, 2 one cannot be opened.
     """
     found, where = listing(directory), shown(named(directory))
-    files = tuple(find(found, one, where).path for one in (step, other))
+    chosen = [find(found, one, where) for one in (step, other)]
+    for one in chosen:
+        if not one.usable:  # its files may be others, or lie elsewhere
+            raise RunError(f"{where}: {one.name} is {one.state}: {one.damage}; name the files to compare them even so")
+    files = tuple(one.path for one in chosen)
     assert diff.command.callback is not None
     return diff.command.callback(files=files, git=False, **options)
 

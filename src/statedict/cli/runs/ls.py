@@ -13,6 +13,7 @@ import click
 from statedict.cli import printable
 from statedict.io.files import contents
 from statedict.io.urls import joined, named, shown
+from statedict.runs.directory import Directory
 from statedict.runs.listing import DAMAGED, UNFINISHED, Checkpoint, listing
 from statedict.values import human_bytes
 
@@ -59,7 +60,8 @@ def command(directory: str, metrics: tuple[str, ...], sort: str | None, reverse:
 def _hint(directory: str) -> str:
     """Where else they may be."""
     inside = contents(directory) or {}
-    below = [name for name in _BELOW if name in inside and inside[name].folder and listing(joined(directory, name))]
+    folders = [name for name in _BELOW if name in inside and inside[name].folder]
+    below = [name for name in folders if Directory(directory).names_of(name) and listing(joined(directory, name))]
     return f"; {below[0]!r} in it has some" if below else ""
 
 
@@ -92,7 +94,7 @@ def lines(rows: Iterable[Checkpoint], metrics: Iterable[str], now: float) -> Ite
         yield click.style("  ".join(cells).rstrip(), dim=number_ == 0, fg=colour)
     for one in rows:
         if one.state == DAMAGED:
-            yield click.style(f"{one.name}: {printable(one.damage)}", fg="red")
+            yield click.style(printable(f"{one.name}: {one.damage}"), fg="red")
 
 
 def drawn(found: Iterable[Checkpoint], metrics: Iterable[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from statedict.cli import printable
+from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.runs.sound import verify_run
 
@@ -23,5 +23,5 @@ def command(directory: str, steps: tuple[str, ...], quick: bool, as_json: bool) 
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:
-        click.echo("\n".join(map(printable, str(report).splitlines())))
+        echo_lines(report.lines())
     return int(not report.ok)

@@ -1,0 +1,76 @@
+"""Live tensors that are parts of larger ones, which torch.distributed.checkpoint knows by four attributes.
+
+They are never captured as if they were the whole, nor is what an optimizer keeps for them. Restored they are from the
+whole, of which each takes its pieces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from statedict.adapters import join
+from statedict.arrays import is_torch, part_of
+from statedict.assemble import assembled
+from statedict.errors import UnsupportedError
+from statedict.tensor import LazyTensor, is_array
+
+
+def refuse_parts(module: Any, own: Any, path: str) -> None:
+    """Look at the live tensors behind a `state_dict()`, whose own are detached and say nothing any more.
+
+    Raises:
+        UnsupportedError: one of them is a part, and `own` has it as it is.
+    """
+    live = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    for name, tensor in live.items():
+        part = part_of(tensor)
+        if part is not None and any(
+            _is_of(tensor, entry) for key, entry in own.items() if key == name or _same(tensor, entry)
+        ):
+            raise UnsupportedError(f"{join(path, name)}: {part.refused()}")
+
+
+def _is_of(tensor: Any, entry: Any) -> bool:
+    return is_array(entry) and tuple(entry.shape) == tuple(tensor.shape)
+
+
+def _same(tensor: Any, entry: Any) -> bool:
+    return is_torch(entry) and bool(entry.numel()) and entry.data_ptr() == tensor.data_ptr()
+
+
+def refuse_states_of_parts(optimizer: Any, path: str) -> None:
+    """Refuse what an optimizer keeps for a parameter that is a part, for nothing in it says so.
+
+    Raises:
+        UnsupportedError: it keeps something of the parameter's shape.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            kept = optimizer.state.get(parameter) or {}
+            part = part_of(parameter)
+            if part is not None and any(_is_of(parameter, value) for value in kept.values()):
+                where = join(path, f"param_groups.{number}.params.{index}")
+                raise UnsupportedError(f"{where}: what the optimizer keeps for it: {part.refused()}")
+
+
+def piece(target: Any, tensor: LazyTensor) -> LazyTensor:
+    """What a target has of a tensor: the tensor itself, or the pieces of it if the target is a part.
+
+    What lies between the pieces in the target, such as padding, is 0.
+
+    Raises:
+        UnsupportedError: the target is a part, and the tensor is not its whole.
+    """
+    part = part_of(target) if is_torch(target) else None
+    if part is None:
+        return tensor
+    if tensor.shape != part.shape:
+        raise UnsupportedError(
+            f"the target is a part ({part}), the state has a tensor of shape {tensor.shape}; restore from the whole"
+        )
+    chunks = [
+        (place, tensor[tuple(slice(b, b + n) for b, n in zip(begin, sizes, strict=True))])
+        for begin, place, sizes in part.pieces
+        if 0 not in sizes
+    ]
+    return assembled(tensor.dtype, tuple(target.shape), chunks, tensor.storage.source.name)

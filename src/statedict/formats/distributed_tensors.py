@@ -1,0 +1,192 @@
+"""The tensors of a `torch.distributed.checkpoint` directory: chunks put together, or what there is of them.
+
+A tensor whose chunks are not all there (a rank's file is missing, or not every rank saved) opens all the same. It knows
+which ranges are there (`LazyTensor.regions`); these can be read, and reading any other is an error that names them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise, product
+from math import prod
+
+from statedict import formats
+from statedict.arrays import box_text, boxes_text, find_shape_fault
+from statedict.assemble import assembled
+from statedict.dtypes import DType, is_torch_dtype, labelled
+from statedict.errors import CorruptFileError, LimitError
+from statedict.labelled import Labelled
+from statedict.pickles.machine import Global
+from statedict.tensor import EXPANDED, LazyTensor
+from statedict.values import Opaque, Size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from statedict.boxes import Box, Shape
+    from statedict.io.source import Slice
+    from statedict.tensor import Storage
+
+    Chunk = tuple[Shape, Shape, Slice]
+    """Where it begins, its sizes, and where it is."""
+
+REMEDY = "fetch the files of the other ranks, or save it from all ranks"
+_MAX_APART = 4096  # chunks that are compared pair by pair
+_MAX_SIZE = 1 << 60
+
+
+class Tensors:
+    """What makes them.
+
+    Attributes:
+        places: (name, where its chunk begins) → where that is in the files; None for values.
+        where: names the index in messages.
+        lost: the files that are not there.
+    """
+
+    def __init__(self, places: dict[tuple[Any, ...], Slice], where: str, lost: Sequence[str] = ()) -> None:
+        self.places, self.where, self.lost = places, where, lost
+        self.storages: dict[tuple[Any, ...], Storage] = {}  # names that share a chunk are tied
+
+    def tensor(self, name: str, entry: dict[str, Any]) -> LazyTensor:
+        """A tensor as the index describes it.
+
+        Raises:
+            CorruptFileError: the description makes no sense.
+        """
+        size, kind = entry.get("size"), _dtype(entry.get("properties"))
+        if not isinstance(size, Size) or kind is None or not (kind.itemsize or kind.kind == "raw"):
+            raise CorruptFileError(f"{self.where}: {name!r} has no size or dtype")
+        if fault := find_shape_fault(size, kind.itemsize or 1):
+            raise CorruptFileError(f"{self.where}: {name!r} has a size that no tensor has: {fault}")
+        shape = tuple(size)
+        boxes = [self._box(name, shape, fields(chunk)) for chunk in entry["chunks"]]
+        whole = self._check(name, shape, boxes)
+        chunks = [(*box, place) for box in boxes if (place := self.places.get((name, box[0]))) is not None]
+        if not kind.bits:
+            kind = _sized(kind, [place for _, sizes, place in chunks if 0 not in sizes], name)
+        self._check_claim(name, kind, chunks)
+        first = chunks[0][2] if chunks else None
+        parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
+        held = tuple((offsets, sizes) for offsets, sizes, _ in chunks)
+        lack = None if whole and len(chunks) == len(boxes) else (held, partial(self._error, name, shape, held))
+        source = first.name if first else name
+        tensor = assembled(kind, shape, parts, source, remote=bool(first and first.remote), lack=lack)
+        storage = tensor.storage
+        if first is not None and len(chunks) == 1 and storage.nbytes:
+            file, begin = first.locate()
+            storage = self.storages.setdefault((id(file), begin, first.size, shape, kind.name, held), storage)
+        return LazyTensor(kind, shape, storage, requires_grad=_properties(entry["properties"])[2] is True)
+
+    def _box(self, name: str, shape: Shape, chunk: dict[str, Any]) -> Box:
+        offsets, sizes = chunk.get("offsets"), chunk.get("sizes")
+        if not isinstance(offsets, Size) or not isinstance(sizes, Size) or not len(offsets) == len(sizes) == len(shape):
+            raise CorruptFileError(f"{self.where}: a chunk of {name!r} is described wrongly")
+        if any(o < 0 or n < 0 or o + n > total for o, n, total in zip(offsets, sizes, shape, strict=True)):
+            raise CorruptFileError(f"{self.where}: a chunk of {name!r} lies outside of the tensor")
+        return tuple(offsets), tuple(sizes)
+
+    def _check(self, name: str, shape: Shape, boxes: list[Box]) -> bool:
+        """Whether chunks make up their tensor, each of whose elements must not be in two of them."""
+        numel, whole = sum(prod(sizes) for _, sizes in boxes), prod(shape)
+        if numel == whole and _tile(shape, boxes):
+            return True
+        if numel >= whole or not _apart(shape, boxes):
+            raise CorruptFileError(
+                f"{self.where}: the chunks of {name!r} have {numel:,} elements, do not make up its {whole:,} and "
+                "overlap; the metadata is damaged"
+            )
+        return False
+
+    def _check_claim(self, name: str, kind: DType, chunks: list[Chunk]) -> None:
+        """Refuse chunks that claim more bytes than their parts of the files justify."""
+        held = sum(place.size for _, _, place in chunks)
+        nbytes = sum(prod(sizes) for _, sizes, _ in chunks) * kind.itemsize
+        if nbytes > max(EXPANDED, 1024 * held):
+            raise LimitError(
+                f"{self.where}: {name!r} takes {nbytes:,} bytes, its chunks have {held:,}; the metadata is forged"
+            )
+
+    def _error(self, name: str, shape: Shape, held: tuple[Box, ...], corner: Shape, sizes: Shape) -> CorruptFileError:
+        missing = f"; missing: {', '.join(self.lost[:3])}{', …' * (len(self.lost) > 3)}" if self.lost else ""
+        return CorruptFileError(
+            f"{self.where}: {name!r}: {box_text(corner, sizes)} is not all there; of its shape {shape} there is "
+            f"{boxes_text(held)} only{missing}; {REMEDY}"
+        )
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """The attributes of an object in the metadata."""
+    return value.state if isinstance(value, Opaque) and isinstance(value.state, dict) else {}
+
+
+def _tile(size: Shape, chunks: list[Box]) -> bool:
+    """Whether chunks with as many elements as the tensor cover it.
+
+    They do if each element is in an odd number of them, which their corners tell: all but those of the tensor itself
+    cancel out in pairs.
+    """
+    axes = [a for a in range(len(size)) if any(sizes[a] != size[a] for _, sizes in chunks)]
+    if 0 in size or not axes:
+        return True
+    if len(axes) > 8:
+        raise LimitError(f"a tensor that is split along {len(axes)} axes")
+    odd: set[str] = set()  # of texts, whose hashes cannot be chosen
+    for offsets, sizes in [((0,) * len(size), size), *chunks]:
+        if 0 not in sizes:
+            odd ^= {str(corner) for corner in product(*((offsets[a], offsets[a] + sizes[a]) for a in axes))}
+    return not odd
+
+
+def _apart(shape: Shape, boxes: list[Box]) -> bool:
+    """Whether no two chunks overlap."""
+    held = [box for box in boxes if 0 not in box[1]]
+    for axis in range(len(shape)):
+        runs = sorted((begin[axis], begin[axis] + sizes[axis]) for begin, sizes in held)
+        if all(end <= begin for (_, end), (begin, _) in pairwise(runs)):
+            return True
+    if len(held) > _MAX_APART or any(n > _MAX_SIZE for n in shape):
+        raise LimitError(f"a tensor of which only a part is there, in {len(held):,} chunks")
+    import numpy
+
+    begins = numpy.array([begin for begin, _ in held], "i8").reshape(len(held), len(shape))
+    ends = begins + numpy.array([sizes for _, sizes in held], "i8").reshape(begins.shape)
+    return not any(
+        ((begins[at] < ends[at + 1 :]) & (begins[at + 1 :] < ends[at])).all(1).any() for at in range(len(held))
+    )
+
+
+def _properties(properties: Any) -> tuple[Any, ...]:
+    """What TensorProperties says, whose state is a tuple or, in old ones, a dict: dtype, layout, requires_grad."""
+    state = properties.state if isinstance(properties, Opaque) else None
+    if isinstance(state, dict):
+        return tuple(map(state.get, ("dtype", "layout", "requires_grad")))
+    return (*state, None, None, None) if type(state) is tuple else (None, None, None)
+
+
+def _dtype(properties: Any) -> DType | None:
+    found = _properties(properties)[0]
+    name = found.name.removeprefix("torch.") if type(found) is Global else ""
+    return labelled(name) if is_torch_dtype(name) else found if isinstance(found, DType) else None
+
+
+def _chunk(kind: DType, sizes: Shape, place: Slice, name: str) -> LazyTensor:
+    """A chunk, which is a file of torch.save in itself."""
+    tensor = formats.read_part(place)
+    if isinstance(tensor, Labelled) and tensor.dtype.name == kind.name and tensor.element_bytes() * 8 == kind.bits:
+        tensor = LazyTensor(kind, tensor.shape, tensor.storage)
+    if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
+        raise CorruptFileError(f"{place.name}: the chunk of {name!r} is not the tensor that the metadata describes")
+    return tensor
+
+
+def _sized(kind: DType, places: list[Slice], name: str) -> DType:
+    """A dtype that no table has, with the size of its elements as the first chunk has them."""
+    if not places:
+        return labelled(kind.name, 8)
+    tensor = formats.read_part(places[0])
+    if not isinstance(tensor, Labelled) or tensor.dtype.name != kind.name:
+        raise CorruptFileError(f"{places[0].name}: the chunk of {name!r} is not the tensor that the metadata describes")
+    return labelled(kind.name, 8 * tensor.element_bytes())
