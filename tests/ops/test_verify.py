@@ -225,7 +225,7 @@ def lying(path: Path, at: int, value: bytes, central: bool = False, name: bytes 
         (14, b"\1\2\3\4", False, "CRC-32 in its own header"),
         (22, b"\1\2\3\4", False, "size in its own header"),
         (30, b"X", False, "name in its own header"),
-        (46, b"X", True, "name in its own header"),
+        (46, b"X", True, "PyTorch takes record 'X/data/0' for 'x/data/0'"),
         (8, b"\1\x08", True, "encrypted"),
         (10, b"\x0c\0", True, "compressed by method 12"),
         (16, b"\1\2\3\4", True, "data descriptor is not that"),

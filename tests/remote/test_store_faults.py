@@ -172,7 +172,7 @@ def test_of_several_who_want_a_lock_that_has_run_out_one_gets_it(s3: Any, proxy:
 
     def take(n: int) -> bool:
         try:
-            lease.Lease(f"{RUN}/.lock", {"host": "here", "pid": os.getpid(), "id": str(n)}, taken)
+            lease.Lease(f"{RUN}/.lock", {"host": f"host{n}", "pid": os.getpid(), "id": str(n)}, taken)
         except RunError:
             return False
         return True

@@ -264,7 +264,7 @@ class Walk:
                     length = min(finish - begin, _LONGEST)
                     lines = data[begin - base : begin - base + length] if at <= len(data) else read(begin, length)
                     of = middle - begin
-                    ends = lines.endswith(b"\n") or length == _LONGEST
+                    ends = lines[of:].endswith(b"\n") or length == _LONGEST
                     if of == 1 or finish == middle + 1:
                         self._doubt("a global without a name")
                     value = self._add(_decoded(lines[: of - 1]), _decoded(lines[of:-1]), kind, here)

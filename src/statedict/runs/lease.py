@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from statedict.io.remote import Version
 
 LEASE = 300.0  # seconds
+_AHEAD = 86_400.0  # seconds by which the clock of another host may be ahead
 _TRIES = 5  # times that another may be quicker, who gives it back again
 
 
@@ -132,7 +133,7 @@ _FIELDS = {"host": _is_name, "pid": _is_pid, "id": _is_name, "time": _is_time}
 def _is_free(owner: dict[str, Any], host: str) -> bool:
     """Whether its owner has ended, or has not renewed it."""
     # a time to come by so much is of a clock that was wrong, or is; it says nothing, and could do so for years
-    late = abs(time.time() - owner.get("time", 0)) > LEASE
+    late = not -_AHEAD < time.time() - owner.get("time", 0) <= LEASE
     return late or (owner.get("host") == host and not _lives(owner.get("pid")))
 
 
