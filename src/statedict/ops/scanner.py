@@ -183,8 +183,8 @@ class Scan:
         self.budget.spend(_cost(found))
         known = {(named.module, named.name) for named in self.found.values()}
         for named in found.globals:
-            named_so = _IDENTIFIERS.fullmatch(f"{named.module}.{named.name}")  # and not by chance
-            if named_so and (named.module, named.name) not in known:
+            plausible = _IDENTIFIERS.fullmatch(f"{named.module}.{named.name}")  # else it is bytes of a record
+            if plausible and (named.module, named.name) not in known:
                 self._add(member, named.offset, named, *grade(named, _ALLOWED))
 
     def _archive(self, part: Part, member: str, depth: int, head: bytes, whole: bool) -> bool:
