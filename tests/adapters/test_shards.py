@@ -104,6 +104,15 @@ def test_what_an_optimizer_keeps_for_a_part_is_not_captured_either() -> None:
         statedict.capture({"optimizer": optimizer})
 
 
+@pytest.mark.parametrize("kept", [torch.ones(2), {"state1": torch.ones(2, 3)}, [torch.ones(6)]], ids=str)
+def test_nor_is_it_in_a_shape_of_its_own_or_below(kept: object) -> None:
+    model = Model()
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.state[model.inner.weight] = {"step": torch.tensor(1.0), "own": kept}
+    with pytest.raises(statedict.UnsupportedError, match=MESSAGE):
+        statedict.capture({"optimizer": optimizer})
+
+
 def test_a_run_does_not_save_it(tmp_path: Path) -> None:
     with statedict.CheckpointManager(tmp_path / "run") as manager:
         with pytest.raises(statedict.StateDictError, match=MESSAGE):

@@ -6,6 +6,7 @@ whole, of which each takes its pieces.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from statedict.adapters import join
@@ -42,15 +43,19 @@ def refuse_states_of_parts(optimizer: Any, path: str) -> None:
     """Refuse what an optimizer keeps for a parameter that is a part, for nothing in it says so.
 
     Raises:
-        UnsupportedError: it keeps something of the parameter's shape.
+        UnsupportedError: it keeps more than single numbers, in whatever shape.
     """
     for number, group in enumerate(optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
             kept = optimizer.state.get(parameter) or {}
             part = part_of(parameter)
-            if part is not None and any(_is_of(parameter, value) for value in kept.values()):
+            if part is not None and not all(map(_is_small, kept.values())):
                 where = join(path, f"param_groups.{number}.params.{index}")
                 raise UnsupportedError(f"{where}: what the optimizer keeps for it: {part.refused()}")
+
+
+def _is_small(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | None) or (is_array(value) and prod(value.shape) <= 1)
 
 
 def piece(target: Any, tensor: LazyTensor) -> LazyTensor:
