@@ -24,7 +24,7 @@ warns = [
     pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
     pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning"),  # since 2.14, with each
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning"),
+    pytest.mark.filterwarnings("ignore:B?Complex(Half|32):UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*quantiz:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning"),

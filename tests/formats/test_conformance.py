@@ -25,7 +25,7 @@ SAVED_BY_TORCH = [kind for kind in BY_NAME.values() if kind.itemsize and kind.ki
 NO_ARITHMETIC = ("complex32", "bcomplex32", "float4_e2m1fn_x2")
 
 by_dtype = pytest.mark.parametrize("kind", SAVED_BY_TORCH, ids=str)
-complex_half = pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")  # torch itself warns of complex32
+complex_half = pytest.mark.filterwarnings("ignore:B?Complex(Half|32):UserWarning")  # torch itself warns of complex32
 
 
 @complex_half

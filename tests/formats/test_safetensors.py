@@ -78,7 +78,7 @@ def test_pairs_of_4_bit_floats_have_the_shape_of_their_halves_in_the_file(tmp_pa
 
 
 @pytest.mark.parametrize("kind", NAMELESS, ids=str)
-@pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")
+@pytest.mark.filterwarnings("ignore:B?Complex(Half|32):UserWarning")
 def test_a_dtype_without_a_code_is_stored_as_bytes_that_the_package_opens(kind: Any, tmp_path: Path) -> None:
     path = tmp_path / "ours.safetensors"
     statedict.save({"w": patterned(kind, 2, 3)}, path)

@@ -118,7 +118,7 @@ def test_sizes_dtypes_devices_and_module_versions_become_those_of_torch() -> Non
     assert again["state"]._metadata == state._metadata
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")  # torch's own, once a process
+@pytest.mark.filterwarnings("ignore:B?Complex(Half|32) support is experimental")  # torch's own, once a process
 @pytest.mark.parametrize(
     "name", [n for n, kind in BY_NAME.items() if kind.itemsize and kind.kind != "quantized" and in_torch(kind)]
 )
