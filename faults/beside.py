@@ -19,7 +19,7 @@ from faults.calls import apart, scratch
 from faults.shim import Shim
 from faults.work import MODES, FaultError, Manager, Mode, tree
 from statedict import report, runs
-from statedict.runs.listing import COMMITTED, UNFINISHED, listing
+from statedict.runs.look.listing import COMMITTED, UNFINISHED, listing
 
 ROUNDS = 25
 

@@ -16,7 +16,7 @@ import numpy
 import statedict
 from statedict.io.files import names_in, open_source, publish
 from statedict.io.sink import put_bytes
-from statedict.runs import retry
+from statedict.runs import background as retry
 from statedict.runs.directory import Directory
 from statedict.runs.manifest import DATA, MARKER, NAME
 

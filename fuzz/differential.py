@@ -33,10 +33,10 @@ from fuzz.programs import EXTENSIONS, program
 from fuzz.readers import Label, Made
 from statedict.errors import StateDictError
 from statedict.io.source import BytesSource
-from statedict.ops.scanner import Scan, is_lines
-from statedict.pickles.globals import COMPUTED, MORE
 from statedict.pickles.machine import Global, load
-from statedict.tree import StateDict
+from statedict.scanner.globals import COMPUTED, MORE
+from statedict.scanner.scan import Scan, is_lines
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
 ROUND = 20_000  # programs a process

@@ -202,7 +202,7 @@ def _probe(path: str, size: int, statedict: Any, check_memory: Callable[[], None
         attempt(state._repr_html_)
         summary = attempt(lambda: statedict.inspect(state))
         if summary is not None:
-            from statedict.cli.render import summary_lines
+            from statedict.render.tree_text import summary_lines
 
             attempt(lambda: json.dumps(_said(summary)))
             attempt(lambda: list(summary_lines(summary, None)))

@@ -67,8 +67,8 @@ def unknown() -> dict[str, Any]:
     """Tensors of dtypes that no table has."""
     from statedict.dtypes import labelled
     from statedict.io.source import BytesSource
-    from statedict.labelled import Labelled
-    from statedict.tensor import LazyTensor, Storage
+    from statedict.tensor.labelled import Labelled
+    from statedict.tensor.lazy import LazyTensor, Storage
 
     def storage() -> Storage:
         return Storage(BytesSource(bytes(range(24))), 0, 24)
@@ -81,7 +81,7 @@ def unknown() -> dict[str, Any]:
 
 def views_of_unknown() -> dict[str, Any]:
     """The same, and a view, which only PyTorch's formats hold."""
-    from statedict.labelled import Labelled
+    from statedict.tensor.labelled import Labelled
 
     made = unknown()
     return made | {"view": Labelled(made["whole"].dtype, (2, 3), made["class"].storage, 1, (1, 2))}

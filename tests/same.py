@@ -10,8 +10,8 @@ import torch
 
 from statedict.adapters import leaf
 from statedict.dtypes import DType
-from statedict.tensor import LazyTensor, as_lazy, is_array
-from statedict.tree import StateDict
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
 

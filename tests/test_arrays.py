@@ -13,7 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statedict.arrays import (
+from statedict.dtypes import dtype
+from statedict.errors import UnsupportedError
+from statedict.io.source import address_view
+from statedict.tensor.arrays import (
     Memory,
     contiguous_strides,
     is_numpy,
@@ -26,9 +29,6 @@ from statedict.arrays import (
     touched,
     writable_memory,
 )
-from statedict.dtypes import dtype
-from statedict.errors import UnsupportedError
-from statedict.io.source import address_view
 
 shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 
@@ -167,7 +167,7 @@ def test_kinds_are_told_without_importing_a_framework() -> None:
     assert not is_torch(np.ones(1))
     assert not is_numpy(np.float32(1))
     script = (
-        "import sys; from statedict.arrays import is_numpy, is_torch\n"
+        "import sys; from statedict.tensor.arrays import is_numpy, is_torch\n"
         "assert not is_torch(1) and not is_numpy(1) and not {'numpy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statedict import assemble, boxes
-from statedict.arrays import contiguous_strides
-from statedict.assemble import assembled, mapped
 from statedict.dtypes import dtype
 from statedict.io.pipeline import blocks
 from statedict.io.source import BytesSource, ComputedSource, FileSource
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor import assembled as assemble
+from statedict.tensor import boxes
+from statedict.tensor.arrays import contiguous_strides
+from statedict.tensor.assembled import assembled, mapped
+from statedict.tensor.lazy import LazyTensor, Storage
 
 KIND = dtype("int16")
 NUMBERS = np.arange(6000, dtype="i2")

@@ -16,7 +16,7 @@ import pytest
 from fuzz.archives import forged, probe
 
 from statedict.io.zip_table import Ends, find_ends
-from statedict.ops.scanner import Scan
+from statedict.scanner.scan import Scan
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,7 +24,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 import statedict
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 
 RESERVE, FACTOR = 64 << 20, 20
 EMPTY = b"\x80\x02}."

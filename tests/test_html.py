@@ -16,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import statedict
-from statedict import html
-from statedict.adapters.report import Entry, RestoreReport
-from statedict.checks import Problem
-from statedict.html import ROWS, histogram, page, table, text
-from statedict.ops.diff import TensorDiff
-from statedict.ops.figures import Histogram
-from statedict.ops.report import Change, EditReport
-from statedict.ops.scan import Finding, ScanReport
-from statedict.ops.stats import GroupStats
-from statedict.ops.verify import Nonfinite, VerifyReport
+from statedict.render import html
+from statedict.render.html import ROWS, histogram, page, table, text
+from statedict.reports.diff import TensorDiff
+from statedict.reports.edit import Change, EditReport
+from statedict.reports.figures import Histogram
+from statedict.reports.restore import Entry, RestoreReport
+from statedict.reports.scan import Finding, ScanReport
+from statedict.reports.stats import GroupStats
+from statedict.reports.verify import Nonfinite, VerifyReport
 from statedict.runs.prune import Pruned
+from statedict.tensor.checks import Problem
 
 from .pages import parsed
 

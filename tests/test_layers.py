@@ -14,22 +14,18 @@ ROOT = Path(str(statedict.__file__)).parent
 
 # from the ground up; what stands in one line are neighbours that never import one another
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("collector", "html", "torch_private"),
+    ("errors", "shown", "collector", "torch_private"),
     ("dtypes",),
     ("io",),
-    ("values", "arrays"),
-    ("boxes",),
+    ("values",),
     ("tensor",),
-    ("labelled",),
-    ("segments", "checks", "assemble"),
-    ("paths", "rename", "param_names"),
-    ("notebook",),
     ("tree",),
     ("pickles",),
+    ("reports",),
+    ("scanner",),
     ("formats", "ops", "adapters"),
     ("api",),
-    ("reports",),
+    ("render",),
     ("runs",),
     ("view",),
     ("cli", "torch"),
@@ -91,6 +87,6 @@ def test_the_reader_of_imports_sees_every_kind() -> None:
     assert seen("import statedict.api") == ["api"]
     assert seen("from statedict import formats, load") == ["formats"]
     assert seen("def f():\n    from statedict.cli.show import x") == ["cli"]
-    assert seen("ROW = ('statedict.formats.torch_zip',)") == ["formats"]
-    assert seen("if TYPE_CHECKING:\n    from statedict.tree import StateDict") == ["tree"]
+    assert seen("ROW = ('statedict.formats.torch.archive',)") == ["formats"]
+    assert seen("if TYPE_CHECKING:\n    from statedict.tree.state_dict import StateDict") == ["tree"]
     assert not seen("import json, statedictionary.api")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statedict.errors import RenameError
-from statedict.rename import inverse, rename
+from statedict.tree.rename import inverse, rename
 
 CASES = {
     "a whole path": ({"head.weight": "classifier.weight"}, "head.weight", "classifier.weight"),
@@ -40,7 +40,7 @@ def test_a_rule_renames(name: str) -> None:
     if len(rules) == 1:
         assert rename(rules, [path]).paths == {path: wanted}
     else:  # the others are there for the rest
-        from statedict.rename import Rules
+        from statedict.tree.rename import Rules
 
         assert Rules(rules)(path) == wanted
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
 from statedict.io.source import BytesSource
-from statedict.segments import copied, numpy_arrays, own, plan, torch_tensors
-from statedict.tensor import LazyTensor, Storage, as_lazy
+from statedict.tensor.lazy import LazyTensor, Storage, as_lazy
+from statedict.tensor.segments import copied, numpy_arrays, own, plan, torch_tensors
 
 KINDS = ["uint8", "int16", "float32", "complex64", "complex128", "bool"]
 

@@ -19,8 +19,8 @@ from statedict.dtypes import BY_NAME, dtype
 from statedict.errors import UnsupportedError
 from statedict.io.source import BytesSource, ComputedSource, FileSource
 from statedict.io.zip import read_directory
-from statedict.segments import torch_tensors
-from statedict.tensor import LazyTensor, Storage, as_lazy, is_array
+from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
+from statedict.tensor.segments import torch_tensors
 from statedict.values import human_bytes
 
 from .same import in_torch

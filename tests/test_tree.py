@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from statedict.dtypes import dtype
 from statedict.errors import CorruptFileError, PathError, TreeError, UnsupportedError
-from statedict.paths import encode, free_name, walk
-from statedict.tensor import LazyTensor, as_lazy
-from statedict.tree import StateDict, decode, transform, unflatten
+from statedict.tensor.lazy import LazyTensor, as_lazy
+from statedict.tree.state_dict import StateDict, decode, transform, unflatten
+from statedict.tree.walk import encode, free_name, walk
 from statedict.values import Device, Opaque, Size, from_json, to_json
 
 keys = st.text(max_size=5) | st.sampled_from(["a", "a.b", "", "1", "$leaf", "$dict"]) | st.integers(-5, 5) | st.booleans() | st.none() | st.tuples(st.integers(0, 3), st.text(max_size=2))  # fmt: skip  # noqa: E501

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import importlib
 
+from statedict import shown
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from statedict.adapters.history import renamed_in as renamed_in
-    from statedict.adapters.report import RestoreReport as RestoreReport
-    from statedict.api import capture as capture
-    from statedict.api import convert as convert
-    from statedict.api import edit as edit
-    from statedict.api import load as load
-    from statedict.api import restore as restore
-    from statedict.api import save as save
+    from statedict.api.files import convert as convert
+    from statedict.api.files import edit as edit
+    from statedict.api.files import load as load
+    from statedict.api.files import save as save
+    from statedict.api.live import capture as capture
+    from statedict.api.live import restore as restore
+    from statedict.api.look import diff as diff
+    from statedict.api.look import inspect as inspect
+    from statedict.api.look import scan as scan
+    from statedict.api.look import stats as stats
+    from statedict.api.look import verify as verify
     from statedict.dtypes import DType as DType
     from statedict.dtypes import dtype as dtype
     from statedict.errors import AlterError as AlterError
@@ -44,18 +50,14 @@ if TYPE_CHECKING:
     from statedict.errors import UnknownFormatError as UnknownFormatError
     from statedict.errors import UnsupportedError as UnsupportedError
     from statedict.errors import WorkerError as WorkerError
-    from statedict.ops.diff import Diff as Diff
-    from statedict.ops.inspect import Summary as Summary
-    from statedict.ops.inspect import inspect as inspect
-    from statedict.ops.report import EditReport as EditReport
-    from statedict.ops.scan import ScanReport as ScanReport
-    from statedict.ops.scan import scan as scan
-    from statedict.ops.stats import StatsReport as StatsReport
-    from statedict.ops.stats import TensorStats as TensorStats
-    from statedict.ops.verify import VerifyReport as VerifyReport
-    from statedict.reports import diff as diff
-    from statedict.reports import stats as stats
-    from statedict.reports import verify as verify
+    from statedict.reports.diff import Diff as Diff
+    from statedict.reports.edit import EditReport as EditReport
+    from statedict.reports.restore import RestoreReport as RestoreReport
+    from statedict.reports.scan import ScanReport as ScanReport
+    from statedict.reports.stats import StatsReport as StatsReport
+    from statedict.reports.stats import TensorStats as TensorStats
+    from statedict.reports.summary import Summary as Summary
+    from statedict.reports.verify import VerifyReport as VerifyReport
     from statedict.runs.keep import AnyPolicy as AnyPolicy
     from statedict.runs.keep import BestN as BestN
     from statedict.runs.keep import CustomSteps as CustomSteps
@@ -65,10 +67,10 @@ if TYPE_CHECKING:
     from statedict.runs.loader import ResumableLoader as ResumableLoader
     from statedict.runs.manager import CheckpointManager as CheckpointManager
     from statedict.runs.rng import rng as rng
-    from statedict.tensor import LazyTensor as LazyTensor
-    from statedict.tensor import Storage as Storage
-    from statedict.tree import StateDict as StateDict
-    from statedict.tree import unflatten as unflatten
+    from statedict.tensor.lazy import LazyTensor as LazyTensor
+    from statedict.tensor.lazy import Storage as Storage
+    from statedict.tree.state_dict import StateDict as StateDict
+    from statedict.tree.state_dict import unflatten as unflatten
     from statedict.values import Device as Device
     from statedict.values import Opaque as Opaque
     from statedict.values import Size as Size
@@ -87,15 +89,15 @@ _EXPORTS = {
     "CustomSteps": "runs.keep",
     "DType": "dtypes",
     "Device": "values",
-    "Diff": "ops.diff",
-    "EditReport": "ops.report",
+    "Diff": "reports.diff",
+    "EditReport": "reports.edit",
     "EveryNSeconds": "runs.keep",
     "EveryNSteps": "runs.keep",
     "ExistingFileError": "errors",
     "FileError": "errors",
     "FormatError": "errors",
     "LatestN": "runs.keep",
-    "LazyTensor": "tensor",
+    "LazyTensor": "tensor.lazy",
     "LimitError": "errors",
     "MissingExtraError": "errors",
     "MissingFileError": "errors",
@@ -106,40 +108,42 @@ _EXPORTS = {
     "RefusedError": "errors",
     "RenameError": "errors",
     "RestoreError": "errors",
-    "RestoreReport": "adapters.report",
+    "RestoreReport": "reports.restore",
     "ResumableLoader": "runs.loader",
     "RunError": "errors",
-    "ScanReport": "ops.scan",
+    "ScanReport": "reports.scan",
     "Size": "values",
-    "StateDict": "tree",
+    "StateDict": "tree.state_dict",
     "StateDictError": "errors",
-    "StatsReport": "ops.stats",
-    "Storage": "tensor",
-    "Summary": "ops.inspect",
-    "TensorStats": "ops.stats",
+    "StatsReport": "reports.stats",
+    "Storage": "tensor.lazy",
+    "Summary": "reports.summary",
+    "TensorStats": "reports.stats",
     "TreeError": "errors",
     "TruncatedError": "errors",
     "UnknownFormatError": "errors",
     "UnsupportedError": "errors",
-    "VerifyReport": "ops.verify",
+    "VerifyReport": "reports.verify",
     "WorkerError": "errors",
-    "capture": "api",
-    "convert": "api",
-    "diff": "reports",
+    "capture": "api.live",
+    "convert": "api.files",
+    "diff": "api.look",
     "dtype": "dtypes",
-    "edit": "api",
-    "inspect": "ops.inspect",
-    "load": "api",
+    "edit": "api.files",
+    "inspect": "api.look",
+    "load": "api.files",
     "renamed_in": "adapters.history",
     "report": "view.report",
-    "restore": "api",
+    "restore": "api.live",
     "rng": "runs.rng",
-    "save": "api",
-    "scan": "ops.scan",
-    "stats": "reports",
-    "unflatten": "tree",
-    "verify": "reports",
+    "save": "api.files",
+    "scan": "api.look",
+    "stats": "api.look",
+    "unflatten": "tree.state_dict",
+    "verify": "api.look",
 }
+
+shown.use(lambda: importlib.import_module("statedict.render.views"))
 
 __all__ = sorted([*_EXPORTS, "__version__"])
 

@@ -23,7 +23,7 @@ from torch.serialization import safe_globals
 from torch.serialization import save as torch_save
 
 from statedict import formats, torch_private
-from statedict.arrays import torch_storage
+from statedict.api.look import inspect
 from statedict.collector import Paused
 from statedict.dtypes import dtype as known_dtype
 from statedict.errors import (
@@ -35,7 +35,9 @@ from statedict.errors import (
     UnsupportedError,
     is_failure_of_code,
 )
-from statedict.formats import places, torch_legacy, torch_zip
+from statedict.formats import places
+from statedict.formats.torch import archive as torch_zip
+from statedict.formats.torch import legacy as torch_legacy
 from statedict.io.atomic import publish
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
@@ -43,12 +45,12 @@ from statedict.io.sink import FileSink, StreamSink
 from statedict.io.source import AddressSource, BytesSource, FileSource, Slice
 from statedict.io.urls import named
 from statedict.io.zip import ALIGNMENT, Record, refuse_behind
-from statedict.ops.inspect import inspect
 from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.pickles.opcodes import as_text
 from statedict.pickles.torch_unpickler import Allowed, numpy_globals, unpickle
-from statedict.segments import torch_tensors
-from statedict.tree import StateDict, realize, torch_value
+from statedict.tensor.arrays import torch_storage
+from statedict.tensor.segments import torch_tensors
+from statedict.tree.state_dict import StateDict, realize, torch_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from typing import IO, Any
 
     from statedict.io.source import ByteSource
-    from statedict.tensor import LazyTensor, Storage
+    from statedict.tensor.lazy import LazyTensor, Storage
 
 __all__ = ["load", "save"]
 

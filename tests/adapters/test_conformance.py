@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import statedict
-from statedict.tensor import is_array
+from statedict.tensor.lazy import is_array
 
 from ..same import assert_same
 from .conftest import Subject

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import statedict
-from statedict.param_names import inferred
+from statedict.tree.optimizer import inferred
 
 
 class Net(nn.Module):

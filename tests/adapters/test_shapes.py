@@ -13,7 +13,7 @@ from torch import nn
 
 import statedict
 from statedict.adapters.shapes import POLICIES, Fit
-from statedict.tensor import as_lazy
+from statedict.tensor.lazy import as_lazy
 
 from ..same import assert_same
 from .test_torch_optimizer import OPTIMIZERS, OPTIONS

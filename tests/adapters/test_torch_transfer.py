@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import statedict
 from statedict.adapters.torch_transfer import stage, transfer
-from statedict.tensor import as_lazy
+from statedict.tensor.lazy import as_lazy
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64]

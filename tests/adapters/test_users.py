@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import statedict
-from statedict.rename import inverse, rename
+from statedict.tree.rename import inverse, rename
 
 from .test_torch_optimizer import OPTIMIZERS, OPTIONS
 

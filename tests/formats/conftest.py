@@ -17,13 +17,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 import statedict
-from statedict.arrays import contiguous_strides
 from statedict.dtypes import dtype
 from statedict.formats import WRITABLE
 from statedict.io.source import BytesSource
 from statedict.io.zip import ArchiveLayout
 from statedict.pickles.writer import dumps
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.arrays import contiguous_strides
+from statedict.tensor.lazy import LazyTensor, Storage
 
 
 @dataclass(frozen=True)

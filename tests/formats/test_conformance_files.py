@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import statedict
 from statedict.io.source import ComputedSource
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.lazy import LazyTensor, Storage
 
 from ..same import assert_same
 from .conftest import Subject, of_one_file

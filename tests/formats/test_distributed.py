@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import statedict
-from statedict.ops import alter
+from statedict.ops.alter import verbs as alter
 
 from ..same import assert_same
 

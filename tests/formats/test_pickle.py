@@ -167,10 +167,11 @@ def test_a_whole_pickled_module_reads_by_the_names_of_its_state_dict(file: str, 
 @pytest.mark.parametrize("file", ["lightning.ckpt", "whole.pt", "old.pt"])
 def test_nothing_is_imported_for_the_classes_in_a_file(file: str, lab: Path) -> None:
     program = (
-        "import sys, statedict.tree, statedict.api, statedict.formats.torch_legacy, statedict.formats.torch_zip\n"
+        "import sys, statedict.tree.state_dict, statedict.api.files\n"
+        "import statedict.formats.torch.legacy, statedict.formats.torch.archive\n"
         "import statedict.collector, statedict.io.tar, zlib\n"
         "before = set(sys.modules)\n"
-        "state = statedict.api.load(sys.argv[1]); assert state.tensors()\n"
+        "state = statedict.api.files.load(sys.argv[1]); assert state.tensors()\n"
         "print(sorted(set(sys.modules) - before))\n"
     )
     output = subprocess.run(

@@ -17,7 +17,7 @@ from xxhash import xxh3_128_hexdigest
 
 import statedict
 from statedict.dtypes import BY_NAME
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 
 from ..same import assert_same, in_torch, overlaps, patterned, raw
 

@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import statedict
-from statedict.formats.archive import faults
-from statedict.formats.torch_zip import directory
+from statedict.formats.torch.archive import directory
+from statedict.formats.torch.faults import faults
 from statedict.io.source import FileSource
 from statedict.io.zip import ArchiveLayout
-from statedict.ops.verify import VerifyReport
 from statedict.pickles.writer import dumps
-from statedict.tensor import LazyTensor, Storage
+from statedict.reports.verify import VerifyReport
+from statedict.tensor.lazy import LazyTensor, Storage
 
 from ..same import assert_same
 from .test_torch_zip import rezip

@@ -16,7 +16,7 @@ import torch
 
 import statedict
 from statedict.dtypes import BY_NAME
-from statedict.formats import torch_legacy
+from statedict.formats.torch import legacy as torch_legacy
 
 from ..same import assert_same, in_torch, overlaps, patterned
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 import statedict
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 from statedict.values import Opaque
 
 from ..same import assert_same, overlaps, patterned, raw

@@ -13,7 +13,7 @@ import torch
 import statedict
 from statedict.io.source import BytesSource
 from statedict.pickles.writer import dumps
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.lazy import LazyTensor, Storage
 
 from .test_torch_zip import rezip
 

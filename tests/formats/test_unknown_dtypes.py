@@ -16,10 +16,10 @@ import torch.distributed.checkpoint as dcp
 import statedict
 from statedict.dtypes import BY_NAME, labelled
 from statedict.io.source import BytesSource
-from statedict.labelled import Labelled
 from statedict.pickles.writer import dumps
-from statedict.tensor import LazyTensor, Storage
-from statedict.tree import StateDict
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.tree.state_dict import StateDict
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

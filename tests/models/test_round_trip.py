@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import statedict
-from statedict.tensor import as_lazy
+from statedict.tensor.lazy import as_lazy
 
 from ..same import assert_same
 from . import of_timm, of_torch, of_transformers

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import statedict
-from statedict.assemble import assembled
-from statedict.ops import alter
-from statedict.tensor import as_lazy
+from statedict.ops.alter import verbs as alter
+from statedict.tensor.assembled import assembled
+from statedict.tensor.lazy import as_lazy
 
 from ..same import assert_same
 

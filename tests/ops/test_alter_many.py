@@ -12,8 +12,8 @@ import torch
 
 import statedict
 from statedict.errors import AlterError
-from statedict.ops import alter
-from statedict.tree import StateDict
+from statedict.ops.alter import verbs as alter
+from statedict.tree.state_dict import StateDict
 
 from ..same import assert_same
 

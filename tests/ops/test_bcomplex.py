@@ -10,7 +10,7 @@ import pytest
 
 import statedict
 from statedict.dtypes import BY_NAME
-from statedict.ops import alter
+from statedict.ops.alter import verbs as alter
 
 NUMBERS = numpy.array([1.5 - 2j, 0, 3, -0.25j])
 

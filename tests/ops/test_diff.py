@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import statedict
 from statedict.errors import AlterError
 from statedict.io.source import ComputedSource
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.lazy import LazyTensor, Storage
 
 KEYS = ("weight", "bias")
 

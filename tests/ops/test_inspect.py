@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import statedict
-from statedict.ops.inspect import Total, is_model, state_dicts
-from statedict.ops.outline import is_optimizer
-from statedict.tensor import as_lazy
+from statedict.ops.inspect import is_model, state_dicts
+from statedict.reports.summary import Total
+from statedict.tensor.lazy import as_lazy
+from statedict.tree.optimizer import is_optimizer
 from statedict.values import Opaque
 
 

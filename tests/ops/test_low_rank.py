@@ -18,13 +18,14 @@ from numpy.testing import assert_allclose
 
 import statedict
 from statedict.io.progress import Meter
-from statedict.ops import change as changes
-from statedict.ops import spectrum as spectra
-from statedict.ops.change import Change
-from statedict.ops.low_rank import LowRank, judged
-from statedict.ops.low_rank_text import summary
-from statedict.ops.spectrum import spectrum
-from statedict.tensor import as_lazy
+from statedict.ops.diff import change as changes
+from statedict.ops.diff import spectrum as spectra
+from statedict.ops.diff.change import Change
+from statedict.ops.diff.rank import judged
+from statedict.ops.diff.spectrum import spectrum
+from statedict.render.low_rank_text import summary
+from statedict.reports.diff import LowRank
+from statedict.tensor.lazy import as_lazy
 
 Array = Any
 WEIGHT = 0.02

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from statedict.dtypes import BY_NAME, DType
 from statedict.io.source import BytesSource
-from statedict.ops.compare import compare
-from statedict.ops.measure import Measures, Rule, Tally
-from statedict.tensor import LazyTensor, Storage
+from statedict.ops.diff.compare import compare
+from statedict.ops.diff.measure import Rule, Tally
+from statedict.reports.diff import Measures
+from statedict.tensor.lazy import LazyTensor, Storage
 
 KINDS = [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "bits"]
 
@@ -212,6 +213,6 @@ def test_nothing_infinite_reaches_json() -> None:
 
 
 def _lazy(array: numpy.ndarray) -> LazyTensor:
-    from statedict.tensor import as_lazy
+    from statedict.tensor.lazy import as_lazy
 
     return as_lazy(array)

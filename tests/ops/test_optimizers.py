@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import statedict
-from statedict.ops.links import parameter_size
 from statedict.ops.optimizers import optimizers
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
+from statedict.tree.optimizer import parameter_size
 
 
 def trained(**options: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import statedict
-from statedict.ops import alter
-from statedict.ops.recipe import VERBS, apply, describe, parsed_index, read_plan
+from statedict.ops.alter import verbs as alter
+from statedict.ops.alter.steps import VERBS, apply, describe, parsed_index, read_plan
 
 
 def state() -> statedict.StateDict:

@@ -30,8 +30,8 @@ from hypothesis import strategies as st
 
 import statedict
 from statedict.io.source import BytesSource
-from statedict.ops.containers import Budget, Part
-from statedict.ops.scanner import Scan
+from statedict.scanner.containers import Budget, Part
+from statedict.scanner.scan import Scan
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "checkpoint.pth"
 

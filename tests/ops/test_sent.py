@@ -16,8 +16,8 @@ import torch.distributed.checkpoint as dcp
 import statedict
 from statedict.io.source import BytesSource, ComputedSource, FileSource, Slice
 from statedict.io.zip import Inflated, Record, read_directory
-from statedict.ops import alter
-from statedict.tree import StateDict
+from statedict.ops.alter import verbs as alter
+from statedict.tree.state_dict import StateDict
 
 STEPS: dict[str, Any] = {
     "nothing": lambda state: state,

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 import statedict
 from statedict.dtypes import BY_NAME
-from statedict.ops import alter, measuring
-from statedict.ops.figures import Figures, combined
+from statedict.ops.alter import verbs as alter
+from statedict.ops.stats import figures as measuring
+from statedict.reports.figures import Figures, combined
 
 HALVES = {"complex32": "f2", "bcomplex32": BY_NAME["bfloat16"].numpy, "complex64": "f4", "complex128": "f8"}
 KINDS = [kind for kind in BY_NAME.values() if measuring.computable(kind)]
@@ -159,7 +160,7 @@ def test_parts_combine_to_the_whole(content: tuple[statedict.DType, bytes], cuts
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_dtype_over_many_blocks(kind: statedict.DType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statedict.ops.stats._JOB", 1 << 20)
+    monkeypatch.setattr("statedict.ops.stats.survey._JOB", 1 << 20)
     monkeypatch.setattr(measuring, "_PART", 10_000)
     monkeypatch.setattr(measuring, "_COMPLEX", 10_000)
     random = numpy.random.default_rng(1)

@@ -62,7 +62,7 @@ def test_a_flag_is_raised_for_what_is_odd_alone(kind: str, odd: Any, fine: Any) 
 
 
 def test_dead_rows_are_counted_across_blocks_and_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statedict.ops.stats._JOB", 1 << 20)
+    monkeypatch.setattr("statedict.ops.stats.survey._JOB", 1 << 20)
     for shape in ((40, 100_003), (700, 5_001), (3, 1_500_000), (400_000, 7)):
         array = weights(*shape)
         rows = sorted({0, 1, shape[0] // 2, shape[0] - 1})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import statedict
-from statedict.ops.textconv import lines
+from statedict.render.textconv import lines
 from statedict.values import Opaque
 
 

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 import statedict
-from statedict.checks import Problem
-from statedict.ops.verify import VerifyReport
+from statedict.reports.verify import VerifyReport
+from statedict.tensor.checks import Problem
 
 from .test_verify import FLAT, changed, written
 

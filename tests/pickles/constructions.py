@@ -20,7 +20,7 @@ from statedict.pickles.budget import FACTOR, MEMO
 from statedict.pickles.constructors import TypedStorage
 from statedict.pickles.machine import Global, _Machine
 from statedict.pickles.tables import DATA
-from statedict.tensor import Storage
+from statedict.tensor.lazy import Storage
 
 SIZE = 80_000  # bytes of each program
 

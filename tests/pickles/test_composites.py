@@ -17,7 +17,7 @@ from statedict.io.source import BytesSource
 from statedict.pickles.constructors import TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.values import Opaque
 
 from ..same import assert_same

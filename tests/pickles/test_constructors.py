@@ -19,7 +19,7 @@ from statedict.io.source import BytesSource
 from statedict.pickles.constructors import TypedStorage, tensor
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.values import Opaque
 
 FLOATS = Storage(BytesSource(np.arange(16, dtype="f4").tobytes()), 0, 64)

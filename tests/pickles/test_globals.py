@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statedict.errors import CorruptFileError
-from statedict.pickles.alarms import DANGEROUS, DATA, OPAQUE, grade
-from statedict.pickles.globals import ALTERED, COMPUTED, EXTENSION, MAX_DISTINCT, MORE, OBJECTS, Named, Walk, walk
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA as ALLOWED
+from statedict.scanner.globals import ALTERED, COMPUTED, EXTENSION, MAX_DISTINCT, MORE, OBJECTS, Named, Walk, walk
+from statedict.scanner.verdicts import DANGEROUS, DATA, OPAQUE, grade
 
 
 def over(data: bytes, **options: Any) -> Walk:
@@ -420,7 +420,7 @@ def test_a_walk_that_ends_behind_any_opcode_of_a_pickle_says_that_it_ends_early(
 def test_a_walk_imports_nothing() -> None:
     program = (
         "import sys\n"
-        "from statedict.pickles.globals import walk\n"
+        "from statedict.scanner.globals import walk\n"
         "before = set(sys.modules)\n"
         "data = b'cantigravity\\nfly\\n)Rcthis\\ns\\n0.'\n"
         "assert len(walk(lambda at, length: data[at : at + length]).globals) == 2\n"

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tree import StateDict
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
 PROTOCOLS = range(6)

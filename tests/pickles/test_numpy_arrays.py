@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays_of
 from statedict.errors import CorruptFileError, StateDictError
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 from statedict.values import Opaque
 
 # what pickles of arrays name since numpy 1.17; its module has another name since 2.0

@@ -13,9 +13,9 @@ import pytest
 
 import statedict
 from statedict.errors import CorruptFileError, TruncatedError
-from statedict.pickles.globals import Walk, walk
 from statedict.pickles.machine import load
 from statedict.pickles.opcodes import COUNTED, OPCODES, TO_MARK
+from statedict.scanner.globals import Walk, walk
 
 _FIXED = {"uint1": 1, "uint2": 2, "uint4": 4, "uint8": 8, "int4": 4, "float8": 8}
 _COUNTED = {

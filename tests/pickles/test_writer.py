@@ -21,8 +21,8 @@ from statedict.io.source import BytesSource
 from statedict.pickles.constructors import DATA, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.writer import dumps
-from statedict.tensor import LazyTensor, Storage
-from statedict.tree import StateDict
+from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.tree.state_dict import StateDict
 from statedict.values import Device, Opaque, Size
 
 from ..same import in_torch

@@ -19,10 +19,10 @@ import torch
 
 import statedict
 from statedict import LazyTensor, Opaque
-from statedict.arrays import contiguous_strides
 from statedict.cli import main
-from statedict.tensor import as_lazy
-from statedict.tree import StateDict, like
+from statedict.tensor.arrays import contiguous_strides
+from statedict.tensor.lazy import as_lazy
+from statedict.tree.state_dict import StateDict, like
 
 from ..same import assert_same, overlaps, raw
 from .fetch import members, wheels

@@ -17,7 +17,8 @@ from faults.proxy import Proxy
 import statedict
 from statedict import CheckpointManager, FileError, MissingFileError, RunError
 from statedict.io.remote import at
-from statedict.runs import lease, retry
+from statedict.runs import background as retry
+from statedict.runs import lease
 
 from ..same import assert_same
 

@@ -19,8 +19,8 @@ import statedict
 from statedict import CheckpointManager
 from statedict.errors import RunError
 from statedict.runs import bisect
-from statedict.runs.bisection import filled
-from statedict.runs.listing import Checkpoint
+from statedict.runs.look.bisection import filled
+from statedict.runs.look.listing import Checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from statedict.errors import CorruptFileError, FormatError, StateDictError
 from statedict.runs import about, blame, pin, prune, verify_run
 from statedict.runs.directory import _marker
 from statedict.runs.lease import parsed
-from statedict.runs.listing import listing
+from statedict.runs.look.listing import listing
 
 At = Callable[[int], dict[str, Any]]
 

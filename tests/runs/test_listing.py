@@ -16,8 +16,8 @@ import torch
 import statedict
 from statedict import CheckpointManager
 from statedict.errors import FileError, MissingFileError, RunError, UnsupportedError
-from statedict.runs.foreign import metrics_of, step_of
-from statedict.runs.listing import find, listing
+from statedict.runs.look.foreign import metrics_of, step_of
+from statedict.runs.look.listing import find, listing
 
 OTHERS = Path(__file__).with_name("others.py")
 

@@ -13,7 +13,7 @@ import pytest
 
 from statedict import CheckpointManager, FileError, RunError, UnsupportedError
 from statedict.runs import about
-from statedict.runs.sound import verify_run
+from statedict.runs.look.listing import verify_run
 
 HALF = "caf\udce9"  # as Python reads a file name that is no UTF-8
 

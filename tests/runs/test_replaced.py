@@ -15,7 +15,7 @@ import pytest
 from statedict import CheckpointManager, FileError, FormatError, RunError
 from statedict.runs import about, pin
 from statedict.runs.directory import Directory
-from statedict.runs.listing import listing
+from statedict.runs.look.listing import listing
 
 At = Callable[[int], dict[str, Any]]
 

@@ -20,7 +20,7 @@ from statedict.errors import CorruptFileError, FileError
 from statedict.io import atomic
 from statedict.runs import pin, prune
 from statedict.runs.directory import Directory
-from statedict.runs.listing import find, listing
+from statedict.runs.look.listing import find, listing
 from statedict.runs.manifest import Manifest
 
 

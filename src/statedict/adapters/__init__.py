@@ -15,12 +15,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from statedict.arrays import is_numpy
 from statedict.dtypes import dtype
 from statedict.errors import TreeError, UnsupportedError
-from statedict.paths import MAX_DEPTH
-from statedict.tensor import is_array
-from statedict.tree import StateDict
+from statedict.tensor.arrays import is_numpy
+from statedict.tensor.lazy import is_array
+from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import MAX_DEPTH
 from statedict.values import KINDS, PLAIN, Device, Opaque, Size
 
 TYPE_CHECKING = False

@@ -9,15 +9,15 @@ from typing import Any
 from statedict.adapters import Capture, join, leaf, objects, too_deep
 from statedict.adapters.locate import fits, locate
 from statedict.adapters.plan import Options, Plan
-from statedict.adapters.report import RestoreReport, remedy
-from statedict.arrays import is_numpy, is_torch
 from statedict.collector import Paused
 from statedict.errors import RestoreError, UnsupportedError
-from statedict.paths import MAX_DEPTH, walk
-from statedict.segments import copied as tensors_copied
-from statedict.segments import numpy_arrays, torch_tensors
-from statedict.tensor import LazyTensor, as_lazy, is_array
-from statedict.tree import StateDict, transform
+from statedict.reports.restore import RestoreReport, remedy
+from statedict.tensor.arrays import is_numpy, is_torch
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tensor.segments import copied as tensors_copied
+from statedict.tensor.segments import numpy_arrays, torch_tensors
+from statedict.tree.state_dict import StateDict, transform
+from statedict.tree.walk import MAX_DEPTH, walk
 
 
 def collect(tree: Any) -> Any:

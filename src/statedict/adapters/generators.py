@@ -19,7 +19,7 @@ from statedict.adapters import Capture, join, leaf, realized
 from statedict.adapters.plan import Plan
 from statedict.dtypes import dtype
 from statedict.errors import RestoreError
-from statedict.tensor import as_lazy, is_array
+from statedict.tensor.lazy import as_lazy, is_array
 
 STAGE = 0
 

@@ -4,10 +4,10 @@
     @statedict.renamed_in(1, {"layers.{n}.*": "blocks.{n}.*"})
     class Encoder(torch.nn.Module): ...
 
-The rules are those of statedict/rename.py, for names below the module, wherever it stands in a model. What a module's
-`state_dict()` gives carries the version, beside PyTorch's own version of the module, as `renamed_in` in its metadata.
-A state without it is from before version 1. A state without any metadata, such as a flat file of others, is read as
-the version from which most names fit.
+The rules are those of statedict/tree/rename.py, for names below the module, wherever it stands in a model. What a
+module's `state_dict()` gives carries the version, beside PyTorch's own version of the module, as `renamed_in` in its
+metadata. A state without it is from before version 1. A state without any metadata, such as a flat file of others, is
+read as the version from which most names fit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from statedict.adapters.names import plain, unwrapped
 from statedict.errors import RenameError
-from statedict.rename import Rules, modules
+from statedict.tree.rename import Rules, modules
 
 _RULES = "_statedict_renamed_in"
 _VERSION = "renamed_in"

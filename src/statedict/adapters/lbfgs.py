@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from statedict.tensor import as_lazy, is_array
-from statedict.tree import StateDict
+from statedict.tensor.lazy import as_lazy, is_array
+from statedict.tree.state_dict import StateDict
 
 
 def accepts(optimizer: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from statedict.adapters import join
 from statedict.adapters.plan import Options, Plan
-from statedict.adapters.report import RESTORED
+from statedict.reports.restore import RESTORED
 
 _DEEP = 3
 

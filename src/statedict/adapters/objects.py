@@ -10,11 +10,11 @@ from statedict.adapters import Capture, join, leaf, realized
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.adapters.shards import piece
-from statedict.arrays import is_numpy, is_torch
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
-from statedict.tensor import LazyTensor, as_lazy, is_array
-from statedict.tree import StateDict, like
+from statedict.tensor.arrays import is_numpy, is_torch
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tree.state_dict import StateDict, like
 
 STAGE = 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from statedict.adapters import join
 from statedict.adapters.plan import Plan
-from statedict.tensor import is_array
+from statedict.tensor.lazy import is_array
 
 _WHOSE = ("params", "param_names")
 _ADDED = frozenset((

@@ -14,9 +14,9 @@ from typing import Any
 from statedict.adapters import join
 from statedict.adapters.names import plain
 from statedict.adapters.plan import Plan
-from statedict.param_names import Shape, inferred
-from statedict.paths import matches
-from statedict.tensor import is_array
+from statedict.tensor.lazy import is_array
+from statedict.tree.optimizer import Shape, inferred
+from statedict.tree.walk import matches
 
 Key = tuple[int, Any]
 """A saved parameter: the number of its group, and what identifies it there."""

@@ -11,15 +11,15 @@ from typing import Any
 
 from statedict.adapters import find, is_special_plain, join, leaf, realized, suggest
 from statedict.adapters.names import Reading, align, plain
-from statedict.adapters.report import Entry
 from statedict.adapters.shapes import POLICIES, Fit, Shape
-from statedict.arrays import boxes_text
 from statedict.errors import RestoreError
-from statedict.labelled import Labelled
-from statedict.paths import matches
-from statedict.rename import Rules, modules
-from statedict.tensor import LazyTensor, is_array
-from statedict.tree import StateDict, like
+from statedict.reports.restore import Entry
+from statedict.tensor.arrays import boxes_text
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tree.rename import Rules, modules
+from statedict.tree.state_dict import StateDict, like
+from statedict.tree.walk import matches
 
 _LEFT = ("missing", "fresh", "unexpected")
 

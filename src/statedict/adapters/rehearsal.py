@@ -17,7 +17,7 @@ from types import MethodType
 from typing import Any
 
 from statedict import torch_private
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 
 _MISMATCH = re.compile(r"size mismatch for (\S+?):")
 

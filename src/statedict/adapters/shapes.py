@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 
 Shape = tuple[int, ...]
 POLICIES = ("error", "skip", "slice", "pad", "overlap", "reshape")

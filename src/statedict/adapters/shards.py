@@ -10,10 +10,10 @@ from math import prod
 from typing import Any
 
 from statedict.adapters import join
-from statedict.arrays import is_torch, part_of
-from statedict.assemble import assembled
 from statedict.errors import UnsupportedError
-from statedict.tensor import LazyTensor, is_array
+from statedict.tensor.arrays import is_torch, part_of
+from statedict.tensor.assembled import assembled
+from statedict.tensor.lazy import LazyTensor, is_array
 
 
 def refuse_parts(module: Any, own: Any, path: str) -> None:

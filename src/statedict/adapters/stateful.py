@@ -9,7 +9,7 @@ from typing import Any
 
 from statedict.adapters import Capture, join
 from statedict.adapters.plan import Plan
-from statedict.tree import StateDict, like
+from statedict.tree.state_dict import StateDict, like
 
 STAGE = 0
 

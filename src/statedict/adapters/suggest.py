@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from statedict.rename import Rules
+from statedict.tree.rename import Rules
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _LETTERS = "nmkpqr"

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from statedict.io.blocks import summed
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 
 
 class Ties:
     """The ties of live tensors, held against those of a state.
 
-    >>> from statedict.tensor import as_lazy
+    >>> from statedict.tensor.lazy import as_lazy
     >>> import torch
     >>> weight = torch.ones(2)
     >>> found = Ties({"embed": weight, "head": weight}, ["embed"])

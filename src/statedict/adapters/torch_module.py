@@ -20,12 +20,12 @@ from statedict.adapters.shards import piece, refuse_parts
 from statedict.adapters.ties import Ties, same_bytes
 from statedict.adapters.torch_reading import Reader, is_lazy, read
 from statedict.adapters.torch_transfer import transfer
-from statedict.arrays import part_of
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
-from statedict.paths import matches
-from statedict.tensor import LazyTensor, is_array
-from statedict.tree import StateDict, like
+from statedict.tensor.arrays import part_of
+from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tree.state_dict import StateDict, like
+from statedict.tree.walk import matches
 
 STAGE = 0
 _RUNNING = re.compile(r"\brunning_(mean|var)$")

@@ -20,9 +20,9 @@ from statedict.adapters.param_match import ELEMENTWISE, Match, is_global, live_n
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.adapters.shards import refuse_states_of_parts
-from statedict.arrays import part_of
-from statedict.tensor import as_lazy, is_array
-from statedict.tree import StateDict
+from statedict.tensor.arrays import part_of
+from statedict.tensor.lazy import as_lazy, is_array
+from statedict.tree.state_dict import StateDict
 
 STAGE = 1
 _BEGIN = {"step_size": "lr", "sum": "initial_accumulator_value"}

@@ -13,7 +13,7 @@ from statedict.adapters.names import Reading, unwrapped
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import rehearse, special
 from statedict.errors import UnsupportedError
-from statedict.tensor import LazyTensor, as_lazy, is_array
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 
 
 @dataclass(slots=True)

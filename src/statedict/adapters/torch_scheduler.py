@@ -7,7 +7,7 @@ from typing import Any
 
 from statedict.adapters import join, stateful
 from statedict.adapters.plan import Plan
-from statedict.tensor import is_array
+from statedict.tensor.lazy import is_array
 
 STAGE = 2
 capture = stateful.capture

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from statedict.arrays import touched, writable_memory
 from statedict.io.pipeline import fill
 from statedict.io.source import AddressSource, address_view
-from statedict.segments import copied
-from statedict.tensor import LazyTensor
+from statedict.tensor.arrays import touched, writable_memory
+from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.segments import copied
 
 BLOCK = 32 << 20
 

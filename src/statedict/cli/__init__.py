@@ -16,6 +16,7 @@ import click
 
 from statedict import __version__
 from statedict.errors import StateDictError
+from statedict.render.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,8 +96,3 @@ def echo_lines(lines: Iterable[str]) -> None:
 
 def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
-
-
-def printable(text: str) -> str:
-    """Text from a file, with what could steer a terminal escaped."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
-from statedict.api import load, restore
-from statedict.cli import echo_lines, printable
+from statedict.api.files import load
+from statedict.api.live import restore
+from statedict.cli import echo_lines
+from statedict.render.text import printable
 
 
 class _Pairs(click.ParamType[tuple[str, str]]):

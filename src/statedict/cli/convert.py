@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from statedict.api import convert
-from statedict.cli import printable
+from statedict.api.files import convert
 from statedict.cli.progress import progress
 from statedict.formats import WRITABLE
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
+from statedict.render.text import printable
 from statedict.values import human_bytes
 
 

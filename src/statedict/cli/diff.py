@@ -7,14 +7,15 @@ import os
 
 import click
 
-from statedict.cli import echo_lines, printable
+from statedict.api.look import diff
+from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
-from statedict.reports import diff
+from statedict.render.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from statedict.ops.diff import Diff
+    from statedict.reports.diff import Diff
 
 
 @click.command()
@@ -79,7 +80,7 @@ def command(
     if as_json:
         click.echo(json.dumps(report.to_json(), allow_nan=False))
     else:
-        from statedict.ops.diff_text import LIMIT, lines
+        from statedict.render.diff_text import LIMIT, lines
 
         echo_lines(lines(report, None if everything else LIMIT))
     return 0 if git else int(not report.same)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from statedict.api import edit
+from statedict.api.files import edit
 from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.errors import AlterError, file_error
@@ -167,7 +167,7 @@ def _merged(option: str, old: Any, new: Any) -> Any:
 
 def _planned(path: str) -> list[Mapping[str, Any]]:
     """The steps of a plan file."""
-    from statedict.ops.recipe import read_plan
+    from statedict.ops.alter.steps import read_plan
 
     try:
         with open(path, encoding="utf-8") as file:

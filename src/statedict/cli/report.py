@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from statedict.cli import printable
 from statedict.cli.progress import progress
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
+from statedict.render.text import printable
 from statedict.values import human_bytes
 
 

@@ -8,10 +8,11 @@ from itertools import groupby
 
 import click
 
-from statedict.cli import printable
+from statedict.api.look import scan
 from statedict.errors import StateDictError
 from statedict.io.urls import shown
-from statedict.ops.scan import Finding, ScanReport, scan
+from statedict.render.text import printable
+from statedict.reports.scan import Finding, ScanReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import json
 
 import click
 
-from statedict.api import load
-from statedict.cli import printable
+from statedict.api.files import load
 from statedict.errors import PathError, StateDictError
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
-from statedict.tree import StateDict
+from statedict.render.text import printable
+from statedict.tree.state_dict import StateDict
 from statedict.values import human_bytes
 
 
@@ -44,17 +44,17 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
         above, _, key = (at or "").rpartition(".")
         found = StateDict({key: found})
     if recipe:
-        from statedict.cli.recipe import recipe_lines
+        from statedict.render.recipe_text import recipe_lines
 
         click.echo("\n".join(recipe_lines(found)))
         return
-    from statedict.ops.inspect import inspect
+    from statedict.api.look import inspect
 
     summary = inspect(found, above if key else at or "")
     if as_json:
         click.echo(json.dumps({"file": shown(file), "size": size_of(named(file)), **summary.to_json()}))
         return
-    from statedict.cli.render import count_tensors, summary_lines
+    from statedict.render.tree_text import count_tensors, summary_lines
 
     total = summary.total
     size = human_bytes(size_of(named(file)))
@@ -67,7 +67,7 @@ def _lines(file: str) -> list[str]:
     """What git compares: of a file that is no checkpoint what it is, for git would give up on all files."""
     from statedict.formats import places
     from statedict.io.blocks import summed
-    from statedict.ops.textconv import lines
+    from statedict.render.textconv import lines
 
     source = places.opened(named(file))
     try:

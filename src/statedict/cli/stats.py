@@ -8,12 +8,13 @@ import json
 
 import click
 
-from statedict.cli import echo_lines, printable
+from statedict.api.look import stats
+from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.io.urls import shown
-from statedict.ops.stats import StatsReport
-from statedict.ops.stats_text import lines
-from statedict.reports import stats
+from statedict.render.stats_text import lines
+from statedict.render.text import printable
+from statedict.reports.stats import StatsReport
 
 
 @click.command()

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from statedict.cli import echo_lines, printable
+from statedict.api.look import verify
+from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
 from statedict.io.urls import shown
-from statedict.reports import verify
+from statedict.render.text import printable
 
 
 @click.command()

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any, Protocol
 
-    from statedict.checks import Found
     from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
+    from statedict.tensor.checks import Found
 
     class Format(Protocol):
         """What a format's module offers."""
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
             `most` is how many bytes a file may have. Absent where no row has it as its `folder`.
             """
 
-        # a module may also have `rewrite`, see the function of that name here
+        # the module in `Row.in_place` has `rewrite`, see the function of that name here
 
 
 _HEAD = 512
@@ -52,9 +52,10 @@ class Row:
 
     `parts` says that it holds other checkpoints; these are not looked for in one that is such a part itself. `folder`
     is the format that writes it as a folder: itself if it is nothing but a folder, another one for its shards.
+    `in_place` is the module whose `rewrite` edits such a file in place.
     """
 
-    __slots__ = ("folder", "magic", "module", "parts", "suffixes")
+    __slots__ = ("folder", "in_place", "magic", "module", "parts", "suffixes")
 
     def __init__(
         self,
@@ -63,8 +64,10 @@ class Row:
         magic: Callable[[bytes], bool],
         parts: bool = False,
         folder: str = "",
+        in_place: str = "",
     ) -> None:
         self.module, self.suffixes, self.magic, self.parts, self.folder = module, suffixes, magic, parts, folder
+        self.in_place = in_place
 
     def load(self) -> Format:
         """The module."""
@@ -79,20 +82,22 @@ _LEGACY_1 = b"L119547037146038801333356L\n."  # as protocol 1 does
 
 FORMATS: dict[str, Row] = {
     "torch": Row(
-        "statedict.formats.torch_zip",
+        "statedict.formats.torch.archive",
         (".pth", ".pt", ".bin", ".ckpt"),
         lambda head: head[:4] == b"PK\3\4" or (b"/data.pkl" in head[30:80] and _nearly(head[:4], b"PK\3\4")),
+        in_place="statedict.formats.torch.in_place",
     ),
     "safetensors": Row(
         "statedict.formats.safetensors",
         (".safetensors",),
         lambda head: (head[8:9] == b"{" and head[5:8] == b"\0\0\0") or _nearly(head[8:], b'{"__metadata__":{'),
         folder="sharded",
+        in_place="statedict.formats.safetensors",
     ),
     "zip": Row("statedict.formats.zip_members", (), lambda head: head[:4] == b"PK\5\6", parts=True),
-    "torch-export": Row("statedict.formats.torch_export", (), lambda head: False, parts=True),  # a kind of zip
+    "torch-export": Row("statedict.formats.torch.export", (), lambda head: False, parts=True),  # a kind of zip
     "torch-legacy": Row(
-        "statedict.formats.torch_legacy",
+        "statedict.formats.torch.legacy",
         (),
         lambda head: (
             (_is_pickle(head) and _LEGACY in head[:32]) or head.startswith(_LEGACY_1) or head[257:262] == b"ustar"
@@ -144,7 +149,7 @@ def _refuse_two(source: ByteSource, head: bytes, name: str) -> None:
         elif _is_pickle(head):
             other = "a pickle"
     elif _is_pickle(head) and name in ("torch", "safetensors", "sharded"):
-        from statedict.pickles.globals import walk
+        from statedict.scanner.globals import walk
 
         def read(offset: int, length: int) -> bytes:
             return bytes(source.read(offset, max(0, min(length, source.size - offset))))
@@ -278,10 +283,14 @@ def rewrite(tree: Any, source: ByteSource, before: Any, name: str | None = None)
     Returns:
         An offset and bytes; None where the file has to be written anew.
     """
+    import importlib
+
     kind = detect(source)
-    altered: Callable[[Any, ByteSource, Any], tuple[int, bytes] | None] | None
-    altered = getattr(by_name(kind), "rewrite", None)
-    return altered(tree, source, before) if altered and name in (None, kind) else None
+    if not FORMATS[kind].in_place or name not in (None, kind):
+        return None
+    found: tuple[int, bytes] | None
+    found = importlib.import_module(FORMATS[kind].in_place).rewrite(tree, source, before)
+    return found
 
 
 def folder_writer(name: str, sharded: bool) -> Format | None:

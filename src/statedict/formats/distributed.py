@@ -17,8 +17,6 @@ from collections import Counter
 from itertools import pairwise
 
 from statedict import formats
-from statedict.arrays import boxes_text
-from statedict.dtypes import DType
 from statedict.errors import (
     CorruptFileError,
     FileError,
@@ -29,27 +27,25 @@ from statedict.errors import (
 )
 from statedict.formats import places as folders
 from statedict.formats.distributed_tensors import REMEDY, Tensors, fields
+from statedict.formats.distributed_writing import OURS, key_text
 from statedict.io.source import Slice
-from statedict.paths import MAX_DEPTH
 from statedict.pickles.budget import RECORDS, Together
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor import LazyTensor
-from statedict.tree import StateDict
+from statedict.tensor.arrays import boxes_text
+from statedict.tensor.lazy import LazyTensor
+from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import MAX_DEPTH
 from statedict.values import Size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
     from typing import Any
 
-    from statedict.checks import Found
-    from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
-
-OURS = "statedict"
-"""An attribute of the index that PyTorch has none of: what the names do not say of the tree."""
+    from statedict.tensor.checks import Found
 
 
 def read(source: ByteSource) -> StateDict:
@@ -144,21 +140,6 @@ def _as_number(key: Any, numbers: set[int]) -> Any:
     return int(key) if short and int(key) in numbers and str(int(key)) == key else key
 
 
-def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
-    """What to write into a folder: name of each file → what writes it, the index last.
-
-    Args:
-        tree: of LazyTensors and plain values.
-        most: bytes in a file; one thing that is larger has a file of its own. All in one by default.
-
-    Raises:
-        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse, or two entries with one name.
-    """
-    from statedict.formats.distributed_writing import planned
-
-    return planned(tree, most)
-
-
 def _metadata(index: ByteSource) -> dict[str, Any]:
     return fields(load(index.read(0, index.size), DATA, None, index.name, factor=RECORDS)[0])
 
@@ -185,7 +166,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     """Every chunk, each a file in itself, and whether they make up the files of the ranks and the tensors."""
     from dataclasses import replace
 
-    from statedict.checks import Check, Problem, refusal, within
+    from statedict.tensor.checks import Check, Problem, refusal, within
 
     folder, sound, absent = folders.beside(source), True, 0
     metadata = _metadata(source)
@@ -302,8 +283,3 @@ def _arranged(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
     if isinstance(metadata, dict):
         tree.metadata = {str(key): text for key, text in metadata.items() if type(text) is str}
     return tree
-
-
-def key_text(key: Any) -> str:
-    """A key as PyTorch's planner puts it into a name."""
-    return f"torch.{key}" if isinstance(key, DType) else str(key)

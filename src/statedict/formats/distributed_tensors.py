@@ -11,13 +11,13 @@ from itertools import pairwise, product
 from math import prod
 
 from statedict import formats
-from statedict.arrays import box_text, boxes_text, find_shape_fault
-from statedict.assemble import assembled
 from statedict.dtypes import DType, is_torch_dtype, labelled
 from statedict.errors import CorruptFileError, LimitError
-from statedict.labelled import Labelled
 from statedict.pickles.machine import Global
-from statedict.tensor import EXPANDED, LazyTensor
+from statedict.tensor.arrays import box_text, boxes_text, find_shape_fault
+from statedict.tensor.assembled import assembled
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import EXPANDED, LazyTensor
 from statedict.values import Opaque, Size
 
 TYPE_CHECKING = False
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from statedict.boxes import Box, Shape
     from statedict.io.source import Slice
-    from statedict.tensor import Storage
+    from statedict.tensor.boxes import Box, Shape
+    from statedict.tensor.lazy import Storage
 
     Chunk = tuple[Shape, Shape, Slice]
     """Where it begins, its sizes, and where it is."""

@@ -19,19 +19,19 @@ from collections import Counter
 from functools import partial
 from itertools import islice
 
+from statedict.dtypes import DType
 from statedict.errors import UnsupportedError
-from statedict.formats.distributed import OURS, key_text
-from statedict.formats.packing import RECORDS, Packing
-from statedict.formats.torch_zip import pickled
+from statedict.formats.torch.archive import pickled
+from statedict.formats.torch.packing import RECORDS, Packing
 from statedict.io.pipeline import Part
 from statedict.io.progress import Meter
 from statedict.io.sink import StreamSink, put_bytes
 from statedict.io.source import BytesSource
-from statedict.labelled import Labelled
-from statedict.paths import walk
 from statedict.pickles.writer import dumps
-from statedict.tensor import LazyTensor
-from statedict.tree import StateDict
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import LazyTensor
+from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import walk
 from statedict.values import Opaque, Size
 
 TYPE_CHECKING = False
@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-    from statedict.formats.packing import Stored
+    from statedict.formats.torch.packing import Stored
     from statedict.io.sink import Sink
 
     Keys = tuple[str | int, ...]
+
 
 _GATHER = 4 << 20  # bytes of small chunks that are written together
 _SMALL = 1 << 20
@@ -296,3 +297,25 @@ def _runs(chunks: list[Chunk], together: int) -> Iterator[list[Chunk]]:
         size += chunk.size
     if held:
         yield held
+
+
+OURS = "statedict"
+"""An attribute of the index that PyTorch has none of: what the names do not say of the tree."""
+
+
+def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
+    """What to write into a folder: name of each file → what writes it, the index last.
+
+    Args:
+        tree: of LazyTensors and plain values.
+        most: bytes in a file; one thing that is larger has a file of its own. All in one by default.
+
+    Raises:
+        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse, or two entries with one name.
+    """
+    return planned(tree, most)
+
+
+def key_text(key: Any) -> str:
+    """A key as PyTorch's planner puts it into a name."""
+    return f"torch.{key}" if isinstance(key, DType) else str(key)

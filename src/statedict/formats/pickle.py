@@ -8,7 +8,7 @@ for the arrays lie within it; a tensor's storage does so as what the legacy form
 from __future__ import annotations
 
 from statedict.errors import CorruptFileError
-from statedict.formats import torch_legacy
+from statedict.formats.torch import legacy as torch_legacy
 from statedict.io.source import BytesSource
 from statedict.io.zip import refuse_behind
 from statedict.pickles.constructors import StorageType, TypedStorage
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from statedict.checks import Found
     from statedict.io.source import ByteSource
+    from statedict.tensor.checks import Found
 
 
 _LONGEST = 1 << 10  # of the pickles around a storage
@@ -67,7 +67,7 @@ def _loaded(source: ByteSource) -> tuple[Any, int]:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """The arrays, which lie in the pickle and have no sums."""
-    from statedict.checks import by_storage
+    from statedict.tensor.checks import by_storage
 
     tree, end = _loaded(source)
     yield from by_storage(tree)

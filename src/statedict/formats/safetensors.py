@@ -18,25 +18,25 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
-from statedict.arrays import MAX_DIMS, find_shape_fault
 from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled
 from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
 from statedict.io.in_place import same_file
 from statedict.io.json import parse
 from statedict.io.pipeline import Part
-from statedict.labelled import Labelled
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.arrays import MAX_DIMS, find_shape_fault
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import LazyTensor, Storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from statedict.checks import Found
     from statedict.io.blocks import Sums
     from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
+    from statedict.tensor.checks import Found
 
 _MAX_HEADER = 100_000_000
 _DIGESTS = "statedict.digests"
@@ -57,8 +57,8 @@ def read(source: ByteSource) -> Any:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """The header and every tensor, with their digests where the file has them."""
-    from statedict.checks import Check, Problem, refusal, tensors_of
     from statedict.io.source import BytesSource
+    from statedict.tensor.checks import Check, Problem, refusal, tensors_of
 
     raw, metadata, tensors = _header(source)
     held: dict[int, list[tuple[str, LazyTensor]]] = {}

@@ -25,17 +25,17 @@ from statedict.formats.skeleton import KEY, put_together, taken_apart
 from statedict.io.json import parse, read_document
 from statedict.io.sink import put_bytes
 from statedict.pickles.budget import Together
-from statedict.tree import StateDict
+from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-    from statedict.checks import Found
     from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
-    from statedict.tensor import LazyTensor
+    from statedict.tensor.checks import Found
+    from statedict.tensor.lazy import LazyTensor
 
 
 def read(source: ByteSource) -> Any:
@@ -135,7 +135,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     """Every shard by itself, and whether the index and the shards name the same tensors and sizes."""
     from dataclasses import replace
 
-    from statedict.checks import Check, Problem, refusal, within
+    from statedict.tensor.checks import Check, Problem, refusal, within
 
     files, paths, metadata = _index(source)
     promised: dict[str, set[str]] = {}

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 
-from statedict.arrays import find_shape_fault
 from statedict.dtypes import BY_NAME, MAX_NAME, labelled
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.io.json import parse
-from statedict.labelled import Labelled
-from statedict.paths import encode, free_name, walk
-from statedict.tensor import LazyTensor
-from statedict.tree import StateDict, decode
+from statedict.tensor.arrays import find_shape_fault
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import LazyTensor
+from statedict.tree.state_dict import StateDict, decode
+from statedict.tree.walk import encode, free_name, walk
 from statedict.values import from_json, to_json
 
 TYPE_CHECKING = False

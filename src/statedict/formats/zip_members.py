@@ -11,7 +11,7 @@ from statedict import formats
 from statedict.errors import FormatError, UnknownFormatError
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
-from statedict.tree import StateDict
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
 TYPE_CHECKING = False
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from statedict.checks import Found
     from statedict.io.source import ByteSource
+    from statedict.tensor.checks import Found
 
 _MAX_TEXT = 1 << 20
 _RESERVE, _FACTOR = 8 << 20, 2  # the bytes to which deflated members may unpack, of which a part is per byte
@@ -60,8 +60,8 @@ def read(source: ByteSource) -> StateDict:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """The checks of each member that is a checkpoint, the CRC-32 of all others, and the archive's own structure."""
-    from statedict.checks import within
-    from statedict.formats.archive import check, faults
+    from statedict.formats.torch.faults import check, faults
+    from statedict.tensor.checks import within
 
     records = read_directory(source)
     yield from faults(source, records)

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statedict.adapters.collect import collect, copied
-from statedict.api import load, rooted, save
+from statedict.api.files import load, rooted, save
 from statedict.collector import Paused
 from statedict.errors import FileError, MissingExtraError, MissingFileError, RefusedError, RunError, file_error
 from statedict.integrations.fresh import refuse_over
@@ -49,7 +49,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from statedict.api import Path
+    from statedict.api.files import Path
 
 _PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters", "hparams")
 """Where a checkpoint holds what a module was made with; going on with a run does not take it."""

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from statedict.adapters import join, leaf
+from statedict.api.look import inspect
 from statedict.errors import RefusedError, UnsupportedError
-from statedict.ops.inspect import inspect
-from statedict.tree import StateDict
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
 _GONE: Any = object()

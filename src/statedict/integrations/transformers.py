@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from statedict.api import save
+from statedict.api.files import save
 from statedict.errors import MissingExtraError, RunError, file_error
 from statedict.integrations.fresh import refuse_over
 from statedict.io.urls import is_url
@@ -39,8 +39,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from statedict.api import Path
-    from statedict.tree import StateDict
+    from statedict.api.files import Path
+    from statedict.tree.state_dict import StateDict
 
 _FILES = {"model": "pytorch_model.bin", "optimizer": "optimizer.pt", "scheduler": "scheduler.pt", "scaler": "scaler.pt"}
 """What a checkpoint of ours holds → the file that `Trainer` reads it from, of `torch.save`'s format."""

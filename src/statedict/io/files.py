@@ -8,7 +8,7 @@ from stat import S_ISDIR
 from statedict.errors import MissingFileError, file_error
 from statedict.io import atomic
 from statedict.io.source import FileSource
-from statedict.io.urls import is_url, joined
+from statedict.io.urls import Item, is_url, joined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,21 +19,6 @@ if TYPE_CHECKING:
     from statedict.io.remote import RemoteSource
 
     Write = Callable[[Any], None]
-
-
-class Item:
-    """What a folder says of one of its files or folders; where a server tells less, zeros.
-
-    Attributes:
-        size: bytes of a file.
-        time: when it was changed, in seconds since 1970.
-        folder: whether it is one.
-    """
-
-    __slots__ = ("folder", "size", "time")
-
-    def __init__(self, size: int, time: float, folder: bool) -> None:
-        self.size, self.time, self.folder = size, time, folder
 
 
 def open_source(name: str) -> FileSource | RemoteSource:

@@ -9,8 +9,8 @@ import errno
 from functools import lru_cache
 
 from statedict.errors import FileError, MissingExtraError
-from statedict.io.files import Item
 from statedict.io.remote import missing, read_only
+from statedict.io.urls import Item
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ import time
 from functools import lru_cache
 
 from statedict.errors import FileError, MissingExtraError, UnsupportedError
-from statedict.io.files import Item
 from statedict.io.parallel import FORKED
 from statedict.io.remote import NoRangesError, missing, read_only
-from statedict.io.urls import shown
+from statedict.io.urls import Item, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from statedict.io.blocks import Block
-    from statedict.io.files import Item
+    from statedict.io.urls import Item
 
     Version = dict[str, str]
 

@@ -8,6 +8,14 @@ import re
 
 from statedict.errors import FileError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Write = Callable[[Any], None]
+
+
 SCHEMES = dict.fromkeys(
     ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https"), "statedict.io.object_store"
 ) | {"hf": "statedict.io.hub"}  # scheme → the module that asks its servers
@@ -92,3 +100,18 @@ def folder_of(name: str) -> str:
         name = re.split("[?#]", name, maxsplit=1)[0]
     folder = name.rstrip("/").rpartition("/")[0]
     return folder if is_url(folder) else name
+
+
+class Item:
+    """What a folder says of one of its files or folders; where a server tells less, zeros.
+
+    Attributes:
+        size: bytes of a file.
+        time: when it was changed, in seconds since 1970.
+        folder: whether it is one.
+    """
+
+    __slots__ = ("folder", "size", "time")
+
+    def __init__(self, size: int, time: float, folder: bool) -> None:
+        self.size, self.time, self.folder = size, time, folder

@@ -2,139 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from statedict.arrays import boxes_text
 from statedict.collector import Paused
-from statedict.errors import UnsupportedError
-from statedict.html import Shown
-from statedict.ops.optimizers import Optimizer, marked, optimizers
-from statedict.ops.outline import is_optimizer
-from statedict.paths import free_name, label, nested, walk
-from statedict.tensor import LazyTensor, as_lazy, is_array
-from statedict.values import KINDS, Opaque, human_bytes
+from statedict.ops.optimizers import optimizers
+from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, marked
+from statedict.tensor.arrays import boxes_text
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tree.optimizer import is_optimizer
+from statedict.tree.walk import free_name, label, nested, walk
+from statedict.values import Opaque
 
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _SHORT = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Total:
-    """Sums over some tensors: how many, their elements, their bytes (tied ones counted once)."""
-
-    tensors: int = 0
-    elements: int = 0
-    nbytes: int = 0
-
-    def __add__(self, other: Total) -> Total:
-        return Total(self.tensors + other.tensors, self.elements + other.elements, self.nbytes + other.nbytes)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor.
-
-    Attributes:
-        path: its path in the tree.
-        dtype: PyTorch's name.
-        shape: sizes.
-        elements: their product.
-        nbytes: bytes of the elements.
-        role: `parameter`, `buffer`, `optimizer` or `tensor`, as its place and name show.
-        parameter: for optimizer state the name of its parameter, where the file has names or they can be inferred.
-        inferred: whether that name is inferred from the model's order and shapes.
-        tied: the path of an earlier tensor with the same bytes.
-    """
-
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
-    elements: int
-    nbytes: int
-    role: str
-    parameter: str | None = None
-    inferred: bool = False
-    tied: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One row of the tree.
-
-    Attributes:
-        tensor: what it is, if it is a tensor.
-        value: its text, if it is a plain value.
-        note: what else is to be said, such as the parameter that an optimizer's entry belongs to.
-        children: (key, row) of what is below it; keys with dots are nested by module.
-        total: sums over the subtree.
-    """
-
-    tensor: TensorInfo | None = None
-    value: str | None = None
-    note: str = ""
-    children: tuple[tuple[str, Node], ...] = ()
-    total: Total = Total()
-
-
-@dataclass(frozen=True, slots=True)
-class Summary(Shown):
-    """What `inspect` found.
-
-    Attributes:
-        root: the tree.
-        tensors: every tensor in order.
-        values: path → plain value.
-        dtypes: PyTorch's name → sums.
-        wasted: bytes of storages that no tensor covers (a small view of a large storage).
-        opaque: qualified name → how often, of objects that are no data.
-        optimizers: those in it, with their groups and what deserves a look.
-    """
-
-    root: Node
-    tensors: tuple[TensorInfo, ...]
-    values: dict[str, Any]
-    dtypes: dict[str, Total]
-    wasted: int
-    opaque: dict[str, int] = field(default_factory=dict)
-    optimizers: tuple[Optimizer, ...] = ()
-
-    @property
-    def total(self) -> Total:
-        """Sums over all tensors."""
-        return self.root.total
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
-        from dataclasses import asdict
-
-        from statedict.values import to_json
-
-        def plain(value: Any) -> Any:
-            return repr(value) if isinstance(value, Opaque) or type(value) not in KINDS else to_json(value)
-
-        return {
-            "tensors": [{"name": t.path} | {k: v for k, v in asdict(t).items() if k != "path"} for t in self.tensors],
-            "values": {path: plain(value) for path, value in self.values.items()},
-            "dtypes": {name: asdict(total) for name, total in self.dtypes.items()},
-            "total": asdict(self.total),
-            "wasted": self.wasted,
-            "opaque": self.opaque,
-            "optimizers": [one.to_json() for one in self.optimizers],
-        }
-
-    def __str__(self) -> str:
-        total = self.total
-        count = f"{total.tensors:,} tensor{'s' * (total.tensors != 1)}"
-        return f"{count}, {total.elements:,} elements, {human_bytes(total.nbytes)}"
-
-    def _repr_html_(self) -> str:
-        from statedict.ops.html import summary
-
-        return summary(self)
 
 
 def is_model(node: Any) -> bool:
@@ -158,22 +39,8 @@ def state_dicts(tree: Any) -> Iterator[tuple[str, Any]]:
             pending += [(f"{path}.{key}" if path else str(key), child) for key, child in reversed(node.items())]
 
 
-def inspect(state: Any, path: str = "") -> Summary:
-    """See what is in a state_dict without reading a tensor.
-
-    Args:
-        state: a StateDict or any tree of dicts, lists, arrays and values.
-        path: where the state stands in a larger tree; paths in the summary begin with it.
-
-    >>> import statedict
-    >>> summary = statedict.inspect(statedict.load("examples/checkpoint.pth"))
-    >>> summary.total
-    Total(tensors=20, elements=124012, nbytes=496048)
-    >>> summary.tensors[0].path, summary.tensors[0].role
-    ('model_state.conv1.weight', 'parameter')
-    """
-    if isinstance(state, str | os.PathLike):
-        raise UnsupportedError(f"{os.fspath(state)!r} is a path; inspect what load returns for it")
+def summarize(state: Any, path: str = "") -> Summary:
+    """What is in a tree; see `statedict.inspect`."""
     with Paused():
         walk(state)  # an error beyond its bounds, which hold below too
         dot = path + "." if path else ""

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.links import linked
-from statedict.ops.outline import Layout, is_optimizer
-from statedict.paths import label
-from statedict.tensor import LazyTensor, as_lazy, is_array
+from statedict.ops.alter.outline import Layout
+from statedict.reports.summary import Optimizer
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tree.optimizer import is_optimizer, linked
+from statedict.tree.walk import label
 
 _NAMES = ("params", "param_names")
 _FIRST = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Optimizer:
-    """An optimizer's state in a tree.
-
-    Attributes:
-        path: its path.
-        model: the path of the state that its parameters are in; None where that cannot be told.
-        keys: those of the entries in `state`.
-        names: key of such an entry → the name of its parameter in the model, where that can be told.
-        inferred: whether the names come from the model's order and shapes and not from the file.
-        groups: for each group how many parameters it has, and its hyperparameters.
-        troubles: what deserves a look: `missing state`, `stale state`, `steps` → in words.
-    """
-
-    path: str
-    model: str | None = None
-    keys: tuple[Any, ...] = ()
-    names: dict[Any, str] = field(default_factory=dict)
-    inferred: bool = False
-    groups: tuple[tuple[int, dict[str, Any]], ...] = ()
-    troubles: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it; hyperparameters that JSON has no form for are texts."""
-        return {
-            "path": self.path,
-            "model": self.model,
-            "names": {label(key): name for key, name in self.names.items()},
-            "inferred": self.inferred,
-            "groups": [
-                {"parameters": count} | {label(key): _plain(value) for key, value in group.items()}
-                for count, group in self.groups
-            ],
-            "troubles": list(self.troubles.values()),
-        }
-
-
-def _plain(value: Any) -> Any:
-    if type(value) in (tuple, list):
-        return [_plain(item) for item in value]
-    simple = value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
-    return value if simple else repr(value)
 
 
 def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> list[Optimizer]:
@@ -83,11 +38,6 @@ def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> li
         return []
     found = layout.optimizers | layout.listed
     return [_seen(path.removeprefix("."), state, layout, item) for path, state in found.items()]
-
-
-def marked(name: str | None, inferred: bool) -> str:
-    """The name of a parameter, marked if it is inferred."""
-    return f"{name} (inferred)" if name and inferred else name or ""
 
 
 def owners(found: Iterable[Optimizer], paths: Iterable[str]) -> dict[str, tuple[Optimizer, Any]]:

@@ -22,8 +22,8 @@ from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
 from statedict.pickles.constructors import TypedStorage, as_parameter, check_geometry, check_grad, tensor
 from statedict.pickles.machine import Global
-from statedict.tensor import LazyTensor
-from statedict.tree import StateDict
+from statedict.tensor.lazy import LazyTensor
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 from statedict.values import device as check_device
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
-from statedict.arrays import MAX_DIMS, find_shape_fault
 from statedict.dtypes import BY_NAME, BY_STORAGE, DType, is_torch_dtype, is_torch_storage, labelled
 from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import BytesSource
-from statedict.labelled import Labelled
 from statedict.pickles.budget import DICT
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import Global
-from statedict.tensor import LazyTensor, Storage
-from statedict.tree import StateDict
+from statedict.tensor.arrays import MAX_DIMS, find_shape_fault
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.tree.state_dict import StateDict
 from statedict.values import Device, Opaque, Size, device
 
 TYPE_CHECKING = False
@@ -224,7 +224,7 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
         raise FormatError(f"a {made.dtype} tensor is conjugated or negated when it is read, which takes a known dtype")
     if (conj and made.dtype.kind != "complex") or (neg and made.dtype.name not in _NEGATED):
         raise CorruptFileError(f"a tensor of {made.dtype} that is to be conjugated or negated")
-    from statedict.assemble import mapped
+    from statedict.tensor.assembled import mapped
 
     return mapped(made, made.dtype, partial(_as_bits, conj, neg))
 

@@ -20,7 +20,7 @@ from collections import Counter
 from math import prod
 
 from statedict.errors import CorruptFileError, LimitError
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 from statedict.values import Size
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from statedict.tensor import Storage
+    from statedict.tensor.lazy import Storage
 
 _READS = 8  # times that a storage may be read for its indices, which different views of it can ask for
 _ALLOWANCE = 1 << 20  # bytes beyond that

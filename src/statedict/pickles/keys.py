@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statedict.dtypes import DType
 from statedict.errors import LimitError
-from statedict.tensor import LazyTensor
+from statedict.tensor.lazy import LazyTensor
 from statedict.values import Device, Opaque, Size
 
 TYPE_CHECKING = False

@@ -36,7 +36,7 @@ from statedict.errors import (
 from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget, weigh
 from statedict.pickles.keys import Keys
 from statedict.pickles.opcodes import COUNTED, LINES, OPCODES
-from statedict.tree import StateDict
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
 TYPE_CHECKING = False

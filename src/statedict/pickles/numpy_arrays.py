@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import struct
 
-from statedict.arrays import contiguous_strides, find_shape_fault
 from statedict.dtypes import BY_NAME, DType, labelled
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource, swapped
 from statedict.pickles.machine import Global
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.arrays import contiguous_strides, find_shape_fault
+from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.values import Opaque
 
 TYPE_CHECKING = False

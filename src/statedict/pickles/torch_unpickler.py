@@ -13,14 +13,14 @@ from functools import cache, partial
 import torch
 
 from statedict import torch_private
-from statedict.checks import tensors_of
 from statedict.errors import CorruptFileError, FormatError, LimitError, RefusedError
 from statedict.pickles.composites import attributes
 from statedict.pickles.indices import Indices
 from statedict.pickles.machine import Global
 from statedict.pickles.numpy_arrays import NumpyType
 from statedict.pickles.tables import DATA
-from statedict.tensor import LazyTensor
+from statedict.tensor.checks import tensors_of
+from statedict.tensor.lazy import LazyTensor
 from statedict.values import Opaque
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from statedict.tensor import Storage
+    from statedict.tensor.lazy import Storage
 
 
 def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, map_location: Any = "cpu") -> Any:

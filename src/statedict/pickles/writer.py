@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections import Counter
 from struct import Struct
 
-from statedict.arrays import find_shape_fault
 from statedict.dtypes import DType, is_torch_dtype
 from statedict.errors import CorruptFileError, TreeError, UnsupportedError
-from statedict.labelled import Labelled
-from statedict.paths import MAX_DEPTH
-from statedict.tensor import LazyTensor
+from statedict.tensor.arrays import find_shape_fault
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import LazyTensor
+from statedict.tree.walk import MAX_DEPTH
 from statedict.values import Device, Opaque, Size, device
 
 TYPE_CHECKING = False

@@ -17,24 +17,24 @@
 | `preemption.py` | signals |
 """
 
-from statedict.runs.bisection import Bisection as Bisection
-from statedict.runs.bisection import bisect as bisect
-from statedict.runs.by_hand import pin as pin
-from statedict.runs.by_hand import prune as prune
-from statedict.runs.description import About as About
-from statedict.runs.description import about as about
-from statedict.runs.history import Blame as Blame
-from statedict.runs.history import blame as blame
 from statedict.runs.keep import AnyPolicy as AnyPolicy
 from statedict.runs.keep import BestN as BestN
 from statedict.runs.keep import CustomSteps as CustomSteps
 from statedict.runs.keep import EveryNSeconds as EveryNSeconds
 from statedict.runs.keep import EveryNSteps as EveryNSteps
 from statedict.runs.keep import LatestN as LatestN
-from statedict.runs.listing import Checkpoint as Checkpoint
-from statedict.runs.listing import listing as listing
 from statedict.runs.loader import ResumableLoader as ResumableLoader
+from statedict.runs.look.bisection import Bisection as Bisection
+from statedict.runs.look.bisection import bisect as bisect
+from statedict.runs.look.description import About as About
+from statedict.runs.look.description import about as about
+from statedict.runs.look.history import Blame as Blame
+from statedict.runs.look.history import blame as blame
+from statedict.runs.look.listing import Checkpoint as Checkpoint
+from statedict.runs.look.listing import RunVerified as RunVerified
+from statedict.runs.look.listing import listing as listing
+from statedict.runs.look.listing import verify_run as verify_run
 from statedict.runs.manager import CheckpointManager as CheckpointManager
 from statedict.runs.prune import Pruned as Pruned
-from statedict.runs.sound import RunVerified as RunVerified
-from statedict.runs.sound import verify_run as verify_run
+from statedict.runs.prune import pin as pin
+from statedict.runs.prune import prune as prune

@@ -5,8 +5,10 @@ Each save has a thread; ending.py has the program wait for it at its end, and te
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import time
 import warnings
 from _thread import get_ident, start_new_thread
 from collections.abc import Callable
@@ -16,7 +18,14 @@ from threading import main_thread
 from statedict.errors import RunError
 from statedict.io.tasks import Task
 from statedict.runs import ending
-from statedict.segments import Arena
+from statedict.tensor.segments import Arena
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Result = TypeVar("Result")
+
 
 LOG = logging.getLogger("statedict.runs")
 
@@ -167,3 +176,32 @@ class _Job(Task):
             ending.end(self)
         if here:
             self.result()
+
+
+_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET}
+
+
+_PAUSE = 0.5  # seconds before the first retry; each pause is four times the one before
+
+
+def tried(work: Callable[[], Result], retries: int, what: str) -> Result:
+    """What a function returns; after an error that may pass it is called again.
+
+    Args:
+        work: leaves nothing behind that would keep it from being called again.
+        retries: how often it is called again.
+        what: could not be done, for the log.
+
+    Raises:
+        OSError: the error did not pass, or is of another kind.
+    """
+    pause = _PAUSE
+    while True:
+        try:
+            return work()
+        except OSError as error:
+            if not retries or error.errno not in _TRANSIENT:
+                raise
+            LOG.warning("%s, which is tried again: %s", what, error)
+        time.sleep(pause)
+        retries, pause = retries - 1, pause * 4

@@ -9,10 +9,10 @@ from typing import Any
 from statedict.adapters import join, stateful
 from statedict.adapters.collect import children, module_paths
 from statedict.errors import UnsupportedError
-from statedict.paths import MAX_DEPTH
 from statedict.runs.loader import ResumableLoader
 from statedict.runs.rng import Rng
-from statedict.tensor import is_array
+from statedict.tensor.lazy import is_array
+from statedict.tree.walk import MAX_DEPTH
 from statedict.values import PLAIN
 
 _LOADERS = ("DataLoader", "Dataset", "Sampler")

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from statedict import formats
-from statedict.checks import Check, Problem
+from statedict.api.look import verify
 from statedict.errors import (
     CorruptFileError,
     FileError,
@@ -38,9 +38,9 @@ from statedict.io.json import parse, read_document
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.sink import put_bytes
 from statedict.io.urls import folder_of, is_url, joined, shown
-from statedict.reports import verify
 from statedict.runs import places
 from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded, whole
+from statedict.tensor.checks import Check, Problem
 
 PINS = "pins.json"
 LEVELS = ("full", "quick", "off")

@@ -13,24 +13,24 @@ from threading import RLock, local
 from typing import Any
 
 from statedict.adapters.collect import collect, copied
-from statedict.adapters.report import RestoreReport
-from statedict.api import bare, load, restore, rooted
+from statedict.api.files import bare, load, rooted
+from statedict.api.live import restore
 from statedict.collector import Paused
 from statedict.errors import RunError
 from statedict.io.urls import is_url, named
+from statedict.reports.restore import RestoreReport
 from statedict.runs import ending
 from statedict.runs.arguments import numbers, one_of, whole_step
-from statedict.runs.background import LOG, Background
+from statedict.runs.background import LOG, Background, tried
 from statedict.runs.coverage import covered, put_back
 from statedict.runs.directory import Directory
 from statedict.runs.keep import Policy, Schedule, keeping, saving
 from statedict.runs.lock import Lock
+from statedict.runs.look.reader import Reader
 from statedict.runs.manifest import DATA, Manifest
 from statedict.runs.preemption import USUAL, Preemption
 from statedict.runs.prune import Pruned, plan, remove
-from statedict.runs.reader import Reader
 from statedict.runs.replaced import settle, superseded
-from statedict.runs.retry import tried
 from statedict.runs.writer import Writer, libraries
 
 _EXISTING = ("error", "continue", "replace")

@@ -10,7 +10,7 @@ from typing import Any
 from statedict.adapters import realized
 from statedict.adapters.generators import faults, read, write
 from statedict.errors import RestoreError
-from statedict.tree import StateDict
+from statedict.tree.state_dict import StateDict
 
 
 class Rng:

@@ -11,15 +11,15 @@ from functools import partial
 from typing import Any
 
 from statedict import __version__
-from statedict.checks import tensors_of
+from statedict.api.look import verify
 from statedict.errors import CorruptFileError, FileError, file_error
-from statedict.reports import verify
+from statedict.runs.background import tried
 from statedict.runs.directory import Directory
 from statedict.runs.keep import Policy
 from statedict.runs.manifest import Entry, Manifest
 from statedict.runs.prune import plan, remove
 from statedict.runs.replaced import announce, settle
-from statedict.runs.retry import tried
+from statedict.tensor.checks import tensors_of
 
 
 class Writer:

@@ -7,9 +7,9 @@ from concurrent.futures import Executor
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.diff import ADDED, REMOVED, Diff
-from statedict.ops.diff_text import summary
-from statedict.ops.differ import compared as differ
+from statedict.ops.diff.differ import compared as differ
+from statedict.render.diff_text import summary
+from statedict.reports.diff import ADDED, REMOVED, Diff
 from statedict.view.source import Opened, Patterns, number, text
 
 _VALUES = 2_000

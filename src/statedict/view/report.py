@@ -21,7 +21,7 @@ from statedict.view.source import Opened, Patterns, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from statedict.api import Path
+    from statedict.api.files import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Page:
         return f"Page({self.title!r})"
 
     def _repr_html_(self) -> str:
-        from statedict import html
+        from statedict.render import html
 
         return html.page(self.title, html.listing(['page.save("report.html") writes it']))
 

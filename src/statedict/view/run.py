@@ -11,8 +11,8 @@ from typing import Any
 from statedict.errors import UnknownFormatError
 from statedict.formats.places import entry
 from statedict.io.urls import is_url, named
-from statedict.ops.stats import StatsReport
-from statedict.runs.listing import listing
+from statedict.reports.stats import StatsReport
+from statedict.runs.look.listing import listing
 from statedict.view.source import Opened, number
 
 _MODULES = 400

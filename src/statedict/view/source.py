@@ -9,17 +9,19 @@ from concurrent.futures import Executor
 from typing import Any
 
 from statedict import formats
-from statedict.api import load, rooted
+from statedict.api.files import load, rooted
+from statedict.api.look import inspect
 from statedict.errors import PathError
 from statedict.formats import places
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
-from statedict.ops.flags import roles
-from statedict.ops.inspect import Node, TensorInfo, inspect
-from statedict.ops.optimizers import Optimizer, owners
-from statedict.ops.stats import StatsReport, TensorStats, survey
-from statedict.paths import label, matches
-from statedict.tree import StateDict
+from statedict.ops.optimizers import owners
+from statedict.ops.stats.flags import roles
+from statedict.ops.stats.survey import survey
+from statedict.reports.stats import StatsReport, TensorStats
+from statedict.reports.summary import Node, Optimizer, TensorInfo
+from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import label, matches
 from statedict.view.depth import place
 
 COLUMNS = (

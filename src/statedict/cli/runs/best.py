@@ -7,9 +7,9 @@ import sys
 
 import click
 
-from statedict.cli import printable
 from statedict.io.urls import named, shown
-from statedict.runs.listing import find, listing
+from statedict.render.text import printable
+from statedict.runs.look.listing import find, listing
 
 
 @click.command()

@@ -7,8 +7,8 @@ import sys
 
 import click
 
-from statedict.cli import printable
-from statedict.runs.bisection import Tried, bisect
+from statedict.render.text import printable
+from statedict.runs.look.bisection import Tried, bisect
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 
 from statedict.cli import echo_lines
 from statedict.cli.progress import progress
-from statedict.runs.history import blame
+from statedict.runs.look.history import blame
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 from statedict.cli import diff
 from statedict.errors import RunError
 from statedict.io.urls import named, shown
-from statedict.runs.listing import find, listing
+from statedict.runs.look.listing import find, listing
 
 
 def _compared(directory: str, step: str, other: str, **options: Any) -> Any:

@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import click
 
-from statedict.cli import printable
 from statedict.io.files import contents
 from statedict.io.urls import joined, named, shown
+from statedict.render.text import printable
 from statedict.runs.directory import Directory
-from statedict.runs.listing import DAMAGED, UNFINISHED, Checkpoint, listing
+from statedict.runs.look.listing import DAMAGED, UNFINISHED, Checkpoint, listing
 from statedict.values import human_bytes
 
 _COLOURS = {DAMAGED: "red", UNFINISHED: "yellow"}

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from statedict.runs.by_hand import pin
+from statedict.runs.prune import pin
 
 
 @click.command()

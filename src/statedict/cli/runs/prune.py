@@ -6,10 +6,9 @@ import json
 
 import click
 
-from statedict.cli import printable
-from statedict.runs.by_hand import prune
+from statedict.render.text import printable
 from statedict.runs.keep import worded
-from statedict.runs.prune import Pruned
+from statedict.runs.prune import Pruned, prune
 from statedict.values import human_bytes
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import click
 
-from statedict.cli import printable
-from statedict.cli.render import count_tensors
 from statedict.cli.runs.ls import number
-from statedict.runs.description import About, about
+from statedict.render.text import printable
+from statedict.render.tree_text import count_tensors
+from statedict.runs.look.description import About, about
 from statedict.values import human_bytes
 
 

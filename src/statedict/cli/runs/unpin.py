@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from statedict.cli.runs.pin import tell
-from statedict.runs.by_hand import pin
+from statedict.runs.prune import pin
 
 
 @click.command()

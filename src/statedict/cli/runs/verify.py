@@ -8,7 +8,7 @@ import click
 
 from statedict.cli import echo_lines
 from statedict.cli.progress import progress
-from statedict.runs.sound import verify_run
+from statedict.runs.look.listing import verify_run
 
 
 @click.command()

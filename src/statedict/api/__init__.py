@@ -1,0 +1,1 @@
+"""The verbs that the root exports: files, live objects, looking."""

@@ -1,0 +1,125 @@
+"""capture and restore: live objects to state_dicts and back."""
+
+from __future__ import annotations
+
+import os
+
+from statedict.api.files import load
+from statedict.errors import RestoreError
+from statedict.tree.state_dict import StateDict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from statedict.reports.restore import RestoreReport
+
+
+def capture(obj: Any) -> StateDict:
+    """A snapshot of live objects: what happens to them afterwards does not change it.
+
+    Args:
+        obj: as `tree` of `save`.
+
+    Returns:
+        The tree; arrays are copies of their kind, torch tensors on the CPU. Tied tensors stay tied.
+
+    Raises:
+        UnsupportedError: something that is no data and no adapter takes; the message names its path.
+
+    >>> import statedict, numpy
+    >>> weights = {"w": numpy.zeros(3)}
+    >>> state = statedict.capture(weights)
+    >>> weights["w"] += 1
+    >>> state["w"]
+    array([0., 0., 0.])
+    """
+    from statedict.adapters.collect import collect, snapshot
+
+    tree = snapshot(collect(obj))
+    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+
+
+def restore(
+    target: Any,
+    source: Any,
+    *,
+    allow_missing: Sequence[str] | str = (),
+    allow_unexpected: Sequence[str] | str = (),
+    shapes: Mapping[str, str] | str = "error",
+    rename: Mapping[str, str] | None = None,
+    override: Mapping[str, Any] | None = None,
+    cast: Sequence[str] | str | bool = False,
+    prefix: str = "auto",
+    dry_run: bool = False,
+) -> RestoreReport:
+    """Put a state back into live objects: planned whole, then written.
+
+    If anything is wrong that is not allowed here, nothing is written. Patterns are globs over paths (`"model.head.*"`);
+    one that matches a path allows all below it.
+
+    Args:
+        target: a module, an optimizer, a scheduler, anything with `load_state_dict`, an object with attributes, arrays,
+            or a dict or list of them.
+        source: a StateDict, any dict like it, or a file.
+        allow_missing: patterns of what the state may lack; it stays as it is. An optimizer's state for a parameter
+            follows the parameter, and goes by its name too.
+        allow_unexpected: patterns of what the state may have and the target not.
+        shapes: what to do where shapes differ, for all or by pattern: `"error"`, `"skip"` (leave the target's),
+            `"slice"` (take the first entries), `"pad"` (with zeros), `"overlap"` (leave the rest as the target has it),
+            `"reshape"` (as many elements). The first pattern that matches counts. Optimizers follow.
+        rename: rules for paths of the state, `{"layers.{n}.attn.*": "blocks.{n+1}.attention.*"}`; the names that an
+            optimizer has for its parameters follow. docs/recipes.md has the language.
+        override: values instead of the state's, by pattern: `{"epoch": 0, "optimizer.param_groups.0.lr": 1e-4}`. The
+            bare name of a hyperparameter means it in every group of every optimizer: `{"lr": 1e-4}`.
+        cast: convert where dtypes differ; True, or patterns.
+        prefix: what stands before the names of models and optimizers in the state, `"model."`. `"auto"` finds it,
+            and sets the keys of wrappers aside on both sides (`module.`, `_orig_mod.` and the like), wherever they
+            stand; the report says so. `""` takes names as they are.
+        dry_run: plan and report, write nothing, raise nothing.
+
+    Returns:
+        What happened to every entry.
+
+    Raises:
+        RenameError: a rule is malformed.
+        RestoreError: something is not allowed and nothing was written, or writing failed and the message says where.
+
+    >>> import statedict, numpy
+    >>> target = {"w": numpy.zeros(3), "epoch": 0}
+    >>> print(statedict.restore(target, {"w": numpy.ones(3), "epoch": 7}))
+    restored 2 of 2 entries
+      1 restored: epoch (0 → 7)
+    >>> target
+    {'w': array([1., 1., 1.]), 'epoch': 7}
+    """
+    from statedict.adapters.collect import put_back
+    from statedict.adapters.plan import Options
+
+    options = Options(
+        _patterns("allow_missing", allow_missing),
+        _patterns("allow_unexpected", allow_unexpected),
+        {"*": shapes} if isinstance(shapes, str) else _table("shapes", shapes),
+        ("*",) * cast if isinstance(cast, bool) else _patterns("cast", cast),
+        None if prefix == "auto" else prefix,
+        _table("rename", {} if rename is None else rename),
+        _table("override", {} if override is None else override),
+    )
+    state = load(source) if isinstance(source, str | os.PathLike) else source
+    return put_back(target, state, options, dry_run)
+
+
+def _patterns(name: str, given: Any) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) else given
+    if not isinstance(patterns, list | tuple | set) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise RestoreError(f"{name}: expected a pattern or a list of them, got {given!r:.40}")
+    return tuple(patterns)
+
+
+def _table(name: str, given: Any) -> Mapping[str, Any]:
+    from collections.abc import Mapping
+
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise RestoreError(f"{name}: expected a dict by pattern, got {given!r:.40}")
+    return given

@@ -1,0 +1,207 @@
+"""verify, stats, diff: what is to be said of checkpoints, dispatch only."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from statedict import formats
+from statedict.api.files import load, rooted
+from statedict.collector import Paused
+from statedict.errors import StateDictError
+from statedict.formats import places
+from statedict.io.urls import named, shown
+from statedict.reports.scan import ScanReport
+from statedict.tree.state_dict import StateDict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    from statedict.api.files import Path
+    from statedict.reports.diff import Diff
+    from statedict.reports.stats import StatsReport
+    from statedict.reports.summary import Summary
+    from statedict.reports.verify import VerifyReport
+
+
+def inspect(source: Any, path: str = "") -> Summary:
+    """See what is in a checkpoint or a state_dict without reading a tensor.
+
+    Args:
+        source: a path or URL as for `load`, a StateDict, or any tree of dicts, lists, arrays and values.
+        path: where the state stands in a larger tree; paths in the summary begin with it.
+
+    >>> import statedict
+    >>> summary = statedict.inspect("examples/checkpoint.pth")
+    >>> summary.total
+    Total(tensors=20, elements=124012, nbytes=496048)
+    >>> summary.tensors[0].path, summary.tensors[0].role
+    ('model_state.conv1.weight', 'parameter')
+    """
+    from statedict.ops.inspect import summarize
+
+    return summarize(load(source) if isinstance(source, str | os.PathLike) else source, path)
+
+
+def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyReport:
+    """Check a checkpoint for damage; every byte of it is read once, unless it is to be `quick`.
+
+    Structure always: ranges, overlaps, bytes that belong to nothing, the headers of an archive against its directory,
+    shards against their index. CRC-32 of each record of a zip archive, and digests where there are some, as in all
+    files that `save` wrote.
+
+    Args:
+        path: as for `load`.
+        values: also count NaN and infinities, for which the tensors are read a second time.
+        quick: the structure only; no byte of a tensor is read, so that damage within tensors is not seen.
+
+    Returns:
+        What was found; `report.ok` says whether the file is fine, `report.problems` what is wrong and where.
+
+    Raises:
+        FileError: it cannot be opened.
+        UnknownFormatError: it is no checkpoint; the message says what it seems to be.
+        ValueError: both `values` and `quick`.
+
+    >>> import statedict
+    >>> print(statedict.verify("examples/checkpoint.pth"))
+    examples/checkpoint.pth: fine (torch, 20 tensors in 26 parts, CRC-32 of 26, digests of 0)
+    """
+    from statedict.ops.verify import examine
+
+    if values and quick:
+        raise ValueError("values are counted by reading them, which quick leaves out; ask for one of them")
+    source = places.opened(named(path))
+    with Paused():
+        name, found = formats.checks(source)
+        return examine(shown(named(path)), name, found, values, quick)
+
+
+def stats(source: Any, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
+    """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
+
+    Args:
+        source: a file as for `load`, or a StateDict, any tree of dicts, lists, arrays and values, or live objects as
+            for `save`.
+        only: patterns of the tensors to take.
+        executor: as for `save`; the figures are the same.
+
+    Returns:
+        What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
+
+    Raises:
+        PathError: a pattern matches nothing.
+        StateDictError: what `load` raises.
+
+    >>> import statedict
+    >>> report = statedict.stats("examples/checkpoint.pth", only="model_state.*")
+    >>> weight = report["model_state.fc1.weight"]
+    >>> weight.shape, weight.nan, round(weight.std, 5)
+    ((120, 400), 0, 0.03371)
+    """
+    from statedict.ops.stats.survey import survey
+
+    state = load(source) if isinstance(source, str | os.PathLike) else rooted(source)
+    with Paused():
+        return survey(StateDict(state if isinstance(state, dict) else {"": state}), only, executor)
+
+
+def diff(
+    a: Any,
+    b: Any,
+    *,
+    only: Sequence[str] | str | None = None,
+    names_only: bool = False,
+    numeric: bool = False,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    deep: bool = False,
+    rank: int | None = None,
+    executor: Executor | None = None,
+) -> Diff:
+    """How two checkpoints differ: tensors by name and content, optimizers by parameter, all other values by path.
+
+    Args:
+        a: a path or URL as for `load`, a StateDict, a dict of arrays, or live objects as for `save`.
+        b: likewise; their formats may differ.
+        only: globs over paths; the rest is not looked at.
+        names_only: no tensor is read; names, dtypes, shapes and values are compared.
+        numeric: tensors are equal as `torch.equal` has it: 0.0 is -0.0, NaN is nothing, and equal numbers of another
+            dtype are no difference. By default their bytes decide.
+        rtol: with `atol`, tensors are `close`, which is no difference, where `|a - b| <= atol + rtol * |b|` everywhere.
+        atol: see `rtol`.
+        deep: say of each changed matrix what rank the change has and whether a low-rank adapter explains it, as
+            `tensor.change`. Each is read once or twice more.
+        rank: with `deep`, count adapters up to this rank; by default those with a quarter of the matrix's numbers.
+        executor: as for `save`.
+
+    Returns:
+        What was found; `found.same` says whether nothing differs.
+
+    Raises:
+        AlterError: a pattern matches nothing.
+        ValueError: `deep` together with `names_only`, or a `rank` below 1 or without `deep`.
+        StateDictError: what `load` raises.
+
+    >>> import statedict, numpy
+    >>> found = statedict.diff({"w": numpy.ones(4)}, {"w": numpy.array([1, 1, 1, 3.0])})
+    >>> found.changed[0].measures.max_abs, found.changed[0].measures.share
+    (2.0, 0.25)
+    >>> weight, lora_b, lora_a = numpy.ones((64, 64)), numpy.eye(64, 2), numpy.eye(2, 64)
+    >>> found = statedict.diff({"w": weight}, {"w": weight + lora_b @ lora_a}, deep=True)
+    >>> found.changed[0].change.verdict, found.changed[0].change.adapter
+    ('low-rank', 2)
+    """
+    from statedict.ops.diff.differ import compared
+    from statedict.ops.diff.measure import Rule
+
+    if deep and names_only:
+        raise ValueError("names_only reads no tensor, and deep takes their numbers; ask for one of them")
+    if rank is not None and (rank < 1 or not deep):
+        raise ValueError(f"rank={rank}: a rank of 1 or more is looked for, with deep=True")
+    patterns = (only,) if isinstance(only, str) else only
+    with Paused():
+        one, other = (load(x) if isinstance(x, str | os.PathLike) else rooted(x) for x in (a, b))
+        names = [shown(named(x)) if isinstance(x, str | os.PathLike) else "memory" for x in (a, b)]
+        rule = Rule(numeric, rtol, atol)
+        return compared(one, other, (names[0], names[1]), patterns, names_only, rule, executor, deep, rank)
+
+
+def scan(path: str | os.PathLike[str]) -> ScanReport:
+    """List every global that any pickle in a file names, with a verdict. Nothing is unpickled.
+
+    Args:
+        path: a file, or a folder for all files in it. Symbolic links that lead out of the folder are not followed.
+
+    Raises:
+        FileError: there is no such file, or it cannot be opened.
+
+    >>> import statedict
+    >>> report = statedict.scan("examples/checkpoint.pth")
+    >>> report.verdict, report.pickles
+    ('data', 1)
+    >>> report.globals[0].qualified, report.globals[0].why
+    ('collections.OrderedDict', 'builds data')
+    """
+    from statedict.scanner.scan import Scan
+
+    path = named(path)
+    if not os.path.isdir(path):
+        return Scan(path).file(path, "").report()
+    found, root = Scan(path), os.path.realpath(path)
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted([*names, *(one for one in folders if os.path.islink(os.path.join(folder, one)))]):
+            full = os.path.join(folder, name)
+            label = os.path.relpath(full, path)
+            target = os.path.realpath(full)
+            if os.path.islink(full) and os.path.commonpath([root, target]) != root:
+                found.damage.append(f"{label}: a symbolic link out of the folder; not followed")
+            elif not os.path.isdir(target):
+                try:
+                    found.file(full, label)
+                except StateDictError as error:
+                    found.damage.append(f"{label}: {error}")
+    return found.report()

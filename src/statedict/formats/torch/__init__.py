@@ -1,0 +1,1 @@
+"""The files of `torch.save`: zip archives and the kinds before and beside them."""

@@ -1,0 +1,151 @@
+"""Archives of `torch.export.save`, .pt2: weights and constants by name, and no graph.
+
+    NAME/archive_format                             "pt2"
+    NAME/models/MODEL.json                          the graph, which is never looked at
+    NAME/data/weights/MODEL_weights_config.json     {"config": {FQN: {path_name, use_pickle, tensor_meta}}}
+    NAME/data/weights/weight_0 …                    storages as bytes; with use_pickle, a file of torch.save each
+    NAME/data/constants/MODEL_constants_config.json, tensor_0 …    the same for constants
+    NAME/data/sample_inputs/MODEL.pt                a file of torch.save
+
+A model opens as its state_dict, with `constants` and `sample_inputs` beside it; several stand under their names.
+Archives before 2.9 are ordinary zip archives of torch.save's files. Source: torch/export/pt2_archive/_package.py and
+torch/_export/serde/schema.py (PyTorch 2.13).
+"""
+
+from __future__ import annotations
+
+from statedict import formats
+from statedict.dtypes import BY_NAME, labelled
+from statedict.errors import CorruptFileError, UnknownFormatError, is_failure_of_code
+from statedict.io.json import parse
+from statedict.io.zip import Inflated, read_directory
+from statedict.pickles.budget import Together
+from statedict.pickles.constructors import as_parameter, tensor
+from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.tree.state_dict import StateDict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+    from statedict.io.zip import Record
+    from statedict.tensor.checks import Found
+
+# the codes of dtypes in the schema
+_DTYPES = {
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64",
+    9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16", 29: "float8_e4m3fn",
+    30: "float8_e5m2", 31: "float8_e4m3fnuz", 32: "float8_e5m2fnuz", 33: "float8_e8m0fnu", 34: "uint32", 35: "uint64",
+}  # fmt: skip
+_CONFIGS = {"": "data/weights/", "constants": "data/constants/"}
+_INPUTS = "data/sample_inputs/"
+
+
+def read(source: ByteSource) -> StateDict:
+    """The tree of the models in the archive, lazily.
+
+    Raises:
+        CorruptFileError: a description that makes no sense, or a storage that is missing or too small.
+    """
+    return _tree(read_directory(source), source.name)[0]
+
+
+def checks(source: ByteSource) -> Iterator[Found]:
+    """Every record with its CRC-32 and its tensors, and the archive's own structure."""
+    from statedict.formats.torch.faults import check, faults
+    from statedict.tensor.checks import tensors_of
+
+    records = read_directory(source)
+    yield from faults(source, records)
+    tree, places = _tree(records, source.name)
+    tensors: dict[str, list[tuple[str, LazyTensor]]] = {}
+    for path, found in tensors_of(tree):
+        tensors.setdefault(places.get(id(found.storage), ""), []).append((path, found))
+    for name, record in records.items():
+        yield check(name, record, tuple(tensors.get(name, ())))
+
+
+def _tree(records: dict[str, Record | Inflated], where: str) -> tuple[StateDict, dict[int, str]]:
+    """The tree, and the record of each storage in it by the storage's id."""
+    root = next((name[: -len("archive_format")] for name in records if name.endswith("/archive_format")), None)
+    if root is None:
+        raise UnknownFormatError(f"{where}: is a zip archive that torch.export did not write")
+    storages: dict[str, Storage] = {}
+    pickled: dict[str, Any] = {}
+    models: dict[str, StateDict] = {}
+    together = Together()
+    for part, folder in _CONFIGS.items():
+        suffix = f"_{folder.split('/')[1]}_config.json"
+        for name, record in records.items():
+            if name.startswith(root + folder) and name.endswith(suffix):
+                model = models.setdefault(name[len(root + folder) : -len(suffix)], StateDict())
+                entries = StateDict()
+                for key, entry in _config(record).items():
+                    with together:
+                        entries[key] = _entry(records, storages, pickled, root + folder, entry, f"{where}: {key!r:.80}")
+                if not part:
+                    model.update(entries)
+                elif entries:
+                    model.setdefault(part, entries)
+    for name, record in records.items():
+        if name.startswith(root + _INPUTS) and name.endswith(".pt"):
+            with together:
+                inputs = formats.read_part(_stored(record))
+            models.setdefault(name[len(root + _INPUTS) : -3], StateDict()).setdefault("sample_inputs", inputs)
+    tree = next(iter(models.values())) if len(models) == 1 else StateDict(models)
+    return tree, {id(storage): name for name, storage in storages.items()}
+
+
+def _stored(record: Record | Inflated) -> Record:
+    """The record, which may be read whole, for it is not larger than the archive."""
+    if isinstance(record, Inflated):
+        raise CorruptFileError(f"{record.label}: is compressed, which PyTorch does not do; save it again")
+    return record
+
+
+def _config(record: Record | Inflated) -> dict[str, Any]:
+    found = parse(bytes(_stored(record).read(0, record.size)), record.label)
+    try:
+        return dict(found["config"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptFileError(f"{record.label}: describes no tensors ({error}); the file is damaged") from error
+
+
+def _entry(
+    records: dict[str, Record | Inflated],
+    storages: dict[str, Storage],
+    pickled: dict[str, Any],
+    folder: str,
+    entry: Any,
+    where: str,
+) -> Any:
+    try:
+        name = folder + entry["path_name"]
+        record = records[name]
+        if entry["use_pickle"]:
+            if name not in pickled:
+                pickled[name] = formats.read_part(_stored(record))
+            return pickled[name]
+        meta = entry["tensor_meta"]
+        code = meta["dtype"]
+        if type(code) is not int or code < 1:
+            raise KeyError(code)
+        kind = BY_NAME[_DTYPES[code]] if code in _DTYPES else labelled(f"ScalarType {code}")
+        shape, strides = (tuple(n["as_int"] for n in meta[field]) for field in ("sizes", "strides"))
+        offset, grad = meta["storage_offset"]["as_int"], meta["requires_grad"]
+    except (KeyError, TypeError, AttributeError) as error:
+        if is_failure_of_code(error):
+            raise
+        raise CorruptFileError(
+            f"{where}: is described wrongly or missing ({error!r:.100}); the file is damaged"
+        ) from error
+    storage = storages.setdefault(name, Storage(record, 0, record.size))
+    try:
+        made = tensor(storage, kind, offset, shape, strides, grad)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{where}: {error}") from error
+    if entry.get("is_param") is True:
+        return as_parameter(made, grad is True)
+    return made

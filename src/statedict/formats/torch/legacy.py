@@ -1,0 +1,288 @@
+"""PyTorch's formats before 1.6: the stream of pickles, and the tar archive before 0.1.10.
+
+Stream, what `torch.save(..., _use_new_zipfile_serialization=False)` still writes:
+
+    pickle   0x1950A86A20F9469CFC6C, the magic number
+    pickle   1001, the protocol
+    pickle   {"protocol_version", "little_endian", "type_sizes"}
+    pickle   the tree; storages by persistent id ("storage", type, key, location, number of elements, view)
+             with view = None, or (key, offset, size) for a storage that is a part of another
+    pickle   [key, …], the order of what follows
+    for each key: 8 bytes, the number of elements, then the elements
+
+Tar archive, with the members `sys_info`, `pickle`, `storages` and `tensors`:
+
+    storages   pickle N, then N times pickle (key, location, type), 8 bytes number of elements, elements;
+               pickle [(key, root key, offset, size), …], the views
+    tensors    pickle N, then N times pickle (key, storage key, type), 4 bytes number of dimensions, 4 bytes unused,
+               sizes, strides, offset as 8 bytes each
+    pickle     the tree; tensors by persistent id, their key
+
+The index stands in the middle of the file, so opening reads the pickles and skips over the storages.
+Source: torch/serialization.py `_legacy_save` and `_legacy_load` (PyTorch 2.13).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
+from statedict.io.source import swapped
+from statedict.io.zip import refuse_behind
+from statedict.pickles.budget import Together
+from statedict.pickles.constructors import StorageType, TypedStorage, storage_type, tensor
+from statedict.pickles.machine import load
+from statedict.pickles.tables import DATA
+from statedict.tensor.lazy import LazyTensor, Storage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+    from statedict.dtypes import DType
+    from statedict.io.source import ByteSource
+    from statedict.tensor.checks import Found
+
+MAGIC = 0x1950A86A20F9469CFC6C
+_TAR = ("storages", "tensors", "pickle")
+_WINDOW = 1 << 16
+_MAX_PICKLE = 1 << 30
+_CONTAINERS = (tuple, list, dict, set, frozenset)  # none of which is a key
+
+
+class _Stream:
+    """Pickles and numbers one after the other in a source."""
+
+    def __init__(
+        self,
+        source: ByteSource,
+        position: int = 0,
+        end: int | None = None,
+        constructors: Mapping[str, Any] = DATA,
+        longest: int = _MAX_PICKLE,
+    ) -> None:
+        self.source, self.position, self.constructors, self.longest = source, position, constructors, longest
+        self.end = source.size if end is None else end
+
+    def pickle(self, persistent_load: Callable[[Any], Any] | None = None) -> Any:
+        """The next pickle; read in growing pieces, for nothing says how long it is."""
+        window = min(_WINDOW, self.longest)
+        while True:
+            data = self.source.read(self.position, min(window, self.end - self.position))
+            try:
+                where = f"{self.source.name}: from byte {self.position:,}"
+                value, length = load(data, self.constructors, persistent_load, where)
+            except TruncatedError:
+                if self.position + len(data) == self.end:
+                    raise
+                if window >= self.longest:
+                    what = f"a pickle of over {self.longest:,} bytes"
+                    raise LimitError(f"{self.source.name}: byte {self.position:,}: {what}") from None
+                window *= 4
+            else:
+                self.position += length
+                return value
+
+    def numbers(self, layout: str) -> tuple[int, ...]:
+        """Little-endian integers."""
+        size = struct.calcsize("<" + layout)
+        if self.position + size > self.end:
+            raise TruncatedError(f"{self.source.name}: ends at byte {self.end:,} within a header; fetch it again")
+        found = struct.unpack("<" + layout, self.source.read(self.position, size))
+        self.position += size
+        return found
+
+    def skip(self, size: int, what: str) -> int:
+        """Go past the bytes of a storage; where they begin."""
+        start = self.position
+        if start + size > self.end:
+            raise TruncatedError(
+                f"{self.source.name}: {what}: bytes {start:,} to {start + size:,} lie past the end of the file "
+                f"({self.end:,} bytes); the file looks truncated, fetch it again"
+            )
+        self.position += size
+        return start
+
+
+def read(source: ByteSource) -> Any:
+    """The tree in the file, lazily.
+
+    Raises:
+        TruncatedError: it ends within a pickle or a storage.
+        CorruptFileError: it contradicts itself.
+    """
+    with Together():
+        return _read_tar(source) if is_tar(source) else _unpickle_alone(source)[0]
+
+
+def checks(source: ByteSource) -> Iterator[Found]:
+    """The storages, which have no sums, and whether the file ends with the last of them."""
+    from statedict.tensor.checks import Problem, by_storage
+
+    if is_tar(source):
+        yield from by_storage(_read_tar(source))
+        return
+    tree, storages, end = _unpickle_alone(source)
+    yield from by_storage(tree, {id(storage): f"storage {key}" for key, storage in storages.items()})
+    if end < source.size:
+        what = f"{source.size - end:,} bytes follow the last storage, from byte {end:,}"
+        yield Problem("end of file", what, remedy="find out what they are, or save it again without them")
+
+
+def _unpickle_alone(source: ByteSource) -> tuple[Any, dict[Any, Storage], int]:
+    """The tree in a file, its storages by key, and where they end, behind which no archive may lie."""
+    tree, storages, _, end = unpickle(source)
+    refuse_behind(source, end)
+    return tree, storages, end
+
+
+def is_tar(source: ByteSource) -> bool:
+    """Whether it is the tar archive, not the stream."""
+    return source.size > 262 and bytes(source.read(257, 5)) == b"ustar"
+
+
+def unpickle(
+    source: ByteSource, constructors: Mapping[str, Any] = DATA, longest: int = _MAX_PICKLE
+) -> tuple[Any, dict[Any, Storage], tuple[int, int], int]:
+    """The tree in a stream, its storages by key, where its pickle begins and ends, and where the file ends."""
+    stream = _Stream(source, constructors=constructors, longest=longest)
+    if stream.pickle() != MAGIC:
+        raise CorruptFileError(f"{source.name}: begins with a pickle that is not PyTorch's magic number")
+    if stream.pickle() != 1001:
+        raise CorruptFileError(f"{source.name}: a legacy file of an unknown protocol")
+    system = stream.pickle()
+    swap = isinstance(system, dict) and system.get("little_endian") is False
+    storages: dict[Any, tuple[Storage, StorageType]] = {}
+
+    def persistent(identifier: Any) -> Any:
+        if type(identifier) is tuple and identifier[:1] in (("module",), (b"module",)) and len(identifier) > 1:
+            return identifier[1]  # a class with its source text; the class is all that the tree refers to
+        if type(identifier) is not tuple or len(identifier) != 6 or identifier[0] not in ("storage", b"storage"):
+            raise CorruptFileError("a persistent id that names no storage")
+        _, kind, key, device, numel, view = identifier
+        if type(key) not in (str, bytes) or type(numel) is not int or numel < 0 or storage_type(kind, 0, 0) is None:
+            raise CorruptFileError("a storage that is described wrongly")
+        if type(kind) is not StorageType:
+            raise FormatError(
+                f"a {kind.name}, a class that this version does not know, and this format does not say how large "
+                "its elements are; update statedict, or save the file anew with torch.save, which writes a zip archive"
+            )
+        if key not in storages:
+            device = device.decode("ascii", "replace") if type(device) is bytes else device
+            if type(device) is not str:
+                raise CorruptFileError("a storage whose device has no name")
+            storages[key] = Storage(source, 0, numel * kind.dtype.itemsize, device), kind
+        storage = storages[key][0]
+        if view is not None:
+            if type(view) is not tuple or len(view) != 3 or not all(type(n) is int and n >= 0 for n in view[1:]):
+                raise CorruptFileError("a view of a storage that is described wrongly")
+            return TypedStorage(storage, kind.dtype, view[1], view[2])
+        return TypedStorage(storage, kind.dtype, 0, numel)
+
+    start = stream.position
+    tree = stream.pickle(persistent)
+    end = stream.position
+    keys = stream.pickle()
+    if type(keys) is not list:
+        raise CorruptFileError(f"{source.name}: the list of storages is missing")
+    for key in keys:
+        if type(key) not in (str, bytes) or key not in storages:
+            raise CorruptFileError(f"{source.name}: the list of storages names one that nothing refers to")
+        storage, kind = storages[key]
+        _place(stream, storage, kind.dtype, f"storage {key}", swap)
+    missing = storages.keys() - set(keys)
+    if missing:
+        raise CorruptFileError(f"{source.name}: storage {next(iter(missing))!r} is missing; save it again")
+    return tree, {key: storage for key, (storage, _) in storages.items()}, (start, end), stream.position
+
+
+def _place(stream: _Stream, storage: Storage, kind: DType, what: str, swap: bool = False) -> None:
+    """Read a storage's number of elements and note where they are."""
+    itemsize = kind.itemsize
+    (numel,) = stream.numbers("q")
+    if numel < 0 or numel * itemsize < storage.nbytes:
+        raise CorruptFileError(f"{stream.source.name}: {what} has {numel:,} elements, its tensors need more")
+    storage.offset, storage.nbytes = stream.skip(numel * itemsize, what), numel * itemsize
+    if swap:
+        storage.source, storage.offset = swapped(stream.source, storage.offset, storage.nbytes, kind), 0
+
+
+def _read_tar(source: ByteSource) -> Any:
+    members = _members(source)
+    for name in _TAR:
+        if name not in members:
+            foreign = members and not members.keys() & {"sys_info", *_TAR}
+            remedy = f"unpack it, it holds {', '.join(list(members)[:3])}" if foreign else "fetch or save it again"
+            kind = UnknownFormatError if foreign else CorruptFileError
+            raise kind(f"{source.name}: a tar archive without {name!r}, so torch.save did not write it; {remedy}")
+    stream = _Stream(source, *members["storages"])
+    storages: dict[Any, TypedStorage] = {}
+    for _ in range(_count(stream)):
+        key, device, kind = _fields(stream.pickle(), 3)
+        if type(kind) is not StorageType:
+            raise CorruptFileError(f"{source.name}: storage {key!r} without a type")
+        storage = Storage(source, 0, 0, str(device))
+        _place(stream, storage, kind.dtype, f"storage {key}")
+        storages[key] = TypedStorage(storage, kind.dtype)
+    for view in stream.pickle() or ():
+        key, root, shift, numel = _fields(view, 4)
+        if root not in storages or type(shift) is not int or type(numel) is not int or min(shift, numel) < 0:
+            raise CorruptFileError(f"{source.name}: the view {key!r} of a storage is described wrongly")
+        storages[key] = TypedStorage(storages[root].storage, storages[root].dtype, shift, numel)
+    stream = _Stream(source, *members["tensors"])
+    tensors: dict[str, LazyTensor] = {}
+    for _ in range(_count(stream)):
+        key, root, _ = _fields(stream.pickle(), 3)
+        (ndim,) = stream.numbers("ixxxx")
+        if not 0 <= ndim <= 64 or root not in storages:
+            raise CorruptFileError(f"{source.name}: tensor {key!r} is described wrongly")
+        shape, strides = stream.numbers(f"{ndim}q"), stream.numbers(f"{ndim}q")
+        (offset,) = stream.numbers("q")
+        typed = storages[root]
+        tensors[str(key)] = tensor(typed.storage, typed.dtype, typed.place(offset), shape, strides)
+
+    def persistent(identifier: Any) -> Any:
+        if type(identifier) is tuple and identifier:
+            return identifier[0]  # a class with its source text
+        key = str(identifier) if type(identifier) in (int, str) else ""
+        if key not in tensors:
+            raise CorruptFileError(f"tensor {key[:40]!r} is missing from the archive")
+        return tensors[key]
+
+    return _Stream(source, *members["pickle"]).pickle(persistent)
+
+
+def _count(stream: _Stream) -> int:
+    count = stream.pickle()
+    if type(count) is not int or not 0 <= count <= stream.end:
+        raise CorruptFileError(f"{stream.source.name}: a count that is none")
+    return count
+
+
+def _fields(value: Any, count: int) -> Any:
+    if type(value) is not tuple or len(value) != count or any(isinstance(item, _CONTAINERS) for item in value):
+        raise CorruptFileError("an index entry that is described wrongly")
+    return value
+
+
+def _members(source: ByteSource) -> dict[str, tuple[int, int]]:
+    """Regular files in a tar archive: name → first byte and end."""
+    members: dict[str, tuple[int, int]] = {}
+    position = 0
+    while position + 512 <= source.size:
+        header = bytes(source.read(position, 512))
+        if not header.strip(b"\0"):
+            break
+        try:
+            size = int(header[124:136].strip(b"\0 ") or b"0", 8)
+        except ValueError as error:
+            raise CorruptFileError(f"{source.name}: the tar header at byte {position:,} is damaged") from error
+        start = position + 512
+        if start + size > source.size:
+            raise TruncatedError(f"{source.name}: ends within a member of the tar archive; fetch it again")
+        if header[156:157] in (b"0", b"\0"):
+            name = header[:100].rstrip(b"\0").decode("utf-8", "replace").removeprefix("./")
+            members[name] = (start, start + size)
+        position = start + size + -size % 512
+    return members

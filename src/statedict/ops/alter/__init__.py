@@ -1,0 +1,1 @@
+"""Verbs that alter a state_dict, and lists of them."""

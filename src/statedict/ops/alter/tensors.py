@@ -1,0 +1,324 @@
+"""The operations that make new tensors: cast, transpose, reshape, slice, pad, split, fuse.
+
+Public as those of statedict/ops/alter/verbs.py. Each tensor is computed when it is read or saved, block by block.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Sequence
+from functools import partial
+from numbers import Number
+from typing import Any
+
+from statedict.dtypes import DType, dtype
+from statedict.errors import AlterError
+from statedict.ops.alter.choose import Patterns, each
+from statedict.ops.alter.outline import Layout, Made, Outline, changed
+from statedict.tensor.assembled import assembled, mapped
+from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tree import rename as rules
+from statedict.tree.state_dict import StateDict
+
+
+def cast(state: StateDict, kind: DType | str, patterns: Patterns = "*") -> StateDict:
+    """Convert tensors to another dtype, as PyTorch rounds; moments follow, step counts do not.
+
+    Without patterns those of floating point; with patterns all that match.
+
+    Args:
+        state: any state_dict or checkpoint.
+        kind: `"bfloat16"`, `"bf16"`, a `DType` or `torch.bfloat16`.
+        patterns: which tensors.
+
+    Raises:
+        AlterError: nothing matches, or numpy cannot convert between the two.
+
+    >>> import statedict
+    >>> cast(statedict.load("examples/checkpoint.pth"), "bf16")["model_state"]["fc3.bias"]
+    LazyTensor(bfloat16, (10,), 20 B, 'examples/checkpoint.pth')
+    """
+    try:
+        wanted = dtype(kind)
+    except ValueError as error:
+        raise AlterError(str(error)) from error
+    if not wanted.itemsize or wanted.kind not in _NUMBERS or wanted.name in _SCALED:
+        raise AlterError(f"{wanted}: is no dtype to convert to; take one of floats, integers, complex or bool")
+    floats = patterns == "*"
+
+    def make(tensor: LazyTensor) -> LazyTensor:
+        if tensor.dtype is wanted or (floats and tensor.dtype.kind != "float"):
+            return tensor
+        if tensor.dtype.kind not in _NUMBERS or not tensor.dtype.itemsize:
+            raise AlterError(f"{tensor!r}: cannot be converted to {wanted}")
+        if tensor.dtype.kind == "complex" and wanted.kind != "complex":
+            raise AlterError(f"{tensor!r}: the imaginary part would be lost; take the real part in Python first")
+        return mapped(tensor, wanted, partial(_converted, wanted))
+
+    return each(state, patterns, make)
+
+
+_NUMBERS = ("float", "int", "uint", "bool", "complex")
+_SCALED = ("float8_e8m0fnu", "float4_e2m1fn_x2")  # parts of a number in blocks that share a scale
+_LARGEST = {"float8_e4m3fn": 448.0}  # where PyTorch takes the largest one for what is beyond the range
+
+
+def _converted(wanted: DType, values: Any) -> Any:
+    import numpy
+
+    with numpy.errstate(all="ignore"):  # beyond the range is infinity, where there is one, as in PyTorch
+        if wanted.name in _LARGEST:
+            most = _LARGEST[wanted.name]
+            values = values.astype(numpy.float32 if values.dtype.itemsize < 4 else values.dtype).clip(-most, most)
+        if wanted.kind == "complex" and values.dtype.itemsize == 4 and values.dtype.isbuiltin == 2:
+            values = values.astype(numpy.complex64)  # ml_dtypes 0.6 converts complex32 and bcomplex32 by way of bool
+        return values.astype(wanted.numpy)
+
+
+def transpose(state: StateDict, patterns: Patterns, dims: Sequence[int] | None = None) -> StateDict:
+    """Exchange dimensions.
+
+    Args:
+        state: any state_dict or checkpoint.
+        patterns: which tensors.
+        dims: the new order of dimensions; by default the last two are exchanged.
+
+    Raises:
+        AlterError: nothing matches, or a tensor has other dimensions.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
+    >>> transpose(state, "fc3.weight")["fc3.weight"].shape
+    (84, 10)
+    """
+
+    def make(tensor: LazyTensor) -> LazyTensor:
+        order = list(range(tensor.ndim)) if dims is None else list(dims)
+        if dims is None and tensor.ndim >= 2:
+            order[-2:] = order[:-3:-1]
+        if sorted(order) != list(range(tensor.ndim)) or tensor.ndim < 2 or not tensor.dtype.itemsize:
+            raise AlterError(f"{tensor!r}: cannot be transposed by {dims or 'its last two dimensions'}")
+        shape, strides = (tuple(some[d] for d in order) for some in (tensor.shape, tensor.stride()))
+        return LazyTensor(
+            tensor.dtype, shape, tensor.storage, tensor.offset, strides, tensor.requires_grad, tensor.parameter
+        ).contiguous()
+
+    return each(state, patterns, make)
+
+
+def reshape(state: StateDict, patterns: Patterns, shape: Sequence[int]) -> StateDict:
+    """Give tensors another shape of as many elements; one size may be -1.
+
+    Raises:
+        AlterError: nothing matches, or a tensor has another number of elements.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
+    >>> reshape(state, "conv1.weight", (6, -1))["conv1.weight"].shape
+    (6, 75)
+    """
+
+    def make(tensor: LazyTensor) -> LazyTensor:
+        known = 1
+        for size in shape:
+            known *= size if size != -1 else 1
+        wanted = tuple(tensor.numel() // known if size == -1 and known else size for size in shape)
+        if not tensor.dtype.bits:
+            raise AlterError(f"{tensor!r}: cannot be given another shape, for the size of its elements is not known")
+        rows = tensor.contiguous()
+        result = LazyTensor(rows.dtype, wanted, rows.storage, rows.offset, None, tensor.requires_grad, tensor.parameter)
+        if list(shape).count(-1) > 1 or any(size < 0 for size in wanted) or result.numel() != tensor.numel():
+            raise AlterError(f"{tensor!r}: has {tensor.numel():,} elements, which {tuple(shape)} does not")
+        return result
+
+    return each(state, patterns, make)
+
+
+def slice(state: StateDict, patterns: Patterns, index: Any) -> StateDict:
+    """Take a part of tensors, by integers, slices and `...`.
+
+    Raises:
+        AlterError: nothing matches, or the index is outside of a tensor.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
+    >>> import builtins
+    >>> slice(state, "fc3.*", builtins.slice(0, 5))["fc3.weight"].shape
+    (5, 84)
+    """
+
+    def make(tensor: LazyTensor) -> LazyTensor:
+        try:
+            return tensor[index]
+        except (IndexError, ValueError) as error:
+            raise AlterError(f"{tensor!r}: {error}") from error
+
+    return each(state, patterns, make)
+
+
+def pad(state: StateDict, patterns: Patterns, shape: Sequence[int], value: float = 0) -> StateDict:
+    """Enlarge tensors at the end of each dimension; -1 leaves one as it is.
+
+    Raises:
+        AlterError: nothing matches, or a tensor is larger, or has other dimensions, or cannot hold the value.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
+    >>> pad(state, "fc3.bias", [12])["fc3.bias"].shape
+    (12,)
+    """
+
+    def make(tensor: LazyTensor) -> LazyTensor:
+        if len(shape) != tensor.ndim or any(
+            size != -1 and size < own for size, own in zip(shape, tensor.shape, strict=True)
+        ):
+            raise AlterError(f"{tensor!r}: cannot be padded to {tuple(shape)}")
+        if not _holds(tensor.dtype, value):
+            raise AlterError(f"{tensor!r}: cannot be padded with {value!r}, which is no {tensor.dtype}")
+        wanted = tuple(own if size == -1 else size for size, own in zip(shape, tensor.shape, strict=True))
+        return assembled(tensor.dtype, wanted, [((0,) * tensor.ndim, tensor)], tensor.storage.source.name, value)
+
+    return each(state, patterns, make)
+
+
+def _holds(kind: DType, value: Any) -> bool:
+    """Whether a dtype has the number, or for a float one near it; booleans are for bool alone."""
+    import numpy
+
+    only = {bool: "bool", complex: "complex"}.get(type(value), kind.kind)
+    if not isinstance(value, Number) or kind.kind != only:
+        return False
+    try:
+        with numpy.errstate(all="ignore"):
+            made = numpy.array(value).astype(kind.numpy)
+        if kind.numpy.kind in "iub":
+            return bool(made == value)
+        return kind.kind == "complex" or not math.isfinite(value) or math.isfinite(float(made))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def split(
+    state: StateDict, path: str, into: Sequence[str], dim: int = 0, sizes: Sequence[int] | None = None
+) -> StateDict:
+    """Make several tensors of one, such as q, k and v of a fused projection.
+
+    Args:
+        state: any state_dict or checkpoint.
+        path: a pattern in the language of rules: `"layers.{n}.qkv"`, for its weight and bias alike.
+        into: the new paths: `["layers.{n}.q", "layers.{n}.k", "layers.{n}.v"]`.
+        dim: the dimension to split.
+        sizes: how much of it each gets; by default equal parts.
+
+    Raises:
+        AlterError: nothing matches, or the sizes do not make up the dimension.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
+    >>> list(split(state, "fc{n}.bias", ["fc{n}.first", "fc{n}.second"]))[-2:]
+    ['fc3.first', 'fc3.second']
+    """
+    if isinstance(into, str) or not into:
+        raise AlterError(f"{into!r}: expected a list of new names")
+    layout = Layout(state)
+    steps = [rules.Rules({path: new}) for new in into]
+    outline: Outline = {}
+    run: list[str] = []  # the entries of one module, whose first parts come before their second ones
+
+    def put(new: str, made: Made) -> None:
+        if new in outline:
+            raise AlterError(f"{made.sources[0]!r} and {outline[new].sources[0]!r} both become {new!r}")
+        outline[new] = made
+
+    def flush() -> None:
+        for number, step in enumerate(steps):
+            for old in run:
+                put(step(old), Made((old,), partial(_piece, number, len(into), dim, sizes, old)))
+        run.clear()
+
+    for old, leaf in layout.leaves.items():
+        hit = is_array(leaf) and steps[0].matches(old)
+        if run and not (hit and old.rpartition(".")[0] == run[-1].rpartition(".")[0]):
+            flush()
+        if hit:
+            run.append(old)
+        else:
+            put(old, Made((old,)))
+    flush()
+    if all(made.make is None for made in outline.values()):
+        raise AlterError(f"no entry matches {path!r}")
+    return changed(layout, outline)
+
+
+def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, path: str, tensor: LazyTensor) -> LazyTensor:
+    whole = tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1
+    parts = [whole // count] * count if sizes is None else list(sizes)
+    if whole < 0 or sum(parts) != whole or len(parts) != count or any(size < 0 for size in parts):
+        said = f"{count} equal parts" if sizes is None else f"{count} parts of {list(sizes)}"
+        raise AlterError(f"{path}: {tensor.shape} cannot be split along {dim} into {said}")
+    start = sum(parts[:number])
+    index = [builtins.slice(None)] * (dim % tensor.ndim) + [builtins.slice(start, start + parts[number])]
+    return tensor[tuple(index)]
+
+
+def fuse(state: StateDict, paths: Sequence[str], into: str, dim: int = 0) -> StateDict:
+    """Make one tensor of several, one after the other along a dimension: the inverse of `split`.
+
+    Args:
+        state: any state_dict or checkpoint.
+        paths: patterns in the language of rules: `["layers.{n}.q", "layers.{n}.k", "layers.{n}.v"]`.
+        into: the new path: `"layers.{n}.qkv"`.
+        dim: the dimension that grows.
+
+    Raises:
+        AlterError: a part is missing, or shapes or dtypes differ.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
+    >>> parts = split(state, "fc3", ["a", "b"])
+    >>> fuse(parts, ["a", "b"], "fc3")["fc3.weight"].shape
+    (10, 84)
+    """
+    layout = Layout(state)
+    found: dict[str, dict[int, str]] = {}
+    taken: dict[str, str] = {}
+    for number, pattern in enumerate(paths):
+        step = rules.Rules({pattern: into})
+        for old, leaf in layout.leaves.items():
+            if is_array(leaf) and old not in taken and step.matches(old):
+                new = taken[old] = step(old)
+                found.setdefault(new, {})[number] = old
+    if not found:
+        raise AlterError(f"no entry matches {' or '.join(map(repr, paths))}")
+    outline: Outline = {}
+    for old in layout.leaves:
+        new = taken.get(old, old)
+        if old not in taken:
+            if new in found:
+                raise AlterError(f"{old!r}: is there already; what is fused needs another name")
+            outline[new] = Made((old,))
+        elif new not in outline:
+            if len(found[new]) < len(paths):
+                absent = next(pattern for number, pattern in enumerate(paths) if number not in found[new])
+                raise AlterError(f"{new}: has no part for {absent!r}")
+            outline[new] = Made(tuple(found[new][number] for number in range(len(paths))), partial(_joined, dim, new))
+    return changed(layout, outline)
+
+
+def _joined(dim: int, path: str, *parts: LazyTensor) -> LazyTensor:
+    first = parts[0]
+    axis = dim % max(first.ndim, 1)
+    for part in parts:
+        others = [s for d, s in enumerate(part.shape) if d != axis], [s for d, s in enumerate(first.shape) if d != axis]
+        alike = part.dtype is first.dtype and part.ndim == first.ndim and others[0] == others[1]
+        if not alike or not -first.ndim <= dim < first.ndim:
+            raise AlterError(
+                f"{path}: {part.dtype} {part.shape} does not go with {first.dtype} {first.shape} along {dim}"
+            )
+    chunks, start = [], 0
+    for part in parts:
+        chunks.append((tuple(start if d == axis else 0 for d in range(first.ndim)), part))
+        start += part.shape[axis]
+    shape = tuple(start if d == axis else size for d, size in enumerate(first.shape))
+    return assembled(first.dtype, shape, chunks, first.storage.source.name)

@@ -1,0 +1,1 @@
+"""How two state_dicts differ."""

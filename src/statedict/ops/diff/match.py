@@ -1,0 +1,295 @@
+"""Which tensor of one state is which of another: by name, by a common prefix, by content.
+
+A name decides first. Names that are left over are tried with one prefix in the place of another. What is left then, and
+what differs under its own name, is looked for by content: tensors of one dtype and shape by a digest of their first
+bytes, then of all. Tensors of the same content (zeros, ones, counters) are paired only where the names of others, or of
+their neighbours, say how.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+from statedict.errors import LimitError
+from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, parallel
+from statedict.io.progress import Meter, meter
+from statedict.ops.diff.compare import BLOCK, Run, region
+from statedict.reports.diff import Moved
+from statedict.tensor.lazy import LazyTensor
+from statedict.tree.rename import modules
+
+Tensors = Mapping[str, LazyTensor]
+
+_HEAD = 64 << 10
+_SAMPLE = 64
+_DEEP = 6  # keys that a prefix may have
+_POPULAR = 8
+_MOVES = 8  # each explains at least such a part of what is left
+
+
+def moves(one: Tensors, other: Tensors) -> list[Moved]:
+    """The prefixes that explain most of the names which one side alone has, or the other.
+
+    Args:
+        one: the tensors that the first state alone has by this name.
+        other: likewise of the second.
+    """
+    found: list[Moved] = []
+    left, right = dict(one), dict(other)
+    while left and right and len(found) < _MOVES:
+        best = _best(left, right)
+        if best is None:
+            return found
+        found.append(best)
+        for path in list(left):
+            new = best(path)
+            if new is not None and new in right:
+                del left[path], right[new]
+    return found
+
+
+def _best(one: Tensors, other: Tensors) -> Moved | None:
+    ends: dict[str, list[str]] = {}
+    for path in other:
+        for before, rest in _cuts(path):
+            known = ends.setdefault(rest, [])
+            if len(known) < _POPULAR:
+                known.append(before)
+    votes: Counter[tuple[str, str]] = Counter()
+    paths = list(one)
+    for path in paths[:: -(-len(paths) // _SAMPLE)]:
+        for before, rest in _cuts(path):
+            known = ends.get(rest, [])
+            if len(known) < _POPULAR:
+                votes.update((before, after) for after in known)
+    for (before, after), _ in sorted(votes.items(), key=lambda item: (-item[1], len(item[0][0]), item[0]))[:8]:
+        rule = Moved(before, after, 0)
+        pairs = [(path, new) for path in one if (new := rule(path)) is not None and new in other]
+        alike = sum(_kind(one[path]) == _kind(other[new]) for path, new in pairs)
+        theirs = sum(not after or path.startswith(after + ".") for path in other)
+        ours = sum(rule(path) is not None for path in one)
+        fewer = min(len(one), len(other))
+        few = len(pairs) < min(2, fewer) or len(pairs) * _MOVES < fewer
+        if few or 2 * len(pairs) <= max(ours, theirs) or 2 * alike <= len(pairs):
+            continue
+        if not _inserted(before, after) and (len(pairs) < 3 or alike < len(pairs) or 5 * len(pairs) < 4 * ours):
+            continue
+        return Moved(before, after, len(pairs))
+    return None
+
+
+def _cuts(path: str) -> Iterable[tuple[str, str]]:
+    """The path cut in two at each of its first dots."""
+    yield "", path
+    at = -1
+    for _ in range(_DEEP):
+        at = path.find(".", at + 1)
+        if at < 0:
+            return
+        yield path[:at], path[at + 1 :]
+
+
+def _inserted(before: str, after: str) -> bool:
+    """Whether one prefix is the other with keys put in, none of them a number."""
+    short, long = sorted((before.split(".") if before else [], after.split(".") if after else []), key=len)
+    put_in = len(long) - len(short)
+    for at in range(len(short) + 1):
+        if long[:at] + long[at + put_in :] == short:
+            return put_in > 0 and not any(key.isdigit() for key in long[at : at + put_in])
+    return False
+
+
+def _kind(tensor: LazyTensor) -> tuple[str, tuple[int, ...]]:
+    return tensor.dtype.name, tuple(tensor.shape)
+
+
+class Content:
+    """What a tensor holds: two are equal if dtype, shape and digest are.
+
+    Attributes:
+        key: dtype, shape and digest.
+        plain: whether all elements are one and the same, or there are so few that it says nothing.
+    """
+
+    __slots__ = ("key", "plain")
+
+    def __init__(self, key: tuple[Any, ...], plain: bool) -> None:
+        self.key, self.plain = key, plain
+
+
+def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> list[dict[str, Content]]:
+    """The contents of those tensors on either side which the other side may have too."""
+    sides = [dict(one), dict(other)]
+    shapes = {_kind(t) for t in one.values()} & {_kind(t) for t in other.values()}
+    sides = [{path: t for path, t in side.items() if _kind(t) in shapes and _readable(t)} for side in sides]
+    heads = [_digested(side, _HEAD, executor) for side in sides]
+    both = {c.key for c in heads[0].values()} & {c.key for c in heads[1].values()}
+    found = []
+    for side, begun in zip(sides, heads, strict=True):
+        kept = {path: c for path, c in begun.items() if c.key in both}
+        large = {path: side[path] for path in kept if side[path].nbytes > _HEAD}
+        found.append(kept | _digested(large, 0, executor))
+    return found
+
+
+def digests(tensors: Tensors, executor: Executor | None = None) -> dict[str, str]:
+    """Path → XXH3-128, in hexadecimal, of the elements in their order; each range of bytes is read once."""
+    firsts: dict[object, str] = {}
+    same = {path: firsts.setdefault(region(tensor), path) for path, tensor in tensors.items()}
+    found = _digested({path: tensors[path] for path in firsts.values()}, 0, executor)
+    return {path: found[first].key[-1].hex() for path, first in same.items()}
+
+
+def _readable(tensor: LazyTensor) -> bool:
+    """Whether its elements can be read one after the other; too many repetitions of a few cannot."""
+    try:
+        tensor.contiguous()
+    except LimitError:
+        return False
+    return True
+
+
+class _Item:
+    __slots__ = ("most", "path", "size", "tensor")
+
+    def __init__(self, path: str, tensor: LazyTensor, most: int) -> None:
+        self.path, self.tensor, self.most = path, tensor, most
+        self.size = min(tensor.nbytes, most or tensor.nbytes)
+
+
+def _digested(tensors: Tensors, most: int, executor: Executor | None) -> dict[str, Content]:
+    """Path → content, of the first `most` bytes or of all."""
+    counter = meter()
+    items = [_Item(path, tensor, most) for path, tensor in tensors.items()]
+    counter.expect(sum(item.size for item in items))
+    remote = any(tensor.storage.source.remote for tensor in tensors.values())
+    work = partial(_digests, None if executor else counter)
+    found: dict[str, Content] = {}
+    for some in parallel(work, batches(items, BATCH), executor, REMOTE_WORKERS if remote else WORKERS):
+        found.update(some)
+    return found
+
+
+def _digests(counter: Meter | None, items: list[_Item]) -> list[tuple[str, Content]]:
+    from xxhash import xxh3_128
+
+    found = []
+    for item in items:
+        run = Run(item.tensor)
+        hasher, plain, first = xxh3_128(), True, b""
+        count, step = item.size // run.item, BLOCK // run.item
+        for at in range(0, count, step):
+            block = run.read(at, min(step, count - at), 0)
+            hasher.update(block)
+            first = first or bytes(block[: run.item])
+            plain = plain and _uniform(block, first)
+        key = (*_kind(item.tensor), hasher.digest())
+        found.append((item.path, Content(key, plain or count <= 2)))
+        if counter is not None:
+            counter.advance(item.size)
+    return found
+
+
+def _uniform(block: memoryview, first: bytes) -> bool:
+    """Whether a block is one element again and again."""
+    item = len(first)
+    return bytes(block[-item:]) == first and bytes(block[item:]) == bytes(block[:-item])
+
+
+def by_content(
+    one: Mapping[str, Content], other: Mapping[str, Content], known: Sequence[tuple[str, str]] = ()
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Pairs of names of the same content.
+
+    Args:
+        one: path → content.
+        other: likewise of the second state.
+        known: pairs of other tensors, whose names say how those of these may go.
+
+    Returns:
+        First path → second path; and second path → a first one that has the same content, where that proves nothing.
+    """
+    buckets: dict[tuple[Any, ...], tuple[list[str], list[str]]] = {}
+    for side, some in enumerate((one, other)):
+        for path, content in some.items():
+            buckets.setdefault(content.key, ([], []))[side].append(path)
+    plain = {content.key for content in one.values() if content.plain}
+    pairs: dict[str, str] = {}
+    unsure = []
+    for key, (ours, theirs) in buckets.items():
+        if len(ours) == len(theirs) == 1 and key not in plain:
+            pairs[ours[0]] = theirs[0]
+        elif ours and theirs:
+            unsure.append((key, ours, theirs))
+    pattern = _Pattern([*known, *pairs.items()])
+    same: dict[str, str] = {}
+    for key, ours, theirs in unsure:
+        free = dict.fromkeys(theirs)
+        rest = []
+        for path in ours:
+            new = next((name for name in pattern(path) if name in free and name != path), None)
+            if new is None:
+                rest.append(path)
+            else:
+                pairs[path] = new
+                del free[new]
+        if key not in plain:  # copies of one another: in their order
+            pairs |= dict(zip(rest, free, strict=False))
+        else:
+            same |= dict.fromkeys(free, ours[0])
+    return pairs, same
+
+
+class _Pattern:
+    """What names become, as far as others show: the modules around them, with numbers counted on."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self.exact = modules(pairs)
+        self.words: dict[tuple[int, str], set[str]] = {}  # place and key → what it becomes there
+        self.shifts: dict[int, set[int]] = {}  # place → what is added to a number there
+        for old, new in pairs:
+            before, now = old.split("."), new.split(".")
+            for place, (one, other) in enumerate(zip(before, now, strict=False)) if len(before) == len(now) else ():
+                if one.isdecimal() and other.isdecimal():
+                    self.shifts.setdefault(place, set()).add(int(other) - int(one))
+                else:
+                    self.words.setdefault((place, one), set()).add(other)
+        self.general: dict[str, dict[tuple[str, tuple[int, ...]], None]] = {}
+        for old, news in self.exact.items():
+            for new in news:
+                (text, ours), (after, theirs) = _numbers(old), _numbers(new)
+                if len(ours) == len(theirs):
+                    shift = tuple(b - a for a, b in zip(ours, theirs, strict=True))
+                    self.general.setdefault(text, {})[after, shift] = None
+
+    def __call__(self, path: str) -> Iterable[str]:
+        head, rest = path, ""
+        while "." in head:
+            head, _, key = head.rpartition(".")
+            rest = f".{key}{rest}"
+            for new in self.exact.get(head, ()):
+                yield new + rest
+            text, numbers = _numbers(head)
+            for after, shift in self.general.get(text, ()):
+                yield after.format(*(n + s for n, s in zip(numbers, shift, strict=True))) + rest
+        keys = path.split(".")
+        yield ".".join(self._key(place, key) for place, key in enumerate(keys))
+
+    def _key(self, place: int, key: str) -> str:
+        """What a key becomes at its place, if that is always the same."""
+        if key.isdecimal():
+            shifts = self.shifts.get(place, ())
+            return str(int(key) + next(iter(shifts))) if len(shifts) == 1 else key
+        words = self.words.get((place, key), ())
+        return next(iter(words)) if len(words) == 1 else key
+
+
+def _numbers(path: str) -> tuple[str, list[int]]:
+    """A path with `{}` in the place of each number, and the numbers."""
+    keys = path.replace("{", "{{").replace("}", "}}").split(".")
+    numbers = [int(key) for key in keys if key.isdecimal() and key.isascii()]
+    return ".".join("{}" if key.isdecimal() and key.isascii() else key for key in keys), numbers

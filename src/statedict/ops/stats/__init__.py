@@ -1,0 +1,1 @@
+"""Figures of tensors, and what deserves a look."""

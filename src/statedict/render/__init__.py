@@ -1,0 +1,1 @@
+"""Reports and state_dicts as text, HTML and notebook views."""

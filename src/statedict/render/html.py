@@ -1,0 +1,224 @@
+"""Pieces of HTML for notebooks: a page, folds, tables, trees, histograms. Every text in them is inert.
+
+Colours and lines are those of the text around, so that a page fits light and dark themes. Where a viewer strips
+styles and pictures, as for notebooks that are not trusted, folds and tables remain.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
+
+ROWS = 200  # of a table
+TREE_ROWS = 2000
+TREE_CHILDREN = 500  # of one container
+TREE_DEPTH = 200
+_LONGEST = 300  # characters of a text
+
+_STYLE = """<style>
+.statedict{line-height:1.45;max-width:100%;overflow-x:auto}
+.statedict p{margin:.2em 0;font-weight:600}
+.statedict p.bad{border-left:4px solid #d33;padding-left:.5em}
+.statedict p.look{border-left:4px solid #c80;padding-left:.5em}
+.statedict p.fine{border-left:4px solid #292;padding-left:.5em}
+.statedict details{margin:.15em 0}
+.statedict summary{cursor:pointer}
+.statedict ul{list-style:none;margin:0 0 0 .45em;padding:0 0 0 1em;border-left:1px solid rgba(128,128,128,.4)}
+.statedict li{margin:0}
+.statedict li>span{padding-left:1.05em}
+.statedict table{border-collapse:collapse;margin:.2em 0 .5em 1em;background:none;font-size:.92em}
+.statedict td,.statedict th{text-align:left;padding:.1em .7em .1em 0;border:0;background:none;white-space:nowrap;\
+font-variant-numeric:tabular-nums;vertical-align:middle}
+.statedict td.w{white-space:normal;min-width:12em}
+.statedict td.n,.statedict th.n{text-align:right}
+.statedict tr{background:none;border-bottom:1px solid rgba(128,128,128,.25)}
+.statedict tr.bad td:first-child{box-shadow:inset 3px 0 #d33;padding-left:.5em}
+.statedict tr.look td:first-child{box-shadow:inset 3px 0 #c80;padding-left:.5em}
+.statedict small{opacity:.75}
+.statedict svg{display:block;overflow:visible}
+.statedict .axis{display:flex;justify-content:space-between;font-size:.8em;opacity:.75}
+.statedict details details{margin-left:1em}
+.statedict li details{margin-left:0}
+</style>""".replace(".statedict", ".statedict" * 3)  # as specific as the styles of JupyterLab's outputs
+_MARKS = {"fine": "✓ ", "look": "⚠ ", "bad": "✗ "}
+
+
+class Safe(str):
+    """HTML. All else that comes into a page is a text, and escaped."""
+
+    __slots__ = ()
+
+
+class Wide(str):
+    """A text that may be broken into lines."""
+
+    __slots__ = ()
+
+
+def text(value: object, longest: int = _LONGEST) -> Safe:
+    r"""A text as it stands on a page; what cannot be printed is escaped, the middle of a long one left out.
+
+    >>> print(text("<b>\u202e"), text("n" * 20, 9))
+    &lt;b&gt;\u202e nnnnnn…nnn
+    """
+    if isinstance(value, Safe):
+        return value
+    from html import escape
+
+    shown = str(value)
+    if len(shown) > longest:
+        shown = f"{shown[: longest * 2 // 3]}…{shown[-(longest // 3) :]}"
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    return Safe(escape(shown))
+
+
+def shape(sizes: Iterable[int] | None) -> str:
+    """`10×84`; `scalar` where there is no dimension."""
+    return "×".join(map(str, sizes or ())) or "scalar"
+
+
+def page(title: object, *parts: str, tone: str = "") -> str:
+    """A whole output: the verdict, then parts that are HTML.
+
+    Args:
+        title: the verdict.
+        parts: what the other functions make.
+        tone: `fine`, `look` or `bad`; nothing where there is no verdict.
+    """
+    head = f'<p class="{tone}">{_MARKS.get(tone, "")}{text(title, 2000)}</p>'
+    # formulas in names are not typeset
+    return f'<div class="statedict tex2jax_ignore mathjax_ignore">{_STYLE}{head}{"".join(parts)}</div>'
+
+
+def fold(title: object, body: str, opened: bool = False) -> Safe:
+    """What opens at a click."""
+    return Safe(f"<details{' open' * opened}><summary>{text(title)}</summary>{body}</details>" if body else "")
+
+
+def table(
+    head: Sequence[str],
+    items: Sequence[Any],
+    cells: Callable[[Any], Iterable[object]],
+    marked: Callable[[Any], str] | None = None,
+) -> Safe:
+    """At most 200 rows, and how many more there are; nothing where there is none.
+
+    Args:
+        head: names of the columns.
+        items: what the rows are of.
+        cells: the row of one: texts, numbers, `Safe` HTML, None.
+        marked: the tone of a row: `bad`, `look` or nothing.
+    """
+    if not items:
+        return Safe("")
+    body = []
+    right = [False] * len(head)
+    for item in items[:ROWS]:
+        row = list(cells(item))
+        right = [was or _is_number(cell) for was, cell in zip(right, row, strict=True)]
+        tone = marked(item) if marked is not None else ""
+        tag = f'<tr class="{tone}">' if tone else "<tr>"
+        body.append(f"{tag}{''.join(map(_cell, row))}</tr>")
+    if len(items) > ROWS:
+        body.append(f'<tr><td colspan="{len(head)}">… {len(items) - ROWS:,} more</td></tr>')
+    names = "".join(f"<th{' class=n' * at}>{text(name)}</th>" for name, at in zip(head, right, strict=True))
+    top = f"<thead><tr>{names}</tr></thead>" if any(head) else ""
+    return Safe(f"<table>{top}<tbody>{''.join(body)}</tbody></table>")
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float | complex)
+
+
+def _cell(cell: object) -> str:
+    if _is_number(cell):
+        return f'<td class="n">{number(cell)}</td>'
+    if isinstance(cell, Wide):
+        return f'<td class="w">{text(cell)}</td>'
+    return f"<td>{'–' if cell is None else text(cell)}</td>"
+
+
+def number(value: Any) -> str:
+    """An integer whole, another number with four digits.
+
+    >>> number(12345), number(1.23456), number(None)
+    ('12,345', '1.235', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**15 else f"{value:.4g}"
+
+
+def listing(items: Sequence[object]) -> Safe:
+    """Lines below one another; nothing where there is none."""
+    more = [f"<li><span>… {len(items) - ROWS:,} more</span></li>"] if len(items) > ROWS else []
+    lines = [f"<li><span>{text(item, 2000)}</span></li>" for item in items[:ROWS]]
+    return Safe(f"<ul>{''.join(lines + more)}</ul>" if items else "")
+
+
+def tree(
+    node: Any,
+    line: Callable[[str, Any], Safe],
+    below: Callable[[Any], tuple[int, Sequence[tuple[str, Any]]]],
+) -> Safe:
+    """Nested lists; at most 2,000 rows, 500 of one container.
+
+    Args:
+        node: the root, of which only the children are shown.
+        line: the row of a key and a node.
+        below: how many a node holds, and keys and nodes of the first 500 at least.
+    """
+    left = TREE_ROWS
+
+    def listed(count: int, children: Sequence[tuple[str, Any]], depth: int) -> str:
+        nonlocal left
+        shown = children[: max(0, min(TREE_CHILDREN, left))]
+        left -= len(shown)  # neighbours first: a large one hides none behind it
+        rows = "".join(row(key, child, depth) for key, child in shown)
+        missing = count - len(shown)
+        return f"<ul>{rows}{f'<li><span>… {missing:,} more</span></li>' if missing else ''}</ul>"
+
+    def row(key: str, child: Any, depth: int) -> str:
+        count, children = below(child) if depth < TREE_DEPTH else (0, ())
+        if not count:
+            return f"<li><span>{line(key, child)}</span></li>"
+        inner = listed(count, children, depth + 1)
+        return f"<li><details><summary>{line(key, child)}</summary>{inner}</details></li>"
+
+    return Safe(listed(*below(node), 0))
+
+
+def entry(key: str, *facts: object) -> Safe:
+    """A row of a tree: its name, then what there is to say."""
+    said = "".join(f" <small>{text(fact)}</small>" for fact in facts if fact)
+    return Safe(f"<b>{text(key)}</b>{said}")
+
+
+def histogram(counts: Sequence[int], label: str, width: int, height: int, names: Sequence[str] = ()) -> Safe:
+    """Bars in proportion to the highest one; the smallest is still a bar.
+
+    Args:
+        counts: of each bin.
+        label: what a screen reader says.
+        width: in pixels.
+        height: in pixels.
+        names: of the bins, shown under the pointer.
+    """
+    most = max(counts, default=0)
+    if not most:
+        return Safe("")
+    bars = []
+    for at, count in enumerate(counts):
+        tall = max(round(count / most * height), 1) if count else 0
+        if names:
+            tip = f"<title>{text(names[at])}: {count:,}</title>"
+            hover = f'<path d="M{at} 0h1v{height}h-1z" opacity="0">{tip}</path>'
+            bars.append(f'<path d="M{at}.1 {height}v-{tall}h.8v{tall}z">{tip}</path>{hover}')
+        elif count:
+            bars.append(f"M{at} {height}v-{tall}h.8v{tall}z")
+    drawn = "".join(bars) if names else f'<path d="{"".join(bars)}"/>'
+    box = f'viewBox="0 0 {len(counts)} {height}" width="{width}" height="{height}" preserveAspectRatio="none"'
+    return Safe(f'<svg {box} fill="currentColor" role="img" aria-label="{text(label)}">{drawn}</svg>')

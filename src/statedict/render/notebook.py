@@ -1,0 +1,137 @@
+"""State_dicts and tensors as a notebook shows them: a tree that opens at a click. No tensor is read."""
+
+from __future__ import annotations
+
+from statedict.render.html import TREE_CHILDREN, Safe, entry, page, shape, table, text, tree
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tree.walk import label, nested
+from statedict.values import Opaque, Size, human_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+_ON_A_ROW = 20
+_COUNTED = 200_000  # entries of which totals are made; a display should take no longer than a blink
+
+
+class _Module:
+    """Neighbours whose keys have a prefix in common."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: list[tuple[str, Any]]) -> None:
+        self.rows = rows
+
+
+def html(state: Any) -> str:
+    """The tree of a state_dict, nested by module, with totals."""
+    totals = _Totals()
+    whole = totals.of(state)
+    said = f"state_dict: {_entries(state)}"
+    return page(f"{said}, {whole}" if whole else said, tree(state, lambda key, node: _line(key, node, totals), _below))
+
+
+def tensor(one: LazyTensor) -> str:
+    """What a tensor is, and where its bytes are."""
+    hint = "statedict.stats(tensor) reads it, and shows its figures and a histogram"
+    facts = table(("", ""), [*one.facts(), ("to see inside", hint)], tuple)
+    return page(f"{one.dtype} {shape(one.shape)}, {human_bytes(one.nbytes)}", facts)
+
+
+class _Totals:
+    """How many tensors there are below a node, and their bytes; tied ones count once."""
+
+    def __init__(self) -> None:
+        self.left = _COUNTED
+        self.known: dict[int, tuple[object, int]] = {}  # of arrays, which live as long as the tree
+
+    def of(self, node: Any) -> str:
+        """In words; nothing where there is none, or too much is to be looked at."""
+        tensors = nbytes = 0
+        regions: set[object] = set()
+        seen: set[int] = set()
+        pending = [node]
+        while pending:
+            item = pending.pop()
+            if id(item) in self.known or is_array(item):
+                if id(item) not in self.known:
+                    self.known[id(item)] = _region(as_lazy(item, parts=True))
+                region, size = self.known[id(item)]
+                tensors += 1
+                nbytes += size if region not in regions else 0
+                regions.add(region)
+            elif id(item) not in seen and _holds(item):
+                seen.add(id(item))
+                inner = _held(item)
+                self.left -= len(inner)
+                if self.left < 0:
+                    return ""
+                pending += inner
+        return f"{tensors:,} tensor{'s' * (tensors != 1)}, {human_bytes(nbytes)}" if tensors else ""
+
+
+def _region(tensor: LazyTensor) -> tuple[object, int]:
+    return (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides), tensor.nbytes
+
+
+def _holds(node: Any) -> bool:
+    return isinstance(node, dict | list | tuple | Opaque | _Module) and node.__class__ is not Size
+
+
+def _is_plain(node: Any) -> bool:
+    """Whether a container's items stand on its own row: a few that hold nothing."""
+    return not _held(node) or (
+        isinstance(node, list | tuple)
+        and len(node) <= _ON_A_ROW
+        and not any(is_array(item) or _holds(item) for item in node)
+    )
+
+
+def _held(node: Any) -> Any:
+    if isinstance(node, _Module):
+        return [value for _, value in node.rows]
+    if isinstance(node, Opaque):
+        return [value for _, value in _slots(node)]
+    return node.values() if isinstance(node, dict) else node
+
+
+def _slots(node: Opaque) -> list[tuple[str, Any]]:
+    return [(slot, value) for slot in ("args", "state", "items", "entries") if (value := getattr(node, slot))]
+
+
+def _below(node: Any) -> tuple[int, Sequence[tuple[str, Any]]]:
+    if not _holds(node) or _is_plain(node):
+        return 0, ()
+    if isinstance(node, list | tuple):
+        return len(node), [(str(index), item) for index, item in enumerate(node[:TREE_CHILDREN])]
+    if isinstance(node, dict):
+        rows = nested([(label(key), value) for key, value in node.items()], _Module)
+    else:
+        rows = node.rows if isinstance(node, _Module) else _slots(node)
+    return len(rows), rows
+
+
+def _line(key: str, node: Any, totals: _Totals) -> Safe:
+    if is_array(node):
+        tensor = as_lazy(node, parts=True)
+        return entry(key, tensor.dtype, shape(tensor.shape), human_bytes(tensor.nbytes))
+    if isinstance(node, _Module):
+        return entry(key, totals.of(node))
+    if isinstance(node, Opaque):
+        return entry(key, repr(node), totals.of(node))
+    if _holds(node) and not _is_plain(node):
+        return entry(key, ", ".join(filter(None, (_entries(node), totals.of(node)))))
+    return Safe(f"<b>{text(key)}</b> <code>{text(_value(node), 200)}</code>")
+
+
+def _entries(node: Any) -> str:
+    return f"{len(node):,} entr{'y' if len(node) == 1 else 'ies'}"
+
+
+def _value(value: Any) -> str:
+    try:
+        return repr(value[:1000] if isinstance(value, str | bytes) else value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""What operations found: frozen data with `to_json`."""

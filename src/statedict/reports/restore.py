@@ -1,0 +1,155 @@
+"""RestoreReport: what a restore did, entry by entry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from statedict.shown import Shown
+
+RESTORED = ("restored", "renamed", "cast", "reshaped", "tied", "untied", "overridden", "differs", "made")
+
+
+_SHOWN = 3
+
+
+_REASONS = 2
+
+
+_LINES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the tree and what happened to it.
+
+    Attributes:
+        path: its path.
+        action: one of
+
+            restored, renamed, cast, reshaped   from the state, the last three with what changed
+            made            by the module's own loading, from other entries or for an older version
+            tied, untied    shares its bytes with another entry; or does so in the state only
+            overridden      the caller's value in place of the state's
+            skipped         its shape differs and the caller wants it left as it is
+            missing, fresh  not in the state, which the caller allows; fresh where it is an optimizer's
+            unexpected      only in the state, which the caller allows
+            differs         restored, but at odds with another part of the tree
+
+            In `problems` also `shape`, `dtype`, `kind`, `tie`, `groups`, `version` and others, by what is wrong.
+        detail: why, or what changed; empty where nothing is to be said.
+    """
+
+    path: str
+    action: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport(Shown):
+    """What `restore` did with every entry, or with `dry_run` would do.
+
+    `str(report)` is a summary, `entries` and `to_json()` have all of it.
+
+    Attributes:
+        entries: what becomes of each entry.
+        problems: what forbids it; only after a dry run, for otherwise they are an error.
+        written: whether it was done.
+        notes: how names were read: prefixes and wrappers that were set aside, rules, versions.
+        hints: what to do about the problems, ready to copy.
+        step: which checkpoint of a run it was.
+    """
+
+    entries: tuple[Entry, ...]
+    problems: tuple[Entry, ...] = ()
+    written: bool = True
+    notes: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+    step: int | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Entries by action."""
+        return dict(Counter(entry.action for entry in (*self.entries, *self.problems)))
+
+    def paths(self, action: str) -> list[str]:
+        """The paths with one action."""
+        return [entry.path for entry in (*self.entries, *self.problems) if entry.action == action]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`."""
+        return {
+            "written": self.written,
+            "step": self.step,
+            "notes": list(self.notes),
+            "hints": list(self.hints),
+            "counts": self.counts(),
+            "entries": [asdict(entry) for entry in self.entries],
+            "problems": [asdict(entry) for entry in self.problems],
+        }
+
+    def findings(self) -> list[str]:
+        """The problems by kind, and what to do about them."""
+        return [*_capped(summary(self.problems)), *self.hints]
+
+    def headline(self) -> str:
+        """How many entries of how many."""
+        count = sum(entry.action in RESTORED for entry in self.entries)
+        whole = len(self.entries) + len(self.problems)
+        return f"{'restored' if self.written else 'would restore'} {count:,} of {whole:,} entries"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """As text, of which a line may hold a name with line breaks in it."""
+        lines = [self.headline()]
+        lines += [f"  {note}" for note in self.notes[:_SHOWN]]
+        lines += [f"  and {len(self.notes) - _SHOWN:,} more notes"] * (len(self.notes) > _SHOWN)
+        lines += _capped(summary(entry for entry in self.entries if entry.action != "restored" or entry.detail))
+        return [*lines, *self.findings()]
+
+
+def summary(entries: Iterable[Entry]) -> list[str]:
+    """A line an action: how many, the first few, why; reasons that many share have lines of their own."""
+    actions: dict[str, list[Entry]] = {}
+    for entry in entries:
+        actions.setdefault(entry.action, []).append(entry)
+    lines = []
+    for action, members in actions.items():
+        common = [detail for detail, count in Counter(e.detail for e in members).most_common(_REASONS) if count > 1]
+        groups: dict[str | None, list[Entry]] = {}
+        for entry in members:
+            groups.setdefault(entry.detail if entry.detail in common else None, []).append(entry)
+        for group in groups.values():
+            paths = [entry.path or "the whole" for entry in group[:_SHOWN]] + ["…"] * (len(group) > _SHOWN)
+            detail = f" ({group[0].detail})" if group[0].detail else ""
+            lines.append(f"  {len(group):,} {action}: {', '.join(paths)}{detail}")
+    return lines
+
+
+def _capped(lines: list[str]) -> list[str]:
+    """So few lines that they are read."""
+    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], f"  and {len(lines) - _LINES + 1} kinds more"]
+
+
+def remedy(problems: Sequence[Entry]) -> str:
+    """What to pass so that missing or unexpected entries are no error."""
+    wanted: dict[str, Any] = {}
+    for action, option in (("missing", "allow_missing"), ("unexpected", "allow_unexpected")):
+        paths = [entry.path for entry in problems if entry.action == action]
+        if paths:
+            wanted[option] = paths if len(paths) <= _SHOWN else _globs(paths)
+    options = ", ".join(f"{option}={paths!r}" for option, paths in wanted.items())
+    return f"fix the names, or pass {options} to accept it" if options else ""
+
+
+def _globs(paths: list[str]) -> list[str]:
+    """A few globs that match all paths: as deep as a few can be."""
+    split = [path.split(".") for path in paths]
+    for depth in range(max(map(len, split)), 0, -1):
+        globs = {".".join([*keys[:depth], "*"] if len(keys) > depth else keys) for keys in split}
+        if len(globs) <= min(2 * _SHOWN, len(paths) - 1):
+            return sorted(globs)
+    return ["*"]

@@ -1,0 +1,1 @@
+"""The readers' side of runs: list, choose, describe, bisect."""

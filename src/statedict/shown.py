@@ -1,0 +1,53 @@
+"""How an object shows itself in a notebook and at a prompt.
+
+The views are in `statedict.render`, above all that is shown; `statedict/__init__.py` says so by `use`.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class Views(Protocol):
+        """What `statedict.render.views` offers."""
+
+        def html(self, value: object) -> str:
+            """The HTML view of a value."""
+
+        def text(self, value: object) -> str:
+            """The text view of a report."""
+
+
+_LINES = 20
+_load: Callable[[], Views]
+
+
+def use(load: Callable[[], Views]) -> None:
+    """Set where the views come from."""
+    global _load
+    _load = load
+
+
+class Viewed:
+    """An object with an HTML view in notebooks."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return _load().html(self)
+
+
+class Shown(Viewed):
+    """A report: its HTML view in notebooks, and at a prompt the first lines of its text."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return _load().text(self)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        lines = str(self).split("\n")
+        more = [f"… {len(lines) - _LINES:,} more lines; print() shows all"] if len(lines) > _LINES else []
+        return {"text/plain": "\n".join(lines[:_LINES] + more), "text/html": self._repr_html_()}

@@ -1,0 +1,1 @@
+"""Tensors: dtype, shape, and where the bytes are."""

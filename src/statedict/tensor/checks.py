@@ -1,0 +1,141 @@
+"""What a file should hold, part by part, and what is wrong with it: what formats say and verify reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from statedict.tensor.lazy import LazyTensor
+from statedict.values import Opaque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+_LONGEST = 1000  # characters of a path, for a chain of dicts would take the square of its length
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a file.
+
+    Attributes:
+        part: which part of the file, as `data/3`; empty for the whole.
+        what: what is wrong with it.
+        expected: what should be there, where that is a value.
+        got: what is there.
+        remedy: what to do.
+        tensors: the paths of the tensors that it concerns.
+    """
+
+    part: str
+    what: str
+    expected: str = ""
+    got: str = ""
+    remedy: str = ""
+    tensors: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = self.part
+        if self.tensors and self.tensors != (self.part,):
+            more = f" and {len(self.tensors) - 3:,} more" if len(self.tensors) > 3 else ""
+            where = f"{where} ({', '.join(self.tensors[:3])}{more})" if where else ", ".join(self.tensors[:3]) + more
+        values = f": expected {self.expected}, got {self.got}" if self.expected else ""
+        return f"{where}{': ' * bool(where)}{self.what}{values}{'; ' * bool(self.remedy)}{self.remedy}"
+
+
+class Check:
+    """A part of a file: a range of a source, what its sums should be, and the tensors that lie in it.
+
+    `crc` and `digest` (XXH3-128 in hexadecimal) are None where the file has none.
+    """
+
+    __slots__ = ("crc", "digest", "part", "size", "source", "start", "tensors")
+
+    def __init__(
+        self,
+        part: str,
+        source: ByteSource,
+        start: int,
+        size: int,
+        tensors: tuple[tuple[str, LazyTensor], ...] = (),
+        crc: int | None = None,
+        digest: str | None = None,
+    ) -> None:
+        self.part, self.source, self.start, self.size = part, source, start, size
+        self.tensors, self.crc, self.digest = tensors, crc, digest
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of its tensors."""
+        return tuple(path for path, _ in self.tensors)
+
+
+# what a format's `checks` yields: parts, problems of the structure, and notes, which are no problems
+Found = Check | Problem | str
+
+
+def refusal(error: Exception, file: str, part: str = "") -> Problem:
+    """The problem that an error's message describes."""
+    text = str(error)
+    while text.startswith(f"{file}: "):
+        text = text.removeprefix(f"{file}: ")
+    what, _, remedy = text.rpartition("; ")
+    return Problem(part, what or remedy, remedy=remedy if what else "")
+
+
+def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found]:
+    """What was found in a file that is a part of another, whose tensors stand under the path `above` there."""
+
+    def path(below: str) -> str:
+        return f"{above}.{below}" if above and below else above or below
+
+    for item in found:
+        if isinstance(item, Check):
+            item.part = f"{part}: {item.part}" if item.part else part
+            item.tensors = tuple((path(below), tensor) for below, tensor in item.tensors)
+            yield item
+        elif isinstance(item, Problem):
+            tensors = tuple(map(path, item.tensors))
+            yield replace(item, part=f"{part}: {item.part}" if item.part else part, tensors=tensors)
+        else:
+            yield f"{part}: {item}"
+
+
+def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
+    """(path, tensor) of every tensor in a tree, however it is nested; what stands twice in it is named once."""
+    found: list[tuple[str, LazyTensor]] = []
+    pending: list[tuple[str, Any]] = [("", tree)]
+    seen: set[int] = set()
+    while pending:
+        path, node = pending.pop()
+        if isinstance(node, LazyTensor):
+            found.append((path, node))
+            continue
+        items: list[tuple[Any, Any]] = []
+        if id(node) in seen:
+            continue
+        if isinstance(node, dict):
+            items = list(node.items())
+        elif isinstance(node, list | tuple):
+            items = list(enumerate(node))
+        elif isinstance(node, Opaque):
+            items = list(node.children())
+        if items:
+            seen.add(id(node))
+            dot = path[-_LONGEST:] + "." if path else ""
+            pending += [(f"{dot}{key}", child) for key, child in reversed(items)]
+    return found
+
+
+def by_storage(tree: Any, names: dict[int, str] | None = None) -> Iterator[Check]:
+    """The storages of a tree whose file has no sums, each with its tensors; `names` are by the storage's id."""
+    held: dict[int, list[tuple[str, LazyTensor]]] = {}
+    for path, tensor in tensors_of(tree):
+        held.setdefault(id(tensor.storage), []).append((path, tensor))
+    for key, tensors in held.items():
+        storage = tensors[0][1].storage
+        part = (names or {}).get(key, tensors[0][0])
+        yield Check(part, storage.source, storage.offset, storage.nbytes, tuple(tensors))

@@ -1,0 +1,396 @@
+"""LazyTensor: dtype, shape and where the bytes are; reading it moves the bytes."""
+
+from __future__ import annotations
+
+import math
+
+from statedict.dtypes import DType
+from statedict.errors import LimitError, StateDictError, UnsupportedError
+from statedict.io.memory import allocate
+from statedict.io.pipeline import fill
+from statedict.io.source import AddressSource, FileSource, address_view
+from statedict.shown import Viewed
+from statedict.tensor.arrays import (
+    Strides,
+    contiguous_strides,
+    indexed,
+    is_numpy,
+    is_torch,
+    numpy_memory,
+    numpy_view,
+    part_of,
+    torch_memory,
+    torch_storage,
+    torch_view,
+    touched,
+    writable_memory,
+)
+from statedict.tensor.boxes import gathered, regions_of
+from statedict.values import Size, human_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+
+EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
+
+
+class Storage:
+    """The bytes behind one or more tensors: a range of a source.
+
+    Tensors of one storage are tied (same region) or views (different regions).
+
+    Attributes:
+        source: where the bytes are.
+        offset: the storage's first byte in the source.
+        nbytes: its length.
+        device: where PyTorch had it when it was saved, `"cpu"`, `"cuda:0"`.
+    """
+
+    __slots__ = ("_key", "device", "nbytes", "offset", "source")
+
+    def __init__(self, source: ByteSource, offset: int, nbytes: int, device: str = "cpu", key: object = None) -> None:
+        self.source, self.offset, self.nbytes, self.device = source, offset, nbytes, device
+        self._key = key
+
+    @property
+    def key(self) -> object:
+        """What is equal for two Storage objects over the same memory."""
+        return id(self) if self._key is None else self._key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage, (self.source, self.offset, self.nbytes, self.device)
+
+    def view(self, private: bool = False) -> memoryview | None:
+        """The bytes without a copy, or None where that cannot be had."""
+        whole = self.source.view(private)
+        return None if whole is None else whole[self.offset : self.offset + self.nbytes]
+
+
+class LazyTensor(Viewed):
+    """A tensor whose bytes stay where they are until someone reads them.
+
+    Attributes:
+        dtype: its `DType`; `str(t.dtype)` is PyTorch's name.
+        shape: tuple of ints.
+        strides: in elements; None means contiguous.
+        storage: the bytes that it shares with tied tensors and other views.
+        offset: its first byte in the storage.
+        requires_grad, parameter: what PyTorch recorded with it.
+
+    It serves wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
+    `numpy.asarray(t)`. Indexing with integers, slices, `...` and `None` gives another LazyTensor and reads nothing.
+
+    >>> import statedict
+    >>> state = statedict.load("examples/checkpoint.pth")
+    >>> state["model_state"]["fc3.weight"]
+    LazyTensor(float32, (10, 84), 3.4 kB, 'examples/checkpoint.pth')
+    >>> state["model_state"]["fc3.weight"][0, :3].numpy().shape
+    (3,)
+    """
+
+    __slots__ = ("dtype", "offset", "parameter", "requires_grad", "shape", "storage", "strides")
+
+    is_meta = False  # Module.load_state_dict asks
+
+    def __init__(
+        self,
+        dtype: DType,
+        shape: tuple[int, ...],
+        storage: Storage,
+        offset: int = 0,
+        strides: Strides | None = None,
+        requires_grad: bool = False,
+        parameter: bool = False,
+    ) -> None:
+        self.dtype, self.shape, self.storage, self.offset, self.strides = dtype, shape, storage, offset, strides
+        self.requires_grad, self.parameter = requires_grad, parameter
+
+    # what it is
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """`torch.Size`, or the size of one dimension, as `torch.Tensor.size`."""
+        return Size(self.shape) if dim is None else self.shape[dim]
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Strides in elements, as `torch.Tensor.stride`."""
+        strides = contiguous_strides(self.shape) if self.strides is None else self.strides
+        return strides if dim is None else strides[dim]
+
+    def dim(self) -> int:
+        """Number of dimensions, as `torch.Tensor.dim`."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, whatever the storage behind it holds besides."""
+        return (math.prod(self.shape) * self.dtype.bits + 7) >> 3
+
+    @property
+    def span(self) -> int:
+        """Bytes from its first element to the end of its last one in the storage."""
+        if self.strides is None:
+            return self.nbytes
+        if 0 in self.shape:
+            return 0
+        return (sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1) * self.dtype.itemsize
+
+    @property
+    def regions(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None:
+        """Of a checkpoint that lacks parts the boxes that are there, each a corner and sizes; None if all is."""
+        return regions_of(self.storage.source, self.storage.offset + self.offset, self.stride(), self.shape)
+
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie row-major without gaps."""
+        return self.strides is None
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[LazyTensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        shape, size = tuple(self.shape), human_bytes(self.nbytes)
+        return f"LazyTensor({self.dtype}, {shape}, {size}, {self.storage.source.name!r})"
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """What there is to say of it without reading it."""
+        storage, source = self.storage, self.storage.source
+        start = storage.offset + self.offset
+        try:
+            while hasattr(source, "locate") and not source.remote:
+                source, at = source.locate()
+                start += at
+        except StateDictError:  # the header of an archive's member is damaged; who reads the tensor is told
+            pass
+        where = f", bytes {start:,} to {start + self.span:,}" if isinstance(source, FileSource) else ""
+        yield "elements", f"{self.numel():,}"
+        yield "bytes", f"{self.nbytes:,}"
+        yield "in", f"{storage.source.name}{where}"
+        if storage.nbytes > self.nbytes:
+            yield "of a storage of", human_bytes(storage.nbytes)
+        if self.strides is not None:
+            yield "strides", str(self.strides)
+        if storage.device != "cpu":
+            yield "saved from", storage.device
+        if self.parameter or self.requires_grad:
+            yield "saved as", " ".join(["parameter"] * self.parameter + ["requires_grad"] * self.requires_grad)
+
+    def __deepcopy__(self, memo: object) -> LazyTensor:
+        return self  # immutable, like the file behind it
+
+    def __getitem__(self, index: Any) -> LazyTensor:
+        shape, strides, start = indexed(self.shape, self.stride(), index)
+        if not self.dtype.itemsize:
+            raise UnsupportedError(f"{self!r}: elements of {self.dtype.bits} bits cannot be sliced; read .raw()")
+        numel = math.prod(shape)
+        contiguous = not numel or all(
+            n == 1 or s == c for n, s, c in zip(shape, strides, contiguous_strides(shape), strict=True)
+        )
+        offset = self.offset if not numel else self.offset + start * self.dtype.itemsize
+        return LazyTensor(self.dtype, shape, self.storage, offset, None if contiguous else strides, self.requires_grad)
+
+    # reading it
+
+    def raw(self) -> bytes | bytearray:
+        """The bytes of its elements in row-major order, little-endian, as an own copy."""
+        contiguous = self.contiguous()
+        return contiguous.storage.source.read(contiguous.storage.offset + contiguous.offset, contiguous.nbytes)
+
+    def numpy(self, copy: bool = False) -> Any:
+        """As a `numpy.ndarray`.
+
+        Args:
+            copy: False maps the file where it can: nothing is read until elements are touched, and the array is
+                read-only. True gives owned, writable memory, read the fastest way.
+
+        Raises:
+            UnsupportedError: numpy has no such dtype.
+        """
+        if copy:
+            return numpy_view(self._owned(), self.dtype, self.shape, None)
+        data = self.storage.view()
+        if data is None and self.strides is not None and self.nbytes <= self.span:
+            return self.contiguous().numpy()
+        if data is None:
+            data = memoryview(self.storage.source.read(self.storage.offset + self.offset, self.span))
+        else:
+            data = data[self.offset : self.offset + self.span]
+        result = numpy_view(data, self.dtype, self.shape, self.strides)
+        result.flags.writeable = False
+        return result
+
+    def torch(self, copy: bool = False) -> Any:
+        """As a `torch.Tensor` on the CPU (imports torch).
+
+        Args:
+            copy: False maps the file where it can: what is written into the tensor stays in this process and reaches
+                a file only if the tensor is put into the dict and saved. True gives owned memory, read the fastest
+                way; it is what `load_state_dict(..., assign=True)` and plain optimizers want, for they keep it.
+        """
+        data = None if copy else self.storage.view(private=True)
+        if data is not None and self.dtype.itemsize:
+            mapped = torch_storage(data[self.offset : self.offset + self.span])
+            if mapped.data_ptr() % self.dtype.itemsize == 0:
+                return torch_view(mapped, self.dtype, self.shape, self.strides, 0)
+        return torch_view(torch_storage(self._owned()), self.dtype, self.shape, None, 0)
+
+    def _owned(self) -> memoryview:
+        tensor, buffer = self.contiguous(), allocate(self.nbytes)
+        fill([(tensor.storage.source, tensor.storage.offset + tensor.offset, buffer)])
+        return buffer
+
+    def item(self) -> Any:
+        """The only element as a Python number.
+
+        Raises:
+            ValueError: there is not exactly one element.
+        """
+        return self.numpy().item()
+
+    def tolist(self) -> Any:
+        """The elements as nested lists of Python numbers."""
+        return self.contiguous().numpy().tolist()
+
+    def contiguous(self) -> LazyTensor:
+        """The same elements row-major; reading it gathers them in bounded memory.
+
+        Raises:
+            LimitError: it repeats a few bytes so often that no memory could hold it.
+        """
+        if self.strides is None:
+            return self
+        if self.nbytes > max(EXPANDED, 1024 * self.span):
+            raise LimitError(
+                f"{self!r}: repeats {human_bytes(self.span)} to {human_bytes(self.nbytes)}; "
+                "a view by .numpy() or an index takes no memory"
+            )
+        base = self.storage
+        source = gathered(base.source, self.dtype, base.offset + self.offset, self.shape, self.strides)
+        storage = Storage(source, 0, self.nbytes, base.device)
+        return LazyTensor(self.dtype, self.shape, storage, 0, None, self.requires_grad, self.parameter)
+
+    # what numpy and torch ask it for
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        array = self.numpy(copy=bool(copy))
+        if dtype is not None and array.dtype != dtype:
+            if copy is False:
+                raise ValueError(f"{self!r}: another dtype needs a copy")
+            array = array.astype(dtype)
+        return array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._dlpack_array().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU
+
+    def _dlpack_array(self) -> Any:
+        import sys
+
+        if sys.modules.get("torch") is not None:
+            return self.torch()
+        return self.numpy(copy=True)  # numpy exports no read-only memory
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in ("int", "uint", "bool") or self.numel() != 1:
+            raise TypeError(f"{self!r}: only one integer can be an index")
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name == "copy_" and len(args) > 1 and isinstance(args[1], cls) and args[1].copy_into(args[0]):
+            return args[0]
+        if (name.endswith("_") and not name.endswith("__") and _holds_lazy(args[:1])) or _holds_lazy(kwargs.get("out")):
+            raise UnsupportedError(f"{name}: a LazyTensor is read-only; change the tensor that .torch() returns")
+        return func(*_as_torch(args), **_as_torch(kwargs))
+
+    def copy_into(self, target: Any) -> bool:
+        """Fill a torch tensor of the same dtype and shape straight from the source.
+
+        Returns:
+            False where that takes a conversion (another dtype, strides, an accelerator); nothing was written then.
+        """
+        memory = writable_memory(target)
+        if memory is None or self.strides is not None or memory.dtype is not self.dtype or memory.shape != self.shape:
+            return False
+        view = address_view(memory.address + memory.offset, self.nbytes, target)
+        fill([(self.storage.source, self.storage.offset + self.offset, view)])
+        touched(target)
+        return True
+
+
+def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
+    """A LazyTensor over a live array, which shares its memory; a LazyTensor as it is.
+
+    Args:
+        value: `torch.Tensor`, `numpy.ndarray` or LazyTensor.
+        parts: take a tensor that is a part of a larger one, too.
+
+    Raises:
+        UnsupportedError: the value is none of them, has no plain memory, or is a part.
+    """
+    if isinstance(value, LazyTensor):
+        return value
+    if is_torch(value):
+        if not parts and (part := part_of(value)) is not None:
+            raise part.refused()
+        memory = torch_memory(value)
+    elif is_numpy(value):
+        memory = numpy_memory(value)
+    else:
+        raise UnsupportedError(f"expected a tensor or an array, got {type(value).__name__}")
+    source = AddressSource(memory.address, memory.nbytes, memory.owner)
+    key = (memory.address, memory.nbytes) if memory.nbytes else None
+    storage = Storage(source, 0, memory.nbytes, memory.device, key)
+    return LazyTensor(
+        memory.dtype, memory.shape, storage, memory.offset, memory.strides, memory.requires_grad, memory.parameter
+    )
+
+
+def is_array(value: object) -> bool:
+    """Whether the value is a tensor leaf: LazyTensor, `torch.Tensor` or `numpy.ndarray` (not a numpy scalar)."""
+    return isinstance(value, LazyTensor) or is_torch(value) or is_numpy(value)
+
+
+def _holds_lazy(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_lazy, value))
+    return isinstance(value, LazyTensor)
+
+
+def _as_torch(value: Any) -> Any:
+    if isinstance(value, LazyTensor):
+        return value.torch()
+    if isinstance(value, dict):
+        return {key: _as_torch(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_as_torch, value))
+    return value

@@ -1,0 +1,220 @@
+"""Which bytes of which storages a set of tensors needs, and the tensors made anew over a copy of just those.
+
+Saving, snapshots and owned loads are the same problem: tensors share storages, tied ones completely, views in
+part, and a small view may sit in a huge storage (pytorch#33101). A segment is a run of a storage that some tensors
+cover; overlapping tensors share one, so ties survive, and bytes that no tensor sees are left behind.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from statedict.io.memory import allocate
+from statedict.io.pipeline import fill
+from statedict.tensor.arrays import Strides, numpy_view, torch_storage, torch_view
+from statedict.tensor.labelled import Labelled
+from statedict.tensor.lazy import LazyTensor, Storage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+_ARENA = 32 << 20
+_SEPARATE = 1 << 20
+_ALIGN = 64
+
+
+class Segment:
+    """A run of bytes to keep: `size` bytes of `source` from `start`."""
+
+    __slots__ = ("device", "size", "source", "start")
+
+    def __init__(self, source: ByteSource, start: int, size: int, device: str) -> None:
+        self.source, self.start, self.size, self.device = source, start, size, device
+
+
+class Place:
+    """Where a tensor lies: the segment's index, its first byte in it, its strides (None: contiguous)."""
+
+    __slots__ = ("offset", "segment", "strides")
+
+    def __init__(self, segment: int, offset: int, strides: Strides | None) -> None:
+        self.segment, self.offset, self.strides = segment, offset, strides
+
+
+def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
+    """The segments that the tensors cover, storage by storage in the order of first use, and each tensor's place."""
+    by_storage: dict[object, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_storage.setdefault(tensor.storage.key, []).append(index)
+    segments: list[Segment] = []
+    places: list[Place | None] = [None] * len(tensors)
+    for index, tensor in enumerate(tensors):
+        if places[index] is None:
+            members = by_storage[tensor.storage.key]
+            if len(members) == 1:
+                places[index] = _alone(tensor, segments)
+            else:
+                for group in _overlapping(tensors, members):
+                    _together(tensors, group, segments, places)
+    return segments, places  # type: ignore[return-value]
+
+
+def _alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
+    if tensor.strides is not None and tensor.span > tensor.nbytes:  # strided with gaps: keep the elements only
+        tensor = tensor.contiguous()
+    storage = tensor.storage
+    segments.append(Segment(storage.source, storage.offset + tensor.offset, tensor.span, storage.device))
+    return Place(len(segments) - 1, 0, tensor.strides)
+
+
+def _overlapping(tensors: Sequence[LazyTensor], members: list[int]) -> list[list[int]]:
+    """Members of one storage in groups that share bytes; groups in the order of their first tensor."""
+    groups: list[list[int]] = []
+    end = -1
+    for index in sorted(members, key=lambda i: (tensors[i].offset, i)):
+        tensor = tensors[index]
+        if not tensor.span:
+            groups.insert(0, [index])
+            continue
+        if tensor.offset >= end:
+            groups.append([])
+        groups[-1].append(index)
+        end = max(end, tensor.offset + tensor.span)
+    return sorted(groups, key=min)
+
+
+def _together(
+    tensors: Sequence[LazyTensor], group: list[int], segments: list[Segment], places: list[Place | None]
+) -> None:
+    regions: dict[object, list[int]] = {}
+    for i in group:
+        t = tensors[i]
+        regions.setdefault((t.offset, t.shape, t.strides, t.dtype.name), []).append(i)
+    start = min(tensors[i].offset for i in group)
+    end = max(tensors[i].offset + tensors[i].span for i in group)
+    if len(regions) == 1 or end - start > sum(tensors[members[0]].nbytes for members in regions.values()):
+        # tied ones only, or views with more between them than in them, such as a row and a column
+        for members in regions.values():
+            place = _alone(tensors[members[0]], segments)
+            for i in members:
+                places[i] = place
+        return
+    start -= start % 16  # so that every dtype's offset stays a whole number of elements
+    storage = tensors[group[0]].storage
+    segments.append(Segment(storage.source, storage.offset + start, end - start, storage.device))
+    for i in group:
+        places[i] = Place(len(segments) - 1, tensors[i].offset - start, tensors[i].strides)
+
+
+def own(
+    tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
+) -> tuple[list[memoryview], list[Place]]:
+    """Copy the segments of the tensors into owned memory, all at once and the fastest way.
+
+    Args:
+        tensors: what to copy.
+        room: makes buffers of so many bytes each; by default fresh ones.
+    """
+    segments, places = plan(tensors)
+    buffers = (room or _fresh)([segment.size for segment in segments])
+    fill((s.source, s.start, b) for s, b in zip(segments, buffers, strict=True) if s.size)
+    return buffers, places
+
+
+def _fresh(sizes: list[int]) -> list[memoryview]:
+    """Buffers of their own for large ones, small ones together."""
+    buffers: list[memoryview] = []
+    arena, used = allocate(0), 0
+    for size in sizes:
+        if size >= _SEPARATE:
+            buffers.append(allocate(size))
+            continue
+        if used + size > len(arena):
+            arena, used = allocate(min(_ARENA, sum(size + _ALIGN for size in sizes))), 0
+        buffers.append(arena[used : used + size])
+        used += size + -size % _ALIGN
+    return buffers
+
+
+class Arena:
+    """Memory for one copy at a time, used again for the next one; it grows when that needs more."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self) -> None:
+        self._memory = allocate(0)
+
+    def __call__(self, sizes: list[int]) -> list[memoryview]:
+        """Buffers of so many bytes each; those given before are given up."""
+        ends = list(accumulate(size + -size % _ALIGN for size in sizes))
+        if ends and ends[-1] > len(self._memory):
+            self._memory = allocate(0)  # the old one goes before the new one comes
+            self._memory = allocate(ends[-1])
+        starts = [0, *ends]
+        return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+
+
+def copied(
+    tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
+) -> list[LazyTensor]:
+    """The tensors over owned memory; see `own`."""
+    from statedict.io.source import BytesSource
+
+    buffers, places = own(tensors, room)
+    storages = [Storage(BytesSource(buffer), 0, len(buffer)) for buffer in buffers]
+    return [
+        t.over(storages[p.segment])
+        if isinstance(t, Labelled)
+        else LazyTensor(t.dtype, t.shape, storages[p.segment], p.offset, p.strides, t.requires_grad, t.parameter)
+        for t, p in zip(tensors, places, strict=True)
+    ]
+
+
+def numpy_arrays(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
+    """The tensors as numpy arrays; with `copy` owned, and tied ones share memory as before."""
+    if not copy:
+        return [tensor.numpy() for tensor in tensors]
+    buffers, places = own(tensors)
+    return [
+        numpy_view(buffers[p.segment][p.offset :], t.dtype, t.shape, p.strides)
+        for t, p in zip(tensors, places, strict=True)
+    ]
+
+
+def _elements(tensor: LazyTensor, place: Place) -> tuple[Strides | None, int]:
+    """Strides and first element in the segment."""
+    if isinstance(tensor, Labelled):
+        return tensor.steps, tensor.first
+    return place.strides, place.offset // max(tensor.dtype.itemsize, 1)
+
+
+def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
+    """The tensors as torch tensors; tied ones share a `torch.UntypedStorage` as before."""
+    if copy:
+        buffers, places = own(tensors)
+        owned = [torch_storage(buffer) for buffer in buffers]
+        return [
+            torch_view(owned[p.segment], t.dtype, t.shape, *_elements(t, p))
+            for t, p in zip(tensors, places, strict=True)
+        ]
+    mapped: dict[object, Any] = {}
+    result: list[Any] = [None] * len(tensors)
+    apart: list[int] = []  # those that cannot be mapped, read together, for they may share storages
+    for index, tensor in enumerate(tensors):
+        storage, item = tensor.storage, tensor.dtype.itemsize
+        if storage.key not in mapped:
+            data = storage.view(private=True)
+            mapped[storage.key] = None if data is None else torch_storage(data)
+        shared = mapped[storage.key]
+        if shared is None or not item or shared.data_ptr() % item or tensor.offset % item:
+            apart.append(index)
+        else:
+            result[index] = torch_view(shared, tensor.dtype, tensor.shape, tensor.strides, tensor.offset // item)
+    if apart:
+        for index, made in zip(apart, torch_tensors([tensors[i] for i in apart], True), strict=True):
+            result[index] = made
+    return result

@@ -1,0 +1,1 @@
+"""Trees of tensors and values: the StateDict, its paths, its optimizers."""
