@@ -7,7 +7,7 @@ from typing import Any
 
 from statedict.shown import Shown
 
-UNREADABLE = "unreadable"
+VERDICTS = DATA, OPAQUE, UNREADABLE, DANGEROUS = "data", "opaque", "unreadable", "dangerous"
 
 
 WORST_FIRST = (DANGEROUS, OPAQUE, UNREADABLE, DATA)
