@@ -18,7 +18,7 @@ def status(key):
 def capped(room):
     import resource
     import ml_dtypes, numpy, xxhash, zlib_ng.zlib_ng, concurrent.futures.thread
-    import statedict.api, statedict.ops.recipe, statedict.ops.tensors, statedict.formats.sharded, statedict.cli.edit
+    import statedict.api.files, statedict.ops.alter.steps, statedict.ops.alter.tensors, statedict.cli.edit
     allowed = status("VmSize:") * 1024 + room
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
 

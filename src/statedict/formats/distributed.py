@@ -26,8 +26,7 @@ from statedict.errors import (
     is_failure_of_code,
 )
 from statedict.formats import places as folders
-from statedict.formats.distributed_tensors import REMEDY, Tensors, fields
-from statedict.formats.distributed_writing import OURS, key_text
+from statedict.formats.distributed_tensors import OURS, REMEDY, Tensors, fields, key_text
 from statedict.io.source import Slice
 from statedict.pickles.budget import RECORDS, Together
 from statedict.pickles.keys import Keys
@@ -41,9 +40,10 @@ from statedict.values import Size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+    from statedict.io.sink import Sink
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
 
@@ -283,3 +283,18 @@ def _arranged(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
     if isinstance(metadata, dict):
         tree.metadata = {str(key): text for key, text in metadata.items() if type(text) is str}
     return tree
+
+
+def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
+    """What to write into a folder: name of each file → what writes it, the index last.
+
+    Args:
+        tree: of LazyTensors and plain values.
+        most: bytes in a file; one thing that is larger has a file of its own. All in one by default.
+
+    Raises:
+        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse, or two entries with one name.
+    """
+    from statedict.formats.distributed_writing import planned
+
+    return planned(tree, most)

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from statedict.tensor.lazy import Storage
 
     Chunk = tuple[Shape, Shape, Slice]
-    """Where it begins, its sizes, and where it is."""
+    "Where it begins, its sizes, and where it is."
+    Keys = tuple[str | int, ...]
+
 
 REMEDY = "fetch the files of the other ranks, or save it from all ranks"
 _MAX_APART = 4096  # chunks that are compared pair by pair
@@ -190,3 +192,12 @@ def _sized(kind: DType, places: list[Slice], name: str) -> DType:
     if not isinstance(tensor, Labelled) or tensor.dtype.name != kind.name:
         raise CorruptFileError(f"{places[0].name}: the chunk of {name!r} is not the tensor that the metadata describes")
     return labelled(kind.name, 8 * tensor.element_bytes())
+
+
+OURS = "statedict"
+"""An attribute of the index that PyTorch has none of: what the names do not say of the tree."""
+
+
+def key_text(key: Any) -> str:
+    """A key as PyTorch's planner puts it into a name."""
+    return f"torch.{key}" if isinstance(key, DType) else str(key)

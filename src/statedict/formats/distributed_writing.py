@@ -19,8 +19,8 @@ from collections import Counter
 from functools import partial
 from itertools import islice
 
-from statedict.dtypes import DType
 from statedict.errors import UnsupportedError
+from statedict.formats.distributed_tensors import OURS, key_text
 from statedict.formats.torch.archive import pickled
 from statedict.formats.torch.packing import RECORDS, Packing
 from statedict.io.pipeline import Part
@@ -297,25 +297,3 @@ def _runs(chunks: list[Chunk], together: int) -> Iterator[list[Chunk]]:
         size += chunk.size
     if held:
         yield held
-
-
-OURS = "statedict"
-"""An attribute of the index that PyTorch has none of: what the names do not say of the tree."""
-
-
-def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
-    """What to write into a folder: name of each file → what writes it, the index last.
-
-    Args:
-        tree: of LazyTensors and plain values.
-        most: bytes in a file; one thing that is larger has a file of its own. All in one by default.
-
-    Raises:
-        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse, or two entries with one name.
-    """
-    return planned(tree, most)
-
-
-def key_text(key: Any) -> str:
-    """A key as PyTorch's planner puts it into a name."""
-    return f"torch.{key}" if isinstance(key, DType) else str(key)
