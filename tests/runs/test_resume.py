@@ -212,7 +212,8 @@ def run(directory: Path, at: int = 0, number: int = 0) -> tuple[int, list[str]]:
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    return done.returncode, done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if "ResourceWarning" not in line]  # PyTorch 2.6 leaves a folder
+    return done.returncode, lines
 
 
 def test_the_example_ends_alike_whatever_happens_to_its_process(
