@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:No
 
 
 RECORDED = Path(__file__).parent / "data" / "export.pt2"
-"""What `python -m tests.formats.test_torch_export` wrote with PyTorch 2.13.0: releases before 2.8 write another kind."""
+"""Written by this file as a program, with PyTorch 2.13.0; releases before 2.8 write another kind."""
 
 
 class Model(torch.nn.Module):
