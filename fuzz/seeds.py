@@ -298,10 +298,10 @@ def _shards(suffix: str) -> Callable[[Path], None]:
 def _distributed(tree: Callable[[], Any], chunked: bool = False, rows: int = 4) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         import torch
-        import torch.distributed.checkpoint as dcp
+        from tests import dcp
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-        dcp.save(tree(), checkpoint_id=folder, no_dist=True)
+        dcp.save(tree(), folder)
         metadata = pickle.loads((folder / ".metadata").read_bytes())
         if chunked:  # as two ranks leave it, with two chunks of one content
             raw = by_torch(torch.ones(2, 4))

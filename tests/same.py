@@ -95,7 +95,10 @@ def raw(value: Any) -> bytes:
     if isinstance(value, LazyTensor):
         return bytes(value.raw())
     if isinstance(value, torch.Tensor):
-        value = value.detach().resolve_conj().resolve_neg().contiguous()
+        value = value.detach().resolve_conj().resolve_neg()
+        if value.element_size() == 1 and value.dtype.is_floating_point:
+            value = value.view(torch.uint8)  # before PyTorch 2.10 elements of 4 bits cannot be copied
+        value = value.contiguous()
         if not value.numel():
             return b""
         return (

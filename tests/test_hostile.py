@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
 import statedict
 from statedict.tensor.lazy import LazyTensor
+
+from . import dcp
 
 RESERVE, FACTOR = 64 << 20, 20
 EMPTY = b"\x80\x02}."
@@ -166,7 +167,7 @@ def test_opening_takes_memory_and_time_that_the_size_of_the_file_justifies(name:
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_many_names_for_one_chunk_of_bytes_do_not_cost_its_reading_for_each(tmp_path: Path) -> None:
-    dcp.save({f"n{index}": index for index in range(300)}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({f"n{index}": index for index in range(300)}, tmp_path)
     buffer = io.BytesIO()
     torch.save([{} for _ in range(100_000)], buffer)
     (tmp_path / "__0_0.distcp").write_bytes(buffer.getvalue())
@@ -397,7 +398,7 @@ def test_a_legacy_file_is_known_by_its_magic_number_in_every_protocol(protocol: 
 @pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 @pytest.mark.parametrize("elements", [1 << 48, 1 << 61])
 def test_a_distributed_tensor_of_four_bytes_that_claims_to_be_huge_is_refused(elements: int, tmp_path: Path) -> None:
-    dcp.save({"w": torch.ones(1)}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"w": torch.ones(1)}, tmp_path)
     metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
     entry = metadata.state_dict_metadata["w"]
     entry.size = entry.chunks[0].sizes = torch.Size([elements])

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import statedict
 import statedict.torch
+
+from .. import dcp
 
 WHOLE = torch.arange(24.0).reshape(6, 4)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -189,11 +190,7 @@ def test_a_tensor_of_several_ranks_is_refused_with_the_reason(tmp_path: Path) ->
 
 def test_what_pytorch_saves_of_parts_is_read_and_restored_into_them(tmp_path: Path) -> None:
     one = part(WHOLE[:3].clone(), (6, 4), ((0, 0), (0, 0), (3, 4)))
-    dcp.save(
-        {"w": part(WHOLE.clone(), (6, 4), ((0, 0), (0, 0), (3, 4)), ((3, 0), (3, 0), (3, 4)))},
-        checkpoint_id=tmp_path / "d",
-        no_dist=True,
-    )
+    dcp.save({"w": part(WHOLE.clone(), (6, 4), ((0, 0), (0, 0), (3, 4)), ((3, 0), (3, 0), (3, 4)))}, tmp_path / "d")
     found = statedict.load(tmp_path / "d")["w"]
     assert torch.equal(found.torch(), WHOLE)
     one.zero_()

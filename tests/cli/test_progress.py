@@ -101,6 +101,7 @@ def test_ctrl_c_leaves_the_old_file_and_no_rubbish(tmp_path: Path, large: None, 
             stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         )  # fmt: skip
         while len(server.requests) < 12:
+            assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         assert len(list(tmp_path.glob(".*.tmp"))) == 1
         process.send_signal(signal.SIGINT)

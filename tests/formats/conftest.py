@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-import torch.distributed.checkpoint as dcp
 
 import statedict
 from statedict.dtypes import dtype
@@ -24,6 +23,8 @@ from statedict.io.zip import ArchiveLayout
 from statedict.pickles.writer import dumps
 from statedict.tensor.arrays import contiguous_strides
 from statedict.tensor.lazy import LazyTensor, Storage
+
+from .. import dcp
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Subject:
             tensors = statedict.load(path).tensors()
             state = {name: torch.empty(t.shape, dtype=t.dtype.torch) for name, t in tensors.items()}
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is there
-                dcp.load(state, checkpoint_id=path, no_dist=True)
+                dcp.load(state, path)
             return state
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import statedict
 from statedict.ops.alter import verbs as alter
 
+from .. import dcp
 from ..same import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
 def save(tree: Any, folder: Path) -> Path:
-    dcp.save(tree, checkpoint_id=folder, no_dist=True)
+    dcp.save(tree, folder)
     return folder
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
@@ -22,6 +22,7 @@ import statedict
 from statedict.dtypes import BY_NAME
 from statedict.values import Opaque
 
+from .. import dcp
 from ..same import assert_same, in_torch, overlaps, patterned, raw
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -97,13 +98,13 @@ def written(tree: Any, folder: Path, **options: Any) -> Path:
 
 
 def metadata(folder: Path) -> Any:
-    return dcp.FileSystemReader(folder).read_metadata()
+    return FileSystemReader(folder).read_metadata()
 
 
 @pytest.mark.parametrize("make", TREES)
 def test_the_index_is_the_one_that_pytorch_writes_for_the_same_dict(make: Any, tmp_path: Path) -> None:
     tree = make()
-    dcp.save(tree, checkpoint_id=tmp_path / "theirs", no_dist=True)
+    dcp.save(tree, tmp_path / "theirs")
     ours, theirs = metadata(written(tree, tmp_path / "ours")), metadata(tmp_path / "theirs")
     assert list(ours.state_dict_metadata) == list(theirs.state_dict_metadata)
     for entry in theirs.state_dict_metadata.values():
@@ -119,7 +120,7 @@ def test_the_index_is_the_one_that_pytorch_writes_for_the_same_dict(make: Any, t
     assert {(i.fqn, i.offset, i.index) for i in ours.storage_data} == {
         (i.fqn, i.offset, i.index) for i in theirs.storage_data
     }
-    assert ours.version == theirs.version
+    assert getattr(ours, "version", None) == getattr(theirs, "version", None)  # since PyTorch 2.7
 
 
 def emptied(value: Any) -> Any:
@@ -139,7 +140,7 @@ def emptied(value: Any) -> Any:
 def test_pytorch_loads_it_bit_for_bit(make: Any, tmp_path: Path) -> None:
     tree = make()
     state = emptied(tree)
-    dcp.load(state, checkpoint_id=written(tree, tmp_path / "d"), no_dist=True)
+    dcp.load(state, written(tree, tmp_path / "d"))
     assert_same(state, tree, flags=False)
 
 
@@ -147,7 +148,7 @@ def test_pytorch_loads_it_bit_for_bit(make: Any, tmp_path: Path) -> None:
 def test_pytorch_s_own_converter_finds_what_it_finds_in_its_own(make: Any, tmp_path: Path) -> None:
     tree = make()
     tree.pop("of dicts", None)  # of an empty dict in a list it makes None, which its own loading then misses
-    dcp.save(tree, checkpoint_id=tmp_path / "theirs", no_dist=True)
+    dcp.save(tree, tmp_path / "theirs")
     written(tree, tmp_path / "ours")
     for name in ("ours", "theirs"):
         dcp_to_torch_save(tmp_path / name, tmp_path / f"{name}.pth")
@@ -202,7 +203,7 @@ def test_tied_tensors_are_one_chunk_that_pytorch_reads_under_each_name(tmp_path:
     places = {index.fqn: (p.relative_path, p.offset) for index, p in metadata(folder).storage_data.items()}
     assert places["embedding"] == places["head"] == places["detached"] != places["other"]
     state = emptied(tree)
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    dcp.load(state, folder)
     assert_same(state, tree, flags=False)
     loaded = statedict.load(folder)
     assert_same(loaded, tree)
@@ -279,7 +280,7 @@ def test_files_have_at_most_the_size_that_is_asked_for(tmp_path: Path) -> None:
 def test_large_and_small_chunks_lie_side_by_side(tmp_path: Path) -> None:
     tree = {f"{kind}{n}": torch.randn(size) for n in range(5) for kind, size in (("small", 300), ("large", 300_000))}
     state = emptied(tree)
-    dcp.load(state, checkpoint_id=written(tree, tmp_path / "d"), no_dist=True)
+    dcp.load(state, written(tree, tmp_path / "d"))
     assert_same(state, tree)
     assert statedict.verify(tmp_path / "d").ok
 

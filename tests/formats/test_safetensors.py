@@ -17,16 +17,22 @@ from xxhash import xxh3_128_hexdigest
 
 import statedict
 from statedict.dtypes import BY_NAME
-from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.lazy import LazyTensor, as_lazy
 
 from ..same import assert_same, in_torch, overlaps, patterned, raw
 
-NAMED = [kind for kind in BY_NAME.values() if kind.safetensors and kind.itemsize]
+NAMED = [kind for kind in BY_NAME.values() if kind.safetensors and kind.itemsize and in_torch(kind)]
 NAMELESS = [
     kind
     for kind in BY_NAME.values()
     if not kind.safetensors and kind.itemsize and kind.kind != "quantized" and in_torch(kind)
 ]
+
+
+def pairs(*shape: int) -> LazyTensor:
+    """Pairs of 4-bit floats."""
+    words = as_lazy(patterned(BY_NAME["uint8"], *shape))
+    return LazyTensor(BY_NAME["float4_e2m1fn_x2"], words.shape, words.storage, words.offset, words.strides)
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -65,16 +71,16 @@ def test_the_package_opens_every_dtype_that_the_format_has(kind: Any, tmp_path: 
 
 
 def test_pairs_of_4_bit_floats_have_the_shape_of_their_halves_in_the_file(tmp_path: Path) -> None:
-    kind = BY_NAME["float4_e2m1fn_x2"]
     path = tmp_path / "ours.safetensors"
-    statedict.save({"w": patterned(kind, 2, 3)}, path)
+    statedict.save({"w": pairs(2, 3)}, path)
     assert header(path)["w"] == {"dtype": "F4", "shape": [2, 6], "data_offsets": [0, 6]}
     with safetensors.safe_open(path, framework="pt") as file:
         assert file.get_slice("w").get_shape() == [2, 6]
-        assert raw(file.get_tensor("w")) == raw(patterned(kind, 2, 3))
+        if in_torch(BY_NAME["float4_e2m1fn_x2"]):  # since PyTorch 2.8
+            assert raw(file.get_tensor("w")) == raw(pairs(2, 3))
     assert statedict.load(path)["w"].shape == (2, 3)
     with pytest.raises(statedict.UnsupportedError, match=r"alone: .* single pair of 4 bit elements"):
-        statedict.save({"alone": patterned(kind)}, path)
+        statedict.save({"alone": pairs()}, path)
 
 
 @pytest.mark.parametrize("kind", NAMELESS, ids=str)

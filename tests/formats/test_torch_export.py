@@ -14,16 +14,24 @@ import pytest
 import torch
 
 import statedict
+from statedict.values import Opaque
 
 from ..same import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:No complete tensor found:UserWarning")
 
 
+RECORDED = Path(__file__).parent / "data" / "export.pt2"
+"""Written by this file as a program, with PyTorch 2.13.0; releases before 2.8 write another kind."""
+
+
 class Model(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(3, 4)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.arange(12.0, 24.0).reshape(4, 3))
+            self.linear.bias.copy_(torch.arange(4.0))
         self.tall = torch.nn.Parameter(torch.arange(6).bfloat16().reshape(2, 3).T, requires_grad=False)
         self.tied = self.linear.weight
         self.register_buffer("table", torch.arange(4))
@@ -33,11 +41,32 @@ class Model(torch.nn.Module):
         return self.linear(x).sum() + self.tall.sum() * self.constant[0] + self.table.sum() + self.tied.sum()
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
-    path, model = tmp_path_factory.mktemp("export") / "m.pt2", Model()
-    torch.export.save(torch.export.export(model, (torch.ones(2, 3),)), path)
-    return path, model
+def exported(path: Path) -> Path:
+    torch.export.save(torch.export.export(Model(), (torch.ones(2, 3),)), path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["recorded", "of the installed release"])
+def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
+    """Two archives, the second one only where the installed PyTorch writes this kind."""
+    path = RECORDED if request.param == "recorded" else exported(tmp_path_factory.mktemp("export") / "m.pt2")
+    with zipfile.ZipFile(path) as file:
+        this_kind = any(name.endswith("weights_config.json") for name in file.namelist())
+    return path if this_kind else RECORDED, Model()
+
+
+def test_an_archive_of_an_older_release_opens_as_the_files_that_are_in_it(tmp_path: Path) -> None:
+    state = statedict.load(exported(tmp_path / "m.pt2"))
+    if "serialized_state_dict.pt" in state:
+        weights, expected = state["serialized_state_dict.pt"], Model().state_dict()
+        data = {name: one.state["data"] if isinstance(one, Opaque) else one for name, one in weights.items()}
+        assert data.keys() == expected.keys()
+        assert_same({name: data[name] for name in expected}, dict(expected), flags=False)
+        assert_same(state["serialized_constants.pt"], {"constant": Model().constant})
+    else:  # since PyTorch 2.8
+        assert_same(state, statedict.load(RECORDED))
+    assert statedict.verify(tmp_path / "m.pt2").ok
+    assert statedict.scan(tmp_path / "m.pt2").verdict == "data"
 
 
 def repacked(path: Path, into: Path, change: Callable[[Any], None], **options: Any) -> Path:
@@ -126,3 +155,7 @@ def test_a_code_of_a_dtype_that_is_in_no_table_is_bytes_under_that_code(
     found = statedict.load(repacked(path, tmp_path / "m.pt2", change))["tall"]
     assert (str(found.dtype), found.shape) == ("ScalarType 99", tuple(model.state_dict()["tall"].shape))
     assert len(found.raw()) == found.nbytes == found.storage.nbytes
+
+
+if __name__ == "__main__":
+    exported(RECORDED)

@@ -93,7 +93,10 @@ def test_what_torch_calculates_of_an_order_that_is_no_more_is_not_believed(tmp_p
     assert in_place(path, {"rename": {"b.z": "a.w", "a.{x}": "b.{x}"}})
     state = statedict.load(path)
     order = [t.storage.source.record[-1] for t in state.tensors().values()]  # type: ignore[attr-defined]
+    assert_same(state, torch.load(path, weights_only=True))
     meta = torch.load(path, map_location="meta", weights_only=True)
+    if getattr(meta["a"]["w"].untyped_storage(), "_checkpoint_offset", None) is None:
+        return  # PyTorch before 2.10 calculates nothing here
     for name, tensor in state.tensors().items():
         found = meta[name[0]][name[2:]].untyped_storage()._checkpoint_offset
         assert found == tensor.storage.source.locate()[1], order  # type: ignore[attr-defined]

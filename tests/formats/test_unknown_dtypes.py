@@ -11,7 +11,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
 import statedict
 from statedict.dtypes import BY_NAME, labelled
@@ -20,6 +19,8 @@ from statedict.pickles.writer import dumps
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.tree.state_dict import StateDict
+
+from .. import dcp
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -186,7 +187,7 @@ def test_chunks_of_a_distributed_checkpoint_are_put_together(tmp_path: Path) -> 
     from .test_distributed import metadata, rewrite
 
     folder = tmp_path / "d"
-    dcp.save({"a": words(2, 4), "b": words(3, 4)}, checkpoint_id=folder, no_dist=True)
+    dcp.save({"a": words(2, 4), "b": words(3, 4)}, folder)
     for file in folder.glob("*.distcp"):
         file.write_bytes(file.read_bytes().replace(b"uint16", b"uint98"))
     index = metadata(folder)

@@ -129,6 +129,8 @@ def test_what_is_tied_stays_tied_when_it_is_computed(tmp_path: Path) -> None:
 def test_a_cast_to_8_bits_is_pytorch_s_beyond_the_range_too(tmp_path: Path, source: str, kind: str) -> None:
     halves = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.float16)
     values = halves[~halves.isnan()].to(getattr(torch, source))
+    if kind == "float8_e4m3fn" and torch.tensor(465.0).to(torch.float8_e4m3fn).isnan():
+        values = values.clip(-448, 448)  # until 2.9.1 PyTorch made NaN of what is beyond; in 2.13 it is the largest one
     state = as_state({"x": values}, tmp_path)
     expected = values.to(getattr(torch, kind)).view(torch.uint8)
     assert bytes(alter.cast(state, kind)["x"].raw()) == expected.numpy().tobytes()

@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +31,8 @@ import statedict
 from statedict.io.source import BytesSource
 from statedict.scanner.containers import Budget, Part
 from statedict.scanner.scan import Scan
+
+from .. import dcp
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "checkpoint.pth"
 
@@ -339,7 +340,7 @@ def test_a_torchscript_archive_is_opaque_by_its_own_classes(tmp_path: Path) -> N
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_distributed_checkpoint_is_scanned_whole(tmp_path: Path) -> None:
-    dcp.save({"w": torch.randn(50, 20), "b": torch.zeros(7), "step": 4}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    dcp.save({"w": torch.randn(50, 20), "b": torch.zeros(7), "step": 4}, tmp_path / "dcp")
     report = statedict.scan(tmp_path / "dcp")
     assert report.pickles >= 4
     assert not report.damage

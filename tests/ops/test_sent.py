@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
 import statedict
 from statedict.io.source import BytesSource, ComputedSource, FileSource, Slice
 from statedict.io.zip import Inflated, Record, read_directory
 from statedict.ops.alter import verbs as alter
 from statedict.tree.state_dict import StateDict
+
+from .. import dcp
 
 STEPS: dict[str, Any] = {
     "nothing": lambda state: state,
@@ -79,7 +80,7 @@ def test_chunks_of_a_distributed_checkpoint_are_put_together_elsewhere(tmp_path:
     tensors = {"w": torch.randn(6, 4), "turned": torch.randn(6, 4).t(), "n": 3}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(tensors, checkpoint_id=tmp_path / "dcp", no_dist=True)
+        dcp.save(tensors, tmp_path / "dcp")
     state = statedict.load(tmp_path / "dcp")
     same(state, pickle.loads(pickle.dumps(state)))
     same(state, pickle.loads(pickle.dumps(state)))  # with chunks that were fetched

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import statedict
+from statedict.dtypes import BY_NAME
 from statedict.render.textconv import lines
+from statedict.tensor.lazy import LazyTensor, as_lazy
 from statedict.values import Opaque
 
 
@@ -85,7 +87,8 @@ def test_what_is_not_finite_is_counted_and_packed_dtypes_have_no_figures() -> No
     assert line.startswith("w = float64[4]  min -1  max 2  l2 2.236  nan 1  inf 1  xxh3_128 ")
     (line,) = lines({"w": numpy.zeros(4, ml_dtypes.float8_e4m3fn).view(ml_dtypes.float8_e4m3fn)})
     assert line.startswith("w = float8_e4m3fn[4]  min 0  max 0  l2 0  xxh3_128 ")
-    (line,) = lines({"w": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)})
+    words = as_lazy(numpy.zeros(4, "u1"))
+    (line,) = lines({"w": LazyTensor(BY_NAME["float4_e2m1fn_x2"], words.shape, words.storage)})
     assert line.startswith("w = float4_e2m1fn_x2[4]  xxh3_128 ")
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import statedict
 from statedict.reports.verify import VerifyReport
+
+from .. import dcp
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -337,7 +338,7 @@ def test_every_missing_shard_is_named_and_the_others_are_checked(tmp_path: Path)
 
 def distributed(folder: Path) -> Path:
     state = {"model": {"w": torch.arange(12.0).reshape(3, 4), "b": torch.ones(2)}, "epoch": 3}
-    dcp.save(state, checkpoint_id=folder, no_dist=True)
+    dcp.save(state, folder)
     return folder
 
 

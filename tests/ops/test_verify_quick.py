@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 import statedict
+
+from .. import dcp
 
 
 def saved(folder: Path, kind: str) -> tuple[Path, Path]:
@@ -24,7 +25,7 @@ def saved(folder: Path, kind: str) -> tuple[Path, Path]:
     if kind == "distributed":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.save(tensors, checkpoint_id=folder / "dcp", no_dist=True)
+            dcp.save(tensors, folder / "dcp")
         return folder / "dcp", next((folder / "dcp").glob("*.distcp"))
     path = folder / f"x.{kind.split()[-1]}"
     if kind == "torch.save pth":

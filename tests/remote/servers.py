@@ -77,8 +77,8 @@ class Hub(WithRanges):
         path = urlsplit(self.path).path
         root = Path(self.directory)
         if path.startswith("/api/models/"):
-            _, _, _, owner, name, *rest = unquote(path).split("/")
-            if not (root / owner / name).is_dir():
+            owner, name, *rest = [*unquote(path).split("/")[3:], ""]
+            if not name or not (root / owner / name).is_dir():
                 self._answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
             elif rest[:1] == ["tree"]:
                 folder = root / owner / name / "/".join(rest[2:])

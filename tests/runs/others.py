@@ -100,7 +100,7 @@ def torchtitan() -> None:
 
     for step in (5, 10):
         state = {"model": nn.Linear(3, 3).state_dict(), "step": torch.tensor(step)}
-        dcp.save(state, checkpoint_id=f"torchtitan/step-{step}", no_dist=True)
+        dcp.save(state, checkpoint_id=f"torchtitan/step-{step}")
 
 
 if __name__ == "__main__":

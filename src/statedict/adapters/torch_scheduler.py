@@ -5,12 +5,40 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from statedict.adapters import join, stateful
+from statedict.adapters import Capture, join, stateful
 from statedict.adapters.plan import Plan
 from statedict.tensor.lazy import is_array
 
 STAGE = 2
-capture = stateful.capture
+_ANNEALS = {"_cosine_anneal": "cos", "_linear_anneal": "linear"}
+
+
+class _Annealed:
+    """`SWALR` before PyTorch 2.10, whose state has a function: as later releases, which write its name."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        state = dict(self.scheduler.state_dict())
+        return state | {"_anneal_strategy": _ANNEALS[state.pop("anneal_func").__name__]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        names = {strategy: name for name, strategy in _ANNEALS.items()}
+        state = dict(state)
+        self.scheduler.anneal_func = getattr(self.scheduler, names[state.pop("_anneal_strategy")])
+        self.scheduler.load_state_dict(state)
+
+
+def _stateful(value: Any) -> Any:
+    function = getattr(value, "anneal_func", None)
+    named = getattr(function, "__name__", None) in _ANNEALS and not hasattr(value, "_anneal_strategy")
+    return _Annealed(value) if named else value
+
+
+def capture(value: Any, context: Capture, path: str) -> Any:
+    """Its `state_dict()`, live."""
+    return stateful.capture(_stateful(value), context, path)
 
 
 def accepts(value: Any) -> bool:
@@ -34,7 +62,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         elif key == "_last_lr" and not all(map(_close, saved, rates)):
             said, has = (", ".join(f"{_number(rate):g}" for rate in some) for some in (saved, rates))
             plan.note("differs", full, f"the scheduler's last learning rate is {said}, its optimizer's will be {has}")
-    stateful.plan(value, state, plan, path)
+    stateful.plan(_stateful(value), state, plan, path)
 
 
 def _number(rate: Any) -> float:

@@ -15,8 +15,14 @@ from statedict.api.live import restore
 from statedict.cli import echo_lines
 from statedict.render.text import printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    _Type = click.ParamType[tuple[str, str]]
+else:
+    _Type = click.ParamType  # generic only in the newest releases of click
 
-class _Pairs(click.ParamType[tuple[str, str]]):
+
+class _Pairs(_Type):
     """`LEFT=RIGHT`; without the sign, the right side alone."""
 
     name = "pair"

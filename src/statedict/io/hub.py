@@ -27,6 +27,9 @@ except ImportError as error:
     raise MissingExtraError("hf:// needs huggingface_hub; pip install 'statedict[hub]'") from error
 
 
+_CLIENT = "httpx"  # what releases before 2 ask with, and whose errors some of them let through
+
+
 @lru_cache(1)
 def _files() -> Any:
     return HfFileSystem()
@@ -98,17 +101,21 @@ class HubFile:
         raise read_only(self.name, "delete it with huggingface_hub")
 
     def _asked(self, what: str, **options: Any) -> Any:
+        no_repository = "names no repository; write hf://ORG/NAME[@REVISION][/PATH]"
+        if "/" not in self._path:  # some releases ask the hub, others refuse
+            raise FileError(errno.EINVAL, no_repository, self.name)
         try:
             return getattr(_files(), what)(self._path, **options)
         except (ValueError, NotImplementedError):  # what huggingface_hub says of a path without a repository
-            what = "names no repository; write hf://ORG/NAME[@REVISION][/PATH]"
-            raise FileError(errno.EINVAL, what, self.name) from None
+            raise FileError(errno.EINVAL, no_repository, self.name) from None
         except FileNotFoundError:
             raise missing(self.name, "the hub has no such file or repository; check its name and your token") from None
         except HfHubHTTPError as error:
             code = getattr(error.response, "status_code", "no answer")
             what = f"the hub refuses or fails ({code}); check your token, or try again"
             raise FileError(errno.EIO, what, self.name) from None
-        except OSError as error:
+        except Exception as error:
+            if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != _CLIENT:
+                raise
             what = "the hub cannot be reached; check the network, and HF_HUB_OFFLINE"
-            raise FileError(error.errno or errno.EIO, what, self.name) from None
+            raise FileError(getattr(error, "errno", None) or errno.EIO, what, self.name) from None
