@@ -153,7 +153,7 @@ import os, signal, sys
 sys.path[:0] = {sys.path!r}
 import statedict
 from statedict.io.source import ComputedSource
-from statedict.tensor import LazyTensor, Storage
+from statedict.tensor.lazy import LazyTensor, Storage
 size = 40_000_000
 def fill(offset, buffer):
     if offset > size // 2:

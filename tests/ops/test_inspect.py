@@ -147,6 +147,7 @@ def test_objects_in_keys_and_sets_are_named() -> None:
     assert found.at("by.lab.Color('red')") is state["by"][red]
 
 
-def test_a_path_is_not_taken_for_a_state() -> None:
-    with pytest.raises(statedict.UnsupportedError, match="is a path; inspect what load returns"):
+def test_a_path_is_opened_as_load_opens_it() -> None:
+    assert statedict.inspect("examples/checkpoint.pth") == statedict.inspect(statedict.load("examples/checkpoint.pth"))
+    with pytest.raises(statedict.MissingFileError):
         statedict.inspect("checkpoint.pth")

@@ -14,8 +14,7 @@ from typing import Any
 
 from statedict.dtypes import DType, dtype
 from statedict.errors import AlterError
-from statedict.ops.alter.choose import Patterns, each
-from statedict.ops.alter.outline import Layout, Made, Outline, changed
+from statedict.ops.alter.outline import Layout, Made, Outline, Patterns, changed, each
 from statedict.tensor.assembled import assembled, mapped
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree import rename as rules

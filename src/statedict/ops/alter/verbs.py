@@ -10,8 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.alter.choose import Patterns, chosen_tensors, each, kept, without
-from statedict.ops.alter.outline import Layout, Made, Outline, apart, changed
+from statedict.ops.alter.outline import (
+    Layout,
+    Made,
+    Outline,
+    Patterns,
+    apart,
+    changed,
+    chosen_tensors,
+    each,
+    kept,
+    without,
+)
 from statedict.ops.alter.tensors import cast as cast
 from statedict.ops.alter.tensors import fuse as fuse
 from statedict.ops.alter.tensors import pad as pad
