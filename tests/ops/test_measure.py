@@ -15,7 +15,9 @@ from statedict.ops.compare import compare
 from statedict.ops.measure import Measures, Rule, Tally
 from statedict.tensor import LazyTensor, Storage
 
-KINDS = [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "bits"]
+from ..same import in_numpy
+
+KINDS = [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "bits" and in_numpy(kind)]
 
 
 def tensor(kind: DType, data: bytes) -> LazyTensor:
