@@ -30,7 +30,7 @@ def made(numbers: numpy.ndarray = NUMBERS) -> statedict.StateDict:
 def refused_where_ml_dtypes_lacks_it() -> AbstractContextManager[Any]:
     if in_numpy(KIND):
         return nullcontext()
-    return pytest.raises(statedict.StateDictError, match="has no b?complex32; pip install -U ml_dtypes")
+    return pytest.raises(statedict.StateDictError, match=r"has no b?complex32; pip install -U ml_dtypes")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ""])
