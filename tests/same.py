@@ -10,6 +10,7 @@ import torch
 
 from statedict.adapters import leaf
 from statedict.dtypes import DType
+from statedict.errors import UnsupportedError
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
@@ -71,6 +72,14 @@ def overlaps(tree: Any) -> dict[tuple[str, str], int]:
 def in_torch(kind: DType) -> bool:
     """Whether the installed PyTorch has the dtype."""
     return isinstance(getattr(torch, kind.name, None), torch.dtype)
+
+
+def in_numpy(kind: DType) -> bool:
+    """Whether numpy, or the installed ml_dtypes, has the dtype."""
+    try:
+        return kind.numpy.itemsize == kind.itemsize
+    except UnsupportedError:
+        return False
 
 
 def patterned(kind: DType, *shape: int) -> torch.Tensor:

@@ -18,6 +18,8 @@ import statedict
 from statedict.dtypes import BY_NAME, BY_SAFETENSORS, BY_STORAGE, DType, dtype
 from statedict.errors import FormatError, UnsupportedError
 
+from .same import in_numpy
+
 ALL = list(BY_NAME.values())
 IN_TORCH = [kind for kind in ALL if isinstance(getattr(torch, kind.name, None), torch.dtype)]
 dtypes = st.sampled_from(ALL)
@@ -35,7 +37,7 @@ def test_an_element_takes_the_bytes_that_torch_says(kind: DType) -> None:
     assert kind.bits == 8 * kind.itemsize
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ALL if kind.itemsize], ids=str)
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind.itemsize and in_numpy(kind)], ids=str)
 def test_the_numpy_dtype_has_elements_of_the_same_size(kind: DType) -> None:
     assert kind.numpy.itemsize == kind.itemsize
 
@@ -78,9 +80,16 @@ def test_a_dtype_is_found_by_each_of_its_names(kind: DType) -> None:
 
 @pytest.mark.parametrize("kind", [k for k in ALL if k.kind in ("float", "int", "uint", "bool", "complex")], ids=str)
 def test_a_dtype_is_found_by_its_numpy_dtype_and_type(kind: DType) -> None:
-    if kind.itemsize and not kind.name.endswith("x2"):
+    if kind.itemsize and not kind.name.endswith("x2") and in_numpy(kind):
         assert dtype(kind.numpy) is kind
         assert dtype(kind.numpy.type) is kind
+
+
+def test_a_dtype_that_ml_dtypes_lacks_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ml_dtypes, "bcomplex32", raising=False)
+    monkeypatch.setattr(BY_NAME["bcomplex32"], "_numpy", None)
+    with pytest.raises(UnsupportedError, match=r"has no bcomplex32; pip install -U ml_dtypes, or .*\.raw\(\)"):
+        _ = BY_NAME["bcomplex32"].numpy
 
 
 def test_the_short_names_are_those_that_people_use() -> None:

@@ -23,7 +23,7 @@ from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
 from statedict.tensor.segments import torch_tensors
 from statedict.values import human_bytes
 
-from .same import in_torch
+from .same import in_numpy, in_torch
 
 
 class Counted:
@@ -146,7 +146,12 @@ def test_an_index_that_is_not_lazy_is_an_index_error(index: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, k in BY_NAME.items() if k.itemsize and k.kind not in ("quantized", "bits") and in_torch(k)]
+    "name",
+    [
+        n
+        for n, k in BY_NAME.items()
+        if k.itemsize and k.kind not in ("quantized", "bits") and in_torch(k) and in_numpy(k)
+    ],
 )
 @pytest.mark.filterwarnings("ignore:B?Complex(Half|32) support is experimental")  # torch's own, once a process
 def test_every_dtype_is_the_same_in_numpy_and_torch(name: str) -> None:
