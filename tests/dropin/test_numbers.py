@@ -174,7 +174,7 @@ def test_a_tensor_of_over_64_dimensions_is_refused_before_it_is_written(suffix: 
             statedict.save(tree, target)
     assert not target.exists()
     statedict.save({"a": torch.ones([1] * 64)}, target)
-    assert statedict.load(target)["a"].numpy().ndim == 64
+    assert statedict.load(target)["a"].torch().ndim == 64  # numpy 1 has 32 dimensions at most
 
 
 def test_a_tensor_that_takes_65_dimensions_as_bytes_is_refused_by_safetensors_alone(tmp_path: Path) -> None:
