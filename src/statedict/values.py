@@ -128,6 +128,25 @@ def human_bytes(count: int) -> str:
     raise AssertionError
 
 
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things.
+
+    >>> count(1, "tensor"), count(3000, "tensor"), count(2, "entry", "entries")
+    ('1 tensor', '3,000 tensors', '2 entries')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shorten(text: str, longest: int) -> str:
+    """A text without its middle where it is longer.
+
+    >>> shorten("abcdefghij", 7)
+    'abc…hij'
+    """
+    tail = longest // 2
+    return text if len(text) <= longest else f"{text[: longest - 1 - tail]}…{text[-tail:]}"
+
+
 def parsed_bytes(size: int | str) -> int:
     """A number of bytes, with decimal or binary units in any case.
 

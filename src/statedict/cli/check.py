@@ -13,6 +13,7 @@ import click
 from statedict.api.files import load
 from statedict.api.live import restore
 from statedict.cli import echo_lines
+from statedict.render import report_text
 from statedict.render.text import printable
 
 TYPE_CHECKING = False
@@ -93,7 +94,7 @@ def command(
         click.echo(json.dumps(report.to_json()))
     else:
         places = " and ".join(filter(None, targets))
-        head, *rest = report.lines()
+        head, *rest = report_text.restore(report)
         echo_lines([f"{file}{places and ' at ' + places}: {head}", *rest])
     return int(bool(report.problems))
 

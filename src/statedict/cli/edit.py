@@ -14,6 +14,7 @@ from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.errors import AlterError, file_error
 from statedict.formats import WRITABLE
+from statedict.render import report_text
 
 
 class _InOrder(click.Command):
@@ -152,7 +153,7 @@ def command(
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:
-        echo_lines(report.lines())
+        echo_lines(report_text.edit(report))
 
 
 def _merged(option: str, old: Any, new: Any) -> Any:

@@ -12,7 +12,7 @@ from statedict.io.files import size_of
 from statedict.io.urls import named, shown
 from statedict.render.text import printable
 from statedict.tree.state_dict import StateDict
-from statedict.values import human_bytes
+from statedict.values import count, human_bytes
 
 
 @click.command()
@@ -54,11 +54,11 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
     if as_json:
         click.echo(json.dumps({"file": shown(file), "size": size_of(named(file)), **summary.to_json()}))
         return
-    from statedict.render.tree_text import count_tensors, summary_lines
+    from statedict.render.tree_text import summary_lines
 
     total = summary.total
     size = human_bytes(size_of(named(file)))
-    title = f"{printable(shown(file))}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
+    title = f"{printable(shown(file))}  {size}  {count(total.tensors, 'tensor')}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))
 

@@ -12,6 +12,7 @@ from statedict.cli import echo_lines
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
 from statedict.io.urls import shown
+from statedict.render import report_text
 from statedict.render.text import printable
 
 
@@ -42,7 +43,7 @@ def command(files: tuple[str, ...], values: bool, quick: bool, as_json: bool) ->
         status = max(status, int(not report.ok))
         found.append(report.to_json())
         if not as_json:
-            echo_lines(report.lines())
+            echo_lines(report_text.verify(report))
     if as_json:
         click.echo(json.dumps({"files": found}))
     return status

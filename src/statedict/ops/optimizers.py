@@ -11,6 +11,7 @@ from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.optimizer import is_optimizer, linked
 from statedict.tree.walk import label
+from statedict.values import count
 
 _NAMES = ("params", "param_names")
 _FIRST = 3
@@ -97,10 +98,10 @@ def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], An
 
     without = [key for key in known if key not in held]
     if without and len(without) < len(known) and not _of_all(held):
-        yield "missing state", f"{_count(without)} of {len(known):,} without state: {said(without)}"
+        yield "missing state", f"{count(len(without), 'parameter')} of {len(known):,} without state: {said(without)}"
     stale = [key for key in held if type(key) is int and key not in known]
     if stale:
-        yield "stale state", f"stale state of {_count(stale)} in no group: {said(stale)}"
+        yield "stale state", f"stale state of {count(len(stale), 'parameter')} in no group: {said(stale)}"
     steps: dict[Any, list[Any]] = {}
     for key, entries in held.items():
         step = entries.get("step") if isinstance(entries, dict) else None
@@ -112,13 +113,9 @@ def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], An
     if len(steps) > 1:
         usual = max(steps, key=lambda number: len(steps[number]))
         other = [key for number, keys in steps.items() if number != usual for key in keys]
-        yield "steps", f"{_count(other)} not at step {usual:,.0f} as the others: {said(other)}"
+        yield "steps", f"{count(len(other), 'parameter')} not at step {usual:,.0f} as the others: {said(other)}"
 
 
 def _of_all(held: Any) -> bool:
     """Whether one entry is kept for all parameters together, as by `torch.optim.LBFGS`."""
     return len(held) == 1 and any(isinstance(entry, dict) and "func_evals" in entry for entry in held.values())
-
-
-def _count(keys: list[Any]) -> str:
-    return f"{len(keys):,} parameter{'s' * (len(keys) != 1)}"

@@ -44,7 +44,7 @@ class Measures:
         return 0 < self.changed == self.nonfinite
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; what is infinite is null."""
+        """All fields, as JSON; what is infinite is null."""
         found = asdict(self) | {"share": self.share}
         return {key: None if type(v) is float and not math.isfinite(v) else v for key, v in found.items()}
 
@@ -114,7 +114,7 @@ class LowRank:
         return max((share for count, share in self.top if count <= directions), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; what is infinite is null."""
+        """All fields, as JSON; what is infinite is null."""
         return {
             "matrix": [self.rows, self.columns],
             "verdict": self.verdict,
@@ -179,7 +179,7 @@ class TensorDiff(Viewed):
         return 0.0 if self.measures is None else self.measures.relative
 
     def to_json(self) -> dict[str, Any]:
-        """What there is to say of it."""
+        """All fields, as JSON."""
         found: dict[str, Any] = {"name": self.path}
         if self.before != self.after and None not in (self.before, self.after):
             found["before"] = self.before
@@ -213,7 +213,7 @@ class ValueDiff:
     after: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """All fields, as JSON."""
         found: dict[str, Any] = {"path": self.path}
         if self.kind != ADDED:
             found["before"] = _json(self.before)
@@ -361,7 +361,7 @@ class Diff(Shown):
         return replace(self, tensors=tuple(sorted(self.tensors, key=key, reverse=reverse)))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`; a number that is not finite is null or a string."""
+        """All fields, as JSON; a number that is not finite is null or a string."""
         return {
             "a": self.a,
             "b": self.b,

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 
 import click
 
-from statedict.cli.runs.ls import number
-from statedict.render.text import printable
-from statedict.render.tree_text import count_tensors
+from statedict.render.text import number, printable, shape, table
 from statedict.runs.look.description import About, about
-from statedict.values import human_bytes
+from statedict.values import count, human_bytes
 
 
 @click.command()
@@ -50,8 +48,6 @@ def lines(found: About) -> Iterator[str]:
     for what in found.not_captured:
         yield f"not captured  {what}"
     if one.usable:
-        yield f"holds         {count_tensors(found.tensors)}, {found.elements:,} elements"
-    width = max((len(tensor.path) for tensor in found.biggest), default=0)
-    for tensor in found.biggest:
-        shape = "×".join(map(str, tensor.shape)) or "scalar"
-        yield f"  {tensor.path:{width}}  {tensor.dtype}  {shape}  {human_bytes(tensor.nbytes)}"
+        yield f"holds         {count(found.tensors, 'tensor')}, {found.elements:,} elements"
+    rows = [(one.path, one.dtype, shape(one.shape), human_bytes(one.nbytes)) for one in found.biggest]
+    yield from (f"  {line}" for line in table(rows))

@@ -20,12 +20,14 @@ from statedict.io.urls import named, shown
 from statedict.ops.diff.compare import compare
 from statedict.ops.diff.measure import Rule, comparable
 from statedict.ops.stats.survey import survey
+from statedict.render.text import shape
 from statedict.reports.diff import Measures
 from statedict.runs.directory import LOOKS, Directory
 from statedict.runs.look.listing import COMMITTED, Checkpoint, listing, look_again
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import matches
+from statedict.values import count
 
 _BATCH = 512  # tensors that are compared at a time
 _SHOWN = 20
@@ -185,15 +187,14 @@ class Blame:
         Args:
             limit: how many groups, tensors of a group, and changes of a tensor there may be; None for all.
         """
-        count = f"{len(self.histories):,} tensor{'s' * (len(self.histories) != 1)}"
-        yield f"{count} in {len(self.checkpoints):,} checkpoints, {self.checkpoints[0]} to {self.checkpoints[-1]}"
+        where = f"{count(len(self.checkpoints), 'checkpoint')}, {self.checkpoints[0]} to {self.checkpoints[-1]}"
+        yield f"{count(len(self.histories), 'tensor')} in {where}"
         groups = self.groups()
         for group in groups[:limit]:
             many = f": {len(group):,} tensors" if len(group) > 1 else ""
             yield f"{group[0].when}{many}"
             for one in group[:limit]:
-                shape = "×".join(map(str, one.shape)) or "scalar"
-                yield "  " + "  ".join([one.path, one.dtype, shape, *self._span(one, len(group) > 1)])
+                yield "  " + "  ".join([one.path, one.dtype, shape(one.shape), *self._span(one, len(group) > 1)])
                 if len(group) == 1:
                     yield from (f"    {change.name}  {change}" for change in one.changes[:limit])
                     if limit is not None and len(one.changes) > limit:
@@ -387,5 +388,4 @@ def _alike(one: LazyTensor, other: LazyTensor) -> bool:
 
 
 def _other(one: LazyTensor, other: LazyTensor) -> str:
-    texts = [f"{tensor.dtype.name} {'×'.join(map(str, tensor.shape)) or 'scalar'}" for tensor in (one, other)]
-    return f"{texts[0]} → {texts[1]}"
+    return " → ".join(f"{tensor.dtype.name} {shape(tensor.shape)}" for tensor in (one, other))
