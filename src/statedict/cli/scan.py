@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import click
 
 from statedict.api.look import scan
+from statedict.cli import echo_json
 from statedict.errors import StateDictError
 from statedict.io.urls import shown
 from statedict.render.report_text import scan_table
@@ -31,7 +31,7 @@ def command(files: tuple[str, ...], as_json: bool) -> int:
     """
     reports = [_scan(file) for file in files]
     if as_json:
-        click.echo(json.dumps({"files": [report.to_json() for report in reports]}))
+        echo_json({"files": [report.to_json() for report in reports]})
     else:
         for number, report in enumerate(reports):
             click.echo(("\n" if number else "") + "\n".join(scan_table(report)))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from statedict.api.files import load
+from statedict.cli import echo_json
 from statedict.errors import PathError, StateDictError
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
@@ -52,7 +51,7 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 
     summary = inspect(found, above if key else at or "")
     if as_json:
-        click.echo(json.dumps({"file": shown(file), "size": size_of(named(file)), **summary.to_json()}))
+        echo_json({"file": shown(file), "size": size_of(named(file)), **summary.to_json()})
         return
     from statedict.render.tree_text import summary_lines
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 
 import click
 
 from statedict.api.look import stats
-from statedict.cli import echo_lines
+from statedict.cli import echo_json, echo_lines
 from statedict.cli.progress import progress
 from statedict.io.urls import shown
 from statedict.render.stats_text import lines
@@ -34,7 +33,7 @@ def command(file: str, only: tuple[str, ...], depth: int | None, as_json: bool, 
     with progress("reading"):
         report = stats(file, only=only or None)
     if as_json:
-        click.echo(json.dumps({"file": shown(file), **report.to_json()}, allow_nan=False))
+        echo_json({"file": shown(file), **report.to_json()})
     elif as_csv:
         click.echo(_csv(report), nl=False)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from itertools import pairwise
 
 import click
 
+from statedict.cli import echo_json
 from statedict.io.files import contents
 from statedict.io.urls import joined, named, shown
 from statedict.render.text import number, printable, table
@@ -46,7 +46,7 @@ def command(directory: str, metrics: tuple[str, ...], sort: str | None, reverse:
         rows.reverse()
     if as_json:
         record = {"directory": shown(named(directory)), "checkpoints": [one.to_json() for one in rows]}
-        click.echo(json.dumps(record, allow_nan=False))
+        echo_json(record)
         return
     if not found:
         click.echo(f"{printable(shown(named(directory)))}: no checkpoints{_hint(named(directory))}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from statedict.cli import echo_json
 from statedict.runs.prune import pin
 
 
@@ -21,6 +20,6 @@ def command(directory: str, steps: tuple[int, ...], as_json: bool) -> None:
 def tell(pinned: set[int], as_json: bool) -> None:
     """Print what is pinned now."""
     if as_json:
-        click.echo(json.dumps({"pinned": sorted(pinned)}))
+        echo_json({"pinned": sorted(pinned)})
     else:
         click.echo(f"pinned: {', '.join(map(str, sorted(pinned))) or 'none'}")

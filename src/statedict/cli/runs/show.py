@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import click
 
+from statedict.cli import echo_json
 from statedict.render.text import number, printable, shape, table
 from statedict.runs.look.description import About, about
 from statedict.values import count, human_bytes
@@ -21,7 +21,7 @@ def command(directory: str, step: str, biggest: int, as_json: bool) -> None:
     """Show one checkpoint: its files, metrics, libraries, what it has not captured, its biggest tensors."""
     found = about(directory, step, biggest=biggest)
     if as_json:
-        click.echo(json.dumps(found.to_json(), allow_nan=False))
+        echo_json(found.to_json())
         return
     head, *rest = lines(found)
     click.echo(click.style(printable(head), bold=True))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from statedict.cli import echo_lines
+from statedict.cli import echo_json, echo_lines
 from statedict.cli.progress import progress
 from statedict.runs.look.listing import verify_run
 
@@ -21,7 +19,7 @@ def command(directory: str, steps: tuple[str, ...], quick: bool, as_json: bool) 
     with progress("checking"):
         report = verify_run(directory, steps, quick=quick)
     if as_json:
-        click.echo(json.dumps(report.to_json()))
+        echo_json(report.to_json())
     else:
         echo_lines(report.lines())
     return int(not report.ok)
