@@ -119,7 +119,7 @@ def test_the_json_is_the_whole_report(check: Run) -> None:
         (("--model", "nets:leaving"), "nets:leaving: SystemExit: 3"),
         (("--model", "nets:nothing"), "nets:nothing: TypeError: makes a dict, not a torch.nn"),
         (("--model", "nets:Net", "--optimizer", "nets:bigger"), "nets:bigger: TypeError"),
-        (("--model", "nets:Net", "--rename", "fc3"), "--rename: expected OLD=NEW"),
+        (("--model", "nets:Net", "--rename", "fc3"), "--rename 'fc3': expected OLD=NEW"),
         (("--model", "nets:Net", "--shapes", "cut"), "expected one of error, skip"),
         ((), "Missing option '--model'"),
     ],

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SCHEMA = 1
-# name → the module whose `command` it is, imported when it is called
+# name → the module whose `command` it is, or MODULE:NAME, imported when it is called
 COMMANDS = {
     "show": "statedict.cli.show",
     "stats": "statedict.cli.stats",
@@ -58,7 +58,8 @@ class Commands(click.Group):
         """The command of a name."""
         if cmd_name not in self._table:
             return None
-        command: click.Command = importlib.import_module(self._table[cmd_name]).command
+        module, _, name = self._table[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name or "command")
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -113,6 +114,14 @@ def echo_lines(lines: Iterable[str]) -> None:
 def echo_json(record: Mapping[str, Any]) -> None:
     """Print one JSON document, with the number of its schema; what it says keeps its meaning while that stays."""
     click.echo(json.dumps({"schema": SCHEMA, **record}, allow_nan=False))
+
+
+def echo_report(report: Any, lines: Iterable[str], as_json: bool) -> None:
+    """Print a report as JSON or as lines."""
+    if as_json:
+        echo_json(report.to_json())
+    else:
+        echo_lines(lines)
 
 
 def error_line(error: Exception) -> str:

@@ -11,26 +11,9 @@ from statedict.api.live import fit
 from statedict.cli import echo_json, echo_lines
 from statedict.cli.hints import shell
 from statedict.cli.objects import make
+from statedict.cli.steps import pair
 from statedict.render import report_text
 from statedict.render.text import printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    _Type = click.ParamType[tuple[str, str]]
-else:
-    _Type = click.ParamType  # generic only in the newest releases of click
-
-
-class _Pairs(_Type):
-    """`LEFT=RIGHT`; without the sign, the right side alone."""
-
-    name = "pair"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        left, sign, right = value.partition("=")
-        return (left, right) if sign else ("", left)
 
 
 @click.command()
@@ -41,8 +24,8 @@ class _Pairs(_Type):
 @click.option("--optimizer-at", metavar="PATH", help="Where the optimizer's state is; found by default.")
 @click.option("--allow-missing", metavar="GLOB", multiple=True, help="What the file may lack.")
 @click.option("--allow-unexpected", metavar="GLOB", multiple=True, help="What the model may lack.")
-@click.option("--shapes", metavar="[GLOB=]POLICY", type=_Pairs(), multiple=True, help="Where shapes differ.")
-@click.option("--rename", metavar="OLD=NEW", type=_Pairs(), multiple=True, help="A rule for names of the file.")
+@click.option("--shapes", metavar="[GLOB=]POLICY", multiple=True, help="Where shapes differ.")
+@click.option("--rename", metavar="OLD=NEW", multiple=True, help="A rule for names of the file.")
 @click.option("--cast", metavar="GLOB", multiple=True, help="Where dtypes may differ.")
 @click.option("--prefix", default="auto", metavar="PREFIX", help="What stands before the model's names in the file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as one JSON object.")
@@ -52,8 +35,8 @@ def command(
     optimizer: str | None,
     at: str | None,
     optimizer_at: str | None,
-    shapes: tuple[tuple[str, str], ...],
-    rename: tuple[tuple[str, str], ...],
+    shapes: tuple[str, ...],
+    rename: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -62,12 +45,11 @@ def command(
     MODULE:NAME is imported, also from the current directory, and called; an optimizer's with the model. The exit
     status is 0 if the file fits, 1 if not, 2 if the file or the model cannot be had.
     """
-    if not all(old for old, _ in rename):
-        raise click.UsageError("--rename: expected OLD=NEW")
     state, live = load(file), make(model)
     wanted = [(at, live)] + ([(optimizer_at, make(optimizer, live))] if optimizer is not None else [])
-    policies = {glob or "*": policy for glob, policy in shapes}
-    found = fit(state, wanted, shapes=policies, rename=dict(rename), **options)
+    rules = dict(pair("rename", text) for text in rename)
+    policies = {glob or "*": policy for glob, _, policy in (text.rpartition("=") for text in shapes)}
+    found = fit(state, wanted, shapes=policies, rename=rules, **options)
     if found is None:
         click.echo(f"{printable(file)}: has no optimizer's state; if it has, name it by --optimizer-at")
         return 1

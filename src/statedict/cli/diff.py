@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from statedict.api.look import diff
-from statedict.cli import echo_json, echo_lines, error_line
+from statedict.cli import echo_report, error_line
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
 from statedict.render.diff_text import LIMIT, lines
@@ -64,10 +64,7 @@ def command(
             raise
         click.echo(error_line(error))
         return 0
-    if as_json:
-        echo_json(report.to_json())
-    else:
-        echo_lines(lines(report, None if everything else LIMIT))
+    echo_report(report, lines(report, None if everything else LIMIT), as_json)
     return 0 if git else int(not report.same)
 
 

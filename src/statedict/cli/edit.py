@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from statedict.api.files import edit
-from statedict.cli import echo_json, echo_lines
+from statedict.cli import echo_report
 from statedict.cli.progress import progress
 from statedict.cli.steps import InOrder, step_options, steps_of
 from statedict.formats import WRITABLE
@@ -52,7 +52,4 @@ def command(
         report = edit(
             src, dst, steps, format=format_, max_shard_size=max_shard_size, dry_run=dry_run, overwrite=overwrite
         )
-    if as_json:
-        echo_json(report.to_json())
-    else:
-        echo_lines(report_text.edit(report))
+    echo_report(report, report_text.edit(report), as_json)

@@ -22,28 +22,33 @@ class InOrder(click.Command):
         return super().parse_args(ctx, args)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(option: str, text: str) -> tuple[str, str]:
+    """`LEFT=RIGHT`.
+
+    Raises:
+        click.UsageError: a side or the sign is missing.
+    """
     left, sign, right = text.partition("=")
     if not sign or not left:
-        raise ValueError
+        raise click.UsageError(f"--{option} {text!r}: expected {STEPS[option][0]}")
     return left, right
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise ValueError(f"{text!r} is no list of numbers such as 10,-1") from None
+        raise click.UsageError(f"--{option}: {text!r} is no list of numbers such as 10,-1") from None
 
 
 def _table(verb: str) -> Callable[[str], dict[str, Any]]:
-    return lambda text: {verb: dict([_pair(text)])}
+    return lambda text: {verb: dict([pair(verb, text)])}
 
 
 def _shape(verb: str) -> Callable[[str], dict[str, Any]]:
     def step(text: str) -> dict[str, Any]:
-        glob, shape = _pair(text)
-        return {verb: glob, "shape": _numbers(shape)}
+        glob, shape = pair(verb, text)
+        return {verb: glob, "shape": _numbers(verb, shape)}
 
     return step
 
@@ -55,34 +60,34 @@ def _cast(text: str) -> dict[str, Any]:
 
 def _transpose(text: str) -> dict[str, Any]:
     glob, sign, dims = text.partition("=")
-    return {"transpose": glob, "dims": _numbers(dims)} if sign else {"transpose": text}
+    return {"transpose": glob, "dims": _numbers("transpose", dims)} if sign else {"transpose": text}
 
 
 def _slice(text: str) -> dict[str, Any]:
-    glob, index = _pair(text)
+    glob, index = pair("slice", text)
     return {"slice": glob, "index": index}
 
 
-def _dim(text: str) -> tuple[str, dict[str, int]]:
+def _dim(option: str, text: str) -> tuple[str, dict[str, int]]:
     """`...@DIM`."""
     head, sign, dim = text.rpartition("@")
-    return (head, {"dim": _numbers(dim)[0]}) if sign else (text, {})
+    return (head, {"dim": _numbers(option, dim)[0]}) if sign else (text, {})
 
 
 def _split(text: str) -> dict[str, Any]:
-    text, dim = _dim(text)
-    path, into = _pair(text)
+    text, dim = _dim("split", text)
+    path, into = pair("split", text)
     return {"split": path, "into": into.split(","), **dim}
 
 
 def _fuse(text: str) -> dict[str, Any]:
-    text, dim = _dim(text)
-    into, parts = _pair(text)
+    text, dim = _dim("fuse", text)
+    into, parts = pair("fuse", text)
     return {"fuse": parts.split(","), "into": into, **dim}
 
 
 def _set(text: str) -> dict[str, Any]:
-    path, value = _pair(text)
+    path, value = pair("set", text)
     try:
         return {"set": path, "value": json.loads(value)}
     except ValueError:
@@ -134,28 +139,20 @@ def steps_of(order: list[str], options: Mapping[str, Any]) -> list[Step]:
     for name in order:
         verb = ""
         if name in STEPS:
-            step = _parsed(name, left[name].popleft())
+            step = STEPS[name][2](left[name].popleft())
             verb = next(iter(step))
             if verb == before and verb in _TOGETHER:
-                step = {verb: _merged(name, steps.pop()[verb], step[verb])}
+                step = {verb: _merge(name, steps.pop()[verb], step[verb])}
             steps.append(step)
         elif name == "plan":
-            steps += _planned(left[name].popleft())
+            steps += _read_plan(left[name].popleft())
         elif name == "strip":
             steps.append({"strip": True})
         before = verb
     return steps
 
 
-def _parsed(option: str, text: str) -> dict[str, Any]:
-    metavar, _, step = STEPS[option]
-    try:
-        return step(text)
-    except ValueError as error:
-        raise click.UsageError(f"--{option} {text!r}: {str(error) or f'expected {metavar}'}") from None
-
-
-def _merged(option: str, old: Any, new: Any) -> Any:
+def _merge(option: str, old: Any, new: Any) -> Any:
     """What neighbours of one verb are together."""
     if not isinstance(new, dict):
         return [*old, *new]
@@ -165,7 +162,7 @@ def _merged(option: str, old: Any, new: Any) -> Any:
     return old | new
 
 
-def _planned(path: str) -> list[Step]:
+def _read_plan(path: str) -> list[Step]:
     """The steps of a plan file."""
     try:
         with open(path, encoding="utf-8") as file:

@@ -11,10 +11,9 @@ from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.optimizer import is_optimizer, linked
 from statedict.tree.walk import label
-from statedict.values import count
+from statedict.values import abbreviate, count
 
 _NAMES = ("params", "param_names")
-_FIRST = 3
 
 
 def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> list[Optimizer]:
@@ -93,8 +92,7 @@ def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], An
     known = dict.fromkeys(key for group in state["param_groups"] for key in group["params"])
 
     def said(keys: list[Any]) -> str:
-        shown = ", ".join(names.get(key, label(key)) for key in keys[:_FIRST])
-        return shown + f" and {len(keys) - _FIRST:,} more" * (len(keys) > _FIRST)
+        return abbreviate([names.get(key, label(key)) for key in keys])
 
     without = [key for key in known if key not in held]
     if without and len(without) < len(known) and not _of_all(held):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from statedict.ops.diff.differ import same_value
 from statedict.ops.diff.rank import FULL, LOW_RANK, ROUNDING, SMALL
-from statedict.render.text import shape, table
+from statedict.render.text import capped, shape, table
 from statedict.reports import diff as kinds
-from statedict.reports.diff import Diff, LowRank, TensorDiff, ValueDiff
-from statedict.values import count, shorten
+from statedict.reports.diff import Diff, LowRank, Measures, TensorDiff, ValueDiff
+from statedict.values import count, same_value, shorten
 
 LIMIT = 20
 _LONGEST = 60
@@ -19,24 +18,25 @@ _RANKS = ("", "rows×columns", "effective rank", "top 1", "top 8", "adapter", "m
 _NO_ADAPTER = {ROUNDING: "rounding?", SMALL: "small"}
 
 
-def lines(diff: Diff, limit: int | None = LIMIT) -> list[str]:
+def lines(diff: Diff, limit: int | None = LIMIT) -> Iterator[str]:
     """The report.
 
     Args:
         diff: what was found.
         limit: how many lines of a kind there may be; None for all.
     """
-    found = [summary(diff), *(f"moved {rule}: {count(rule.count, 'tensor')}" for rule in diff.moved)]
+    yield summary(diff)
+    yield from (f"moved {rule}: {count(rule.count, 'tensor')}" for rule in diff.moved)
     for kind in (kinds.CHANGED, kinds.CLOSE, kinds.RETYPED, kinds.RESHAPED, kinds.RENAMED, kinds.ADDED, kinds.REMOVED):
         tensors = (
             diff.filter(kind).sort().tensors if kind in (kinds.CHANGED, kinds.CLOSE) else diff.filter(kind).tensors
         )
-        found += _group(kind, [tensor(one) for one in tensors], limit)
+        yield from _group(kind, [tensor(one) for one in tensors], limit)
     for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
-        found += _group(f"values {kind}", [value(one) for one in diff.values if one.kind == kind], limit)
+        yield from _group(f"values {kind}", [value(one) for one in diff.values if one.kind == kind], limit)
     if diff.deep:
-        found += _ranks(diff, limit)
-    return found + [f"note: {note}" for note in diff.notes]
+        yield from _ranks(diff, limit)
+    yield from (f"note: {note}" for note in diff.notes)
 
 
 def summary(diff: Diff) -> str:
@@ -61,13 +61,10 @@ def summary(diff: Diff) -> str:
     return text + (" (names, dtypes, shapes and values only; no tensor was read)" if diff.names_only else "")
 
 
-def _group(title: str, rows: list[tuple[str, ...]], limit: int | None) -> list[str]:
-    if not rows:
-        return []
-    found = [title, *(f"  {line}" for line in table(rows[:limit]))]
-    if limit is not None and len(rows) > limit:
-        found.append(f"  … and {len(rows) - limit:,} more")
-    return found
+def _group(title: str, rows: list[tuple[str, str]], limit: int | None) -> Iterator[str]:
+    if rows:
+        yield title
+        yield from (f"  {line}" for line in capped(table(rows[:limit]), len(rows), limit))
 
 
 def tensor(tensor: TensorDiff) -> tuple[str, str]:
@@ -89,18 +86,17 @@ def tensor(tensor: TensorDiff) -> tuple[str, str]:
     if tensor.equal:
         parts.append("equal values" if tensor.kind == kinds.RETYPED else "equal elements")
     if tensor.measures is not None:
-        parts.append(_measured(tensor))
+        parts.append(measures(tensor.measures))
     elif tensor.kind == kinds.CHANGED:
         parts.append("other bytes")
     return name, "  ".join(parts)
 
 
-def _measured(tensor: TensorDiff) -> str:
-    found = tensor.measures
-    assert found is not None
-    cosine = "" if found.cosine is None else f"  cos {found.cosine:.6f}"
+def measures(found: Measures, cosine: bool = True) -> str:
+    """How far two tensors are apart, in one line."""
     apart = "rel –  max –" if found.beyond else f"rel {found.relative:.2e}  max {found.max_abs:.3g}"
-    text = f"{apart}{cosine}  {_percent(found.share)} of {found.elements:,}"
+    angle = f"  cos {found.cosine:.6f}" if cosine and found.cosine is not None else ""
+    text = f"{apart}{angle}  {_percent(found.share)} of {found.elements:,}"
     return text + (f"  {found.nonfinite:,} not finite" if found.nonfinite else "")
 
 
@@ -114,20 +110,20 @@ def value(value: ValueDiff) -> tuple[str, str]:
         return value.path, _short(value.before if value.kind == kinds.REMOVED else value.after)
     one, other = value.before, value.after
     if type(one) is type(other) and type(one) in (list, tuple) and max(len(repr(one)), len(repr(other))) > _LONGEST:
-        return value.path, _listed(one, other)
+        return value.path, _differing_items(one, other)
     if type(one) is not type(other):
         return value.path, f"{_short(one)} ({type(one).__name__}) → {_short(other)} ({type(other).__name__})"
     return value.path, f"{_short(one)} → {_short(other)}"
 
 
-def _listed(one: Any, other: Any) -> str:
+def _differing_items(one: Any, other: Any) -> str:
     differ = [at for at, (x, y) in enumerate(zip(one, other, strict=False)) if not same_value(x, y)]
     sizes = f"{len(one):,} items" if len(one) == len(other) else f"{len(one):,} → {len(other):,} items"
     if not differ:
         return sizes
     at = differ[0]
     if type(one[at]) is type(other[at]) and type(one[at]) in (list, tuple) and len(repr(one[at])) > _LONGEST:
-        return f"{sizes}, {len(differ):,} differ, the first at {at:,}, of {_listed(one[at], other[at])}"
+        return f"{sizes}, {len(differ):,} differ, the first at {at:,}, of {_differing_items(one[at], other[at])}"
     return f"{sizes}, {len(differ):,} differ, the first at {at:,}: {_short(one[at])} → {_short(other[at])}"
 
 
@@ -145,9 +141,7 @@ def _ranks(diff: Diff, limit: int | None) -> Iterator[str]:
     yield rank_summary([change for _, change in found])
     yield "rank of the change"
     rows = [_RANKS, *((path, *_rank_cells(change)) for path, change in found[:limit])]
-    yield from (f"  {line}" for line in table(rows, range(1, 6)))
-    if limit is not None and len(found) > limit:
-        yield f"  … and {len(found) - limit:,} more"
+    yield from (f"  {line}" for line in capped(table(rows, range(1, 6)), len(found), limit))
 
 
 def rank_summary(changes: list[LowRank]) -> str:

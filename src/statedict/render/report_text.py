@@ -100,16 +100,16 @@ def scan_table(report: ScanReport) -> Iterator[str]:
         rows.append((verdict, shorten(printable(name), _LONGEST), used, why, printable(where) + more))
 
     def style(number: int, cells: list[str]) -> list[str]:
-        return [_coloured(cells[0], rows[number][0]), *cells[1:]]
+        return [_colour(cells[0], rows[number][0]), *cells[1:]]
 
     yield from table(rows, style=style)
     yield from (click.style("damaged", fg="yellow") + f"  {printable(text)}" for text in report.damage)
     yield from (f"note  {printable(text)}" for text in report.notes)
-    head = f"{printable(report.file)}: {_coloured(report.verdict, report.verdict)}, {count(report.pickles, 'pickle')}"
+    head = f"{printable(report.file)}: {_colour(report.verdict, report.verdict)}, {count(report.pickles, 'pickle')}"
     yield f"{head}: {_MEANING[report.verdict]}"
 
 
-def _coloured(text: str, verdict: str) -> str:
+def _colour(text: str, verdict: str) -> str:
     return click.style(text, fg=_COLOURS[verdict], bold=verdict == DANGEROUS)
 
 

@@ -10,7 +10,7 @@ from statedict.render import diff_text, report_text, tree_text
 from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, page, table, tree
 from statedict.render.text import number, shape
 from statedict.reports.summary import marked
-from statedict.values import count, human_bytes, shorten
+from statedict.values import abbreviate, count, human_bytes, shorten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _SMALL, _LARGE = 10, 20  # octaves on each side of 0 that a histogram has
 _FIGURES = ("min", "max", "mean", "std", "l2", "zeros", "nan", "inf")
 
 
-def _titled(
+def _section(
     title: str, head: Sequence[str], items: Sequence[Any], cells: Any, marked: Any = None, opened: bool | None = None
 ) -> Safe:
     """A table with how many rows it has; a short one is open."""
@@ -105,14 +105,14 @@ def stats(report: StatsReport) -> str:
     else:
         own = (
             table(("", "tensors", *_FIGURES, ""), groups, lambda one: (one.name or "all", one.tensors, *_figures(one))),
-            _titled(
+            _section(
                 "modules",
                 ("module", "tensors", *_FIGURES, ""),
                 report.modules,
                 lambda one: (one.name, one.tensors, *_figures(one)),
                 opened=False,
             ),
-            _titled(
+            _section(
                 "tensors",
                 ("tensor", "dtype", "shape", *_FIGURES, "", ""),
                 report.tensors,
@@ -129,7 +129,7 @@ def stats(report: StatsReport) -> str:
         )
     return page(
         f"{whole}: {found or 'nothing deserves a look'}",
-        _titled(
+        _section(
             "deserves a look", ("", "tensor", ""), report.flags, lambda flag: (flag.kind, flag.name, Wide(flag.what))
         ),
         *own,
@@ -213,14 +213,16 @@ def diff(report: Diff) -> str:
         return name, *sizes, found.cosine, f"{found.changed:,} of {found.elements:,}", apart
 
     parts = [listing([f"moved {rule}: {count(rule.count, 'tensor')}" for rule in report.moved])]
-    parts += [_titled(kind, measured, report.filter(kind).sort().tensors, row) for kind in (kinds.CHANGED, kinds.CLOSE)]
     parts += [
-        _titled(kind, ("", ""), report.filter(kind).tensors, diff_text.tensor)
+        _section(kind, measured, report.filter(kind).sort().tensors, row) for kind in (kinds.CHANGED, kinds.CLOSE)
+    ]
+    parts += [
+        _section(kind, ("", ""), report.filter(kind).tensors, diff_text.tensor)
         for kind in (kinds.RETYPED, kinds.RESHAPED, kinds.RENAMED, kinds.ADDED, kinds.REMOVED)
     ]
     for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
         values = [value for value in report.values if value.kind == kind]
-        parts.append(_titled(f"values {kind}", ("", ""), values, diff_text.value))
+        parts.append(_section(f"values {kind}", ("", ""), values, diff_text.value))
     title = f"{report.a} → {report.b}: {diff_text.summary(report)}"
     return page(title, *parts, listing(report.notes), tone="fine" if report.same else "look")
 
@@ -247,7 +249,7 @@ def verify(report: VerifyReport) -> str:
     """What is wrong, part by part."""
     return page(
         report_text.verify_head(report),
-        _titled(
+        _section(
             "problems",
             ("part", "what", "expected", "got", "tensors", "remedy"),
             report.problems,
@@ -256,7 +258,7 @@ def verify(report: VerifyReport) -> str:
             ),
             lambda one: "bad",
         ),
-        _titled(
+        _section(
             "not finite",
             ("tensor", "elements", "NaN", "infinite"),
             report.nonfinite or (),
@@ -274,7 +276,7 @@ def scan(report: ScanReport) -> str:
     return page(
         f"{report.file}: {report.verdict}, {count(report.pickles, 'pickle')}",
         *(
-            _titled(
+            _section(
                 kind,
                 ("global", "why", "called", "in"),
                 some,
@@ -297,13 +299,13 @@ def edit(report: EditReport) -> str:
         return Wide(change.step), *(Wide(_first(getattr(change, name))) for name in ("removed", "added", "altered"))
 
     return page(
-        report_text.edit_total(report), _titled("steps", ("step", "removed", "added", "altered"), report.changes, cells)
+        report_text.edit_total(report),
+        _section("steps", ("step", "removed", "added", "altered"), report.changes, cells),
     )
 
 
 def _first(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-    return ", ".join(shorten(path, 80) for path in paths[:3]) + more
+    return abbreviate([*(shorten(path, 80) for path in paths[:3]), *paths[3:]])
 
 
 # restore

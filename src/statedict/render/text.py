@@ -56,3 +56,10 @@ def table(
             padded.pop()
         padded[-1:] = [cell.rstrip() for cell in padded[-1:]]
         yield "  ".join(style(at, padded) if style else padded)
+
+
+def capped(lines: Iterable[str], count: int, limit: int | None) -> Iterator[str]:
+    """Lines of the first items, and how many more there are beyond the limit."""
+    yield from lines
+    if limit is not None and count > limit:
+        yield f"… and {count - limit:,} more"

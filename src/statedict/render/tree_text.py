@@ -20,14 +20,14 @@ _LONGEST = 24  # characters of a hyperparameter
 
 def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
     """The tree, then totals by dtype, then what deserves a look."""
-    yield from table([_HEAD, *_rows("", summary.root, "", "", depth, 0)], _RIGHT, _styled)
+    yield from table([_HEAD, *_rows("", summary.root, "", "", depth, 0)], _RIGHT, _style)
     if summary.tensors:
         yield ""
         rows: list[Row] = [("dtype", "tensors", "", "elements", "bytes", "")]
         rows += [(name, f"{total.tensors:,}", "", *_numbers(total), "") for name, total in summary.dtypes.items()]
         if len(summary.dtypes) > 1:
             rows.append(("total", f"{summary.total.tensors:,}", "", *_numbers(summary.total), ""))
-        yield from table(rows, _RIGHT, _styled)
+        yield from table(rows, _RIGHT, _style)
     roles: dict[str, Total] = {}
     for tensor in summary.tensors:
         one = Total(1, tensor.elements, tensor.nbytes) if tensor.tied is None else Total(1)
@@ -111,7 +111,7 @@ def _rows(key: str, node: Node, first: str, rest: str, depth: int | None, level:
             yield from _rows(child_key, child, rest + branch, rest + trunk, depth, level + 1)
 
 
-def _styled(number: int, cells: list[str]) -> list[str]:
+def _style(number: int, cells: list[str]) -> list[str]:
     """The head dim, notes in colour."""
     if number == 0:
         return [click.style(cell, dim=True) for cell in cells]

@@ -115,19 +115,15 @@ class LowRank:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON; what is infinite is null."""
-        return {
-            "matrix": [self.rows, self.columns],
-            "verdict": self.verdict,
-            "adapter": self.adapter,
-            "rank": self.rank,
-            "effective_rank": self.effective_rank,
-            "stable_rank": self.stable_rank,
-            "bounded": self.bounded,
-            "top": {str(count): share for count, share in self.top},
-            "rounding": self.rounding if math.isfinite(self.rounding) else None,
-            "method": self.method,
-            "nonfinite": self.nonfinite,
-        }
+        record = asdict(self)
+        return (
+            {"matrix": [record.pop("rows"), record.pop("columns")]}
+            | record
+            | {
+                "top": {str(count): share for count, share in self.top},
+                "rounding": self.rounding if math.isfinite(self.rounding) else None,
+            }
+        )
 
 
 IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF_CHANGE = (

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from statedict.cli import echo_json, echo_lines
+from statedict.cli import echo_report
 from statedict.render.text import printable
 from statedict.runs.look.bisection import Tried, bisect
 
@@ -30,8 +30,5 @@ def command(directory: str, test: str, good: str | None, bad: str | None, as_jso
             click.echo(printable(f"{tried.name}: {tried.verdict} ({tried.seconds:.1f} s), {left:,} left"))
 
     report = bisect(directory, test, good=good, bad=bad, tell=tell, stdout=sys.stderr if as_json else None)
-    if as_json:
-        echo_json(report.to_json())
-    else:
-        echo_lines([str(report)])
+    echo_report(report, [str(report)], as_json)
     return int(not report.found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from statedict.cli import echo_json, echo_lines
+from statedict.cli import echo_report
 from statedict.cli.progress import progress
 from statedict.runs.look.history import blame
 
@@ -22,7 +22,4 @@ def command(directory: str, patterns: tuple[str, ...], everything: bool, as_json
     """
     with progress("comparing"):
         report = blame(directory, patterns)
-    if as_json:
-        echo_json(report.to_json())
-    else:
-        echo_lines(report.lines(None) if everything else report.lines())
+    echo_report(report, report.lines(None) if everything else report.lines(), as_json)

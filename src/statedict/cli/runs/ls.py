@@ -45,16 +45,12 @@ def command(directory: str, metrics: tuple[str, ...], sort: str | None, reverse:
     if reverse:
         rows.reverse()
     if as_json:
-        record = {"directory": shown(named(directory)), "checkpoints": [one.to_json() for one in rows]}
-        echo_json(record)
-        return
-    if not found:
+        echo_json({"directory": shown(named(directory)), "checkpoints": [one.to_json() for one in rows]})
+    elif not found:
         click.echo(f"{printable(shown(named(directory)))}: no checkpoints{_hint(named(directory))}")
-        return
-    for line in lines(rows, metrics or known[:_COLUMNS], time.time()):
-        click.echo(line)
-    for line in drawn(found, metrics or known):
-        click.echo(line)
+    else:
+        table_of = lines(rows, metrics or known[:_COLUMNS], time.time())
+        click.echo("\n".join([*table_of, *drawn(found, metrics or known)]))
 
 
 def _hint(directory: str) -> str:

@@ -22,11 +22,9 @@ def command(directory: str, step: str, biggest: int, as_json: bool) -> None:
     found = about(directory, step, biggest=biggest)
     if as_json:
         echo_json(found.to_json())
-        return
-    head, *rest = lines(found)
-    click.echo(click.style(printable(head), bold=True))
-    for line in rest:
-        click.echo(printable(line))
+    else:
+        head, *rest = map(printable, lines(found))
+        click.echo("\n".join([click.style(head, bold=True), *rest]))
 
 
 def lines(found: About) -> Iterator[str]:

@@ -39,7 +39,7 @@ class Tried:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {"checkpoint": self.name, "step": self.step, "verdict": self.verdict, "seconds": round(self.seconds, 3)}
 
 
@@ -67,7 +67,7 @@ class Bisection:
         return not self.between
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {
             "directory": self.directory,
             "found": self.found,
