@@ -64,7 +64,7 @@ class Moved:
     count: int
 
     def __str__(self) -> str:
-        return f"{_star(self.before)} → {_star(self.after)}"
+        return " → ".join(f"{prefix}.*" if prefix else "*" for prefix in (self.before, self.after))
 
     def __call__(self, path: str) -> str | None:
         """The path that one of the first state has in the second; None where the prefix is another."""
@@ -131,10 +131,6 @@ IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF
 )  # fmt: skip
 
 
-def _star(prefix: str) -> str:
-    return f"{prefix}.*" if prefix else "*"
-
-
 @dataclass(frozen=True, slots=True)
 class TensorDiff(Viewed):
     """What became of one tensor.
@@ -183,10 +179,7 @@ class TensorDiff(Viewed):
             found[name] = [one, other] if one != other and None not in (one, other) else other if one is None else one
         if self.measures is not None:
             found |= self.measures.to_json()
-        if self.equal is not None:
-            found["equal"] = self.equal
-        if self.same_as is not None:
-            found["same_as"] = self.same_as
+        found |= {k: v for k, v in (("equal", self.equal), ("same_as", self.same_as)) if v is not None}
         if self.change is not None:
             found["change"] = self.change.to_json()
         return found
@@ -371,10 +364,7 @@ class Diff(Shown):
             **{kind: [t.to_json() for t in self._of(kind)] for kind in (ADDED, REMOVED)},
             "values": {
                 "identical": self.equal_values,
-                **{
-                    kind: [value.to_json() for value in self.values if value.kind == kind]
-                    for kind in (CHANGED, ADDED, REMOVED)
-                },
+                **{kind: [v.to_json() for v in self.values if v.kind == kind] for kind in (CHANGED, ADDED, REMOVED)},
             },
             "notes": list(self.notes),
         }
