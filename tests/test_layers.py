@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,3 +90,49 @@ def test_the_reader_of_imports_sees_every_kind() -> None:
     assert seen("ROW = ('statedict.formats.torch.archive',)") == ["formats"]
     assert seen("if TYPE_CHECKING:\n    from statedict.tree.state_dict import StateDict") == ["tree"]
     assert not seen("import json, statedictionary.api")
+
+
+def aligns_columns(node: ast.AST) -> bool:
+    """Whether code pads a text to a width that it computed."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("ljust", "rjust"):
+        return not all(isinstance(argument, ast.Constant) for argument in node.args)
+    spec = node.format_spec if isinstance(node, ast.FormattedValue) else None
+    return isinstance(spec, ast.JoinedStr) and any(isinstance(part, ast.FormattedValue) for part in spec.values)
+
+
+def adds_an_s(node: ast.AST) -> bool:
+    """Whether code appends the s of a plural."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        return any(isinstance(side, ast.Constant) and side.value == "s" for side in (node.left, node.right))
+    sides = (node.body, node.orelse) if isinstance(node, ast.IfExp) else ()
+    values = {side.value for side in sides if isinstance(side, ast.Constant)}
+    return values in ({"s", ""}, {"y", "ies"}, {"x", "ces"})
+
+
+def places(found: Callable[[ast.AST], bool]) -> set[str]:
+    """The modules with such code."""
+    return {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if any(found(node) for node in ast.walk(ast.parse(path.read_text())))
+    }
+
+
+def test_aligned_columns_occur_only_in_render() -> None:
+    assert {place for place in places(aligns_columns) if not place.startswith("render/")} == set()
+
+
+def test_plurals_are_counted_in_one_place() -> None:
+    assert places(adds_an_s) == set()
+
+
+@pytest.mark.parametrize("code", ["x.ljust(width)", "x.rjust(max(a))", "f'{x:{width}}'", "f'{x:<{width}}'"])
+def test_the_reader_of_columns_sees_every_kind(code: str) -> None:
+    assert any(map(aligns_columns, ast.walk(ast.parse(code))))
+    assert not any(map(aligns_columns, ast.walk(ast.parse("x.ljust(8); f'{x:<8} {y}'"))))
+
+
+@pytest.mark.parametrize("code", ["'s' * (n != 1)", "'s' if n > 1 else ''", "'y' if n == 1 else 'ies'"])
+def test_the_reader_of_plurals_sees_every_kind(code: str) -> None:
+    assert any(map(adds_an_s, ast.walk(ast.parse(code))))
+    assert not any(map(adds_an_s, ast.walk(ast.parse("'differs' if n == 1 else 'differ'"))))

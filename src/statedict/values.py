@@ -7,6 +7,7 @@ docs/format.md lists them.
 from __future__ import annotations
 
 import math
+import struct
 from collections import Counter
 
 from statedict.dtypes import BY_NAME, MAX_NAME, DType, labelled
@@ -14,7 +15,7 @@ from statedict.errors import CorruptFileError, UnsupportedError, is_failure_of_c
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 
@@ -126,6 +127,55 @@ def human_bytes(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things.
+
+    >>> count(1, "tensor"), count(3000, "tensor"), count(2, "entry", "entries")
+    ('1 tensor', '3,000 tensors', '2 entries')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shorten(text: str, longest: int) -> str:
+    """A text without its middle where it is longer.
+
+    >>> shorten("abcdefghij", 7)
+    'abc…hij'
+    """
+    tail = longest // 2
+    return text if len(text) <= longest else f"{text[: longest - 1 - tail]}…{text[-tail:]}"
+
+
+def abbreviate(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are.
+
+    >>> abbreviate(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    return ", ".join(names[:most]) + f" and {len(names) - most:,} more" * (len(names) > most)
+
+
+def same_value(one: Any, other: Any, numeric: bool = False) -> bool:
+    """Whether two values are of one type and equal; a NaN is a NaN, and only to numbers 0.0 is -0.0.
+
+    >>> same_value(1, 1.0), same_value((1, float("nan")), (1, float("nan")))
+    (False, True)
+    """
+    if type(one) is not type(other):
+        return isinstance(one, dict) and isinstance(other, dict) and one == other
+    if type(one) in (list, tuple):
+        return len(one) == len(other) and all(same_value(x, y, numeric) for x, y in zip(one, other, strict=True))
+    if type(one) is dict:
+        return list(one) == list(other) and all(same_value(one[key], other[key], numeric) for key in one)
+    if type(one) is float:
+        return one == other if numeric else struct.pack("d", one) == struct.pack("d", other)
+    if type(one) is complex:
+        return same_value((one.real, one.imag), (other.real, other.imag), numeric)
+    if isinstance(one, Opaque):
+        return bool(one.name == other.name)
+    return bool(one == other)
 
 
 def parsed_bytes(size: int | str) -> int:

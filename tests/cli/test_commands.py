@@ -59,6 +59,23 @@ def test_debug_shows_the_traceback(run: Run) -> None:
     assert "Traceback" in run("--debug", "show", "missing.pth").stderr
 
 
+@pytest.mark.parametrize("group", [[], ["runs"]])
+def test_a_group_without_arguments_prints_its_help(run: Run, group: list[str]) -> None:
+    bare, helped = run(*group), run(*group, "--help")
+    assert (bare.returncode, bare.stdout, bare.stderr) == (0, helped.stdout, "")
+    assert len(bare.stdout.splitlines()) > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"), [(["shwo", "x"], "show"), (["verfy"], "verify"), (["runs", "prun"], "prune")]
+)
+def test_an_unknown_command_suggests_the_nearest(run: Run, arguments: list[str], nearest: str) -> None:
+    failed = run(*arguments)
+    assert failed.returncode == 2
+    assert failed.stderr.endswith(f"Did you mean {nearest!r}?\n")
+    assert "Did you mean" not in run("nonsense").stderr
+
+
 @pytest.mark.parametrize("arguments", [["show"], ["nonsense"], ["show", "checkpoint.pth", "--depth", "0"]])
 def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
     assert run(*arguments).returncode == 2

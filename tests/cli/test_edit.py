@@ -33,7 +33,7 @@ def test_steps_are_done_in_the_order_of_their_options(run: Run, tmp_path: Path) 
 
 
 def test_neighbours_of_one_kind_are_one_step(run: Run, tmp_path: Path) -> None:
-    both = ("--keep", "model_state.conv1", "--keep", "model_state.fc3")
+    both = ("--only", "model_state.conv1", "--keep", "model_state.fc3")  # --keep is the old name
     assert run("edit", "checkpoint.pth", "out.pth", *both).returncode == 0
     assert len(names(tmp_path / "out.pth")) == 4
     swap = ("--rename", "model_state.conv1=model_state.conv2", "--rename", "model_state.conv2=model_state.conv1")
@@ -88,6 +88,24 @@ def test_plan_files_are_applied_each_at_its_place(run: Run, tmp_path: Path) -> N
     done = run("edit", "checkpoint.pth", "out.pth", "--plan", "a.toml", "--rename", "x=y", "--plan", "b.toml")
     assert done.returncode == 0, done.stderr
     assert names(tmp_path / "out.pth")[-2:] == ["z.weight", "z.bias"]
+
+
+def test_neighbours_of_a_plan_are_steps_of_their_own(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text('[[step]]\ndrop = "epoch"\n')
+    done = run("edit", "checkpoint.pth", "--dry-run", "--plan", "plan.toml", "--drop", "model_state.conv1")
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()[:2]] == [
+        "drop 'epoch'", "drop ['model_state.conv1']",
+    ]  # fmt: skip
+
+
+def test_shards_are_written_of_what_is_altered(run: Run, tmp_path: Path) -> None:
+    done = run("edit", "checkpoint.pth", "parts", "--strip", "--max-shard-size", "100kB")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
+    assert len(names(tmp_path / "parts")) == 10
+    failed = run("edit", "checkpoint.pth", "--in-place", "--strip", "--max-shard-size", "100kB")
+    assert failed.returncode == 2
+    assert "--max-shard-size SIZE makes a folder; name that as the target" in failed.stderr
 
 
 def test_a_dry_run_prints_what_would_happen_and_writes_nothing(run: Run, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_prune_asks_and_an_answer_that_is_not_yes_removes_nothing(ours: Path) ->
 
 def test_prune_leaves_pinned_and_the_last_sound_one_and_what_is_locked(run: Run, ours: Path) -> None:
     assert run("runs", "pin", "run", "20", "40").stdout == "pinned: 20, 40\n"
-    assert json.loads(run("runs", "unpin", "run", "40", "--json").stdout) == {"pinned": [20]}
+    assert json.loads(run("runs", "unpin", "run", "40", "--json").stdout) == {"schema": 1, "pinned": [20]}
     for step in (100, 90):
         (ours / str(step) / "checkpoint.safetensors").write_bytes(b"half")
     with CheckpointManager(ours, existing="continue", background=False) as manager:

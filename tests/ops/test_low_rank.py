@@ -23,7 +23,7 @@ from statedict.ops.diff import spectrum as spectra
 from statedict.ops.diff.change import Change
 from statedict.ops.diff.rank import judged
 from statedict.ops.diff.spectrum import spectrum
-from statedict.render.low_rank_text import summary
+from statedict.render.diff_text import rank_summary
 from statedict.reports.diff import LowRank
 from statedict.tensor.lazy import as_lazy
 
@@ -231,8 +231,8 @@ def test_a_merge_as_peft_does_it_is_found_in_every_layer() -> None:
     found = statedict.diff(layers, merged, deep=True)
     changes = [tensor.change for tensor in found.changed if tensor.change is not None]
     assert [change.adapter for change in changes] == [4, 4, None]
-    assert summary(changes) == "2 of 3 changed matrices are explained by an adapter of rank 4; 1 changed fully"
-    assert summary(changes) in str(found)
+    assert rank_summary(changes) == "2 of 3 changed matrices are explained by an adapter of rank 4; 1 changed fully"
+    assert rank_summary(changes) in str(found)
 
 
 def test_a_rank_that_is_asked_for_is_the_limit() -> None:

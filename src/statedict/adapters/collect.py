@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from statedict.adapters import Capture, join, leaf, objects, too_deep
+from statedict.adapters.explain import findings, remedy
 from statedict.adapters.locate import fits, locate
 from statedict.adapters.plan import Options, Plan
 from statedict.collector import Paused
 from statedict.errors import RestoreError, UnsupportedError
-from statedict.reports.restore import RestoreReport, remedy
+from statedict.reports.restore import RestoreReport
 from statedict.tensor.arrays import is_numpy, is_torch
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import copied as tensors_copied
@@ -152,7 +153,7 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
             "\n".join(
                 [
                     "the state does not fit and nothing was written:",
-                    *report.findings(),
+                    *findings(report),
                     "dry_run=True gives the whole report",
                 ]
             )

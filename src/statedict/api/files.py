@@ -7,8 +7,9 @@ from functools import partial
 
 from statedict import formats
 from statedict.collector import Paused
+from statedict.errors import AlterError
 from statedict.formats import places
-from statedict.io.urls import named
+from statedict.io.urls import named, shown
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
 from statedict.values import parsed_bytes
@@ -156,6 +157,7 @@ def edit(
     steps: Iterable[Mapping[str, Any]],
     *,
     format: str | None = None,
+    max_shard_size: int | str | None = None,
     overwrite: bool = True,
     fsync: bool = True,
     dry_run: bool = False,
@@ -172,6 +174,7 @@ def edit(
             `{"cast": "bf16", "only": "model.*"}`, `{"split": "qkv", "into": ["q", "k", "v"], "dim": 0}`; see
             docs/altering.md.
         format: as for `save`.
+        max_shard_size: as for `save`; not in place.
         overwrite: as for `save`.
         fsync: as for `save`.
         executor: as for `save`.
@@ -199,8 +202,11 @@ def edit(
         state, report = edited(before, steps, not dry_run)
     if dry_run:
         return report
+    if dst is None and max_shard_size is not None:
+        raise AlterError(f"{shown(named(src))}: max_shard_size=… makes a folder; name that as the target")
     if dst is not None:
-        save(state, dst, format=format, overwrite=overwrite, fsync=fsync, executor=executor)
+        how: dict[str, Any] = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
+        save(state, dst, format=format, max_shard_size=max_shard_size, **how)
     elif not _rewritten(named(src), state, before, format):
         target, kind = places.whole(named(src), formats.detect(places.opened(named(src))))
         save(state, target, format=format or kind, fsync=fsync, executor=executor)

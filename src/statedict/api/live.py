@@ -123,3 +123,35 @@ def _table(name: str, given: Any) -> Mapping[str, Any]:
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         raise RestoreError(f"{name}: expected a dict by pattern, got {given!r:.40}")
     return given
+
+
+def fit(
+    state: StateDict, wanted: Sequence[tuple[str | None, Any]], **options: Any
+) -> tuple[list[str], RestoreReport] | None:
+    """Plan to restore live objects from the parts of a checkpoint that fit them best. Nothing is written.
+
+    Args:
+        state: the checkpoint.
+        wanted: objects, each with the path of its state in the checkpoint; None to find it.
+        options: as for `restore`.
+
+    Returns:
+        The paths and the plan; None if an object is an optimizer and the checkpoint has no state of one.
+
+    Raises:
+        PathError: there is no such path.
+        StateDictError: what `restore` raises.
+    """
+    from statedict.adapters.locate import locate
+
+    places: dict[str, tuple[Any, Any]] = {}
+    for path, value in wanted:
+        place = locate(value, state) if path is None else (path, state.at(path) if path else state)
+        if place is None:
+            return None
+        places[place[0]] = value, place[1]
+    if len(places) == 1:  # paths in the report are the object's own then
+        target, source = next(iter(places.values()))
+    else:
+        target, source = ({path: both[side] for path, both in places.items()} for side in (0, 1))
+    return list(places), restore(target, source, dry_run=True, **options)

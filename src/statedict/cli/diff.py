@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
+from typing import Any
 
 import click
 
 from statedict.api.look import diff
-from statedict.cli import echo_lines
+from statedict.cli import echo_report, error_line
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
+from statedict.render.diff_text import LIMIT, lines
 from statedict.render.text import printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from statedict.reports.diff import Diff
 
 
 @click.command()
@@ -48,41 +45,26 @@ def command(
     The two may have different formats, and each may be a URL. Exit status: 0 they are the same, 1 they differ, 2 one
     cannot be opened.
     """
-    title = ""
-    if git:
-        title, a, b = _of_git(files)
-    elif len(files) == 2:
-        a, b = files
-    else:
-        raise click.UsageError(f"diff takes two files, got {len(files)}")
     if deep and names_only:
         raise click.UsageError("--names-only reads no tensor, and --deep takes their numbers; leave one of them out")
     if rank is not None and not deep:
         raise click.UsageError("--rank is for --deep; add that")
-
-    def found() -> Diff:
-        with progress("comparing"):
-            return diff(
-                {} if git and a == os.devnull else a,
-                {} if git and b == os.devnull else b,
-                only=only or None, names_only=names_only, numeric=numeric, rtol=rtol, atol=atol, deep=deep, rank=rank,
-            )  # fmt: skip
-
+    if not git and len(files) != 2:
+        raise click.UsageError(f"diff takes two files, got {len(files)}")
+    title, *sides = _of_git(files) if git else ("", *files)
     if git:
         click.echo(click.style(f"statedict diff {printable(title)}", bold=True))
+    one, other = ({} if git and side == os.devnull else side for side in sides)
+    how: dict[str, Any] = {"names_only": names_only, "numeric": numeric, "rtol": rtol, "atol": atol}
     try:
-        report = found()
+        with progress("comparing"):
+            report = diff(one, other, only=only or None, deep=deep, rank=rank, **how)
     except StateDictError as error:
         if not git:  # which would give up on all files
             raise
-        click.echo(printable(" ".join(f"statedict: {error}".split())))
+        click.echo(error_line(error))
         return 0
-    if as_json:
-        click.echo(json.dumps(report.to_json(), allow_nan=False))
-    else:
-        from statedict.render.diff_text import LIMIT, lines
-
-        echo_lines(lines(report, None if everything else LIMIT))
+    echo_report(report, lines(report, None if everything else LIMIT), as_json)
     return 0 if git else int(not report.same)
 
 

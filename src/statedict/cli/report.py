@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from statedict.cli import echo_json
 from statedict.cli.progress import progress
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
@@ -17,7 +18,10 @@ from statedict.values import human_bytes
 @click.option("--only", metavar="GLOB", multiple=True, help="Only what matches, such as 'model.*'.")
 @click.option("--title", help="The title of the page, by default the names of the files.")
 @click.option("--overwrite", is_flag=True, help="Replace PAGE if it exists.")
-def command(files: tuple[str, ...], output: str, only: tuple[str, ...], title: str | None, overwrite: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    files: tuple[str, ...], output: str, only: tuple[str, ...], title: str | None, overwrite: bool, as_json: bool
+) -> None:
     """Write one web page that shows a checkpoint, a pair and what changed, or the checkpoints of a run.
 
     The page is one file that asks no network. Three files and more, or the directory of a run, are its
@@ -28,4 +32,8 @@ def command(files: tuple[str, ...], output: str, only: tuple[str, ...], title: s
     with progress("reading"):
         page = report(*files, only=only or None, title=title)
     page.save(output, overwrite=overwrite)
-    click.echo(f"{printable(page.title)} → {printable(shown(output))} ({human_bytes(size_of(named(output)))})")
+    size = size_of(named(output))
+    if as_json:
+        echo_json({"page": shown(output), "title": page.title, "bytes": size})
+    else:
+        click.echo(f"{printable(page.title)} → {printable(shown(output))} ({human_bytes(size)})")

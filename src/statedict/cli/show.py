@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from statedict.api.files import load
+from statedict.cli import echo_json
 from statedict.errors import PathError, StateDictError
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
 from statedict.render.text import printable
 from statedict.tree.state_dict import StateDict
-from statedict.values import human_bytes
+from statedict.values import count, human_bytes
 
 
 @click.command()
@@ -52,13 +51,13 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 
     summary = inspect(found, above if key else at or "")
     if as_json:
-        click.echo(json.dumps({"file": shown(file), "size": size_of(named(file)), **summary.to_json()}))
+        echo_json({"file": shown(file), "size": size_of(named(file)), **summary.to_json()})
         return
-    from statedict.render.tree_text import count_tensors, summary_lines
+    from statedict.render.tree_text import summary_lines
 
     total = summary.total
     size = human_bytes(size_of(named(file)))
-    title = f"{printable(shown(file))}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
+    title = f"{printable(shown(file))}  {size}  {count(total.tensors, 'tensor')}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 
 import click
 
 from statedict.api.look import stats
-from statedict.cli import echo_lines
+from statedict.cli import echo_json, echo_lines
 from statedict.cli.progress import progress
 from statedict.io.urls import shown
 from statedict.render.stats_text import lines
-from statedict.render.text import printable
+from statedict.render.text import printable, shape
 from statedict.reports.stats import StatsReport
+from statedict.values import count
 
 
 @click.command()
@@ -33,13 +33,13 @@ def command(file: str, only: tuple[str, ...], depth: int | None, as_json: bool, 
     with progress("reading"):
         report = stats(file, only=only or None)
     if as_json:
-        click.echo(json.dumps({"file": shown(file), **report.to_json()}, allow_nan=False))
+        echo_json({"file": shown(file), **report.to_json()})
     elif as_csv:
         click.echo(_csv(report), nl=False)
     else:
         total = report.total
-        count = f"{len(report.tensors):,} tensor{'s' * (len(report.tensors) != 1)}"
-        click.echo(click.style(f"{printable(shown(file))}  {count}, {total.elements:,} elements", bold=True) + "\n")
+        tensors = count(len(report.tensors), "tensor")
+        click.echo(click.style(f"{printable(shown(file))}  {tensors}, {total.elements:,} elements", bold=True) + "\n")
         echo_lines(lines(report, depth))
 
 
@@ -51,7 +51,7 @@ def _csv(report: StatsReport) -> str:
     for tensor in report.tensors:
         record = tensor.to_json()
         del record["histogram"]
-        record["shape"] = "×".join(map(str, tensor.shape))
+        record["shape"] = shape(tensor.shape) if tensor.shape else ""
         if isinstance(record["mean"], list):
             record["mean"] = str(tensor.mean).strip("()")
         writer.writerow(printable(value) if isinstance(value, str) else value for value in record.values())

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from statedict.api.look import verify
-from statedict.cli import echo_lines
+from statedict.cli import echo_json, echo_lines, error_line
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
 from statedict.io.urls import shown
-from statedict.render.text import printable
+from statedict.render import report_text
 
 
 @click.command()
@@ -37,12 +36,12 @@ def command(files: tuple[str, ...], values: bool, quick: bool, as_json: bool) ->
             status = 2
             found.append({"file": shown(file), "ok": False, "error": str(error)})
             if not as_json:
-                click.echo(printable(" ".join(f"statedict: {error}".split())), err=True)
+                click.echo(error_line(error), err=True)
             continue
         status = max(status, int(not report.ok))
         found.append(report.to_json())
         if not as_json:
-            echo_lines(report.lines())
+            echo_lines(report_text.verify(report))
     if as_json:
-        click.echo(json.dumps({"files": found}))
+        echo_json({"files": found})
     return status

@@ -13,7 +13,7 @@ from statedict.tensor.arrays import boxes_text
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.optimizer import is_optimizer
 from statedict.tree.walk import free_name, label, nested, walk
-from statedict.values import Opaque
+from statedict.values import Opaque, shorten
 
 _SHORT = 60
 
@@ -94,7 +94,7 @@ class _Builder:
             self.values[free_name(f"{path}.{where}" if where else path, self.values)] = item
             if isinstance(item, set | frozenset):
                 self.count(item)
-        return Node(value=_short(value))
+        return Node(value=shorten(repr(value), _SHORT))
 
     def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> _Rows:
         dot = path + "." if path else ""
@@ -161,11 +161,6 @@ def _group(rows: _Rows, note: str = "") -> Node:
         elements += row.total.elements
         nbytes += row.total.nbytes
     return Node(note=note, children=tuple(rows), total=Total(tensors, elements, nbytes))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHORT else f"{text[: _SHORT - 15]} … {text[-12:]}"
 
 
 def _wasted(storages: Iterable[list[LazyTensor]]) -> int:

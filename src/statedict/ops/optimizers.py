@@ -11,9 +11,9 @@ from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.optimizer import is_optimizer, linked
 from statedict.tree.walk import label
+from statedict.values import abbreviate, count
 
 _NAMES = ("params", "param_names")
-_FIRST = 3
 
 
 def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> list[Optimizer]:
@@ -92,15 +92,14 @@ def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], An
     known = dict.fromkeys(key for group in state["param_groups"] for key in group["params"])
 
     def said(keys: list[Any]) -> str:
-        shown = ", ".join(names.get(key, label(key)) for key in keys[:_FIRST])
-        return shown + f" and {len(keys) - _FIRST:,} more" * (len(keys) > _FIRST)
+        return abbreviate([names.get(key, label(key)) for key in keys])
 
     without = [key for key in known if key not in held]
     if without and len(without) < len(known) and not _of_all(held):
-        yield "missing state", f"{_count(without)} of {len(known):,} without state: {said(without)}"
+        yield "missing state", f"{count(len(without), 'parameter')} of {len(known):,} without state: {said(without)}"
     stale = [key for key in held if type(key) is int and key not in known]
     if stale:
-        yield "stale state", f"stale state of {_count(stale)} in no group: {said(stale)}"
+        yield "stale state", f"stale state of {count(len(stale), 'parameter')} in no group: {said(stale)}"
     steps: dict[Any, list[Any]] = {}
     for key, entries in held.items():
         step = entries.get("step") if isinstance(entries, dict) else None
@@ -112,13 +111,9 @@ def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], An
     if len(steps) > 1:
         usual = max(steps, key=lambda number: len(steps[number]))
         other = [key for number, keys in steps.items() if number != usual for key in keys]
-        yield "steps", f"{_count(other)} not at step {usual:,.0f} as the others: {said(other)}"
+        yield "steps", f"{count(len(other), 'parameter')} not at step {usual:,.0f} as the others: {said(other)}"
 
 
 def _of_all(held: Any) -> bool:
     """Whether one entry is kept for all parameters together, as by `torch.optim.LBFGS`."""
     return len(held) == 1 and any(isinstance(entry, dict) and "func_evals" in entry for entry in held.values())
-
-
-def _count(keys: list[Any]) -> str:
-    return f"{len(keys):,} parameter{'s' * (len(keys) != 1)}"

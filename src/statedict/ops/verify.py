@@ -115,7 +115,7 @@ def _compare(check: Check, sums: Sums) -> Problem | None:
     wrong = [pair for pair in pairs if pair[1] != pair[2]]
     if not wrong:
         return None
-    what = f"its {' and '.join(kind for kind, _, _ in wrong)} differ{'s' * (len(wrong) == 1)}"
+    what = f"its {' and '.join(kind for kind, _, _ in wrong)} {'differs' if len(wrong) == 1 else 'differ'}"
     if len(wrong) < len(pairs):
         right = next(kind for kind, expected, got in pairs if expected == got)
         what += f", its {right} does not: its bytes are right and the {wrong[0][0]} in the file is damaged"

@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from statedict.ops.diff.rank import FULL, LOW_RANK, ROUNDING, SMALL
+from statedict.render.text import capped, shape, table
 from statedict.reports import diff as kinds
-from statedict.reports.diff import Diff, TensorDiff, ValueDiff
+from statedict.reports.diff import Diff, LowRank, Measures, TensorDiff, ValueDiff
+from statedict.values import count, same_value, shorten
 
 LIMIT = 20
 _LONGEST = 60
-_SAID = {kinds.CHANGED: "changed", kinds.CLOSE: "close"}
+_VERDICTS = (FULL, LOW_RANK, ROUNDING, SMALL)
+_RANKS = ("", "rows×columns", "effective rank", "top 1", "top 8", "adapter", "method")
+_NO_ADAPTER = {ROUNDING: "rounding?", SMALL: "small"}
 
 
-def lines(diff: Diff, limit: int | None = LIMIT) -> list[str]:
+def lines(diff: Diff, limit: int | None = LIMIT) -> Iterator[str]:
     """The report.
 
     Args:
         diff: what was found.
         limit: how many lines of a kind there may be; None for all.
     """
-    found = [summary(diff), *(f"moved {rule}: {_number(rule.count, 'tensor')}" for rule in diff.moved)]
+    yield summary(diff)
+    yield from (f"moved {rule}: {count(rule.count, 'tensor')}" for rule in diff.moved)
     for kind in (kinds.CHANGED, kinds.CLOSE, kinds.RETYPED, kinds.RESHAPED, kinds.RENAMED, kinds.ADDED, kinds.REMOVED):
         tensors = (
             diff.filter(kind).sort().tensors if kind in (kinds.CHANGED, kinds.CLOSE) else diff.filter(kind).tensors
         )
-        found += _group(kind, [tensor(one) for one in tensors], limit)
+        yield from _group(kind, [tensor(one) for one in tensors], limit)
     for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
-        found += _group(f"values {kind}", [value(one) for one in diff.values if one.kind == kind], limit)
+        yield from _group(f"values {kind}", [value(one) for one in diff.values if one.kind == kind], limit)
     if diff.deep:
-        from statedict.render import low_rank_text
-
-        found += low_rank_text.lines(diff, limit)
-    return found + [f"note: {note}" for note in diff.notes]
+        yield from _ranks(diff, limit)
+    yield from (f"note: {note}" for note in diff.notes)
 
 
 def summary(diff: Diff) -> str:
     """One line: how many there are of each kind."""
     parts: list[str] = []
     counts = {kind: sum(tensor.kind == kind for tensor in diff.tensors) for kind in kinds.KINDS_OF_CHANGE}
-    for kind, count in counts.items():
-        if count:
+    for kind, number in counts.items():
+        if number:
             word = "alike" if kind == kinds.IDENTICAL and diff.names_only else kind
-            parts.append(f"{count:,} {word}" if parts else f"{_number(count, 'tensor')} {word}")
+            parts.append(f"{number:,} {word}" if parts else f"{count(number, 'tensor')} {word}")
     for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
-        count = sum(value.kind == kind for value in diff.values)
-        if count:
-            parts.append(f"{_number(count, 'value')} {kind}")
+        number = sum(value.kind == kind for value in diff.values)
+        if number:
+            parts.append(f"{count(number, 'value')} {kind}")
     text = ", ".join(parts) or (
-        f"{_number(diff.equal_values, 'value')} identical" if diff.equal_values else "nothing in either"
+        f"{count(diff.equal_values, 'value')} identical" if diff.equal_values else "nothing in either"
     )
     if diff.moved:
         text += ", names moved"
@@ -56,15 +61,10 @@ def summary(diff: Diff) -> str:
     return text + (" (names, dtypes, shapes and values only; no tensor was read)" if diff.names_only else "")
 
 
-def _group(title: str, rows: list[tuple[str, ...]], limit: int | None) -> list[str]:
-    if not rows:
-        return []
-    shown = rows if limit is None else rows[:limit]
-    width = max(len(row[0]) for row in shown)
-    found = [title, *(f"  {row[0].ljust(width)}  {row[1]}".rstrip() for row in shown)]
-    if len(shown) < len(rows):
-        found.append(f"  … and {len(rows) - len(shown):,} more")
-    return found
+def _group(title: str, rows: list[tuple[str, str]], limit: int | None) -> Iterator[str]:
+    if rows:
+        yield title
+        yield from (f"  {line}" for line in capped(table(rows[:limit]), len(rows), limit))
 
 
 def tensor(tensor: TensorDiff) -> tuple[str, str]:
@@ -76,28 +76,27 @@ def tensor(tensor: TensorDiff) -> tuple[str, str]:
         name = f"{tensor.before} → {tensor.after}"
     if tensor.kind in (kinds.ADDED, kinds.REMOVED):
         side = 0 if tensor.after is None else 1
-        text = f"{tensor.dtypes[side]}  {_shape(tensor.shapes[side])}"
+        text = f"{tensor.dtypes[side]}  {shape(tensor.shapes[side])}"
         return name, text + (f"  same bytes as {tensor.same_as}" if tensor.same_as else "")
     parts = []
     if tensor.dtypes[0] != tensor.dtypes[1]:
         parts.append(f"{tensor.dtypes[0]} → {tensor.dtypes[1]}")
     if tensor.shapes[0] != tensor.shapes[1]:
-        parts.append(f"{_shape(tensor.shapes[0])} → {_shape(tensor.shapes[1])}")
+        parts.append(f"{shape(tensor.shapes[0])} → {shape(tensor.shapes[1])}")
     if tensor.equal:
         parts.append("equal values" if tensor.kind == kinds.RETYPED else "equal elements")
     if tensor.measures is not None:
-        parts.append(_measured(tensor))
+        parts.append(measures(tensor.measures))
     elif tensor.kind == kinds.CHANGED:
         parts.append("other bytes")
     return name, "  ".join(parts)
 
 
-def _measured(tensor: TensorDiff) -> str:
-    found = tensor.measures
-    assert found is not None
-    cosine = "" if found.cosine is None else f"  cos {found.cosine:.6f}"
+def measures(found: Measures, cosine: bool = True) -> str:
+    """How far two tensors are apart, in one line."""
     apart = "rel –  max –" if found.beyond else f"rel {found.relative:.2e}  max {found.max_abs:.3g}"
-    text = f"{apart}{cosine}  {_percent(found.share)} of {found.elements:,}"
+    angle = f"  cos {found.cosine:.6f}" if cosine and found.cosine is not None else ""
+    text = f"{apart}{angle}  {_percent(found.share)} of {found.elements:,}"
     return text + (f"  {found.nonfinite:,} not finite" if found.nonfinite else "")
 
 
@@ -111,33 +110,67 @@ def value(value: ValueDiff) -> tuple[str, str]:
         return value.path, _short(value.before if value.kind == kinds.REMOVED else value.after)
     one, other = value.before, value.after
     if type(one) is type(other) and type(one) in (list, tuple) and max(len(repr(one)), len(repr(other))) > _LONGEST:
-        return value.path, _listed(one, other)
+        return value.path, _differing_items(one, other)
     if type(one) is not type(other):
         return value.path, f"{_short(one)} ({type(one).__name__}) → {_short(other)} ({type(other).__name__})"
     return value.path, f"{_short(one)} → {_short(other)}"
 
 
-def _listed(one: Any, other: Any) -> str:
-    from statedict.ops.diff.differ import same_value
-
+def _differing_items(one: Any, other: Any) -> str:
     differ = [at for at, (x, y) in enumerate(zip(one, other, strict=False)) if not same_value(x, y)]
     sizes = f"{len(one):,} items" if len(one) == len(other) else f"{len(one):,} → {len(other):,} items"
     if not differ:
         return sizes
     at = differ[0]
     if type(one[at]) is type(other[at]) and type(one[at]) in (list, tuple) and len(repr(one[at])) > _LONGEST:
-        return f"{sizes}, {len(differ):,} differ, the first at {at:,}, of {_listed(one[at], other[at])}"
+        return f"{sizes}, {len(differ):,} differ, the first at {at:,}, of {_differing_items(one[at], other[at])}"
     return f"{sizes}, {len(differ):,} differ, the first at {at:,}: {_short(one[at])} → {_short(other[at])}"
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 15]} … {text[-12:]}"
+    return shorten(repr(value), _LONGEST)
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "×".join(map(str, shape or ())) or "scalar"
+def _ranks(diff: Diff, limit: int | None) -> Iterator[str]:
+    """The ranks of changes: what is full first, then adapters from the largest rank down."""
+    found = [(tensor.path, tensor.change) for tensor in diff.tensors if tensor.change is not None]
+    if not found:
+        yield "no changed matrix"
+        return
+    found.sort(key=lambda item: (_VERDICTS.index(item[1].verdict), -(item[1].adapter or 0), -item[1].effective_rank))
+    yield rank_summary([change for _, change in found])
+    yield "rank of the change"
+    rows = [_RANKS, *((path, *_rank_cells(change)) for path, change in found[:limit])]
+    yield from (f"  {line}" for line in capped(table(rows, range(1, 6)), len(found), limit))
 
 
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def rank_summary(changes: list[LowRank]) -> str:
+    """One line: how many changed matrices an adapter explains, and what became of the others."""
+    ranks = [change.adapter for change in changes if change.adapter is not None]
+    matrices = count(len(changes), "changed matrix", "changed matrices")
+    verb = "is" if len(ranks) == 1 else "are"
+    if len(set(ranks)) > 1:
+        adapter = f"adapters of rank {min(ranks)} to {max(ranks)}"
+    else:
+        adapter = f"an adapter of rank {ranks[0]}" if ranks else "a low-rank adapter"
+    parts = [f"{len(ranks):,} of {matrices} {verb} explained by {adapter}"]
+    full = [change for change in changes if change.verdict == FULL]
+    bounded = sum(change.bounded for change in full)
+    for number, text in (
+        (len(full) - bounded, "changed fully"),
+        (bounded, "changed in more directions than were looked for"),
+        (sum(change.verdict == ROUNDING for change in changes), "changed hardly more than rounding does"),
+        (sum(change.verdict == SMALL for change in changes), "too small to tell"),
+    ):
+        if number:
+            parts.append(f"{number:,} {text}")
+    return "; ".join(parts)
+
+
+def _rank_cells(change: LowRank) -> tuple[str, ...]:
+    bound = "≤ " if change.bounded else ""
+    none = f"> {change.rank}" if change.bounded else "—"
+    adapter = str(change.adapter) if change.adapter is not None else _NO_ADAPTER.get(change.verdict, none)
+    method = change.method + (f"  {change.nonfinite:,} not finite" if change.nonfinite else "")
+    top = [f"{change.share(directions):.1%}" for directions in (1, 8)]
+    return shape((change.rows, change.columns)), f"{bound}{change.effective_rank:.1f}", *top, adapter, method

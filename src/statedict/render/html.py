@@ -6,6 +6,9 @@ styles and pictures, as for notebooks that are not trusted, folds and tables rem
 
 from __future__ import annotations
 
+from statedict.render.text import number
+from statedict.values import shorten
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -61,23 +64,16 @@ def text(value: object, longest: int = _LONGEST) -> Safe:
     r"""A text as it stands on a page; what cannot be printed is escaped, the middle of a long one left out.
 
     >>> print(text("<b>\u202e"), text("n" * 20, 9))
-    &lt;b&gt;\u202e nnnnnn…nnn
+    &lt;b&gt;\u202e nnnn…nnnn
     """
     if isinstance(value, Safe):
         return value
     from html import escape
 
-    shown = str(value)
-    if len(shown) > longest:
-        shown = f"{shown[: longest * 2 // 3]}…{shown[-(longest // 3) :]}"
+    shown = shorten(str(value), longest)
     if not shown.isprintable():
         shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
     return Safe(escape(shown))
-
-
-def shape(sizes: Iterable[int] | None) -> str:
-    """`10×84`; `scalar` where there is no dimension."""
-    return "×".join(map(str, sizes or ())) or "scalar"
 
 
 def page(title: object, *parts: str, tone: str = "") -> str:
@@ -139,17 +135,6 @@ def _cell(cell: object) -> str:
     if isinstance(cell, Wide):
         return f'<td class="w">{text(cell)}</td>'
     return f"<td>{'–' if cell is None else text(cell)}</td>"
-
-
-def number(value: Any) -> str:
-    """An integer whole, another number with four digits.
-
-    >>> number(12345), number(1.23456), number(None)
-    ('12,345', '1.235', '–')
-    """
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**15 else f"{value:.4g}"
 
 
 def listing(items: Sequence[object]) -> Safe:

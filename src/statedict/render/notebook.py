@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from statedict.render.html import TREE_CHILDREN, Safe, entry, page, shape, table, text, tree
+from statedict.render.html import TREE_CHILDREN, Safe, entry, page, table, text, tree
+from statedict.render.text import shape
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.walk import label, nested
-from statedict.values import Opaque, Size, human_bytes
+from statedict.values import Opaque, Size, count, human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class _Totals:
                 if self.left < 0:
                     return ""
                 pending += inner
-        return f"{tensors:,} tensor{'s' * (tensors != 1)}, {human_bytes(nbytes)}" if tensors else ""
+        return f"{count(tensors, 'tensor')}, {human_bytes(nbytes)}" if tensors else ""
 
 
 def _region(tensor: LazyTensor) -> tuple[object, int]:
@@ -127,7 +128,7 @@ def _line(key: str, node: Any, totals: _Totals) -> Safe:
 
 
 def _entries(node: Any) -> str:
-    return f"{len(node):,} entr{'y' if len(node) == 1 else 'ies'}"
+    return count(len(node), "entry", "entries")
 
 
 def _value(value: Any) -> str:

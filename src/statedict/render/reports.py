@@ -6,10 +6,11 @@ import math
 from itertools import groupby
 from typing import Any
 
-from statedict.render import diff_text
-from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, number, page, shape, table, tree
+from statedict.render import diff_text, report_text, tree_text
+from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, page, table, tree
+from statedict.render.text import number, shape
 from statedict.reports.summary import marked
-from statedict.values import human_bytes
+from statedict.values import abbreviate, count, human_bytes, shorten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,17 +32,13 @@ _SMALL, _LARGE = 10, 20  # octaves on each side of 0 that a histogram has
 _FIGURES = ("min", "max", "mean", "std", "l2", "zeros", "nan", "inf")
 
 
-def _titled(
+def _section(
     title: str, head: Sequence[str], items: Sequence[Any], cells: Any, marked: Any = None, opened: bool | None = None
 ) -> Safe:
     """A table with how many rows it has; a short one is open."""
     if opened is None:
         opened = len(items) <= _OPENED
     return fold(f"{title}: {len(items):,}", table(head, items, cells, marked), opened)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 # inspect
@@ -58,7 +55,7 @@ def summary(report: Summary) -> str:
         if node.value is not None:
             return entry(key, node.value)
         total = node.total
-        sums = f"{_count(total.tensors, 'tensor')}, {human_bytes(total.nbytes)}" if total.tensors else ""
+        sums = f"{count(total.tensors, 'tensor')}, {human_bytes(total.nbytes)}" if total.tensors else ""
         return entry(key, sums, node.note)
 
     dtypes = table(
@@ -69,9 +66,9 @@ def summary(report: Summary) -> str:
     troubles = [trouble for one in report.optimizers for trouble in one.troubles.values()]
     if report.wasted:
         troubles.append(f"wasted {human_bytes(report.wasted)}: storages hold more than their views")
-    opaque = [f"{name}: {count:,}" for name, count in report.opaque.items()]
+    opaque = [f"{name}: {times:,}" for name, times in report.opaque.items()]
     return page(
-        report,
+        tree_text.total_line(report),
         listing(troubles),
         tree(report.root, line, lambda node: (len(node.children), node.children)),
         fold("dtypes", dtypes),
@@ -100,7 +97,7 @@ def stats(report: StatsReport) -> str:
     tones = {flag.name: "bad" if flag.kind in _WRONG else "look" for flag in sorted(report.flags, key=_is_wrong)}
     kinds = [(kind, len(list(same))) for kind, same in groupby(sorted(flag.kind for flag in report.flags))]
     found = ", ".join(f"{kind} in {count:,}" for kind, count in kinds)
-    whole = f"{_count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements"
+    whole = f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements"
     groups = [*(report.dtypes if len(report.dtypes) > 1 else ()), report.total]
     own: tuple[Safe, ...]
     if len(report.tensors) == 1:
@@ -108,14 +105,14 @@ def stats(report: StatsReport) -> str:
     else:
         own = (
             table(("", "tensors", *_FIGURES, ""), groups, lambda one: (one.name or "all", one.tensors, *_figures(one))),
-            _titled(
+            _section(
                 "modules",
                 ("module", "tensors", *_FIGURES, ""),
                 report.modules,
                 lambda one: (one.name, one.tensors, *_figures(one)),
                 opened=False,
             ),
-            _titled(
+            _section(
                 "tensors",
                 ("tensor", "dtype", "shape", *_FIGURES, "", ""),
                 report.tensors,
@@ -132,7 +129,7 @@ def stats(report: StatsReport) -> str:
         )
     return page(
         f"{whole}: {found or 'nothing deserves a look'}",
-        _titled(
+        _section(
             "deserves a look", ("", "tensor", ""), report.flags, lambda flag: (flag.kind, flag.name, Wide(flag.what))
         ),
         *own,
@@ -194,7 +191,7 @@ def tensor(one: TensorStats) -> str:
 
 def group(one: GroupStats) -> str:
     """The figures of a module, with its histogram."""
-    return figures(one, f"{one.name or 'all'}: {_count(one.tensors, 'tensor')}")
+    return figures(one, f"{one.name or 'all'}: {count(one.tensors, 'tensor')}")
 
 
 # diff
@@ -215,15 +212,17 @@ def diff(report: Diff) -> str:
         sizes = (None, None) if found.beyond else (found.relative, found.max_abs)
         return name, *sizes, found.cosine, f"{found.changed:,} of {found.elements:,}", apart
 
-    parts = [listing([f"moved {rule}: {_count(rule.count, 'tensor')}" for rule in report.moved])]
-    parts += [_titled(kind, measured, report.filter(kind).sort().tensors, row) for kind in (kinds.CHANGED, kinds.CLOSE)]
+    parts = [listing([f"moved {rule}: {count(rule.count, 'tensor')}" for rule in report.moved])]
     parts += [
-        _titled(kind, ("", ""), report.filter(kind).tensors, diff_text.tensor)
+        _section(kind, measured, report.filter(kind).sort().tensors, row) for kind in (kinds.CHANGED, kinds.CLOSE)
+    ]
+    parts += [
+        _section(kind, ("", ""), report.filter(kind).tensors, diff_text.tensor)
         for kind in (kinds.RETYPED, kinds.RESHAPED, kinds.RENAMED, kinds.ADDED, kinds.REMOVED)
     ]
     for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
         values = [value for value in report.values if value.kind == kind]
-        parts.append(_titled(f"values {kind}", ("", ""), values, diff_text.value))
+        parts.append(_section(f"values {kind}", ("", ""), values, diff_text.value))
     title = f"{report.a} → {report.b}: {diff_text.summary(report)}"
     return page(title, *parts, listing(report.notes), tone="fine" if report.same else "look")
 
@@ -249,8 +248,8 @@ def _change(sides: Sequence[str | None]) -> str:
 def verify(report: VerifyReport) -> str:
     """What is wrong, part by part."""
     return page(
-        report.verdict(),
-        _titled(
+        report_text.verify_head(report),
+        _section(
             "problems",
             ("part", "what", "expected", "got", "tensors", "remedy"),
             report.problems,
@@ -259,7 +258,7 @@ def verify(report: VerifyReport) -> str:
             ),
             lambda one: "bad",
         ),
-        _titled(
+        _section(
             "not finite",
             ("tensor", "elements", "NaN", "infinite"),
             report.nonfinite or (),
@@ -275,9 +274,9 @@ def scan(report: ScanReport) -> str:
     verdicts = {"dangerous": "bad", "unreadable": "bad", "opaque": "look"}
     by_verdict = [(kind, list(some)) for kind, some in groupby(report.globals, key=lambda one: one.verdict)]
     return page(
-        f"{report.file}: {report.verdict}, {_count(report.pickles, 'pickle')}",
+        f"{report.file}: {report.verdict}, {count(report.pickles, 'pickle')}",
         *(
-            _titled(
+            _section(
                 kind,
                 ("global", "why", "called", "in"),
                 some,
@@ -299,12 +298,14 @@ def edit(report: EditReport) -> str:
     def cells(change: Change) -> Iterable[object]:
         return Wide(change.step), *(Wide(_first(getattr(change, name))) for name in ("removed", "added", "altered"))
 
-    return page(report.total(), _titled("steps", ("step", "removed", "added", "altered"), report.changes, cells))
+    return page(
+        report_text.edit_total(report),
+        _section("steps", ("step", "removed", "added", "altered"), report.changes, cells),
+    )
 
 
 def _first(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-    return ", ".join(path if len(path) <= 80 else f"{path[:40]}…{path[-39:]}" for path in paths[:3]) + more
+    return abbreviate([*(shorten(path, 80) for path in paths[:3]), *paths[3:]])
 
 
 # restore
@@ -313,7 +314,7 @@ def _first(paths: Sequence[str]) -> str:
 def restore(report: RestoreReport) -> str:
     """What forbids it, what to do, then every entry."""
     return page(
-        report.headline(),
+        report_text.restore_head(report),
         fold(f"problems: {len(report.problems):,}", _by_action(report.problems, True), True),
         listing(report.hints),
         fold("notes", listing(report.notes), len(report.notes) <= _NOTES),

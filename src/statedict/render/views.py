@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from statedict.render import diff_text, notebook, reports, stats_text
+from statedict.render import diff_text, notebook, report_text, reports, stats_text, tree_text
 from statedict.reports.diff import Diff, TensorDiff
 from statedict.reports.edit import EditReport
 from statedict.reports.restore import RestoreReport
@@ -30,7 +30,15 @@ HTML: dict[type, Callable[[Any], str]] = {
     TensorStats: reports.tensor,
     VerifyReport: reports.verify,
 }
-TEXT: dict[type, Callable[[Any], Iterable[str]]] = {Diff: diff_text.lines, StatsReport: stats_text.lines}
+TEXT: dict[type, Callable[[Any], Iterable[str]]] = {
+    Diff: diff_text.lines,
+    EditReport: report_text.edit,
+    RestoreReport: report_text.restore,
+    ScanReport: report_text.scan,
+    StatsReport: stats_text.lines,
+    Summary: lambda summary: [tree_text.total_line(summary)],
+    VerifyReport: report_text.verify,
+}
 
 
 def html(value: object) -> str:

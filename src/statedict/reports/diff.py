@@ -44,7 +44,7 @@ class Measures:
         return 0 < self.changed == self.nonfinite
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; what is infinite is null."""
+        """All fields, as JSON; what is infinite is null."""
         found = asdict(self) | {"share": self.share}
         return {key: None if type(v) is float and not math.isfinite(v) else v for key, v in found.items()}
 
@@ -64,7 +64,7 @@ class Moved:
     count: int
 
     def __str__(self) -> str:
-        return f"{_star(self.before)} → {_star(self.after)}"
+        return " → ".join(f"{prefix}.*" if prefix else "*" for prefix in (self.before, self.after))
 
     def __call__(self, path: str) -> str | None:
         """The path that one of the first state has in the second; None where the prefix is another."""
@@ -114,29 +114,21 @@ class LowRank:
         return max((share for count, share in self.top if count <= directions), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; what is infinite is null."""
-        return {
-            "matrix": [self.rows, self.columns],
-            "verdict": self.verdict,
-            "adapter": self.adapter,
-            "rank": self.rank,
-            "effective_rank": self.effective_rank,
-            "stable_rank": self.stable_rank,
-            "bounded": self.bounded,
-            "top": {str(count): share for count, share in self.top},
-            "rounding": self.rounding if math.isfinite(self.rounding) else None,
-            "method": self.method,
-            "nonfinite": self.nonfinite,
-        }
+        """All fields, as JSON; what is infinite is null."""
+        record = asdict(self)
+        return (
+            {"matrix": [record.pop("rows"), record.pop("columns")]}
+            | record
+            | {
+                "top": {str(count): share for count, share in self.top},
+                "rounding": self.rounding if math.isfinite(self.rounding) else None,
+            }
+        )
 
 
 IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF_CHANGE = (
     "identical", "close", "changed", "retyped", "reshaped", "renamed", "added", "removed",
 )  # fmt: skip
-
-
-def _star(prefix: str) -> str:
-    return f"{prefix}.*" if prefix else "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +171,7 @@ class TensorDiff(Viewed):
         return 0.0 if self.measures is None else self.measures.relative
 
     def to_json(self) -> dict[str, Any]:
-        """What there is to say of it."""
+        """All fields, as JSON."""
         found: dict[str, Any] = {"name": self.path}
         if self.before != self.after and None not in (self.before, self.after):
             found["before"] = self.before
@@ -187,10 +179,7 @@ class TensorDiff(Viewed):
             found[name] = [one, other] if one != other and None not in (one, other) else other if one is None else one
         if self.measures is not None:
             found |= self.measures.to_json()
-        if self.equal is not None:
-            found["equal"] = self.equal
-        if self.same_as is not None:
-            found["same_as"] = self.same_as
+        found |= {k: v for k, v in (("equal", self.equal), ("same_as", self.same_as)) if v is not None}
         if self.change is not None:
             found["change"] = self.change.to_json()
         return found
@@ -213,7 +202,7 @@ class ValueDiff:
     after: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """All fields, as JSON."""
         found: dict[str, Any] = {"path": self.path}
         if self.kind != ADDED:
             found["before"] = _json(self.before)
@@ -361,7 +350,7 @@ class Diff(Shown):
         return replace(self, tensors=tuple(sorted(self.tensors, key=key, reverse=reverse)))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`; a number that is not finite is null or a string."""
+        """All fields, as JSON; a number that is not finite is null or a string."""
         return {
             "a": self.a,
             "b": self.b,
@@ -375,10 +364,7 @@ class Diff(Shown):
             **{kind: [t.to_json() for t in self._of(kind)] for kind in (ADDED, REMOVED)},
             "values": {
                 "identical": self.equal_values,
-                **{
-                    kind: [value.to_json() for value in self.values if value.kind == kind]
-                    for kind in (CHANGED, ADDED, REMOVED)
-                },
+                **{kind: [v.to_json() for v in self.values if v.kind == kind] for kind in (CHANGED, ADDED, REMOVED)},
             },
             "notes": list(self.notes),
         }

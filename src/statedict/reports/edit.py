@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from statedict.shown import Shown
-from statedict.values import human_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,26 +42,5 @@ class EditReport(Shown):
     written: bool
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """All fields, as JSON."""
         return asdict(self)
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """As text, of which a line may hold a name with line breaks in it."""
-        return [*map(_line, self.changes), self.total()]
-
-    def total(self) -> str:
-        """How large the state was, and is now."""
-        before, after = map(human_bytes, self.nbytes)
-        text = f"{self.tensors[0]:,} tensors, {before} → {self.tensors[1]:,} tensors, {after}"
-        return text if self.written else text + " (nothing was written)"
-
-
-def _line(change: Change) -> str:
-    parts = []
-    for what, paths in (("removed", change.removed), ("added", change.added), ("altered", change.altered)):
-        if paths:
-            parts.append(f"{len(paths):,} {what}: {', '.join(paths[:2])}" + ", …" * (len(paths) > 2))
-    return f"{change.step}: " + ("; ".join(parts) or "nothing changed")

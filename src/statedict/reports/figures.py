@@ -35,20 +35,10 @@ class Histogram:
         counts[octaves] += zeros
         return counts
 
-    def bars(self, zeros: int = 0, octaves: int = 4) -> str:
-        """The `counts` as bars.
-
-        >>> Histogram(0, (1, 2), (4, 8)).bars(octaves=2)
-        '▂▁ ▄▇'
-        """
-        counts = self.counts(zeros, octaves)
-        most = max(counts)
-        return "".join(" ▁▂▃▄▅▆▇"[-(-7 * count // most) if most else 0] for count in counts)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What there is to say of some elements. NaN and infinities are counted, and left out of all else.
+    """Statistics of some elements. NaN and infinities are counted and excluded from everything else.
 
     Attributes:
         elements: how many there are.

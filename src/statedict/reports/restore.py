@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from statedict.shown import Shown
 
 RESTORED = ("restored", "renamed", "cast", "reshaped", "tied", "untied", "overridden", "differs", "made")
-
-
-_SHOWN = 3
-
-
-_REASONS = 2
-
-
-_LINES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +68,7 @@ class RestoreReport(Shown):
         return [entry.path for entry in (*self.entries, *self.problems) if entry.action == action]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {
             "written": self.written,
             "step": self.step,
@@ -88,68 +78,3 @@ class RestoreReport(Shown):
             "entries": [asdict(entry) for entry in self.entries],
             "problems": [asdict(entry) for entry in self.problems],
         }
-
-    def findings(self) -> list[str]:
-        """The problems by kind, and what to do about them."""
-        return [*_capped(summary(self.problems)), *self.hints]
-
-    def headline(self) -> str:
-        """How many entries of how many."""
-        count = sum(entry.action in RESTORED for entry in self.entries)
-        whole = len(self.entries) + len(self.problems)
-        return f"{'restored' if self.written else 'would restore'} {count:,} of {whole:,} entries"
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """As text, of which a line may hold a name with line breaks in it."""
-        lines = [self.headline()]
-        lines += [f"  {note}" for note in self.notes[:_SHOWN]]
-        lines += [f"  and {len(self.notes) - _SHOWN:,} more notes"] * (len(self.notes) > _SHOWN)
-        lines += _capped(summary(entry for entry in self.entries if entry.action != "restored" or entry.detail))
-        return [*lines, *self.findings()]
-
-
-def summary(entries: Iterable[Entry]) -> list[str]:
-    """A line an action: how many, the first few, why; reasons that many share have lines of their own."""
-    actions: dict[str, list[Entry]] = {}
-    for entry in entries:
-        actions.setdefault(entry.action, []).append(entry)
-    lines = []
-    for action, members in actions.items():
-        common = [detail for detail, count in Counter(e.detail for e in members).most_common(_REASONS) if count > 1]
-        groups: dict[str | None, list[Entry]] = {}
-        for entry in members:
-            groups.setdefault(entry.detail if entry.detail in common else None, []).append(entry)
-        for group in groups.values():
-            paths = [entry.path or "the whole" for entry in group[:_SHOWN]] + ["…"] * (len(group) > _SHOWN)
-            detail = f" ({group[0].detail})" if group[0].detail else ""
-            lines.append(f"  {len(group):,} {action}: {', '.join(paths)}{detail}")
-    return lines
-
-
-def _capped(lines: list[str]) -> list[str]:
-    """So few lines that they are read."""
-    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], f"  and {len(lines) - _LINES + 1} kinds more"]
-
-
-def remedy(problems: Sequence[Entry]) -> str:
-    """What to pass so that missing or unexpected entries are no error."""
-    wanted: dict[str, Any] = {}
-    for action, option in (("missing", "allow_missing"), ("unexpected", "allow_unexpected")):
-        paths = [entry.path for entry in problems if entry.action == action]
-        if paths:
-            wanted[option] = paths if len(paths) <= _SHOWN else _globs(paths)
-    options = ", ".join(f"{option}={paths!r}" for option, paths in wanted.items())
-    return f"fix the names, or pass {options} to accept it" if options else ""
-
-
-def _globs(paths: list[str]) -> list[str]:
-    """A few globs that match all paths: as deep as a few can be."""
-    split = [path.split(".") for path in paths]
-    for depth in range(max(map(len, split)), 0, -1):
-        globs = {".".join([*keys[:depth], "*"] if len(keys) > depth else keys) for keys in split}
-        if len(globs) <= min(2 * _SHOWN, len(paths) - 1):
-            return sorted(globs)
-    return ["*"]

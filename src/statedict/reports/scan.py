@@ -68,10 +68,6 @@ class ScanReport(Shown):
         return next((verdict for verdict in WORST_FIRST if verdict in verdicts), DATA)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         found = asdict(self)
         return {"file": found.pop("file"), "verdict": self.verdict, **found}
-
-    def __str__(self) -> str:
-        found = (f"{one.verdict} {one.qualified}: {one.why}" for one in self.globals)
-        return "\n  ".join([f"{self.file}: {self.verdict}", *found, *self.damage, *self.notes])

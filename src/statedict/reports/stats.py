@@ -10,10 +10,6 @@ from statedict.reports.figures import Figures
 from statedict.reports.summary import Optimizer
 from statedict.shown import Shown, Viewed
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStats(Figures, Viewed):
@@ -40,7 +36,7 @@ class TensorStats(Figures, Viewed):
     inferred: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`; what was not computed is null."""
+        """All fields, as JSON; what was not computed is null."""
         record = self.record()
         if not self.computed:
             record = {key: value if key == "elements" else None for key, value in record.items()}
@@ -62,7 +58,7 @@ class GroupStats(Figures, Viewed):
     tensors: int
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {"name": self.name, "tensors": self.tensors} | self.record()
 
 
@@ -99,7 +95,7 @@ class StatsReport(Shown):
         raise PathError(f"no tensor and no module {name!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {
             "tensors": [tensor.to_json() for tensor in self.tensors],
             "modules": [module.to_json() for module in self.modules],

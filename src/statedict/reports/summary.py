@@ -8,7 +8,7 @@ from typing import Any
 
 from statedict.shown import Shown
 from statedict.tree.walk import label
-from statedict.values import KINDS, Opaque, human_bytes
+from statedict.values import KINDS, Opaque
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Optimizer:
         return self.path or "optimizer"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; hyperparameters that JSON has no form for are texts."""
+        """All fields, as JSON; a hyperparameter without a JSON form becomes a string."""
         return {
             "path": self.path,
             "model": self.model,
@@ -154,7 +154,7 @@ class Summary(Shown):
         return self.root.total
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         from dataclasses import asdict
 
         from statedict.values import to_json
@@ -171,8 +171,3 @@ class Summary(Shown):
             "opaque": self.opaque,
             "optimizers": [one.to_json() for one in self.optimizers],
         }
-
-    def __str__(self) -> str:
-        total = self.total
-        count = f"{total.tensors:,} tensor{'s' * (total.tensors != 1)}"
-        return f"{count}, {total.elements:,} elements, {human_bytes(total.nbytes)}"

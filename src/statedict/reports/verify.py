@@ -8,10 +8,6 @@ from typing import Any
 from statedict.shown import Shown
 from statedict.tensor.checks import Problem
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True)
 class Nonfinite:
@@ -64,30 +60,5 @@ class VerifyReport(Shown):
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {"file": self.file, "ok": self.ok} | asdict(self)
-
-    def verdict(self) -> str:
-        """In one line."""
-        verdict = _number(len(self.problems), "problem") if self.problems else "fine"
-        counts = f"{_number(self.tensors, 'tensor')} in {_number(self.parts, 'part')}"
-        sums = f"CRC-32 of {self.crcs:,}, digests of {self.digests:,}"
-        return f"{self.file}: {verdict} ({self.format}, {counts}, {sums})"
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """As text, of which a line may hold a name with line breaks in it."""
-        lines = [self.verdict()]
-        lines += [f"  {problem}" for problem in self.problems]
-        lines += [f"  note: {note}" for note in self.notes]
-        lines += [
-            f"  {found.path}: {found.nan:,} NaN and {found.inf:,} infinite of {found.elements:,} elements"
-            for found in self.nonfinite or ()
-        ]
-        return lines
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -36,7 +36,7 @@ class Pruned(Shown):
     nbytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         kept = [{"step": step, "why": why} for step, why in self.kept.items()]
         return {"kept": kept, "removed": list(self.removed), "bytes": self.nbytes}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from statedict.tensor.lazy import LazyTensor
-from statedict.values import Opaque
+from statedict.values import Opaque, abbreviate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Problem:
     def __str__(self) -> str:
         where = self.part
         if self.tensors and self.tensors != (self.part,):
-            more = f" and {len(self.tensors) - 3:,} more" if len(self.tensors) > 3 else ""
-            where = f"{where} ({', '.join(self.tensors[:3])}{more})" if where else ", ".join(self.tensors[:3]) + more
+            paths = abbreviate(self.tensors)
+            where = f"{where} ({paths})" if where else paths
         values = f": expected {self.expected}, got {self.got}" if self.expected else ""
         return f"{where}{': ' * bool(where)}{self.what}{values}{'; ' * bool(self.remedy)}{self.remedy}"
 

@@ -13,7 +13,7 @@ TABLE = {
     "verify": "statedict.cli.runs.verify",
     "prune": "statedict.cli.runs.prune",
     "pin": "statedict.cli.runs.pin",
-    "unpin": "statedict.cli.runs.unpin",
+    "unpin": "statedict.cli.runs.pin:unpin",
     "diff": "statedict.cli.runs.diff",
     "blame": "statedict.cli.runs.blame",
     "bisect": "statedict.cli.runs.bisect",

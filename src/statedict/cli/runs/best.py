@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
+from statedict.cli import echo_json
 from statedict.io.urls import named, shown
 from statedict.render.text import printable
 from statedict.runs.look.listing import find, listing
@@ -22,7 +22,7 @@ def command(directory: str, metric: str, mode: str, only_path: bool, as_json: bo
     """Print step and path of the checkpoint with the best value of a metric, with a tab between them."""
     one = find(listing(directory), f"best:{metric}:{mode}", shown(named(directory)))
     if as_json:
-        click.echo(json.dumps(one.to_json(), allow_nan=False))
+        echo_json(one.to_json())
     else:
         path = printable(one.path) if sys.stdout.isatty() else one.path
         click.echo(path if only_path else f"{printable(one.name) if one.step is None else one.step}\t{path}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
+from statedict.cli import echo_report
 from statedict.render.text import printable
 from statedict.runs.look.bisection import Tried, bisect
 
@@ -30,5 +30,5 @@ def command(directory: str, test: str, good: str | None, bad: str | None, as_jso
             click.echo(printable(f"{tried.name}: {tried.verdict} ({tried.seconds:.1f} s), {left:,} left"))
 
     report = bisect(directory, test, good=good, bad=bad, tell=tell, stdout=sys.stderr if as_json else None)
-    click.echo(json.dumps(report.to_json(), allow_nan=False) if as_json else printable(str(report)))
+    echo_report(report, [str(report)], as_json)
     return int(not report.found)

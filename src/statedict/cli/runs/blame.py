@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from statedict.cli import echo_lines
+from statedict.cli import echo_report
 from statedict.cli.progress import progress
 from statedict.runs.look.history import blame
 
@@ -24,7 +22,4 @@ def command(directory: str, patterns: tuple[str, ...], everything: bool, as_json
     """
     with progress("comparing"):
         report = blame(directory, patterns)
-    if as_json:
-        click.echo(json.dumps(report.to_json(), allow_nan=False))
-    else:
-        echo_lines(report.lines(None) if everything else report.lines())
+    echo_report(report, report.lines(None) if everything else report.lines(), as_json)

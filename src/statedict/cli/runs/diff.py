@@ -12,7 +12,7 @@ from statedict.io.urls import named, shown
 from statedict.runs.look.listing import find, listing
 
 
-def _compared(directory: str, step: str, other: str, **options: Any) -> Any:
+def _compare(directory: str, step: str, other: str, **options: Any) -> Any:
     """Show how two checkpoints of a run differ; the options are those of `statedict diff`.
 
     Exit status: 0 they are the same, 1 they differ, 2 one cannot be opened.
@@ -29,8 +29,8 @@ def _compared(directory: str, step: str, other: str, **options: Any) -> Any:
 
 command = click.Command(
     "diff",
-    callback=_compared,
-    help=_compared.__doc__,
+    callback=_compare,
+    help=_compare.__doc__,
     params=[
         click.Argument(["directory"], metavar="DIR", type=click.Path()),
         click.Argument(["step"]),

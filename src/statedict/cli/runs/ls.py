@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -10,9 +9,10 @@ from itertools import pairwise
 
 import click
 
+from statedict.cli import echo_json
 from statedict.io.files import contents
 from statedict.io.urls import joined, named, shown
-from statedict.render.text import printable
+from statedict.render.text import number, printable, table
 from statedict.runs.directory import Directory
 from statedict.runs.look.listing import DAMAGED, UNFINISHED, Checkpoint, listing
 from statedict.values import human_bytes
@@ -45,16 +45,12 @@ def command(directory: str, metrics: tuple[str, ...], sort: str | None, reverse:
     if reverse:
         rows.reverse()
     if as_json:
-        record = {"directory": shown(named(directory)), "checkpoints": [one.to_json() for one in rows]}
-        click.echo(json.dumps(record, allow_nan=False))
-        return
-    if not found:
+        echo_json({"directory": shown(named(directory)), "checkpoints": [one.to_json() for one in rows]})
+    elif not found:
         click.echo(f"{printable(shown(named(directory)))}: no checkpoints{_hint(named(directory))}")
-        return
-    for line in lines(rows, metrics or known[:_COLUMNS], time.time()):
-        click.echo(line)
-    for line in drawn(found, metrics or known):
-        click.echo(line)
+    else:
+        table_of = lines(rows, metrics or known[:_COLUMNS], time.time())
+        click.echo("\n".join([*table_of, *drawn(found, metrics or known)]))
 
 
 def _hint(directory: str) -> str:
@@ -76,22 +72,19 @@ def lines(rows: Iterable[Checkpoint], metrics: Iterable[str], now: float) -> Ite
     named_so = any(one.name != str(one.step) for one in rows)
     kinds = any(one.kind != "statedict" for one in rows)
     head = ["step", *(["name"] if named_so else []), *(["kind"] if kinds else []), "age", "size", "state", *metrics]
-    table = [head]
+    cells = [head]
     for one in rows:
         state = f"{one.state}, pinned" if one.pinned else one.state
-        cells = ["–" if one.step is None else f"{one.step}"]
-        cells += ([one.name] if named_so else []) + ([one.kind] if kinds else [])
-        cells += [age(now - one.time) if one.time else "–", human_bytes(one.nbytes), state]
-        table.append([*cells, *(number(one.metrics.get(name)) for name in metrics)])
-    widths = [max(len(printable(row[column])) for row in table) for column in range(len(head))]
-    left = {"name", "kind", "state"}
-    for number_, row in enumerate(table):
-        cells = [
-            printable(cell).ljust(width) if title in left else printable(cell).rjust(width)
-            for cell, width, title in zip(row, widths, head, strict=True)
-        ]
-        colour = None if number_ == 0 else _COLOURS.get(rows[number_ - 1].state)
-        yield click.style("  ".join(cells).rstrip(), dim=number_ == 0, fg=colour)
+        row = ["–" if one.step is None else f"{one.step}"]
+        row += ([one.name] if named_so else []) + ([one.kind] if kinds else [])
+        row += [age(now - one.time) if one.time else "–", human_bytes(one.nbytes), state]
+        cells.append([*row, *(number(one.metrics[name]) if name in one.metrics else "" for name in metrics)])
+
+    def style(at: int, row: list[str]) -> list[str]:
+        colour = _COLOURS.get(rows[at - 1].state) if at else None
+        return [click.style(cell, dim=at == 0, fg=colour) for cell in row]
+
+    yield from table(cells, [at for at, title in enumerate(head) if title not in ("name", "kind", "state")], style)
     for one in rows:
         if one.state == DAMAGED:
             yield click.style(printable(f"{one.name}: {one.damage}"), fg="red")
@@ -101,7 +94,7 @@ def drawn(found: Iterable[Checkpoint], metrics: Iterable[str]) -> Iterator[str]:
     """One line a metric: its bars over the steps, its range, the least and the most."""
     stepped = [one for one in found if one.step is not None and one.state != UNFINISHED]
     names = list(metrics)
-    width = max((len(printable(name)) for name in names), default=0)
+    rows = []
     for name in names:
         scores = [(one.metrics.get(name, math.nan), one.name) for one in stepped]
         known = [(score, where) for score, where in scores if math.isfinite(score)]
@@ -111,7 +104,8 @@ def drawn(found: Iterable[Checkpoint], metrics: Iterable[str]) -> Iterator[str]:
         span = f"{number(least[0])} at {least[1]}"
         if most[0] != least[0]:
             span += f" … {number(most[0])} at {most[1]}"
-        yield f"{printable(name):{width}}  {sparkline([score for score, _ in scores])}  {printable(span)}"
+        rows.append((name, sparkline([score for score, _ in scores]), span))
+    yield from table(rows)
 
 
 def sparkline(values: list[float]) -> str:
@@ -131,15 +125,6 @@ def sparkline(values: list[float]) -> str:
     span = max(known) / 2 - least
     scale = (len(_BARS) - 1) / span if span else 0.0
     return "".join(_BARS[round((value / 2 - least) * scale)] if math.isfinite(value) else "·" for value in values)
-
-
-def number(value: float | None) -> str:
-    """A metric in four digits.
-
-    >>> number(0.123456), number(None), number(12000.0)
-    ('0.1235', '', '1.2e+04')
-    """
-    return "" if value is None else f"{value:.4g}"
 
 
 def age(seconds: float) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from statedict.cli import echo_json
 from statedict.render.text import printable
 from statedict.runs.keep import worded
 from statedict.runs.prune import Pruned, prune
@@ -41,7 +40,7 @@ def command(directory: str, words: tuple[str, ...], dry_run: bool, yes: bool, as
 
     found = prune(directory, [worded(word) for word in words], dry_run=dry_run, agreed=agreed)
     if as_json:
-        click.echo(json.dumps(found.to_json() | {"dry_run": dry_run}))
+        echo_json(found.to_json() | {"dry_run": dry_run})
     elif not answer:
         click.echo("nothing was removed")
     else:

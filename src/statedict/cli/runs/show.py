@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import click
 
-from statedict.cli.runs.ls import number
-from statedict.render.text import printable
-from statedict.render.tree_text import count_tensors
+from statedict.cli import echo_json
+from statedict.render.text import number, printable, shape, table
 from statedict.runs.look.description import About, about
-from statedict.values import human_bytes
+from statedict.values import count, human_bytes
 
 
 @click.command()
@@ -23,12 +21,10 @@ def command(directory: str, step: str, biggest: int, as_json: bool) -> None:
     """Show one checkpoint: its files, metrics, libraries, what it has not captured, its biggest tensors."""
     found = about(directory, step, biggest=biggest)
     if as_json:
-        click.echo(json.dumps(found.to_json(), allow_nan=False))
-        return
-    head, *rest = lines(found)
-    click.echo(click.style(printable(head), bold=True))
-    for line in rest:
-        click.echo(printable(line))
+        echo_json(found.to_json())
+    else:
+        head, *rest = map(printable, lines(found))
+        click.echo("\n".join([click.style(head, bold=True), *rest]))
 
 
 def lines(found: About) -> Iterator[str]:
@@ -50,8 +46,6 @@ def lines(found: About) -> Iterator[str]:
     for what in found.not_captured:
         yield f"not captured  {what}"
     if one.usable:
-        yield f"holds         {count_tensors(found.tensors)}, {found.elements:,} elements"
-    width = max((len(tensor.path) for tensor in found.biggest), default=0)
-    for tensor in found.biggest:
-        shape = "×".join(map(str, tensor.shape)) or "scalar"
-        yield f"  {tensor.path:{width}}  {tensor.dtype}  {shape}  {human_bytes(tensor.nbytes)}"
+        yield f"holds         {count(found.tensors, 'tensor')}, {found.elements:,} elements"
+    rows = [(one.path, one.dtype, shape(one.shape), human_bytes(one.nbytes)) for one in found.biggest]
+    yield from (f"  {line}" for line in table(rows))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from statedict.cli import echo_lines
+from statedict.cli import echo_report
 from statedict.cli.progress import progress
 from statedict.runs.look.listing import verify_run
 
@@ -20,8 +18,5 @@ def command(directory: str, steps: tuple[str, ...], quick: bool, as_json: bool) 
     """Check the checkpoints of a run for damage, all of them by default. The exit status is 1 if one is damaged."""
     with progress("checking"):
         report = verify_run(directory, steps, quick=quick)
-    if as_json:
-        click.echo(json.dumps(report.to_json()))
-    else:
-        echo_lines(report.lines())
+    echo_report(report, report.lines(), as_json)
     return int(not report.ok)

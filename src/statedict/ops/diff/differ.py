@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -18,7 +17,7 @@ from statedict.reports.diff import Diff, TensorDiff, ValueDiff
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.rename import modules
 from statedict.tree.walk import matches
-from statedict.values import Opaque
+from statedict.values import same_value
 
 _TIES = 10
 
@@ -262,27 +261,6 @@ def _dots(path: str) -> list[int]:
 
 def _there(side: Entries, path: str) -> bool:
     return path in side.keys or path in side.tensors or path in side.values
-
-
-def same_value(one: Any, other: Any, numeric: bool = False) -> bool:
-    """Whether two values are of one type and equal; a NaN is a NaN, and only to numbers 0.0 is -0.0.
-
-    >>> same_value(1, 1.0), same_value((1, float("nan")), (1, float("nan")))
-    (False, True)
-    """
-    if type(one) is not type(other):
-        return isinstance(one, dict) and isinstance(other, dict) and one == other
-    if type(one) in (list, tuple):
-        return len(one) == len(other) and all(same_value(x, y, numeric) for x, y in zip(one, other, strict=True))
-    if type(one) is dict:
-        return list(one) == list(other) and all(same_value(one[key], other[key], numeric) for key in one)
-    if type(one) is float:
-        return one == other if numeric else struct.pack("d", one) == struct.pack("d", other)
-    if type(one) is complex:
-        return same_value((one.real, one.imag), (other.real, other.imag), numeric)
-    if isinstance(one, Opaque):
-        return bool(one.name == other.name)
-    return bool(one == other)
 
 
 def _ties(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor], pairs: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from statedict.errors import RunError
 from statedict.io.files import exists
 from statedict.io.urls import is_url, named, shown
 from statedict.runs.look.listing import Checkpoint, find, listing
+from statedict.values import count
 
 GOOD, BAD, SKIP = "good", "bad", "skip"
 _SKIP = 125
@@ -38,7 +39,7 @@ class Tried:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {"checkpoint": self.name, "step": self.step, "verdict": self.verdict, "seconds": round(self.seconds, 3)}
 
 
@@ -66,7 +67,7 @@ class Bisection:
         return not self.between
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {
             "directory": self.directory,
             "found": self.found,
@@ -77,11 +78,11 @@ class Bisection:
         }
 
     def __str__(self) -> str:
-        count = f"{len(self.tried):,} test{'s' * (len(self.tried) != 1)}"
+        tests = count(len(self.tried), "test")
         if self.found:
-            return f"{self.bad.name} is the first bad checkpoint, {self.good.name} the last good one ({count})"
+            return f"{self.bad.name} is the first bad checkpoint, {self.good.name} the last good one ({tests})"
         names = ", ".join((*self.between, self.bad.name))
-        return f"the first bad checkpoint is one of {names}; those before {self.bad.name} were skipped ({count})"
+        return f"the first bad checkpoint is one of {names}; those before {self.bad.name} were skipped ({tests})"
 
 
 def bisect(

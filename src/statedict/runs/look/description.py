@@ -44,7 +44,7 @@ class About:
     biggest: tuple[TensorInfo, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {
             "directory": self.directory,
             **self.checkpoint.to_json(),

@@ -20,12 +20,15 @@ from statedict.io.urls import named, shown
 from statedict.ops.diff.compare import compare
 from statedict.ops.diff.measure import Rule, comparable
 from statedict.ops.stats.survey import survey
+from statedict.render.diff_text import measures
+from statedict.render.text import capped, shape
 from statedict.reports.diff import Measures
 from statedict.runs.directory import LOOKS, Directory
 from statedict.runs.look.listing import COMMITTED, Checkpoint, listing, look_again
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import matches
+from statedict.values import abbreviate, count
 
 _BATCH = 512  # tensors that are compared at a time
 _SHOWN = 20
@@ -51,16 +54,14 @@ class Change:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         head = {"checkpoint": self.name, "step": self.step, "before": self.before}
         return head | (self.measures.to_json() if self.measures else {}) | ({"note": self.note} if self.note else {})
 
     def __str__(self) -> str:
         if self.measures is None:
             return self.note
-        found = self.measures
-        size = f"rel {found.relative:.2e}  max {found.max_abs:.3g}  {100 * found.share:.1f}% of {found.elements:,}"
-        return size + (f"  {found.nonfinite:,} NaN or infinite" if found.nonfinite else "")
+        return measures(self.measures, cosine=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Broken:
     elements: int
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         head = {"checkpoint": self.name, "step": self.step}
         return head | {"nan": self.nan, "inf": self.inf, "elements": self.elements}
 
@@ -122,7 +123,7 @@ class History:
         return f"changed at {', '.join(cut)}"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {
             "name": self.path,
             "dtype": self.dtype,
@@ -168,7 +169,7 @@ class Blame:
         return [tuple(one) for one in sorted(found.values(), key=len, reverse=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {
             "directory": self.directory,
             "checkpoints": list(self.checkpoints),
@@ -185,27 +186,22 @@ class Blame:
         Args:
             limit: how many groups, tensors of a group, and changes of a tensor there may be; None for all.
         """
-        count = f"{len(self.histories):,} tensor{'s' * (len(self.histories) != 1)}"
-        yield f"{count} in {len(self.checkpoints):,} checkpoints, {self.checkpoints[0]} to {self.checkpoints[-1]}"
+        where = f"{count(len(self.checkpoints), 'checkpoint')}, {self.checkpoints[0]} to {self.checkpoints[-1]}"
+        yield f"{count(len(self.histories), 'tensor')} in {where}"
         groups = self.groups()
         for group in groups[:limit]:
-            many = f": {len(group):,} tensors" if len(group) > 1 else ""
-            yield f"{group[0].when}{many}"
+            yield group[0].when + (f": {count(len(group), 'tensor')}" if len(group) > 1 else "")
             for one in group[:limit]:
-                shape = "×".join(map(str, one.shape)) or "scalar"
-                yield "  " + "  ".join([one.path, one.dtype, shape, *self._span(one, len(group) > 1)])
+                yield "  " + "  ".join([one.path, one.dtype, shape(one.shape), *self._span(one, len(group) > 1)])
                 if len(group) == 1:
-                    yield from (f"    {change.name}  {change}" for change in one.changes[:limit])
-                    if limit is not None and len(one.changes) > limit:
-                        yield f"    … and {len(one.changes) - limit:,} more"
-            if limit is not None and len(group) > limit:
-                yield f"  … and {len(group) - limit:,} more"
+                    changes = (f"{change.name}  {change}" for change in one.changes[:limit])
+                    yield from (f"    {line}" for line in capped(changes, len(one.changes), limit))
+            yield from (f"  {line}" for line in capped((), len(group), limit))
         if limit is not None and len(groups) > limit:
             yield f"… and {sum(map(len, groups[limit:])):,} tensors with {len(groups) - limit:,} other histories"
         for number, (name, some) in enumerate(groupby(self.broken, key=lambda one: one.broken and one.broken.name)):
-            paths = [one.path for one in some]
-            more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-            yield f"{'then' if number else 'first'} NaN or infinite at {name}: {', '.join(paths[:3])}{more}"
+            paths = abbreviate([one.path for one in some])
+            yield f"{'then' if number else 'first'} NaN or infinite at {name}: {paths}"
         for name, why in self.skipped.items():
             yield f"skipped {name}: {why}"
 
@@ -348,13 +344,13 @@ class _Looker:
                     )
             elif not (digest and digest == one.digest):
                 pairs[path] = (one.tensor, tensor)
-        for path, measures in self._compared(pairs).items():
+        for path, found in self._compared(pairs).items():
             one = self._known[path]
-            if measures.changed or measures.elements == 0:
-                known = measures if measures.elements else None
+            if found.changed or found.elements == 0:
+                known = found if found.elements else None
                 note = "" if known else "other bytes"
                 one.changes.append(Change(checkpoint.name, checkpoint.step, one.name, known, note))
-                if measures.nonfinite and one.broken is None:
+                if found.nonfinite and one.broken is None:
                     whole[path] = tensors[path]
         self._look_for_nan(checkpoint, {path: one for path, one in whole.items() if not self._known[path].broken})
         for path, tensor in tensors.items():
@@ -387,5 +383,4 @@ def _alike(one: LazyTensor, other: LazyTensor) -> bool:
 
 
 def _other(one: LazyTensor, other: LazyTensor) -> str:
-    texts = [f"{tensor.dtype.name} {'×'.join(map(str, tensor.shape)) or 'scalar'}" for tensor in (one, other)]
-    return f"{texts[0]} → {texts[1]}"
+    return " → ".join(f"{tensor.dtype.name} {shape(tensor.shape)}" for tensor in (one, other))

@@ -22,6 +22,7 @@ from statedict.runs.look.foreign import Foreign, recognised, step_of
 from statedict.runs.manifest import DATA, MARKER, NAME, WHOLE
 from statedict.runs.replaced import NAME as REPLACED_NAME
 from statedict.runs.replaced import superseded
+from statedict.values import count
 
 _DIGITS = 1000  # that a number has at most which is looked at; zeros may stand before it
 
@@ -65,7 +66,7 @@ class Checkpoint:
         return self.state in (COMMITTED, FOREIGN)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`; metrics that are not finite are null."""
+        """All fields, as JSON; metrics that are not finite are null."""
         return {
             "step": self.step,
             "name": self.name,
@@ -288,7 +289,7 @@ class RunVerified:
         return not any(self.damage.values())
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, as JSON."""
         return {
             "directory": self.directory,
             "ok": self.ok,
@@ -305,7 +306,7 @@ class RunVerified:
     def lines(self) -> list[str]:
         """As text, of which a line may hold a name with line breaks in it."""
         bad = sum(map(bool, self.damage.values()))
-        head = f"{self.directory}: {len(self.damage):,} checkpoints, {bad or 'none'} damaged"
+        head = f"{self.directory}: {count(len(self.damage), 'checkpoint')}, {bad or 'none'} damaged"
         lines = [head + (", by headers and sizes" if self.quick else "")]
         lines += [f"  {name}  {damage or 'fine'}" for name, damage in self.damage.items()]
         lines += [f"  {name}  unfinished" for name in self.unfinished]
