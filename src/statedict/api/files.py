@@ -68,13 +68,13 @@ def save(
         tree: a model, an optimizer, a StateDict, or dicts and lists of them with arrays and plain values.
             `{"model": model, "optimizer": optimizer, "epoch": 3}` captures each by its adapter.
         path: the file, or a URL (`s3://`, `gs://`, `az://`); an existing one is replaced at the end, in one step. It
-            may be the file that the tree was loaded from.
+            may be the file that the tree was loaded from. A name that ends in `/` is a folder, which then holds
+            `model.safetensors`; what else is in it stays.
         format: `"torch"`, `"safetensors"`, or `"distributed"` for a folder that `torch.distributed.checkpoint`
-            loads; by default what the suffix says, torch for unknown ones. A folder that holds a distributed
-            checkpoint is replaced by one.
+            loads; by default what the suffix says (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, `.safetensors`). A name
+            without a suffix is a file of torch, or a distributed checkpoint where it replaces one.
         max_shard_size: write a folder of safetensors of at most so many bytes of tensors each, `"5GB"`, with an
-            index, as Hugging Face's libraries name them; or several files in a distributed checkpoint. What else is
-            in the folder stays.
+            index, as Hugging Face's libraries name them; or several files in a distributed checkpoint.
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
         executor: any `concurrent.futures.Executor`, to carry out the reading, computing and writing instead of a few
@@ -82,7 +82,9 @@ def save(
             under the same names. The bytes are the same.
 
     Raises:
-        UnsupportedError: a value that the format cannot hold; the message names its path.
+        FormatError: the suffix is that of no format that is written, or a folder would get the name of a file.
+        UnsupportedError: a value that the format cannot hold; the message names its path. Or a folder is asked for in
+            a format of one file.
         FileError: the file system refuses; what was there is unchanged.
 
     >>> import statedict, numpy, tempfile
@@ -94,13 +96,12 @@ def save(
     from statedict.io.files import publish, publish_folder
     from statedict.tensor.checks import tensors_of
 
-    target, sharded = named(path), max_shard_size is not None
-    name = format or formats.for_writing(target, sharded)
-    module, folder = formats.writer(name), formats.folder_writer(name, sharded)
+    target = named(path)
+    module, folder = formats.for_writing(target, format, max_shard_size is not None)
     with Paused():
         root = rooted(tree)
-        if folder is not None:
-            files = folder.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
+        if folder:
+            files = module.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
             tensors = tensors_of(root)
             places.check_folder(target, files, [tensor.storage.source for _, tensor in tensors])
             nbytes = sum({(id(t.storage), t.offset, t.shape): t.nbytes for _, t in tensors}.values())
@@ -124,7 +125,7 @@ def convert(
 
     Args:
         src: the file to read.
-        dst: the file to write; its suffix says the format unless `format` does.
+        dst: the file or folder to write, as `path` of `save`. If `src` is a folder, a name without a suffix is one too.
         format: as for `save`.
         only: patterns of what to keep; everything by default.
         max_shard_size: as for `save`.
@@ -142,6 +143,7 @@ def convert(
     >>> list(statedict.load(path))
     ['epoch', 'model_state', 'optimizer_state']
     """
+    dst = _target(src, dst, format, max_shard_size)
     state = load(src)
     if only is not None:
         from statedict.ops.alter.verbs import select
@@ -165,9 +167,10 @@ def edit(
 
     Args:
         src: the file to read.
-        dst: the file to write; it may be the one that is read. None edits in place: where only names, values and
-            metadata change, a new index is appended to a .pth, and the header of a safetensors file is overwritten if
-            it has the room, in milliseconds and not atomically; anything else is written anew, atomically.
+        dst: the file or folder to write, as for `convert`; it may be the one that is read. None edits in place: where
+            only names, values and metadata change, a new index is appended to a .pth, and the header of a safetensors
+            file is overwritten if it has the room, in milliseconds and not atomically; anything else is written anew,
+            atomically.
         steps: such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
             `{"cast": "bf16", "only": "model.*"}`, `{"split": "qkv", "into": ["q", "k", "v"], "dim": 0}`; see
             docs/altering.md.
@@ -194,6 +197,8 @@ def edit(
     """
     from statedict.ops.alter.edited import edited
 
+    if dst is not None:
+        dst = _target(src, dst, format)
     with Paused():
         before = load(src)
         state, report = edited(before, steps, not dry_run)
@@ -205,6 +210,21 @@ def edit(
         target, kind = places.whole(named(src), formats.detect(places.opened(named(src))))
         save(state, target, format=format or kind, fsync=fsync, executor=executor)
     return report
+
+
+def _target(src: Path, dst: Path, format: str | None, max_shard_size: int | str | None = None) -> str:
+    """Where a source is written under a name: a name without a suffix is a folder, if the source is one.
+
+    Raises:
+        FormatError, UnsupportedError: as `save`, before anything is read.
+    """
+    from statedict.io.files import names_in
+
+    target = named(dst)
+    if format is None and not formats.suffix_of(target) and names_in(named(src)) is not None:
+        target = os.path.join(target, "")
+    formats.for_writing(target, format, max_shard_size is not None)
+    return target
 
 
 def _rewritten(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
