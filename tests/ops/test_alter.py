@@ -257,7 +257,7 @@ def test_set_replaces_and_adds() -> None:
         (lambda s: alter.slice(s, "model.first.bias", (0, 0)), "too many indices"),
         (lambda s: alter.pad(s, "model.first.bias", [2]), "cannot be padded to"),
         (lambda s: alter.split(s, "model.qkv.bias", ["model.a", "model.b"], 0, [1, 2]), "cannot be split along 0"),
-        (lambda s: alter.split(s, "nothing", ["a", "b"]), "no entry matches 'nothing'"),
+        (lambda s: alter.split(s, "nothing", ["a", "b"]), "no tensor of 6 matches 'nothing'"),
         (lambda s: alter.fuse(s, ["model.first", "model.nothing"], "x"), r"has no part for 'model\.nothing'"),
         (lambda s: alter.fuse(s, ["model.first.weight", "model.qkv.bias"], "model.x"), "does not go with"),
         (lambda s: alter.fuse(s, ["model.first.weight", "model.last.weight"], "model.qkv.weight"), "is there already"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 
 from statedict import formats
@@ -15,7 +16,7 @@ from statedict.values import parsed_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from concurrent.futures import Executor
     from typing import Any
 
@@ -134,7 +135,7 @@ def convert(
         executor: as for `save`.
 
     Raises:
-        AlterError: a pattern matches nothing.
+        PatternError: a pattern matches nothing.
         StateDictError: what `load` and `save` raise.
 
     >>> import statedict, tempfile
@@ -155,7 +156,7 @@ def convert(
 def edit(
     src: Path,
     dst: Path | None,
-    steps: Iterable[Mapping[str, Any]],
+    steps: Iterable[Mapping[str, Any]] | Mapping[str, Any],
     *,
     format: str | None = None,
     overwrite: bool = True,
@@ -171,7 +172,7 @@ def edit(
             only names, values and metadata change, a new index is appended to a .pth, and the header of a safetensors
             file is overwritten if it has the room, in milliseconds and not atomically; anything else is written anew,
             atomically.
-        steps: such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
+        steps: one or a list of them, such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
             `{"cast": "bf16", "only": "model.*"}`, `{"split": "qkv", "into": ["q", "k", "v"], "dim": 0}`; see
             docs/altering.md.
         format: as for `save`.
@@ -184,7 +185,7 @@ def edit(
         What each step did, and the bytes before and after.
 
     Raises:
-        AlterError: a step cannot be done; nothing was written.
+        AlterError: a step cannot be done; nothing was written. A PatternError where a pattern matches nothing.
         RenameError: a rule is malformed or matches nothing, or two entries get one path.
         StateDictError: what `load` and `save` raise.
 
@@ -197,6 +198,8 @@ def edit(
     """
     from statedict.ops.alter.edited import edited
 
+    if isinstance(steps, Mapping):
+        steps = [steps]
     if dst is not None:
         dst = _target(src, dst, format)
     with Paused():

@@ -92,7 +92,7 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
         What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
 
     Raises:
-        PathError: a pattern matches nothing.
+        PatternError: a pattern matches nothing.
         StateDictError: what `load` raises.
 
     >>> import statedict
@@ -141,7 +141,7 @@ def diff(
         What was found; `found.same` says whether nothing differs.
 
     Raises:
-        AlterError: a pattern matches nothing.
+        PatternError: a pattern matches nothing.
         ValueError: `deep` together with `names_only`, or a `rank` below 1 or without `deep`.
         StateDictError: what `load` raises.
 

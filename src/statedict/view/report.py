@@ -90,7 +90,7 @@ def report(
         The page; `page.save("report.html")` writes it.
 
     Raises:
-        PathError: a pattern matches no tensor.
+        PatternError: a pattern matches no tensor.
         StateDictError: what `load` raises.
         TypeError: no source.
 

@@ -11,7 +11,6 @@ from typing import Any
 from statedict import formats
 from statedict.api.files import load, rooted
 from statedict.api.look import inspect
-from statedict.errors import PathError
 from statedict.formats import places
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
@@ -21,7 +20,7 @@ from statedict.ops.stats.survey import survey
 from statedict.reports.stats import StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, TensorInfo
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import label, matches
+from statedict.tree.walk import label, matches, unmatched
 from statedict.view.depth import place
 
 COLUMNS = (
@@ -121,12 +120,14 @@ class Patterns:
     def __init__(self, globs: Sequence[str] | None) -> None:
         self.globs = globs
         self.unmatched = set(globs or ())
+        self.names = set[str]()  # of the tensors of all checkpoints
 
     def stats(self, one: Opened, executor: Executor | None) -> StatsReport:
         """The figures of what matches in a checkpoint."""
         if self.globs is None:
             return survey(one.state, None, executor)
         names = list(one.state.tensors())
+        self.names.update(names)
         here = [glob for glob in self.globs if any(matches(name, (glob,)) for name in names)]
         self.unmatched -= set(here)
         return survey(one.state if here else StateDict(), here or None, executor)
@@ -135,7 +136,7 @@ class Patterns:
         """An error for a pattern that matched nothing in any checkpoint."""
         if self.unmatched:
             glob = min(self.unmatched)
-            raise PathError(f"no tensor matches {glob!r}; mend or leave out the pattern")
+            raise unmatched(glob, len(self.names), "tensor")
 
 
 def _moment(path: str, optimizer: Optimizer, key: Any) -> tuple[str, str] | None:
