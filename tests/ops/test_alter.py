@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import statedict
-from statedict.ops.alter import verbs as alter
+from statedict import alter
 from statedict.tensor.assembled import assembled
 from statedict.tensor.lazy import as_lazy
 
@@ -213,7 +213,7 @@ def test_strip_leaves_the_model() -> None:
     assert_same(alter.strip(checkpoint()), checkpoint()["model"])
     both = alter.strip(checkpoint() | {"ema": {"w": torch.ones(1)}})
     assert list(both) == ["model", "ema"]
-    with pytest.raises(statedict.AlterError, match="there is no model in it"):
+    with pytest.raises(statedict.errors.AlterError, match="there is no model in it"):
         alter.strip(statedict.StateDict(optim=checkpoint()["optim"]))
 
 
@@ -278,6 +278,6 @@ def test_moments_that_nobody_can_attribute_stop_what_would_need_them() -> None:
         entries["exp_avg"] = torch.ones(1)
         entries["exp_avg_sq"] = torch.ones(1)
     assert alter.rename(state, {"model.first": "model.embed"})["optim"] == state["optim"]
-    with pytest.raises(statedict.AlterError, match=r"optim: has no names of parameters.*drop the optimizer"):
+    with pytest.raises(statedict.errors.AlterError, match=r"optim: has no names of parameters.*drop the optimizer"):
         alter.drop(state, "model.first")
     assert next(iter(alter.drop(state, ["model.first", "optim"])["model"])) == "qkv.weight"

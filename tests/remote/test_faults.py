@@ -201,7 +201,7 @@ def test_a_fork_of_a_process_that_has_used_obstore_says_so_and_does_not_hang(fil
         "if not child:\n"
         "    try:\n"
         "        state['big'].numpy()\n"
-        "    except statedict.UnsupportedError as error:\n"
+        "    except statedict.errors.UnsupportedError as error:\n"
         "        print(error, flush=True)\n"
         "    os._exit(0)\n"
         "os.waitpid(child, 0)\n"

@@ -229,7 +229,7 @@ def test_a_remote_tensor_goes_to_another_process_by_its_url(files: Path, web: Se
 def test_a_url_that_leaves_its_folder_is_refused(files: Path, web: Server) -> None:
     index = files / "shards" / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00001", "../../model-00001"))
-    with pytest.raises(statedict.FormatError, match="outside of the folder"):
+    with pytest.raises(statedict.errors.FormatError, match="outside of the folder"):
         statedict.load(f"{web.url}/shards/model.safetensors.index.json")
 
 
@@ -249,11 +249,11 @@ def test_a_repository_of_the_hub_is_read(files: Path, tmp_path: Path, name: str)
             "for bad in ('hf://me/none', 'hf://me/model/none.pth'):\n"
             "    try:\n"
             "        statedict.load(bad)\n"
-            "    except statedict.MissingFileError as error:\n"
+            "    except statedict.errors.MissingFileError as error:\n"
             "        print(str(error).split('; ')[-1])\n"
             "try:\n"
             "    statedict.save({}, 'hf://me/model/b.pth')\n"
-            "except statedict.UnsupportedError as error:\n"
+            "except statedict.errors.UnsupportedError as error:\n"
             "    print(error)\n"
         )
         online = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
@@ -299,7 +299,7 @@ def test_without_obstore_a_url_says_what_to_install(tmp_path: Path) -> None:
         "import sys; sys.modules['obstore'] = None\n"
         "import statedict\n"
         "try: statedict.load('s3://bucket/a')\n"
-        "except statedict.MissingExtraError as error: print(error)"
+        "except statedict.errors.MissingExtraError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "URLs need obstore; pip install 'statedict[remote]'\n"
