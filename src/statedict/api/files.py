@@ -1,4 +1,4 @@
-"""load, save, convert, capture, restore: dispatch only."""
+"""load, save, convert, edit: from a source to a tree, from a tree to a file. Dispatch only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from functools import partial
 
 from statedict import formats
 from statedict.collector import Paused
+from statedict.errors import PathError, UnsupportedError
 from statedict.formats import places
-from statedict.io.urls import named
+from statedict.io.urls import named, shown
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
 from statedict.values import parsed_bytes
@@ -18,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from concurrent.futures import Executor
-    from typing import Any
+    from typing import Any, TypeGuard
 
     from statedict.reports.edit import EditReport
 
@@ -31,7 +32,8 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     Args:
         path: the file, or its URL (`s3://`, `gs://`, `az://`, `https://`, `hf://`, `file://`). Its content decides what
             it is, never its suffix. Or a folder: of Hugging Face (with `model.safetensors`, `pytorch_model.bin` or an
-            index of shards) or of `torch.distributed.checkpoint`.
+            index of shards) or of `torch.distributed.checkpoint`. `model.pth::optimizer` is what stands at that path
+            in the file.
         format: read it as this format: `"torch"`, `"safetensors"`, or another name in `formats.FORMATS`.
 
     Returns:
@@ -41,16 +43,19 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
         MissingFileError: there is no such file.
         UnknownFormatError: it is no checkpoint; the message says what it seems to be.
         CorruptFileError: it is truncated or damaged.
+        PathError: nothing stands at that path in it.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")
     >>> state["model_state"]["conv1.weight"].shape
     (6, 3, 5, 5)
     """
-    source = places.opened(named(path))
+    name, at = split(path)
+    source = places.opened(name)
     with Paused():
         tree = formats.read(source, format)
-    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+    state = tree if isinstance(tree, StateDict) else StateDict({"": tree})
+    return part(state, at, name) if at else state
 
 
 def save(
@@ -112,7 +117,7 @@ def save(
 
 
 def convert(
-    src: Path,
+    src: Any,
     dst: Path,
     *,
     format: str | None = None,
@@ -125,7 +130,7 @@ def convert(
     """Write a checkpoint anew in another format; bytes are copied, never decoded.
 
     Args:
-        src: the file to read.
+        src: the file to read, as for `load`, or a tree, as for `save`.
         dst: the file or folder to write, as `path` of `save`. If `src` is a folder, a name without a suffix is one too.
         format: as for `save`.
         only: patterns of what to keep; everything by default.
@@ -145,7 +150,7 @@ def convert(
     ['epoch', 'model_state', 'optimizer_state']
     """
     dst = _target(src, dst, format, max_shard_size)
-    state = load(src)
+    state = tree_of(src)
     if only is not None:
         from statedict.ops.alter.verbs import select
 
@@ -154,7 +159,7 @@ def convert(
 
 
 def edit(
-    src: Path,
+    src: Any,
     dst: Path | None,
     steps: Iterable[Mapping[str, Any]] | Mapping[str, Any],
     *,
@@ -167,7 +172,7 @@ def edit(
     """Write a checkpoint altered by a list of operations; tensors go through in blocks, never whole.
 
     Args:
-        src: the file to read.
+        src: the file to read, as for `load`, or a tree, as for `save`.
         dst: the file or folder to write, as for `convert`; it may be the one that is read. None edits in place: where
             only names, values and metadata change, a new index is appended to a .pth, and the header of a safetensors
             file is overwritten if it has the room, in milliseconds and not atomically; anything else is written anew,
@@ -202,8 +207,10 @@ def edit(
         steps = [steps]
     if dst is not None:
         dst = _target(src, dst, format)
+    elif not is_path(src) or split(src)[1]:
+        raise UnsupportedError("only a whole file is edited in place; name a file to write")
     with Paused():
-        before = load(src)
+        before = tree_of(src)
         state, report = edited(before, steps, not dry_run)
     if dry_run:
         return report
@@ -215,7 +222,7 @@ def edit(
     return report
 
 
-def _target(src: Path, dst: Path, format: str | None, max_shard_size: int | str | None = None) -> str:
+def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str | None = None) -> str:
     """Where a source is written under a name: a name without a suffix is a folder, if the source is one.
 
     Raises:
@@ -224,7 +231,7 @@ def _target(src: Path, dst: Path, format: str | None, max_shard_size: int | str 
     from statedict.io.files import names_in
 
     target = named(dst)
-    if format is None and not formats.suffix_of(target) and names_in(named(src)) is not None:
+    if format is None and not formats.suffix_of(target) and is_path(src) and names_in(split(src)[0]) is not None:
         target = os.path.join(target, "")
     formats.for_writing(target, format, max_shard_size is not None)
     return target
@@ -242,6 +249,51 @@ def _rewritten(path: str, state: StateDict, before: StateDict, format: str | Non
         return False
     overwrite(source, *found)
     return True
+
+
+def is_path(source: Any) -> TypeGuard[Path]:
+    """Whether a source is a file's name: a path or a URL."""
+    return isinstance(source, str | os.PathLike)
+
+
+def split(source: Path) -> tuple[str, str]:
+    """The file of `model.pth::optimizer`, and the path in it; a file that is there may have such a name itself."""
+    name = named(source)
+    scheme, mark, rest = name.partition("://")
+    host = len(scheme) + 3 + len(rest.partition("/")[0]) if mark else 0  # [::1] is one
+    file, colons, at = name[host:].partition("::")
+    return (name[:host] + file, at) if colons and not os.path.lexists(name) else (name, "")
+
+
+def part(state: StateDict, at: str, name: str) -> StateDict:
+    """What stands at a path in the state of a file."""
+    try:
+        found = state.at(at)
+    except PathError as error:
+        raise PathError(f"{shown(name)}: {error}") from error
+    return found if isinstance(found, StateDict) else StateDict({"": found})
+
+
+def tree_of(source: Any) -> StateDict:
+    """The state that a verb works on, of any source.
+
+    Args:
+        source: a path, a URL or `file::path`, as for `load`; or a tree of dicts, lists, arrays, plain values and live
+            objects, as for `save`.
+
+    Raises:
+        StateDictError: what `load` and `save` raise.
+    """
+    if is_path(source):
+        return load(source)
+    walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
+    tree = rooted(source)
+    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+
+
+def name_of(source: Any) -> str:
+    """What a report calls a source."""
+    return shown(named(source)) if is_path(source) else "memory"
 
 
 def rooted(tree: Any) -> Any:

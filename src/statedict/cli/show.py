@@ -6,7 +6,7 @@ import json
 
 import click
 
-from statedict.api.files import load
+from statedict.api.files import load, split
 from statedict.errors import PathError, StateDictError
 from statedict.io.files import size_of
 from statedict.io.urls import named, shown
@@ -52,12 +52,12 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 
     summary = inspect(found, above if key else at or "")
     if as_json:
-        click.echo(json.dumps({"file": shown(file), "size": size_of(named(file)), **summary.to_json()}))
+        click.echo(json.dumps({"file": shown(file), "size": size_of(split(file)[0]), **summary.to_json()}))
         return
     from statedict.render.tree_text import count_tensors, summary_lines
 
     total = summary.total
-    size = human_bytes(size_of(named(file)))
+    size = human_bytes(size_of(split(file)[0]))
     title = f"{printable(shown(file))}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))

@@ -79,9 +79,9 @@ def report(
     Every tensor is read once, in blocks; of a pair and of the ends of a run once more to compare them.
 
     Args:
-        sources: files as for `load`, or StateDicts. One is shown; two are compared; more are the steps of a run, in the
-            order of the numbers in their names, of which the last is shown and compared with the first. The directory
-            of a run stands for its steps, whoever wrote them.
+        sources: paths or URLs as for `load`, or trees, as for `save`. One is shown; two are compared; more are the
+            steps of a run, in the order of the numbers in their names, of which the last is shown and compared with the
+            first. The directory of a run stands for its steps, whoever wrote them.
         only: patterns of the tensors to take.
         title: the title of the page; by default the names of the files.
         executor: as for `save`.

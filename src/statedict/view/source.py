@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 from statedict import formats
-from statedict.api.files import load, rooted
+from statedict.api.files import is_path, name_of, split, tree_of
 from statedict.api.look import inspect
 from statedict.formats import places
 from statedict.io.files import size_of
-from statedict.io.urls import named, shown
 from statedict.ops.optimizers import owners
 from statedict.ops.stats.flags import roles
 from statedict.ops.stats.survey import survey
@@ -103,15 +101,13 @@ class Opened:
 
 def opened(source: Any) -> Opened:
     """A file as for `load`, or a tree."""
-    if not isinstance(source, str | os.PathLike):
-        live = rooted(source)
-        one = Opened("memory", live if isinstance(live, StateDict) else StateDict({"": live}), "memory", 0)
+    state, name = tree_of(source), name_of(source)
+    if not is_path(source):
+        one = Opened(name, state, name, 0)
         one.size = one.summary.total.nbytes
         return one
-    name = named(source)
-    state = load(name)
-    state = state if isinstance(state, StateDict) else StateDict({"": state})
-    return Opened(shown(name), state, formats.detect(places.opened(name)), size_of(name))
+    file = split(source)[0]
+    return Opened(name, state, formats.detect(places.opened(file)), size_of(file))
 
 
 class Patterns:
