@@ -16,7 +16,7 @@ import pytest
 import statedict
 from statedict.errors import CorruptFileError, FileError, MissingFileError, UnknownFormatError
 from statedict.formats.places import opened
-from statedict.io.files import size_of
+from statedict.io.location import location
 from statedict.io.remote import RemoteSource
 from statedict.io.urls import folder_of, joined, named
 
@@ -319,14 +319,14 @@ def test_ranges_of_any_size_are_those_of_the_file(files: Path, web: Server) -> N
 
 def test_the_size_that_is_printed_is_asked_for_and_not_downloaded(files: Path, plain: Server, web: Server) -> None:
     for server in (plain, web):
-        assert size_of(f"{server.url}/a.pth") == (files / "a.pth").stat().st_size
+        assert location(f"{server.url}/a.pth").size() == (files / "a.pth").stat().st_size
     assert not web.sent
 
 
 def test_the_size_of_a_folder_of_a_store_is_that_of_its_files(s3: Any) -> None:
     for key in ("a/x", "a/y", "a/deeper/z"):
         s3.put_object(Bucket="bucket", Key=key, Body=b"12345")
-    assert size_of("s3://bucket/a") == 10
+    assert location("s3://bucket/a").size() == 10
 
 
 def test_a_server_that_allows_no_head_tells_the_size_too(files: Path) -> None:
@@ -335,5 +335,5 @@ def test_a_server_that_allows_no_head_tells_the_size_too(files: Path) -> None:
             self.send_error(405)
 
     with serving(files, NoHead) as server:
-        assert size_of(f"{server.url}/a.pth") == (files / "a.pth").stat().st_size
+        assert location(f"{server.url}/a.pth").size() == (files / "a.pth").stat().st_size
         assert server.sent == 1

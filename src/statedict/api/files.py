@@ -99,7 +99,7 @@ def save(
     >>> statedict.load(path)
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
-    from statedict.io.files import publish, publish_folder
+    from statedict.io.location import location
     from statedict.tensor.checks import tensors_of
 
     target = named(path)
@@ -111,9 +111,9 @@ def save(
             tensors = tensors_of(root)
             places.check_folder(target, files, [tensor.storage.source for _, tensor in tensors])
             nbytes = sum({(id(t.storage), t.offset, t.shape): t.nbytes for _, t in tensors}.values())
-            publish_folder(target, files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
+            location(target).publish_folder(files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
         else:
-            publish(target, partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
+            location(target).publish(partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
 
 
 def convert(
@@ -228,10 +228,15 @@ def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str |
     Raises:
         FormatError, UnsupportedError: as `save`, before anything is read.
     """
-    from statedict.io.files import names_in
+    from statedict.io.location import location
 
     target = named(dst)
-    if format is None and not formats.suffix_of(target) and is_path(src) and names_in(split(src)[0]) is not None:
+    if (
+        format is None
+        and not formats.suffix_of(target)
+        and is_path(src)
+        and location(split(src)[0]).names() is not None
+    ):
         target = os.path.join(target, "")
     formats.for_writing(target, format, max_shard_size is not None)
     return target

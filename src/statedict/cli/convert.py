@@ -7,7 +7,7 @@ import click
 from statedict.api.files import convert, split
 from statedict.cli.progress import progress
 from statedict.formats import WRITABLE
-from statedict.io.files import size_of
+from statedict.io.location import location
 from statedict.io.urls import shown
 from statedict.render.text import printable
 from statedict.values import human_bytes
@@ -26,5 +26,5 @@ def command(
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
     with progress("converting"):
         convert(src, dst, format=format_, only=only or None, max_shard_size=max_shard_size, overwrite=overwrite)
-    sizes = (f"{printable(shown(name))} ({human_bytes(size_of(split(name)[0]))})" for name in (src, dst))
+    sizes = (f"{printable(shown(name))} ({human_bytes(location(split(name)[0]).size())})" for name in (src, dst))
     click.echo(" → ".join(sizes))

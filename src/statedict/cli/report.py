@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from statedict.cli.progress import progress
-from statedict.io.files import size_of
+from statedict.io.location import location
 from statedict.io.urls import named, shown
 from statedict.render.text import printable
 from statedict.values import human_bytes
@@ -28,4 +28,4 @@ def command(files: tuple[str, ...], output: str, only: tuple[str, ...], title: s
     with progress("reading"):
         page = report(*files, only=only or None, title=title)
     page.save(output, overwrite=overwrite)
-    click.echo(f"{printable(page.title)} → {printable(shown(output))} ({human_bytes(size_of(named(output)))})")
+    click.echo(f"{printable(page.title)} → {printable(shown(output))} ({human_bytes(location(named(output)).size())})")

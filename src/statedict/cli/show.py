@@ -8,7 +8,7 @@ import click
 
 from statedict.api.files import load, split
 from statedict.errors import PathError, StateDictError
-from statedict.io.files import size_of
+from statedict.io.location import location
 from statedict.io.urls import named, shown
 from statedict.render.text import printable
 from statedict.tree.state_dict import StateDict
@@ -52,12 +52,12 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 
     summary = inspect(found, above if key else at or "")
     if as_json:
-        click.echo(json.dumps({"file": shown(file), "size": size_of(split(file)[0]), **summary.to_json()}))
+        click.echo(json.dumps({"file": shown(file), "size": location(split(file)[0]).size(), **summary.to_json()}))
         return
     from statedict.render.tree_text import count_tensors, summary_lines
 
     total = summary.total
-    size = human_bytes(size_of(split(file)[0]))
+    size = human_bytes(location(split(file)[0]).size())
     title = f"{printable(shown(file))}  {size}  {count_tensors(total.tensors)}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from statedict.collector import Paused
 from statedict.errors import MissingFileError, RunError
-from statedict.io.files import publish
+from statedict.io.location import location
 from statedict.io.sink import put_bytes
 from statedict.io.urls import named
 from statedict.runs.directory import LOOKS
@@ -57,7 +57,7 @@ class Page:
             FileError: it exists and was not to be replaced, or cannot be written.
             MissingExtraError: plotly is not installed.
         """
-        publish(named(path), partial(put_bytes, self.html().encode()), overwrite=overwrite)
+        location(named(path)).publish(partial(put_bytes, self.html().encode()), overwrite=overwrite)
 
     def __repr__(self) -> str:
         return f"Page({self.title!r})"

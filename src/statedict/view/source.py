@@ -11,7 +11,7 @@ from statedict import formats
 from statedict.api.files import is_path, name_of, split, tree_of
 from statedict.api.look import inspect
 from statedict.formats import places
-from statedict.io.files import size_of
+from statedict.io.location import location
 from statedict.ops.optimizers import owners
 from statedict.ops.stats.flags import roles
 from statedict.ops.stats.survey import survey
@@ -107,7 +107,7 @@ def opened(source: Any) -> Opened:
         one.size = one.summary.total.nbytes
         return one
     file = split(source)[0]
-    return Opened(name, state, formats.detect(places.opened(file)), size_of(file))
+    return Opened(name, state, formats.detect(places.opened(file)), location(file).size())
 
 
 class Patterns:
