@@ -42,6 +42,19 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
             read()
 
 
+def test_a_file_and_a_folder_with_what_is_in_it_are_removed(tmp_path: Path) -> None:
+    inside = location(str(tmp_path / "folder" / "a"))
+    inside.make_folder_above()
+    inside.publish(lambda sink: put_bytes(b"x", sink))
+    inside.remove()
+    assert here(tmp_path / "folder").names() == []
+    inside.publish(lambda sink: put_bytes(b"x", sink))
+    here(tmp_path / "folder").remove()
+    assert here(tmp_path).names() == []
+    with pytest.raises(FileNotFoundError):
+        inside.remove()
+
+
 def test_a_url_that_ends_in_a_slash_is_a_folder_and_asks_for_many_at_a_time() -> None:
     assert location("s3://bucket/a/").is_folder()
     assert not location("s3://bucket/a").is_folder()

@@ -324,7 +324,7 @@ def for_writing(path: str, name: str | None = None, sharded: bool = False) -> tu
         raise FormatError(
             f"{path}: {suffix} is the suffix of no format that is written; name a file that ends in "
             f"{', '.join(suffix for row in FORMATS.values() for suffix in row.suffixes)}, or a folder that ends in /, "
-            f"or one of the formats {', '.join(WRITABLE)}"
+            f"or give the format: {', '.join(WRITABLE)}"
         )
     module = writer(name)
     if not folder and FORMATS[name].folder != name:

@@ -116,6 +116,31 @@ class Location:
         root = os.path.realpath(self.name or os.curdir)
         return root, os.path.realpath(os.path.join(root, file))
 
+    def make_folder_above(self) -> None:
+        """Make the folder that it lies in, and those above, where there are folders.
+
+        Raises:
+            FileError: the file system refuses.
+        """
+        folder = os.path.dirname(self.name)
+        try:
+            os.makedirs(folder or os.curdir, exist_ok=True)
+        except OSError as error:
+            raise file_error(folder, "cannot make the directory", error) from error
+
+    def remove(self) -> None:
+        """Remove the file, or the folder with all that is in it.
+
+        Raises:
+            OSError: there is none, or the file system or the server refuses.
+        """
+        if os.path.isdir(self.name):
+            import shutil
+
+            shutil.rmtree(self.name)
+        else:
+            os.remove(self.name)
+
     def publish(
         self, write: Write, *, overwrite: bool = True, fsync: bool = True, executor: Executor | None = None
     ) -> None:
@@ -181,6 +206,12 @@ class _Stored(Location):
 
     def real_paths(self, file: str) -> tuple[str, str]:
         return self.name, joined(self.name, file)
+
+    def make_folder_above(self) -> None:
+        pass
+
+    def remove(self) -> None:
+        self._remote().delete()
 
     def publish(
         self, write: Write, *, overwrite: bool = True, fsync: bool = True, executor: Executor | None = None
