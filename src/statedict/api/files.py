@@ -279,12 +279,13 @@ def part(state: StateDict, at: str, name: str) -> StateDict:
     return found if isinstance(found, StateDict) else StateDict({"": found})
 
 
-def tree_of(source: Any) -> StateDict:
+def tree_of(source: Any, lazy: bool = True) -> StateDict:
     """The state that a verb works on, of any source.
 
     Args:
         source: a path, a URL or `file::path`, as for `load`; or a tree of dicts, lists, arrays, plain values and live
             objects, as for `save`.
+        lazy: as `save` writes it, which takes whole tensors. False leaves arrays as they are.
 
     Raises:
         StateDictError: what `load` and `save` raise.
@@ -292,7 +293,12 @@ def tree_of(source: Any) -> StateDict:
     if is_path(source):
         return load(source)
     walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
-    tree = rooted(source)
+    if lazy:
+        tree = rooted(source)
+    else:
+        from statedict.adapters.collect import collect
+
+        tree = collect(source)
     return tree if isinstance(tree, StateDict) else StateDict({"": tree})
 
 

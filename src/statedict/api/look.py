@@ -41,7 +41,7 @@ def inspect(source: Any, path: str = "") -> Summary:
     """
     from statedict.ops.inspect import summarize
 
-    return summarize(tree_of(source), path)
+    return summarize(tree_of(source, lazy=False), path)
 
 
 def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyReport:
