@@ -13,8 +13,8 @@ from typing import Any
 from faults.calls import PATIENCE, apart, scratch
 from faults.shim import BYTES, Fault, Shim
 from faults.work import FaultError, Manager, Mode, tidy, tree
-from statedict import EveryNSeconds, LatestN
 from statedict.errors import FileError, RunError
+from statedict.runs import EveryNSeconds, LatestN
 from statedict.runs.lock import _held as held
 
 YEAR = 365 * 86400

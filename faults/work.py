@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 
 import statedict
-from statedict.io.files import names_in, open_source, publish
+from statedict.io.location import location
 from statedict.io.sink import put_bytes
 from statedict.runs import background as retry
 from statedict.runs.directory import Directory
@@ -124,10 +124,10 @@ def fill(folder: Place, job: Job, mode: Mode) -> None:
 def _break(step: int) -> Callable[[Place], None]:
     def prepare(folder: Place) -> None:
         file = Directory(str(folder)).data(step)
-        source = open_source(file)
+        source = location(file).open()
         data = bytearray(source.read(0, source.size))
         data[len(data) // 2] ^= 1
-        publish(file, lambda sink: put_bytes(bytes(data), sink))
+        location(file).publish(lambda sink: put_bytes(bytes(data), sink))
 
     return prepare
 
@@ -136,7 +136,7 @@ def _litter(folder: Place) -> None:
     """What a save, a replacement and a removal leave when their process dies."""
     if isinstance(folder, str):
         for name in ("0/checkpoint.pth", f"0/{NAME}", "3/checkpoint.safetensors", f"4/{MARKER}"):
-            publish(f"{folder}/{name}", lambda sink: put_bytes(b"half", sink))
+            location(f"{folder}/{name}").publish(lambda sink: put_bytes(b"half", sink))
         return
     for name, files in (
         (".3.0011aabb.tmp", [".x.0011aabb.tmp"]),
@@ -200,7 +200,9 @@ def look(folder: Place, job: Job, mode: Mode) -> tuple[int, int] | None:
                 _seed_of(folder, step, job.held[step], mode)
         if newest is None:
             if None not in job.latest:
-                raise FaultError(f"no sound checkpoint is left; listed are {steps}, there are {names_in(str(folder))}")
+                raise FaultError(
+                    f"no sound checkpoint is left; listed are {steps}, there are {location(str(folder)).names()}"
+                )
             return None
         seed = _seed_of(folder, newest, job.held[newest], mode)
         done = job.latest[-1]
@@ -234,14 +236,14 @@ def go_on(folder: Place, job: Job, mode: Mode, manager: Manager | None = None) -
 
 def tidy(folder: Place, damaged: tuple[int, ...] = ()) -> None:
     """Nothing is there but checkpoints, pins and the lock."""
-    for name in names_in(str(folder)) or ():
+    for name in location(str(folder)).names() or ():
         if name in (".lock", "pins.json"):
             continue
         if not name.isdecimal():
             raise FaultError(f"{name} is left over")
         if int(name) in damaged:
             continue
-        inside = {*(names_in(f"{folder}/{name}") or ())}
+        inside = {*(location(f"{folder}/{name}").names() or ())}
         if inside - {*DATA.values()} != {NAME, MARKER} or len(inside) != 3:
             raise FaultError(f"step {name} holds {sorted(inside)}")
 

@@ -47,7 +47,7 @@ def test_every_path_may_be_a_string_or_path_like(kind: Callable[[str], Any], tmp
 def test_a_file_that_is_not_there_is_named(call: str, tmp_path: Path) -> None:
     missing = tmp_path / "missing.pth"
     arguments = {"load": (missing,), "convert": (missing, tmp_path / "x.pth"), "restore": ({}, missing)}[call]
-    with pytest.raises(statedict.FileError, match=r"missing\.pth: cannot open: No such file") as caught:
+    with pytest.raises(statedict.errors.FileError, match=r"missing\.pth: cannot open: No such file") as caught:
         getattr(statedict, call)(*arguments)
     assert isinstance(caught.value, FileNotFoundError)
     assert caught.value.filename == str(missing)
@@ -55,15 +55,15 @@ def test_a_file_that_is_not_there_is_named(call: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(statedict.FileError, match=r"cannot write into .*nowhere") as caught:
+    with pytest.raises(statedict.errors.FileError, match=r"cannot write into .*nowhere") as caught:
         statedict.save(TREE, tmp_path / "nowhere" / "x.pth")
     assert isinstance(caught.value, FileNotFoundError)
 
 
 def test_a_folder_is_no_file_to_write_to_or_read(tmp_path: Path) -> None:
-    with pytest.raises(statedict.FileError, match="is not a regular file"):
+    with pytest.raises(statedict.errors.FileError, match="is not a regular file"):
         statedict.save(TREE, tmp_path)
-    with pytest.raises(statedict.UnknownFormatError, match=r"is an empty folder; .*name its file"):
+    with pytest.raises(statedict.errors.UnknownFormatError, match=r"is an empty folder; .*name its file"):
         statedict.load(tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_the_collector_is_as_it_was_after_every_call(tmp_path: Path) -> None:
         try:
             statedict.save(TREE, path)
             statedict.load(path)
-            with pytest.raises(statedict.UnsupportedError):
+            with pytest.raises(statedict.errors.UnsupportedError):
                 statedict.save({"x": open}, path)
             assert gc.isenabled() is wanted
         finally:

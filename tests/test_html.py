@@ -106,16 +106,16 @@ def pruned() -> Any:
 
 
 SUBJECTS: dict[type, Callable[[], Any]] = {
-    statedict.Diff: diff,
+    statedict.reports.Diff: diff,
     EditReport: edit,
     GroupStats: group_stats,
     Pruned: pruned,
     RestoreReport: restore,
     ScanReport: scan,
     statedict.StateDict: tree,
-    statedict.StatsReport: stats,
-    statedict.Summary: summary,
-    statedict.TensorStats: tensor_stats,
+    statedict.reports.StatsReport: stats,
+    statedict.reports.Summary: summary,
+    statedict.reports.TensorStats: tensor_stats,
     TensorDiff: tensor_diff,
     VerifyReport: verify,
     statedict.LazyTensor: tensor,
@@ -125,7 +125,7 @@ subjects = pytest.mark.parametrize("kind", SUBJECTS, ids=lambda kind: kind.__nam
 
 def reports() -> Iterator[type]:
     """The classes that public functions and items of reports return, and every public dataclass."""
-    public = [getattr(statedict, name) for name in statedict.__all__]
+    public = [getattr(place, name) for place in (statedict, statedict.reports) for name in place.__all__]
     for value in public:
         if dataclasses.is_dataclass(value):
             yield value  # type: ignore[misc]
@@ -134,13 +134,14 @@ def reports() -> Iterator[type]:
             if inspect.isfunction(member):
                 names = re.findall(r"\w+", str(inspect.signature(member).return_annotation))
                 module = inspect.getmodule(member)
-                found = [getattr(statedict, name, getattr(module, name, None)) for name in names if name[0].isupper()]
+                places = (statedict, statedict.reports, module)
+                found = [getattr(place, name, None) for place in places for name in names if name[0].isupper()]
                 yield from (one for one in found if dataclasses.is_dataclass(one))  # type: ignore[misc]
 
 
 def test_every_report_has_a_subject_here_and_is_json_too() -> None:
     found = {kind for kind in reports() if hasattr(kind, "to_json") or "Report" in kind.__name__}
-    assert {statedict.Diff, VerifyReport, RestoreReport, GroupStats, statedict.Summary} <= found
+    assert {statedict.reports.Diff, VerifyReport, RestoreReport, GroupStats, statedict.reports.Summary} <= found
     assert found <= set(SUBJECTS)
     assert all(hasattr(kind, "to_json") for kind in found)
 

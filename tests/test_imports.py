@@ -96,7 +96,7 @@ state = statedict.load("examples/checkpoint.pth")
 for call in (state.torch, state.at("model_state.fc3.bias").torch):
     try:
         call()
-    except statedict.MissingExtraError as error:
+    except statedict.errors.MissingExtraError as error:
         print(error)
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

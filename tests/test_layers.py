@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reports",),
     ("scanner",),
     ("formats", "ops", "adapters"),
-    ("api",),
+    ("api", "alter"),
     ("render",),
     ("runs",),
     ("view",),

@@ -6,6 +6,8 @@ import ast
 import builtins
 import inspect
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,18 +15,23 @@ import pytest
 import statedict
 from statedict import errors
 
-PUBLIC = [
-    "AlterError", "AnyPolicy", "BestN", "CheckpointManager", "CorruptFileError",
-    "CustomSteps", "DType", "Device", "Diff", "EditReport", "EveryNSeconds", "EveryNSteps",
-    "ExistingFileError", "FileError",
-    "FormatError", "LatestN", "LazyTensor", "LimitError", "MissingExtraError",
-    "MissingFileError", "Opaque", "OutOfMemoryError", "Page", "PathError",
-    "RefusedError", "RenameError", "RestoreError", "RestoreReport", "ResumableLoader", "RunError", "ScanReport", "Size",
-    "StateDict", "StateDictError", "StatsReport", "Storage", "Summary", "TensorStats",
-    "TreeError", "TruncatedError", "UnknownFormatError", "UnsupportedError",
-    "VerifyReport", "WorkerError", "__version__", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
+VALUES = [
+    "CheckpointManager", "DType", "Device", "LazyTensor", "Opaque", "Page", "ResumableLoader", "Size", "StateDict",
+    "StateDictError", "Storage", "__version__", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
     "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
+MODULES = ["alter", "errors", "reports", "runs"]
+PUBLIC = VALUES + MODULES
+IN_MODULES = {
+    "alter": [
+        "cast", "drop", "fuse", "pad", "prefix", "rename", "reshape", "select", "set", "slice", "split", "strip", "tie",
+        "transpose", "untie",
+    ],
+    "reports": [
+        "Diff", "EditReport", "RestoreReport", "ScanReport", "StatsReport", "Summary", "TensorStats", "VerifyReport",
+    ],
+}  # fmt: skip
+POLICIES = ["AnyPolicy", "BestN", "CustomSteps", "EveryNSeconds", "EveryNSteps", "LatestN"]
 EXCEPTIONS = [
     value
     for value in vars(errors).values()
@@ -37,9 +44,32 @@ def test_the_public_names_are_these() -> None:
     assert dir(statedict) == statedict.__all__ == sorted(statedict.__all__)
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("_")])
-def test_every_public_name_and_its_public_methods_are_documented(name: str) -> None:
-    value = getattr(statedict, name)
+def test_the_names_of_the_modules_are_these() -> None:
+    for module, names in IN_MODULES.items():
+        assert getattr(statedict, module).__all__ == names
+    assert set(POLICIES) < set(dir(statedict.runs))
+    assert {kind.__name__ for kind in EXCEPTIONS} < set(dir(statedict.errors))
+
+
+def test_no_name_of_the_root_is_that_of_a_module_of_ours() -> None:
+    root = Path(str(statedict.__file__)).parent
+    assert not {path.stem for path in root.iterdir()} & {*VALUES}
+
+
+def test_the_modules_are_there_without_importing_them() -> None:
+    code = "import statedict; print(statedict.alter.cast, statedict.errors.FileError, statedict.reports.Diff, "
+    code += "statedict.runs.LatestN)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+DOCUMENTED = [("", name) for name in PUBLIC if not name.startswith("_")] + [
+    (module, name) for module, names in (IN_MODULES | {"runs": POLICIES}).items() for name in names
+]
+
+
+@pytest.mark.parametrize(("module", "name"), DOCUMENTED)
+def test_every_public_name_and_its_public_methods_are_documented(module: str, name: str) -> None:
+    value = getattr(getattr(statedict, module) if module else statedict, name)
     assert value.__doc__
     summary = value.__doc__.strip().split("\n\n")[0].strip()
     assert summary.endswith((".", ":", "?")), summary

@@ -321,6 +321,6 @@ def test_a_few_bytes_that_claim_to_be_petabytes_are_seen_but_not_written_out(tmp
         lambda: tensor.torch(copy=True),
         lambda: statedict.convert(tmp_path / "w.pth", tmp_path / "w.safetensors"),
     ):
-        with pytest.raises(statedict.LimitError, match=r"repeats 4 B to 2305843\.0 TB"):
+        with pytest.raises(statedict.errors.LimitError, match=r"repeats 4 B to 2305843\.0 TB"):
             write()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.pth", "w.pth"]

@@ -13,6 +13,7 @@
     │   └── ExistingFileError (FileExistsError)
     ├── OutOfMemoryError (MemoryError)    the system gives no memory
     ├── PathError (KeyError)              no such path in the tree
+    │   └── PatternError (AlterError)     a pattern matches nothing
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
     │   └── DeviceError (RuntimeError)    this PyTorch has no such device
@@ -137,6 +138,10 @@ class RenameError(StateDictError, ValueError):
 
 class AlterError(StateDictError, ValueError):
     """An operation on a state cannot be done: nothing matches, or shapes and names do not go together."""
+
+
+class PatternError(PathError, AlterError):
+    """A pattern matches nothing."""
 
 
 class RestoreError(StateDictError, ValueError):

@@ -91,7 +91,7 @@ def test_an_unexpected_entry_is_an_error_before_anything_is_written(subject: Sub
     live = subject.make(1)
     state = statedict.capture(subject.make(2))
     state["stranger"] = torch.ones(2)
-    with pytest.raises(statedict.RestoreError, match=r"nothing was written:\n.*1 unexpected: it\.stranger"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"nothing was written:\n.*1 unexpected: it\.stranger"):
         statedict.restore({"it": live}, {"it": state})
     same_state(subject, live, subject.make(1))
 
@@ -99,7 +99,7 @@ def test_an_unexpected_entry_is_an_error_before_anything_is_written(subject: Sub
 def test_nothing_is_written_where_another_part_of_the_tree_does_not_fit(subject: Subject) -> None:
     live, array = subject.make(1), torch.zeros(3)
     state = statedict.capture({"it": subject.make(2), "array": torch.ones(4)})
-    with pytest.raises(statedict.RestoreError, match=r"1 shape: array"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 shape: array"):
         statedict.restore({"it": live, "array": array}, state)
     same_state(subject, live, subject.make(1))
     assert not array.any()
@@ -122,7 +122,7 @@ def test_a_dry_run_reports_and_writes_nothing(subject: Subject) -> None:
 def test_a_state_of_the_wrong_kind_is_an_error(subject: Subject) -> None:
     live = subject.make(1)
     for wrong in ([1, 2], 5, None, torch.ones(2)):
-        with pytest.raises(statedict.RestoreError):
+        with pytest.raises(statedict.errors.RestoreError):
             statedict.restore({"it": live}, {"it": wrong})
     same_state(subject, live, subject.make(1))
 
@@ -130,7 +130,7 @@ def test_a_state_of_the_wrong_kind_is_an_error(subject: Subject) -> None:
 def test_a_state_without_a_single_entry_of_the_target_is_always_an_error(subject: Subject) -> None:
     live = subject.make(1)
     for state in ({}, {"other": torch.ones(1)}):
-        with pytest.raises(statedict.RestoreError):
+        with pytest.raises(statedict.errors.RestoreError):
             statedict.restore(live, state, allow_missing=["*"], allow_unexpected=["*"])
     same_state(subject, live, subject.make(1))
 
@@ -149,14 +149,14 @@ def test_the_report_names_every_tensor_of_the_state(subject: Subject) -> None:
     "value", [threading.Lock(), open, print, iter([1]), (i for i in ()), int], ids=lambda v: type(v).__name__
 )
 def test_what_no_adapter_takes_is_refused_by_its_path(value: Any) -> None:
-    with pytest.raises(statedict.UnsupportedError, match=r"model\.parts\.1: cannot capture a .*state_dict\(\)"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"model\.parts\.1: cannot capture a .*state_dict\(\)"):
         statedict.capture({"model": {"parts": [1, value]}})
 
 
 def test_a_tree_that_contains_itself_is_refused_by_its_path() -> None:
     tree: dict[str, Any] = {"a": {"b": []}}
     tree["a"]["b"].append(tree)
-    with pytest.raises(statedict.UnsupportedError, match=r"a\.b\.0: contains itself"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"a\.b\.0: contains itself"):
         statedict.capture(tree)
 
 

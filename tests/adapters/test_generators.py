@@ -82,7 +82,7 @@ PAIRS = [
 def test_the_state_of_another_kind_is_refused(one: str, other: str, said: str) -> None:
     live = MAKERS[other](3)
     state = statedict.capture({"g": MAKERS[one](1)})
-    with pytest.raises(statedict.RestoreError, match=r"nothing was written") as caught:
+    with pytest.raises(statedict.errors.RestoreError, match=r"nothing was written") as caught:
         statedict.restore({"g": live}, state)
     assert said in str(caught.value)
     assert drawn(live) == drawn(MAKERS[other](3))
@@ -91,10 +91,12 @@ def test_the_state_of_another_kind_is_refused(one: str, other: str, said: str) -
 def test_the_state_of_another_device_is_refused() -> None:
     state = statedict.capture({"g": torch.Generator()})
     state["g"]["device"] = "cuda"
-    with pytest.raises(statedict.RestoreError, match=r"g.device \(the generator's is 'cpu', the state has 'cuda'"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match=r"g.device \(the generator's is 'cpu', the state has 'cuda'"
+    ):
         statedict.restore({"g": torch.Generator()}, state)
     state["g"] |= {"device": "cpu", "state": torch.zeros(16, dtype=torch.uint8)}
-    with pytest.raises(statedict.RestoreError, match=r"g.state .*uint8 \(16,\): it is of another kind"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"g.state .*uint8 \(16,\): it is of another kind"):
         statedict.restore({"g": torch.Generator()}, state)
 
 
@@ -116,5 +118,5 @@ class Counted(random.Random):
 
 def test_a_generator_that_holds_more_or_nothing_is_refused() -> None:
     for value in (Counted(1), random.SystemRandom()):
-        with pytest.raises(statedict.UnsupportedError, match="cannot capture"):
+        with pytest.raises(statedict.errors.UnsupportedError, match="cannot capture"):
             statedict.capture({"g": value})

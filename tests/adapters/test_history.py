@@ -126,14 +126,16 @@ def test_names_that_changed_places_are_told_by_the_version_and_without_one_are_a
     again = Swapped()
     statedict.restore(again, target.state_dict())
     assert torch.equal(again.a.weight, target.a.weight)
-    with pytest.raises(statedict.RestoreError, match="does not say which version it is, and version 1 and version 0"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match="does not say which version it is, and version 1 and version 0"
+    ):
         statedict.restore(again, dict(old.state_dict()))
 
 
 def test_a_state_from_newer_code_is_an_error() -> None:
     state = Model3().state_dict()
     state._metadata[""]["renamed_in"] = 7
-    with pytest.raises(statedict.RestoreError, match="the state has version 7 of the names, the code 2"):
+    with pytest.raises(statedict.errors.RestoreError, match="the state has version 7 of the names, the code 2"):
         statedict.restore(Model3(), state)
 
 
@@ -158,14 +160,14 @@ def test_a_subclass_inherits_the_renames_and_may_add_its_own() -> None:
 
 def test_two_entries_that_get_one_name_are_an_error() -> None:
     state = dict(Model1().state_dict()) | {"head.weight": torch.zeros(2, 3)}
-    with pytest.raises(statedict.RestoreError, match=r"'out\.weight' and 'head\.weight' both become"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"'out\.weight' and 'head\.weight' both become"):
         statedict.restore(Model3(), state)
 
 
 def test_a_malformed_registration_is_refused() -> None:
-    with pytest.raises(statedict.RenameError, match="begin with 1"):
+    with pytest.raises(statedict.errors.RenameError, match="begin with 1"):
         statedict.renamed_in(0, {"a": "b"})
-    with pytest.raises(statedict.RenameError, match="neither"):
+    with pytest.raises(statedict.errors.RenameError, match="neither"):
         statedict.renamed_in(1, {"{a b": "c", "{a+b}": "c"})
-    with pytest.raises(statedict.RenameError, match="Model3 has a version 2 of its names already"):
+    with pytest.raises(statedict.errors.RenameError, match="Model3 has a version 2 of its names already"):
         statedict.renamed_in(2, {"a": "b"})(Model3)

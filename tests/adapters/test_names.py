@@ -95,7 +95,7 @@ def test_the_optimizer_of_a_wrapped_model_follows_by_name(saved: str, live: str,
 
 def test_an_average_of_a_model_restores_into_the_model_and_says_what_is_left() -> None:
     average, model = AveragedModel(Net(1)), Net(2)
-    with pytest.raises(statedict.RestoreError, match="1 unexpected: n_averaged"):
+    with pytest.raises(statedict.errors.RestoreError, match="1 unexpected: n_averaged"):
         statedict.restore(model, statedict.capture(average))
     report = statedict.restore(model, statedict.capture(average), allow_unexpected="n_averaged")
     assert weights(model) == weights(average.module)
@@ -124,7 +124,7 @@ def test_two_models_in_one_state_are_two_readings_and_an_error_that_names_both()
     state = {f"{role}.{name}": Net(1).state_dict()[name] for role in ("student", "teacher") for name in names}
     model = Net(2)
     before = weights(model)
-    with pytest.raises(statedict.RestoreError, match=r"below 'student\.' and below 'teacher\.'; pass prefix="):
+    with pytest.raises(statedict.errors.RestoreError, match=r"below 'student\.' and below 'teacher\.'; pass prefix="):
         statedict.restore(model, state)
     assert weights(model) == before
     statedict.restore(model, state, prefix="teacher.", allow_unexpected="student.*")
@@ -133,7 +133,7 @@ def test_two_models_in_one_state_are_two_readings_and_an_error_that_names_both()
 
 def test_without_a_prefix_names_are_taken_as_they_are() -> None:
     state = {f"module.{name}": tensor for name, tensor in Net(1).state_dict().items()}
-    with pytest.raises(statedict.RestoreError, match="missing"):
+    with pytest.raises(statedict.errors.RestoreError, match="missing"):
         statedict.restore(Net(2), state, prefix="")
 
 
@@ -147,7 +147,7 @@ def test_a_submodule_that_is_called_module_is_no_wrapper() -> None:
 
 def test_names_that_are_one_without_their_wrappers_are_an_error_that_names_both() -> None:
     state = {"module.weight": torch.ones(2, 2), "weight": torch.ones(2, 2), "module.bias": torch.ones(2)}
-    with pytest.raises(statedict.RestoreError, match=r"the state has both 'module\.weight' and 'weight'"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"the state has both 'module\.weight' and 'weight'"):
         statedict.restore(nn.ModuleDict({"a": nn.Linear(2, 2)}), state)
 
 

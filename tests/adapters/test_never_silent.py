@@ -75,7 +75,7 @@ def test_moments_do_not_go_to_a_parameter_of_another_name() -> None:
     one, other = Two(), Two()
     state = statedict.capture({"m": one, "o": stepped(one, sgd(one.enc.parameters()))})
     fresh = sgd(other.fc.parameters())
-    with pytest.raises(statedict.RestoreError, match=r"2 missing: o\.state\.fc\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"2 missing: o\.state\.fc\.weight"):
         statedict.restore({"m": other, "o": fresh}, state)
     assert not fresh.state
 
@@ -86,7 +86,7 @@ def test_the_optimizers_of_two_models_are_not_exchanged() -> None:
         pair = [stepped(g, sgd(g.parameters())), stepped(d, sgd(d.parameters()))]
         return {"g": g, "d": d, "o": pair[::-1] if turned else pair}
 
-    with pytest.raises(statedict.RestoreError, match=r"missing: o\.0\.state\.d\.0\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"missing: o\.0\.state\.d\.0\.weight"):
         statedict.restore(tree(True), statedict.capture(tree(False)))
 
 
@@ -135,7 +135,7 @@ def test_an_optimizer_that_has_names_of_its_own_follows_a_history_too(beside: di
 def test_what_a_hook_drops_is_missing() -> None:
     model = nn.Sequential(linear())
     model._register_load_state_dict_pre_hook(lambda state, *_: state.pop("0.weight"))
-    with pytest.raises(statedict.RestoreError, match=r"1 missing: 0\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 missing: 0\.weight"):
         statedict.restore(model, nn.Sequential(linear()).state_dict())
 
 
@@ -167,10 +167,10 @@ def test_two_values_for_one_tensor_are_an_error_under_a_policy_too() -> None:
     model = nn.ModuleDict({"e": nn.Embedding(4, 2), "h": nn.Linear(2, 4, bias=False)})
     model["h"].weight = model["e"].weight
     state = {"e.weight": torch.zeros(6, 2), "h.weight": torch.ones(6, 2)}
-    with pytest.raises(statedict.RestoreError, match=r"1 tie: h\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 tie: h\.weight"):
         statedict.restore(model, state, shapes="slice")
     same = {"e.weight": torch.ones(6, 2), "h.weight": torch.ones(6, 2)}
-    with pytest.raises(statedict.RestoreError, match="which has another policy"):
+    with pytest.raises(statedict.errors.RestoreError, match="which has another policy"):
         statedict.restore(model, same, shapes={"h": "skip", "*": "slice"})
     statedict.restore(model, same, shapes="slice")
     assert model["e"].weight.eq(1).all()
@@ -197,7 +197,7 @@ def test_what_an_unknown_optimizer_keeps_is_checked_by_shape_and_keeps_its_dtype
     deep = new.state[other.weight]["deep"]
     assert (deep[0].dtype, deep[1]["x"].dtype) == (torch.float32, torch.float64)
     backwards = Own(list(other.parameters())[::-1])
-    with pytest.raises(statedict.RestoreError, match=r"shape: state\.0\.m, state\.1\.m"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"shape: state\.0\.m, state\.1\.m"):
         statedict.restore(backwards, statedict.capture(old))
 
 
@@ -206,7 +206,7 @@ def test_state_for_a_parameter_in_no_group_is_unexpected_and_numbers_survive_jso
     first, second = stepped(one, sgd(one.parameters())), sgd(other.parameters())
     state = {"m": one.state_dict(), "o": first.state_dict()}
     state["o"]["state"][9] = {"momentum_buffer": torch.ones(2)}
-    with pytest.raises(statedict.RestoreError, match=r"1 unexpected: o\.state\.9"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 unexpected: o\.state\.9"):
         statedict.restore({"m": other, "o": second}, state)
     del state["o"]["state"][9]
     state["o"]["state"] = {str(key): value for key, value in state["o"]["state"].items()}
@@ -250,7 +250,7 @@ def batch_norm(width: int) -> nn.Module:
 def test_a_batch_norm_of_another_width_is_an_error_or_takes_a_policy() -> None:
     model, state = batch_norm(10), batch_norm(12).state_dict()
     before = model[0].weight.clone()
-    with pytest.raises(statedict.RestoreError, match=r"1 shape: 0\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 shape: 0\.weight"):
         statedict.restore(model, state)
     assert torch.equal(model[0].weight, before)
     for policy in ("skip", "overlap", "slice"):
@@ -266,7 +266,7 @@ def test_what_a_module_s_loading_raises_is_known_before_anything_is_written() ->
     model = layers(2)
     model[1]._register_load_state_dict_pre_hook(hook)
     before = model[0].weight.clone()
-    with pytest.raises(statedict.RestoreError, match=r"1 refused: .*no such luck"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 refused: .*no such luck"):
         statedict.restore(model, layers(2).state_dict())
     assert torch.equal(model[0].weight, before)
 
@@ -275,7 +275,7 @@ def test_a_parameter_that_repeats_its_memory_is_refused_before_anything_is_writt
     model = layers(2)
     model[1].weight = nn.Parameter(torch.ones(1, 2).expand(2, 2))
     before = model[0].weight.clone()
-    with pytest.raises(statedict.RestoreError, match=r"1 target: 1\.weight .*elements share memory"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 target: 1\.weight .*elements share memory"):
         statedict.restore(model, layers(2).state_dict())
     assert torch.equal(model[0].weight, before)
 
@@ -344,18 +344,18 @@ def test_a_learning_rate_that_is_none_is_no_traceback(last: list[Any]) -> None:
     ],
 )  # fmt: skip
 def test_an_argument_of_another_kind_says_what_is_expected(options: Any) -> None:
-    with pytest.raises(statedict.RestoreError, match=f"{next(iter(options))}: expected .*, got "):
+    with pytest.raises(statedict.errors.RestoreError, match=f"{next(iter(options))}: expected .*, got "):
         statedict.restore(linear(), linear().state_dict(), **options)
 
 
 def test_renamed_in_says_what_it_is_for() -> None:
     for version, rules, kind in (("1", {}, nn.Linear), (1, [], nn.Linear), (1, {}, dict), (1, {}, linear)):
-        with pytest.raises(statedict.RenameError, match="renamed_in"):
+        with pytest.raises(statedict.errors.RenameError, match="renamed_in"):
             statedict.renamed_in(version, rules)(kind)  # type: ignore[type-var,arg-type]
 
 
 def test_an_uninitialised_parameter_in_the_state_is_named() -> None:
-    with pytest.raises(statedict.RestoreError, match=r"kind: weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"kind: weight"):
         statedict.restore(nn.Linear(2, 3), nn.LazyLinear(3).state_dict())
 
 
@@ -364,7 +364,7 @@ def test_a_mixed_failure_stays_short() -> None:
     for n in range(30):
         target.register_buffer(f"b{n}", torch.zeros(n % 3 + 1, dtype=[torch.float32, torch.int64][n % 2]))
     state: dict[str, Any] = {f"b{n}": torch.zeros(2) if n % 4 else "text" for n in range(2, 30)} | {"z": 1}
-    with pytest.raises(statedict.RestoreError) as caught:
+    with pytest.raises(statedict.errors.RestoreError) as caught:
         statedict.restore({"m": target, "n": 0}, {"m": state, "n": [1]}, rename={"x": "y"})
     assert len(str(caught.value).splitlines()) <= 10
 
@@ -404,9 +404,9 @@ def test_a_tuple_stays_one_when_it_is_overridden() -> None:
 def test_a_tensor_in_the_state_without_plain_memory_is_named() -> None:
     model = layers(1)
     state = model.state_dict() | {"0.weight": torch.eye(2).to_sparse()}
-    with pytest.raises(statedict.RestoreError, match=r"1 kind: 0\.weight .*sparse"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 kind: 0\.weight .*sparse"):
         statedict.restore(model, state)
-    with pytest.raises(statedict.RestoreError, match="1 kind: the whole "):
+    with pytest.raises(statedict.errors.RestoreError, match="1 kind: the whole "):
         statedict.restore(torch.optim.SGD(model.parameters()), {"state": 3})
 
 
@@ -425,7 +425,7 @@ def test_what_a_module_makes_of_a_wrong_shape_is_known_before_anything_is_writte
     model = Fusing()
     before = model.a.weight.clone()
     parts = {key: torch.ones(2 + (key == "q"), 2) for key in "qkv"}
-    with pytest.raises(statedict.RestoreError, match=r"1 refused: .*size mismatch for qkv\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 refused: .*size mismatch for qkv\.weight"):
         statedict.restore(model, {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), **parts})
     assert torch.equal(model.a.weight, before)
 
@@ -433,7 +433,7 @@ def test_what_a_module_makes_of_a_wrong_shape_is_known_before_anything_is_writte
 def test_what_a_module_makes_is_not_cast_unasked() -> None:
     parts = {key: torch.ones(2, 2, dtype=torch.float64) for key in "qkv"}
     state = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), **parts}
-    with pytest.raises(statedict.RestoreError, match=r"1 dtype: qkv\.weight .*makes torch\.float64"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 dtype: qkv\.weight .*makes torch\.float64"):
         statedict.restore(Fusing(), state)
     assert statedict.restore(Fusing(), state, cast="qkv.weight").paths("made") == ["qkv.weight"]
 
@@ -442,7 +442,7 @@ def test_one_module_in_two_places_of_a_tree_takes_one_state() -> None:
     model, other = layers(1), layers(1)
     state = {"a": model.state_dict(), "b": other.state_dict()}
     fresh = layers(1)
-    with pytest.raises(statedict.RestoreError, match=r"2 tie: b\.0\.weight.*is in a too"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"2 tie: b\.0\.weight.*is in a too"):
         statedict.restore({"a": fresh, "b": fresh}, state)
     statedict.restore({"a": fresh, "b": fresh}, {"a": model.state_dict(), "b": model.state_dict()})
     assert torch.equal(fresh[0].weight, model[0].weight)
@@ -532,5 +532,5 @@ def test_what_has_no_state_before_it_starts_takes_one() -> None:
 
 def test_a_file_with_nothing_for_the_optimizer_does_not_pass_for_fine(tmp_path: Path) -> None:
     torch.save({"epoch": 1, "optimizer_states": []}, tmp_path / "x.pth")
-    with pytest.raises(statedict.RestoreError):
+    with pytest.raises(statedict.errors.RestoreError):
         statedict.restore({"optimizer_states": [sgd(linear().parameters())]}, tmp_path / "x.pth")

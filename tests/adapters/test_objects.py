@@ -97,7 +97,7 @@ def test_a_history_that_is_longer_or_shorter_is_replaced_in_its_place() -> None:
     assert target["losses"] is losses
     assert losses == [1.0, 2.0]
     assert "4 entries → 2" in str(report)
-    with pytest.raises(statedict.RestoreError, match="the target is a list of 1, the state has 2 entries"):
+    with pytest.raises(statedict.errors.RestoreError, match="the target is a list of 1, the state has 2 entries"):
         statedict.restore({"arrays": [numpy.ones(2)]}, {"arrays": [numpy.ones(2), numpy.ones(2)]})
 
 
@@ -163,14 +163,14 @@ def test_what_does_not_fit_says_why_and_changes_nothing(
 ) -> None:
     target = {"first": numpy.zeros(1), **target}
     before = repr(target)
-    with pytest.raises(statedict.RestoreError, match=rf"a(\.1)? \(.*{reason}"):
+    with pytest.raises(statedict.errors.RestoreError, match=rf"a(\.1)? \(.*{reason}"):
         statedict.restore(target, {"first": numpy.ones(1), **state})
     assert repr(target) == before
 
 
 def test_a_lazy_tensor_is_no_target(tmp_path: Path) -> None:
     statedict.save({"w": numpy.ones(2)}, tmp_path / "x.pth")
-    with pytest.raises(statedict.RestoreError, match="LazyTensor, which is read-only; restore into arrays"):
+    with pytest.raises(statedict.errors.RestoreError, match="LazyTensor, which is read-only; restore into arrays"):
         statedict.restore(statedict.load(tmp_path / "x.pth"), {"w": numpy.zeros(2)})
 
 
@@ -207,9 +207,9 @@ def test_a_captured_tensor_keeps_its_dtype_shape_and_values_whatever_its_layout(
     ids=["sparse", "meta", "strings", "objects"],
 )
 def test_an_array_without_plain_memory_is_refused_by_its_path(value: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(statedict.UnsupportedError, match=rf"model\.w: .*{message}"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=rf"model\.w: .*{message}"):
         statedict.capture({"model": {"w": value}})
-    with pytest.raises(statedict.UnsupportedError, match=rf"model\.w: .*{message}"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=rf"model\.w: .*{message}"):
         statedict.save({"model": {"w": value}}, tmp_path / "x.pth")
     assert list(tmp_path.iterdir()) == []
 
@@ -266,11 +266,11 @@ def with_unit() -> Any:
 def test_an_object_whose_attributes_are_not_its_whole_state_is_refused_by_its_path(
     value: Any, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(statedict.UnsupportedError, match=rf"model\.w: cannot capture a .*{message}"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=rf"model\.w: cannot capture a .*{message}"):
         statedict.capture({"model": {"w": value}})
-    with pytest.raises(statedict.UnsupportedError, match=rf"model\.w: cannot capture a .*{message}"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=rf"model\.w: cannot capture a .*{message}"):
         statedict.save({"model": {"w": value}}, tmp_path / "x.pth")
-    with pytest.raises(statedict.UnsupportedError, match=r"model\.w: cannot capture a "):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"model\.w: cannot capture a "):
         statedict.restore({"model": {"w": value}}, {"model": {"w": numpy.ones(2)}})
     assert list(tmp_path.iterdir()) == []
 
@@ -319,7 +319,7 @@ def read_only() -> Any:
 )
 def test_a_target_that_cannot_be_written_is_found_before_anything_is(target: Any, reason: str) -> None:
     first = numpy.zeros(1)
-    with pytest.raises(statedict.RestoreError, match=rf"nothing was written:\n.*target: w \({reason}"):
+    with pytest.raises(statedict.errors.RestoreError, match=rf"nothing was written:\n.*target: w \({reason}"):
         statedict.restore({"first": first, "w": target}, {"first": numpy.ones(1), "w": numpy.ones(2)})
     assert first.tolist() == [0]
     report = statedict.restore({"w": target}, {"w": numpy.ones(2)}, dry_run=True)
@@ -339,13 +339,13 @@ def test_an_error_while_writing_says_which_entry_failed_and_what_was_written() -
     target = {"first": numpy.zeros(1), "parts": [Failing()], "last": numpy.zeros(1)}
     state = {"first": numpy.ones(1), "parts": [{"a": 1}], "last": numpy.ones(1)}
     with pytest.raises(
-        statedict.RestoreError, match=r"^parts\.0: .*KeyError: 'b'\nthe entries before it were written"
+        statedict.errors.RestoreError, match=r"^parts\.0: .*KeyError: 'b'\nthe entries before it were written"
     ) as info:
         statedict.restore(target, state)
     assert type(info.value.__cause__) is KeyError
     assert target["first"].tolist() == [1]
     assert target["last"].tolist() == [0]
-    with pytest.raises(statedict.RestoreError, match=r"^the root: .*KeyError"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"^the root: .*KeyError"):
         statedict.restore(Failing(), {"a": 1})
 
 
@@ -360,11 +360,11 @@ def nested(depth: int, kind: Any) -> Any:
 def test_a_tree_that_is_nested_too_deep_is_refused_by_its_path(kind: Any, tmp_path: Path) -> None:
     message = r"'(a|0|mean)(\.(a|0|m|me|mea|mean)?)*': nested deeper than 200"
     for depth in (202, 5000):
-        with pytest.raises(statedict.TreeError, match=message):
+        with pytest.raises(statedict.errors.TreeError, match=message):
             statedict.capture({"tree": nested(depth, kind)}["tree"])
-        with pytest.raises(statedict.TreeError, match=message):
+        with pytest.raises(statedict.errors.TreeError, match=message):
             statedict.save(nested(depth, kind), tmp_path / "x.pth")
-        with pytest.raises(statedict.TreeError, match=message):
+        with pytest.raises(statedict.errors.TreeError, match=message):
             parameters(nested(depth, dict))
     assert list(tmp_path.iterdir()) == []
     assert str(statedict.capture(nested(200, kind))).count("1.") == 1

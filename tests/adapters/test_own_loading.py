@@ -96,7 +96,7 @@ def test_a_hook_that_makes_one_entry_from_several_is_honoured_and_called_once() 
     assert model["attention"].qkv[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
     assert report.paths("made") == ["attention.qkv"]
     assert model["attention"].calls == 1  # a twin was asked before
-    with pytest.raises(statedict.RestoreError, match=r"1 shape|refused|size mismatch|missing"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 shape|refused|size mismatch|missing"):
         statedict.restore(model, {name: tensor for name, tensor in state.items() if name != "attention.v"})
 
 
@@ -137,7 +137,7 @@ def test_what_a_module_refuses_is_known_before_anything_is_written() -> None:
     state = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
     state["1.old"] = torch.ones(1)
     before = model[0].weight.clone()
-    with pytest.raises(statedict.RestoreError, match=r"refused: .*this release reads no states of the last one"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"refused: .*this release reads no states of the last one"):
         statedict.restore(model, state)
     assert torch.equal(model[0].weight, before)
 
@@ -150,7 +150,7 @@ def test_an_older_batch_norm_gets_the_counter_that_it_had_not() -> None:
     assert (model[0].running_mean == 1).all()
     newer = statedict.StateDict(state)
     newer._metadata = {"0": {"version": 2}}
-    with pytest.raises(statedict.RestoreError, match=r"1 missing: 0\.num_batches_tracked"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 missing: 0\.num_batches_tracked"):
         statedict.restore(model, newer)
 
 

@@ -71,7 +71,7 @@ def plain(model: nn.Module, build: Build) -> dict[str, Any]:
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
-def restored(state: dict[str, Any], model: nn.Module, build: Build, **options: Any) -> statedict.RestoreReport:
+def restored(state: dict[str, Any], model: nn.Module, build: Build, **options: Any) -> statedict.reports.RestoreReport:
     optimizer = torch.optim.Adam(build(model))
     report = statedict.restore({"model": model, "optimizer": optimizer}, state, **options)
     for name, parameter in model.named_parameters():
@@ -152,7 +152,7 @@ def test_parameters_that_were_removed_or_frozen_are_let_go_where_that_is_allowed
     state = plain(Net(1), everything)
     report = restored(state, Net(2, "abcd"), everything, allow_unexpected=["model.e", "model.f"])
     assert report.paths("unexpected") == ["model.e", "model.f", "optimizer.state.e", "optimizer.state.f"]
-    with pytest.raises(statedict.RestoreError, match=r"3 unexpected: optimizer\.state\.b"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"3 unexpected: optimizer\.state\.b"):
         restored(state, Net(2), only)  # frozen: the model has them, its optimizer does not
     restored(state, Net(2), only, allow_unexpected=["b", "e", "f"])
 
@@ -183,7 +183,7 @@ def test_some_of_the_parameters_in_one_group_are_found_where_they_can_be_only_th
 def test_what_cannot_be_told_is_refused(then: str, now: str, saved: Build, live: Build) -> None:
     model = Net(2, now)
     before = model.a.clone()
-    with pytest.raises(statedict.RestoreError, match="neither their order nor their shapes tell which is which"):
+    with pytest.raises(statedict.errors.RestoreError, match="neither their order nor their shapes tell which is which"):
         restored(plain(Net(1, then), saved), model, live, allow_missing="*", allow_unexpected="*")
     assert torch.equal(model.a, before)
 

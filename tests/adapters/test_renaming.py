@@ -99,14 +99,14 @@ def test_what_is_wrong_with_the_rules_is_an_error_before_anything_is_written(
     rules: dict[str, str], message: str
 ) -> None:
     target = {"w": np.zeros(2)}
-    with pytest.raises(statedict.RestoreError, match=message):
+    with pytest.raises(statedict.errors.RestoreError, match=message):
         statedict.restore(target, {"a": np.ones(2), "b": np.ones(2)}, rename=rules, allow_unexpected="b")
     assert target["w"].tolist() == [0, 0]
 
 
 def test_a_rule_that_moves_an_entry_into_another_dict_is_an_error_that_says_so() -> None:
     target = {"model": {"w": np.zeros(2)}}
-    with pytest.raises(statedict.RestoreError, match=r"model\.a \(a rule makes it 'head\.w', out of the dict"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"model\.a \(a rule makes it 'head\.w', out of the dict"):
         statedict.restore(target, {"model": {"a": np.ones(2)}}, rename={"model.a": "head.w"})
 
 
@@ -137,7 +137,7 @@ class Query(nn.Module):
 def test_the_error_has_the_rules_for_what_looks_renamed_ready_to_copy() -> None:
     old, new = Query({}), Query({"query": "q", "key": "k", "layer": "layers"})
     state = statedict.capture(old)
-    with pytest.raises(statedict.RestoreError) as caught:
+    with pytest.raises(statedict.errors.RestoreError) as caught:
         statedict.restore(new, state)
     (line,) = (line for line in str(caught.value).splitlines() if "look renamed" in line)
     assert line.startswith(
@@ -151,7 +151,7 @@ def test_parameters_of_another_family_s_names_are_paired_by_shape_and_order() ->
     state = {
         name.replace("weight", "gamma").replace("bias", "beta"): tensor for name, tensor in Old().state_dict().items()
     }
-    with pytest.raises(statedict.RestoreError, match="look renamed") as caught:
+    with pytest.raises(statedict.errors.RestoreError, match="look renamed") as caught:
         statedict.restore(Old(), state)
     model = Old()
     statedict.restore(model, state, rename=eval(str(caught.value).partition("rename=")[2].splitlines()[0]))
@@ -159,7 +159,7 @@ def test_parameters_of_another_family_s_names_are_paired_by_shape_and_order() ->
 
 
 def test_nothing_is_suggested_where_shapes_differ_or_the_caller_allows_it() -> None:
-    with pytest.raises(statedict.RestoreError) as caught:
+    with pytest.raises(statedict.errors.RestoreError) as caught:
         statedict.restore(nn.Sequential(nn.Linear(2, 3)), {"a.weight": torch.ones(5, 5), "a.bias": torch.ones(5)})
     assert "renamed" not in str(caught.value)
 

@@ -50,7 +50,7 @@ def test_a_scheduler_restored_without_its_optimizer_says_what_it_will_go_on_from
 def test_a_scheduler_of_another_number_of_groups_is_an_error() -> None:
     fresh = training(groups=2)
     state = statedict.capture(training(steps=2))
-    with pytest.raises(statedict.RestoreError, match=r"groups: .*the state has 1, the optimizer has 2 groups"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"groups: .*the state has 1, the optimizer has 2 groups"):
         statedict.restore(fresh["scheduler"], state["scheduler"])
 
 
@@ -89,7 +89,7 @@ def test_any_plain_value_can_be_overridden() -> None:
 
 def test_an_override_that_matches_nothing_is_an_error() -> None:
     fresh = training()
-    with pytest.raises(statedict.RestoreError, match=r"2 idle override: learning_rate, lr\.0|2 idle override"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"2 idle override: learning_rate, lr\.0|2 idle override"):
         statedict.restore(fresh, statedict.capture(training(steps=2)), override={"learning_rate": 1, "lr.0": 1})
     assert rate(fresh) == 0.1
 

@@ -42,7 +42,9 @@ def trained(words: int, classes: int = 2, name: str = "AdamW", steps: int = 3) -
 def test_a_shape_that_differs_is_an_error_that_names_both_and_writes_nothing() -> None:
     old, new = trained(6)[0], trained(8)[0]
     before = new.embed.weight.clone()
-    with pytest.raises(statedict.RestoreError, match=r"1 shape: embed\.weight .*has \(6, 4\), the target \(8, 4\)"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match=r"1 shape: embed\.weight .*has \(6, 4\), the target \(8, 4\)"
+    ):
         statedict.restore(new, statedict.capture(old))
     assert torch.equal(new.embed.weight, before)
 
@@ -87,7 +89,7 @@ def test_a_policy_that_cannot_do_it_says_why(
 ) -> None:
     model = nn.Module()
     model.weight = nn.Parameter(torch.zeros(new))
-    with pytest.raises(statedict.RestoreError, match=reason):
+    with pytest.raises(statedict.errors.RestoreError, match=reason):
         statedict.restore(model, {"weight": torch.ones(old)}, shapes=policy)
     assert not model.weight.any()
 
@@ -99,7 +101,9 @@ def test_the_first_pattern_that_matches_counts_and_a_word_for_no_policy_is_an_er
     assert torch.equal(new.embed.weight, torch.cat([old.embed.weight, rows]))
     assert not new.head.bias[3:].any()
     assert "3 reshaped: embed.weight, head.weight, head.bias (overlap: (6, 4) → (8, 4))" in str(report)
-    with pytest.raises(statedict.RestoreError, match="expected one of error, skip, slice, pad, overlap, reshape, got"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match="expected one of error, skip, slice, pad, overlap, reshape, got"
+    ):
         statedict.restore(new, statedict.capture(old), shapes={"*": "truncate"})
 
 
@@ -139,7 +143,7 @@ def test_an_optimizer_alone_takes_the_policy_by_the_name_of_its_parameter() -> N
     old, new = trained(6), trained(8, steps=0)
     state = statedict.capture({"model": old[0], "optimizer": old[1]})["optimizer"]
     fresh = torch.optim.AdamW(new[0].named_parameters())
-    with pytest.raises(statedict.RestoreError, match=r"shape: state\.0\.exp_avg, state\.0\.exp_avg_sq"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"shape: state\.0\.exp_avg, state\.0\.exp_avg_sq"):
         statedict.restore(fresh, state)
     for pattern in ("embed.weight", "state.embed"):
         statedict.restore(fresh, state, shapes={pattern: "pad"})
@@ -151,7 +155,9 @@ def test_what_cannot_follow_is_an_error() -> None:
     new[0].embed.weight = nn.Parameter(torch.zeros(12, 2))
     optimizer = torch.optim.Adafactor(new[0].parameters())
     state = statedict.capture({"m": old[0], "o": old[1]})
-    with pytest.raises(statedict.RestoreError, match=r"o\.state\.0\.row_var.*cannot follow the parameter, reshape"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match=r"o\.state\.0\.row_var.*cannot follow the parameter, reshape"
+    ):
         statedict.restore({"m": new[0], "o": optimizer}, state, shapes="reshape")
     assert not optimizer.state
 

@@ -49,7 +49,7 @@ MESSAGE = r"is a part \(\[3:6, 0:4\] of a tensor of shape \(6, 4\)\)"
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ""])
 def test_a_part_is_not_saved_as_if_it_were_the_whole(suffix: str, tmp_path: Path) -> None:
     for tree in (Model(), {"m": Model()}, {"m": {"inner.weight": second_half(torch.ones(3, 4))}}):
-        with pytest.raises(statedict.UnsupportedError, match=r"inner\.weight: .*" + MESSAGE):
+        with pytest.raises(statedict.errors.UnsupportedError, match=r"inner\.weight: .*" + MESSAGE):
             statedict.save(tree, tmp_path / f"x{suffix}")
     assert list(tmp_path.iterdir()) == []
 
@@ -58,7 +58,7 @@ def test_a_part_is_not_captured_though_its_state_dict_does_not_say_that_it_is_on
     model = Model()
     assert not hasattr(model.state_dict()["inner.weight"], "global_shape")
     for tree in (model, [model], second_half(torch.ones(3, 4))):
-        with pytest.raises(statedict.UnsupportedError, match=MESSAGE):
+        with pytest.raises(statedict.errors.UnsupportedError, match=MESSAGE):
             statedict.capture(tree)
 
 
@@ -66,7 +66,7 @@ def test_a_buffer_and_a_name_that_a_hook_has_changed_are_looked_at_too() -> None
     model = nn.Module()
     model.register_buffer("table", second_half(torch.ones(3, 4)))
     model.register_state_dict_post_hook(lambda module, state, prefix, extra: state.update(other=state.pop("table")))
-    with pytest.raises(statedict.UnsupportedError, match="table: " + ".*" + MESSAGE):
+    with pytest.raises(statedict.errors.UnsupportedError, match="table: " + ".*" + MESSAGE):
         statedict.capture(model)
 
 
@@ -90,7 +90,7 @@ def test_attributes_that_contradict_the_tensor_are_an_error_of_ours() -> None:
         ((3, 0), (1, 0), (3, 4)),
         (("a", 0), (0, 0), (3, 4)),
     ]:
-        with pytest.raises(statedict.UnsupportedError, match="describe no part"):
+        with pytest.raises(statedict.errors.UnsupportedError, match="describe no part"):
             statedict.capture({"w": part(torch.ones(3, 4), (6, 4), pieces)})
     tensor = torch.ones(3)
     tensor.global_shape = (6,)  # type: ignore[attr-defined]  # one of the four says nothing
@@ -103,7 +103,7 @@ def test_what_an_optimizer_keeps_for_a_part_is_not_captured_either() -> None:
     statedict.capture({"optimizer": optimizer})  # it keeps nothing yet
     model.inner(torch.ones(2, 4)).sum().backward()
     optimizer.step()
-    with pytest.raises(statedict.UnsupportedError, match=r"optimizer\.param_groups\.0\.params\.0: .*" + MESSAGE):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"optimizer\.param_groups\.0\.params\.0: .*" + MESSAGE):
         statedict.capture({"optimizer": optimizer})
 
 
@@ -112,7 +112,7 @@ def test_nor_is_it_in_a_shape_of_its_own_or_below(kept: object) -> None:
     model = Model()
     optimizer = torch.optim.Adam(model.parameters())
     optimizer.state[model.inner.weight] = {"step": torch.tensor(1.0), "own": kept}
-    with pytest.raises(statedict.UnsupportedError, match=MESSAGE):
+    with pytest.raises(statedict.errors.UnsupportedError, match=MESSAGE):
         statedict.capture({"optimizer": optimizer})
 
 
@@ -133,7 +133,7 @@ def test_pytorch_s_way_of_saving_keeps_the_attributes(tmp_path: Path) -> None:
     assert found.state["data"].shape == (3, 4)
     statedict.convert(tmp_path / "x.pth", tmp_path / "x.safetensors")
     assert statedict.load(tmp_path / "x.safetensors")["w"].state["global_offsets"] == ((3, 0),)
-    with pytest.raises(statedict.UnsupportedError, match=r"w: an object of class torch\.Tensor"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"w: an object of class torch\.Tensor"):
         statedict.convert(tmp_path / "x.pth", tmp_path / "y.pth")
 
 
@@ -156,10 +156,10 @@ def test_a_part_is_not_restored_from_what_may_be_another_part() -> None:
         model.inner.weight.copy_(before)
     state = {"inner.weight": WHOLE[:3], "inner.bias": torch.zeros(3)}
     for target in (model, {"inner.weight": model.inner.weight, "inner.bias": model.inner.bias}):
-        with pytest.raises(statedict.RestoreError, match=r"inner\.weight \(.*restore from the whole"):
+        with pytest.raises(statedict.errors.RestoreError, match=r"inner\.weight \(.*restore from the whole"):
             statedict.restore(target, state)
     assert torch.equal(model.inner.weight, before)
-    with pytest.raises(statedict.RestoreError, match=MESSAGE):
+    with pytest.raises(statedict.errors.RestoreError, match=MESSAGE):
         statedict.restore(nn.Linear(4, 3), {"weight": second_half(torch.ones(3, 4)), "bias": torch.ones(3)})
 
 
@@ -168,7 +168,7 @@ def test_what_an_optimizer_keeps_is_not_restored_for_a_part() -> None:
     optimizer = torch.optim.Adam(plain.parameters())
     plain(torch.ones(2, 4)).sum().backward()
     optimizer.step()
-    with pytest.raises(statedict.RestoreError, match="the parameter is a part"):
+    with pytest.raises(statedict.errors.RestoreError, match="the parameter is a part"):
         statedict.restore(torch.optim.Adam(model.parameters()), statedict.capture(optimizer))
 
 
@@ -185,7 +185,7 @@ tensor = distribute_tensor(torch.arange(24.0).reshape(6, 4), init_device_mesh("c
 for call in (statedict.capture, lambda tree: statedict.save(tree, f"{folder}/x.pth")):
     try:
         call({"w": tensor})
-    except statedict.UnsupportedError as error:
+    except statedict.errors.UnsupportedError as error:
         print(error, flush=True)
 os._exit(0)  # the end of a process group of gloo may hang
 """

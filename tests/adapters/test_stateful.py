@@ -118,7 +118,7 @@ def test_an_entry_that_is_missing_is_an_error_unless_allowed() -> None:
     sampler, fresh = Sampler(), Sampler()
     state = statedict.capture(sampler)
     del state["seen"]
-    with pytest.raises(statedict.RestoreError, match="1 missing: seen"):
+    with pytest.raises(statedict.errors.RestoreError, match="1 missing: seen"):
         statedict.restore(fresh, state)
     assert fresh.got is None
     assert statedict.restore(fresh, state, allow_missing=["seen"]).paths("missing") == ["seen"]
@@ -138,12 +138,12 @@ def test_a_state_that_is_no_dict_goes_both_ways() -> None:
     counter = Counter()
     statedict.restore({"c": counter}, {"c": torch.tensor(7)})
     assert counter.count.item() == 7
-    with pytest.raises(statedict.RestoreError):
+    with pytest.raises(statedict.errors.RestoreError):
         statedict.restore({"c": counter}, {"c": {"count": 3}})
 
 
 def test_a_class_that_has_the_methods_is_no_state() -> None:
-    with pytest.raises(statedict.UnsupportedError, match="sampler: cannot capture"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="sampler: cannot capture"):
         statedict.capture({"sampler": Sampler})
 
 
@@ -158,7 +158,9 @@ def test_an_object_that_says_what_it_cannot_take_is_asked_before_anything_is_wri
     array, fresh, sampler = torch.zeros(1), Picky(), Picky()
     state = statedict.capture({"a": torch.ones(1), "s": sampler})
     state["s"]["seen"] = {5}
-    with pytest.raises(statedict.RestoreError, match=r"nothing was written:\n.*1 kind: s \(seen: \{5\} is too much"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match=r"nothing was written:\n.*1 kind: s \(seen: \{5\} is too much"
+    ):
         statedict.restore({"a": array, "s": fresh}, state)
     assert not array.any()
     assert fresh.got is None

@@ -59,7 +59,9 @@ def test_two_values_for_one_tensor_are_an_error(suffix: str, tmp_path: Path) -> 
     fresh = Language(tied=True)
     before = fresh.embed.weight.clone()
     statedict.save(Language(tied=False), tmp_path / f"x{suffix}")
-    with pytest.raises(statedict.RestoreError, match=r"1 tie: head\.weight .*the state has other values for each"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match=r"1 tie: head\.weight .*the state has other values for each"
+    ):
         statedict.restore(fresh, tmp_path / f"x{suffix}")
     assert torch.equal(fresh.embed.weight, before)
 
@@ -73,7 +75,7 @@ def test_a_file_that_has_a_tied_weight_under_one_name_only_restores_both(left_ou
     assert report.paths("tied") == [left_out]
     assert torch.equal(fresh.head.weight, model.head.weight)
     assert torch.equal(fresh.embed.weight, model.embed.weight)
-    with pytest.raises(statedict.RestoreError, match=f"missing: {left_out}"):
+    with pytest.raises(statedict.errors.RestoreError, match=f"missing: {left_out}"):
         statedict.restore(Language(tied=False), state)
 
 

@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_named_with_its_reason_and_nothing_is_written(name:
     block = Block()
     before, state = state_of(block), statedict.capture(Block())
     change(state)
-    with pytest.raises(statedict.RestoreError, match=rf"nothing was written:\n  1 {action}: {path} \({reason}"):
+    with pytest.raises(statedict.errors.RestoreError, match=rf"nothing was written:\n  1 {action}: {path} \({reason}"):
         statedict.restore(block, state)
     assert all(torch.equal(block.state_dict()[key], tensor) for key, tensor in before.items())
     report = statedict.restore(block, state, dry_run=True)
@@ -176,14 +176,14 @@ def test_missing_and_unexpected_entries_are_accepted_by_pattern_and_reported() -
     assert torch.equal(block.norm.running_mean, kept)
     assert torch.equal(block.weight, other.weight)
     remedy = r"allow_missing=\['norm\.weight', 'norm\.running_mean'\], allow_unexpected=\['head\.weight'\]"
-    with pytest.raises(statedict.RestoreError, match=remedy):
+    with pytest.raises(statedict.errors.RestoreError, match=remedy):
         statedict.restore(block, state, allow_missing=["head"], allow_unexpected=["norm"])
 
 
 def test_a_pattern_allows_only_what_it_matches() -> None:
     state = statedict.capture(Block())
     del state["mask"], state["weight"]
-    with pytest.raises(statedict.RestoreError, match="1 missing: weight"):
+    with pytest.raises(statedict.errors.RestoreError, match="1 missing: weight"):
         statedict.restore(Block(), state, allow_missing="mask")
 
 
@@ -254,7 +254,7 @@ def test_a_whole_checkpoint_given_to_a_model_says_which_entry_of_it_fits() -> No
     model = nn.Linear(2, 2)
     checkpoint = {"epoch": 3, "model_state": statedict.capture(model)}
     with pytest.raises(
-        statedict.RestoreError,
+        statedict.errors.RestoreError,
         match=r"the entry 'model_state' of the state fits, restore from load\(path\)\['model_state'\]",
     ):
         statedict.restore(model, checkpoint)
@@ -263,7 +263,7 @@ def test_a_whole_checkpoint_given_to_a_model_says_which_entry_of_it_fits() -> No
 def test_the_error_for_many_entries_stays_short() -> None:
     model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(129)])
     prefixed = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-    with pytest.raises(statedict.RestoreError, match="258 missing") as caught:
+    with pytest.raises(statedict.errors.RestoreError, match="258 missing") as caught:
         statedict.restore(model, prefixed, prefix="")
     assert len(str(caught.value).splitlines()) < 10
 

@@ -199,7 +199,8 @@ def test_moments_that_are_of_another_shape_than_their_parameter_are_an_error() -
     old, new = torch.optim.Adam(model.parameters()), torch.optim.Adam(fresh.parameters())
     train(model, old, range(2))
     with pytest.raises(
-        statedict.RestoreError, match=r"shape: state\.0\.exp_avg, .*the state has \(5, 4\), the parameter \(2, 5\)"
+        statedict.errors.RestoreError,
+        match=r"shape: state\.0\.exp_avg, .*the state has \(5, 4\), the parameter \(2, 5\)",
     ):
         statedict.restore(new, statedict.capture(old))
     assert not new.state
@@ -208,7 +209,9 @@ def test_moments_that_are_of_another_shape_than_their_parameter_are_an_error() -
 def test_groups_of_other_sizes_without_names_are_an_error() -> None:
     model = network(1)
     state = statedict.capture(torch.optim.SGD(list(model.parameters())[:3], momentum=0.9))
-    with pytest.raises(statedict.RestoreError, match=r"groups of \[3\] parameters, the target of \[6\], and not both"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match=r"groups of \[3\] parameters, the target of \[6\], and not both"
+    ):
         statedict.restore(torch.optim.SGD(model.parameters(), momentum=0.9), state)
 
 
@@ -220,7 +223,7 @@ def test_a_parameter_that_the_state_lacks_is_an_error_and_where_allowed_keeps_it
     train(fresh, new, range(3))
     state = statedict.capture({"m": model, "o": old})
     kept = copy.deepcopy(new.state[fresh[3].bias]["exp_avg"])
-    with pytest.raises(statedict.RestoreError, match=r"4 missing: o\.state\.2\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"4 missing: o\.state\.2\.weight"):
         statedict.restore({"m": fresh, "o": new}, state)
     report = statedict.restore({"m": fresh, "o": new}, state, allow_missing=["o.state.*"])
     assert len(report.paths("fresh")) == 4
@@ -235,7 +238,7 @@ def test_a_parameter_that_only_the_state_has_is_an_error_unless_allowed() -> Non
     new = torch.optim.Adam([p for n, p in fresh.named_parameters() if not n.startswith("3")])
     train(model, old, range(2))
     state = statedict.capture({"m": model, "o": old})
-    with pytest.raises(statedict.RestoreError, match=r"2 unexpected: o\.state\.3\.weight, o\.state\.3\.bias"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"2 unexpected: o\.state\.3\.weight, o\.state\.3\.bias"):
         statedict.restore({"m": fresh, "o": new}, state)
     statedict.restore({"m": fresh, "o": new}, state, allow_unexpected=["o.state.3"])
     assert len(new.state) == 4
@@ -319,7 +322,7 @@ def test_the_state_of_an_optimizer_of_another_class_is_an_error_and_nothing_is_w
     train(*old, range(2))
     before, hyper = copy.deepcopy(new[0].state_dict()), copy.deepcopy(new[1].state_dict())
     with pytest.raises(
-        statedict.RestoreError, match=r"(?s)nothing was written.*(missing|unexpected): o\.(param_groups|state)"
+        statedict.errors.RestoreError, match=r"(?s)nothing was written.*(missing|unexpected): o\.(param_groups|state)"
     ):
         statedict.restore({"m": new[0], "o": new[1]}, statedict.capture({"m": old[0], "o": old[1]}))
     assert_same(new[0].state_dict(), before)
@@ -354,5 +357,5 @@ def test_the_hyperparameters_of_an_older_pytorch_are_filled_in() -> None:
 )
 def test_a_state_that_is_no_optimizer_s_is_refused(state: Any) -> None:
     _, optimizer = made("SGD", 1)
-    with pytest.raises(statedict.RestoreError):
+    with pytest.raises(statedict.errors.RestoreError):
         statedict.restore(optimizer, state)

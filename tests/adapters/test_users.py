@@ -43,7 +43,7 @@ def test_pytorch_41048_and_101107_the_keys_differ_by_a_wrapper(wrapper: str) -> 
         target.load_state_dict(state)
     assert wrapper.split(".")[0] in statedict.restore(target, state).notes[0]
     assert values(target) == values(source)
-    with pytest.raises(statedict.RestoreError) as caught:
+    with pytest.raises(statedict.errors.RestoreError) as caught:
         statedict.restore(target, state, prefix="")
     assert "all 170 keys differ by " in str(caught.value)
     assert len(str(caught.value).splitlines()) < 10
@@ -61,7 +61,7 @@ def test_kokoro_368_parts_whose_keys_have_a_prefix_are_not_left_random() -> None
 
 def test_mlx_audio_902_what_stays_unrestored_must_be_named() -> None:
     source, target = Encoder(2), Encoder(3)
-    with pytest.raises(statedict.RestoreError, match=r"4 missing: layers\.2\.a\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"4 missing: layers\.2\.a\.weight"):
         statedict.restore(target, source.state_dict())
     report = statedict.restore(target, source.state_dict(), allow_missing="layers.2")
     assert report.counts() == {"restored": 10, "missing": 4}
@@ -123,7 +123,9 @@ def test_lbfgs_keeps_one_state_for_parameters_that_must_be_the_same() -> None:
     old.step(lambda: stepped(model, torch.optim.SGD(model.parameters(), lr=0.0)) and model(torch.ones(4, 2)))
     state = statedict.capture({"m": model, "o": old})
     fresh = Pair("b", "LBFGS")
-    with pytest.raises(statedict.RestoreError, match="LBFGS keeps one state for all parameters, which are others"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match="LBFGS keeps one state for all parameters, which are others"
+    ):
         statedict.restore({"m": fresh, "o": torch.optim.LBFGS([fresh.a.weight])}, state, allow_unexpected="o.state.*")
 
 
@@ -167,7 +169,7 @@ def test_accelerate_3971_and_pytorch_148252_state_that_never_existed_is_not_miss
     assert "2 restored: o.state.head.weight, o.state.head.bias (it had no state yet, so it starts fresh)" in str(report)
     assert target.head.weight not in new.state
     del state["o"]["param_groups"][0]["params"][-1], state["o"]["param_groups"][0]["param_names"][-1]
-    with pytest.raises(statedict.RestoreError, match=r"1 missing: o\.state\.head\.bias"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 missing: o\.state\.head\.bias"):
         statedict.restore({"m": target, "o": new}, state)
 
 
@@ -217,13 +219,13 @@ def test_llama_cpp_7505_a_dialect_is_a_map_and_its_inverse_and_the_moments_follo
 def test_comfyui_1144_keys_that_nothing_takes_are_an_error_not_a_line_in_a_log() -> None:
     target = Encoder(1)
     state = target.state_dict() | {"lora_unet_down.weight": torch.ones(1)}
-    with pytest.raises(statedict.RestoreError, match=r"1 unexpected: lora_unet_down\.weight"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 unexpected: lora_unet_down\.weight"):
         statedict.restore(target, state)
 
 
 def test_pytorch_173901_and_megatron_1359_dtypes_are_exact_or_the_cast_is_asked_for_and_told() -> None:
     source, target = Encoder(1).bfloat16(), Encoder(1)
-    with pytest.raises(statedict.RestoreError, match=r"6 dtype: .*the state has bfloat16, the target float32"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"6 dtype: .*the state has bfloat16, the target float32"):
         statedict.restore(target, source.state_dict())
     report = statedict.restore(target, source.state_dict(), cast="layers.*", allow_missing=(), dry_run=True)
     assert report.counts() == {"cast": 4, "dtype": 2}

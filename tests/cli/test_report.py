@@ -27,7 +27,7 @@ def test_it_takes_a_title_and_patterns(run: Run, tmp_path: Path) -> None:
     assert "model_state.conv1" not in text.partition("<script>")[0].partition('"tensors"')[2].partition('"values"')[0]
     done = run("report", "checkpoint.pth", "-o", "b.html", "--only", "nothing")
     assert done.returncode == 2
-    assert "no tensor matches 'nothing'" in done.stderr
+    assert "matches 'nothing'; fix or remove the pattern" in done.stderr
     assert not (tmp_path / "b.html").exists()
 
 

@@ -230,8 +230,8 @@ def test_what_is_no_checkpoint_is_called_by_its_name_with_a_remedy(name: str, tm
     for opened in (statedict.load, statedict.verify):
         with pytest.raises(StateDictError, match=f"(?s){cause}") as caught:
             opened(path)
-        assert isinstance(caught.value, statedict.UnknownFormatError | statedict.FileError)
-        assert not isinstance(caught.value, statedict.CorruptFileError)
+        assert isinstance(caught.value, statedict.errors.UnknownFormatError | statedict.errors.FileError)
+        assert not isinstance(caught.value, statedict.errors.CorruptFileError)
         with pytest.raises(StateDictError, match=f"(?s){remedy}"):
             opened(path)
         assert str(caught.value).startswith(str(path))
@@ -380,7 +380,7 @@ def test_half_a_checkpoint_is_an_error_for_load_and_a_finding_for_verify(name: s
     path = make(tmp_path)
     with pytest.raises(StateDictError, match=f"(?s){loading}") as caught:
         statedict.load(path)
-    assert isinstance(caught.value, statedict.FormatError | statedict.MissingFileError)
+    assert isinstance(caught.value, statedict.errors.FormatError | statedict.errors.MissingFileError)
     report = statedict.verify(path)
     assert not report.ok
     with pytest.raises(AssertionError, match=f"(?s){verifying}"):
@@ -428,7 +428,7 @@ def test_a_file_without_permission_says_whom_to_ask(tmp_path: Path) -> None:
     statedict.verify(path)
     path.chmod(0)
     for opened in (statedict.load, statedict.verify):
-        with as_somebody_else(), pytest.raises(statedict.FileError, match=r"Permission denied; .*chmod"):
+        with as_somebody_else(), pytest.raises(statedict.errors.FileError, match=r"Permission denied; .*chmod"):
             opened(path)
 
 

@@ -240,7 +240,7 @@ def test_what_is_no_data_is_kept_as_a_label_or_refused_by_its_path(subject: Subj
     if subject.opaque:
         assert_same(subject.round_trip(tree, tmp_path), tree)
     else:
-        with pytest.raises(statedict.UnsupportedError, match=r"args\.0: an object of class argparse\.Namespace"):
+        with pytest.raises(statedict.errors.UnsupportedError, match=r"args\.0: an object of class argparse\.Namespace"):
             subject.round_trip(tree, tmp_path)
         assert list(tmp_path.iterdir()) == []
 

@@ -140,7 +140,7 @@ def test_a_save_that_fails_midway_leaves_the_old_file_and_nothing_else(subject: 
 
     with pytest.raises(RuntimeError, match="is gone"):
         subject.save({"a": torch.ones(3), "w": _failing(fail)}, path)
-    with pytest.raises(statedict.UnsupportedError, match=r"model\.what"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"model\.what"):
         subject.save({"model": {"what": threading.Lock()}}, path)
     assert subject.content(path) == before
     assert os.listdir(path.parent) == [path.name]
@@ -178,7 +178,7 @@ def test_a_file_cut_short_anywhere_is_an_error_that_names_it(subject: Subject, p
     cut = path.with_stem("cut")
     for length in [*range(0, len(whole), 37), len(whole) - 1]:
         cut.write_bytes(whole[:length])
-        with pytest.raises(statedict.FormatError, match=r"cut\."):
+        with pytest.raises(statedict.errors.FormatError, match=r"cut\."):
             statedict.load(cut)
 
 
@@ -196,6 +196,8 @@ def test_a_damaged_file_loads_or_fails_with_a_format_error_and_nothing_else(
     damaged[at : at + length] = data.draw(st.binary(max_size=6))
     broken = path.with_stem("broken")
     broken.write_bytes(damaged)
-    with contextlib.suppress(statedict.FormatError, statedict.TreeError, statedict.UnsupportedError):
+    with contextlib.suppress(
+        statedict.errors.FormatError, statedict.errors.TreeError, statedict.errors.UnsupportedError
+    ):
         for tensor in statedict.load(broken).tensors().values():
             tensor.raw()

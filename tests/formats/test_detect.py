@@ -25,7 +25,7 @@ def test_the_content_decides_and_never_the_suffix(written: str, suffix: str, tmp
     statedict.save({"w": torch.arange(3.0), "epoch": 3}, path, format=written)
     assert statedict.load(path)["w"].tolist() == [0, 1, 2]
     assert statedict.load(path, format=written)["epoch"] == 3
-    with pytest.raises(statedict.FormatError):
+    with pytest.raises(statedict.errors.FormatError):
         statedict.load(path, format={"torch": "safetensors", "safetensors": "torch"}[written])
 
 
@@ -53,10 +53,10 @@ def test_the_suffix_of_a_folder_chooses_nothing(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(statedict.FormatError, match=r"no format 'onnx'; there are torch, safetensors"):
+    with pytest.raises(statedict.errors.FormatError, match=r"no format 'onnx'; there are torch, safetensors"):
         statedict.save({}, tmp_path / "x.onnx", format="onnx")
     statedict.save({}, tmp_path / "x.pth")
-    with pytest.raises(statedict.FormatError, match=r"no format 'onnx'"):
+    with pytest.raises(statedict.errors.FormatError, match=r"no format 'onnx'"):
         statedict.load(tmp_path / "x.pth", format="onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
@@ -108,21 +108,23 @@ def test_a_stranger_is_called_by_its_name_with_a_remedy(name: str, suffix: str, 
     data, message = STRANGERS[name]
     path = tmp_path / f"model{suffix}"
     path.write_bytes(data)
-    with pytest.raises(statedict.UnknownFormatError, match=message) as caught:
+    with pytest.raises(statedict.errors.UnknownFormatError, match=message) as caught:
         statedict.load(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_tar_archive_of_other_things_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(_tar())
-    with pytest.raises(statedict.FormatError, match=r"tar archive without 'storages', so torch\.save did not write it"):
+    with pytest.raises(
+        statedict.errors.FormatError, match=r"tar archive without 'storages', so torch\.save did not write it"
+    ):
         statedict.load(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("name", ["torch-legacy", "zip", "pickle", "sharded"])
 def test_a_format_that_is_only_read_says_so_when_it_is_to_be_written(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        statedict.FormatError, match=rf"{name} files are read, not written; .* torch, safetensors, distributed$"
+        statedict.errors.FormatError, match=rf"{name} files are read, not written; .* torch, safetensors, distributed$"
     ):
         statedict.save({}, tmp_path / "x", format=name)
     assert list(tmp_path.iterdir()) == []
@@ -132,7 +134,7 @@ def test_a_zip_of_other_things_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "readme.txt").write_text("hello")
     path = shutil.make_archive(str(tmp_path / "weights"), "zip", tmp_path / "folder")
-    with pytest.raises(statedict.UnknownFormatError, match=r"zip archive without data\.pkl"):
+    with pytest.raises(statedict.errors.UnknownFormatError, match=r"zip archive without data\.pkl"):
         statedict.load(path)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 import statedict
-from statedict.ops.alter import verbs as alter
+from statedict import alter
 
 from .. import dcp
 from ..same import assert_same
@@ -164,7 +164,7 @@ def test_of_a_rank_whose_file_is_missing_the_rest_is_read(ranks: Path, tmp_path:
             assert tensor[index].regions is None
             assert tensor[index].raw() == whole.at(path)[index].raw()
         with pytest.raises(
-            statedict.CorruptFileError, match=f"is not all there.*missing: {gone.name}; fetch the files"
+            statedict.errors.CorruptFileError, match=f"is not all there.*missing: {gone.name}; fetch the files"
         ):
             tensor.numpy()
     report = statedict.verify(tmp_path / "d")
@@ -179,10 +179,10 @@ def test_a_value_whose_file_is_missing_is_named(tmp_path: Path) -> None:
     for key, info in changed.storage_data.items():
         info.relative_path = "__1_0.distcp" if key.fqn == "epoch" else info.relative_path
     rewrite(folder, changed)
-    with pytest.raises(statedict.FileError, match=r"__1_0\.distcp"):
+    with pytest.raises(statedict.errors.FileError, match=r"__1_0\.distcp"):
         statedict.load(folder)
     file.unlink()
-    with pytest.raises(statedict.FileError, match="distcp") as caught:
+    with pytest.raises(statedict.errors.FileError, match="distcp") as caught:
         statedict.load(folder)
     assert isinstance(caught.value, FileNotFoundError)
 
@@ -217,10 +217,10 @@ def test_a_tensor_of_which_not_every_rank_saved_knows_its_ranges(tmp_path: Path)
     assert tensor[2].regions == ()
     assert tensor[::2].regions == ()
     what = r"'w': \[1:3, 0:4\] is not all there; of its shape \(6, 4\) there is \[0:2, 0:4\], \[3:5, 1:3\] only; fetch"
-    with pytest.raises(statedict.CorruptFileError, match=what):
+    with pytest.raises(statedict.errors.CorruptFileError, match=what):
         tensor[1:3].numpy()
     for path in ("x.safetensors", "x.pth"):
-        with pytest.raises(statedict.CorruptFileError, match="is not all there"):
+        with pytest.raises(statedict.errors.CorruptFileError, match="is not all there"):
             statedict.convert(tmp_path / "d", tmp_path / path)
         assert not (tmp_path / path).exists()
 
@@ -234,7 +234,7 @@ def test_what_is_there_in_part_is_told_by_verify_and_inspect_and_not_restored(tm
     ((_, node), *_) = statedict.inspect(state).root.children
     assert node.note == "only [0:2, 0:4]"
     live = {"w": torch.zeros(6, 4), "n": 0}
-    with pytest.raises(statedict.RestoreError, match=r"incomplete: w .*has \[0:2, 0:4\] only"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"incomplete: w .*has \[0:2, 0:4\] only"):
         statedict.restore(live, state)
     assert not live["w"].any()  # type: ignore[attr-defined]
     rows = {"w": torch.zeros(2, 4), "n": 0}
@@ -254,7 +254,7 @@ def test_a_file_that_ends_early_is_noticed_when_it_is_opened(tmp_path: Path) -> 
     folder = save({"w": torch.arange(2000.0)}, tmp_path / "d")
     (file,) = folder.glob("*.distcp")
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(statedict.CorruptFileError, match=r"distcp: bytes .* lie outside the file \(500 bytes\)"):
+    with pytest.raises(statedict.errors.CorruptFileError, match=r"distcp: bytes .* lie outside the file \(500 bytes\)"):
         statedict.load(folder)
 
 
@@ -285,7 +285,7 @@ def test_a_file_outside_of_the_folder_is_refused(name: str, tmp_path: Path) -> N
     for info in changed.storage_data.values():
         info.relative_path = name
     rewrite(folder, changed)
-    with pytest.raises(statedict.FormatError, match="outside of the folder; refused"):
+    with pytest.raises(statedict.errors.FormatError, match="outside of the folder; refused"):
         statedict.load(folder)
 
 
@@ -311,7 +311,7 @@ def test_chunks_that_do_not_make_up_their_tensor_are_refused(parts: Any, message
     info = next(iter(changed.storage_data.values()))
     changed.storage_data = {MetadataIndex("w", torch.Size(offsets)): info for offsets, _ in parts}
     rewrite(folder, changed)
-    with pytest.raises(statedict.CorruptFileError, match=message):
+    with pytest.raises(statedict.errors.CorruptFileError, match=message):
         statedict.load(folder)
 
 
@@ -326,7 +326,7 @@ def test_a_chunk_that_is_another_tensor_is_found_when_it_is_read(tmp_path: Path)
         info.offset, info.length = 0, len(buffer.getvalue())
     rewrite(folder, changed)
     state = statedict.load(folder)
-    with pytest.raises(statedict.CorruptFileError, match="the chunk of 'w' is not the tensor"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="the chunk of 'w' is not the tensor"):
         state["w"].numpy()
 
 
@@ -342,14 +342,16 @@ def test_a_metadata_that_makes_no_sense_is_an_error_of_ours(tmp_path: Path) -> N
             pass
     for length in range(80, len(whole) - 1, 7):
         (folder / ".metadata").write_bytes(whole[:length])
-        with pytest.raises(statedict.TruncatedError, match=r"\.metadata"):
+        with pytest.raises(statedict.errors.TruncatedError, match=r"\.metadata"):
             statedict.load(folder)
 
 
 def test_a_file_of_a_checkpoint_by_itself_is_several_archives(tmp_path: Path) -> None:
     folder = save({"a": torch.randn(64), "b": torch.ones(3), "c": torch.zeros(5)}, tmp_path / "ck")
     path = folder / "__0_0.distcp"
-    with pytest.raises(statedict.CorruptFileError, match=r"several archives, .*; .* open the folder that it lies in"):
+    with pytest.raises(
+        statedict.errors.CorruptFileError, match=r"several archives, .*; .* open the folder that it lies in"
+    ):
         statedict.load(path)
     assert "several archives" in str(statedict.verify(path))
     assert statedict.scan(path).verdict == "data"

@@ -295,7 +295,7 @@ def test_large_and_small_chunks_lie_side_by_side(tmp_path: Path) -> None:
     ],
 )
 def test_what_it_cannot_hold_is_refused_by_its_name(tree: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(statedict.UnsupportedError, match=message):
+    with pytest.raises(statedict.errors.UnsupportedError, match=message):
         written(tree, tmp_path / "d")
     assert not list(tmp_path.iterdir())
 
@@ -327,11 +327,11 @@ def test_a_record_of_the_tree_that_does_not_fit_is_an_error_of_ours(tmp_path: Pa
     ):  # fmt: skip
         whole.statedict["tree"] = tree
         (folder / ".metadata").write_bytes(pickle.dumps(whole))
-        with pytest.raises(statedict.CorruptFileError, match="the record of the tree"):
+        with pytest.raises(statedict.errors.CorruptFileError, match="the record of the tree"):
             statedict.load(folder)
     whole.statedict["version"] = 2
     (folder / ".metadata").write_bytes(pickle.dumps(whole))
-    with pytest.raises(statedict.FormatError, match="version 2; a newer version may read it"):
+    with pytest.raises(statedict.errors.FormatError, match="version 2; a newer version may read it"):
         statedict.load(folder)
 
 

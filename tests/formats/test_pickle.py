@@ -55,7 +55,7 @@ def test_what_stands_for_a_storage_and_is_none_is_refused(stream: Any, tmp_path:
             return torch.storage._load_from_bytes, (stream,)
 
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(Forged()))
-    with pytest.raises(statedict.FormatError):
+    with pytest.raises(statedict.errors.FormatError):
         statedict.load(tmp_path / "x.pkl")
 
 
@@ -66,7 +66,7 @@ def test_a_storage_that_is_referred_to_again_and_again_is_within_the_bounds(tmp_
     assert again[:1] == b"q"
     data = b"\x80\x02](" + call + (b"h\x00h" + again[1:] + b"\x85R") * 20_000 + b"e."
     (tmp_path / "x.pkl").write_bytes(data)
-    with pytest.raises(statedict.LimitError):
+    with pytest.raises(statedict.errors.LimitError):
         statedict.load(tmp_path / "x.pkl")
 
 
@@ -74,7 +74,7 @@ def test_a_storage_that_is_referred_to_again_and_again_is_within_the_bounds(tmp_
 def test_the_oldest_protocols_are_read_when_the_format_is_named(protocol: int, tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(TREE, protocol))
     assert_same(statedict.load(tmp_path / "x.pkl", format="pickle"), TREE)
-    with pytest.raises(statedict.UnknownFormatError):
+    with pytest.raises(statedict.errors.UnknownFormatError):
         statedict.load(tmp_path / "x.pkl")
 
 
@@ -93,7 +93,7 @@ def test_a_pickle_that_ends_anywhere_is_truncated(tmp_path: Path) -> None:
     whole = pickle.dumps(TREE, 2)
     for length in range(2, len(whole)):
         (tmp_path / "x.pkl").write_bytes(whole[:length])
-        with pytest.raises(statedict.TruncatedError, match=r"x\.pkl: at byte"):
+        with pytest.raises(statedict.errors.TruncatedError, match=r"x\.pkl: at byte"):
             statedict.load(tmp_path / "x.pkl")
 
 
@@ -195,6 +195,6 @@ def test_code_in_a_pickle_is_a_label(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_an_archive_without_its_first_header_is_no_pickle(tmp_path: Path) -> None:
     statedict.save({"w": numpy.ones(3), "epoch": 3}, tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[64:])
-    with pytest.raises(statedict.CorruptFileError, match=r"archive of torch.save whose first bytes are missing"):
+    with pytest.raises(statedict.errors.CorruptFileError, match=r"archive of torch.save whose first bytes are missing"):
         statedict.load(tmp_path / "cut.pth")
     assert not statedict.verify(tmp_path / "cut.pth").ok

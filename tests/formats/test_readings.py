@@ -141,7 +141,7 @@ def test_an_archive_of_more_than_one_reading_is_damage_for_every_verb(name: str,
     assert report.verdict != "data"
     try:
         verified = statedict.verify(path)
-    except statedict.FormatError:
+    except statedict.errors.FormatError:
         pass
     else:
         assert not verified.ok, verified
@@ -206,7 +206,7 @@ def test_a_pickle_that_is_a_tar_archive_too_is_read_as_both(name: str, magic: by
     report = statedict.scan(path)
     assert "harmless_module.nothing" in {found.qualified for found in report.globals}, report
     assert report.verdict != "data"
-    with pytest.raises(statedict.FormatError):
+    with pytest.raises(statedict.errors.FormatError):
         statedict.load(path)
 
 
@@ -371,10 +371,12 @@ def test_what_begins_as_a_pickle_and_ends_as_an_archive_is_damage(first: str, be
     verified = statedict.verify(path)
     assert "and ends as a zip archive" in str(verified)
     assert not verified.ok
-    with pytest.raises(statedict.CorruptFileError, match=r"begins as a pickle, which .* ends as a zip archive"):
+    with pytest.raises(statedict.errors.CorruptFileError, match=r"begins as a pickle, which .* ends as a zip archive"):
         statedict.load(path)
     for mmap in (False, True):
-        with pytest.raises(statedict.CorruptFileError, match=r"begins as a pickle, which .* ends as a zip archive"):
+        with pytest.raises(
+            statedict.errors.CorruptFileError, match=r"begins as a pickle, which .* ends as a zip archive"
+        ):
             statedict.torch.load(path, mmap=mmap)
 
 

@@ -79,7 +79,7 @@ def test_pairs_of_4_bit_floats_have_the_shape_of_their_halves_in_the_file(tmp_pa
         if in_torch(BY_NAME["float4_e2m1fn_x2"]):  # since PyTorch 2.8
             assert raw(file.get_tensor("w")) == raw(pairs(2, 3))
     assert statedict.load(path)["w"].shape == (2, 3)
-    with pytest.raises(statedict.UnsupportedError, match=r"alone: .* single pair of 4 bit elements"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"alone: .* single pair of 4 bit elements"):
         statedict.save({"alone": pairs()}, path)
 
 
@@ -171,7 +171,7 @@ def test_metadata_that_happens_to_name_a_tensor_ties_nothing(tmp_path: Path) -> 
 def test_metadata_under_our_own_names_is_refused(key: str, tmp_path: Path) -> None:
     tree = statedict.StateDict({"w": torch.ones(2)})
     tree.metadata = {key: "{}"}
-    with pytest.raises(statedict.UnsupportedError, match="reserved"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="reserved"):
         statedict.save(tree, tmp_path / "x.safetensors")
     tree.metadata = {"statedictionary": "is a word of its own"}
     statedict.save(tree, tmp_path / "x.safetensors")
@@ -182,7 +182,7 @@ def test_metadata_that_is_no_text_is_refused(tmp_path: Path) -> None:
     for metadata in ({"epoch": 3}, {"\ud800": "x"}):
         tree = statedict.StateDict({"w": torch.ones(2)})
         tree.metadata = metadata  # type: ignore[assignment]
-        with pytest.raises(statedict.UnsupportedError, match="metadata"):
+        with pytest.raises(statedict.errors.UnsupportedError, match="metadata"):
             statedict.save(tree, tmp_path / "x.safetensors")
 
 
@@ -247,7 +247,7 @@ def test_a_key_that_the_format_reserves_is_stored_under_another_name(tmp_path: P
 
 
 def test_a_header_of_over_100_mb_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(statedict.UnsupportedError, match=r"header takes .* safetensors allows 100,000,000"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"header takes .* safetensors allows 100,000,000"):
         statedict.save({"note": "x" * 100_000_001}, tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -261,7 +261,7 @@ def test_a_dtype_younger_than_this_version_keeps_its_name_and_bytes(tmp_path: Pa
     statedict.save({"w": tensor}, tmp_path / "again.safetensors")
     again = statedict.load(tmp_path / "again.safetensors")["w"]
     assert (str(again.dtype), again.shape, again.raw()) == ("F3_X", (4,), bytes(range(8)))
-    with pytest.raises(statedict.UnsupportedError, match="PyTorch has no dtype F3_X"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="PyTorch has no dtype F3_X"):
         statedict.save({"w": tensor}, tmp_path / "again.pth")
 
 

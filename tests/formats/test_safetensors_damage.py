@@ -24,7 +24,7 @@ def made(folder: Path, header: Any, data: bytes = bytes(8), length: int | None =
     return path
 
 
-def refused(path: Path, message: str, kind: type[Exception] = statedict.CorruptFileError) -> None:
+def refused(path: Path, message: str, kind: type[Exception] = statedict.errors.CorruptFileError) -> None:
     with pytest.raises(kind, match=message) as caught:
         statedict.load(path, format="safetensors")
     assert str(caught.value).startswith(str(path))
@@ -199,7 +199,7 @@ def test_both_halves_of_a_surrogate_pair_are_a_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", ["", None, 5, ["F32"], {"F32": 1}], ids=str)
 def test_a_dtype_that_is_no_name_is_refused(code: Any, tmp_path: Path) -> None:
-    refused(made(tmp_path, {"w": F32 | {"dtype": code}}), "tensor 'w'", statedict.FormatError)
+    refused(made(tmp_path, {"w": F32 | {"dtype": code}}), "tensor 'w'", statedict.errors.FormatError)
 
 
 def test_half_a_pair_of_4_bit_floats_is_refused(tmp_path: Path) -> None:
@@ -218,14 +218,14 @@ def skeleton(tree: Any, version: Any = 1) -> dict[str, Any]:
     "text", ["", "{", "[]", "5", "null", '{"version": 1}', "[" * 50_000], ids=[0, 1, 2, 3, 4, 5, "deep"]
 )
 def test_a_skeleton_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
-    refused(made(tmp_path, {"__metadata__": {"statedict": text}, "w": F32}), "skeleton", statedict.FormatError)
+    refused(made(tmp_path, {"__metadata__": {"statedict": text}, "w": F32}), "skeleton", statedict.errors.FormatError)
 
 
 def test_a_skeleton_of_a_later_version_says_so(tmp_path: Path) -> None:
     refused(
         made(tmp_path, skeleton({}, 2)),
         "its skeleton has version 2; a newer version may read it",
-        statedict.FormatError,
+        statedict.errors.FormatError,
     )
 
 
@@ -270,5 +270,5 @@ def test_a_dtype_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     header = rb'{"w":{"dtype":"\ud800","shape":[1],"data_offsets":[0,1]}}'
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
-    with pytest.raises(statedict.FormatError, match="surrogate pair"):
+    with pytest.raises(statedict.errors.FormatError, match="surrogate pair"):
         statedict.load(path)

@@ -81,7 +81,9 @@ def test_the_only_index_of_another_name_opens_the_folder_and_two_are_ambiguous(t
     index.rename(index.with_name("unet.fp16.index.json"))
     assert_same(statedict.load(tmp_path / "m"), TREE)
     write(tmp_path / "m" / "vae.index.json", {})
-    with pytest.raises(statedict.UnknownFormatError, match=r"has several: unet\.fp16\.index\.json, vae\.index\.json"):
+    with pytest.raises(
+        statedict.errors.UnknownFormatError, match=r"has several: unet\.fp16\.index\.json, vae\.index\.json"
+    ):
         statedict.load(tmp_path / "m")
 
 
@@ -94,25 +96,31 @@ def test_the_index_of_a_variant_opens_the_folder(tmp_path: Path) -> None:
 def test_several_variants_are_ambiguous_and_a_lone_shard_is_none(tmp_path: Path) -> None:
     for name in ("model.fp16.safetensors", "model.fp32.safetensors"):
         statedict.save(TREE, tmp_path / name)
-    with pytest.raises(statedict.UnknownFormatError, match=r"has several: model\.fp16\.safetensors, model\.fp32"):
+    with pytest.raises(
+        statedict.errors.UnknownFormatError, match=r"has several: model\.fp16\.safetensors, model\.fp32"
+    ):
         statedict.load(tmp_path)
     for name in ("model.fp16.safetensors", "model.fp32.safetensors"):
         (tmp_path / name).unlink()
     statedict.save(TREE, tmp_path / "model.fp16-00001-of-00002.safetensors")
-    with pytest.raises(statedict.UnknownFormatError, match="shards without their index"):
+    with pytest.raises(statedict.errors.UnknownFormatError, match="shards without their index"):
         statedict.load(tmp_path)
 
 
 def test_a_folder_of_something_else_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(statedict.UnknownFormatError, match=r"is a folder without .*holds notes\.txt; name the file"):
+    with pytest.raises(
+        statedict.errors.UnknownFormatError, match=r"is a folder without .*holds notes\.txt; name the file"
+    ):
         statedict.load(tmp_path)
 
 
 def test_missing_shards_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     index = shards(tmp_path / "m")
     (index.parent / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(statedict.FileError, match=r"model-00002-of-00002.*missing, with 0 more of 2 shards") as caught:
+    with pytest.raises(
+        statedict.errors.FileError, match=r"model-00002-of-00002.*missing, with 0 more of 2 shards"
+    ) as caught:
         statedict.load(index)
     assert isinstance(caught.value, FileNotFoundError)
 
@@ -121,7 +129,7 @@ def test_a_tensor_that_is_not_in_its_shard_is_named(tmp_path: Path) -> None:
     index = shards(tmp_path / "m")
     weight_map = json.loads(index.read_text())["weight_map"]
     write(index, weight_map | {"extra.weight": "model-00001-of-00002.safetensors"})
-    with pytest.raises(statedict.CorruptFileError, match=r"says that 'extra\.weight' is in model-00001"):
+    with pytest.raises(statedict.errors.CorruptFileError, match=r"says that 'extra\.weight' is in model-00001"):
         statedict.load(index)
 
 
@@ -132,7 +140,7 @@ def test_a_shard_outside_of_the_folder_is_refused(file: str, tmp_path: Path) -> 
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path / "outside.safetensors")
     write(folder / "model.safetensors.index.json", {"w": file})
-    with pytest.raises(statedict.FormatError, match="outside of the folder; refused"):
+    with pytest.raises(statedict.errors.FormatError, match="outside of the folder; refused"):
         statedict.load(folder)
 
 
@@ -140,7 +148,7 @@ def test_a_folder_whose_weights_are_a_link_out_of_it_is_refused_but_the_file_ope
     save_file({"w": torch.ones(1)}, tmp_path / "outside.safetensors")
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "model.safetensors").symlink_to(tmp_path / "outside.safetensors")
-    with pytest.raises(statedict.FormatError, match="refused, open that file by itself"):
+    with pytest.raises(statedict.errors.FormatError, match="refused, open that file by itself"):
         statedict.load(tmp_path / "m")
     assert statedict.load(tmp_path / "m" / "model.safetensors")["w"].item() == 1
 
@@ -159,13 +167,13 @@ def test_the_links_of_a_hugging_face_cache_lead_to_its_blobs_and_nowhere_else(tm
     (repository / "refs").write_bytes(shard.read_bytes())
     shard.unlink()
     shard.symlink_to("../../refs")
-    with pytest.raises(statedict.FormatError, match="refused"):
+    with pytest.raises(statedict.errors.FormatError, match="refused"):
         statedict.load(snapshot)
 
 
 def test_an_index_that_names_itself_or_another_index_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "model.safetensors.index.json", {"w": "model.safetensors.index.json"})
-    with pytest.raises(statedict.FormatError, match="one deep"):
+    with pytest.raises(statedict.errors.FormatError, match="one deep"):
         statedict.load(tmp_path)
 
 
@@ -175,7 +183,7 @@ def test_an_index_that_names_itself_or_another_index_is_refused(tmp_path: Path) 
 )
 def test_an_index_that_is_none_is_damaged(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.index.json").write_text(text)
-    with pytest.raises(statedict.CorruptFileError, match="is JSON but no index of shards"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="is JSON but no index of shards"):
         statedict.load(tmp_path / "x.index.json")
 
 
@@ -192,5 +200,5 @@ def test_an_index_that_is_none_is_damaged(text: str, tmp_path: Path) -> None:
 )
 def test_an_index_that_readers_could_read_differently_is_damaged(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.index.json").write_text(text)
-    with pytest.raises(statedict.CorruptFileError, match=r"x\.index\.json is not JSON"):
+    with pytest.raises(statedict.errors.CorruptFileError, match=r"x\.index\.json is not JSON"):
         statedict.load(tmp_path / "x.index.json")

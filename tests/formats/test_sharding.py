@@ -89,7 +89,7 @@ def test_what_else_is_in_the_folder_stays_and_a_file_that_exists_needs_overwrite
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     statedict.save(model(), folder, max_shard_size="8kB", overwrite=False)
-    with pytest.raises(statedict.ExistingFileError, match="model-00001-of-00003"):
+    with pytest.raises(statedict.errors.ExistingFileError, match="model-00001-of-00003"):
         statedict.save(model(), folder, max_shard_size="8kB", overwrite=False)
     newer = model()
     statedict.save(newer, folder, max_shard_size="8kB")
@@ -123,5 +123,5 @@ class _Broken:
 
 @pytest.mark.parametrize("size", ["", "5 apples", "0", "-1GB", 0])
 def test_a_size_that_is_none_is_refused(size: Any, tmp_path: Path) -> None:
-    with pytest.raises(statedict.UnsupportedError, match="is no number of bytes; write it as 5GB"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="is no number of bytes; write it as 5GB"):
         statedict.save(model(), tmp_path / "out", max_shard_size=size)

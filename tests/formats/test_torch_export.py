@@ -129,19 +129,19 @@ def test_a_flipped_byte_is_found_and_its_tensors_are_named(archive: tuple[Path, 
 def test_a_description_that_does_not_fit_is_refused(
     change: Callable[[Any], None], archive: tuple[Path, Model], tmp_path: Path
 ) -> None:
-    with pytest.raises(statedict.FormatError):
+    with pytest.raises(statedict.errors.FormatError):
         statedict.load(repacked(archive[0], tmp_path / "m.pt2", change))
 
 
 def test_descriptions_that_are_compressed_are_not_unpacked(archive: tuple[Path, Model], tmp_path: Path) -> None:
     path = repacked(archive[0], tmp_path / "m.pt2", lambda config: None, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(statedict.CorruptFileError, match="compressed"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="compressed"):
         statedict.load(path)
 
 
 def test_another_archive_is_none(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pth")
-    with pytest.raises(statedict.UnknownFormatError, match=r"torch\.export did not write"):
+    with pytest.raises(statedict.errors.UnknownFormatError, match=r"torch\.export did not write"):
         statedict.load(tmp_path / "w.pth", format="torch-export")
 
 

@@ -119,7 +119,7 @@ def test_many_changes_in_place_are_what_is_written_anew(whose: str, data: st.Dat
         step = data.draw(st.sampled_from(steps))
         try:
             assert in_place(path, step)
-        except (statedict.AlterError, statedict.RenameError):
+        except (statedict.errors.AlterError, statedict.errors.RenameError):
             continue
         statedict.edit(other, other.with_name("z.pth"), [step])
         os.replace(other.with_name("z.pth"), other)
@@ -144,7 +144,7 @@ def test_no_byte_of_an_index_or_of_what_it_replaced_changes_unseen(tmp_path: Pat
             try:
                 if statedict.verify(path).ok:
                     unseen.append((at, mask))
-            except statedict.UnknownFormatError:
+            except statedict.errors.UnknownFormatError:
                 pass
     assert unseen == []
 
@@ -265,7 +265,7 @@ def test_hundreds_of_indexes_are_looked_at_one_by_one(tmp_path: Path) -> None:
 
 def test_what_torch_load_would_refuse_is_refused_and_nothing_is_written(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(statedict.UnsupportedError, match="note: a frozenset is not data"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="note: a frozenset is not data"):
         statedict.edit(path, None, [{"set": "note", "value": frozenset([1])}])
     assert path.read_bytes() == before
 
@@ -280,10 +280,10 @@ def test_a_file_cut_in_its_new_index_says_how_it_becomes_what_it_was(path: Path)
     remedy = f"truncate -s {len(before)} {path}"
     for length in {*range(len(before) + 60, len(good), 97), len(good) - 1}:
         path.write_bytes(good[:length])
-        with pytest.raises(statedict.CorruptFileError, match=remedy):
+        with pytest.raises(statedict.errors.CorruptFileError, match=remedy):
             statedict.load(path)
     path.write_bytes(before + bytes(len(good) - len(before) - 22) + good[-22:])
-    with pytest.raises(statedict.CorruptFileError, match=remedy):
+    with pytest.raises(statedict.errors.CorruptFileError, match=remedy):
         statedict.load(path)
     path.write_bytes(before + bytes(100_000))
     assert remedy in str(statedict.verify(path))
@@ -301,15 +301,15 @@ def test_archives_one_behind_the_other_are_never_to_be_truncated(again: bool, wh
     path = tmp_path / "both.pth"
     one, two = first.read_bytes(), second.read_bytes()
     path.write_bytes(one + two)
-    with pytest.raises(statedict.CorruptFileError, match=f"several archives.* begins at byte {len(one):,};"):
+    with pytest.raises(statedict.errors.CorruptFileError, match=f"several archives.* begins at byte {len(one):,};"):
         statedict.load(path)
     assert "several archives" in str(statedict.verify(path))
-    with pytest.raises(statedict.CorruptFileError, match="several archives"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="several archives"):
         statedict.edit(path, None, [{"delete": "b"}])
     assert path.read_bytes() == one + two
     for cut in (one + two[:-30], one + two[:200], one + two + one[:200], one + two + bytes(900)):
         path.write_bytes(cut)
-        with pytest.raises(statedict.CorruptFileError) as caught:
+        with pytest.raises(statedict.errors.CorruptFileError) as caught:
             statedict.load(path)
         assert "truncate -s" not in str(caught.value)
 
@@ -321,7 +321,7 @@ limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 try:
     statedict.edit(sys.argv[1], None, [{"set": "epoch", "value": 2}])
-except statedict.FileError as error:
+except statedict.errors.FileError as error:
     print(error)
 """
 

@@ -136,7 +136,7 @@ def test_a_file_that_ends_anywhere_is_truncated(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(15, len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(statedict.TruncatedError, match=r"legacy\.pth"):
+        with pytest.raises(statedict.errors.TruncatedError, match=r"legacy\.pth"):
             statedict.load(path)
 
 
@@ -245,7 +245,7 @@ def test_storages_that_make_no_sense_are_refused(identifier: Any, message: str, 
     first = Stored("storage", torch.FloatStorage, "1", "cpu", 4, None)
     tree = [Stored(*identifier), first]
     (tmp_path / "x.pth").write_bytes(stream(tree, {"1": numpy.zeros(4, "f4")}))
-    with pytest.raises(statedict.CorruptFileError, match=message):
+    with pytest.raises(statedict.errors.CorruptFileError, match=message):
         statedict.load(tmp_path / "x.pth")
 
 
@@ -300,7 +300,7 @@ def test_a_tar_archive_that_ends_early_is_truncated(tmp_path: Path) -> None:
     end = len(whole.rstrip(b"\0"))
     for length in range(300, end - 600, 97):
         path.write_bytes(whole[:length])
-        with pytest.raises(statedict.CorruptFileError, match=r"model\.pth"):
+        with pytest.raises(statedict.errors.CorruptFileError, match=r"model\.pth"):
             statedict.load(path)
 
 
@@ -315,8 +315,8 @@ def test_numbers_in_a_tar_archive_that_make_no_sense_are_refused(tmp_path: Path)
         (pickled(1) + pickled([1]), "described wrongly"),
     ):
         tar(path, {"a": Kept(10)}, storage, tensors)
-        with pytest.raises(statedict.CorruptFileError, match=message):
+        with pytest.raises(statedict.errors.CorruptFileError, match=message):
             statedict.load(path)
     tar(path, {"a": Kept(11)}, storage, pickled(0))
-    with pytest.raises(statedict.CorruptFileError, match="'11' is missing"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="'11' is missing"):
         statedict.load(path)

@@ -38,28 +38,31 @@ def pickled(
 def test_an_archive_without_its_directory_looks_truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(
-        statedict.CorruptFileError, match=r"whole\.pth: .*directory at the end is missing.*truncated, fetch it again"
+        statedict.errors.CorruptFileError,
+        match=r"whole\.pth: .*directory at the end is missing.*truncated, fetch it again",
     ):
         statedict.load(path)
 
 
 def test_an_archive_without_data_pkl_was_not_written_by_torch(path: Path) -> None:
     with pytest.raises(
-        statedict.UnknownFormatError, match=r"zip archive without data\.pkl and none of its members is a checkpoint"
+        statedict.errors.UnknownFormatError,
+        match=r"zip archive without data\.pkl and none of its members is a checkpoint",
     ):
         statedict.load(rezip(path, **{"data.pkl": None}))
 
 
 def test_a_missing_storage_is_named(path: Path) -> None:
     with pytest.raises(
-        statedict.CorruptFileError, match=r"rezipped\.pth: .*storage data/1 is missing from the archive"
+        statedict.errors.CorruptFileError, match=r"rezipped\.pth: .*storage data/1 is missing from the archive"
     ):
         statedict.load(rezip(path, data__1=None))
 
 
 def test_a_storage_that_is_too_small_is_named_with_both_sizes(path: Path) -> None:
     with pytest.raises(
-        statedict.CorruptFileError, match=r"storage data/0: 10 elements of float32 need 40 bytes, the archive has 39"
+        statedict.errors.CorruptFileError,
+        match=r"storage data/0: 10 elements of float32 need 40 bytes, the archive has 39",
     ):
         statedict.load(rezip(path, data__0=bytes(39)))
 
@@ -77,7 +80,7 @@ def test_a_storage_that_is_too_small_is_named_with_both_sizes(path: Path) -> Non
     ids=["too long", "too far", "strides too wide", "huge", "more elements than any machine holds", "wider dtype"],
 )
 def test_a_tensor_that_leaves_its_storage_is_refused(path: Path, pickle: bytes) -> None:
-    with pytest.raises(statedict.CorruptFileError, match="storage"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="storage"):
         statedict.load(rezip(path, **{"data.pkl": pickle}))
 
 
@@ -93,7 +96,7 @@ def test_a_tensor_that_leaves_its_storage_is_refused(path: Path, pickle: bytes) 
 )
 def test_a_persistent_id_that_is_no_storage_is_refused(path: Path, identifier: object, message: str) -> None:
     pickle = dumps(identifier, lambda tensor: ("0", 40, 0, ()))
-    with pytest.raises(statedict.CorruptFileError, match=message):
+    with pytest.raises(statedict.errors.CorruptFileError, match=message):
         statedict.load(rezip(path, **{"data.pkl": pickle[:-1] + b"Q."}))
 
 
@@ -101,7 +104,9 @@ def test_a_persistent_id_that_is_no_storage_is_refused(path: Path, identifier: o
 def test_a_pickle_that_ends_early_says_where(path: Path, kept: int) -> None:
     with zipfile.ZipFile(path) as archive:
         pickle = archive.read("archive/data.pkl")
-    with pytest.raises(statedict.CorruptFileError, match=r"data\.pkl: at byte \d+ of \d+: .*truncated or damaged"):
+    with pytest.raises(
+        statedict.errors.CorruptFileError, match=r"data\.pkl: at byte \d+ of \d+: .*truncated or damaged"
+    ):
         statedict.load(rezip(path, **{"data.pkl": pickle[:kept]}))
 
 
@@ -111,7 +116,7 @@ def test_a_record_that_stands_twice_is_refused(path: Path) -> None:
         pytest.warns(UserWarning, match="Duplicate name"),
     ):
         archive.writestr("archive/data/0", bytes(40))
-    with pytest.raises(statedict.CorruptFileError, match="'archive/data/0' stands twice"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="'archive/data/0' stands twice"):
         statedict.load(path)
 
 
@@ -141,7 +146,7 @@ def test_a_directory_entry_that_lies_is_refused(path: Path, field: int, code: st
     data = bytearray(path.read_bytes())
     struct.pack_into(code, data, central(path, "archive/data/0") + field, value)
     path.write_bytes(data)
-    with pytest.raises(statedict.FormatError, match=rf"whole\.pth: .*{message}"):
+    with pytest.raises(statedict.errors.FormatError, match=rf"whole\.pth: .*{message}"):
         statedict.load(path)
 
 
@@ -152,7 +157,7 @@ def test_a_local_header_that_is_not_there_is_found_when_its_record_is_read(path:
     path.write_bytes(data)
     state = statedict.load(path)
     assert state["b"].tolist() == [0, 1, 2]
-    with pytest.raises(statedict.CorruptFileError, match=r"archive/data/0: no record at byte \d+"):
+    with pytest.raises(statedict.errors.CorruptFileError, match=r"archive/data/0: no record at byte \d+"):
         state["w"].numpy()
 
 
@@ -160,7 +165,9 @@ def test_a_directory_of_more_records_than_bytes_is_refused(path: Path) -> None:
     data = bytearray(path.read_bytes())
     struct.pack_into("<2H", data, len(data) - 14, 60_000, 60_000)
     path.write_bytes(data)
-    with pytest.raises(statedict.CorruptFileError, match=r"60,000 records cannot lie in a directory of \d+ bytes"):
+    with pytest.raises(
+        statedict.errors.CorruptFileError, match=r"60,000 records cannot lie in a directory of \d+ bytes"
+    ):
         statedict.load(path)
 
 
@@ -169,7 +176,7 @@ def test_a_deflated_record_that_claims_more_than_deflate_can_give_is_refused(pat
     data = bytearray(packed.read_bytes())
     struct.pack_into("<L", data, central(packed, "archive/data/0") + 24, 1 << 30)
     packed.write_bytes(data)
-    with pytest.raises(statedict.LimitError, match="claim to unpack to 1,073,741,824; refused"):
+    with pytest.raises(statedict.errors.LimitError, match="claim to unpack to 1,073,741,824; refused"):
         statedict.load(packed)
 
 
@@ -179,7 +186,9 @@ def test_a_deflated_record_of_another_size_than_declared_is_refused(path: Path, 
     data = bytearray(packed.read_bytes())
     struct.pack_into("<L", data, central(packed, "archive/data/0") + 24, size)
     packed.write_bytes(data)
-    with pytest.raises(statedict.CorruptFileError, match=r"size in its own header is 40|need 40 bytes, .* has 39"):
+    with pytest.raises(
+        statedict.errors.CorruptFileError, match=r"size in its own header is 40|need 40 bytes, .* has 39"
+    ):
         statedict.load(packed)["w"].numpy()
 
 
@@ -200,7 +209,7 @@ def test_a_deflated_record_of_another_size_than_declared_is_refused(path: Path, 
 )
 def test_our_own_record_is_distrusted_like_the_rest(path: Path, ours: bytes) -> None:
     with pytest.raises(
-        statedict.CorruptFileError, match=r"\.statedict\.json(: is damaged| is not JSON .*; the file is damaged)"
+        statedict.errors.CorruptFileError, match=r"\.statedict\.json(: is damaged| is not JSON .*; the file is damaged)"
     ):
         statedict.load(rezip(path, **{".statedict.json": ours}))
 
@@ -212,7 +221,7 @@ def test_our_own_record_may_be_missing_or_newer(path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_opened_is_a_file_error(tmp_path: Path) -> None:
-    with pytest.raises(statedict.FileError):
+    with pytest.raises(statedict.errors.FileError):
         statedict.load(tmp_path / ("x" * 300))
 
 
@@ -221,5 +230,5 @@ def test_a_persistent_id_that_doubles_itself_is_refused_at_once(tmp_path: Path) 
     for identifier in (doubled, b"(X\x07\x00\x00\x00storageN" + doubled + b"NNt"):
         with zipfile.ZipFile(tmp_path / "bomb.pth", "w") as archive:
             archive.writestr("archive/data.pkl", b"\x80\x02" + identifier + b"Q.")
-        with pytest.raises(statedict.CorruptFileError, match="storage"):
+        with pytest.raises(statedict.errors.CorruptFileError, match="storage"):
             statedict.load(tmp_path / "bomb.pth")

@@ -111,7 +111,7 @@ def test_a_missing_constant_is_an_error_that_names_it(tmp_path: Path) -> None:
         for name in old.namelist():
             if not name.endswith("constants/0"):
                 new.writestr(name, old.read(name))
-    with pytest.raises(statedict.CorruptFileError, match="storage constants/0 is missing"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="storage constants/0 is missing"):
         statedict.load(tmp_path / "x.pt")
 
 

@@ -66,11 +66,11 @@ def test_pytorch_s_has_its_name_shape_and_bytes(tmp_path: Path) -> None:
     assert (str(found["w"].dtype), found["w"].shape, found["w"].nbytes) == (NEW, (3, 4), 24)
     assert found["w"].raw() == DATA[:24]
     assert repr(found["w"]).startswith(f"LazyTensor({NEW}, (3, 4), 24 B")
-    with pytest.raises(statedict.UnsupportedError, match="numpy has no dtype"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="numpy has no dtype"):
         found["w"].numpy()
-    with pytest.raises(statedict.UnsupportedError, match="cannot be sliced"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="cannot be sliced"):
         found["w"][0]
-    with pytest.raises(statedict.UnsupportedError, match=f"has no dtype {NEW}"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=f"has no dtype {NEW}"):
         found["w"].torch()
     assert not statedict.inspect(found).opaque
 
@@ -112,7 +112,7 @@ def test_pytorch_s_goes_to_safetensors_and_back(tmp_path: Path) -> None:
 
 def test_a_view_of_pytorch_s_is_not_cut_out_of_its_storage(tmp_path: Path) -> None:
     path = of_torch(tmp_path / "x.pth", {"view": words(24)[3:7]})
-    with pytest.raises(statedict.UnsupportedError, match="is a view of a storage"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="is a view of a storage"):
         statedict.convert(path, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 
@@ -154,7 +154,7 @@ def test_a_shape_that_the_storage_cannot_hold_is_damage(shape: tuple[int, ...], 
         file.writestr("archive/data.pkl", data)
         file.writestr("archive/data/0", DATA[:3])
         file.writestr("archive/version", "3")
-    with pytest.raises(statedict.CorruptFileError, match="storage of 3 bytes"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="storage of 3 bytes"):
         statedict.load(tmp_path / "x.pth")
 
 
@@ -233,12 +233,14 @@ def test_a_code_of_safetensors_takes_its_size_from_its_offsets(tmp_path: Path) -
     assert statedict.diff(found, again).same
     assert [t.raw() for t in again.values()] == [t.raw() for t in found.values()]
     assert not statedict.verify(tmp_path / "y.safetensors").problems
-    with pytest.raises(statedict.UnsupportedError, match=r"t0: PyTorch has no dtype F9; save it as \.safetensors"):
+    with pytest.raises(
+        statedict.errors.UnsupportedError, match=r"t0: PyTorch has no dtype F9; save it as \.safetensors"
+    ):
         statedict.convert(path, tmp_path / "y.pth")
 
 
 def test_no_elements_in_some_bytes_are_damage(tmp_path: Path) -> None:
-    with pytest.raises(statedict.CorruptFileError, match="no elements and 3 bytes"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="no elements and 3 bytes"):
         statedict.load(safetensors(tmp_path / "x.safetensors", ("F9", [0, 3], 3)))
 
 
@@ -283,7 +285,7 @@ def test_a_dtype_as_a_value_keeps_its_name_and_names_nothing_else(tmp_path: Path
     statedict.save(tree, tmp_path / "x.safetensors")
     found = statedict.load(tmp_path / "x.safetensors")
     assert (found["kind"], found["other"]) == (labelled(NEW), labelled("hub.nothing 1"))
-    with pytest.raises(statedict.UnsupportedError, match=r"other: PyTorch has no dtype hub\.nothing 1"):
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"other: PyTorch has no dtype hub\.nothing 1"):
         statedict.convert(tmp_path / "x.safetensors", tmp_path / "x.pth")
     del found["other"]
     statedict.save(found, tmp_path / "x.pth")

@@ -99,7 +99,7 @@ def run(
 
 
 def test_a_run_that_is_killed_goes_on_from_the_end_of_an_epoch(folder: str) -> None:
-    keep = [5, statedict.BestN("val_loss")]
+    keep = [5, statedict.runs.BestN("val_loss")]
     whole = forked(partial(run, f"{folder}/whole", keep=keep))
     assert forked(partial(run, folder, 13, keep=keep, background=False)) == -signal.SIGKILL
     resumed = forked(partial(run, folder, keep=keep))
@@ -182,7 +182,7 @@ def test_what_goes_wrong_in_the_background_is_told(folder: str) -> None:
     plugin = StatedictCheckpointIO(background=True)
     os.makedirs(f"{folder}/a.ckpt/b")
     plugin.save_checkpoint({"state_dict": {"w": torch.ones(2)}}, f"{folder}/a.ckpt")
-    with pytest.raises(statedict.FileError) as error:
+    with pytest.raises(statedict.errors.FileError) as error:
         plugin.teardown()
     assert "a.ckpt" in str(error.value)
     plugin.save_checkpoint({"state_dict": {"w": torch.ones(2)}}, f"{folder}/b.ckpt", {"format": "safetensors"})
@@ -206,7 +206,7 @@ def test_hyperparameters_are_kept_as_far_as_they_are_data(folder: str) -> None:
     ]
     kind = "omegaconf.dictconfig.DictConfig"
     assert plugin.load_checkpoint(path) == {"epoch": 1, "hyper_parameters": plain, "hparams_type": kind}
-    with pytest.raises(statedict.UnsupportedError) as error:
+    with pytest.raises(statedict.errors.UnsupportedError) as error:
         plugin.save_checkpoint({"epoch": 1, "state": [torch.nn.ReLU()]}, path)
     assert "state.0: a torch.nn.modules.activation.ReLU is no data" in str(error.value)
 
@@ -228,7 +228,7 @@ def test_a_checkpoint_of_others_is_loaded_without_running_code(folder: str) -> N
     assert found["hyper_parameters"] == {"config": {"lr": 0.1, "net": {"layers": [1, 2]}}, "args": {"root": "/data"}}
     assert found["state_dict"]["w"].device.type == "meta"
     torch.save({"state_dict": {"w": torch.ones(2)}, "other": Evil()}, path)
-    with pytest.raises(statedict.RefusedError) as error:
+    with pytest.raises(statedict.errors.RefusedError) as error:
         plugin.load_checkpoint(path)
     assert path in str(error.value)
     assert not os.path.exists("/tmp/statedict-was-run")
@@ -237,14 +237,14 @@ def test_a_checkpoint_of_others_is_loaded_without_running_code(folder: str) -> N
 def test_a_strategy_that_writes_its_own_directories_is_refused(folder: str) -> None:
     from lightning.pytorch.strategies import FSDPStrategy
 
-    with pytest.raises(statedict.RunError) as error:
+    with pytest.raises(statedict.errors.RunError) as error:
         StatedictCallback(f"{folder}/run").setup(SimpleNamespace(strategy=FSDPStrategy()), Module(), "fit")
     assert "FSDPStrategy writes checkpoints of its own" in str(error.value)
 
 
 def test_a_fresh_start_over_a_run_is_refused_before_training(folder: str) -> None:
     forked(partial(run, folder))
-    with pytest.raises(statedict.RunError) as error:
+    with pytest.raises(statedict.errors.RunError) as error:
         fitted([StatedictCallback(f"{folder}/run"), At(0, signal.SIGKILL)], None)
     assert "up to step 20, and training begins anew; pass ckpt_path=callback.latest() to go on" in str(error.value)
     fitted([StatedictCallback(f"{folder}/run", existing="replace")], None)

@@ -76,7 +76,7 @@ def run(
 
 
 def test_a_run_that_is_killed_goes_on_from_the_end_of_an_epoch(folder: str) -> None:
-    options: dict[str, Any] = {"evaluate": "epoch", "keep": [5, statedict.BestN("eval_loss")]}
+    options: dict[str, Any] = {"evaluate": "epoch", "keep": [5, statedict.runs.BestN("eval_loss")]}
     whole = forked(partial(run, f"{folder}/whole", **options))
     assert forked(partial(run, folder, 13, background=False, **options)) == -signal.SIGKILL
     assert forked(partial(run, folder, **options)) == whole
@@ -140,7 +140,7 @@ def test_the_weights_of_a_step_are_put_into_a_model_by_themselves(folder: str) -
 
 def test_a_model_that_is_spread_over_processes_is_refused(folder: str) -> None:
     spread: Any = SimpleNamespace(world_size=2, fsdp="full_shard", deepspeed=None)
-    with pytest.raises(statedict.RunError) as error:
+    with pytest.raises(statedict.errors.RunError) as error:
         StatedictCallback(folder).on_train_begin(spread, None, None)  # type: ignore[arg-type]
     assert "FSDP and DeepSpeed spread a model over processes" in str(error.value)
 
@@ -148,7 +148,7 @@ def test_a_model_that_is_spread_over_processes_is_refused(folder: str) -> None:
 def test_a_fresh_start_over_a_run_is_refused_before_training(folder: str) -> None:
     statedict.CheckpointManager(folder, background=False).save(1, {"epoch": 1})
     alone: Any = SimpleNamespace(world_size=1)
-    with pytest.raises(statedict.RunError) as error:
+    with pytest.raises(statedict.errors.RunError) as error:
         StatedictCallback(folder).on_train_begin(alone, None, None)  # type: ignore[arg-type]
     assert "pass resume_from_checkpoint=callback.latest() to go on" in str(error.value)
     StatedictCallback(folder, existing="replace").on_train_begin(alone, None, None)  # type: ignore[arg-type]

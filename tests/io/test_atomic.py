@@ -181,7 +181,9 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(tmp_path
         statedict.dtype("uint8"), (size,), statedict.Storage(ComputedSource(size, fill), 0, size)
     )
     for name, options in (("x.pth", {}), ("x.safetensors", {}), ("x", {"max_shard_size": "1TB"})):
-        with pytest.raises(statedict.FileError, match=r"needs 1,152,921,504,606,84[678],... .* make room") as caught:
+        with pytest.raises(
+            statedict.errors.FileError, match=r"needs 1,152,921,504,606,84[678],... .* make room"
+        ) as caught:
             statedict.save({"x": tensor}, tmp_path / name, **options)
         assert caught.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []

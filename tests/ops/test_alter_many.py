@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import statedict
+from statedict import alter
 from statedict.errors import AlterError
-from statedict.ops.alter import verbs as alter
 from statedict.tree.state_dict import StateDict
 
 from ..same import assert_same

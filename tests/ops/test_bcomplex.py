@@ -11,9 +11,9 @@ import numpy
 import pytest
 
 import statedict
+from statedict import alter
 from statedict.dtypes import BY_NAME
 from statedict.io.source import BytesSource
-from statedict.ops.alter import verbs as alter
 from statedict.tensor.lazy import LazyTensor, Storage
 
 from ..same import in_numpy

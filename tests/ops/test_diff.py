@@ -48,7 +48,7 @@ def trained(steps: int = 2) -> dict[str, Any]:
     return copy.deepcopy(tree)
 
 
-def counts(found: statedict.Diff) -> dict[str, int]:
+def counts(found: statedict.reports.Diff) -> dict[str, int]:
     made: dict[str, int] = {}
     for tensor in found.tensors:
         made[tensor.kind] = made.get(tensor.kind, 0) + 1
@@ -117,7 +117,7 @@ def test_formats_make_no_difference(kind: str, other: str, tmp_path: Path) -> No
     assert [value.path for value in changed.values] == ["epoch"]
 
 
-def change(act: Callable[[Any], None]) -> statedict.Diff:
+def change(act: Callable[[Any], None]) -> statedict.reports.Diff:
     one = trained()
     other = copy.deepcopy(one)
     act(other)

@@ -57,7 +57,7 @@ def test_a_few_containers_that_multiply_are_refused() -> None:
     tree: list[object] = [[1]]
     for _ in range(100):
         tree = [tree, tree]
-    with pytest.raises(statedict.TreeError, match="containers that are shared multiply"):
+    with pytest.raises(statedict.errors.TreeError, match="containers that are shared multiply"):
         statedict.inspect({"a": tree})
 
 
@@ -149,5 +149,5 @@ def test_objects_in_keys_and_sets_are_named() -> None:
 
 def test_a_path_is_opened_as_load_opens_it() -> None:
     assert statedict.inspect("examples/checkpoint.pth") == statedict.inspect(statedict.load("examples/checkpoint.pth"))
-    with pytest.raises(statedict.MissingFileError):
+    with pytest.raises(statedict.errors.MissingFileError):
         statedict.inspect("checkpoint.pth")

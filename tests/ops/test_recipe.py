@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import statedict
-from statedict.ops.alter import verbs as alter
+from statedict import alter
 from statedict.ops.alter.steps import VERBS, apply, describe, parsed_index, read_plan
 
 
@@ -96,7 +96,7 @@ def test_an_argument_of_another_kind_is_named_with_what_was_expected_and_got(
     text: str, key: str, expected: str, got: str
 ) -> None:
     (step,) = read_plan("[[step]]\n" + text, "plan.toml")
-    with pytest.raises(statedict.AlterError) as caught:
+    with pytest.raises(statedict.errors.AlterError) as caught:
         apply(state(), step)
     head, _, tail = str(caught.value).partition(f": {key!r}: expected ")
     assert head == describe(step)
@@ -106,7 +106,7 @@ def test_an_argument_of_another_kind_is_named_with_what_was_expected_and_got(
 
 @pytest.mark.parametrize("step", [{"rename": {"a": ""}}, {"rename": {"a": "b."}}, {"prefix": "-a"}])
 def test_no_entry_gets_an_empty_name(step: dict[str, Any]) -> None:
-    with pytest.raises(statedict.AlterError, match="is no name for an entry"):
+    with pytest.raises(statedict.errors.AlterError, match="is no name for an entry"):
         apply(statedict.StateDict(a=torch.ones(2)), step)
 
 
@@ -123,7 +123,7 @@ def test_a_module_s_name_may_be_taken_away() -> None:
 )  # fmt: skip
 def test_a_tensor_is_padded_with_no_value_that_its_dtype_lacks(kind: str, value: Any) -> None:
     tensors = statedict.StateDict(a=torch.ones(4, dtype=getattr(torch, kind)))
-    with pytest.raises(statedict.AlterError, match=f"cannot be padded with .*, which is no {kind}"):
+    with pytest.raises(statedict.errors.AlterError, match=f"cannot be padded with .*, which is no {kind}"):
         apply(tensors, {"pad": "a", "shape": [5], "value": value})
 
 
@@ -138,16 +138,16 @@ def test_a_tensor_is_padded_with_what_its_dtype_has(kind: str, value: Any) -> No
 
 
 def test_sizes_of_a_split_are_not_negative_and_may_be_zero() -> None:
-    with pytest.raises(statedict.AlterError, match=r"cannot be split along 0 into 2 parts of \[-1, 5\]"):
+    with pytest.raises(statedict.errors.AlterError, match=r"cannot be split along 0 into 2 parts of \[-1, 5\]"):
         alter.split(state(), "a", ["q", "k"], sizes=[-1, 5])
-    with pytest.raises(statedict.AlterError, match="expected a list of new names"):
+    with pytest.raises(statedict.errors.AlterError, match="expected a list of new names"):
         alter.split(state(), "a", [])
     parts = alter.split(state(), "a", ["q", "k"], sizes=[0, 4])
     assert [parts[name].shape for name in "qk"] == [(0, 2), (4, 2)]
 
 
 def test_an_index_that_steps_by_zero_names_the_tensor() -> None:
-    with pytest.raises(statedict.AlterError, match=r"a: LazyTensor.*zero"):
+    with pytest.raises(statedict.errors.AlterError, match=r"a: LazyTensor.*zero"):
         apply(state(), {"slice": "a", "index": "::0"})
 
 
@@ -156,7 +156,7 @@ def test_an_index_that_steps_by_zero_names_the_tensor() -> None:
     [("a = [", "plan.toml: is no TOML"), ("x = 1", r"expected \[\[step\]\] tables"), ("step = 3", "expected")],
 )
 def test_a_file_that_is_no_plan_says_so(text: str, message: str) -> None:
-    with pytest.raises(statedict.AlterError, match=message):
+    with pytest.raises(statedict.errors.AlterError, match=message):
         read_plan(text, "plan.toml")
 
 
@@ -167,5 +167,5 @@ def test_an_index_is_numpy_s() -> None:
     for text in ("1", "0:2", "...,1", ":, 1:3, ::2", "-1,:,0"):
         assert (array[parsed_index(text)] == eval(f"array[{text}]")).all()
     for text in ("", "a", "1:2:3:4", "0:b"):
-        with pytest.raises(statedict.AlterError, match="is no index"):
+        with pytest.raises(statedict.errors.AlterError, match="is no index"):
             parsed_index(text)

@@ -373,7 +373,7 @@ def test_a_folder_is_scanned_and_links_out_of_it_are_not_followed(tmp_path: Path
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(statedict.MissingFileError, match=r"nothing\.pth"):
+    with pytest.raises(statedict.errors.MissingFileError, match=r"nothing\.pth"):
         statedict.scan(tmp_path / "nothing.pth")
 
 

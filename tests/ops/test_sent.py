@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import statedict
+from statedict import alter
 from statedict.io.source import BytesSource, ComputedSource, FileSource, Slice
 from statedict.io.zip import Inflated, Record, read_directory
-from statedict.ops.alter import verbs as alter
 from statedict.tree.state_dict import StateDict
 
 from .. import dcp
@@ -127,5 +127,5 @@ def test_a_file_that_changed_in_between_is_an_error_and_no_other_tensor(tmp_path
     statedict.save({"w": np.ones((2, 3), "f4")}, tmp_path / "x.safetensors")
     sent = pickle.dumps(alter.transpose(statedict.load(tmp_path / "x.safetensors"), "w"))
     statedict.save({"w": np.zeros((2, 3), "f4")}, tmp_path / "x.safetensors")
-    with pytest.raises(statedict.FileError, match="changed since it was loaded"):
+    with pytest.raises(statedict.errors.FileError, match="changed since it was loaded"):
         pickle.loads(sent)

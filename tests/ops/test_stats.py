@@ -18,8 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import statedict
+from statedict import alter
 from statedict.dtypes import BY_NAME
-from statedict.ops.alter import verbs as alter
 from statedict.ops.stats import figures as measuring
 from statedict.reports.figures import Figures, combined
 
@@ -259,9 +259,9 @@ def test_only_takes_patterns_and_one_that_matches_nothing_is_an_error() -> None:
     state = {"a": {"w": numpy.ones(2), "b": numpy.ones(2)}, "c": numpy.ones(2)}
     assert [t.name for t in statedict.stats(state, only="a").tensors] == ["a.w", "a.b"]
     assert [t.name for t in statedict.stats(state, only=["*.b", "c"]).tensors] == ["a.b", "c"]
-    with pytest.raises(statedict.PathError, match="no tensor of 3 matches 'd'"):
+    with pytest.raises(statedict.errors.PathError, match="no tensor of 3 matches 'd'"):
         statedict.stats(state, only="d")
-    with pytest.raises(statedict.PathError, match="no tensor and no module 'd'"):
+    with pytest.raises(statedict.errors.PathError, match="no tensor and no module 'd'"):
         statedict.stats(state)["d"]
 
 
@@ -310,7 +310,7 @@ def test_views_that_overlap_without_end_are_refused() -> None:
     views = {
         name: statedict.LazyTensor(BY_NAME["float64"], (5_000, 5_000), shared, 8 * int(name), (1, 1)) for name in lazy
     }
-    with pytest.raises(statedict.LimitError, match="overlap too often"):
+    with pytest.raises(statedict.errors.LimitError, match="overlap too often"):
         statedict.stats(views)
 
 

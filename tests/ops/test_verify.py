@@ -48,11 +48,11 @@ def written(folder: Path, which: str, suffix: str) -> Path:
     return path
 
 
-def looked_at(path: Path, data: bytes) -> VerifyReport | statedict.UnknownFormatError:
+def looked_at(path: Path, data: bytes) -> VerifyReport | statedict.errors.UnknownFormatError:
     path.write_bytes(data)
     try:
         return statedict.verify(path)
-    except statedict.UnknownFormatError as error:
+    except statedict.errors.UnknownFormatError as error:
         return error
 
 

@@ -222,7 +222,9 @@ def test_conversion_to_safetensors_and_to_pth_keeps_every_byte(name: str, weight
     assert_same(labels(statedict.load(flat), classes), labels(original, classes), flags=False)
     for source in (weights / name, flat):
         if classes:
-            with pytest.raises(statedict.UnsupportedError, match=r"an object of class .* is not data that torch\.load"):
+            with pytest.raises(
+                statedict.errors.UnsupportedError, match=r"an object of class .* is not data that torch\.load"
+            ):
                 statedict.convert(source, whole)
             assert not whole.exists()
         else:
@@ -264,7 +266,7 @@ def test_nothing_that_a_file_names_is_looked_for(weights: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", STRANGERS)
 def test_what_is_not_ours_is_named(name: str, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(statedict.UnknownFormatError, match=STRANGERS[name]):
+    with pytest.raises(statedict.errors.UnknownFormatError, match=STRANGERS[name]):
         statedict.load(weights / name)
     with pytest.raises(SystemExit) as ended:
         main(["show", str(weights / name)])

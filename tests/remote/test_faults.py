@@ -15,7 +15,7 @@ import statedict
 from statedict.errors import CorruptFileError, FileError, MissingFileError
 from statedict.formats.causes import of_folder, unopened
 from statedict.io import remote
-from statedict.io.files import exists, size_of
+from statedict.io.location import location
 from statedict.io.urls import named, shown
 
 from ..same import assert_same
@@ -99,8 +99,8 @@ class WithoutLength(WithoutRanges):
 def test_a_server_that_tells_no_length_is_read_too(files: Path) -> None:
     with serving(files, WithoutLength) as server:
         assert_same(statedict.load(f"{server.url}/a.pth"), statedict.load(files / "a.pth"))
-        assert size_of(f"{server.url}/a.pth") == (files / "a.pth").stat().st_size
-        assert exists(f"{server.url}/a.pth")
+        assert location(f"{server.url}/a.pth").size() == (files / "a.pth").stat().st_size
+        assert location(f"{server.url}/a.pth").exists()
         with_user = server.url.replace("://", "://me:p%40ss@") + "/a.pth?x=1#part"
         assert_same(statedict.load(with_user), statedict.load(files / "a.pth"))
 
@@ -112,21 +112,21 @@ def test_a_server_that_refuses_head_is_asked_by_get(files: Path, status: int) ->
             self.send_error(status)
 
     with serving(files, NoHead) as server:
-        assert exists(f"{server.url}/a.pth")
+        assert location(f"{server.url}/a.pth").exists()
         assert server.sent == 1
-        assert not exists(f"{server.url}/none.pth")
+        assert not location(f"{server.url}/none.pth").exists()
         assert_same(statedict.load(f"{server.url}/shards/"), statedict.load(files / "shards"))
 
 
 def test_a_bucket_is_a_folder(files: Path, s3: Any) -> None:
     with pytest.raises(MissingFileError, match="is a bucket; name an object in the bucket"):
         statedict.load("s3://bucket")
-    assert not exists("s3://bucket")
+    assert not location("s3://bucket").exists()
     for path in (files / "shards").iterdir():
         s3.upload_file(str(path), "bucket", path.name)
     for url in ("s3://bucket", "s3://bucket/", "S3://bucket"):
         assert_same(statedict.load(url), statedict.load(files / "shards"))
-    assert size_of("s3://bucket") == size_of(str(files / "shards"))
+    assert location("s3://bucket").size() == location(str(files / "shards")).size()
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_fork_of_a_process_that_has_used_obstore_says_so_and_does_not_hang(fil
         "if not child:\n"
         "    try:\n"
         "        state['big'].numpy()\n"
-        "    except statedict.UnsupportedError as error:\n"
+        "    except statedict.errors.UnsupportedError as error:\n"
         "        print(error, flush=True)\n"
         "    os._exit(0)\n"
         "os.waitpid(child, 0)\n"

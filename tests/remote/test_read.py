@@ -16,7 +16,7 @@ import pytest
 import statedict
 from statedict.errors import CorruptFileError, FileError, MissingFileError, UnknownFormatError
 from statedict.formats.places import opened
-from statedict.io.files import size_of
+from statedict.io.location import location
 from statedict.io.remote import RemoteSource
 from statedict.io.urls import folder_of, joined, named
 
@@ -229,7 +229,7 @@ def test_a_remote_tensor_goes_to_another_process_by_its_url(files: Path, web: Se
 def test_a_url_that_leaves_its_folder_is_refused(files: Path, web: Server) -> None:
     index = files / "shards" / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00001", "../../model-00001"))
-    with pytest.raises(statedict.FormatError, match="outside of the folder"):
+    with pytest.raises(statedict.errors.FormatError, match="outside of the folder"):
         statedict.load(f"{web.url}/shards/model.safetensors.index.json")
 
 
@@ -249,11 +249,11 @@ def test_a_repository_of_the_hub_is_read(files: Path, tmp_path: Path, name: str)
             "for bad in ('hf://me/none', 'hf://me/model/none.pth'):\n"
             "    try:\n"
             "        statedict.load(bad)\n"
-            "    except statedict.MissingFileError as error:\n"
+            "    except statedict.errors.MissingFileError as error:\n"
             "        print(str(error).split('; ')[-1])\n"
             "try:\n"
             "    statedict.save({}, 'hf://me/model/b.pth')\n"
-            "except statedict.UnsupportedError as error:\n"
+            "except statedict.errors.UnsupportedError as error:\n"
             "    print(error)\n"
         )
         online = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
@@ -299,7 +299,7 @@ def test_without_obstore_a_url_says_what_to_install(tmp_path: Path) -> None:
         "import sys; sys.modules['obstore'] = None\n"
         "import statedict\n"
         "try: statedict.load('s3://bucket/a')\n"
-        "except statedict.MissingExtraError as error: print(error)"
+        "except statedict.errors.MissingExtraError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "URLs need obstore; pip install 'statedict[remote]'\n"
@@ -319,14 +319,14 @@ def test_ranges_of_any_size_are_those_of_the_file(files: Path, web: Server) -> N
 
 def test_the_size_that_is_printed_is_asked_for_and_not_downloaded(files: Path, plain: Server, web: Server) -> None:
     for server in (plain, web):
-        assert size_of(f"{server.url}/a.pth") == (files / "a.pth").stat().st_size
+        assert location(f"{server.url}/a.pth").size() == (files / "a.pth").stat().st_size
     assert not web.sent
 
 
 def test_the_size_of_a_folder_of_a_store_is_that_of_its_files(s3: Any) -> None:
     for key in ("a/x", "a/y", "a/deeper/z"):
         s3.put_object(Bucket="bucket", Key=key, Body=b"12345")
-    assert size_of("s3://bucket/a") == 10
+    assert location("s3://bucket/a").size() == 10
 
 
 def test_a_server_that_allows_no_head_tells_the_size_too(files: Path) -> None:
@@ -335,5 +335,5 @@ def test_a_server_that_allows_no_head_tells_the_size_too(files: Path) -> None:
             self.send_error(405)
 
     with serving(files, NoHead) as server:
-        assert size_of(f"{server.url}/a.pth") == (files / "a.pth").stat().st_size
+        assert location(f"{server.url}/a.pth").size() == (files / "a.pth").stat().st_size
         assert server.sent == 1

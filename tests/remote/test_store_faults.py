@@ -15,7 +15,8 @@ import pytest
 from faults.proxy import Proxy
 
 import statedict
-from statedict import CheckpointManager, FileError, MissingFileError, RunError
+from statedict import CheckpointManager
+from statedict.errors import FileError, MissingFileError, RunError
 from statedict.io.remote import at
 from statedict.runs import background as retry
 from statedict.runs import lease

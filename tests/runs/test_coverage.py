@@ -65,6 +65,8 @@ def test_an_rng_is_found_wherever_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [lambda it: {"it": [it]}, lambda it: {"it": (it,)}, lambda it: Training(it=it)])
 def test_a_loader_that_cannot_be_left_out_is_refused_by_its_path(make: Any, tmp_path: Path) -> None:
     with statedict.CheckpointManager(tmp_path) as manager:
-        with pytest.raises(statedict.UnsupportedError, match=r"it(\.0)?: a torch.*DataLoader without.*ResumableLoader"):
+        with pytest.raises(
+            statedict.errors.UnsupportedError, match=r"it(\.0)?: a torch.*DataLoader without.*ResumableLoader"
+        ):
             manager.save(1, make(loader()))
         assert manager.save(1, make(statedict.ResumableLoader(loader())))

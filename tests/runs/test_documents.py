@@ -210,9 +210,9 @@ def test_pins_and_the_lock_are_no_links(made: Path, at: At, tmp_path: Path) -> N
     (tmp_path / "diary").write_text("dear diary")
     (made / ".lock").unlink(missing_ok=True)
     (made / ".lock").symlink_to(tmp_path / "diary")
-    with pytest.raises(statedict.FileError, match=r"\.lock: is a link, remove it"):
+    with pytest.raises(statedict.errors.FileError, match=r"\.lock: is a link, remove it"):
         CheckpointManager(made, existing="continue").save(4, at(4))
-    with pytest.raises(statedict.FileError, match=r"\.lock: is a link, remove it"):
+    with pytest.raises(statedict.errors.FileError, match=r"\.lock: is a link, remove it"):
         prune(made, keep=1)
     assert (tmp_path / "diary").read_text() == "dear diary"
 

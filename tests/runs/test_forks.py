@@ -126,7 +126,7 @@ manager._background.wait()
 print(fork(lambda: 0), flush=True)
 try:
     manager.wait()
-except statedict.FileError as error:
+except statedict.errors.FileError as error:
     print(error)
 """
     child, status, told = run_forking(run, "over", code).splitlines()

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statedict import AnyPolicy, BestN, CheckpointManager, CustomSteps, EveryNSeconds, EveryNSteps, LatestN, RunError
-from statedict.runs import Pruned, pin, prune
+from statedict import CheckpointManager
+from statedict.errors import RunError
+from statedict.runs import AnyPolicy, BestN, CustomSteps, EveryNSeconds, EveryNSteps, LatestN, Pruned, pin, prune
 from statedict.runs.directory import Directory
 from statedict.runs.manifest import Manifest
 

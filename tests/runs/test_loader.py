@@ -390,7 +390,7 @@ def test_the_position_of_an_older_iteration_is_none() -> None:
     old = iter(loader)
     next(old)
     next(iter(loader))
-    with pytest.raises(statedict.RunError, match="one iteration at a time"):
+    with pytest.raises(statedict.errors.RunError, match="one iteration at a time"):
         next(old)
 
 
@@ -400,10 +400,10 @@ def test_another_size_of_batches_is_refused_before_anything_is_written() -> None
     array = torch.zeros(1)
     state = statedict.capture({"array": torch.ones(1), "loader": loader})
     said = r"nothing was written(.|\n)*batches: 1 of 6 of an epoch were given out, here an epoch has 4"
-    with pytest.raises(statedict.RestoreError, match=said):
+    with pytest.raises(statedict.errors.RestoreError, match=said):
         statedict.restore({"array": array, "loader": other}, state)
     assert not array.any()
-    with pytest.raises(statedict.RestoreError, match="here an epoch has 4"):
+    with pytest.raises(statedict.errors.RestoreError, match="here an epoch has 4"):
         other.load_state_dict(loader.state_dict())
     list(loader)
     statedict.restore({"loader": other}, statedict.capture({"loader": loader}))
@@ -415,9 +415,11 @@ def test_other_generators_are_refused() -> None:
         return statedict.ResumableLoader(DataLoader(Noisy(), 2, sampler=Shuffled(generator)))
 
     state = statedict.capture({"loader": make(random.Random(1))})
-    with pytest.raises(statedict.RestoreError, match=r"loader \(generators: the loader has \[\], the state \['samp"):
+    with pytest.raises(
+        statedict.errors.RestoreError, match=r"loader \(generators: the loader has \[\], the state \['samp"
+    ):
         statedict.restore({"loader": make(random)}, state)
-    with pytest.raises(statedict.RestoreError, match=r"sampler\.rng\.bit_generator: the target has it"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"sampler\.rng\.bit_generator: the target has it"):
         statedict.restore({"loader": make(numpy.random.default_rng(1))}, state)
 
 
@@ -433,11 +435,11 @@ class Counting(Sampler[int]):
 
 
 def test_what_has_a_state_of_its_own_or_no_order_is_refused() -> None:
-    with pytest.raises(statedict.RunError, match=r"sampler: a Counting has a state of its own"):
+    with pytest.raises(statedict.errors.RunError, match=r"sampler: a Counting has a state of its own"):
         statedict.ResumableLoader(DataLoader(range(6), sampler=Counting()))
-    with pytest.raises(statedict.RunError, match=r"in_order=False"):
+    with pytest.raises(statedict.errors.RunError, match=r"in_order=False"):
         statedict.ResumableLoader(DataLoader(range(6), num_workers=2, in_order=False))
-    with pytest.raises(statedict.RunError, match=r"expected a torch\.utils\.data\.DataLoader, got a list"):
+    with pytest.raises(statedict.errors.RunError, match=r"expected a torch\.utils\.data\.DataLoader, got a list"):
         statedict.ResumableLoader([1, 2])
 
 
@@ -476,5 +478,5 @@ def test_torchdata_s_loader_has_a_state_and_goes_on_as_it_is(workers: int, tmp_p
         batches = iter(fresh)  # which draws from PyTorch's generator: so the generators are restored after it
         statedict.restore({"rng": statedict.rng()}, {"rng": manager.load()["rng"]})
     assert [[batch.tolist(), *draw()] for batch in batches] == rest
-    with pytest.raises(statedict.RunError, match="loader: a StatefulDataLoader has a state of its own"):
+    with pytest.raises(statedict.errors.RunError, match="loader: a StatefulDataLoader has a state of its own"):
         statedict.ResumableLoader(loader)

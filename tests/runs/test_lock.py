@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from statedict import CheckpointManager, RunError
+from statedict import CheckpointManager
+from statedict.errors import RunError
 
 OTHER = """
 import sys, statedict
@@ -161,7 +162,7 @@ for _ in range(500):
     try:
         second.save(2, {"w": 0.0})
         break
-    except statedict.RunError:
+    except statedict.errors.RunError:
         time.sleep(0.01)
 del first
 gc.collect()

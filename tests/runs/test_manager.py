@@ -23,16 +23,8 @@ import torch
 from tests.same import assert_same
 
 import statedict
-from statedict import (
-    CheckpointManager,
-    CorruptFileError,
-    FileError,
-    LazyTensor,
-    MissingFileError,
-    RunError,
-    Storage,
-    dtype,
-)
+from statedict import CheckpointManager, LazyTensor, Storage, dtype
+from statedict.errors import CorruptFileError, FileError, MissingFileError, RunError
 from statedict.io.source import ComputedSource
 from statedict.runs import prune
 from statedict.runs.directory import Directory
@@ -120,7 +112,7 @@ def test_metrics_that_are_not_finite_come_back(run: Path, at: At) -> None:
 
 
 def test_best_is_by_metric_and_mode_and_never_nan(run: Path, at: At) -> None:
-    with CheckpointManager(run, keep=[5, statedict.BestN("score", mode="max")]) as manager:
+    with CheckpointManager(run, keep=[5, statedict.runs.BestN("score", mode="max")]) as manager:
         for step, loss in enumerate((float("nan"), 3.0, 1.0, 2.0)):
             manager.save(step, at(step), {"loss": loss, "score": -loss})
         manager.wait()
@@ -364,7 +356,7 @@ child = os.fork()
 if not child:
     try:
         manager.save(2, {"w": numpy.zeros(2)})
-    except statedict.RunError as error:
+    except statedict.errors.RunError as error:
         print(error, flush=True)
     time.sleep(30)
 time.sleep(0.3)
@@ -521,10 +513,10 @@ def test_leftovers_are_never_chosen_and_are_cleaned_by_who_writes_next(run: Path
 
 
 def test_a_policy_says_when_to_save(run: Path, at: At) -> None:
-    with CheckpointManager(run, save_every=[3, statedict.CustomSteps([4])]) as manager:
+    with CheckpointManager(run, save_every=[3, statedict.runs.CustomSteps([4])]) as manager:
         assert [step for step in range(8) if manager.save(step, at(step))] == [0, 3, 4, 6]
         assert manager.save(7, at(7), force=True)
-    with CheckpointManager(run / "timed", save_every=statedict.EveryNSeconds(0.2)) as manager:
+    with CheckpointManager(run / "timed", save_every=statedict.runs.EveryNSeconds(0.2)) as manager:
         assert not manager.save(0, at(0))
         time.sleep(0.25)
         assert manager.should_save(1)
@@ -592,7 +584,7 @@ def test_a_save_that_fails_leaves_the_with_block_with_its_error(run: Path, at: A
 
 def test_what_cannot_be_saved_is_an_error_at_once_with_its_path(run: Path) -> None:
     with CheckpointManager(run) as manager:
-        with pytest.raises(statedict.UnsupportedError, match=r"model\.thread"):
+        with pytest.raises(statedict.errors.UnsupportedError, match=r"model\.thread"):
             manager.save(1, {"model": {"thread": logging.getLogger().handle}})
         assert manager.save(1, {"model": {"w": numpy.ones(2)}})
 
@@ -628,7 +620,7 @@ def test_what_is_not_captured_is_said_once(run: Path, caplog: pytest.LogCaptureF
 def test_a_rehearsal_leaves_nothing_and_tells_of_a_disk_that_is_too_small(run: Path, at: At) -> None:
     CheckpointManager(run, check=at(1)).close()
     assert os.listdir(run) in ([], [".lock"])
-    with pytest.raises(statedict.UnsupportedError, match="thread"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="thread"):
         CheckpointManager(run, check={"thread": logging.getLogger().handle})
     file = run.parent / "large"
     with open(file, "wb") as sparse:
@@ -641,11 +633,11 @@ def test_arguments_that_make_no_sense_are_refused(run: Path, at: At) -> None:
     for wrong in ({"format": "onnx"}, {"busy": "drop"}, {"verify": "twice"}, {"existing": "?"}, {"in_flight": 0}):
         with pytest.raises(RunError):
             CheckpointManager(run, **wrong)  # type: ignore[arg-type]
-    for wrong_keep in (0, -1, 1.5, "all", [], statedict.LatestN, [0], [statedict.EveryNSteps(2), "x"]):
+    for wrong_keep in (0, -1, 1.5, "all", [], statedict.runs.LatestN, [0], [statedict.runs.EveryNSteps(2), "x"]):
         with pytest.raises(RunError, match=r"keep|n="):
             CheckpointManager(run, keep=wrong_keep)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="save_every"):
-        CheckpointManager(run, save_every=statedict.LatestN(2))  # type: ignore[arg-type]
+        CheckpointManager(run, save_every=statedict.runs.LatestN(2))  # type: ignore[arg-type]
     for step in (-1, 1.5, "1", True, None):
         with pytest.raises(RunError, match="expected a whole number"):
             CheckpointManager(run).save(step, at(1))  # type: ignore[arg-type]

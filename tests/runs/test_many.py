@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from statedict import BestN, CheckpointManager, EveryNSteps
+from statedict import CheckpointManager
+from statedict.runs import BestN, EveryNSteps
 
 
 def resident() -> float:

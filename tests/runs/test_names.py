@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from statedict import CheckpointManager, FileError, RunError, UnsupportedError
+from statedict import CheckpointManager
+from statedict.errors import FileError, RunError, UnsupportedError
 from statedict.runs import about
 from statedict.runs.look.listing import verify_run
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tests.same import assert_same
 
-from statedict import CheckpointManager, LazyTensor, MissingFileError, RunError, Storage, dtype
+from statedict import CheckpointManager, LazyTensor, Storage, dtype
+from statedict.errors import MissingFileError, RunError
 from statedict.io.source import ComputedSource
 from statedict.runs.directory import Directory
 from statedict.runs.manifest import Manifest

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from statedict import CheckpointManager, FileError, FormatError, RunError
+from statedict import CheckpointManager
+from statedict.errors import FileError, FormatError, RunError
 from statedict.runs import about, pin
 from statedict.runs.directory import Directory
 from statedict.runs.look.listing import listing

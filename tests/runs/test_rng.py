@@ -86,7 +86,7 @@ def test_numpy_s_generator_may_be_of_another_kind() -> None:
     finally:
         numpy.random.set_bit_generator(bits)
     plain = drawn()
-    with pytest.raises(statedict.RestoreError, match=r"nothing was written(.|\n)*numpy\.bit_generator.*'PCG64'"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"nothing was written(.|\n)*numpy\.bit_generator.*'PCG64'"):
         statedict.restore({"rng": statedict.rng()}, {"rng": state})
     assert drawn() != plain
 
@@ -94,7 +94,7 @@ def test_numpy_s_generator_may_be_of_another_kind() -> None:
 def test_the_state_of_devices_that_are_not_here_is_refused_and_left_out_on_request() -> None:
     state = statedict.capture({"rng": statedict.rng()})
     state["rng"]["cuda2"] = [torch.zeros(16, dtype=torch.uint8)]
-    with pytest.raises(statedict.RestoreError, match=r"1 unexpected: rng\.cuda2"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 unexpected: rng\.cuda2"):
         statedict.restore({"rng": statedict.rng()}, state)
     report = statedict.restore({"rng": statedict.rng()}, state, allow_unexpected=["rng.cuda2"])
     assert report.paths("unexpected") == ["rng.cuda2"]
@@ -103,7 +103,7 @@ def test_the_state_of_devices_that_are_not_here_is_refused_and_left_out_on_reque
 def test_the_state_of_a_process_without_torch_is_missing_that_of_torch() -> None:
     state = statedict.capture({"rng": statedict.rng()})
     del state["rng"]["torch"]
-    with pytest.raises(statedict.RestoreError, match=r"1 missing: rng\.torch"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"1 missing: rng\.torch"):
         statedict.restore({"rng": statedict.rng()}, state)
     torch.manual_seed(7)
     plain = torch.get_rng_state()
@@ -117,9 +117,9 @@ def test_a_state_that_does_not_fit_sets_none_of_them() -> None:
     seed(4)
     plain = drawn()
     seed(4)
-    with pytest.raises(statedict.RestoreError, match=r"torch\.state"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"torch\.state"):
         statedict.rng().load_state_dict(state)
-    with pytest.raises(statedict.RestoreError, match=r"nothing was written"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"nothing was written"):
         statedict.restore(statedict.rng(), state)
     assert drawn() == plain
 
@@ -179,7 +179,7 @@ def test_another_number_of_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -
     state = statedict.capture(statedict.rng())
     present(monkeypatch, Devices(1))
     said = r"nothing was written(.|\n)*cuda: the state is that of 2 devices, here are 1; leave the rng out"
-    with pytest.raises(statedict.RestoreError, match=said):
+    with pytest.raises(statedict.errors.RestoreError, match=said):
         statedict.restore({"rng": statedict.rng()}, {"rng": state})
 
 

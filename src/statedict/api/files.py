@@ -1,13 +1,14 @@
-"""load, save, convert, capture, restore: dispatch only."""
+"""load, save, convert, edit: from a source to a tree, from a tree to a file. Dispatch only."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 
 from statedict import formats
 from statedict.collector import Paused
-from statedict.errors import AlterError
+from statedict.errors import AlterError, PathError, UnsupportedError
 from statedict.formats import places
 from statedict.io.urls import named, shown
 from statedict.tree.state_dict import StateDict
@@ -16,9 +17,9 @@ from statedict.values import parsed_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from concurrent.futures import Executor
-    from typing import Any
+    from typing import Any, TypeGuard
 
     from statedict.reports.edit import EditReport
 
@@ -31,7 +32,8 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     Args:
         path: the file, or its URL (`s3://`, `gs://`, `az://`, `https://`, `hf://`, `file://`). Its content decides what
             it is, never its suffix. Or a folder: of Hugging Face (with `model.safetensors`, `pytorch_model.bin` or an
-            index of shards) or of `torch.distributed.checkpoint`.
+            index of shards) or of `torch.distributed.checkpoint`. `model.pth::optimizer` is what stands at that path
+            in the file.
         format: read it as this format: `"torch"`, `"safetensors"`, or another name in `formats.FORMATS`.
 
     Returns:
@@ -41,16 +43,19 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
         MissingFileError: there is no such file.
         UnknownFormatError: it is no checkpoint; the message says what it seems to be.
         CorruptFileError: it is truncated or damaged.
+        PathError: nothing stands at that path in it.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")
     >>> state["model_state"]["conv1.weight"].shape
     (6, 3, 5, 5)
     """
-    source = places.opened(named(path))
+    name, at = split(path)
+    source = places.opened(name)
     with Paused():
         tree = formats.read(source, format)
-    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+    state = tree if isinstance(tree, StateDict) else StateDict({"": tree})
+    return part(state, at, name) if at else state
 
 
 def save(
@@ -69,13 +74,13 @@ def save(
         tree: a model, an optimizer, a StateDict, or dicts and lists of them with arrays and plain values.
             `{"model": model, "optimizer": optimizer, "epoch": 3}` captures each by its adapter.
         path: the file, or a URL (`s3://`, `gs://`, `az://`); an existing one is replaced at the end, in one step. It
-            may be the file that the tree was loaded from.
+            may be the file that the tree was loaded from. A name that ends in `/` is a folder, which then holds
+            `model.safetensors`; what else is in it stays.
         format: `"torch"`, `"safetensors"`, or `"distributed"` for a folder that `torch.distributed.checkpoint`
-            loads; by default what the suffix says, torch for unknown ones. A folder that holds a distributed
-            checkpoint is replaced by one.
+            loads; by default what the suffix says (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, `.safetensors`). A name
+            without a suffix is a file of torch, or a distributed checkpoint where it replaces one.
         max_shard_size: write a folder of safetensors of at most so many bytes of tensors each, `"5GB"`, with an
-            index, as Hugging Face's libraries name them; or several files in a distributed checkpoint. What else is
-            in the folder stays.
+            index, as Hugging Face's libraries name them; or several files in a distributed checkpoint.
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
         executor: any `concurrent.futures.Executor`, to carry out the reading, computing and writing instead of a few
@@ -83,7 +88,9 @@ def save(
             under the same names. The bytes are the same.
 
     Raises:
-        UnsupportedError: a value that the format cannot hold; the message names its path.
+        FormatError: the suffix is that of no format that is written, or a folder would get the name of a file.
+        UnsupportedError: a value that the format cannot hold; the message names its path. Or a folder is asked for in
+            a format of one file.
         FileError: the file system refuses; what was there is unchanged.
 
     >>> import statedict, numpy, tempfile
@@ -92,26 +99,25 @@ def save(
     >>> statedict.load(path)
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
-    from statedict.io.files import publish, publish_folder
+    from statedict.io.location import location
     from statedict.tensor.checks import tensors_of
 
-    target, sharded = named(path), max_shard_size is not None
-    name = format or formats.for_writing(target, sharded)
-    module, folder = formats.writer(name), formats.folder_writer(name, sharded)
+    target = named(path)
+    module, folder = formats.for_writing(target, format, max_shard_size is not None)
     with Paused():
         root = rooted(tree)
-        if folder is not None:
-            files = folder.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
+        if folder:
+            files = module.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
             tensors = tensors_of(root)
             places.check_folder(target, files, [tensor.storage.source for _, tensor in tensors])
             nbytes = sum({(id(t.storage), t.offset, t.shape): t.nbytes for _, t in tensors}.values())
-            publish_folder(target, files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
+            location(target).publish_folder(files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
         else:
-            publish(target, partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
+            location(target).publish(partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
 
 
 def convert(
-    src: Path,
+    src: Any,
     dst: Path,
     *,
     format: str | None = None,
@@ -124,8 +130,8 @@ def convert(
     """Write a checkpoint anew in another format; bytes are copied, never decoded.
 
     Args:
-        src: the file to read.
-        dst: the file to write; its suffix says the format unless `format` does.
+        src: the file to read, as for `load`, or a tree, as for `save`.
+        dst: the file or folder to write, as `path` of `save`. If `src` is a folder, a name without a suffix is one too.
         format: as for `save`.
         only: patterns of what to keep; everything by default.
         max_shard_size: as for `save`.
@@ -134,7 +140,7 @@ def convert(
         executor: as for `save`.
 
     Raises:
-        AlterError: a pattern matches nothing.
+        PatternError: a pattern matches nothing.
         StateDictError: what `load` and `save` raise.
 
     >>> import statedict, tempfile
@@ -143,7 +149,8 @@ def convert(
     >>> list(statedict.load(path))
     ['epoch', 'model_state', 'optimizer_state']
     """
-    state = load(src)
+    dst = _target(src, dst, format, max_shard_size)
+    state = tree_of(src)
     if only is not None:
         from statedict.ops.alter.verbs import select
 
@@ -152,9 +159,9 @@ def convert(
 
 
 def edit(
-    src: Path,
+    src: Any,
     dst: Path | None,
-    steps: Iterable[Mapping[str, Any]],
+    steps: Iterable[Mapping[str, Any]] | Mapping[str, Any],
     *,
     format: str | None = None,
     max_shard_size: int | str | None = None,
@@ -166,11 +173,12 @@ def edit(
     """Write a checkpoint altered by a list of operations; tensors go through in blocks, never whole.
 
     Args:
-        src: the file to read.
-        dst: the file to write; it may be the one that is read. None edits in place: where only names, values and
-            metadata change, a new index is appended to a .pth, and the header of a safetensors file is overwritten if
-            it has the room, in milliseconds and not atomically; anything else is written anew, atomically.
-        steps: such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
+        src: the file to read, as for `load`, or a tree, as for `save`.
+        dst: the file or folder to write, as for `convert`; it may be the one that is read. None edits in place: where
+            only names, values and metadata change, a new index is appended to a .pth, and the header of a safetensors
+            file is overwritten if it has the room, in milliseconds and not atomically; anything else is written anew,
+            atomically.
+        steps: one or a list of them, such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
             `{"cast": "bf16", "only": "model.*"}`, `{"split": "qkv", "into": ["q", "k", "v"], "dim": 0}`; see
             docs/altering.md.
         format: as for `save`.
@@ -184,7 +192,7 @@ def edit(
         What each step did, and the bytes before and after.
 
     Raises:
-        AlterError: a step cannot be done; nothing was written.
+        AlterError: a step cannot be done; nothing was written. A PatternError where a pattern matches nothing.
         RenameError: a rule is malformed or matches nothing, or two entries get one path.
         StateDictError: what `load` and `save` raise.
 
@@ -197,8 +205,14 @@ def edit(
     """
     from statedict.ops.alter.edited import edited
 
+    if isinstance(steps, Mapping):
+        steps = [steps]
+    if dst is not None:
+        dst = _target(src, dst, format)
+    elif not is_path(src) or split(src)[1]:
+        raise UnsupportedError("only a whole file is edited in place; name a file to write")
     with Paused():
-        before = load(src)
+        before = tree_of(src)
         state, report = edited(before, steps, not dry_run)
     if dry_run:
         return report
@@ -213,6 +227,26 @@ def edit(
     return report
 
 
+def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str | None = None) -> str:
+    """Where a source is written under a name: a name without a suffix is a folder, if the source is one.
+
+    Raises:
+        FormatError, UnsupportedError: as `save`, before anything is read.
+    """
+    from statedict.io.location import location
+
+    target = named(dst)
+    if (
+        format is None
+        and not formats.suffix_of(target)
+        and is_path(src)
+        and location(split(src)[0]).names() is not None
+    ):
+        target = os.path.join(target, "")
+    formats.for_writing(target, format, max_shard_size is not None)
+    return target
+
+
 def _rewritten(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
     """Whether the file has all tensors of a state, and has its names and values now."""
     from statedict.io.in_place import overwrite
@@ -225,6 +259,57 @@ def _rewritten(path: str, state: StateDict, before: StateDict, format: str | Non
         return False
     overwrite(source, *found)
     return True
+
+
+def is_path(source: Any) -> TypeGuard[Path]:
+    """Whether a source is a file's name: a path or a URL."""
+    return isinstance(source, str | os.PathLike)
+
+
+def split(source: Path) -> tuple[str, str]:
+    """The file of `model.pth::optimizer`, and the path in it; a file that is there may have such a name itself."""
+    name = named(source)
+    scheme, mark, rest = name.partition("://")
+    host = len(scheme) + 3 + len(rest.partition("/")[0]) if mark else 0  # [::1] is one
+    file, colons, at = name[host:].partition("::")
+    return (name[:host] + file, at) if colons and not os.path.lexists(name) else (name, "")
+
+
+def part(state: StateDict, at: str, name: str) -> StateDict:
+    """What stands at a path in the state of a file."""
+    try:
+        found = state.at(at)
+    except PathError as error:
+        raise PathError(f"{shown(name)}: {error}") from error
+    return found if isinstance(found, StateDict) else StateDict({"": found})
+
+
+def tree_of(source: Any, lazy: bool = True) -> StateDict:
+    """The state that a verb works on, of any source.
+
+    Args:
+        source: a path, a URL or `file::path`, as for `load`; or a tree of dicts, lists, arrays, plain values and live
+            objects, as for `save`.
+        lazy: as `save` writes it, which takes whole tensors. False leaves arrays as they are.
+
+    Raises:
+        StateDictError: what `load` and `save` raise.
+    """
+    if is_path(source):
+        return load(source)
+    walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
+    if lazy:
+        tree = rooted(source)
+    else:
+        from statedict.adapters.collect import collect
+
+        tree = collect(source)
+    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+
+
+def name_of(source: Any) -> str:
+    """What a report calls a source."""
+    return shown(named(source)) if is_path(source) else "memory"
 
 
 def rooted(tree: Any) -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 
-from statedict.api.files import load
+from statedict.api.files import tree_of
 from statedict.errors import RestoreError
 from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from statedict.reports.restore import RestoreReport
@@ -62,7 +62,7 @@ def restore(
     Args:
         target: a module, an optimizer, a scheduler, anything with `load_state_dict`, an object with attributes, arrays,
             or a dict or list of them.
-        source: a StateDict, any dict like it, or a file.
+        source: a StateDict or any dict like it; or a path or URL, as for `load`; or live objects, as for `save`.
         allow_missing: patterns of what the state may lack; it stays as it is. An optimizer's state for a parameter
             follows the parameter, and goes by its name too.
         allow_unexpected: patterns of what the state may have and the target not.
@@ -106,8 +106,7 @@ def restore(
         _table("rename", {} if rename is None else rename),
         _table("override", {} if override is None else override),
     )
-    state = load(source) if isinstance(source, str | os.PathLike) else source
-    return put_back(target, state, options, dry_run)
+    return put_back(target, source if isinstance(source, Mapping) else tree_of(source), options, dry_run)
 
 
 def _patterns(name: str, given: Any) -> tuple[str, ...]:
@@ -118,8 +117,6 @@ def _patterns(name: str, given: Any) -> tuple[str, ...]:
 
 
 def _table(name: str, given: Any) -> Mapping[str, Any]:
-    from collections.abc import Mapping
-
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         raise RestoreError(f"{name}: expected a dict by pattern, got {given!r:.40}")
     return given

@@ -1,4 +1,4 @@
-"""verify, stats, diff: what is to be said of checkpoints, dispatch only."""
+"""inspect, verify, stats, diff, scan: what is to be said of checkpoints. Dispatch only."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 from typing import Any
 
 from statedict import formats
-from statedict.api.files import load, rooted
+from statedict.api.files import is_path, name_of, split, tree_of
 from statedict.collector import Paused
-from statedict.errors import StateDictError
+from statedict.errors import StateDictError, UnsupportedError
 from statedict.formats import places
 from statedict.io.urls import named, shown
 from statedict.reports.scan import ScanReport
-from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def inspect(source: Any, path: str = "") -> Summary:
     """See what is in a checkpoint or a state_dict without reading a tensor.
 
     Args:
-        source: a path or URL as for `load`, a StateDict, or any tree of dicts, lists, arrays and values.
+        source: a path or URL as for `load`, or a tree, as for `save`.
         path: where the state stands in a larger tree; paths in the summary begin with it.
 
     >>> import statedict
@@ -42,7 +41,7 @@ def inspect(source: Any, path: str = "") -> Summary:
     """
     from statedict.ops.inspect import summarize
 
-    return summarize(load(source) if isinstance(source, str | os.PathLike) else source, path)
+    return summarize(tree_of(source, lazy=False), path)
 
 
 def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyReport:
@@ -62,6 +61,7 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
 
     Raises:
         FileError: it cannot be opened.
+        UnsupportedError: it is a tree or a part of a file, which has no bytes of its own.
         UnknownFormatError: it is no checkpoint; the message says what it seems to be.
         ValueError: both `values` and `quick`.
 
@@ -73,18 +73,34 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
 
     if values and quick:
         raise ValueError("values are counted by reading them, which quick leaves out; ask for one of them")
-    source = places.opened(named(path))
+    file = _whole_file("verify", path)
+    source = places.opened(file)
     with Paused():
         name, found = formats.checks(source)
-        return examine(shown(named(path)), name, found, values, quick)
+        return examine(shown(file), name, found, values, quick)
+
+
+def _whole_file(verb: str, source: Any) -> str:
+    """The name of a file that a verb reads byte by byte, which it cannot do with a tree.
+
+    Raises:
+        UnsupportedError: it is a tree, or a part of a file.
+    """
+    if not is_path(source):
+        raise UnsupportedError(
+            f"{verb} checks the bytes of a file, and a {type(source).__name__} has none; name its file, or save it"
+        )
+    name, at = split(source)
+    if at:
+        raise UnsupportedError(f"{shown(named(source))}: {verb} checks a whole file; name {shown(name)} alone")
+    return name
 
 
 def stats(source: Any, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
     """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
 
     Args:
-        source: a file as for `load`, or a StateDict, any tree of dicts, lists, arrays and values, or live objects as
-            for `save`.
+        source: a path or URL as for `load`, or a tree, as for `save`.
         only: patterns of the tensors to take.
         executor: as for `save`; the figures are the same.
 
@@ -92,7 +108,7 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
         What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
 
     Raises:
-        PathError: a pattern matches nothing.
+        PatternError: a pattern matches nothing.
         StateDictError: what `load` raises.
 
     >>> import statedict
@@ -103,9 +119,9 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
     """
     from statedict.ops.stats.survey import survey
 
-    state = load(source) if isinstance(source, str | os.PathLike) else rooted(source)
+    state = tree_of(source)
     with Paused():
-        return survey(StateDict(state if isinstance(state, dict) else {"": state}), only, executor)
+        return survey(state, only, executor)
 
 
 def diff(
@@ -124,7 +140,7 @@ def diff(
     """How two checkpoints differ: tensors by name and content, optimizers by parameter, all other values by path.
 
     Args:
-        a: a path or URL as for `load`, a StateDict, a dict of arrays, or live objects as for `save`.
+        a: a path or URL as for `load`, or a tree, as for `save`.
         b: likewise; their formats may differ.
         only: globs over paths; the rest is not looked at.
         names_only: no tensor is read; names, dtypes, shapes and values are compared.
@@ -141,7 +157,7 @@ def diff(
         What was found; `found.same` says whether nothing differs.
 
     Raises:
-        AlterError: a pattern matches nothing.
+        PatternError: a pattern matches nothing.
         ValueError: `deep` together with `names_only`, or a `rank` below 1 or without `deep`.
         StateDictError: what `load` raises.
 
@@ -163,10 +179,8 @@ def diff(
         raise ValueError(f"rank={rank}: a rank of 1 or more is looked for, with deep=True")
     patterns = (only,) if isinstance(only, str) else only
     with Paused():
-        one, other = (load(x) if isinstance(x, str | os.PathLike) else rooted(x) for x in (a, b))
-        names = [shown(named(x)) if isinstance(x, str | os.PathLike) else "memory" for x in (a, b)]
-        rule = Rule(numeric, rtol, atol)
-        return compared(one, other, (names[0], names[1]), patterns, names_only, rule, executor, deep, rank)
+        rule, names = Rule(numeric, rtol, atol), (name_of(a), name_of(b))
+        return compared(tree_of(a), tree_of(b), names, patterns, names_only, rule, executor, deep, rank)
 
 
 def scan(path: str | os.PathLike[str]) -> ScanReport:
@@ -177,6 +191,7 @@ def scan(path: str | os.PathLike[str]) -> ScanReport:
 
     Raises:
         FileError: there is no such file, or it cannot be opened.
+        UnsupportedError: a tree or a part of a file, which has no bytes of its own.
 
     >>> import statedict
     >>> report = statedict.scan("examples/checkpoint.pth")
@@ -187,7 +202,7 @@ def scan(path: str | os.PathLike[str]) -> ScanReport:
     """
     from statedict.scanner.scan import Scan
 
-    path = named(path)
+    path = _whole_file("scan", path)
     if not os.path.isdir(path):
         return Scan(path).file(path, "").report()
     found, root = Scan(path), os.path.realpath(path)

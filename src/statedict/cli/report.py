@@ -6,7 +6,7 @@ import click
 
 from statedict.cli import echo_json
 from statedict.cli.progress import progress
-from statedict.io.files import size_of
+from statedict.io.location import location
 from statedict.io.urls import named, shown
 from statedict.render.text import printable
 from statedict.values import human_bytes
@@ -32,7 +32,7 @@ def command(
     with progress("reading"):
         page = report(*files, only=only or None, title=title)
     page.save(output, overwrite=overwrite)
-    size = size_of(named(output))
+    size = location(named(output)).size()
     if as_json:
         echo_json({"page": shown(output), "title": page.title, "bytes": size})
     else:

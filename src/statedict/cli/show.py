@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from statedict.api.files import load
+from statedict.api.files import load, split
 from statedict.cli import echo_json
 from statedict.errors import PathError, StateDictError
-from statedict.io.files import size_of
+from statedict.io.location import location
 from statedict.io.urls import named, shown
 from statedict.render.text import printable
 from statedict.tree.state_dict import StateDict
@@ -51,12 +51,12 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 
     summary = inspect(found, above if key else at or "")
     if as_json:
-        echo_json({"file": shown(file), "size": size_of(named(file)), **summary.to_json()})
+        echo_json({"file": shown(file), "size": location(split(file)[0]).size(), **summary.to_json()})
         return
     from statedict.render.tree_text import summary_lines
 
     total = summary.total
-    size = human_bytes(size_of(named(file)))
+    size = human_bytes(location(split(file)[0]).size())
     title = f"{printable(shown(file))}  {size}  {count(total.tensors, 'tensor')}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))

@@ -83,7 +83,7 @@ _LEGACY_1 = b"L119547037146038801333356L\n."  # as protocol 1 does
 FORMATS: dict[str, Row] = {
     "torch": Row(
         "statedict.formats.torch.archive",
-        (".pth", ".pt", ".bin", ".ckpt"),
+        (".pth", ".pt", ".bin", ".ckpt", ".pth.tar"),
         lambda head: head[:4] == b"PK\3\4" or (b"/data.pkl" in head[30:80] and _nearly(head[:4], b"PK\3\4")),
         in_place="statedict.formats.torch.in_place",
     ),
@@ -119,6 +119,7 @@ FORMATS: dict[str, Row] = {
     ),
 }
 WRITABLE = [name for name, row in FORMATS.items() if row.suffixes or row.folder]
+_FOREIGN = (".gguf", ".onnx", ".h5", ".hdf5", ".npz", ".npy", ".keras", ".tflite", ".pb", ".zip", ".pkl", ".json")
 _FOLDERS = " or ".join(name for name in WRITABLE if FORMATS[name].folder)
 
 
@@ -293,30 +294,51 @@ def rewrite(tree: Any, source: ByteSource, before: Any, name: str | None = None)
     return found
 
 
-def folder_writer(name: str, sharded: bool) -> Format | None:
-    """The format whose `files` write this one into a folder; None if it is one file.
+def for_writing(path: str, name: str | None = None, sharded: bool = False) -> tuple[Format, bool]:
+    """The format in which a path is written, and whether that is as a folder, by its `files`.
+
+    A slash at the end, or shards, mean a folder; any other name is a file. Without a format a folder is one of
+    safetensors, or a distributed checkpoint where one is replaced; the suffix of a file says its format, torch without
+    any.
 
     Args:
-        name: of a format that can be written.
+        path: the target.
+        name: the format that is asked for.
         sharded: several files are asked for.
 
     Raises:
-        UnsupportedError: they are, and the format has no shards.
+        FormatError: nothing is written under such a name, or not in that format.
+        UnsupportedError: a folder is asked for, and the format is a file.
     """
-    folder = FORMATS[name].folder
-    if sharded and not folder:
-        raise UnsupportedError(f"shards are written as {_FOLDERS}, not as {name}")
-    return FORMATS[folder].load() if sharded or folder == name else None
+    suffix = suffix_of(path)
+    by_suffix = next((name for name, row in FORMATS.items() if suffix in row.suffixes), "")
+    folder = sharded or path.endswith("/")
+    if name is None:
+        if os.path.isfile(os.path.join(path, ".metadata")):
+            name = "distributed"
+        elif folder:
+            name = "safetensors"
+        else:
+            name = by_suffix if suffix else "torch"
+    if not name:
+        raise FormatError(
+            f"{path}: {suffix} is the suffix of no format that is written; name a file that ends in "
+            f"{', '.join(suffix for row in FORMATS.values() for suffix in row.suffixes)}, or a folder that ends in /, "
+            f"or give the format: {', '.join(WRITABLE)}"
+        )
+    module = writer(name)
+    if not folder and FORMATS[name].folder != name:
+        return module, False
+    if not FORMATS[name].folder:
+        what = "shards are" if sharded else "a folder is"
+        raise UnsupportedError(f"{path}: {what} written as {_FOLDERS}, not as {name}")
+    if (by_suffix or suffix in _FOREIGN) and not path.endswith("/") and not os.path.isdir(path):
+        stem = path[: -len(suffix)]
+        raise FormatError(f"{path}: is the name of a file, and a folder is written; name a folder such as {stem}/")
+    return FORMATS[FORMATS[name].folder].load(), True
 
 
-def for_writing(path: str, sharded: bool = False) -> str:
-    """The name of the format that a path asks for: by its suffix; torch for every unknown one, as torch.save has it.
-
-    A folder that holds a distributed checkpoint asks for another one, any other with shards for safetensors.
-    """
-    suffix = os.path.splitext(path)[1].lower()
-    if os.path.isfile(os.path.join(path, ".metadata")):
-        return "distributed"
-    if sharded:
-        return "safetensors"
-    return next((name for name, row in FORMATS.items() if suffix in row.suffixes), "torch")
+def suffix_of(path: str) -> str:
+    """The suffix of a path in small letters; that of a tar archive with the one before."""
+    stem, suffix = os.path.splitext(path.lower())
+    return os.path.splitext(stem)[1] + suffix if suffix == ".tar" else suffix

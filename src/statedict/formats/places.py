@@ -13,10 +13,10 @@ from statedict.errors import (
     UnknownFormatError,
     UnsupportedError,
 )
-from statedict.io.files import exists, names_in, open_source
-from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.location import location
+from statedict.io.parallel import parallel
 from statedict.io.source import FileSource
-from statedict.io.urls import folder_of, is_url, joined, shown
+from statedict.io.urls import folder_of, joined, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,11 +50,12 @@ def opened(path: str) -> FileSource | RemoteSource:
         FileError: it is missing or cannot be read.
         UnknownFormatError: the folder holds no checkpoint.
     """
-    far = is_url(path) and not path.endswith("/")  # only asking tells whether it is a file or a folder
+    if location(path).is_folder():
+        return open_file(entry(path))
     try:
-        return open_file(path if far else entry(path))
+        return open_file(path)
     except MissingFileError:
-        inner = entry(path) if far else path
+        inner = entry(path)  # of a store only asking tells whether it is a file or a folder
         if inner == path:
             raise
         return open_file(inner)
@@ -67,7 +68,7 @@ def open_file(path: str) -> FileSource | RemoteSource:
         FileError: it is missing or cannot be read; the message says what else may be known.
     """
     try:
-        return open_source(path)
+        return location(path).open()
     except FileError as error:
         from statedict.formats.causes import unopened
 
@@ -77,7 +78,7 @@ def open_file(path: str) -> FileSource | RemoteSource:
 def open_files(paths: Iterable[str]) -> dict[str, FileSource | RemoteSource | FileError]:
     """The files of a checkpoint, several at a time where they are far away; an error in place of what is not opened."""
     wanted = list(paths)
-    workers = REMOTE_WORKERS if any(map(is_url, wanted)) else 1
+    workers = max((location(path).workers for path in wanted), default=1)
     return dict(zip(wanted, parallel(_opened_or_not, wanted, workers=workers), strict=True))
 
 
@@ -95,11 +96,7 @@ def entry(path: str) -> str:
         UnknownFormatError: the folder holds no checkpoint, or several.
         FormatError: that file is a link out of the folder.
     """
-    names = names_in(path)
-    if names is None and path.startswith("http") and is_url(path) and path.endswith("/"):
-        # a plain server does not list; it is asked for each of the names
-        there = parallel(exists, (joined(path, name) for name in _ENTRIES), workers=REMOTE_WORKERS)
-        names = [name for name, found in zip(_ENTRIES, there, strict=True) if found]
+    names = location(path).names_with(_ENTRIES)
     if names is None:
         return path
     found = [name for name in _ENTRIES if name in names] or _others(names)
@@ -140,9 +137,8 @@ def inside(folder: str, file: str) -> str:
         or ".." in file.replace("\\", "/").split("/")
     )
     direct = os.path.basename(file) == file
-    if not refused and not is_url(folder) and not (direct and not os.path.islink(joined(folder, file))):
-        root = os.path.realpath(folder or os.curdir)
-        real = os.path.realpath(os.path.join(root, file))
+    if not refused and (not direct or os.path.islink(joined(folder, file))):
+        root, real = location(folder).real_paths(file)
         cache, is_snapshot, _ = root.rpartition("/snapshots/")
         allowed = [root.rstrip(os.sep) + os.sep] + ([cache + "/blobs/"] if is_snapshot else [])
         refused = not real.startswith(tuple(allowed))
@@ -182,7 +178,7 @@ def whole(path: str, kind: str) -> tuple[str, str]:
     kind = "torch" if kind == "torch-legacy" else kind
     if kind not in ("torch", "safetensors"):
         raise UnsupportedError(f"{shown(path)}: is {kind}, which is not altered in place; name another file or folder")
-    return path if is_url(path) and not path.endswith("/") else entry(path), kind
+    return entry(path) if location(path).is_folder() else path, kind
 
 
 def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource]) -> None:
@@ -195,11 +191,10 @@ def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource
     wanted = {*files}
     entry_file = next((name for name in _ENTRIES if name in wanted), _ENTRIES[0])
     before = _ENTRIES[: _ENTRIES.index(entry_file)]
-    if is_url(folder):
-        inside = folder.rstrip("/") + "/"
-        if any(source.name.startswith(inside) for source in sources):
-            raise UnsupportedError(f"{shown(folder)}: is read while it is written, file by file; name another folder")
-    other = [name for name in names_in(folder) or () if name in before]
+    inside = folder.rstrip("/") + "/"
+    if any(source.remote and source.name.startswith(inside) for source in sources):
+        raise UnsupportedError(f"{shown(folder)}: is read while it is written, file by file; name another folder")
+    other = [name for name in location(folder).names() or () if name in before]
     if other:
         raise ExistingFileError(
             f"{shown(joined(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; "

@@ -13,7 +13,6 @@ that `ModelCheckpoint` would have saved: loops, callbacks, data modules, precisi
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from statedict.adapters.collect import collect, copied
 from statedict.api.files import load, rooted, save
 from statedict.collector import Paused
-from statedict.errors import FileError, MissingExtraError, MissingFileError, RefusedError, RunError, file_error
+from statedict.errors import FileError, MissingExtraError, RefusedError, RunError
 from statedict.integrations.fresh import refuse_over
 from statedict.integrations.plain import data, without_objects
-from statedict.io.urls import is_url, joined, named
+from statedict.io.location import location
+from statedict.io.urls import joined, named
 from statedict.runs.background import LOG, Background
 from statedict.runs.directory import Directory
 from statedict.runs.keep import BestN
@@ -97,8 +97,7 @@ class StatedictCheckpointIO(CheckpointIO):
         target, options = named(path), storage_options or {}
         if not isinstance(options, dict):
             raise RunError(f"storage_options={options!r:.80}: expected a dict with options of statedict.save")
-        if not is_url(target):
-            _make_folder(os.path.dirname(target))
+        location(target).make_folder_above()
         tree = _data(checkpoint)
         if self._background is None:
             save(tree, target, **options)
@@ -153,17 +152,8 @@ class StatedictCheckpointIO(CheckpointIO):
         target = named(path)
         self._settle(target)
         try:
-            if is_url(target):
-                from statedict.io.remote import at
-
-                at(target).delete()
-            elif os.path.isdir(target):
-                import shutil
-
-                shutil.rmtree(target)
-            else:
-                os.remove(target)
-        except (FileNotFoundError, MissingFileError):
+            location(target).remove()
+        except FileNotFoundError:
             pass
 
     def _settle(self, target: str) -> None:
@@ -362,13 +352,6 @@ def _data(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _is_kind(key: str, value: Any) -> bool:
     return key.endswith("hparams_type") and isinstance(value, type | Opaque)
-
-
-def _make_folder(path: str) -> None:
-    try:
-        os.makedirs(path or ".", exist_ok=True)
-    except OSError as error:
-        raise file_error(path, "cannot make the directory", error) from error
 
 
 def _policies(keep: Any) -> list[Any]:

@@ -33,8 +33,8 @@ from statedict.errors import (
 )
 from statedict.formats.places import inside, open_file
 from statedict.io import atomic
-from statedict.io.files import names_in, open_source, publish
 from statedict.io.json import parse, read_document
+from statedict.io.location import location
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.sink import put_bytes
 from statedict.io.urls import folder_of, is_url, joined, shown
@@ -111,7 +111,7 @@ class Directory:
         return [step for step in steps if not self._committed(names, step) and self._is_torn(self.folder(step))]
 
     def _is_torn(self, folder: str) -> bool:
-        names = {*(names_in(folder) or ())}  # looked at once: it may be replaced meanwhile
+        names = {*(location(folder).names() or ())}  # looked at once: it may be replaced meanwhile
         return bool(names) and names <= {NAME, MARKER, *DATA.values()} and not {NAME, MARKER} <= names
 
     def committed(self, step: int) -> bool:
@@ -131,7 +131,7 @@ class Directory:
 
     def _whole(self, name: str) -> bool:
         try:
-            return {NAME, MARKER} <= {*(names_in(self.inner(name)) or ())}
+            return {NAME, MARKER} <= {*(location(self.inner(name)).names() or ())}
         except MissingFileError:
             return False
         except FormatError:
@@ -140,7 +140,7 @@ class Directory:
     def names_of(self, folder: str) -> set[str]:
         """The names in a folder of the directory; none of one that is a link out of it, or is gone."""
         try:
-            return {*(names_in(self.inner(folder)) or ())}
+            return {*(location(self.inner(folder)).names() or ())}
         except (FormatError, MissingFileError):
             return set()
 
@@ -157,7 +157,7 @@ class Directory:
 
     def _names(self) -> list[str]:
         try:
-            return names_in(self.path) or []
+            return location(self.path).names() or []
         except MissingFileError:
             return []
 
@@ -266,7 +266,7 @@ class Directory:
         """
         if not self.remote:
             self.committed(step)  # and where it is
-        names = names_in(self.inner(self.name(step))) or ()
+        names = location(self.inner(self.name(step))).names() or ()
         name = next((name for name in DATA.values() if name in names), DATA["safetensors"])
         return self.inner(self.name(step), name)
 
@@ -299,7 +299,7 @@ class Directory:
             return
         for name, size in manifest.files.items():
             path = self.inner(self.name(step), name)
-            if open_source(path).size != size:
+            if location(path).open().size != size:
                 raise CorruptFileError(f"{shown(path)}: has not the {size:,} bytes that were committed")
         signature = self._signature(step, manifest)
         if self._sound.get(step) == signature:
@@ -369,7 +369,7 @@ class Directory:
         def describe(sink: Any) -> None:
             here = folder_of(sink.path) if hasattr(sink, "path") else folder
             file = joined(here, name)
-            made.append(replace(manifest, files={name: open_source(file).size}, entries=entries(file)))
+            made.append(replace(manifest, files={name: location(file).open().size}, entries=entries(file)))
             put_bytes(_encoded(made[0], file), sink)
 
         def mark() -> bytes:
@@ -420,10 +420,10 @@ class Directory:
         from statedict.io.remote import at
 
         self.guard()
-        _remove_objects(folder, names_in(folder) or [])  # of one that was never committed, or is to be replaced
+        _remove_objects(folder, location(folder).names() or [])  # of one that was never committed, or is to be replaced
         try:
             for name, write in files.items():
-                publish(joined(folder, name), write)
+                location(joined(folder, name)).publish(write)
             marker = mark()
             self.guard()
             if not dry_run and at(joined(folder, MARKER)).write_if(marker, None) is None:
@@ -445,7 +445,7 @@ class Directory:
         self._waiting.pop(step, None)
         if self.remote:
             self.guard()
-            _remove_objects(folder, names_in(folder) or [])
+            _remove_objects(folder, location(folder).names() or [])
             return
         untidy, self._untidy = self._untidy, True
         try:
@@ -465,16 +465,16 @@ class Directory:
         return found + [one for one in begun if (self._ours(one) if self.remote else self._is_half_removed(one))]
 
     def _is_half_removed(self, folder: str) -> bool:
-        return places.is_half_removed(names_in(folder))
+        return places.is_half_removed(location(folder).names())
 
     def _ours(self, folder: str) -> bool:
         """Whether nothing is in a folder but what a checkpoint is made of."""
-        names = names_in(folder)
+        names = location(folder).names()
         return names is not None and {*names} <= {NAME, MARKER, *DATA.values()}
 
     def _replaceable(self, folder: str) -> bool:
         """Whether a folder on a disk is empty, or what we wrote is all that is in it; data alone may be anybody's."""
-        names = {*(names_in(folder) or ())}
+        names = {*(location(folder).names() or ())}
         return self._ours(folder) and (not names or bool(names & {NAME, MARKER}))
 
     def clean(self) -> list[str]:
@@ -490,7 +490,7 @@ class Directory:
             atomic.sync_directory(self.path)  # else the names of what goes could come back, and its files not
         for path in found:
             if self.remote:
-                _remove_objects(path, names_in(path) or [])
+                _remove_objects(path, location(path).names() or [])
             else:
                 atomic.discard(path)
         self._untidy = not self.remote and any(map(os.path.lexists, found))
@@ -518,7 +518,7 @@ class Directory:
     def pin(self, steps: set[int]) -> None:
         """Write down the steps that are never pruned."""
         data = (json.dumps({"pinned": sorted(steps)}) + "\n").encode()
-        publish(joined(self.path, PINS), lambda sink: put_bytes(data, sink))
+        location(joined(self.path, PINS)).publish(lambda sink: put_bytes(data, sink))
 
 
 def entries(file: str) -> tuple[Entry, ...]:
@@ -563,7 +563,7 @@ def is_step(name: str) -> bool:
 
 
 def _read(name: str) -> bytes:
-    return read_document(open_source(name))
+    return read_document(location(name).open())
 
 
 def _marker(manifest: bytes) -> bytes:

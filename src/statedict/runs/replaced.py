@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError, MissingFileError, file_error
-from statedict.io.files import open_source, publish
 from statedict.io.json import parse, read_document
+from statedict.io.location import location
 from statedict.io.sink import put_bytes
 from statedict.io.urls import joined, shown
 from statedict.runs.directory import Directory, is_step
@@ -112,7 +112,7 @@ def _marker(files: Directory, step: int) -> str | None:
 def _read(files: Directory) -> _Replaced | None:
     name = shown(joined(files.path, NAME))
     try:
-        data = read_document(open_source(files.inner(NAME)))
+        data = read_document(location(files.inner(NAME)).open())
     except MissingFileError:
         return None
     try:
@@ -143,7 +143,7 @@ def _write(files: Directory, held: _Replaced) -> None:
     if held.before:
         said["before"] = held.before
     data = (json.dumps(said) + "\n").encode()
-    publish(files.inner(NAME), lambda sink: put_bytes(data, sink))
+    location(files.inner(NAME)).publish(lambda sink: put_bytes(data, sink))
 
 
 def _delete(name: str, remote: bool) -> None:

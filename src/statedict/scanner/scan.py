@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError
-from statedict.io.files import open_source
 from statedict.io.json import check
+from statedict.io.location import location
 from statedict.io.source import BytesSource
 from statedict.io.tar import is_tar
 from statedict.io.zip_table import DEFLATED, STORED, find_ends
@@ -112,7 +112,7 @@ class Scan:
         Raises:
             FileError: it cannot be opened.
         """
-        return self.look(open_source(path), member)
+        return self.look(location(path).open(), member)
 
     def look(self, source: ByteSource, member: str) -> Scan:
         """Look into bytes; `member` is what its findings are called by."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from itertools import groupby
 
-from statedict.errors import TreeError
+from statedict.errors import PatternError, TreeError
 from statedict.tensor.lazy import LazyTensor
 from statedict.values import Opaque, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
 MAX_DEPTH = 200
@@ -32,6 +32,33 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
     keys = path.split(".")
     above = [".".join(keys[:count]) for count in range(1, len(keys) + 1)]
     return any(fnmatchcase(part, pattern) for pattern in patterns for part in above)
+
+
+def chosen(paths: Iterable[str], patterns: Sequence[str] | str, kind: str) -> dict[str, None]:
+    """The paths that match any of some patterns, in order.
+
+    Args:
+        paths: of tensors or entries.
+        patterns: a glob or several; each must match something.
+        kind: what the paths are called in the error: "tensor" or "entry".
+
+    Raises:
+        PatternError: a pattern matches nothing.
+
+    >>> list(chosen(["model.w", "model.b", "epoch"], "model", "entry"))
+    ['model.w', 'model.b']
+    """
+    every = dict.fromkeys(paths)
+    globs = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    for glob in globs:
+        if not any(matches(path, (glob,)) for path in every):
+            raise unmatched(glob, len(every), kind)
+    return {path: None for path in every if matches(path, globs)}
+
+
+def unmatched(pattern: str, count: int, kind: str) -> PatternError:
+    """The error for a pattern that matches none of so many paths."""
+    return PatternError(f"no {kind} of {count:,} matches {pattern!r}; fix or remove the pattern")
 
 
 def free_name(path: str, taken: Mapping[str, Any]) -> str:

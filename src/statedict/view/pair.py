@@ -6,7 +6,7 @@ import math
 from concurrent.futures import Executor
 from typing import Any
 
-from statedict.errors import AlterError
+from statedict.errors import PatternError
 from statedict.ops.diff.differ import compared as differ
 from statedict.render.diff_text import summary
 from statedict.reports.diff import ADDED, REMOVED, Diff
@@ -22,7 +22,7 @@ def compared(one: Opened, other: Opened, pick: Patterns, executor: Executor | No
         return differ(one.state, other.state, names, executor=executor)
     try:
         return differ(one.state, other.state, names, pick.globs, executor=executor)
-    except AlterError:  # a pattern of an optimizer's own numbers, which the comparison has given names
+    except PatternError:  # a pattern of an optimizer's own numbers, which the comparison has given names
         return differ(one.state, other.state, names, executor=executor)
 
 

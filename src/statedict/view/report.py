@@ -11,7 +11,7 @@ from typing import Any
 
 from statedict.collector import Paused
 from statedict.errors import MissingFileError, RunError
-from statedict.io.files import publish
+from statedict.io.location import location
 from statedict.io.sink import put_bytes
 from statedict.io.urls import named
 from statedict.runs.directory import LOOKS
@@ -57,7 +57,7 @@ class Page:
             FileError: it exists and was not to be replaced, or cannot be written.
             MissingExtraError: plotly is not installed.
         """
-        publish(named(path), partial(put_bytes, self.html().encode()), overwrite=overwrite)
+        location(named(path)).publish(partial(put_bytes, self.html().encode()), overwrite=overwrite)
 
     def __repr__(self) -> str:
         return f"Page({self.title!r})"
@@ -79,9 +79,9 @@ def report(
     Every tensor is read once, in blocks; of a pair and of the ends of a run once more to compare them.
 
     Args:
-        sources: files as for `load`, or StateDicts. One is shown; two are compared; more are the steps of a run, in the
-            order of the numbers in their names, of which the last is shown and compared with the first. The directory
-            of a run stands for its steps, whoever wrote them.
+        sources: paths or URLs as for `load`, or trees, as for `save`. One is shown; two are compared; more are the
+            steps of a run, in the order of the numbers in their names, of which the last is shown and compared with the
+            first. The directory of a run stands for its steps, whoever wrote them.
         only: patterns of the tensors to take.
         title: the title of the page; by default the names of the files.
         executor: as for `save`.
@@ -90,7 +90,7 @@ def report(
         The page; `page.save("report.html")` writes it.
 
     Raises:
-        PathError: a pattern matches no tensor.
+        PatternError: a pattern matches no tensor.
         StateDictError: what `load` raises.
         TypeError: no source.
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from statedict.errors import UnknownFormatError
 from statedict.formats.places import entry
-from statedict.io.urls import is_url, named
+from statedict.io.location import location
+from statedict.io.urls import named
 from statedict.reports.stats import StatsReport
 from statedict.runs.look.listing import listing
 from statedict.view.source import Opened, number
@@ -29,7 +30,7 @@ def expanded(sources: Sequence[Any]) -> list[Any]:
 
 def _steps(name: str) -> list[str]:
     """The checkpoints of a run; none if it is a checkpoint itself."""
-    if not (name.endswith("/") if is_url(name) else os.path.isdir(name)):
+    if not location(name).is_folder():
         return []
     try:
         entry(name)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 from statedict import formats
-from statedict.api.files import load, rooted
+from statedict.api.files import is_path, name_of, split, tree_of
 from statedict.api.look import inspect
-from statedict.errors import PathError
 from statedict.formats import places
-from statedict.io.files import size_of
-from statedict.io.urls import named, shown
+from statedict.io.location import location
 from statedict.ops.optimizers import owners
 from statedict.ops.stats.flags import roles
 from statedict.ops.stats.survey import survey
 from statedict.reports.stats import StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, TensorInfo
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import label, matches
+from statedict.tree.walk import label, matches, unmatched
 from statedict.view.depth import place
 
 COLUMNS = (
@@ -104,15 +101,13 @@ class Opened:
 
 def opened(source: Any) -> Opened:
     """A file as for `load`, or a tree."""
-    if not isinstance(source, str | os.PathLike):
-        live = rooted(source)
-        one = Opened("memory", live if isinstance(live, StateDict) else StateDict({"": live}), "memory", 0)
+    state, name = tree_of(source), name_of(source)
+    if not is_path(source):
+        one = Opened(name, state, name, 0)
         one.size = one.summary.total.nbytes
         return one
-    name = named(source)
-    state = load(name)
-    state = state if isinstance(state, StateDict) else StateDict({"": state})
-    return Opened(shown(name), state, formats.detect(places.opened(name)), size_of(name))
+    file = split(source)[0]
+    return Opened(name, state, formats.detect(places.opened(file)), location(file).size())
 
 
 class Patterns:
@@ -121,12 +116,14 @@ class Patterns:
     def __init__(self, globs: Sequence[str] | None) -> None:
         self.globs = globs
         self.unmatched = set(globs or ())
+        self.names = set[str]()  # of the tensors of all checkpoints
 
     def stats(self, one: Opened, executor: Executor | None) -> StatsReport:
         """The figures of what matches in a checkpoint."""
         if self.globs is None:
             return survey(one.state, None, executor)
         names = list(one.state.tensors())
+        self.names.update(names)
         here = [glob for glob in self.globs if any(matches(name, (glob,)) for name in names)]
         self.unmatched -= set(here)
         return survey(one.state if here else StateDict(), here or None, executor)
@@ -135,7 +132,7 @@ class Patterns:
         """An error for a pattern that matched nothing in any checkpoint."""
         if self.unmatched:
             glob = min(self.unmatched)
-            raise PathError(f"no tensor matches {glob!r}; mend or leave out the pattern")
+            raise unmatched(glob, len(self.names), "tensor")
 
 
 def _moment(path: str, optimizer: Optimizer, key: Any) -> tuple[str, str] | None:

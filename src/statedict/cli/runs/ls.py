@@ -10,7 +10,7 @@ from itertools import pairwise
 import click
 
 from statedict.cli import echo_json
-from statedict.io.files import contents
+from statedict.io.location import location
 from statedict.io.urls import joined, named, shown
 from statedict.render.text import number, printable, table
 from statedict.runs.directory import Directory
@@ -55,7 +55,7 @@ def command(directory: str, metrics: tuple[str, ...], sort: str | None, reverse:
 
 def _hint(directory: str) -> str:
     """Where else they may be."""
-    inside = contents(directory) or {}
+    inside = location(directory).contents() or {}
     folders = [name for name in _BELOW if name in inside and inside[name].folder]
     below = [name for name in folders if Directory(directory).names_of(name) and listing(joined(directory, name))]
     return f"; {below[0]!r} in it has some" if below else ""

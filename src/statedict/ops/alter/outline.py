@@ -17,7 +17,7 @@ from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
 from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer
 from statedict.tree.rename import modules
 from statedict.tree.state_dict import StateDict, like
-from statedict.tree.walk import MAX_DEPTH, label, matches
+from statedict.tree.walk import MAX_DEPTH, chosen, label
 
 Make = Callable[..., LazyTensor]
 
@@ -294,13 +294,9 @@ Patterns = str | Sequence[str]
 def kept(state: StateDict, patterns: Patterns, wanted: bool) -> StateDict:
     """The entries that match, or those that do not."""
     layout = Layout(state)
-    globs = _globs(patterns)
-    paths = [*layout.leaves, *layout.optimizers]
-    for glob in globs:
-        if not any(matches(path, (glob,)) for path in paths):
-            raise AlterError(f"no entry of {len(paths):,} matches {glob!r}; mend or leave out the pattern")
-    gone = [path for path in layout.optimizers if matches(path, globs) is not wanted]
-    outline = {path: Made((path,)) for path in layout.leaves if matches(path, globs) is wanted}
+    found = chosen([*layout.leaves, *layout.optimizers], patterns, "entry")
+    gone = [path for path in layout.optimizers if (path in found) is not wanted]
+    outline = {path: Made((path,)) for path in layout.leaves if (path in found) is wanted}
     return changed(without(layout, gone), outline)
 
 
@@ -356,13 +352,4 @@ def _named(make: Make, path: str, known: dict[object, LazyTensor]) -> Make:
 
 def chosen_tensors(layout: Layout, patterns: Patterns) -> dict[str, None]:
     """The paths of the tensors that match."""
-    globs = _globs(patterns)
-    tensors = [path for path, leaf in layout.leaves.items() if is_array(leaf)]
-    for glob in globs:
-        if not any(matches(path, (glob,)) for path in tensors):
-            raise AlterError(f"no tensor of {len(tensors):,} matches {glob!r}; mend or leave out the pattern")
-    return {path: None for path in tensors if matches(path, globs)}
-
-
-def _globs(patterns: Patterns) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    return chosen((path for path, leaf in layout.leaves.items() if is_array(leaf)), patterns, "tensor")

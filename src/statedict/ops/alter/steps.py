@@ -198,6 +198,8 @@ def apply(state: StateDict, step: Step) -> StateDict:
     >>> list(apply(apply(state, {"strip": True}), {"keep": "fc3"}))
     ['fc3.weight', 'fc3.bias']
     """
+    if not isinstance(step, Mapping):
+        raise AlterError(f"step {step!r:.80}: expected a dict such as {{'drop': 'head.*'}}")
     verbs = [key for key in step if key in VERBS]
     if len(verbs) != 1:
         raise AlterError(

@@ -19,6 +19,7 @@ from statedict.tensor.assembled import assembled, mapped
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree import rename as rules
 from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import unmatched
 
 
 def cast(state: StateDict, kind: DType | str, patterns: Patterns = "*") -> StateDict:
@@ -246,7 +247,7 @@ def split(
             put(old, Made((old,)))
     flush()
     if all(made.make is None for made in outline.values()):
-        raise AlterError(f"no entry matches {path!r}")
+        raise unmatched(path, sum(map(is_array, layout.leaves.values())), "tensor")
     return changed(layout, outline)
 
 
@@ -289,7 +290,7 @@ def fuse(state: StateDict, paths: Sequence[str], into: str, dim: int = 0) -> Sta
                 new = taken[old] = step(old)
                 found.setdefault(new, {})[number] = old
     if not found:
-        raise AlterError(f"no entry matches {' or '.join(map(repr, paths))}")
+        raise unmatched(", ".join(paths), sum(map(is_array, layout.leaves.values())), "tensor")
     outline: Outline = {}
     for old in layout.leaves:
         new = taken.get(old, old)

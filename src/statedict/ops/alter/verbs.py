@@ -44,7 +44,7 @@ def select(state: StateDict, patterns: Patterns) -> StateDict:
         patterns: globs over paths.
 
     Raises:
-        AlterError: a pattern matches nothing.
+        PatternError: a pattern matches nothing.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")
@@ -62,7 +62,7 @@ def drop(state: StateDict, patterns: Patterns) -> StateDict:
         patterns: globs over paths.
 
     Raises:
-        AlterError: a pattern matches nothing.
+        PatternError: a pattern matches nothing.
 
     >>> import statedict
     >>> list(drop(statedict.load("examples/checkpoint.pth"), ["epoch", "optimizer_state"]))

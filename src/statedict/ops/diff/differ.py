@@ -7,7 +7,6 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-from statedict.errors import AlterError
 from statedict.ops.diff.compare import compare, region
 from statedict.ops.diff.entries import Entries, together
 from statedict.ops.diff.match import by_content, contents, moves
@@ -16,7 +15,7 @@ from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff, ValueDiff
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.rename import modules
-from statedict.tree.walk import matches
+from statedict.tree.walk import chosen
 from statedict.values import same_value
 
 _TIES = 10
@@ -36,7 +35,7 @@ def compared(
     """Compare two trees; see `statedict.diff`.
 
     Raises:
-        AlterError: a pattern matches nothing in either.
+        PatternError: a pattern matches nothing in either.
     """
     rule = rule or Rule()
     a, b = Entries(one), Entries(other)
@@ -58,12 +57,9 @@ def compared(
 
 def _keep(a: Entries, b: Entries, only: Sequence[str]) -> None:
     tables: list[dict[str, Any]] = [a.tensors, a.values, b.tensors, b.values]
-    paths = dict.fromkeys(path for table in tables for path in table)
-    for glob in only:
-        if not any(matches(path, (glob,)) for path in paths):
-            raise AlterError(f"no entry of {len(paths):,} matches {glob!r}; mend or leave out the pattern")
+    keep = chosen((path for table in tables for path in table), only, "entry")
     for table in tables:
-        for path in [path for path in table if not matches(path, only)]:
+        for path in [path for path in table if path not in keep]:
             del table[path]
     for side in (a, b):
         side.extra.clear()

@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from statedict.errors import LimitError, PathError
+from statedict.errors import LimitError
 from statedict.io.blocks import blocks
 from statedict.io.parallel import REMOTE_WORKERS, batches, parallel
 from statedict.io.progress import Meter, meter
@@ -20,7 +20,7 @@ from statedict.reports.stats import GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import matches
+from statedict.tree.walk import chosen
 
 _JOB = 32 << 20  # bytes that a thread takes at a time
 _AHEAD = 64
@@ -96,11 +96,7 @@ def _chosen(state: StateDict, only: Sequence[str] | str | None) -> dict[str, Laz
     tensors = state.tensors()
     if only is None:
         return tensors
-    globs = (only,) if isinstance(only, str) else tuple(only)
-    for glob in globs:
-        if not any(matches(name, (glob,)) for name in tensors):
-            raise PathError(f"no tensor of {len(tensors):,} matches {glob!r}; mend or leave out the pattern")
-    return {name: tensor for name, tensor in tensors.items() if matches(name, globs)}
+    return {name: tensors[name] for name in chosen(tensors, only, "tensor")}
 
 
 def _region(tensor: LazyTensor) -> object:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import RunError
-from statedict.io.files import exists
+from statedict.io.location import location
 from statedict.io.urls import is_url, named, shown
 from statedict.runs.look.listing import Checkpoint, find, listing
 from statedict.values import count
@@ -212,7 +212,7 @@ def _ran(command: str, one: Checkpoint, stdout: Any) -> str:
 def _gone(one: Checkpoint) -> bool:
     """Whether a run that goes on has pruned it meanwhile, so that the test could only fail."""
     if is_url(one.path):
-        return one.kind == "statedict" and not exists(one.path)
+        return one.kind == "statedict" and not location(one.path).exists()
     return not os.path.exists(one.path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from statedict.api.files import load
 from statedict.api.look import inspect
 from statedict.errors import FileError, FormatError, RunError
-from statedict.io.files import contents
+from statedict.io.location import location
 from statedict.io.urls import Item, named, shown
 from statedict.reports.summary import TensorInfo
 from statedict.runs.directory import LOOKS, Directory
@@ -66,7 +66,7 @@ def _contents(files: Directory, one: Checkpoint) -> dict[str, Item]:
         files.inner(*one.path.removeprefix(f"{files.path}/").split("/"))
     except FormatError:
         return {}
-    return contents(one.path) or {}
+    return location(one.path).contents() or {}
 
 
 def about(directory: str | os.PathLike[str], which: str | int = "latest", *, biggest: int = _BIGGEST) -> About:

@@ -27,8 +27,8 @@ from statedict import formats
 from statedict.api.files import load
 from statedict.errors import FileError, FormatError, MissingFileError, StateDictError
 from statedict.formats import places
-from statedict.io.files import contents, open_source
 from statedict.io.json import parse, read_document
+from statedict.io.location import location
 from statedict.io.urls import Item, joined, shown
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -123,7 +123,7 @@ def recognised(directory: str, name: str, item: Item) -> Foreign | None:
 
 
 def _folder(path: str, name: str) -> Foreign | None:
-    inside = contents(path) or {}
+    inside = location(path).contents() or {}
     files = {one: item for one, item in inside.items() if not item.folder}
     kind = next((kind for kind, is_one in _FOLDERS.items() if is_one(files)), None)
     if kind is None:
@@ -155,7 +155,7 @@ _FOLDERS: dict[str, Any] = {
 
 def _logged(path: str, step: int | None) -> dict[str, float]:
     """The numbers of the log's records of a step, or of its last step."""
-    state = parse(read_document(open_source(path)), shown(path), constants=True)
+    state = parse(read_document(location(path).open()), shown(path), constants=True)
     try:
         records = [record for record in state["log_history"] if isinstance(record, dict)]
         step = state.get("global_step", step) if step is None else step
@@ -178,7 +178,7 @@ def _file(directory: str, name: str, item: Item) -> Foreign | None:
         return None
     step, metrics = step_of(name), metrics_of(name)
     try:
-        kind = formats.detect(open_source(path))
+        kind = formats.detect(location(path).open())
         if name.endswith(".ckpt"):
             scores = _scores(path, name)
             if scores is not None:
@@ -194,7 +194,7 @@ def _of_shards(directory: str, name: str) -> int:
     stem = name.removesuffix(_INDEX)
     first, _, suffix = stem.rpartition(".")
     shards = re.compile(re.escape(first or suffix) + r"-\d+-of-\d+\..*")
-    return sum(item.size for one, item in (contents(directory) or {}).items() if shards.fullmatch(one))
+    return sum(item.size for one, item in (location(directory).contents() or {}).items() if shards.fullmatch(one))
 
 
 def _scores(path: str, name: str) -> dict[str, float] | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from statedict.api.files import load
 from statedict.collector import Paused
-from statedict.errors import FileError, FormatError, PathError, RunError
+from statedict.errors import FileError, FormatError, RunError
 from statedict.io.urls import named, shown
 from statedict.ops.diff.compare import compare
 from statedict.ops.diff.measure import Rule, comparable
@@ -27,7 +27,7 @@ from statedict.runs.directory import LOOKS, Directory
 from statedict.runs.look.listing import COMMITTED, Checkpoint, listing, look_again
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import matches
+from statedict.tree.walk import chosen, matches
 from statedict.values import abbreviate, count
 
 _BATCH = 512  # tensors that are compared at a time
@@ -227,7 +227,7 @@ def blame(
 
     Raises:
         RunError: it has no checkpoint that can be read.
-        PathError: a pattern matches no tensor.
+        PatternError: a pattern matches no tensor.
         StateDictError: what `listing` raises.
 
     >>> import numpy, tempfile
@@ -253,9 +253,7 @@ def blame(
             break
     if not looker.names:
         raise RunError(f"{shown(files.path)}: has no checkpoint with a step that can be read")
-    for glob in globs:
-        if not any(matches(path, (glob,)) for path in seen):
-            raise PathError(f"{shown(files.path)}: no tensor of {len(seen):,} matches {glob!r}; mend the pattern")
+    chosen(seen, globs, "tensor")
     return Blame(shown(files.path), tuple(looker.names), looker.histories(), skipped)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from statedict.api.look import verify
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, RunError, UnsupportedError
-from statedict.io.files import contents
+from statedict.io.location import location
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.urls import Item, joined, named, shown
 from statedict.runs.directory import LOOKS, Directory, GoneError, is_step
@@ -138,7 +138,7 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
 
 
 def _inside(files: Directory) -> dict[str, Item]:
-    inside = contents(files.path)
+    inside = location(files.path).contents()
     if inside is not None:
         return inside
     if files.path.startswith("http"):
@@ -164,7 +164,7 @@ def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
     except GoneError:
         return None
     except (FormatError, FileError) as error:
-        inside = (contents(files.folder(step)) if files.names_of(files.name(step)) else None) or {}
+        inside = (location(files.folder(step)).contents() if files.names_of(files.name(step)) else None) or {}
         data = next((one for one in DATA.values() if one in inside), "")
         size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=0.0)
         path = joined(files.folder(step), data) if data else files.folder(step)
@@ -179,7 +179,7 @@ def _sound(files: Directory, pins: set[int], step: int) -> Checkpoint:
         GoneError: it was removed meanwhile.
     """
     folder, manifest = files.folder(step), files.manifest(step)
-    sizes = {one: item.size for one, item in (contents(folder) or {}).items()}
+    sizes = {one: item.size for one, item in (location(folder).contents() or {}).items()}
     for one, size in manifest.files.items():
         files.inner(files.name(step), one)
         if sizes.get(one) != size:
@@ -199,7 +199,7 @@ def look_again(directory: str | os.PathLike[str], one: Checkpoint) -> Checkpoint
 
 def _unfinished(files: Directory, name: str, item: Item) -> Checkpoint:
     path = joined(files.path, name)
-    inside = (contents(path) if item.folder and files.names_of(name) else None) or {}
+    inside = (location(path).contents() if item.folder and files.names_of(name) else None) or {}
     size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=item.time)
     step = int(name) if name.isdecimal() else step_of(name.lstrip(".").partition(".")[0])
     damage = "was not committed; it is being written, or its process died"
