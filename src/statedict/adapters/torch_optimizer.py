@@ -16,13 +16,16 @@ from typing import Any
 
 from statedict.adapters import Capture, join, lbfgs
 from statedict.adapters.param_groups import merged
-from statedict.adapters.param_match import ELEMENTWISE, Match, is_global, live_names, match, report, size_of
+from statedict.adapters.param_match import Match, is_global, live_names, match, report
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.adapters.shards import refuse_states_of_parts
 from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
+from statedict.tree.optimizer import Shape, leaves, parameter_size, replaced, strays
 from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import label
+from statedict.values import Opaque
 
 STAGE = 1
 _BEGIN = {"step_size": "lr", "sum": "initial_accumulator_value"}
@@ -77,6 +80,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     states: dict[Any, Any] = {}
     follow: dict[int, Follow] = {}
     fresh: list[Any] = []
+    held: list[tuple[int, Any, Any, str]] = []
     index = 0
     for group, merged_group in zip(value.param_groups, groups, strict=True):
         names = live_names(group, plan.names) or [""] * len(group["params"])
@@ -86,14 +90,23 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             if key is None:
                 fresh.append(parameter)
             elif key[1] in entries:
-                fit = _moments(value, parameter, entries[key[1]], plan, join(path, f"state.{key[1]}"), name)
-                if fit is None or fit.policy != "skip":
-                    states[index] = entries[key[1]]
-                else:  # with what its constructor made for it, without which Adagrad of PyTorch 2.9 cannot step
-                    fresh.append(parameter)
-                if fit is not None:
-                    follow[index] = partial(_follow, fit, merged_group)
+                held.append((index, parameter, key[1], name))
             index += 1
+    known = {owner for owner, _ in plan.shapes.values()} if found.names else set()
+    unsure = [(index, (tuple(p.shape), entries[key])) for index, p, key, _ in held if id(p) not in known]
+    sizes = dict(zip([n for n, _ in unsure], strays([pair for _, pair in unsure]), strict=True))
+    flat = {n: group for group in groups for n in group["params"]}
+    foreign = _FOREIGN.get(type(value).__name__, "")
+    for index, parameter, key, name in held:
+        if isinstance(entries[key], dict) and foreign in entries[key]:
+            plan.unexpected(join(path, f"state.{key}.{foreign}"), "the state is another optimizer's")
+        fit = _moments(parameter, entries[key], sizes.get(index), plan, join(path, f"state.{key}"), name)
+        if fit is None or fit.policy != "skip":
+            states[index] = entries[key]
+        else:  # with what its constructor made for it, without which Adagrad of PyTorch 2.9 cannot step
+            fresh.append(parameter)
+        if fit is not None:
+            follow[index] = partial(_follow, fit, flat[index])
     if lbfgs.accepts(value):
         states = _whole(value, saved, found, entries, follow, plan, path)
     plan.rates[id(value)] = [group.get("lr") for group in groups]
@@ -161,61 +174,50 @@ def _whole(
     return {0: entries[before[0][1]]}
 
 
-def _moments(optimizer: Any, parameter: Any, entries: Any, plan: Plan, path: str, name: str) -> Fit | None:
-    """Whether what is kept for a parameter fits it; how it follows where its shape changes."""
+def _moments(parameter: Any, entries: Any, size: Shape | None, plan: Plan, path: str, name: str) -> Fit | None:
+    """How what is kept for a parameter follows where its shape changes; `size` is what it was kept for, if another."""
     if not isinstance(entries, dict):
         plan.mismatch(path, {}, entries)
         return None
-    foreign = _FOREIGN.get(type(optimizer).__name__, "")
-    if foreign in entries:
-        plan.unexpected(join(path, foreign), "the state is another optimizer's")
-    shape = tuple(parameter.shape)
-    fit = plan.fates.get(id(parameter))
-    size = size_of(entries)
-    part = part_of(parameter)
-    if part is not None and size is not None:
-        why = f"the parameter is a part ({part}); restore it with torch.distributed.checkpoint"
-        plan.problem("target", path, why)
+    shape, fit, part = tuple(parameter.shape), plan.fates.get(id(parameter)), part_of(parameter)
+    if part is not None and parameter_size(entries) is not None:
+        plan.problem("target", path, f"the parameter is a part ({part}); restore it with torch.distributed.checkpoint")
         return None
-    kept = [key for key, value in entries.items() if is_array(value) and tuple(value.shape) == size]
-    if fit is None and size is not None and size != shape and _is_elementwise(kept, size, optimizer):
+    if fit is None and size is not None:
         full = join(path.rpartition(".")[0], name)
-        policy = next((p for at in (full, name) if at and (p := plan.policy(at)) != "error"), "error")
-        fit = Fit(policy, size, shape)
+        fit = Fit(next((p for at in (full, name) if at and (p := plan.policy(at)) != "error"), "error"), size, shape)
         reason = fit.reason()
-        if policy == "error" or reason:
-            for key in kept:
-                why = reason or "their orders differ, or the parameter's shape has changed, for which there is shapes=…"
-                plan.problem("shape", join(path, key), f"the state has {size}, the parameter {shape}; {why}")
+        if fit.policy == "error" or reason:
+            why = reason or "their orders differ, or the parameter's shape has changed, for which there is shapes=…"
+            kept = [keys for keys, value in leaves(entries) if is_array(value) and tuple(value.shape) == size]
+            for keys in kept or [()]:
+                at = ".".join([path, *map(label, keys)])
+                plan.problem("shape", at, f"the state has {size}, the parameter {shape}; {why}")
             return None
     if fit is None:
         return None
     if fit.policy == "skip":
         plan.note("fresh", path, "its parameter is not restored either")
         return fit
-    for key, value in entries.items():
-        if is_array(value) and as_lazy(value).numel() > 1 and fit.follows(tuple(value.shape)) is None:
-            plan.problem("shape", join(path, key), f"{tuple(value.shape)} cannot follow the parameter, {fit}")
+    for keys, value in leaves(entries):
+        opaque = isinstance(value, Opaque)
+        if opaque or (is_array(value) and as_lazy(value).numel() > 1 and fit.follows(tuple(value.shape)) is None):
+            what = f"an object of {value.name}" if opaque else f"{tuple(value.shape)}"
+            plan.problem("shape", ".".join([path, *map(label, keys)]), f"{what} cannot follow the parameter, {fit}")
     plan.note("reshaped", path, f"as its parameter, {fit}")
     return fit
 
 
-def _is_elementwise(keys: list[Any], size: tuple[int, ...], optimizer: Any) -> bool:
-    """Whether what is kept has an element for each of a parameter: its name says so, or another's shape."""
-    shapes = {tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]}
-    return not ELEMENTWISE.isdisjoint(keys) or (size in shapes and not lbfgs.accepts(optimizer))
-
-
 def _follow(fit: Fit, group: dict[str, Any], entries: Any) -> Any:
     """What is kept for a parameter, as its new shape wants it."""
-    result = StateDict()
-    for key, value in entries.items():
+
+    def follow(keys: tuple[Any, ...], value: Any) -> Any:
         tensor = as_lazy(value) if is_array(value) else None
         if tensor is None or fit.follows(tensor.shape) is None:
-            result[key] = value
-        else:
-            result[key] = fit.apply(tensor, fill=float(group.get(_BEGIN.get(key, ""), 0)))
-    return result
+            return value
+        return fit.apply(tensor, fill=float(group.get(_BEGIN.get(keys[-1], ""), 0)))
+
+    return replaced(entries, follow)
 
 
 def _load(optimizer: Any, state: StateDict, follow: dict[int, Follow], fresh: list[Any]) -> None:
