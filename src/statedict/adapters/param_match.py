@@ -168,7 +168,7 @@ def report(live: Sequence[Any], saved: Sequence[Any], entries: Any, found: Match
             name = names[index] if names else str(key[1] if key else index)
             full = join(path, f"state.{name}")
             if key is not None:
-                none_yet = len(entries) > 1 and key[1] not in entries
+                none_yet = len(entries) > 1 and not (key[1] in entries and _is_some(entries[key[1]]))
                 plan.note("restored", full, "it had no state yet, so it starts fresh" if none_yet else found.detail)
             elif id(parameter) in plan.absent or any(matches(at, plan.options.allow_missing) for at in (name, full)):
                 plan.note("fresh", full, _NEW)
@@ -190,6 +190,10 @@ def report(live: Sequence[Any], saved: Sequence[Any], entries: Any, found: Match
             plan.unexpected(join(path, f"state.{identifier}"), "the state keeps something for a parameter in no group")
         elif identifier not in keys:
             plan.note("restored", join(path, f"state.{identifier}"))
+
+
+def _is_some(entry: Any) -> bool:
+    return not isinstance(entry, dict) or bool(entry)
 
 
 _NEW = "the state has no such parameter; what the target has for it stays"

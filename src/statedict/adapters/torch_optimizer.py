@@ -10,11 +10,12 @@ beside it (param_match.py), and without one the order must be the same. The repo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from statedict.adapters import Capture, join, lbfgs
+from statedict.adapters import Capture, join, kept, lbfgs
+from statedict.adapters.kept import Fault
 from statedict.adapters.param_groups import merged
 from statedict.adapters.param_match import Match, is_global, live_names, match, report
 from statedict.adapters.plan import Plan
@@ -30,8 +31,6 @@ from statedict.values import Opaque
 STAGE = 1
 _BEGIN = {"step_size": "lr", "sum": "initial_accumulator_value"}
 """What they begin with where that is not zero: a hyperparameter (torch/optim/rprop.py, adagrad.py)."""
-_FOREIGN = {"Adamax": "exp_avg_sq", "RAdam": "exp_inf"}
-"""What these two, whose hyperparameters are the same but for added ones, have of each other only."""
 Follow = Callable[[Any], Any]
 """What makes of a parameter's state that of the live parameter."""
 
@@ -77,6 +76,27 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     report(value.param_groups, saved, entries, found, plan, path)
     groups = _groups(value, saved, found, plan, path)
+    states, follow, fresh = _states(value, saved, groups, entries, found, plan, path)
+    plan.rates[id(value)] = [group.get("lr") for group in groups]
+    keys = {identifier for group in saved for identifier in group["params"]}
+    states |= {key: held for key, held in entries.items() if key not in keys and is_global(key, keys)}
+    own = value.state_dict()
+    chosen = StateDict()
+    for key in own:
+        if key in state:
+            chosen[key] = {"state": states, "param_groups": groups}.get(key, state[key])
+        else:
+            plan.missing(join(path, key))
+    for key in state:
+        if key not in own:
+            plan.unexpected(join(path, key))
+    plan.act(path, lambda: _load(value, chosen, follow, fresh))
+
+
+def _states(
+    value: Any, saved: list[Any], groups: list[dict[str, Any]], entries: Any, found: Match, plan: Plan, path: str
+) -> tuple[dict[Any, Any], dict[int, Follow], list[Any]]:
+    """What is kept for the live parameters by number, how some of it follows, and the parameters that begin afresh."""
     states: dict[Any, Any] = {}
     follow: dict[int, Follow] = {}
     fresh: list[Any] = []
@@ -92,37 +112,36 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             elif key[1] in entries:
                 held.append((index, parameter, key[1], name))
             index += 1
-    known = {owner for owner, _ in plan.shapes.values()} if found.names else set()
-    unsure = [(index, (tuple(p.shape), entries[key])) for index, p, key, _ in held if id(p) not in known]
-    sizes = dict(zip([n for n, _ in unsure], strays([pair for _, pair in unsure]), strict=True))
-    flat = {n: group for group in groups for n in group["params"]}
-    foreign = _FOREIGN.get(type(value).__name__, "")
-    for index, parameter, key, name in held:
-        if isinstance(entries[key], dict) and foreign in entries[key]:
-            plan.unexpected(join(path, f"state.{key}.{foreign}"), "the state is another optimizer's")
-        fit = _moments(parameter, entries[key], sizes.get(index), plan, join(path, f"state.{key}"), name)
-        if fit is None or fit.policy != "skip":
-            states[index] = entries[key]
-        else:  # with what its constructor made for it, without which Adagrad of PyTorch 2.9 cannot step
-            fresh.append(parameter)
-        if fit is not None:
-            follow[index] = partial(_follow, fit, flat[index])
     if lbfgs.accepts(value):
-        states = _whole(value, saved, found, entries, follow, plan, path)
-    plan.rates[id(value)] = [group.get("lr") for group in groups]
-    keys = {identifier for group in saved for identifier in group["params"]}
-    states |= {key: held for key, held in entries.items() if key not in keys and is_global(key, keys)}
-    own = value.state_dict()
-    chosen = StateDict()
-    for key in own:
-        if key in state:
-            chosen[key] = {"state": states, "param_groups": groups}.get(key, state[key])
+        return _whole(value, saved, found, entries, follow, plan, path), follow, fresh
+    sure = {owner for owner, _ in plan.shapes.values()} if found.names else set()
+    pairs = {n: (tuple(p.shape), entries[key]) for n, p, key, _ in held if id(p) not in sure}
+    sizes = dict(zip(pairs, strays([*pairs.values()]), strict=True))
+    before = {identifier: group for group in saved for identifier in group["params"]}
+    after = {number: group for group in groups for number in group["params"]}
+    for number, parameter, key, name in held:
+        at = join(path, f"state.{key}")
+        fit = _moments(parameter, entries[key], sizes.get(number), plan, at, name)
+        if fit is not None and fit.policy == "skip":
+            fresh.append(parameter)  # with what its constructor made for it: Adagrad of PyTorch 2.9 needs that
+            continue
+        states[number] = entries[key]
+        if isinstance(entries[key], dict) and (fit is not None or sizes.get(number) is None):
+            shape = tuple(parameter.shape) if fit is None else fit.old
+            _tell(kept.faults(value, parameter, shape, entries[key], after[number], before[key]), plan, at)
+        if fit is not None:
+            follow[number] = partial(_follow, fit, after[number])
+    return states, follow, fresh
+
+
+def _tell(found: Iterable[Fault], plan: Plan, path: str) -> None:
+    """Report what is wrong with what the state keeps for a parameter."""
+    for action, keys, detail in found:
+        at = ".".join([path, *map(label, keys)])
+        if action in ("missing", "unexpected"):
+            (plan.missing if action == "missing" else plan.unexpected)(at, detail)
         else:
-            plan.missing(join(path, key))
-    for key in state:
-        if key not in own:
-            plan.unexpected(join(path, key))
-    plan.act(path, lambda: _load(value, chosen, follow, fresh))
+            plan.problem(action, at, detail)
 
 
 def _numbered(entries: Any, saved: list[Any]) -> Any:
@@ -169,9 +188,14 @@ def _whole(
         plan.problem("groups", join(path, "param_groups"), detail)
         return {}
     sizes = {key: p.numel() * (1 + p.is_complex()) for key, p in zip(after, live, strict=True)}
+    at, held = join(path, f"state.{before[0][1]}"), entries[before[0][1]]
+    if not isinstance(held, dict):
+        plan.mismatch(at, {}, held)
+        return {}
+    _tell(lbfgs.faults(held, sum(sizes.values())), plan, at)
     if before != after:
         follow[0] = partial(lbfgs.moved, before, after, sizes)
-    return {0: entries[before[0][1]]}
+    return {0: held}
 
 
 def _moments(parameter: Any, entries: Any, size: Shape | None, plan: Plan, path: str, name: str) -> Fit | None:
@@ -189,8 +213,8 @@ def _moments(parameter: Any, entries: Any, size: Shape | None, plan: Plan, path:
         reason = fit.reason()
         if fit.policy == "error" or reason:
             why = reason or "their orders differ, or the parameter's shape has changed, for which there is shapes=…"
-            kept = [keys for keys, value in leaves(entries) if is_array(value) and tuple(value.shape) == size]
-            for keys in kept or [()]:
+            alike = [keys for keys, value in leaves(entries) if is_array(value) and tuple(value.shape) == size]
+            for keys in alike or [()]:
                 at = ".".join([path, *map(label, keys)])
                 plan.problem("shape", at, f"the state has {size}, the parameter {shape}; {why}")
             return None
@@ -224,9 +248,9 @@ def _load(optimizer: Any, state: StateDict, follow: dict[int, Follow], fresh: li
 
     entries = {index: follow[index](held) if index in follow else held for index, held in state["state"].items()}
     made = StateDict(state | {"state": entries}).torch(copy=True)
-    kept = {parameter: optimizer.state[parameter] for parameter in fresh if parameter in optimizer.state}
+    before = {parameter: optimizer.state[parameter] for parameter in fresh if parameter in optimizer.state}
     optimizer.load_state_dict(made)
-    optimizer.state.update(kept)
+    optimizer.state.update(before)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbered = ((index, held) for index, held in made["state"].items() if type(index) is int)
     for index, held in numbered:  # PyTorch casts floating state to the parameter's dtype; undo that
@@ -244,4 +268,4 @@ def _exact(loaded: Any, held: Any) -> Any:
             loaded[key] = _exact(loaded[key], held[key])
     elif isinstance(held, list | tuple) and type(held) is type(loaded) and len(held) == len(loaded):
         return type(held)(_exact(one, other) for one, other in zip(loaded, held, strict=True))
-    return loaded
+    return held if isinstance(held, str) else loaded  # of a text PyTorch makes that of a generator

@@ -15,11 +15,28 @@ from statedict.tree.walk import MAX_DEPTH
 Linked = tuple[str, dict[Any, str]]
 """The path of the dict that holds the parameters, and key of an entry → path of its parameter."""
 
-ELEMENTWISE = frozenset((
-    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
-    "sum", "ax", "prev", "step_size", "variance",
-))  # fmt: skip
-"""What the optimizers of torch.optim keep for each element of a parameter."""
+ONE, SAME, ROWS, COLUMNS = "one", "same", "rows", "columns"
+"""A number or a tensor of one element; the parameter's shape; with 1 for the last dimension, for the one before."""
+_ADAM = {"step": ONE, "exp_avg": SAME, "exp_avg_sq": SAME}
+_AMSGRAD = _ADAM | {"max_exp_avg_sq": SAME}
+KEPT: dict[str, dict[str, str]] = {
+    "ASGD": {"step": ONE, "eta": ONE, "mu": ONE, "ax": SAME},
+    "Adadelta": {"step": ONE, "square_avg": SAME, "acc_delta": SAME},
+    "Adafactor": {"step": ONE, "row_var": ROWS, "col_var": COLUMNS, "variance": SAME},
+    "Adagrad": {"step": ONE, "sum": SAME},
+    "Adam": _AMSGRAD,
+    "AdamW": _AMSGRAD,
+    "Adamax": {"step": ONE, "exp_avg": SAME, "exp_inf": SAME},
+    "Muon": {"momentum_buffer": SAME},
+    "NAdam": _ADAM | {"mu_product": ONE},
+    "RAdam": _ADAM,
+    "RMSprop": {"step": ONE, "square_avg": SAME, "momentum_buffer": SAME, "grad_avg": SAME},
+    "Rprop": {"step": ONE, "prev": SAME, "step_size": SAME},
+    "SGD": {"momentum_buffer": SAME},
+    "SparseAdam": _ADAM,
+}
+"""What each optimizer of torch.optim keeps for a parameter (torch/optim/adam.py and so on)."""
+ELEMENTWISE = frozenset(key for kept in KEPT.values() for key, kind in kept.items() if kind == SAME)
 _FACTORED = (("row_var", "col_var", 1), ("exp_avg_sq_row", "exp_avg_sq_col", 0))
 """What Adafactor keeps of rows and of columns, and whether an averaged dimension stays: PyTorch, transformers."""
 
