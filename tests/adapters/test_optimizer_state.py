@@ -186,3 +186,65 @@ def test_an_unknown_optimizer_s_state_for_a_parameter_of_another_shape_is_an_err
         statedict.restore(backwards, statedict.capture(one["optimizer"]))
     assert not backwards.state
     assert all(torch.equal(value, before[key]) for key, value in other["model"].state_dict().items())
+
+
+def listed(grad: torch.Tensor) -> dict[str, Any]:
+    return {"buffers": [{"m": grad}, [grad.square()]]}
+
+
+def two(keep: Keep, seed: int, backwards: bool = False) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False))
+    parameters = list(model.parameters())
+    return {"model": model, "optimizer": Keeping(parameters[::-1] if backwards else parameters, keep)}
+
+
+def stepped(tree: dict[str, Any]) -> dict[str, Any]:
+    for number, parameter in enumerate(tree["model"].parameters()):
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+    tree["optimizer"].step()
+    return tree
+
+
+@pytest.mark.parametrize("keep", [listed, quantized])
+def test_nested_state_in_a_file_of_others_goes_to_the_parameter_of_its_shape(keep: Keep, tmp_path: Path) -> None:
+    one, other = stepped(two(keep, 1, backwards=True)), two(keep, 2)
+    torch.save({key: part.state_dict() for key, part in one.items()}, tmp_path / "x.pth")
+    statedict.restore(other, tmp_path / "x.pth")
+    for number, parameter in enumerate(other["model"].parameters()):
+        assert {*_tensors(other["optimizer"].state[parameter])[0].flatten().tolist()} == {number + 1.0}
+    with pytest.raises(statedict.RestoreError, match=r"shape: state\.0\."):
+        statedict.restore(other["optimizer"], one["optimizer"].state_dict())
+
+
+@pytest.mark.parametrize("policy", ["slice", "pad", "overlap", "reshape", "skip"])
+@pytest.mark.parametrize("keep", [listed, quantized])
+def test_nested_state_follows_its_parameter_where_its_shape_changes(keep: Keep, policy: str) -> None:
+    one = stepped(two(keep, 1))
+    other = two(keep, 2)
+    shape = {"slice": (2, 2), "pad": (4, 2), "overlap": (4, 1), "reshape": (2, 3), "skip": (9, 9)}[policy]
+    other["model"][0].weight = nn.Parameter(torch.zeros(shape))
+    other["optimizer"] = Keeping(other["model"].parameters(), keep)
+    statedict.restore(other, statedict.capture(one), shapes={"model.0.weight": policy})
+    kept = [t for t in _tensors(other["optimizer"].state[other["model"][0].weight]) if t.ndim]
+    assert [tuple(tensor.shape) for tensor in kept] == [shape] * (0 if policy == "skip" else 2)
+    stepped(other)
+
+
+@pytest.mark.parametrize(
+    ("extra", "path"),
+    [
+        ({"q": {"absmax": torch.ones(5)}}, r"q\.absmax"),
+        ({"q": [1, (torch.ones(5),)]}, r"q\.1\.0"),
+        ({"q": [statedict.Opaque("lab.Projector")]}, r"q\.0"),
+    ],
+)
+def test_nested_state_that_cannot_follow_is_an_error_that_names_it(extra: dict[str, Any], path: str) -> None:
+    one, other = stepped(two(listed, 1)), two(listed, 2)
+    other["model"][0].weight = nn.Parameter(torch.zeros(4, 2))
+    other["optimizer"] = Keeping(other["model"].parameters(), listed)
+    state = statedict.capture(one)
+    state["optimizer"]["state"][0] |= extra
+    with pytest.raises(statedict.RestoreError, match=rf"optimizer\.state\.0\.{path} .*cannot follow the parameter"):
+        statedict.restore(other, state, shapes={"model.0.weight": "overlap"})
+    assert not other["model"][0].weight.any()

@@ -14,10 +14,11 @@ from typing import Any
 from statedict.errors import AlterError
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
-from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer
+from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer, leaves, replaced
 from statedict.tree.rename import modules
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH, label, matches
+from statedict.values import Opaque
 
 Make = Callable[..., LazyTensor]
 
@@ -258,23 +259,23 @@ def _uses(model: Linked, used: Mapping[str, list[tuple[str, Made]]]) -> list[lis
 
 
 def _moments(found: list[Any], shapes: list[Shape], made: Made, path: str) -> Any:
-    """What is kept for a parameter, made as the parameter is."""
-    if made.make is None or not all(isinstance(entries, dict) for entries in found):
+    """What is kept for a parameter, made as the parameter is, at any depth."""
+    make = made.make
+    if make is None:
         return found[0]
-    result = like(found[0], StateDict())
-    for key, value in found[0].items():
-        tensors = [as_lazy(entries[key]) for entries in found if is_array(entries.get(key))]
-        if (
-            key != "step"
-            and len(tensors) == len(shapes)
-            and all(t.shape == s for t, s in zip(tensors, shapes, strict=True))
-        ):
-            result[key] = made.make(*tensors)
-        elif is_array(value) and as_lazy(value).numel() > 1:
-            raise AlterError(f"{path}.{key}: {as_lazy(value).shape} cannot follow its parameter; drop the optimizer")
-        else:
-            result[key] = apart(as_lazy(value)) if is_array(value) else value  # each counts its own steps
-    return result
+    alike = [dict(leaves(entries)) for entries in found]
+
+    def follow(keys: tuple[Any, ...], value: Any) -> Any:
+        tensors = [as_lazy(one[keys]) for one in alike if is_array(one.get(keys))]
+        if keys[-1:] != ("step",) and [tensor.shape for tensor in tensors] == shapes:
+            return make(*tensors)
+        if isinstance(value, Opaque) or (is_array(value) and as_lazy(value).numel() > 1):
+            at = ".".join([path, *map(label, keys)])
+            what = f"an object of {value.name}" if isinstance(value, Opaque) else as_lazy(value).shape
+            raise AlterError(f"{at}: {what} cannot follow its parameter; drop the optimizer")
+        return apart(as_lazy(value)) if is_array(value) else value  # each counts its own steps
+
+    return replaced(found[0], follow)
 
 
 def apart(tensor: LazyTensor) -> LazyTensor:
