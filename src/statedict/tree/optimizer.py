@@ -62,7 +62,7 @@ def fits(state: Any, layout: Placed) -> list[Linked]:
     Of several those whose shapes are the same, if there are such.
     """
     groups, entries, tensors = state["param_groups"], state["state"], layout.tensors()
-    names = names_of(groups)
+    names, (sizes, kept) = names_of(groups), _sizes(groups, entries)
     found: list[Linked] = []
     for certain in (True, False):
         for base in layout.dicts if not found else ():
@@ -73,15 +73,16 @@ def fits(state: Any, layout: Placed) -> list[Linked]:
                     continue
             else:
                 then = dict(_parameters(tensors, base, layout))
-                some = _guess(groups, entries, [list(then)], then, list(then), certain) if then else None
+                some = _guess(sizes, [list(then)], then, list(then), kept, certain) if then else None
                 if some is None:
                     continue
             keys = (key for group in groups for key in group["params"])
             found.append((base, dict(zip(keys, (path for group in some for path in group), strict=True))))
+    flat = [size for group in sizes for size in group]
     exact = [
         one
         for one in found
-        if all(parameter_size(entries.get(key)) in (None, tensors[path].shape) for key, path in one[1].items())
+        if all(size in (None, tensors[path].shape) for size, path in zip(flat, one[1].values(), strict=False))
     ]
     return exact or found
 
@@ -210,30 +211,34 @@ def strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
 def infer(
     groups: Sequence[Any], entries: Any, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str]
 ) -> list[list[str]] | None:
-    """The names of the parameters of saved groups, by what is kept for them; see `inferred`.
+    """The names of the parameters of saved groups, by what is kept for them; see `inferred`."""
+    sizes, kept = _sizes(groups, entries)
+    return _guess(sizes, live, then, now, kept, True) or _guess(sizes, live, then, now, kept, False)
 
-    Where the shapes do not fit, those that cannot all be of parameters do not count, for optimizers may keep anything.
-    """
-    return _guess(groups, entries, live, then, now, True) or _guess(groups, entries, live, then, now, False)
+
+def _sizes(groups: Sequence[Any], entries: Any) -> tuple[Sizes, bool]:
+    """The shapes of the parameters by what is kept for them, and whether anything is that could go astray."""
+    held = (item for entry in entries.values() for item in leaves(entry))
+    kept = any(value is not None and keys[-1:] != ("step",) for keys, value in held)
+    return [[parameter_size(entries.get(key)) for key in group["params"]] for group in groups], kept
 
 
 def _guess(
-    groups: Sequence[Any],
-    entries: Any,
+    sizes: Sizes,
     live: Sequence[Sequence[str]],
     then: Mapping[str, Shape],
     now: Sequence[str],
+    kept: bool,
     certain: bool,
 ) -> list[list[str]] | None:
-    """The names, where all shapes count or only those that not more entries have than parameters."""
-    sizes = [[parameter_size(entries.get(key)) for key in group["params"]] for group in groups]
-    told: Counter[Shape | None] = Counter(size for group in sizes for size in group)
-    there: Counter[Shape | None] = Counter(then.values())
+    """The names, where all shapes count or only those that no more entries have than parameters.
+
+    Optimizers may keep anything, so that its shape may be another parameter's.
+    """
     if not certain:
+        told: Counter[Shape | None] = Counter(size for group in sizes for size in group)
+        there: Counter[Shape | None] = Counter(then.values())
         sizes = [[size if told[size] <= there[size] else None for size in group] for group in sizes]
-    kept = any(
-        value is not None and keys[-1:] != ("step",) for entry in entries.values() for keys, value in leaves(entry)
-    )
     return inferred(sizes, live, then, now, kept)
 
 
