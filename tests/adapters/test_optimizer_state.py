@@ -248,3 +248,50 @@ def test_nested_state_that_cannot_follow_is_an_error_that_names_it(extra: dict[s
     with pytest.raises(statedict.RestoreError, match=rf"optimizer\.state\.0\.{path} .*cannot follow the parameter"):
         statedict.restore(other, state, shapes={"model.0.weight": "overlap"})
     assert not other["model"][0].weight.any()
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Steps by another optimizer and follows it slowly; with a layout of its own, as that of pytorch_optimizer."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner, self.count = inner, 0
+        self.slow = [p.detach().clone() for group in inner.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
+        self.count += 1
+        parameters = [p for group in self.inner.param_groups for p in group["params"]]
+        for slow, parameter in zip(self.slow, parameters, strict=True) if self.count % 2 == 0 else ():
+            slow.lerp_(parameter, 0.5)
+            parameter.copy_(slow)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict(), "slow": self.slow, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        self.slow, self.count = state["slow"], state["count"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("theirs", [False, True], ids=["our file", "pytorch's file"])
+def test_an_optimizer_with_a_layout_of_its_own_is_an_object_like_any_other(
+    theirs: bool, suffix: str, tmp_path: Path
+) -> None:
+    def tree(seed: int) -> dict[str, Any]:
+        model = pair(single, seed)["model"]
+        return {"model": model, "optimizer": Lookahead(torch.optim.Adam(model.parameters()))}
+
+    one, other = tree(1), tree(2)
+    train(one, range(3))
+    if theirs:
+        torch.save({key: part.state_dict() for key, part in one.items()}, tmp_path / "x.pth")
+        statedict.convert(tmp_path / "x.pth", tmp_path / f"y{suffix}")
+    else:
+        statedict.save(one, tmp_path / f"y{suffix}")
+    statedict.restore(other, tmp_path / f"y{suffix}")
+    assert train(one, range(5, 8)) == train(other, range(5, 8))
+    with pytest.raises(statedict.RestoreError, match=r"missing: optimizer\.slow"):
+        statedict.restore(other, {"model": one["model"].state_dict(), "optimizer": {"inner": {}, "count": 1}})

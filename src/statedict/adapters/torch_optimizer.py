@@ -36,10 +36,16 @@ Follow = Callable[[Any], Any]
 
 
 def accepts(value: Any) -> bool:
-    """Whether it is an optimizer."""
+    """Whether it is an optimizer with PyTorch's layout; one with another is an object like others with a state."""
     import torch
 
-    return isinstance(value, torch.optim.Optimizer)
+    usual = torch.optim.Optimizer.state_dict
+    if not isinstance(value, torch.optim.Optimizer):
+        return False
+    if type(value).state_dict is usual and "state_dict" not in vars(value):
+        return True
+    own = value.state_dict()
+    return isinstance(own, dict) and {"state", "param_groups"} <= own.keys()
 
 
 def capture(value: Any, context: Capture, path: str) -> Any:
