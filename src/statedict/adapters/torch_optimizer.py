@@ -10,7 +10,7 @@ beside it (param_match.py), and without one the order must be the same. The repo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,7 @@ def capture(value: Any, context: Capture, path: str) -> Any:
     own = value.state_dict()
     state = StateDict()
     for key, entry in own.items():
-        state[key] = context.value(entry, join(path, key))
+        state[key] = context.data(entry, join(path, key), value)
     for group, live in zip(state["param_groups"], value.param_groups, strict=True):
         found = live_names(live, context.names)
         if found is not None:
@@ -85,12 +85,15 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     states, follow, fresh = _states(value, saved, groups, entries, found, plan, path)
     plan.rates[id(value)] = [group.get("lr") for group in groups]
     keys = {identifier for group in saved for identifier in group["params"]}
-    states |= {key: held for key, held in entries.items() if key not in keys and is_global(key, keys)}
+    for key in entries:
+        if key not in keys and is_global(key, keys):
+            plan.keep(states, key, plan.settle(entries[key], value.state.get(key), join(path, f"state.{key}")))
     own = value.state_dict()
     chosen = StateDict()
     for key in own:
         if key in state:
-            chosen[key] = {"state": states, "param_groups": groups}.get(key, state[key])
+            ours = {"state": states, "param_groups": groups}
+            plan.keep(chosen, key, ours[key] if key in ours else plan.settle(state[key], own[key], join(path, key)))
         else:
             plan.missing(join(path, key))
     for key in state:
@@ -118,15 +121,19 @@ def _states(
             elif key[1] in entries:
                 held.append((index, parameter, key[1], name))
             index += 1
+    entries = _settled(value, held, entries, plan, path)
     if lbfgs.accepts(value):
         return _whole(value, saved, found, entries, follow, plan, path), follow, fresh
     sure = {owner for owner, _ in plan.shapes.values()} if found.names else set()
-    pairs = {n: (tuple(p.shape), entries[key]) for n, p, key, _ in held if id(p) not in sure}
+    pairs = {n: (tuple(p.shape), entries[key]) for n, p, key, _ in held if id(p) not in sure and key in entries}
     sizes = dict(zip(pairs, strays([*pairs.values()]), strict=True))
     before = {identifier: group for group in saved for identifier in group["params"]}
     after = {number: group for group in groups for number in group["params"]}
     for number, parameter, key, name in held:
         at = join(path, f"state.{key}")
+        if key not in entries:
+            fresh.append(parameter)
+            continue
         fit = _moments(parameter, entries[key], sizes.get(number), plan, at, name)
         if fit is not None and fit.policy == "skip":
             fresh.append(parameter)  # with what its constructor made for it: Adagrad of PyTorch 2.9 needs that
@@ -138,6 +145,18 @@ def _states(
         if fit is not None:
             follow[number] = partial(_follow, fit, after[number])
     return states, follow, fresh
+
+
+def _settled(
+    value: Any, held: list[tuple[int, Any, Any, str]], entries: Mapping[Any, Any], plan: Plan, path: str
+) -> dict[Any, Any]:
+    """What is kept, without labels of objects."""
+    result = dict(entries)
+    for _, parameter, key, _ in held:
+        fit = plan.fates.get(id(parameter))
+        if fit is None or fit.policy != "skip":
+            plan.keep(result, key, plan.settle(entries[key], value.state.get(parameter), join(path, f"state.{key}")))
+    return result
 
 
 def _tell(found: Iterable[Fault], plan: Plan, path: str) -> None:
@@ -181,7 +200,13 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def _whole(
-    optimizer: Any, saved: list[Any], found: Match, entries: Any, follow: dict[int, Follow], plan: Plan, path: str
+    optimizer: Any,
+    saved: list[Any],
+    found: Match,
+    entries: Mapping[Any, Any],
+    follow: dict[int, Follow],
+    plan: Plan,
+    path: str,
 ) -> dict[Any, Any]:
     """The one state that all parameters share, and how it follows their order."""
     before = [(number, identifier) for number, group in enumerate(saved) for identifier in group["params"]]
