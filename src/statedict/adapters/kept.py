@@ -39,18 +39,20 @@ def known(optimizer: Any) -> str:
     return ""
 
 
-def faults(optimizer: Any, parameter: Any, shape: Shape, entries: Any, group: Any, saved: Any) -> Iterator[Fault]:
+def faults(
+    optimizer: Any, name: str, parameter: Any, shape: Shape, entries: Any, group: Any, saved: Any
+) -> Iterator[Fault]:
     """What is wrong with what a state keeps for a parameter.
 
     Args:
         optimizer: the live optimizer.
+        name: its class, as `known` has it.
         parameter: the live parameter.
         shape: that of the parameter when the state was made.
         entries: what the state keeps.
         group: the hyperparameters that the parameter will have.
         saved: those of the state.
     """
-    name = known(optimizer)
     if not name:
         live = optimizer.state.get(parameter)
         if isinstance(live, dict) and shape == tuple(parameter.shape):

@@ -129,6 +129,7 @@ def _states(
     sizes = dict(zip(pairs, strays([*pairs.values()]), strict=True))
     before = {identifier: group for group in saved for identifier in group["params"]}
     after = {number: group for group in groups for number in group["params"]}
+    kind = kept.known(value)
     for number, parameter, key, name in held:
         at = join(path, f"state.{key}")
         if key not in entries:
@@ -141,7 +142,7 @@ def _states(
         states[number] = entries[key]
         if isinstance(entries[key], dict) and (fit is not None or sizes.get(number) is None):
             shape = tuple(parameter.shape) if fit is None else fit.old
-            _tell(kept.faults(value, parameter, shape, entries[key], after[number], before[key]), plan, at)
+            _tell(kept.faults(value, kind, parameter, shape, entries[key], after[number], before[key]), plan, at)
         if fit is not None:
             follow[number] = partial(_follow, fit, after[number])
     return states, follow, fresh

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from statedict.errors import TreeError
@@ -125,13 +125,17 @@ def leaves(kept: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, .
     if len(keys) > MAX_DEPTH:
         raise TreeError(f"the state of an optimizer is nested deeper than {MAX_DEPTH}")
     if isinstance(kept, dict) and type(kept) is not Counter:
-        for key, value in kept.items():
-            yield from leaves(value, (*keys, key))
+        items: Iterable[tuple[Any, Any]] = kept.items()
     elif type(kept) in (list, tuple):
-        for index, value in enumerate(kept):
-            yield from leaves(value, (*keys, index))
+        items = enumerate(kept)
     else:
         yield keys, kept
+        return
+    for key, value in items:
+        if isinstance(value, dict | list | tuple):
+            yield from leaves(value, (*keys, key))
+        else:
+            yield (*keys, key), value
 
 
 def replaced(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tuple[Any, ...] = ()) -> Any:
