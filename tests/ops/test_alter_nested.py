@@ -66,3 +66,10 @@ def test_parameters_are_fused_and_split_with_what_is_nested() -> None:
     whole = tensors.fuse(parts, ["model.k", "model.v"], into="model.w")
     [entries] = whole["optimizer"]["state"].values()
     assert numpy.array_equal(entries["q"]["state1"].numpy(), numpy.arange(6.0).reshape(2, 3))
+
+
+def test_state_whose_numbers_became_texts_follows_too() -> None:
+    state = checkpoint({"m": torch.ones(2, 3)})
+    state["optimizer"]["state"] = {str(key): entries for key, entries in state["optimizer"]["state"].items()}
+    [entries] = tensors.transpose(state, "model.w")["optimizer"]["state"].values()
+    assert entries["m"].shape == (3, 2)

@@ -14,7 +14,7 @@ from typing import Any
 from statedict.adapters import join
 from statedict.adapters.names import plain
 from statedict.adapters.plan import Plan
-from statedict.tree.optimizer import infer, names_of
+from statedict.tree.optimizer import infer, is_global, names_of
 from statedict.tree.walk import matches
 
 Key = tuple[int, Any]
@@ -203,8 +203,3 @@ def _saved(saved: Sequence[Any], found: Match) -> Iterator[tuple[Key, str]]:
     for number, group in enumerate(saved):
         for identifier in group["params"]:
             yield (number, identifier), found.names.get((number, identifier), str(identifier))
-
-
-def is_global(key: Any, parameters: set[Any]) -> bool:
-    """Whether what is kept under a key is of the optimizer as a whole, as PyTorch allows it, and of no parameter."""
-    return type(key) is str and not any(type(parameter) is str for parameter in parameters)

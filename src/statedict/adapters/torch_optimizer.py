@@ -17,13 +17,13 @@ from typing import Any
 from statedict.adapters import Capture, join, kept, lbfgs
 from statedict.adapters.kept import Fault
 from statedict.adapters.param_groups import merged
-from statedict.adapters.param_match import Match, is_global, live_names, match, report
+from statedict.adapters.param_match import Match, live_names, match, report
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.adapters.shards import refuse_states_of_parts
 from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
-from statedict.tree.optimizer import Shape, leaves, parameter_size, replaced, strays
+from statedict.tree.optimizer import Shape, is_global, leaves, numbered, parameter_size, replaced, strays
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import label
 from statedict.values import Opaque
@@ -76,7 +76,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     ):
         plan.problem("kind", join(path, "param_groups"), "is not a list of groups with 'params'")
         return
-    entries = _numbered(state["state"], saved)
+    entries = numbered(state["state"], saved)
     found = match(value.param_groups, saved, entries, plan, path)
     if found is None:
         return
@@ -168,14 +168,6 @@ def _tell(found: Iterable[Fault], plan: Plan, path: str) -> None:
             (plan.missing if action == "missing" else plan.unexpected)(at, detail)
         else:
             plan.problem(action, at, detail)
-
-
-def _numbered(entries: Any, saved: list[Any]) -> Any:
-    """What is kept for each parameter, by numbers where JSON has made texts of them."""
-    numbers = {str(n): n for group in saved for n in group["params"] if type(n) is int}
-    if not all(type(key) is str for key in entries) or not numbers:
-        return entries
-    return StateDict((numbers.get(key, key), value) for key, value in entries.items())
 
 
 def _groups(value: Any, saved: list[Any], found: Match, plan: Plan, path: str) -> list[dict[str, Any]]:

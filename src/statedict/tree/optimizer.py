@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from statedict.errors import TreeError
@@ -85,6 +85,19 @@ def fits(state: Any, layout: Placed) -> list[Linked]:
         if all(size in (None, tensors[path].shape) for size, path in zip(flat, one[1].values(), strict=False))
     ]
     return exact or found
+
+
+def numbered(entries: Any, groups: Sequence[Any]) -> Any:
+    """What is kept for each parameter, by numbers where JSON has made texts of them."""
+    numbers = {str(n): n for group in groups for n in group["params"] if type(n) is int}
+    if not numbers or not all(type(key) is str for key in entries):
+        return entries
+    return like(entries, StateDict((numbers.get(key, key), value) for key, value in entries.items()))
+
+
+def is_global(key: Any, parameters: Collection[Any]) -> bool:
+    """Whether what is kept under a key is of the optimizer as a whole, as PyTorch allows it, and of no parameter."""
+    return type(key) is str and not any(type(parameter) is str for parameter in parameters)
 
 
 def names_of(groups: Sequence[Any]) -> list[list[str]] | None:
@@ -222,6 +235,7 @@ def infer(
 
 def _sizes(groups: Sequence[Any], entries: Any) -> tuple[Sizes, bool]:
     """The shapes of the parameters by what is kept for them, and whether anything is that could go astray."""
+    entries = numbered(entries, groups)
     held = (item for entry in entries.values() for item in leaves(entry))
     kept = any(value is not None and keys[-1:] != ("step",) for keys, value in held)
     return [[parameter_size(entries.get(key)) for key in group["params"]] for group in groups], kept

@@ -14,7 +14,7 @@ from typing import Any
 from statedict.errors import AlterError
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
-from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer, leaves, replaced
+from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer, leaves, numbered, replaced
 from statedict.tree.rename import modules
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH, label, matches
@@ -212,7 +212,7 @@ def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]
         )
     base, owners = alive[0]
     below = base + "." if base else ""
-    held: dict[Any, Any] = state["state"]
+    held: dict[Any, Any] = numbered(state["state"], state["param_groups"])
     by_path = {owner: identifier for identifier, owner in owners.items()}
     states: dict[Any, Any] = StateDict()
     groups: list[Any] = []
