@@ -191,26 +191,10 @@ def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]
     for new, made in outline.items():
         if made.sources and not (made.make is None and used.get(made.sources[0])):  # a second name is a tie
             used.setdefault(made.sources[0], []).append((new, made))
-    fitting = fits(state, layout)
-    if not fitting:
-        tensors = layout.tensors()
-        touched = [p for p in tensors if [m.make for _, m in used.get(p, [])] != [None]]
-        if touched:
-            raise AlterError(
-                f"{path}: has no names of parameters, and neither their order nor their shapes tell which moments "
-                f"follow {touched[0]!r}; drop the optimizer, or save it beside its model by statedict first"
-            )
+    model = _model(path, state, layout, used)
+    if model is None:
         return like(state, StateDict(state))
-    alive = [one for one in fitting if any(used.get(owner) for owner in one[1].values())]
-    if not alive:
-        return like(state, StateDict(state))
-    if any(_uses(one, used) != _uses(alive[0], used) for one in alive[1:]):
-        models = " and ".join(repr(one[0]) for one in alive)
-        raise AlterError(
-            f"{path}: may belong to {models}, to which different things are done; do the same to both, or drop one of "
-            "them or the optimizer"
-        )
-    base, owners = alive[0]
+    base, owners = model
     below = base + "." if base else ""
     held: dict[Any, Any] = numbered(state["state"], state["param_groups"])
     by_path = {owner: identifier for identifier, owner in owners.items()}
@@ -247,6 +231,30 @@ def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]
         groups.append(new_group)
     rest = {identifier: entry for identifier, entry in held.items() if same and identifier not in owners}
     return like(state, StateDict(state | {"state": StateDict(states | rest), "param_groups": groups}))
+
+
+def _model(path: str, state: Any, layout: Layout, used: Mapping[str, list[tuple[str, Made]]]) -> Linked | None:
+    """The model that an optimizer follows; None if nothing is done to any that it fits."""
+    fitting = fits(state, layout)
+    if not fitting:
+        tensors = layout.tensors()
+        touched = [p for p in tensors if [m.make for _, m in used.get(p, [])] != [None]]
+        if touched:
+            raise AlterError(
+                f"{path}: has no names of parameters, and neither their order nor their shapes tell which moments "
+                f"follow {touched[0]!r}; drop the optimizer, or save it beside its model by statedict first"
+            )
+        return None
+    alive = [one for one in fitting if any(used.get(owner) for owner in one[1].values())]
+    if not alive:
+        return None
+    if any(_uses(one, used) != _uses(alive[0], used) for one in alive[1:]):
+        models = " and ".join(repr(one[0]) for one in alive)
+        raise AlterError(
+            f"{path}: may belong to {models}, to which different things are done; do the same to both, or drop one of "
+            "them or the optimizer"
+        )
+    return alive[0]
 
 
 def _uses(model: Linked, used: Mapping[str, list[tuple[str, Made]]]) -> list[list[tuple[str, bool, int]]]:
