@@ -74,7 +74,7 @@ def fits(state: Any, layout: Placed) -> list[Linked]:
             else:
                 then = dict(_parameters(tensors, base, layout))
                 some = _guess(sizes, [list(then)], then, list(then), kept, certain) if then else None
-                if some is None:
+                if some is None or not (certain or _plausible(sizes, some, then)):
                     continue
             keys = (key for group in groups for key in group["params"])
             found.append((base, dict(zip(keys, (path for group in some for path in group), strict=True))))
@@ -85,6 +85,19 @@ def fits(state: Any, layout: Placed) -> list[Linked]:
         if all(size in (None, tensors[path].shape) for size, path in zip(flat, one[1].values(), strict=False))
     ]
     return exact or found
+
+
+def _plausible(sizes: Sizes, names: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> bool:
+    """Whether what is kept may be of these parameters: of their shapes, or of less."""
+    pairs = zip((size for group in sizes for size in group), (name for some in names for name in some), strict=True)
+    return all(size is None or size == then[name] or _is_less(size, then[name]) for size, name in pairs)
+
+
+def _is_less(size: Shape, shape: Shape) -> bool:
+    """Whether a shape may be of something that an optimizer reduces a parameter to."""
+    if math.prod(size) <= 1 or len(size) < len(shape):
+        return math.prod(size) <= math.prod(shape)
+    return len(size) == len(shape) and all(one in (1, other) for one, other in zip(size, shape, strict=True))
 
 
 def numbered(entries: Any, groups: Sequence[Any]) -> Any:
@@ -218,9 +231,8 @@ def strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
             continue
         keys, size = claim
         full = len(size) == len(shape) and math.prod(size) > 1
-        reduced = full and all(one in (1, other) for one, other in zip(size, shape, strict=True))
         named = keys in usual or keys[-1] in ELEMENTWISE
-        if size != shape and (told[size] <= there[size] or (named and full and not reduced)):
+        if size != shape and (told[size] <= there[size] or (named and full and not _is_less(size, shape))):
             found[-1] = size
     return found
 
