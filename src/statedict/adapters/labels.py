@@ -40,7 +40,7 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
     if isinstance(live, Enum):
         if isinstance(value, Enum):
             return value
-        found = member(type(live), value)
+        found = find_member(type(live), value)
         return decide(path, value, f"is no member of {_name(type(live))}") if found is None else found
     if isinstance(value, Opaque):
         return decide(path, value, f"is an object of {value.name}, which is not built")
@@ -91,7 +91,7 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def member(kind: type[Enum], value: Any) -> Enum | None:
+def find_member(kind: type[Enum], value: Any) -> Enum | None:
     """The member of an enumeration that a state means; None if there is none.
 
     A pickle has the class and the value; a text is a name, or the value of an enumeration of texts.

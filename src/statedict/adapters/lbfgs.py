@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from statedict.adapters.kept import Fault, described, is_one
+from statedict.adapters.state_checks import Fault, describe, is_one
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.state_dict import StateDict
 
@@ -49,7 +49,7 @@ def faults(entries: Any, length: int) -> Iterator[Fault]:
         if fine and key in ("old_stps", "ro", "al") and isinstance(pairs, list):
             fine = len(value) == len(pairs) or (key == "al" and len(value) > len(pairs))
         if not fine:
-            yield Fault("kind", (key,), f"is not what LBFGS keeps for {length:,} elements; it has {described(value)}")
+            yield Fault("kind", (key,), f"is not what LBFGS keeps for {length:,} elements; it has {describe(value)}")
 
 
 def _is_flat(value: Any, length: int) -> bool:

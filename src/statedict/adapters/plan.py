@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from statedict.adapters import find, is_special_plain, join, leaf, realized, suggest
-from statedict.adapters.labels import DROPPED, member, settle
+from statedict.adapters.labels import DROPPED, find_member, settle
 from statedict.adapters.names import Reading, align, plain
 from statedict.adapters.shapes import POLICIES, Fit, Shape
 from statedict.errors import RestoreError
@@ -107,7 +107,7 @@ class Plan:
     def value(self, target: Any, state: Any, path: str, assign: Callable[[Any], None] | None = None) -> None:
         """Plan for any value in the tree; `assign` replaces it in its parent where that is how it is restored."""
         own = leaf(target)
-        if own is ... and isinstance(target, Enum) and member(type(target), state) is not None:
+        if own is ... and isinstance(target, Enum) and find_member(type(target), state) is not None:
             own = target
         if own is not ... and not is_array(target):
             given, state = state, self.overridden(path, state)

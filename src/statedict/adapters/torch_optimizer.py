@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from statedict.adapters import Capture, join, kept, lbfgs
-from statedict.adapters.kept import Fault
+from statedict.adapters import Capture, join, lbfgs, state_checks
 from statedict.adapters.param_groups import merged
 from statedict.adapters.param_match import Match, live_names, match, report
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.adapters.shards import refuse_states_of_parts
+from statedict.adapters.state_checks import Fault
 from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
-from statedict.tree.optimizer import Shape, is_global, leaves, numbered, parameter_size, replaced, strays
+from statedict.tree.optimizer import Shape, find_strays, is_global, leaves, map_leaves, number_keys, parameter_size
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import label
 from statedict.values import Opaque
@@ -76,7 +76,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     ):
         plan.problem("kind", join(path, "param_groups"), "is not a list of groups with 'params'")
         return
-    entries = numbered(state["state"], saved)
+    entries = number_keys(state["state"], saved)
     found = match(value.param_groups, saved, entries, plan, path)
     if found is None:
         return
@@ -121,15 +121,15 @@ def _states(
             elif key[1] in entries:
                 held.append((index, parameter, key[1], name))
             index += 1
-    entries = _settled(value, held, entries, plan, path)
+    entries = _settle(value, held, entries, plan, path)
     if lbfgs.accepts(value):
         return _whole(value, saved, found, entries, follow, plan, path), follow, fresh
     sure = {owner for owner, _ in plan.shapes.values()} if found.names else set()
     pairs = {n: (tuple(p.shape), entries[key]) for n, p, key, _ in held if id(p) not in sure and key in entries}
-    sizes = dict(zip(pairs, strays([*pairs.values()]), strict=True))
+    sizes = dict(zip(pairs, find_strays([*pairs.values()]), strict=True))
     before = {identifier: group for group in saved for identifier in group["params"]}
     after = {number: group for group in groups for number in group["params"]}
-    kind = kept.known(value)
+    kind = state_checks.class_of(value)
     for number, parameter, key, name in held:
         at = join(path, f"state.{key}")
         if key not in entries:
@@ -142,13 +142,15 @@ def _states(
         states[number] = entries[key]
         if isinstance(entries[key], dict) and (fit is not None or sizes.get(number) is None):
             shape = tuple(parameter.shape) if fit is None else fit.old
-            _tell(kept.faults(value, kind, parameter, shape, entries[key], after[number], before[key]), plan, at)
+            _tell(
+                state_checks.faults(value, kind, parameter, shape, entries[key], after[number], before[key]), plan, at
+            )
         if fit is not None:
             follow[number] = partial(_follow, fit, after[number])
     return states, follow, fresh
 
 
-def _settled(
+def _settle(
     value: Any, held: list[tuple[int, Any, Any, str]], entries: Mapping[Any, Any], plan: Plan, path: str
 ) -> dict[Any, Any]:
     """What is kept, without labels of objects."""
@@ -265,7 +267,7 @@ def _follow(fit: Fit, group: dict[str, Any], entries: Any) -> Any:
             return value
         return fit.apply(tensor, fill=float(group.get(_BEGIN.get(keys[-1], ""), 0)))
 
-    return replaced(entries, follow)
+    return map_leaves(entries, follow)
 
 
 def _load(optimizer: Any, state: StateDict, follow: dict[int, Follow], fresh: list[Any]) -> None:

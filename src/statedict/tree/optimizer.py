@@ -100,7 +100,7 @@ def _is_less(size: Shape, shape: Shape) -> bool:
     return len(size) == len(shape) and all(one in (1, other) for one, other in zip(size, shape, strict=True))
 
 
-def numbered(entries: Any, groups: Sequence[Any]) -> Any:
+def number_keys(entries: Any, groups: Sequence[Any]) -> Any:
     """What is kept for each parameter, by numbers where JSON has made texts of them."""
     numbers = {str(n): n for group in groups for n in group["params"] if type(n) is int}
     if not numbers or not all(type(key) is str for key in entries):
@@ -164,12 +164,12 @@ def leaves(kept: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, .
             yield (*keys, key), value
 
 
-def replaced(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tuple[Any, ...] = ()) -> Any:
+def map_leaves(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tuple[Any, ...] = ()) -> Any:
     """The same nesting with `make(keys, value)` in the place of each of `leaves`."""
     if isinstance(kept, dict) and type(kept) is not Counter:
-        return like(kept, StateDict((key, replaced(value, make, (*keys, key))) for key, value in kept.items()))
+        return like(kept, StateDict((key, map_leaves(value, make, (*keys, key))) for key, value in kept.items()))
     if type(kept) in (list, tuple):
-        return type(kept)(replaced(value, make, (*keys, index)) for index, value in enumerate(kept))
+        return type(kept)(map_leaves(value, make, (*keys, index)) for index, value in enumerate(kept))
     return make(keys, kept)
 
 
@@ -178,11 +178,11 @@ def parameter_size(entries: Any) -> Shape | None:
 
     That of an entry which PyTorch keeps for each element, or of Adafactor's two, or of what has most elements.
     """
-    found = _largest(entries)
+    found = _find_largest(entries)
     return None if found is None else found[1]
 
 
-def _largest(entries: Any) -> tuple[Any, Shape] | None:
+def _find_largest(entries: Any) -> tuple[Any, Shape] | None:
     """The key and the shape of what seems to have an element for each of a parameter."""
     if not isinstance(entries, dict):
         return None
@@ -201,7 +201,7 @@ def _largest(entries: Any) -> tuple[Any, Shape] | None:
     return max(shallow, key=lambda item: math.prod(item[1]), default=None)
 
 
-def strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
+def find_strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
     """Where what is kept for a parameter was kept for one of another shape, that shape; else None.
 
     Optimizers may keep anything, so only this counts: a shape that another of the parameters has, and that not more
@@ -213,10 +213,10 @@ def strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
 
     >>> import numpy
     >>> m = [{"m": numpy.ones(3)}, {"m": numpy.ones((2, 3))}]
-    >>> strays([((2, 3), m[0]), ((3,), m[1])]), strays([((2, 3), m[0]), ((3,), m[0])])
+    >>> find_strays([((2, 3), m[0]), ((3,), m[1])]), find_strays([((2, 3), m[0]), ((3,), m[0])])
     ([(3,), (2, 3)], [None, None])
     """
-    claims = [_largest(entries) for _, entries in parameters]
+    claims = [_find_largest(entries) for _, entries in parameters]
     told = Counter(claim[1] for claim in claims if claim is not None)
     there = Counter(shape for shape, _ in parameters)
     usual = {
@@ -247,7 +247,7 @@ def infer(
 
 def _sizes(groups: Sequence[Any], entries: Any) -> tuple[Sizes, bool]:
     """The shapes of the parameters by what is kept for them, and whether anything is that could go astray."""
-    entries = numbered(entries, groups)
+    entries = number_keys(entries, groups)
     held = (item for entry in entries.values() for item in leaves(entry))
     kept = any(value is not None and keys[-1:] != ("step",) for keys, value in held)
     return [[parameter_size(entries.get(key)) for key in group["params"]] for group in groups], kept

@@ -14,7 +14,7 @@ from typing import Any
 from statedict.errors import AlterError
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
-from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer, leaves, numbered, replaced
+from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer, leaves, map_leaves, number_keys
 from statedict.tree.rename import modules
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH, label, matches
@@ -196,7 +196,7 @@ def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]
         return like(state, StateDict(state))
     base, owners = model
     below = base + "." if base else ""
-    held: dict[Any, Any] = numbered(state["state"], state["param_groups"])
+    held: dict[Any, Any] = number_keys(state["state"], state["param_groups"])
     by_path = {owner: identifier for identifier, owner in owners.items()}
     states: dict[Any, Any] = StateDict()
     groups: list[Any] = []
@@ -283,7 +283,7 @@ def _moments(found: list[Any], shapes: list[Shape], made: Made, path: str) -> An
             raise AlterError(f"{at}: {what} cannot follow its parameter; drop the optimizer")
         return apart(as_lazy(value)) if is_array(value) else value  # each counts its own steps
 
-    return replaced(found[0], follow)
+    return map_leaves(found[0], follow)
 
 
 def apart(tensor: LazyTensor) -> LazyTensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from statedict.tensor.lazy import is_array
-from statedict.tree.optimizer import COLUMNS, KEPT, ONE, ROWS, Shape
+from statedict.tree.optimizer import COLUMNS, KEPT, ONE, ROWS, SAME, Shape
 from statedict.values import Opaque
 
 _WHERE = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
@@ -28,7 +28,7 @@ class Fault(NamedTuple):
     detail: str
 
 
-def known(optimizer: Any) -> str:
+def class_of(optimizer: Any) -> str:
     """The name of the class of torch.optim that decides what an optimizer keeps; empty if none does."""
     import torch
 
@@ -46,7 +46,7 @@ def faults(
 
     Args:
         optimizer: the live optimizer.
-        name: its class, as `known` has it.
+        name: its class, as `class_of` has it.
         parameter: the live parameter.
         shape: that of the parameter when the state was made.
         entries: what the state keeps.
@@ -80,12 +80,12 @@ def faults(
 def _unfit(value: Any, kind: str, shape: Shape, keys: tuple[Any, ...]) -> Iterator[Fault]:
     if kind == ONE:
         if not is_one(value):
-            yield Fault("kind", keys, f"expected a number or a tensor of one element, the state has {described(value)}")
+            yield Fault("kind", keys, f"expected a number or a tensor of one element, the state has {describe(value)}")
         return
     if kind in (ROWS, COLUMNS):
         shape = (*shape[:-1], 1) if kind == ROWS else (*shape[:-2], 1, shape[-1])
     if not is_array(value):
-        yield Fault("kind", keys, f"expected a tensor of shape {shape}, the state has {described(value)}")
+        yield Fault("kind", keys, f"expected a tensor of shape {shape}, the state has {describe(value)}")
     elif tuple(value.shape) != shape:
         yield Fault("shape", keys, f"expected {shape}, the state has {tuple(value.shape)}")
 
@@ -103,11 +103,11 @@ def _unlike(live: Mapping[Any, Any], entries: Any, shape: Shape, keys: tuple[Any
         if is_one(mine) and not (is_array(mine) and tuple(mine.shape) == shape):
             yield from _unfit(theirs, ONE, shape, at)
         elif is_array(mine) and tuple(mine.shape) == shape:
-            yield from _unfit(theirs, "same", shape, at)
+            yield from _unfit(theirs, SAME, shape, at)
         elif isinstance(mine, dict) and isinstance(theirs, dict):
             yield from _unlike(mine, theirs, shape, at)
         elif _sort(mine) != _sort(theirs):
-            yield Fault("kind", at, f"the target has {described(mine)}, the state has {described(theirs)}")
+            yield Fault("kind", at, f"the target has {describe(mine)}, the state has {describe(theirs)}")
 
 
 def _sort(value: Any) -> tuple[bool, ...]:
@@ -119,7 +119,7 @@ def is_one(value: Any) -> bool:
     return math.prod(value.shape) == 1 if is_array(value) else type(value) in (int, float)
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """What a value is, in an error."""
     if is_array(value):
         return f"a tensor of shape {tuple(value.shape)}"
