@@ -142,3 +142,16 @@ def test_two_entries_of_one_path_do_not_keep_it_from_being_shown() -> None:
     state = trained() | {"a.b": 1, "a": {"b": 2}}
     assert [one.path for one in statedict.inspect(state).optimizers] in ([], ["optimizer"])
     assert statedict.inspect(state).total.tensors == 16
+
+
+def test_the_state_of_a_model_that_is_not_there_is_not_given_to_another() -> None:
+    def moments(*shapes: tuple[int, ...]) -> dict[str, Any]:
+        state = {n: {"exp_avg": torch.ones(shape)} for n, shape in enumerate(shapes)}
+        return {"state": state, "param_groups": [{"params": [*state]}]}
+
+    other = {"a": torch.ones(16, 8), "b": torch.ones(4, 16)}
+    [found] = optimizers({"model": other, "o": moments((32, 8), (4, 32))})
+    assert (found.model, found.names) == (None, {})
+    rows = {"state": {0: {"row": torch.ones(16)}, 1: {"row": torch.ones(4)}}, "param_groups": [{"params": [0, 1]}]}
+    [found] = optimizers({"model": other, "o": rows})
+    assert (found.model, found.names, found.inferred) == ("model", {0: "a", 1: "b"}, True)

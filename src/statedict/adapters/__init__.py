@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 from statedict.dtypes import dtype
@@ -72,11 +73,18 @@ def find(value: Any, path: str) -> Adapter:
     )
 
 
-def _advice(value: Any) -> str:
+_INSIDE = "keep what it holds as tensors, numbers, texts, lists and dicts"
+
+
+def _advice(value: Any, otherwise: str = "") -> str:
     if isinstance(value, os.PathLike):
         return "store str(path)"
+    if isinstance(value, Enum):
+        return "store its name or value"
     if is_array(value):
         return "store its data and what it adds to them as plain arrays"
+    if otherwise:
+        return otherwise
     if callable(getattr(value, "state_dict", None)) and not isinstance(value, type):
         return "it has state_dict() but no load_state_dict(); give it both"
     return "give it state_dict() and load_state_dict()"
@@ -97,6 +105,7 @@ def leaf(value: Any) -> Any:
         if isinstance(value, torch.dtype):
             return dtype(value)
     if is_special_plain(value):
+        value = value.value if isinstance(value, Enum) else value
         for kind in (bool, int, float, complex, str, bytes):
             if isinstance(value, kind):
                 return kind(value)  # type: ignore[arg-type]  # of its own subclass
@@ -123,6 +132,20 @@ class Capture:
     names: dict[int, str] = field(default_factory=dict)
     """id of a live parameter → its name, so that optimizers can name theirs."""
     active: set[int] = field(default_factory=set)
+    owner: str = ""
+    """The class of the object whose state is captured: it gets that back as it is, so objects in it would be lost."""
+
+    def data(self, value: Any, path: str, owner: Any) -> Any:
+        """The state that an object gives of itself, which may hold data only.
+
+        Raises:
+            UnsupportedError: it holds something else, or contains itself.
+        """
+        before, self.owner = self.owner, type(owner).__name__
+        try:
+            return self.value(value, path)
+        finally:
+            self.owner = before
 
     def value(self, value: Any, path: str) -> Any:
         """The state of any value in the tree.
@@ -136,6 +159,11 @@ class Capture:
             if is_numpy(value) and type(value) is not sys.modules["numpy"].ndarray:
                 find(value, path)  # which refuses one with more than elements, such as a mask
             return plain
+        if self.owner and not isinstance(value, dict | list | tuple):
+            raise UnsupportedError(
+                f"{path}: cannot capture a {type(value).__module__}.{type(value).__qualname__} in the state of "
+                f"{self.owner}, which would not get it back; {_advice(value, _INSIDE)}, or leave it out"
+            )
         if id(value) in self.active:
             raise UnsupportedError(f"{path}: contains itself; leave the back reference out")
         if len(self.active) > MAX_DEPTH:

@@ -20,6 +20,7 @@ from statedict.adapters.plan import Plan
 from statedict.dtypes import dtype
 from statedict.errors import RestoreError
 from statedict.tensor.lazy import as_lazy, is_array
+from statedict.values import Opaque
 
 STAGE = 0
 
@@ -151,13 +152,13 @@ def faults(own: Any, state: Any, path: str) -> Iterator[tuple[str, str, str]]:
         if own != state:
             remedy = "make one of that kind, or leave it out of the tree"
             yield "kind", path, f"the generator's is {own!r}, the state has {state!r:.40}; {remedy}"
-    elif is_array(state) or leaf(state) is ...:
+    elif is_array(state) or leaf(state) is ... or isinstance(state, Opaque | str | bytes):
         yield "kind", path, f"the target is a {type(own).__name__}, the state has a {type(state).__name__}"
 
 
 def capture(value: Any, context: Capture, path: str) -> Any:
     """Its state, as its library gives it."""
-    return context.value(read(value), path)
+    return context.data(read(value), path, value)
 
 
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:

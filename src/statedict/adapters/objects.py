@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from statedict.adapters import Capture, join, leaf, realized
+from statedict.adapters.labels import DROPPED
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.adapters.shards import piece
@@ -85,7 +86,9 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         _fill(value, state, plan, path)
     elif _is_history(value, state):
         plan.note("restored", path, f"{len(value)} entries → {len(state)}")
-        plan.act(path, lambda: value.__setitem__(slice(None), realized(state)))
+        items = plan.settle(state, value, path)
+        if items is not DROPPED:
+            plan.act(path, lambda: value.__setitem__(slice(None), realized(items)))
     elif isinstance(value, list | tuple):
         if not isinstance(state, list | tuple) or len(state) != len(value):
             found = f"{len(state)} entries" if isinstance(state, list | tuple) else f"a {type(state).__name__}"
@@ -128,7 +131,9 @@ def _fill(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     plan.note("restored", path, f"0 entries → {len(state)}" if state else "")
     fill = value.extend if isinstance(value, list) else value.update
-    plan.act(path, lambda: fill(realized(state)))
+    items = plan.settle(state, None, path)
+    if items is not DROPPED:
+        plan.act(path, lambda: fill(realized(items)))
 
 
 def _setter(value: Any, key: Any) -> Callable[[Any], None]:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from statedict.adapters import join
+from statedict.adapters.labels import DROPPED
 from statedict.adapters.plan import Plan
 from statedict.tensor.lazy import is_array
 
@@ -47,12 +48,17 @@ def merged(live: Mapping[str, Any], saved: Mapping[str, Any], defaults: Any, pla
             plan.note("overridden", full, f"{_short(hyper[key])} of the state by {_short(wanted)}")
             hyper[key] = _as_it_was(hyper[key], wanted)
             continue
+        wanted = plan.settle(wanted, before, full)
+        hyper[key] = before if wanted is DROPPED else wanted
+        if wanted is DROPPED:
+            continue
         changed = not is_array(before) and not is_array(wanted) and before != wanted
         plan.note("restored", full, f"{_short(before)} → {_short(wanted)}" if changed else "")
-    for key in hyper:
-        if key in live:
-            continue
+    for key in [key for key in hyper if key not in live]:
         full = join(path, key)
+        plan.keep(hyper, key, plan.settle(hyper[key], None, full))
+        if key not in hyper:
+            continue
         if key not in _hyperparameters():
             hyper[key] = plan.overridden(full, hyper[key], key)
             plan.note("unexpected", full, "of the caller's own; it is taken over")

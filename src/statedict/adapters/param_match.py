@@ -14,18 +14,12 @@ from typing import Any
 from statedict.adapters import join
 from statedict.adapters.names import plain
 from statedict.adapters.plan import Plan
-from statedict.tensor.lazy import is_array
-from statedict.tree.optimizer import Shape, inferred
+from statedict.tree.optimizer import infer, is_global, names_of
 from statedict.tree.walk import matches
 
 Key = tuple[int, Any]
 """A saved parameter: the number of its group, and what identifies it there."""
 _UNKNOWN = object()
-ELEMENTWISE = frozenset((
-    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
-    "sum", "ax", "prev", "step_size", "variance",
-))  # fmt: skip
-"""What the optimizers of torch.optim keep for each element of a parameter."""
 
 
 @dataclass(slots=True)
@@ -55,9 +49,10 @@ def match(live: Sequence[Any], saved: Sequence[Any], entries: Any, plan: Plan, p
     """
     keys = [(number, identifier) for number, group in enumerate(saved) for identifier in group["params"]]
     mine = [parameter for group in live for parameter in group["params"]]
-    labels = saved_names(saved)
+    grouped = names_of(saved)
     homes = [*dict.fromkeys(plan.homes[id(parameter)] for parameter in mine if id(parameter) in plan.homes)]
-    if labels is not None:
+    if grouped is not None:
+        labels = [name for names in grouped for name in names]
         by_name = dict(zip(keys, labels, strict=True))
         own = [name for group in live for name in group.get("param_names", [])]
         if len(own) == len(mine) and {*own} == {*labels} and not _are_the_model_s(own, mine, plan):
@@ -73,12 +68,9 @@ def match(live: Sequence[Any], saved: Sequence[Any], entries: Any, plan: Plan, p
     at = {owner: place for place, owner in reversed(plan.owners.items()) if owner is not None}
     above = tuple(home + "." if home else "" for home in homes)
     then = {place: shape for place, (_, shape) in plan.shapes.items() if place.startswith(above)}
-    shapes = {*then.values()}
-    sizes = [[size_of(entries.get(identifier)) for identifier in group["params"]] for group in saved]
-    sizes = [[size if size in shapes else None for size in group] for group in sizes]
     names = [[at.get(id(p), f"new {n}") for n, p in enumerate(group["params"])] for group in live]
     now = [at.get(identity, f"new {identity}") for identity, home in plan.homes.items() if home in homes]
-    guess = inferred(sizes, names, then, now) if then else None
+    guess = infer(saved, entries, names, then, now) if then else None
     if guess is None:
         if not then:
             return _by_position(live, saved, plan, path)
@@ -109,22 +101,6 @@ def _are_the_model_s(names: Sequence[str], parameters: Sequence[Any], plan: Plan
 def _inside(path: str, homes: Sequence[str]) -> str:
     """The name of a parameter in its model."""
     return next((path.removeprefix(home + ".") for home in homes if path.startswith(home + ".")), path)
-
-
-def saved_names(saved: Sequence[Any]) -> list[str] | None:
-    """The names of all saved parameters in order; None unless each has one of its own.
-
-    `torch.distributed.checkpoint.state_dict` has them in the place of numbers.
-    """
-    names: list[Any] = []
-    for group in saved:
-        own = group.get("param_names")
-        own = own if isinstance(own, list) else group["params"]
-        if len(own) != len(group["params"]):
-            return None
-        names += own
-    fine = all(type(name) is str and not name.isdecimal() for name in names)
-    return names if fine and 0 < len(set(names)) == len(names) else None
 
 
 def live_names(group: Any, plan_names: dict[int, str]) -> list[str] | None:
@@ -192,7 +168,7 @@ def report(live: Sequence[Any], saved: Sequence[Any], entries: Any, found: Match
             name = names[index] if names else str(key[1] if key else index)
             full = join(path, f"state.{name}")
             if key is not None:
-                none_yet = len(entries) > 1 and key[1] not in entries
+                none_yet = len(entries) > 1 and not (key[1] in entries and _is_some(entries[key[1]]))
                 plan.note("restored", full, "it had no state yet, so it starts fresh" if none_yet else found.detail)
             elif id(parameter) in plan.absent or any(matches(at, plan.options.allow_missing) for at in (name, full)):
                 plan.note("fresh", full, _NEW)
@@ -216,6 +192,10 @@ def report(live: Sequence[Any], saved: Sequence[Any], entries: Any, found: Match
             plan.note("restored", join(path, f"state.{identifier}"))
 
 
+def _is_some(entry: Any) -> bool:
+    return not isinstance(entry, dict) or bool(entry)
+
+
 _NEW = "the state has no such parameter; what the target has for it stays"
 
 
@@ -223,30 +203,3 @@ def _saved(saved: Sequence[Any], found: Match) -> Iterator[tuple[Key, str]]:
     for number, group in enumerate(saved):
         for identifier in group["params"]:
             yield (number, identifier), found.names.get((number, identifier), str(identifier))
-
-
-def is_global(key: Any, parameters: set[Any]) -> bool:
-    """Whether what is kept under a key is of the optimizer as a whole, as PyTorch allows it, and of no parameter."""
-    return type(key) is str and not any(type(parameter) is str for parameter in parameters)
-
-
-def size_of(entries: Any) -> Shape | None:
-    """The shape of the parameter that something is kept for, None where that does not tell."""
-    if not isinstance(entries, dict):
-        return None
-    shapes = [tuple(value.shape) for value in entries.values() if is_array(value)]
-    for key, value in entries.items():
-        if key in ELEMENTWISE and is_array(value):
-            return tuple(value.shape)
-    factors: list[Any] = [entries[key] for key in ("row_var", "col_var") if is_array(entries.get(key))]
-    if len(factors) == 2:  # Adafactor's
-        return (*factors[0].shape[:-1], factors[1].shape[-1])
-    largest = max(shapes, key=_elements, default=None)
-    return largest if largest is not None and _elements(largest) > 1 else None
-
-
-def _elements(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 from statedict.adapters import find, is_special_plain, join, leaf, realized, suggest
+from statedict.adapters.labels import DROPPED, find_member, settle
 from statedict.adapters.names import Reading, align, plain
 from statedict.adapters.shapes import POLICIES, Fit, Shape
 from statedict.errors import RestoreError
@@ -105,11 +107,17 @@ class Plan:
     def value(self, target: Any, state: Any, path: str, assign: Callable[[Any], None] | None = None) -> None:
         """Plan for any value in the tree; `assign` replaces it in its parent where that is how it is restored."""
         own = leaf(target)
+        if own is ... and isinstance(target, Enum) and find_member(type(target), state) is not None:
+            own = target
         if own is not ... and not is_array(target):
-            state, given = self.overridden(path, state), state
+            given, state = state, self.overridden(path, state)
+            if state is given:
+                state = given = self.settle(state, target if isinstance(target, Enum) else None, path)
+                if state is DROPPED:
+                    return
             if assign is None:
                 self.problem("cannot be set", path, "is a plain value that its parent cannot replace")
-            elif own is not None and (is_array(state) or leaf(state) is ...):
+            elif own is not None and (is_array(state) or (leaf(state) is ... and not isinstance(state, Enum))):
                 self.mismatch(path, target, state)
             else:
                 action = "restored" if state is given else "overridden"
@@ -164,6 +172,49 @@ class Plan:
                 self._used.add(pattern)
                 return wanted
         return value
+
+    def settle(self, value: Any, live: Any, path: str) -> Any:
+        """What a live object takes of the state, without labels of objects; `DROPPED` if the caller lets it go.
+
+        Args:
+            value: what the state has.
+            live: what the live object has, None if that is not known.
+            path: where it stands.
+        """
+        wanted = self._wanted(path, value)
+        if wanted is not value:
+            return wanted
+        left: list[str] = []
+
+        def decide(at: str, label: Any, why: str) -> Any:
+            wanted = self._wanted(at, label)
+            if wanted is not label:
+                return wanted
+            if matches(at, self.options.allow_unexpected):
+                left.append(at)
+                self.note("unexpected", at, f"{why}; it is left out")
+                return DROPPED
+            remedy = f"pass override={{{at!r}: …}} with a value for it, or allow_unexpected={at!r} to leave it out"
+            self.problem("object", at, f"{why}; {remedy}")
+            return label
+
+        result = settle(value, live, path, decide)
+        return DROPPED if left and matches(path, self.options.allow_unexpected) else result
+
+    def _wanted(self, path: str, value: Any) -> Any:
+        """The value that the caller wants at a path, reported, or the one given."""
+        wanted = self.overridden(path, value)
+        if wanted is not value:
+            self.note("overridden", path, f"{value!r:.40} of the state by {wanted!r:.40}")
+        return wanted
+
+    @staticmethod
+    def keep(entries: Any, key: Any, value: Any) -> None:
+        """Put what `settle` gives into a dict."""
+        if value is DROPPED:
+            entries.pop(key, None)
+        else:
+            entries[key] = value
 
     def policy(self, path: str) -> str:
         """What the caller wants where shapes differ."""
@@ -285,6 +336,8 @@ def _fills(value: LazyTensor, shape: Shape, kind: Any) -> bool:
 def _alike(target: Any, value: Any) -> Any:
     """The value as what the target was: a member of its enumeration, a numpy scalar."""
     numpy = sys.modules.get("numpy")
+    if isinstance(value, Enum):
+        return value
     if is_special_plain(target) or (numpy is not None and isinstance(target, numpy.generic)):
         return type(target)(value)
     return value

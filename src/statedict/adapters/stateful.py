@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from statedict.adapters import Capture, join
+from statedict.adapters.labels import DROPPED
 from statedict.adapters.plan import Plan
 from statedict.tree.state_dict import StateDict, like
 
@@ -25,7 +26,7 @@ def accepts(value: Any) -> bool:
 
 def capture(value: Any, context: Capture, path: str) -> Any:
     """Its `state_dict()`, live."""
-    return context.value(value.state_dict(), path)
+    return context.data(value.state_dict(), path, value)
 
 
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
@@ -41,11 +42,15 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             chosen[key] = plan.overridden(full, state[key])
             if chosen[key] is state[key]:
                 plan.note("restored", full)
+                plan.keep(chosen, key, plan.settle(state[key], own[key], full))
             else:
                 plan.note("overridden", full, f"{state[key]!r:.40} of the state by {chosen[key]!r:.40}")
-        for key in state:  # what has no state yet, such as a sampler before it starts, takes any
-            if key not in own and own:
+        for key in state:
+            if key in own:
+                continue
+            if own:  # what has no state yet, such as a sampler before it starts, takes any
                 plan.unexpected(join(path, key))
+            plan.keep(chosen, key, plan.settle(state[key], None, join(path, key)))
         state = chosen
         check = getattr(value, "check_state_dict", None)
         for fault in (check(state) if callable(check) else None) or ():
@@ -54,4 +59,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.mismatch(path, own, state)
     else:
         plan.note("restored", path)
+        state = plan.settle(state, own, path)
+        if state is DROPPED:
+            return
     plan.act(path, lambda: value.load_state_dict(StateDict({"": state}).torch(copy=True)[""]))

@@ -13,6 +13,7 @@ from typing import Any
 
 from statedict import torch_private
 from statedict.adapters import Capture, join
+from statedict.adapters.labels import DROPPED
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import special
 from statedict.adapters.shapes import Fit
@@ -45,7 +46,7 @@ def capture(value: Any, context: Capture, path: str) -> Any:
     refuse_parts(value, own, path)
     state = like(own, StateDict())
     for name, entry in own.items():
-        state[name] = context.value(entry, join(path, name))
+        state[name] = context.data(entry, join(path, name), value)
     return state
 
 
@@ -57,12 +58,29 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     reader = read(value, state, plan, path)
     if reader is None:
         return
+    _settle(reader, plan)
     fits = _compare(reader, plan)
     _tell_optimizers(reader, fits, plan)
     for name, tensor in reader.live.items():
         if name not in reader.own and tensor.is_meta:
             plan.note("missing", join(path, name), "is in no state, and has no values yet; give it some yourself")
     plan.act(path, lambda: _load(reader, fits))
+
+
+def _settle(reader: Reader, plan: Plan) -> None:
+    """Take no labels of objects as extra state."""
+    changed: dict[str, Any] = {}
+    for given, old in reader.given.items():
+        value = reader.state[old]
+        if not is_array(value) and not is_array(reader.own.get(given)):
+            settled = plan.settle(value, reader.own.get(given), join(reader.path, given))
+            if settled is not value:
+                changed[given] = settled
+    for given, settled in changed.items():
+        if settled is DROPPED:
+            del reader.given[given]
+        else:
+            reader.settled[given] = settled
 
 
 def _compare(reader: Reader, plan: Plan) -> dict[str, Fit]:
@@ -204,7 +222,7 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
     direct: dict[int, tuple[LazyTensor, Any]] = {}
     for given, old in reader.given.items():
         if old not in tensors:
-            chosen[given] = StateDict({"": reader.state[old]}).torch(copy=True)[""]
+            chosen[given] = StateDict({"": reader.settled.get(given, reader.state[old])}).torch(copy=True)[""]
             continue
         fit, tensor, target = fits.get(given), tensors[old], reader.live.get(given)
         if _skipped(fit):

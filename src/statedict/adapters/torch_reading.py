@@ -37,6 +37,7 @@ class Reader:
         metadata: the state's, by the module's names.
         errors: what the module's own loading said.
         kinds: PyTorch's dtypes of what it makes.
+        settled: name under which `load_state_dict` gets it → what it gets instead of what the state has.
     """
 
     module: Any
@@ -55,6 +56,7 @@ class Reader:
     metadata: Any = None
     errors: tuple[str, ...] = ()
     kinds: Mapping[str, Any] = field(default_factory=dict)
+    settled: dict[str, Any] = field(default_factory=dict)
 
     def original(self, name: Any) -> Any:
         """What an entry of the state was called before it was renamed."""

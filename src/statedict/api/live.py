@@ -65,7 +65,8 @@ def restore(
         source: a StateDict or any dict like it; or a path or URL, as for `load`; or live objects, as for `save`.
         allow_missing: patterns of what the state may lack; it stays as it is. An optimizer's state for a parameter
             follows the parameter, and goes by its name too.
-        allow_unexpected: patterns of what the state may have and the target not.
+        allow_unexpected: patterns of what the state may have and the target not. Objects in the state of an optimizer,
+            a scheduler or a module that are no data are left out too.
         shapes: what to do where shapes differ, for all or by pattern: `"error"`, `"skip"` (leave the target's),
             `"slice"` (take the first entries), `"pad"` (with zeros), `"overlap"` (leave the rest as the target has it),
             `"reshape"` (as many elements). The first pattern that matches counts. Optimizers follow.

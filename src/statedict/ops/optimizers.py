@@ -9,7 +9,7 @@ from statedict.errors import AlterError
 from statedict.ops.alter.outline import Layout
 from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.optimizer import is_optimizer, linked
+from statedict.tree.optimizer import is_optimizer, linked, names_of
 from statedict.tree.walk import label
 from statedict.values import abbreviate, count
 
@@ -73,7 +73,7 @@ def _seen(path: str, state: Any, layout: Layout | None, item: Callable[[LazyTens
     if not all(type(key) in (int, str) for group in groups for key in group["params"]):
         return Optimizer(path, keys=keys, groups=settings)
     found = linked(state, layout) if layout is not None else None
-    own = {key: name for group in groups for key, name in _named(group) if type(name) is str}
+    own = _by_key(groups)
     names, model = own, None
     if found is not None:
         model, paths = found
@@ -82,9 +82,10 @@ def _seen(path: str, state: Any, layout: Layout | None, item: Callable[[LazyTens
     return Optimizer(path, model, keys, names, bool(names) and not own, settings, troubles)
 
 
-def _named(group: Any) -> Iterator[tuple[Any, Any]]:
-    names = group.get("param_names", group["params"])
-    return zip(group["params"], names if isinstance(names, list) else (), strict=False)
+def _by_key(groups: Any) -> dict[Any, str]:
+    """The names that the state itself has."""
+    pairs = zip(groups, names_of(groups) or (), strict=False)
+    return {key: name for group, names in pairs for key, name in zip(group["params"], names, strict=True)}
 
 
 def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], Any] | None) -> Iterator[tuple[str, str]]:

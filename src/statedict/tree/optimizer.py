@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.errors import TreeError
+from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tree.state_dict import StateDict, like
+from statedict.tree.walk import MAX_DEPTH
 
 Linked = tuple[str, dict[Any, str]]
 """The path of the dict that holds the parameters, and key of an entry → path of its parameter."""
 
+ONE, SAME, ROWS, COLUMNS = "one", "same", "rows", "columns"
+"""A number or a tensor of one element; the parameter's shape; with 1 for the last dimension, for the one before."""
+_ADAM = {"step": ONE, "exp_avg": SAME, "exp_avg_sq": SAME}
+_AMSGRAD = _ADAM | {"max_exp_avg_sq": SAME}
+KEPT: dict[str, dict[str, str]] = {
+    "ASGD": {"step": ONE, "eta": ONE, "mu": ONE, "ax": SAME},
+    "Adadelta": {"step": ONE, "square_avg": SAME, "acc_delta": SAME},
+    "Adafactor": {"step": ONE, "row_var": ROWS, "col_var": COLUMNS, "variance": SAME},
+    "Adagrad": {"step": ONE, "sum": SAME},
+    "Adam": _AMSGRAD,
+    "AdamW": _AMSGRAD,
+    "Adamax": {"step": ONE, "exp_avg": SAME, "exp_inf": SAME},
+    "Muon": {"momentum_buffer": SAME},
+    "NAdam": _ADAM | {"mu_product": ONE},
+    "RAdam": _ADAM,
+    "RMSprop": {"step": ONE, "square_avg": SAME, "momentum_buffer": SAME, "grad_avg": SAME},
+    "Rprop": {"step": ONE, "prev": SAME, "step_size": SAME},
+    "SGD": {"momentum_buffer": SAME},
+    "SparseAdam": _ADAM,
+}
+"""What each optimizer of torch.optim keeps for a parameter (torch/optim/adam.py and so on)."""
+ELEMENTWISE = frozenset(key for kept in KEPT.values() for key, kind in kept.items() if kind == SAME)
 _FACTORED = (("row_var", "col_var", 1), ("exp_avg_sq_row", "exp_avg_sq_col", 0))
 """What Adafactor keeps of rows and of columns, and whether an averaged dimension stays: PyTorch, transformers."""
 
@@ -35,45 +61,74 @@ def fits(state: Any, layout: Placed) -> list[Linked]:
 
     Of several those whose shapes are the same, if there are such.
     """
-    groups, tensors = state["param_groups"], layout.tensors()
-    sizes = [[parameter_size(state["state"].get(key)) for key in group["params"]] for group in groups]
-    names = _names(groups)
+    groups, entries, tensors = state["param_groups"], state["state"], layout.tensors()
+    names, (sizes, kept) = names_of(groups), _sizes(groups, entries)
     found: list[Linked] = []
-    exact: list[Linked] = []
-    for base in layout.dicts:
-        below = base + "." if base else ""
-        if names is not None:
-            some: Any = [[below + name for name in group] for group in names]
-            if not any(some) or not all(path in tensors for group in some for path in group):
-                continue
-        else:
-            then = dict(_parameters(tensors, base, layout))
-            some = inferred(sizes, [list(then)], then, list(then)) if then else None
-            if some is None:
-                continue
-        owners = {
-            key: path
-            for group, paths in zip(groups, some, strict=True)
-            for key, path in zip(group["params"], paths, strict=True)
-        }
-        found.append((base, owners))
-        shapes = ((size, tensors[path].shape) for one, paths in zip(sizes, some, strict=True)
-                  for size, path in zip(one, paths, strict=True))  # fmt: skip
-        if all(size in (None, shape) for size, shape in shapes):
-            exact.append(found[-1])
+    for certain in (True, False):
+        for base in layout.dicts if not found else ():
+            below = base + "." if base else ""
+            if names is not None:
+                some: Any = [[below + name for name in group] for group in names]
+                if not all(path in tensors for group in some for path in group):
+                    continue
+            else:
+                then = dict(_parameters(tensors, base, layout))
+                some = _guess(sizes, [list(then)], then, list(then), kept, certain) if then else None
+                if some is None or not (certain or _plausible(sizes, some, then)):
+                    continue
+            keys = (key for group in groups for key in group["params"])
+            found.append((base, dict(zip(keys, (path for group in some for path in group), strict=True))))
+    flat = [size for group in sizes for size in group]
+    exact = [
+        one
+        for one in found
+        if all(size in (None, tensors[path].shape) for size, path in zip(flat, one[1].values(), strict=False))
+    ]
     return exact or found
 
 
-def _names(groups: list[Any]) -> list[list[str]] | None:
-    """The names of the parameters, group by group; None where there are none."""
-    found = []
+def _plausible(sizes: Sizes, names: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> bool:
+    """Whether what is kept may be of these parameters: of their shapes, or of less."""
+    pairs = zip((size for group in sizes for size in group), (name for some in names for name in some), strict=True)
+    return all(size is None or size == then[name] or _is_less(size, then[name]) for size, name in pairs)
+
+
+def _is_less(size: Shape, shape: Shape) -> bool:
+    """Whether a shape may be of something that an optimizer reduces a parameter to."""
+    if math.prod(size) <= 1 or len(size) < len(shape):
+        return math.prod(size) <= math.prod(shape)
+    return len(size) == len(shape) and all(one in (1, other) for one, other in zip(size, shape, strict=True))
+
+
+def number_keys(entries: Any, groups: Sequence[Any]) -> Any:
+    """What is kept for each parameter, by numbers where JSON has made texts of them."""
+    numbers = {str(n): n for group in groups for n in group["params"] if type(n) is int}
+    if not numbers or not all(type(key) is str for key in entries):
+        return entries
+    return like(entries, StateDict((numbers.get(key, key), value) for key, value in entries.items()))
+
+
+def is_global(key: Any, parameters: Collection[Any]) -> bool:
+    """Whether what is kept under a key is of the optimizer as a whole, as PyTorch allows it, and of no parameter."""
+    return type(key) is str and not any(type(parameter) is str for parameter in parameters)
+
+
+def names_of(groups: Sequence[Any]) -> list[list[str]] | None:
+    """The names of the parameters, group by group; None unless each has one of its own.
+
+    `torch.distributed.checkpoint.state_dict` has them in the place of numbers, which JSON makes texts.
+    """
+    found: list[list[str]] = []
     for group in groups:
-        names = group.get("param_names", group["params"])
-        whole = isinstance(names, list) and len(names) == len(group["params"])
-        if not whole or not all(type(name) is str for name in names):
+        names = group.get("param_names")
+        given = isinstance(names, list)
+        names = names if given else group["params"]
+        whole = len(names) == len(group["params"])
+        if not whole or not all(type(name) is str and (given or not name.isdecimal()) for name in names):
             return None
         found.append(names)
-    return found
+    flat = [name for names in found for name in names]
+    return found if 0 < len(set(flat)) == len(flat) else None
 
 
 def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Placed) -> Iterator[tuple[str, Shape]]:
@@ -87,17 +142,134 @@ def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Placed) ->
             yield path, tensor.shape
 
 
+def leaves(kept: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(keys, value) of everything that is kept for a parameter, at any depth.
+
+    Raises:
+        TreeError: it is nested deeper than 200.
+    """
+    if len(keys) > MAX_DEPTH:
+        raise TreeError(f"the state of an optimizer is nested deeper than {MAX_DEPTH}")
+    if isinstance(kept, dict) and type(kept) is not Counter:
+        items: Iterable[tuple[Any, Any]] = kept.items()
+    elif type(kept) in (list, tuple):
+        items = enumerate(kept)
+    else:
+        yield keys, kept
+        return
+    for key, value in items:
+        if isinstance(value, dict | list | tuple):
+            yield from leaves(value, (*keys, key))
+        else:
+            yield (*keys, key), value
+
+
+def map_leaves(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tuple[Any, ...] = ()) -> Any:
+    """The same nesting with `make(keys, value)` in the place of each of `leaves`."""
+    if isinstance(kept, dict) and type(kept) is not Counter:
+        return like(kept, StateDict((key, map_leaves(value, make, (*keys, key))) for key, value in kept.items()))
+    if type(kept) in (list, tuple):
+        return type(kept)(map_leaves(value, make, (*keys, index)) for index, value in enumerate(kept))
+    return make(keys, kept)
+
+
 def parameter_size(entries: Any) -> Shape | None:
-    """The shape of the parameter that something is kept for: that of what has most elements, or of Adafactor's two."""
+    """The shape of the parameter that something is kept for, None where that does not tell.
+
+    That of an entry which PyTorch keeps for each element, or of Adafactor's two, or of what has most elements.
+    """
+    found = _find_largest(entries)
+    return None if found is None else found[1]
+
+
+def _find_largest(entries: Any) -> tuple[Any, Shape] | None:
+    """The key and the shape of what seems to have an element for each of a parameter."""
     if not isinstance(entries, dict):
         return None
-    tensors = {key: as_lazy(value) for key, value in entries.items() if is_array(value)}
+    tensors = [(keys, tuple(value.shape)) for keys, value in leaves(entries) if is_array(value) and keys[-1] != "step"]
+    tensors.sort(key=lambda item: len(item[0]))
+    for keys, shape in tensors:
+        if keys[-1] in ELEMENTWISE:
+            return keys, shape
+    shapes = dict(tensors)
     for rows, columns, kept in _FACTORED:
-        if rows in tensors and columns in tensors and min(tensors[rows].ndim, tensors[columns].ndim) > kept:
-            left = tensors[rows].shape
-            return (*left[: len(left) - kept], tensors[columns].shape[-1])
-    largest = max(tensors.values(), key=LazyTensor.numel, default=None)
-    return None if largest is None or (len(tensors) > 1 and largest.numel() <= 1) else largest.shape
+        left, right = shapes.get((rows,), ()), shapes.get((columns,), ())
+        if min(len(left), len(right)) > kept:
+            return (rows,), (*left[: len(left) - kept], right[-1])
+    several = [item for item in tensors if math.prod(item[1]) > 1] or tensors[: len(tensors) == 1]
+    shallow = [item for item in several if len(item[0]) == len(several[0][0])]
+    return max(shallow, key=lambda item: math.prod(item[1]), default=None)
+
+
+def find_strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
+    """Where what is kept for a parameter was kept for one of another shape, that shape; else None.
+
+    Optimizers may keep anything, so only this counts: a shape that another of the parameters has, and that not more
+    entries have than parameters; or another number of rows where the same entry of others, or PyTorch's entries of
+    that name, have the parameter's own shape.
+
+    Args:
+        parameters: the shape of each, and what is kept for it.
+
+    >>> import numpy
+    >>> m = [{"m": numpy.ones(3)}, {"m": numpy.ones((2, 3))}]
+    >>> find_strays([((2, 3), m[0]), ((3,), m[1])]), find_strays([((2, 3), m[0]), ((3,), m[0])])
+    ([(3,), (2, 3)], [None, None])
+    """
+    claims = [_find_largest(entries) for _, entries in parameters]
+    told = Counter(claim[1] for claim in claims if claim is not None)
+    there = Counter(shape for shape, _ in parameters)
+    usual = {
+        claim[0]
+        for (shape, _), claim in zip(parameters, claims, strict=True)
+        if claim is not None and claim[1] == shape
+    }
+    found: list[Shape | None] = []
+    for (shape, entries), claim in zip(parameters, claims, strict=True):
+        found.append(None)
+        if claim is None or any(is_array(value) and tuple(value.shape) == shape for _, value in leaves(entries)):
+            continue
+        keys, size = claim
+        full = len(size) == len(shape) and math.prod(size) > 1
+        named = keys in usual or keys[-1] in ELEMENTWISE
+        if size != shape and (told[size] <= there[size] or (named and full and not _is_less(size, shape))):
+            found[-1] = size
+    return found
+
+
+def infer(
+    groups: Sequence[Any], entries: Any, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str]
+) -> list[list[str]] | None:
+    """The names of the parameters of saved groups, by what is kept for them; see `inferred`."""
+    sizes, kept = _sizes(groups, entries)
+    return _guess(sizes, live, then, now, kept, True) or _guess(sizes, live, then, now, kept, False)
+
+
+def _sizes(groups: Sequence[Any], entries: Any) -> tuple[Sizes, bool]:
+    """The shapes of the parameters by what is kept for them, and whether anything is that could go astray."""
+    entries = number_keys(entries, groups)
+    held = (item for entry in entries.values() for item in leaves(entry))
+    kept = any(value is not None and keys[-1:] != ("step",) for keys, value in held)
+    return [[parameter_size(entries.get(key)) for key in group["params"]] for group in groups], kept
+
+
+def _guess(
+    sizes: Sizes,
+    live: Sequence[Sequence[str]],
+    then: Mapping[str, Shape],
+    now: Sequence[str],
+    kept: bool,
+    certain: bool,
+) -> list[list[str]] | None:
+    """The names, where all shapes count or only those that no more entries have than parameters.
+
+    Optimizers may keep anything, so that its shape may be another parameter's.
+    """
+    if not certain:
+        told: Counter[Shape | None] = Counter(size for group in sizes for size in group)
+        there: Counter[Shape | None] = Counter(then.values())
+        sizes = [[size if told[size] <= there[size] else None for size in group] for group in sizes]
+    return inferred(sizes, live, then, now, kept)
 
 
 Shape = tuple[int, ...]
@@ -108,7 +280,7 @@ Sizes = Sequence[Sequence[Shape | None]]
 
 
 def inferred(
-    sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str]
+    sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str], kept: bool = False
 ) -> list[list[str]] | None:
     """The names of the parameters of saved groups.
 
@@ -117,6 +289,7 @@ def inferred(
         live: the names of the parameters of the live groups.
         then: the model's parameters when it was saved: name → shape, in their order.
         now: the names of the live model's parameters, in their order.
+        kept: whether something is kept that could go to another parameter, be its shape known or not.
 
     Returns:
         Names group by group, None where they cannot be told.
@@ -124,7 +297,7 @@ def inferred(
     >>> inferred([[(3,), (2, 3)]], [["w", "b"]], {"b": (3,), "w": (2, 3)}, ["w", "b"])
     [['b', 'w']]
     """
-    if all(size is None for group in sizes for size in group):  # nothing is kept, so nothing can go astray
+    if not kept and all(size is None for group in sizes for size in group):  # nothing is kept, so nothing can go astray
         return [[*names] for names in live] if [*map(len, sizes)] == [*map(len, live)] else None
     places = {name: place for place, name in enumerate(now)}
     by_model = all([*names] == sorted(names, key=lambda name: places.get(name, -1)) for names in live)

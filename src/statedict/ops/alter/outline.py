@@ -14,10 +14,11 @@ from typing import Any
 from statedict.errors import AlterError
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
-from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer
+from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer, leaves, map_leaves, number_keys
 from statedict.tree.rename import modules
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH, chosen, label
+from statedict.values import Opaque
 
 Make = Callable[..., LazyTensor]
 
@@ -190,28 +191,12 @@ def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]
     for new, made in outline.items():
         if made.sources and not (made.make is None and used.get(made.sources[0])):  # a second name is a tie
             used.setdefault(made.sources[0], []).append((new, made))
-    fitting = fits(state, layout)
-    if not fitting:
-        tensors = layout.tensors()
-        touched = [p for p in tensors if [m.make for _, m in used.get(p, [])] != [None]]
-        if touched:
-            raise AlterError(
-                f"{path}: has no names of parameters, and neither their order nor their shapes tell which moments "
-                f"follow {touched[0]!r}; drop the optimizer, or save it beside its model by statedict first"
-            )
+    model = _model(path, state, layout, used)
+    if model is None:
         return like(state, StateDict(state))
-    alive = [one for one in fitting if any(used.get(owner) for owner in one[1].values())]
-    if not alive:
-        return like(state, StateDict(state))
-    if any(_uses(one, used) != _uses(alive[0], used) for one in alive[1:]):
-        models = " and ".join(repr(one[0]) for one in alive)
-        raise AlterError(
-            f"{path}: may belong to {models}, to which different things are done; do the same to both, or drop one of "
-            "them or the optimizer"
-        )
-    base, owners = alive[0]
+    base, owners = model
     below = base + "." if base else ""
-    held: dict[Any, Any] = state["state"]
+    held: dict[Any, Any] = number_keys(state["state"], state["param_groups"])
     by_path = {owner: identifier for identifier, owner in owners.items()}
     states: dict[Any, Any] = StateDict()
     groups: list[Any] = []
@@ -248,6 +233,30 @@ def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]
     return like(state, StateDict(state | {"state": StateDict(states | rest), "param_groups": groups}))
 
 
+def _model(path: str, state: Any, layout: Layout, used: Mapping[str, list[tuple[str, Made]]]) -> Linked | None:
+    """The model that an optimizer follows; None if nothing is done to any that it fits."""
+    fitting = fits(state, layout)
+    if not fitting:
+        tensors = layout.tensors()
+        touched = [p for p in tensors if [m.make for _, m in used.get(p, [])] != [None]]
+        if touched:
+            raise AlterError(
+                f"{path}: has no names of parameters, and neither their order nor their shapes tell which moments "
+                f"follow {touched[0]!r}; drop the optimizer, or save it beside its model by statedict first"
+            )
+        return None
+    alive = [one for one in fitting if any(used.get(owner) for owner in one[1].values())]
+    if not alive:
+        return None
+    if any(_uses(one, used) != _uses(alive[0], used) for one in alive[1:]):
+        models = " and ".join(repr(one[0]) for one in alive)
+        raise AlterError(
+            f"{path}: may belong to {models}, to which different things are done; do the same to both, or drop one of "
+            "them or the optimizer"
+        )
+    return alive[0]
+
+
 def _uses(model: Linked, used: Mapping[str, list[tuple[str, Made]]]) -> list[list[tuple[str, bool, int]]]:
     """What becomes of each parameter of a model, in words that can be compared with those of another model."""
     below = model[0] + "." if model[0] else ""
@@ -258,23 +267,23 @@ def _uses(model: Linked, used: Mapping[str, list[tuple[str, Made]]]) -> list[lis
 
 
 def _moments(found: list[Any], shapes: list[Shape], made: Made, path: str) -> Any:
-    """What is kept for a parameter, made as the parameter is."""
-    if made.make is None or not all(isinstance(entries, dict) for entries in found):
+    """What is kept for a parameter, made as the parameter is, at any depth."""
+    make = made.make
+    if make is None:
         return found[0]
-    result = like(found[0], StateDict())
-    for key, value in found[0].items():
-        tensors = [as_lazy(entries[key]) for entries in found if is_array(entries.get(key))]
-        if (
-            key != "step"
-            and len(tensors) == len(shapes)
-            and all(t.shape == s for t, s in zip(tensors, shapes, strict=True))
-        ):
-            result[key] = made.make(*tensors)
-        elif is_array(value) and as_lazy(value).numel() > 1:
-            raise AlterError(f"{path}.{key}: {as_lazy(value).shape} cannot follow its parameter; drop the optimizer")
-        else:
-            result[key] = apart(as_lazy(value)) if is_array(value) else value  # each counts its own steps
-    return result
+    alike = [dict(leaves(entries)) for entries in found]
+
+    def follow(keys: tuple[Any, ...], value: Any) -> Any:
+        tensors = [as_lazy(one[keys]) for one in alike if is_array(one.get(keys))]
+        if keys[-1:] != ("step",) and [tensor.shape for tensor in tensors] == shapes:
+            return make(*tensors)
+        if isinstance(value, Opaque) or (is_array(value) and as_lazy(value).numel() > 1):
+            at = ".".join([path, *map(label, keys)])
+            what = f"an object of {value.name}" if isinstance(value, Opaque) else as_lazy(value).shape
+            raise AlterError(f"{at}: {what} cannot follow its parameter; drop the optimizer")
+        return apart(as_lazy(value)) if is_array(value) else value  # each counts its own steps
+
+    return map_leaves(found[0], follow)
 
 
 def apart(tensor: LazyTensor) -> LazyTensor:

@@ -14,7 +14,7 @@ from typing import Any
 from statedict.errors import AlterError
 from statedict.ops.alter.outline import Layout
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.optimizer import inferred, is_optimizer, linked, parameter_size
+from statedict.tree.optimizer import infer, is_optimizer, linked, names_of, parameter_size
 from statedict.tree.walk import free_name, label, walk
 from statedict.values import Opaque
 
@@ -93,13 +93,9 @@ class Entries:
         groups = state["param_groups"]
         if not all(type(number) in (int, str) for group in groups for number in group["params"]):
             return None, False
-        # torch.distributed's states go by names
-        texts = ([name for name in group["params"] if type(name) is str and not name.isdecimal()] for group in groups)
-        own = [group.get("param_names", some) for group, some in zip(groups, texts, strict=True)]
-        if all(isinstance(n, list) and len(n) == len(g["params"]) for n, g in zip(own, groups, strict=True)):
-            flat = [name for names in own for name in names]
-            if all(type(name) is str for name in flat) and len(set(flat)) == len(flat):
-                return [list(names) for names in own], False
+        own = names_of(groups)
+        if own is not None:
+            return [list(names) for names in own], False
         try:
             self._layout = self._layout or Layout(self._tree)
             found = linked(state, self._layout)
@@ -166,11 +162,9 @@ def _by_other(sides: list[Entries], path: str, names: Names, lacking: int) -> Na
         size = parameter_size(there["state"].get(number))
         if size is not None:
             then[name] = size
-    sizes = [
-        [parameter_size(here["state"].get(number)) for number in group["params"]] for group in here["param_groups"]
-    ]
+    now = [name for group in names for name in group]
     try:
-        return inferred(sizes, names, then, [name for group in names for name in group]) if then else None
+        return infer(here["param_groups"], here["state"], names, then, now) if then else None
     except (KeyError, TypeError):
         return None
 

@@ -1,0 +1,219 @@
+"""Objects that were not built never reach a live object: they are refused, rebuilt as its own class, or replaced."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import io
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import statedict
+from statedict.values import Opaque
+
+from ..same import assert_same
+
+
+class Norm(enum.Enum):
+    AUTO = "auto"
+    SPECTRAL = ("spectral", 2)
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Word(str, enum.Enum):  # noqa: UP042  # the text of such a member is not its value
+    UP = "down"
+    DOWN = "up"
+
+
+class Projector:
+    def __init__(self, rank: int = 2) -> None:
+        self.rank, self.basis = rank, torch.ones(rank)
+
+
+class Normed(torch.optim.SGD):
+    """Has an enumeration among its hyperparameters and steps by it."""
+
+    def __init__(self, parameters: Any, norm: Any = Norm.AUTO) -> None:
+        super().__init__(parameters, lr=0.1, momentum=0.9)
+        for group in self.param_groups:
+            group["norm"] = norm
+
+
+def pair(optimizer: Any = Normed, seed: int = 1, **options: Any) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 2)
+    made = optimizer(model.parameters(), **options)
+    model(torch.ones(4, 3)).square().sum().backward()
+    made.step()
+    return {"model": model, "optimizer": made}
+
+
+def foreign(tree: dict[str, Any], path: Path) -> Path:
+    torch.save({key: part.state_dict() for key, part in tree.items()}, path)
+    return path
+
+
+def refused(target: dict[str, Any], source: Any, match: str, **options: Any) -> None:
+    """Nothing is written, and the dry run says so too."""
+    before = copy.deepcopy(target["model"].state_dict())
+    assert statedict.restore(target, source, dry_run=True, **options).problems
+    with pytest.raises(statedict.errors.RestoreError, match=match):
+        statedict.restore(target, source, **options)
+    assert_same(target["model"].state_dict(), before)
+
+
+@pytest.mark.parametrize("norm", [Norm.SPECTRAL, Level.HIGH, Word.UP])
+def test_a_member_of_an_enumeration_comes_back_as_the_live_class_has_it(norm: Any, tmp_path: Path) -> None:
+    path = foreign(pair(norm=norm), tmp_path / "x.pth")
+    target = pair(seed=2, norm=next(iter(reversed(type(norm)))))
+    statedict.restore(target, path)
+    assert target["optimizer"].param_groups[0]["norm"] is norm
+    other = pair(seed=3, norm=0.5)
+    refused(other, path, rf"object: optimizer\.param_groups\.0\.norm \(is an object of .*{type(norm).__name__}")
+    statedict.restore(other, path, override={"norm": norm})
+    assert other["optimizer"].param_groups[0]["norm"] is norm
+    statedict.restore(other, path, allow_unexpected="optimizer.param_groups.0.norm")
+    assert other["optimizer"].param_groups[0]["norm"] is norm  # the target's stays
+
+
+def test_a_member_that_the_live_class_lacks_or_of_another_class_is_refused(tmp_path: Path) -> None:
+    path = foreign(pair(norm=Level.HIGH), tmp_path / "x.pth")
+    refused(pair(seed=2), path, r"object: optimizer\.param_groups\.0\.norm \(is no member of .*Norm; pass override=")
+    state = pair()["optimizer"].state_dict()
+    state["param_groups"][0]["norm"] = "nothing"
+    refused(pair(seed=2), {"model": pair()["model"].state_dict(), "optimizer": state}, "is no member of")
+
+
+@pytest.mark.parametrize("norm", [Level.HIGH, Word.UP])
+def test_our_files_hold_the_value_of_a_number_or_a_text_and_the_member_comes_back(norm: Any, tmp_path: Path) -> None:
+    statedict.save(pair(norm=norm) | {"best": norm}, tmp_path / "x.safetensors")
+    target = pair(seed=2, norm=next(iter(reversed(type(norm))))) | {"best": next(iter(reversed(type(norm))))}
+    statedict.restore(target, tmp_path / "x.safetensors")
+    assert target["optimizer"].param_groups[0]["norm"] is norm
+    assert target["best"] is norm
+    refused(target, statedict.load(tmp_path / "x.safetensors") | {"best": 77}, "object: best")
+
+
+def test_an_enumeration_in_the_tree_takes_a_member_of_a_foreign_file(tmp_path: Path) -> None:
+    torch.save({"norm": Norm.SPECTRAL}, tmp_path / "x.pth")
+    target = {"norm": Norm.AUTO}
+    statedict.restore(target, tmp_path / "x.pth")
+    assert target == {"norm": Norm.SPECTRAL}
+
+
+@pytest.mark.parametrize("value", [Projector(), [Projector()], {"deep": (Projector(),)}, deque([1]), Norm.AUTO])
+def test_an_object_in_the_state_of_another_is_refused_when_it_is_saved(value: Any, tmp_path: Path) -> None:
+    tree = pair()
+    tree["optimizer"].state[tree["model"].weight]["kept"] = value
+    with pytest.raises(
+        statedict.errors.UnsupportedError, match=r"optimizer\.state\.0\.kept.*: cannot capture a .* in the state"
+    ):
+        statedict.capture(tree)
+    with pytest.raises(statedict.errors.UnsupportedError, match=r"optimizer\.state\.0\.kept"):
+        statedict.save(tree, tmp_path / "x.pth")
+    assert list(tmp_path.iterdir()) == []
+    scheduler = torch.optim.lr_scheduler.StepLR(pair()["optimizer"], 5)
+    scheduler.mine = value  # type: ignore[attr-defined]
+    with pytest.raises(
+        statedict.errors.UnsupportedError,
+        match=r"s\.mine.*: cannot capture a .* in the state of StepLR, .* or leave it out",
+    ):
+        statedict.capture({"s": scheduler})
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_object_in_foreign_state_is_refused_left_out_or_replaced(deep: bool, tmp_path: Path) -> None:
+    tree, kept = pair(), Projector()
+    tree["optimizer"].state[tree["model"].weight]["kept"] = {"more": [kept]} if deep else kept
+    path, at = foreign(tree, tmp_path / "x.pth"), "optimizer.state.0.kept" + ".more.0" * deep
+    refused(pair(seed=2), path, rf"object: {at} \(is an object of .*Projector.*override=.*allow_unexpected='{at}'")
+    target = pair(seed=2)
+    statedict.restore(target, path, allow_unexpected=at)
+    state = target["optimizer"].state[target["model"].weight]
+    assert state.get("kept") == ({} if deep else None)
+    mine = Projector(3)
+    statedict.restore(target, path, override={at: mine})
+    state = target["optimizer"].state[target["model"].weight]["kept"]
+    assert (state["more"][0] if deep else state) is mine
+
+
+def test_a_dict_does_not_take_the_place_of_an_object() -> None:
+    tree, target = (pair(torch.optim.SGD, seed=seed, lr=0.1, momentum=0.9) for seed in (1, 2))
+    target["optimizer"].state[target["model"].weight]["kept"] = Projector()
+    state = statedict.capture(tree)
+    state["optimizer"]["state"][0]["kept"] = {"rank": 2}
+    refused(target, state, r"object: optimizer\.state\.0\.kept \(is a dict, where the target has a .*Projector")
+
+
+class Extra(nn.Module):
+    def __init__(self, value: Any = None) -> None:
+        super().__init__()
+        self.weight, self.value = nn.Parameter(torch.ones(2)), value
+
+    def get_extra_state(self) -> Any:
+        return self.value
+
+    def set_extra_state(self, state: Any) -> None:
+        self.value = state.read() if isinstance(state, io.BytesIO) else state
+
+
+@pytest.mark.parametrize("value", [io.BytesIO(b"x"), {"a": [Projector()]}, {Level.LOW: 1, "b": {Norm.AUTO}}])
+def test_extra_state_that_is_no_data_is_refused_before_the_weights_are_written(value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"model": nn.ModuleList([Extra(value)]).state_dict()}, path)
+    target = {"model": nn.ModuleList([Extra(5)])}
+    nn.init.zeros_(target["model"][0].weight)  # type: ignore[arg-type]
+    refused(target, path, r"object: model\.0\._extra_state")
+    statedict.restore(target, path, allow_unexpected="model.0._extra_state")
+    assert (target["model"][0].value, target["model"][0].weight.sum().item()) == (5, 2)
+    statedict.restore(target, path, override={"model.0._extra_state": 7})
+    assert target["model"][0].value == 7
+
+
+class Holder:
+    def __init__(self, held: Any = None) -> None:
+        self.held = held
+
+    def state_dict(self) -> Any:
+        return {"held": self.held}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.held = state["held"]
+
+
+@pytest.mark.parametrize("held", [Opaque("lab.X"), {"a": [Opaque("lab.X")]}, {Opaque("lab.X"): 1}, {Opaque("lab.X")}])
+def test_no_kind_of_live_object_takes_a_label(held: Any) -> None:
+    targets: list[tuple[Any, Any]] = [
+        ({"a": 1, "o": Holder()}, {"a": 2, "o": {"held": held}}),
+        ({"a": 1, "o": None}, {"a": 2, "o": held}),
+        ({"a": 1, "o": {}}, {"a": 2, "o": {"x": held}}),
+        ({"a": 1, "o": []}, {"a": 2, "o": [held]}),
+        ({"a": 1, "o": [1, 2]}, {"a": 2, "o": [held]}),
+    ]
+    for target, state in targets:
+        with pytest.raises(statedict.errors.RestoreError, match=r"(object|kind): o"):
+            statedict.restore(target, state)
+        assert target["a"] == 1
+    target = {"a": 1, "o": Holder()}
+    statedict.restore(target, {"a": 2, "o": {"held": held}}, override={"o.held": 3})
+    assert (target["a"], target["o"].held) == (2, 3)  # type: ignore[attr-defined]
+
+
+def test_a_generator_takes_no_label() -> None:
+    import random
+
+    target = {"a": 1, "r": random.Random(1)}
+    state = statedict.capture(target)
+    state["r"]["gauss"] = Opaque("lab.X")
+    with pytest.raises(statedict.errors.RestoreError, match=r"kind: r\.gauss"):
+        statedict.restore(target, state | {"a": 2})
+    assert target["a"] == 1
