@@ -93,6 +93,7 @@ def save(
     """
     from statedict.io.files import publish, publish_folder
     from statedict.tensor.checks import tensors_of
+    from statedict.tensor.segments import covered_bytes
 
     target, sharded = named(path), max_shard_size is not None
     name = format or formats.for_writing(target, sharded)
@@ -101,9 +102,9 @@ def save(
         root = rooted(tree)
         if folder is not None:
             files = folder.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
-            tensors = tensors_of(root)
-            places.check_folder(target, files, [tensor.storage.source for _, tensor in tensors])
-            nbytes = sum({(id(t.storage), t.offset, t.shape): t.nbytes for _, t in tensors}.values())
+            tensors = [tensor for _, tensor in tensors_of(root)]
+            places.check_folder(target, files, [tensor.storage.source for tensor in tensors])
+            nbytes = covered_bytes(tensors)
             publish_folder(target, files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
         else:
             publish(target, partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)

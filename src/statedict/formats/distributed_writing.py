@@ -168,8 +168,8 @@ def _chunks(entries: dict[str, tuple[Keys, Any]]) -> tuple[list[Chunk], dict[str
             places[name] = Chunk(*pickled(value, name))
             chunks.append(places[name])
             continue
-        region = (value.storage.key, value.offset, value.shape, value.strides, value.dtype.name)
-        chunk = stored.get(region) if value.numel() else None
+        region = value.region
+        chunk = stored.get(region)
         if chunk is None:
             plain = _plain(value)
             kind = (plain.dtype.name, plain.shape, plain.nbytes)
@@ -188,8 +188,7 @@ def _plain(tensor: LazyTensor) -> LazyTensor:
     tensor = tensor.contiguous()
     if isinstance(tensor, Labelled):
         tensor.element_bytes()  # an error for a view
-        return tensor.flagged(False, False)
-    return LazyTensor(tensor.dtype, tensor.shape, tensor.storage, tensor.offset)
+    return tensor.replace(requires_grad=False, parameter=False)
 
 
 def _placed(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:

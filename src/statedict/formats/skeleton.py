@@ -81,9 +81,7 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
         stored = _retyped(stored, node["dtype"], node["$tensor"]) if "dtype" in node else stored
         if "grad" in node or "parameter" in node:
             grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))
-            if isinstance(stored, Labelled):
-                return stored.flagged(grad, parameter)
-            stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
+            stored = stored.replace(requires_grad=grad, parameter=parameter)
         return stored
 
     skeleton = parse(text, f"{name}: the skeleton under {KEY!r}", weight=2.5, surrogates=True)
@@ -117,7 +115,7 @@ def _retyped(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
         raise CorruptFileError(f"tensor {where!r} cannot hold {name!s:.80}")
     if known is None:
         return Labelled(labelled(name), stored.shape[:-1], stored.storage)
-    return LazyTensor(known, stored.shape[:-1], stored.storage, stored.offset)
+    return stored.replace(dtype=known, shape=stored.shape[:-1])
 
 
 def _strings(metadata: dict[str, str]) -> dict[str, str]:
@@ -153,10 +151,10 @@ class _Plan:
                 raise UnsupportedError(f"{path or 'the root'}: {error}; drop it or convert it") from None
         if fault := find_shape_fault((*leaf.shape, *(() if leaf.dtype.safetensors else (1,))), leaf.dtype.itemsize):
             raise UnsupportedError(f"{path or 'the root'}: a tensor of {fault}; it could not be read again")
-        region = (leaf.storage.key, leaf.offset, leaf.shape, leaf.strides, leaf.dtype.name)
+        region = leaf.region
         wanted = path.encode("utf-8", "backslashreplace").decode()
         wanted = "__metadata__~2" if wanted == "__metadata__" else wanted
-        name = self._stored.get(region) if leaf.numel() else None
+        name = self._stored.get(region)
         if name is None:
             name = self._stored[region] = free_name(wanted, self.tensors)
             self.tensors[name] = _storable(leaf)

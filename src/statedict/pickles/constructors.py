@@ -271,13 +271,11 @@ def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
 
 def as_parameter(data: Any, requires_grad: bool) -> LazyTensor | None:
     """The tensor as a `torch.nn.Parameter`; None for what is no tensor."""
-    if type(data) is Labelled:
-        return data.flagged(requires_grad, True)
-    if type(data) is not LazyTensor:
+    if type(data) not in (LazyTensor, Labelled):
         return None
     if requires_grad:
         check_grad(data.dtype)
-    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad, True)
+    return data.replace(requires_grad=requires_grad, parameter=True)  # type: ignore[no-any-return]
 
 
 def _ordered_dict(items: Any = ()) -> StateDict:

@@ -9,10 +9,11 @@ from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from statedict.io.source import ByteSource
+    from statedict.tensor.lazy import Storage
 
 _LONGEST = 1000  # characters of a path, for a chain of dicts would take the square of its length
 
@@ -130,12 +131,26 @@ def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
     return found
 
 
-def by_storage(tree: Any, names: dict[int, str] | None = None) -> Iterator[Check]:
-    """The storages of a tree whose file has no sums, each with its tensors; `names` are by the storage's id."""
-    held: dict[int, list[tuple[str, LazyTensor]]] = {}
+def tensors_by_storage(tree: Any) -> dict[Storage, list[tuple[str, LazyTensor]]]:
+    """(path, tensor) of every tensor in a tree, by its storage."""
+    held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     for path, tensor in tensors_of(tree):
-        held.setdefault(id(tensor.storage), []).append((path, tensor))
-    for key, tensors in held.items():
-        storage = tensors[0][1].storage
-        part = (names or {}).get(key, tensors[0][0])
+        held.setdefault(tensor.storage, []).append((path, tensor))
+    return held
+
+
+def tensors_by_part(
+    tree: Any, names: Mapping[Storage, str], other: str = ""
+) -> dict[str, list[tuple[str, LazyTensor]]]:
+    """(path, tensor) of every tensor in a tree, by the name of its storage; `other` where that has none."""
+    parts: dict[str, list[tuple[str, LazyTensor]]] = {}
+    for path, tensor in tensors_of(tree):
+        parts.setdefault(names.get(tensor.storage, other), []).append((path, tensor))
+    return parts
+
+
+def by_storage(tree: Any, names: Mapping[Storage, str] | None = None) -> Iterator[Check]:
+    """The storages of a tree whose file has no sums, each with its tensors."""
+    for storage, tensors in tensors_by_storage(tree).items():
+        part = (names or {}).get(storage, tensors[0][0])
         yield Check(part, storage.source, storage.offset, storage.nbytes, tuple(tensors))

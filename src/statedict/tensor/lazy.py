@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from statedict.dtypes import DType
-from statedict.errors import LimitError, StateDictError, UnsupportedError
+from statedict.errors import LimitError, UnsupportedError
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
-from statedict.io.source import AddressSource, FileSource, address_view
+from statedict.io.source import AddressSource, address_view
 from statedict.shown import Viewed
 from statedict.tensor.arrays import (
     Strides,
@@ -31,7 +31,7 @@ from statedict.values import Size, human_bytes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, ClassVar, Self
 
     from statedict.io.source import ByteSource
 
@@ -42,7 +42,7 @@ EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
 class Storage:
     """The bytes behind one or more tensors: a range of a source.
 
-    Tensors of one storage are tied (same region) or views (different regions).
+    Tensors of one storage are tied (same `region`) or views (different regions).
 
     Attributes:
         source: where the bytes are.
@@ -60,7 +60,7 @@ class Storage:
     @property
     def key(self) -> object:
         """What is equal for two Storage objects over the same memory."""
-        return id(self) if self._key is None else self._key
+        return self if self._key is None else self._key
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.source, self.offset, self.nbytes, self.device)
@@ -96,6 +96,10 @@ class LazyTensor(Viewed):
     __slots__ = ("dtype", "offset", "parameter", "requires_grad", "shape", "storage", "strides")
 
     is_meta = False  # Module.load_state_dict asks
+    _slots: ClassVar[tuple[str, ...]] = __slots__
+
+    def __init_subclass__(cls) -> None:
+        cls._slots = (*cls._slots, *cls.__dict__.get("__slots__", ()))
 
     def __init__(
         self,
@@ -110,7 +114,40 @@ class LazyTensor(Viewed):
         self.dtype, self.shape, self.storage, self.offset, self.strides = dtype, shape, storage, offset, strides
         self.requires_grad, self.parameter = requires_grad, parameter
 
+    def replace(self, **changes: Any) -> Self:
+        """A tensor of the same class with some attributes changed.
+
+        Args:
+            changes: attributes by name, such as `shape=(2, 3)` or `storage=other`. The caller answers for it that they
+                fit one another.
+
+        Raises:
+            AttributeError: the class has no such attribute.
+
+        >>> import statedict
+        >>> bias = statedict.load("examples/checkpoint.pth").at("model_state.fc3.bias")
+        >>> bias.replace(shape=(2, 5)).shape
+        (2, 5)
+        """
+        new = object.__new__(type(self))
+        for slot in self._slots:
+            setattr(new, slot, getattr(self, slot))
+        for slot, value in changes.items():
+            setattr(new, slot, value)
+        return new
+
     # what it is
+
+    @property
+    def region(self) -> tuple[object, ...]:
+        """Which bytes of which storage it covers, in which dtype, shape and strides: the identity of its bytes.
+
+        Two tensors are tied if their regions are equal, and views of one storage if only their storages are.
+        An empty tensor covers no bytes: its region equals no other, nor itself when asked for again.
+        """
+        if 0 in self.shape:
+            return (object(),)
+        return self.storage.key, self.offset, self.shape, self.strides, self.dtype
 
     @property
     def ndim(self) -> int:
@@ -168,29 +205,6 @@ class LazyTensor(Viewed):
     def __repr__(self) -> str:
         shape, size = tuple(self.shape), human_bytes(self.nbytes)
         return f"LazyTensor({self.dtype}, {shape}, {size}, {self.storage.source.name!r})"
-
-    def facts(self) -> Iterator[tuple[str, str]]:
-        """What there is to say of it without reading it."""
-        storage, source = self.storage, self.storage.source
-        start = storage.offset + self.offset
-        try:
-            while hasattr(source, "locate") and not source.remote:
-                source, at = source.locate()
-                start += at
-        except StateDictError:  # the header of an archive's member is damaged; who reads the tensor is told
-            pass
-        where = f", bytes {start:,} to {start + self.span:,}" if isinstance(source, FileSource) else ""
-        yield "elements", f"{self.numel():,}"
-        yield "bytes", f"{self.nbytes:,}"
-        yield "in", f"{storage.source.name}{where}"
-        if storage.nbytes > self.nbytes:
-            yield "of a storage of", human_bytes(storage.nbytes)
-        if self.strides is not None:
-            yield "strides", str(self.strides)
-        if storage.device != "cpu":
-            yield "saved from", storage.device
-        if self.parameter or self.requires_grad:
-            yield "saved as", " ".join(["parameter"] * self.parameter + ["requires_grad"] * self.requires_grad)
 
     def __deepcopy__(self, memo: object) -> LazyTensor:
         return self  # immutable, like the file behind it
@@ -284,7 +298,7 @@ class LazyTensor(Viewed):
         base = self.storage
         source = gathered(base.source, self.dtype, base.offset + self.offset, self.shape, self.strides)
         storage = Storage(source, 0, self.nbytes, base.device)
-        return LazyTensor(self.dtype, self.shape, storage, 0, None, self.requires_grad, self.parameter)
+        return self.replace(storage=storage, offset=0, strides=None)
 
     # what numpy and torch ask it for
 

@@ -91,7 +91,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
     from statedict.formats.torch.faults import check, faults
     from statedict.formats.torch.replaced_index import earlier
-    from statedict.tensor.checks import refusal, tensors_of
+    from statedict.tensor.checks import refusal, tensors_by_part
 
     records = directory(source)
     folder, digests = "", list[str]()
@@ -102,9 +102,8 @@ def checks(source: ByteSource) -> Iterator[Found]:
         if OURS in held:
             digests = ours(held[OURS])["digests"]
         tree, storages = _tree(held)
-        places = {id(found): f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
-        for path, tensor in tensors_of(tree):
-            tensors.setdefault(places.get(id(tensor.storage), "data.pkl"), []).append((path, tensor))
+        places = {found: f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
+        tensors = tensors_by_part(tree, places, "data.pkl")
     except FormatError as error:
         yield refusal(error, source.name)
     order = [name.removeprefix(folder) or name for name in records]

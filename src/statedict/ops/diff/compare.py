@@ -186,7 +186,7 @@ def _dense(tensor: LazyTensor) -> bool:
 
 
 def _flat(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor(tensor.dtype, (tensor.span // tensor.dtype.itemsize,), tensor.storage, tensor.offset)
+    return tensor.replace(shape=(tensor.span // tensor.dtype.itemsize,), strides=None)
 
 
 def _slices(number: int, one: Run, other: Run, count: int, remote: bool) -> Iterator[Job]:
