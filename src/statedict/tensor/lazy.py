@@ -9,7 +9,6 @@ from statedict.errors import LimitError, UnsupportedError
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
 from statedict.io.source import AddressSource, address_view
-from statedict.shown import Viewed
 from statedict.tensor.arrays import (
     Strides,
     contiguous_strides,
@@ -26,6 +25,7 @@ from statedict.tensor.arrays import (
     writable_memory,
 )
 from statedict.tensor.boxes import gathered, regions_of
+from statedict.tensor.operators import Unread
 from statedict.values import Size, human_bytes
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ class Storage:
         return None if whole is None else whole[self.offset : self.offset + self.nbytes]
 
 
-class LazyTensor(Viewed):
+class LazyTensor(Unread):
     """A tensor whose bytes stay where they are until someone reads them.
 
     Attributes:
@@ -84,6 +84,8 @@ class LazyTensor(Viewed):
 
     It serves wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
     `numpy.asarray(t)`. Indexing with integers, slices, `...` and `None` gives another LazyTensor and reads nothing.
+    Operators such as `t * 2` are a TypeError, and a method that it lacks an AttributeError; `.torch()` and `.numpy()`
+    give what has them.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")
@@ -337,15 +339,6 @@ class LazyTensor(Viewed):
     def __bool__(self) -> bool:
         return bool(self.item())
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name == "copy_" and len(args) > 1 and isinstance(args[1], cls) and args[1].copy_into(args[0]):
-            return args[0]
-        if (name.endswith("_") and not name.endswith("__") and _holds_lazy(args[:1])) or _holds_lazy(kwargs.get("out")):
-            raise UnsupportedError(f"{name}: a LazyTensor is read-only; change the tensor that .torch() returns")
-        return func(*_as_torch(args), **_as_torch(kwargs))
-
     def copy_into(self, target: Any) -> bool:
         """Fill a torch tensor of the same dtype and shape straight from the source.
 
@@ -392,19 +385,3 @@ def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
 def is_array(value: object) -> bool:
     """Whether the value is a tensor leaf: LazyTensor, `torch.Tensor` or `numpy.ndarray` (not a numpy scalar)."""
     return isinstance(value, LazyTensor) or is_torch(value) or is_numpy(value)
-
-
-def _holds_lazy(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(map(_holds_lazy, value))
-    return isinstance(value, LazyTensor)
-
-
-def _as_torch(value: Any) -> Any:
-    if isinstance(value, LazyTensor):
-        return value.torch()
-    if isinstance(value, dict):
-        return {key: _as_torch(item) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(map(_as_torch, value))
-    return value
