@@ -188,7 +188,7 @@ def _plain(tensor: LazyTensor) -> LazyTensor:
     tensor = tensor.contiguous()
     if isinstance(tensor, Labelled):
         tensor.element_bytes()  # an error for a view
-    return tensor.replace(requires_grad=False, parameter=False)
+    return tensor.replace(requires_grad=False, parameter=False, attributes=None)
 
 
 def _placed(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:

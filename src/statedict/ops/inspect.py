@@ -10,6 +10,7 @@ from statedict.collector import Paused
 from statedict.ops.optimizers import optimizers
 from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, marked
 from statedict.tensor.arrays import boxes_text
+from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
 from statedict.tree.optimizer import is_optimizer
@@ -131,7 +132,8 @@ class _Builder:
         self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
         self.lazy.append(tensor)
         there = f"only {boxes_text(tensor.regions)}" if tensor.regions is not None else ""
-        return Node(info, note=" ".join(filter(None, (f"= {tied}" if first else "", there))), total=total)
+        noted = _noted(tensor.attributes) if tensor.attributes else ""
+        return Node(info, note=" ".join(filter(None, (f"= {tied}" if first else "", there, noted))), total=total)
 
     def optimizer(self, value: Any, path: str) -> Node:
         found = self.optimizers.get(path, Optimizer(path))
@@ -161,6 +163,13 @@ def _group(rows: _Rows, note: str = "") -> Node:
         elements += row.total.elements
         nbytes += row.total.nbytes
     return Node(note=note, children=tuple(rows), total=Total(tensors, elements, nbytes))
+
+
+def _noted(attributes: dict[Any, Any]) -> str:
+    """The attributes of a tensor, those that are no data marked."""
+    data = data_of(attributes)
+    rows = [f".{n} = {_short(v)}" if n in data else f".{n} is no data" for n, v in attributes.items()]
+    return ", ".join(rows[:3]) + f" and {len(rows) - 3:,} more" * (len(rows) > 3)
 
 
 def _short(value: Any) -> str:

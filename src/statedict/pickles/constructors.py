@@ -42,7 +42,7 @@ class TypedStorage(LazyTensor):
         itemsize = dtype.itemsize
         self.dtype, self.storage, self.strides, self.offset = dtype, storage, None, shift * itemsize
         self.shape = (storage.nbytes // itemsize - shift if numel < 0 else numel,)
-        self.requires_grad = self.parameter = False
+        self.requires_grad, self.parameter, self.attributes = False, False, None
 
     def place(self, offset: Any) -> Any:
         """The element of the underlying storage where this one has its element `offset`."""

@@ -64,6 +64,8 @@ def _facts(tensor: LazyTensor) -> Iterator[tuple[str, str]]:
         yield "saved from", storage.device
     if tensor.parameter or tensor.requires_grad:
         yield "saved as", " ".join(["parameter"] * tensor.parameter + ["requires_grad"] * tensor.requires_grad)
+    if tensor.attributes:
+        yield "attributes", ", ".join(map(str, tensor.attributes))
 
 
 class _Totals:

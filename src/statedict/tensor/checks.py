@@ -106,7 +106,10 @@ def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found
 
 
 def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
-    """(path, tensor) of every tensor in a tree, however it is nested; what stands twice in it is named once."""
+    """(path, tensor) of every tensor in a tree, however it is nested; what stands twice in it is named once.
+
+    Tensors in the attributes of another one are below its path.
+    """
     found: list[tuple[str, LazyTensor]] = []
     pending: list[tuple[str, Any]] = [("", tree)]
     seen: set[int] = set()
@@ -114,7 +117,9 @@ def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
         path, node = pending.pop()
         if isinstance(node, LazyTensor):
             found.append((path, node))
-            continue
+            if not node.attributes:
+                continue
+            node = node.attributes
         items: list[tuple[Any, Any]] = []
         if id(node) in seen:
             continue

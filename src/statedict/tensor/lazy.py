@@ -24,6 +24,7 @@ from statedict.tensor.arrays import (
     touched,
     writable_memory,
 )
+from statedict.tensor.attributes import live_attributes
 from statedict.tensor.boxes import gathered, regions_of
 from statedict.tensor.operators import Unread
 from statedict.values import Size, human_bytes
@@ -81,6 +82,8 @@ class LazyTensor(Unread):
         storage: the bytes that it shares with tied tensors and other views.
         offset: its first byte in the storage.
         requires_grad, parameter: what PyTorch recorded with it.
+        attributes: what someone set on it in Python (`weight.lr_scale = 0.5`), by name; None where there is nothing.
+            Formats keep those that are data; an `Opaque` among them is none.
 
     It serves wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
     `numpy.asarray(t)`. Indexing with integers, slices, `...` and `None` gives another LazyTensor and reads nothing.
@@ -95,7 +98,7 @@ class LazyTensor(Unread):
     (3,)
     """
 
-    __slots__ = ("dtype", "offset", "parameter", "requires_grad", "shape", "storage", "strides")
+    __slots__ = ("attributes", "dtype", "offset", "parameter", "requires_grad", "shape", "storage", "strides")
 
     is_meta = False  # Module.load_state_dict asks
     _slots: ClassVar[tuple[str, ...]] = __slots__
@@ -112,9 +115,10 @@ class LazyTensor(Unread):
         strides: Strides | None = None,
         requires_grad: bool = False,
         parameter: bool = False,
+        attributes: dict[Any, Any] | None = None,
     ) -> None:
         self.dtype, self.shape, self.storage, self.offset, self.strides = dtype, shape, storage, offset, strides
-        self.requires_grad, self.parameter = requires_grad, parameter
+        self.requires_grad, self.parameter, self.attributes = requires_grad, parameter, attributes
 
     def replace(self, **changes: Any) -> Self:
         """A tensor of the same class with some attributes changed.
@@ -369,17 +373,16 @@ def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
     if is_torch(value):
         if not parts and (part := part_of(value)) is not None:
             raise part.refused()
-        memory = torch_memory(value)
+        memory, noted = torch_memory(value), live_attributes(value)
     elif is_numpy(value):
-        memory = numpy_memory(value)
+        memory, noted = numpy_memory(value), None
     else:
         raise UnsupportedError(f"expected a tensor or an array, got {type(value).__name__}")
     source = AddressSource(memory.address, memory.nbytes, memory.owner)
     key = (memory.address, memory.nbytes) if memory.nbytes else None
     storage = Storage(source, 0, memory.nbytes, memory.device, key)
-    return LazyTensor(
-        memory.dtype, memory.shape, storage, memory.offset, memory.strides, memory.requires_grad, memory.parameter
-    )
+    flags = memory.requires_grad, memory.parameter
+    return LazyTensor(memory.dtype, memory.shape, storage, memory.offset, memory.strides, *flags, noted)
 
 
 def is_array(value: object) -> bool:

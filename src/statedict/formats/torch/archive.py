@@ -39,6 +39,7 @@ from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.pickles.writer import dumps
 from statedict.tensor.arrays import contiguous_strides
+from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.tensor.segments import plan
 from statedict.tree.state_dict import StateDict
@@ -286,7 +287,9 @@ def pickled(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
     """
-    tensors = list({id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values())
+    leaves = {id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values()
+    noted = (tensors_of(leaf.attributes) for leaf in leaves if leaf.attributes)
+    tensors = [*leaves, *{id(tensor): tensor for found in noted for _, tensor in found}.values()]
     segments, places = plan(tensors)
     by_tensor = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
 
