@@ -135,6 +135,15 @@ def test_a_file_is_altered_in_place_with_its_attributes(tmp_path: Path) -> None:
         assert statedict.verify(tmp_path / name).ok
 
 
+def test_shards_keep_attributes_and_a_distributed_checkpoint_warns_that_it_does_not(tmp_path: Path) -> None:
+    state = {"w": noted(nn.Parameter(torch.ones(2)), {"lr_scale": 0.5}), "v": torch.ones(9)}
+    statedict.save(state, tmp_path / "shards", max_shard_size=40)
+    assert statedict.load(tmp_path / "shards")["w"].attributes == {"lr_scale": 0.5}
+    with pytest.warns(UserWarning, match=r"left out: w\.lr_scale"):
+        statedict.save(state, tmp_path / "dcp", format="distributed")
+    assert_same(statedict.load(tmp_path / "dcp"), state)
+
+
 def test_show_says_what_a_tensor_carries() -> None:
     state = {"w": noted(nn.Parameter(torch.ones(2)), {"lr_scale": 0.5, "hook": print})}
     text = statedict.inspect(state).root.children[0][1].note
@@ -148,6 +157,13 @@ def test_attributes_that_the_compiler_sets_are_none_of_ours(tmp_path: Path) -> N
     assert as_lazy(weight).attributes is None
     torch.save({"w": weight}, tmp_path / "x.pth")
     assert statedict.load(tmp_path / "x.pth")["w"].attributes is None
+
+
+def test_a_diff_says_which_attributes_differ() -> None:
+    one, other = ({"w": noted(torch.ones(2), {"lr_scale": scale, "same": 1})} for scale in (0.5, 0.25))
+    (found,) = statedict.diff(one, other).values
+    assert (found.path, found.before, found.after) == ("w.lr_scale", 0.5, 0.25)
+    assert not statedict.diff(one, {"w": torch.ones(2)}).values  # what one format has no room for is no difference
 
 
 # what is no data

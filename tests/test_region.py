@@ -19,7 +19,7 @@ from statedict.io.source import BytesSource
 from statedict.runs import CheckpointManager
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy
-from statedict.tensor.segments import covered_bytes, storage_bytes, unseen_bytes
+from statedict.tensor.segments import covered_bytes, origin, storage_bytes, unseen_bytes
 
 ROOT = Path(str(statedict.__file__)).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "tensor")
@@ -115,6 +115,13 @@ def test_a_rehearsal_counts_all_views_of_one_storage(large: Any, tmp_path: Path)
         CheckpointManager(tmp_path / "run", keep=1, check=state)
 
 
+def test_origins_are_equal_between_two_loads_of_a_file_and_regions_are_not(tmp_path: Path) -> None:
+    statedict.save({"a": numpy.zeros(3), "b": numpy.ones(3)}, tmp_path / "x.pth")
+    one, other = (statedict.load(tmp_path / "x.pth") for _ in range(2))
+    assert origin(one["a"]) == origin(other["a"]) != origin(one["b"])
+    assert one["a"].region != other["a"].region
+
+
 # replace
 
 
@@ -145,6 +152,9 @@ def test_replace_keeps_the_class_and_what_only_that_has() -> None:
 # the source
 
 
+PAIRS = ({"shape", "strides"}, {"offset", "shape"}, {"offset", "strides"}, {"storage", "offset"})
+
+
 def keys_of_bytes(code: str) -> Iterator[int]:
     """The lines where a key for the bytes of a tensor is built: from a storage's identity, or storage and offset."""
     for node in ast.walk(ast.parse(code)):
@@ -154,7 +164,7 @@ def keys_of_bytes(code: str) -> Iterator[int]:
             yield node.lineno
         if isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Load):
             names = {part.attr for part in node.elts if isinstance(part, ast.Attribute)}
-            if {"offset", "shape"} <= names or {"offset", "strides"} <= names or {"storage", "offset"} <= names:
+            if any(pair <= names for pair in PAIRS):
                 yield node.lineno
 
 
@@ -180,5 +190,6 @@ def test_the_reader_of_the_source_sees_every_kind_of_key() -> None:
     assert seen("{id(storage): name for name, storage in all}")
     assert seen("key = (t.offset, t.shape, t.strides)")
     assert seen("key = record, t.offset, t.shape")
+    assert seen("return place, t.dtype.name, t.shape, t.strides")
     assert not seen("key = t.region")
     assert not seen("at = t.storage.offset + t.offset")

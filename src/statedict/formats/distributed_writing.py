@@ -15,6 +15,7 @@ Source: torch/distributed/checkpoint/_traverse.py, default_planner.py, filesyste
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -28,6 +29,7 @@ from statedict.io.progress import Meter
 from statedict.io.sink import StreamSink, put_bytes
 from statedict.io.source import BytesSource
 from statedict.pickles.writer import dumps
+from statedict.tensor.attributes import left_out
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
@@ -105,6 +107,9 @@ def planned(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink],
     root = tree if isinstance(tree, StateDict) else StateDict({"": tree})
     entries: dict[str, tuple[Keys, Any]] = {}
     template = _followed(root, (), entries)
+    noted = [(name, value.attributes) for name, (_, value) in entries.items() if isinstance(value, LazyTensor)]
+    if left := [f"{name}.{key}" for name, held in noted for key in held or ()]:
+        warnings.warn(left_out(left), stacklevel=2)
     chunks, places = _chunks(entries)
     files = _placed(chunks, most)
     index = _index(entries, places, template, getattr(root, "metadata", {}))

@@ -149,7 +149,14 @@ def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = Non
     made = as_parameter(data, requires_grad is True)
     if made is None:
         return data
-    made.attributes = named(attributes(state))
+    return _with_attributes(made, "torch.nn.parameter.Parameter", named(attributes(state)))
+
+
+def _with_attributes(made: LazyTensor, name: str, held: dict[Any, Any] | None) -> Any:
+    """The tensor with its attributes; a part of a larger one stays a label, for it is not the tensor of that name."""
+    if held and held.get("global_shape") is not None:
+        return Opaque(name, state=StateDict({"data": made} | held))
+    made.attributes = held
     return made
 
 
@@ -174,7 +181,7 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
         return inner  # its attributes are its parts again
     held = named(attributes(state)) or {}
     if isinstance(inner, LazyTensor) and name in ("torch.Tensor", "torch.nn.parameter.Parameter"):
-        return inner.replace(attributes=held or None)
+        return _with_attributes(inner.replace(), name, held or None)
     if isinstance(inner, Opaque) and isinstance(inner.state, dict):
         return Opaque(name, state=StateDict(held | dict(inner.state)))
     if name in ("torch.Tensor", "torch.nn.parameter.Parameter") and not held:

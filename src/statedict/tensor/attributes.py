@@ -65,7 +65,7 @@ def is_data(value: Any) -> bool:
 def left_out(names: list[str]) -> str:
     """What to say about attributes that stay out of a file."""
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return f"left out, for they are no data that the file can hold: the attributes {', '.join(names[:3])}{more}"
+    return f"attributes of tensors that the file cannot hold are left out: {', '.join(names[:3])}{more}"
 
 
 def _captured(value: Any) -> Any:

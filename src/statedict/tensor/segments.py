@@ -73,6 +73,24 @@ def covered_bytes(tensors: Sequence[LazyTensor]) -> int:
     return sum(segment.size for segment in plan(tensors)[0])
 
 
+def origin(tensor: LazyTensor) -> object:
+    """Where the bytes of a tensor lie in a file or in memory: equal for two tensors that read the same bytes.
+
+    Unlike regions, origins can be compared between two loads. Tensors of one origin need not be tied.
+    """
+    source: Any = tensor.storage.source
+    at = tensor.storage.offset + tensor.offset
+    while hasattr(source, "locate"):
+        source, start = source.locate()
+        at += start
+    if hasattr(source, "address"):
+        at += source.address
+        place: object = "memory"
+    else:
+        place = getattr(source, "identity", None) or id(source)
+    return place, at, tensor.dtype, tensor.shape, tensor.strides
+
+
 def storage_bytes(tensors: Iterable[LazyTensor]) -> int:
     """The bytes of all storages behind tensors."""
     return sum({tensor.storage.key: tensor.storage.nbytes for tensor in tensors}.values())
