@@ -49,12 +49,13 @@ def summarize(state: Any, path: str = "") -> Summary:
         found = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
         build = _Builder(found)
         root = build.node("", state, path, "tensor", None)
+        wasted = unseen_bytes(build.lazy)
     return Summary(
         root=root,
         tensors=tuple(build.tensors.values()),
         values=build.values,
         dtypes=dict(sorted(build.dtypes.items(), key=lambda item: -item[1].nbytes)),
-        wasted=unseen_bytes(build.lazy),
+        wasted=wasted,
         opaque=build.opaque,
         optimizers=tuple(found.values()),
     )

@@ -153,7 +153,7 @@ class LazyTensor(Unread):
         """
         if 0 in self.shape:
             return (object(),)
-        return self.storage.key, self.offset, self.shape, self.strides, self.dtype
+        return self.storage.key, self.offset, self.shape, self.strides, self.dtype.name
 
     @property
     def ndim(self) -> int:

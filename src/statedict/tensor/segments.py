@@ -98,14 +98,16 @@ def storage_bytes(tensors: Iterable[LazyTensor]) -> int:
 
 def unseen_bytes(tensors: Sequence[LazyTensor]) -> int:
     """The bytes of the storages behind tensors that none of them covers."""
-    unseen = 0
+    covered = 0
     for members in _by_storage(tensors).values():
-        covered = end = 0
+        if len(members) == 1:
+            covered += tensors[members[0]].span
+            continue
+        end = 0
         for begin, stop in sorted((tensors[i].offset, tensors[i].offset + tensors[i].span) for i in members):
             covered += max(stop, end) - max(begin, end)
             end = max(stop, end)
-        unseen += tensors[members[0]].storage.nbytes - covered
-    return unseen
+    return storage_bytes(tensors) - covered
 
 
 def _by_storage(tensors: Sequence[LazyTensor]) -> dict[object, list[int]]:
