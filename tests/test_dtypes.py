@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -132,3 +133,51 @@ def test_a_dtype_that_numpy_or_torch_lacks_says_what_to_do() -> None:
         _ = dtype("float6_e2m3fn").numpy
     with pytest.raises(UnsupportedError, match="has no dtype float6_e2m3fn"):
         _ = dtype("float6_e2m3fn").torch
+
+
+# what it equals
+
+
+@pytest.mark.parametrize("kind", IN_TORCH, ids=str)
+def test_a_dtype_equals_the_one_of_torch_and_no_other(kind: DType) -> None:
+    assert kind == kind.torch
+    assert kind.torch == kind
+    assert [other for other in IN_TORCH if other == kind.torch] == [kind]
+
+
+NUMBERS = ("float", "int", "uint", "bool", "complex")
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in ALL if in_numpy(k) and k.kind in NUMBERS and k.name[-3:] != "_x2"], ids=str
+)
+def test_a_dtype_equals_the_one_of_numpy_and_its_scalar_type(kind: DType) -> None:
+    assert kind == kind.numpy
+    assert kind.numpy == kind
+    assert kind == kind.numpy.type
+    assert kind.numpy.type == kind
+    assert [other for other in ALL if other == kind.numpy] == [kind]
+
+
+def test_a_dtype_equals_its_name_and_no_alias() -> None:
+    assert dtype("float32") == "float32"
+    assert "float32" == dtype("float32")  # noqa: SIM300  # the other side is what is tested
+    assert dtype("float32") not in ("fp32", "float", "torch.float32", "F32", "float64", None, 32, float, object)
+    assert dtype("float32") != np.dtype(">f4")
+    assert dtype("quint8") != np.uint8
+
+
+@given(dtypes)
+def test_equal_names_and_dtypes_find_one_another_in_dicts_and_sets(kind: DType) -> None:
+    assert hash(kind) == hash(kind.name)
+    assert {kind: 1}[kind.name] == {kind.name: 1}[kind] == 1  # type: ignore[index]
+    assert len(dict.fromkeys(ALL)) == len(ALL)
+
+
+def test_a_file_whose_dict_has_a_dtype_and_its_name_is_refused_and_no_entry_lost(tmp_path: Path) -> None:
+    for keys in ([torch.float32, "float32"], ["float32", torch.float32]):
+        torch.save(dict.fromkeys(keys, 1), tmp_path / "x.pth")
+        with pytest.raises(FormatError, match=r"keys torch\.float32 and 'float32', which are equal"):
+            statedict.load(tmp_path / "x.pth")
+    torch.save({torch.float32: 1, "float64": 2}, tmp_path / "x.pth")
+    assert list(statedict.load(tmp_path / "x.pth")) == [dtype("float32"), "float64"]

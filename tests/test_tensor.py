@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 import zipfile
 from pathlib import Path
@@ -324,3 +325,53 @@ def test_a_few_bytes_that_claim_to_be_petabytes_are_seen_but_not_written_out(tmp
         with pytest.raises(statedict.errors.LimitError, match=r"repeats 4 B to 2305843\.0 TB"):
             write()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.pth", "w.pth"]
+
+
+# what it leaves to others
+
+
+BINARY = [operator.add, operator.sub, operator.mul, operator.matmul, operator.truediv, operator.floordiv, operator.mod,
+          operator.pow, operator.and_, operator.or_, operator.xor, operator.lshift, operator.rshift, operator.lt,
+          operator.le, operator.gt, operator.ge, operator.iadd]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", BINARY, ids=lambda f: f.__name__)
+def test_an_operator_is_an_error_that_names_what_reads_the_tensor(function: Any) -> None:
+    lazy = as_lazy(np.ones(3, "i4"))
+    for pair in ((lazy, 2), (2, lazy), (lazy, lazy)):
+        with pytest.raises(TypeError, match=r"use \.torch\(\) or \.numpy\(\)"):
+            function(*pair)
+    for function in (operator.neg, operator.pos, operator.invert, abs):
+        with pytest.raises(TypeError, match=r"use \.torch\(\) or \.numpy\(\)"):
+            function(lazy)
+
+
+def test_arrays_and_torch_tensors_compute_with_a_lazy_tensor_as_before() -> None:
+    lazy = as_lazy(np.ones(3, "f4"))
+    assert (np.full(3, 2, "f4") * lazy).tolist() == [2, 2, 2]
+    assert (np.float32(2) * lazy).tolist() == [2, 2, 2]
+    assert (torch.full((3,), 2.0) - lazy).tolist() == [1, 1, 1]
+    assert (torch.full((3,), 2.0) > lazy).all()
+
+
+@pytest.mark.parametrize("name", ["mean", "to", "float", "T", "cuda", "data_ptr", "requires_grad_"])
+def test_a_method_of_arrays_is_an_error_that_names_what_has_it(name: str) -> None:
+    lazy = as_lazy(np.ones(3, "f4"))
+    assert not hasattr(lazy, name)
+    with pytest.raises(AttributeError, match=rf"use \.torch\(\)\.{name} or \.numpy\(\)\.{name}"):
+        getattr(lazy, name)
+
+
+def test_what_protocols_ask_for_is_missing_without_advice() -> None:
+    lazy = as_lazy(np.ones(3, "f4"))
+    with pytest.raises(AttributeError, match=r"has no attribute '__array_interface__'$"):
+        getattr(lazy, "__array_interface__")  # noqa: B009  # as numpy asks
+    assert copy.copy(lazy).tolist() == copy.deepcopy(lazy).tolist() == [1, 1, 1]
+
+
+def test_the_dtype_of_a_tensor_is_that_of_torch_and_numpy() -> None:
+    lazy = as_lazy(torch.ones(3))
+    assert lazy.dtype == torch.float32 == as_lazy(np.ones(3, "f4")).dtype
+    assert lazy.dtype == np.float32
+    assert lazy.dtype == "float32"
+    assert lazy.dtype != torch.float64

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import difflib
 import json
 import pickle
 from collections import Counter, OrderedDict
@@ -344,3 +346,38 @@ def test_a_notebook_sees_the_tree_escaped_and_in_part() -> None:
     assert "<i>" not in html
     assert "<small>float32</small> <small>2×3</small> <small>24 B</small>" in html
     assert "… 1,000 more" in html
+
+
+# a key that is missing
+
+
+def test_a_missing_key_is_a_key_error_that_suggests_the_nearest() -> None:
+    state = StateDict({"model_state": {"fc.weight": 1}, "epoch": 3, 7: 0})
+    with pytest.raises(KeyError, match=r"no key 'model_stat' among 3; did you mean model_state\?") as caught:
+        state["model_stat"]
+    assert isinstance(caught.value, PathError)
+    assert caught.value.args == ("model_stat",)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    with pytest.raises(KeyError, match=r"no key 'zzz' among 3; the first is 'model_state'"):
+        state["zzz"]
+    with pytest.raises(KeyError, match=r"no key 8 among 3"):
+        state[8]
+    with pytest.raises(KeyError, match=r"it is a path, use \.at\('model_state\.fc\.weight'\)"):
+        state["model_state.fc.weight"]
+    with pytest.raises(KeyError, match="it is empty"):
+        StateDict()["x"]
+
+
+def test_a_missing_key_that_nobody_reads_of_costs_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda *args: searched.append(args[0]) or [])
+    state = StateDict({f"layer.{n}": n for n in range(100)})
+    assert state.get("nope") is None
+    assert "nope" not in state
+    assert state.pop("nope", None) is None
+    with contextlib.suppress(KeyError):
+        state["nope"]
+    assert not searched
+    with pytest.raises(KeyError, match="no key 'nope'"):
+        state["nope"]
+    assert searched

@@ -13,6 +13,7 @@ ml_dtypes 0.6.
 from __future__ import annotations
 
 import re
+import sys
 from weakref import WeakValueDictionary
 
 from statedict.errors import FormatError, MissingExtraError, UnsupportedError
@@ -87,11 +88,18 @@ class DType:
         safetensors: the code in a safetensors header, empty where that format has none.
         storage: PyTorch's typed storage class, empty for dtypes younger than those classes.
 
-    There is one object for each dtype, so `is` and `==` agree.
+    There is one object for each dtype, so between DTypes `is` and `==` agree. A DType also equals the names that others
+    have for it: its own `name`, the `torch.dtype`, the numpy dtype and the numpy scalar type of that name.
 
-    >>> import statedict
+    Its hash is that of `name`, so DTypes and names find one another in dicts and sets. PyTorch's and numpy's dtypes
+    have other hashes, and no hash could equal all of them: compare those by `==`, or look up `str(dtype)`.
+    Aliases such as `"fp32"` are not equal for the same reason; `statedict.dtype("fp32")` is.
+
+    >>> import numpy, statedict
     >>> statedict.dtype("bf16").itemsize
     2
+    >>> statedict.dtype("fp32") == "float32" == numpy.dtype("float32")
+    True
     """
 
     __slots__ = ("__weakref__", "_numpy", "_numpy_name", "bits", "itemsize", "kind", "name", "safetensors", "storage")
@@ -154,6 +162,17 @@ class DType:
         """Bytes that `numel` elements take, rounded up."""
         return (numel * self.bits + 7) // 8
 
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if isinstance(other, DType):
+            return False
+        name = other if isinstance(other, str) else _foreign_name(other)
+        return NotImplemented if name is None else self.name == name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def __repr__(self) -> str:
         return f"dtype({self.name!r})"
 
@@ -164,6 +183,21 @@ class DType:
         if self.kind == "raw":
             return labelled, (self.name, self.bits, self.safetensors, self.storage)
         return dtype, (self.name,)
+
+
+def _foreign_name(value: object) -> str | None:
+    """Our name for a dtype of PyTorch or numpy, in the byte order of this machine; None for anything else."""
+    kind = type(value)
+    if kind.__module__ == "torch" and kind.__name__ == "dtype":
+        return str(value).removeprefix("torch.")
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if isinstance(value, numpy.dtype):
+        return value.name if value.isnative else None
+    if isinstance(value, type) and issubclass(value, numpy.generic):
+        return value.__name__.removesuffix("_")  # numpy.bool_ before numpy 2
+    return None
 
 
 _COMPONENTS = {"complex32": "float16", "bcomplex32": "bfloat16", "complex64": "float32", "complex128": "float64"}

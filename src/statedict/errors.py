@@ -32,6 +32,10 @@ from __future__ import annotations
 import errno
 from _pickle import UnpicklingError  # pickle.UnpicklingError, without the cost of importing all of pickle
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class StateDictError(Exception):
     """The root of everything that statedict raises on purpose."""
@@ -114,10 +118,22 @@ def is_failure_of_code(error: BaseException) -> bool:
 
 
 class PathError(StateDictError, KeyError):
-    """There is no such path in the tree."""
+    """There is no such path in the tree.
+
+    Args:
+        args: the message, or the key that is missing.
+        explain: makes the message when someone reads it, for most who miss a key never do.
+    """
+
+    def __init__(self, *args: object, explain: Callable[[], str] | None = None) -> None:
+        super().__init__(*args)
+        self._explain = explain
 
     def __str__(self) -> str:
-        return Exception.__str__(self)
+        return Exception.__str__(self) if self._explain is None else self._explain()
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return PathError, (str(self),)
 
 
 class TreeError(StateDictError, ValueError):

@@ -49,6 +49,7 @@ from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.pickles.opcodes import as_text
 from statedict.pickles.torch_unpickler import Allowed, numpy_globals, unpickle
 from statedict.tensor.arrays import torch_storage
+from statedict.tensor.checks import tensors_of
 from statedict.tensor.segments import torch_tensors
 from statedict.tree.state_dict import StateDict, realize, torch_value
 
@@ -163,7 +164,8 @@ def load(
                     f"{source.name}: its pickle describes no object ({str(error)[:500]!r}); "
                     "it is damaged, or map_location or an allowed class does not fit"
                 ) from error
-        labels = inspect(StateDict({"": tree})).opaque
+        noted = [tensor.attributes for _, tensor in tensors_of(tree) if tensor.attributes]
+        labels = inspect(StateDict({"": tree, "attributes": noted})).opaque
         if labels:
             raise _refused(source.name, refusal or f"it holds objects of {', '.join(labels)}")
         return from_tree(tree, not mmap, map_location)
@@ -358,8 +360,12 @@ def from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
         if place is not None:
             real = real.to(place(real.untyped_storage(), lazy.storage.device).device)
         if lazy.parameter:
-            return torch.nn.Parameter(real, lazy.requires_grad)
-        return real.requires_grad_(lazy.requires_grad)
+            made = torch.nn.Parameter(real, lazy.requires_grad)
+        else:
+            made = real.requires_grad_(lazy.requires_grad)
+        for name, value in (lazy.attributes or {}).items():
+            setattr(made, name, from_tree(value, copy, map_location))
+        return made
 
     return realize(tree, lambda lazy: list(map(tensor, lazy, torch_tensors(lazy, copy))), torch_value)
 

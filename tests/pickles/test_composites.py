@@ -137,14 +137,14 @@ def test_parameters_and_tensors_with_attributes_keep_them(saved: Any) -> None:
     parameter = nn.Parameter(torch.arange(3.0), requires_grad=False)
     parameter.note, parameter.mask = "frozen", torch.tensor([True, False, True])
     state = saved(parameter)
-    assert_same(state.at("t.data"), parameter)
-    assert state.at("t.note") == "frozen"
-    assert_same(state.at("t.mask"), parameter.mask)
+    assert_same(state["t"], parameter)
+    assert state["t"].attributes["note"] == "frozen"
+    assert_same(state["t"].attributes["mask"], parameter.mask)
     tensor = torch.arange(4.0)
     tensor.tag = "x"
     state = saved(tensor)
-    assert_same(state.at("t.data"), tensor)
-    assert state.at("t.tag") == "x"
+    assert_same(state["t"], tensor)
+    assert state["t"].attributes == {"tag": "x"}
 
 
 class Subclass(torch.Tensor):

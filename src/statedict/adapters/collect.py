@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from statedict.adapters import Capture, join, leaf, objects, too_deep
+from statedict.adapters import Capture, join, leaf, objects, realized, too_deep
 from statedict.adapters.explain import findings, remedy
 from statedict.adapters.locate import fits, locate
 from statedict.adapters.plan import Options, Plan
@@ -14,6 +14,7 @@ from statedict.collector import Paused
 from statedict.errors import RestoreError, UnsupportedError
 from statedict.reports.restore import RestoreReport
 from statedict.tensor.arrays import is_numpy, is_torch
+from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import copied as tensors_copied
 from statedict.tensor.segments import numpy_arrays, torch_tensors
@@ -102,10 +103,14 @@ def snapshot(tree: Any) -> Any:
         live = [leaf for leaf in leaves.values() if belongs(leaf)]
         if live:
             try:
-                made = copy([as_lazy(leaf) for leaf in live], True)
+                arrays = [as_lazy(leaf) for leaf in live]
+                made = copy(arrays, True)
             except UnsupportedError as error:
                 raise _located(tree, error) from None
-            copies |= {id(leaf): new for leaf, new in zip(live, made, strict=True)}
+            for leaf, new, lazy in zip(live, made, arrays, strict=True):
+                copies[id(leaf)] = new
+                if lazy.attributes:
+                    vars(new).update(realized(data_of(lazy.attributes)))
     return transform(tree, lambda leaf: copies.get(id(leaf), leaf))
 
 

@@ -73,8 +73,7 @@ class Fit:
         new = self.follows(tensor.shape)
         assert new is not None
         if self.policy == "reshape":
-            rows = tensor.contiguous()
-            return LazyTensor(rows.dtype, new, rows.storage, rows.offset)
+            return tensor.contiguous().replace(shape=new)
         return tensor[tuple(slice(0, min(pair)) for pair in zip(tensor.shape, new, strict=True))]
 
     def apply(self, tensor: LazyTensor, base: Any = None, fill: float = 0) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from statedict.io.blocks import summed
+from statedict.tensor.arrays import live_region
 from statedict.tensor.lazy import LazyTensor
 
 
@@ -22,7 +23,7 @@ class Ties:
 
     def __init__(self, live: Mapping[str, Any], held: Iterable[str]) -> None:
         seen: dict[Any, str] = {}
-        self._first = {name: seen.setdefault(_region(tensor), name) for name, tensor in live.items()}
+        self._first = {name: seen.setdefault(live_region(tensor), name) for name, tensor in live.items()}
         self._held: dict[str, str] = {}
         for name in held:
             self._held.setdefault(self._first.get(name, name), name)
@@ -39,8 +40,7 @@ class Ties:
         `tie` is the action of what cannot be: one live tensor, and two values for it.
         """
         self._tensors[name] = tensor
-        region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides)
-        twin = self._regions.setdefault(region, name) if tensor.numel() else name
+        twin = self._regions.setdefault(tensor.region, name)
         if twin != name:
             if self.partner(twin) == self.partner(name):
                 return "tied", f"shares its bytes with {twin}"
@@ -51,17 +51,6 @@ class Ties:
         if same_bytes(tensor, self._tensors[partner]):
             return "tied", f"the target ties it to {partner}, the state has it twice"
         return "tie", f"the target ties it to {partner}, the state has other values for each"
-
-
-def _region(tensor: Any) -> Any:
-    """What is equal for two tensors that are one: the same object, or the same elements of the same memory."""
-    import torch
-
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta or not tensor.numel():
-        return id(tensor)
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def same_bytes(one: LazyTensor, other: LazyTensor) -> bool:

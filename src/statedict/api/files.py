@@ -101,6 +101,7 @@ def save(
     """
     from statedict.io.location import location
     from statedict.tensor.checks import tensors_of
+    from statedict.tensor.segments import covered_bytes
 
     target = named(path)
     module, folder = formats.for_writing(target, format, max_shard_size is not None)
@@ -108,9 +109,9 @@ def save(
         root = rooted(tree)
         if folder:
             files = module.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
-            tensors = tensors_of(root)
-            places.check_folder(target, files, [tensor.storage.source for _, tensor in tensors])
-            nbytes = sum({(id(t.storage), t.offset, t.shape): t.nbytes for _, t in tensors}.values())
+            tensors = [tensor for _, tensor in tensors_of(root)]
+            places.check_folder(target, files, [tensor.storage.source for tensor in tensors])
+            nbytes = covered_bytes(tensors)
             location(target).publish_folder(files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
         else:
             location(target).publish(partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)

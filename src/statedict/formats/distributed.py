@@ -260,7 +260,7 @@ def _arranged(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
         leaf = left.pop(name)
         if not parameter or not isinstance(leaf, LazyTensor):
             return leaf
-        return LazyTensor(leaf.dtype, leaf.shape, leaf.storage, requires_grad=leaf.requires_grad, parameter=True)
+        return leaf.replace(parameter=True)
 
     def visit(node: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(node, dict | list):

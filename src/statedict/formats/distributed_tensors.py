@@ -80,7 +80,7 @@ class Tensors:
         if first is not None and len(chunks) == 1 and storage.nbytes:
             file, begin = first.locate()
             storage = self.storages.setdefault((id(file), begin, first.size, shape, kind.name, held), storage)
-        return LazyTensor(kind, shape, storage, requires_grad=_properties(entry["properties"])[2] is True)
+        return tensor.replace(storage=storage, requires_grad=_properties(entry["properties"])[2] is True)
 
     def _box(self, name: str, shape: Shape, chunk: dict[str, Any]) -> Box:
         offsets, sizes = chunk.get("offsets"), chunk.get("sizes")

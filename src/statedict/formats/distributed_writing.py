@@ -15,6 +15,7 @@ Source: torch/distributed/checkpoint/_traverse.py, default_planner.py, filesyste
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -28,6 +29,7 @@ from statedict.io.progress import Meter
 from statedict.io.sink import StreamSink, put_bytes
 from statedict.io.source import BytesSource
 from statedict.pickles.writer import dumps
+from statedict.tensor.attributes import left_out
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
@@ -105,6 +107,9 @@ def planned(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink],
     root = tree if isinstance(tree, StateDict) else StateDict({"": tree})
     entries: dict[str, tuple[Keys, Any]] = {}
     template = _followed(root, (), entries)
+    noted = [(name, value.attributes) for name, (_, value) in entries.items() if isinstance(value, LazyTensor)]
+    if left := [f"{name}.{key}" for name, held in noted for key in held or ()]:
+        warnings.warn(left_out(left), stacklevel=2)
     chunks, places = _chunks(entries)
     files = _placed(chunks, most)
     index = _index(entries, places, template, getattr(root, "metadata", {}))
@@ -168,8 +173,8 @@ def _chunks(entries: dict[str, tuple[Keys, Any]]) -> tuple[list[Chunk], dict[str
             places[name] = Chunk(*pickled(value, name))
             chunks.append(places[name])
             continue
-        region = (value.storage.key, value.offset, value.shape, value.strides, value.dtype.name)
-        chunk = stored.get(region) if value.numel() else None
+        region = value.region
+        chunk = stored.get(region)
         if chunk is None:
             plain = _plain(value)
             kind = (plain.dtype.name, plain.shape, plain.nbytes)
@@ -188,8 +193,7 @@ def _plain(tensor: LazyTensor) -> LazyTensor:
     tensor = tensor.contiguous()
     if isinstance(tensor, Labelled):
         tensor.element_bytes()  # an error for a view
-        return tensor.flagged(False, False)
-    return LazyTensor(tensor.dtype, tensor.shape, tensor.storage, tensor.offset)
+    return tensor.replace(requires_grad=False, parameter=False, attributes=None)
 
 
 def _placed(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:

@@ -58,13 +58,12 @@ def read(source: ByteSource) -> Any:
 def checks(source: ByteSource) -> Iterator[Found]:
     """The header and every tensor, with their digests where the file has them."""
     from statedict.io.source import BytesSource
-    from statedict.tensor.checks import Check, Problem, refusal, tensors_of
+    from statedict.tensor.checks import Check, Problem, refusal, tensors_by_storage
 
     raw, metadata, tensors = _header(source)
-    held: dict[int, list[tuple[str, LazyTensor]]] = {}
+    held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     try:
-        for path, tensor in tensors_of(put_together(dict(tensors), metadata, source.name)):
-            held.setdefault(id(tensor.storage), []).append((path, tensor))
+        held = tensors_by_storage(put_together(dict(tensors), metadata, source.name))
     except FormatError as error:
         yield refusal(error, source.name, "header")
     count = len(tensors) + 1
@@ -80,7 +79,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     yield Check("header", BytesSource(raw, source.name), 0, len(raw), (), None, sums[0])
     for (name, tensor), digest in zip(tensors.items(), sums[1:], strict=True):
         storage = tensor.storage
-        here = tuple(held.get(id(storage), ()))
+        here = tuple(held.get(storage, ()))
         yield Check(name, source, storage.offset, storage.nbytes, here, None, digest)
 
 

@@ -163,7 +163,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         if problems:  # what else differs is their consequence
             sound = False
             continue
-        total += sum({(id(t.storage), t.offset, t.shape): t.nbytes for t in there.values()}.values())
+        total += sum({t.region: t.nbytes for t in there.values()}.values())
         for names, what in (
             (promised[file] - there.keys(), "which the index says are in it, are not"),
             (there.keys() - promised[file], "which are in it, are not in the index"),

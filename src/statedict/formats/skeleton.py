@@ -6,11 +6,14 @@ docs/format.md specifies it. A flat state_dict of tensors needs nothing of it.
 from __future__ import annotations
 
 import json
+import warnings
+from functools import partial
 
 from statedict.dtypes import BY_NAME, MAX_NAME, labelled
-from statedict.errors import CorruptFileError, FormatError, UnsupportedError
+from statedict.errors import CorruptFileError, FormatError, TreeError, UnsupportedError
 from statedict.io.json import parse
 from statedict.tensor.arrays import find_shape_fault
+from statedict.tensor.attributes import data_of, left_out
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict, decode
@@ -32,6 +35,8 @@ def taken_apart(tree: Any) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """
     plan = _Plan()
     skeleton = encode(tree, plan.put)
+    if plan.left_out:
+        warnings.warn(left_out(plan.left_out), stacklevel=2)
     own = _strings(getattr(tree, "metadata", {}))
     metadata = plan.aliases | {"format": "pt"} | own
     says_nothing_new = skeleton == {name: {"$tensor": name} for name in plan.tensors}
@@ -81,9 +86,12 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
         stored = _retyped(stored, node["dtype"], node["$tensor"]) if "dtype" in node else stored
         if "grad" in node or "parameter" in node:
             grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))
-            if isinstance(stored, Labelled):
-                return stored.flagged(grad, parameter)
-            stored = LazyTensor(stored.dtype, stored.shape, stored.storage, stored.offset, None, grad, parameter)
+            stored = stored.replace(requires_grad=grad, parameter=parameter)
+        if "attributes" in node:
+            noted = node["attributes"]
+            if not isinstance(noted, dict):
+                raise TypeError(f"the attributes of {node['$tensor']!r} are no object")
+            stored = stored.replace(attributes={name: decode(below, get) for name, below in noted.items()})
         return stored
 
     skeleton = parse(text, f"{name}: the skeleton under {KEY!r}", weight=2.5, surrogates=True)
@@ -117,7 +125,7 @@ def _retyped(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
         raise CorruptFileError(f"tensor {where!r} cannot hold {name!s:.80}")
     if known is None:
         return Labelled(labelled(name), stored.shape[:-1], stored.storage)
-    return LazyTensor(known, stored.shape[:-1], stored.storage, stored.offset)
+    return stored.replace(dtype=known, shape=stored.shape[:-1])
 
 
 def _strings(metadata: dict[str, str]) -> dict[str, str]:
@@ -143,9 +151,32 @@ class _Plan:
     def __init__(self) -> None:
         self.tensors: dict[str, LazyTensor] = {}
         self.aliases: dict[str, str] = {}
+        self.left_out: list[str] = []
         self._stored: dict[Any, str] = {}
 
     def put(self, path: str, leaf: Any) -> Any:
+        node = self.bare(path, leaf)
+        if isinstance(leaf, LazyTensor) and leaf.attributes and (noted := self.attributes(path, leaf.attributes)):
+            node["attributes"] = noted
+        return node
+
+    def attributes(self, path: str, held: dict[Any, Any]) -> dict[str, Any]:
+        """The nodes of a tensor's attributes, those that are data; a tensor among them leaves its own behind."""
+        nodes: dict[str, Any] = {}
+        for name, value in data_of(held).items():
+            try:
+                nodes[name] = encode(value, partial(self.below, f"{path}.{name}"))
+            except (UnsupportedError, TreeError):
+                pass
+        self.left_out += [f"{path}.{name}" for name in held if name not in nodes]
+        return nodes
+
+    def below(self, above: str, path: str, leaf: Any) -> Any:
+        """What stands for a leaf of an attribute."""
+        return self.bare(f"{above}.{path}" if path else above, leaf)
+
+    def bare(self, path: str, leaf: Any) -> Any:
+        """What stands for a leaf, without its attributes."""
         if not isinstance(leaf, LazyTensor):
             try:
                 return to_json(leaf)
@@ -153,10 +184,10 @@ class _Plan:
                 raise UnsupportedError(f"{path or 'the root'}: {error}; drop it or convert it") from None
         if fault := find_shape_fault((*leaf.shape, *(() if leaf.dtype.safetensors else (1,))), leaf.dtype.itemsize):
             raise UnsupportedError(f"{path or 'the root'}: a tensor of {fault}; it could not be read again")
-        region = (leaf.storage.key, leaf.offset, leaf.shape, leaf.strides, leaf.dtype.name)
+        region = leaf.region
         wanted = path.encode("utf-8", "backslashreplace").decode()
         wanted = "__metadata__~2" if wanted == "__metadata__" else wanted
-        name = self._stored.get(region) if leaf.numel() else None
+        name = self._stored.get(region)
         if name is None:
             name = self._stored[region] = free_name(wanted, self.tensors)
             self.tensors[name] = _storable(leaf)

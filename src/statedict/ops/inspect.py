@@ -10,7 +10,9 @@ from statedict.collector import Paused
 from statedict.ops.optimizers import optimizers
 from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, marked
 from statedict.tensor.arrays import boxes_text
+from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tensor.segments import unseen_bytes
 from statedict.tree.optimizer import is_optimizer
 from statedict.tree.walk import free_name, label, nested, walk
 from statedict.values import Opaque, shorten
@@ -47,12 +49,13 @@ def summarize(state: Any, path: str = "") -> Summary:
         found = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
         build = _Builder(found)
         root = build.node("", state, path, "tensor", None)
+        wasted = unseen_bytes(build.lazy)
     return Summary(
         root=root,
         tensors=tuple(build.tensors.values()),
         values=build.values,
         dtypes=dict(sorted(build.dtypes.items(), key=lambda item: -item[1].nbytes)),
-        wasted=_wasted(build.storages.values()),
+        wasted=wasted,
         opaque=build.opaque,
         optimizers=tuple(found.values()),
     )
@@ -68,7 +71,7 @@ class _Builder:
         self.opaque: dict[str, int] = {}
         self.objects: set[int] = set()  # the Opaques around, which may be referred to
         self.regions: dict[object, str] = {}
-        self.storages: dict[object, list[LazyTensor]] = {}
+        self.lazy: list[LazyTensor] = []
 
     def node(self, key: str, value: Any, path: str, role: str, parameter: str | None) -> Node:
         if is_array(value):
@@ -117,9 +120,8 @@ class _Builder:
                 self.count(item)
 
     def tensor(self, key: str, tensor: LazyTensor, path: str, role: str, parameter: str | None) -> Node:
-        region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides)
         elements, nbytes = tensor.numel(), tensor.nbytes
-        tied = self.regions.setdefault(region, path) if nbytes else path
+        tied = self.regions.setdefault(tensor.region, path)
         if role == "parameter" and key.rpartition(".")[2] in BUFFERS:
             role = "buffer"
         first = None if tied == path else tied
@@ -129,9 +131,10 @@ class _Builder:
         self.tensors[name] = info
         total = Total(1, elements, nbytes) if first is None else Total(1)
         self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
-        self.storages.setdefault(tensor.storage.key, []).append(tensor)
+        self.lazy.append(tensor)
         there = f"only {boxes_text(tensor.regions)}" if tensor.regions is not None else ""
-        return Node(info, note=" ".join(filter(None, (f"= {tied}" if first else "", there))), total=total)
+        noted = _noted(tensor.attributes) if tensor.attributes else ""
+        return Node(info, note=" ".join(filter(None, (f"= {tied}" if first else "", there, noted))), total=total)
 
     def optimizer(self, value: Any, path: str) -> Node:
         found = self.optimizers.get(path, Optimizer(path))
@@ -163,13 +166,8 @@ def _group(rows: _Rows, note: str = "") -> Node:
     return Node(note=note, children=tuple(rows), total=Total(tensors, elements, nbytes))
 
 
-def _wasted(storages: Iterable[list[LazyTensor]]) -> int:
-    """Bytes of the storages that none of their tensors covers."""
-    wasted = 0
-    for tensors in storages:
-        covered = end = 0
-        for begin, stop in sorted((t.offset, t.offset + t.span) for t in tensors):
-            covered += max(stop, end) - max(begin, end)
-            end = max(stop, end)
-        wasted += tensors[0].storage.nbytes - covered
-    return wasted
+def _noted(attributes: dict[Any, Any]) -> str:
+    """The attributes of a tensor, those that are no data marked."""
+    data = data_of(attributes)
+    rows = [f".{n} = {shorten(repr(v), _SHORT)}" if n in data else f".{n} is no data" for n, v in attributes.items()]
+    return ", ".join(rows[:3]) + f" and {len(rows) - 3:,} more" * (len(rows) > 3)

@@ -129,7 +129,7 @@ def _nonfinite(check: Check) -> Iterator[Nonfinite]:
     seen: set[object] = set()
     left = 64 * check.size + (1 << 20)
     for path, tensor in check.tensors:
-        region = (id(tensor.storage), tensor.offset, tensor.shape, tensor.strides, tensor.dtype.name)
+        region = tensor.region
         if region not in seen:
             seen.add(region)
             left -= min(tensor.span, tensor.nbytes)

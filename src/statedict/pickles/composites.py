@@ -22,6 +22,7 @@ from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
 from statedict.pickles.constructors import TypedStorage, as_parameter, check_geometry, check_grad, tensor
 from statedict.pickles.machine import Global
+from statedict.tensor.attributes import named
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
@@ -148,10 +149,15 @@ def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = Non
     made = as_parameter(data, requires_grad is True)
     if made is None:
         return data
-    held = attributes(state)
-    if not held:
-        return made
-    return Opaque("torch.nn.parameter.Parameter", state=StateDict({"data": made} | held))
+    return _with_attributes(made, "torch.nn.parameter.Parameter", named(attributes(state)))
+
+
+def _with_attributes(made: LazyTensor, name: str, held: dict[Any, Any] | None) -> Any:
+    """The tensor with its attributes; a part of a larger one stays a label, for it is not the tensor of that name."""
+    if held and held.get("global_shape") is not None:
+        return Opaque(name, state=StateDict({"data": made} | held))
+    made.attributes = held
+    return made
 
 
 def attributes(state: Any) -> dict[Any, Any]:
@@ -173,7 +179,9 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
     name = getattr(kind, "name", "torch.Tensor")
     if isinstance(inner, Opaque) and inner.name == _JAGGED:
         return inner  # its attributes are its parts again
-    held = {key: value for key, value in attributes(state).items() if "_dynamo_" not in str(key)}
+    held = named(attributes(state)) or {}
+    if isinstance(inner, LazyTensor) and name in ("torch.Tensor", "torch.nn.parameter.Parameter"):
+        return _with_attributes(inner.replace(), name, held or None)
     if isinstance(inner, Opaque) and isinstance(inner.state, dict):
         return Opaque(name, state=StateDict(held | dict(inner.state)))
     if name in ("torch.Tensor", "torch.nn.parameter.Parameter") and not held:

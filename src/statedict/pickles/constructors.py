@@ -42,7 +42,7 @@ class TypedStorage(LazyTensor):
         itemsize = dtype.itemsize
         self.dtype, self.storage, self.strides, self.offset = dtype, storage, None, shift * itemsize
         self.shape = (storage.nbytes // itemsize - shift if numel < 0 else numel,)
-        self.requires_grad = self.parameter = False
+        self.requires_grad, self.parameter, self.attributes = False, False, None
 
     def place(self, offset: Any) -> Any:
         """The element of the underlying storage where this one has its element `offset`."""
@@ -271,13 +271,11 @@ def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
 
 def as_parameter(data: Any, requires_grad: bool) -> LazyTensor | None:
     """The tensor as a `torch.nn.Parameter`; None for what is no tensor."""
-    if type(data) is Labelled:
-        return data.flagged(requires_grad, True)
-    if type(data) is not LazyTensor:
+    if type(data) not in (LazyTensor, Labelled):
         return None
     if requires_grad:
         check_grad(data.dtype)
-    return LazyTensor(data.dtype, data.shape, data.storage, data.offset, data.strides, requires_grad, True)
+    return data.replace(requires_grad=requires_grad, parameter=True)  # type: ignore[no-any-return]
 
 
 def _ordered_dict(items: Any = ()) -> StateDict:

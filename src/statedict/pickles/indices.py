@@ -42,9 +42,9 @@ class Indices:
     """
 
     def __init__(self, storages: Iterable[Storage]) -> None:
-        self._storages = {id(storage) for storage in storages}
+        self._storages = {*storages}
         self._known: dict[Any, Any] = {}
-        self._read: Counter[int] = Counter()
+        self._read: Counter[Storage] = Counter()
 
     def check(self, name: str, parts: Mapping[str, Any]) -> None:
         """Check a tensor that consists of other tensors.
@@ -66,7 +66,7 @@ class Indices:
         found = _tensor(parts, part)
         if found.dtype.name not in ("int64", "int32"):
             raise _wrong(part, "int64 or int32", str(found.dtype))
-        if id(found.storage) not in self._storages or found.nbytes > found.storage.nbytes:
+        if found.storage not in self._storages or found.nbytes > found.storage.nbytes:
             raise LimitError(f"{part}: {found.nbytes:,} bytes of indices would be copied; refused")
         if ndim is not None and found.ndim != ndim:
             raise _wrong(part, f"{ndim} dimensions", f"shape {found.shape}")
@@ -74,11 +74,11 @@ class Indices:
 
     def facts(self, find: Any, *tensors: LazyTensor) -> Any:
         """What `find` finds in the values of some tensors of one shape a batch."""
-        key = (find, *((id(t.storage), t.offset, t.shape, t.strides, t.dtype.name) for t in tensors))
+        key = (find, *(tensor.region for tensor in tensors))
         if key not in self._known:
             for tensor in tensors:
-                self._read[id(tensor.storage)] += tensor.nbytes
-                if self._read[id(tensor.storage)] > _READS * tensor.storage.nbytes + _ALLOWANCE:
+                self._read[tensor.storage] += tensor.nbytes
+                if self._read[tensor.storage] > _READS * tensor.storage.nbytes + _ALLOWANCE:
                     raise LimitError("many views of the same indices; to check all of them would take too long")
             self._known[key] = find(*(tensor.numpy() for tensor in tensors))
         return self._known[key]

@@ -7,7 +7,7 @@ bytes against the latter, by a secret; it does not guard numbers and tuples.
 from __future__ import annotations
 
 from statedict.dtypes import DType
-from statedict.errors import LimitError
+from statedict.errors import FormatError, LimitError
 from statedict.tensor.lazy import LazyTensor
 from statedict.values import Device, Opaque, Size
 
@@ -67,3 +67,14 @@ class Keys:
             elif type(item) is not complex:
                 self.check(item)
         return True
+
+
+def check_twins(keys: list[Any]) -> None:
+    """Refuse a dict in which a dtype and its name are two keys: they are equal here, and one would be lost.
+
+    Raises:
+        FormatError: there are such keys.
+    """
+    names = {key.name for key in keys if type(key) is DType}
+    if twins := names.intersection(key for key in keys if type(key) is str):
+        raise FormatError(f"a dict has the keys torch.{min(twins)} and {min(twins)!r}, which are equal here")

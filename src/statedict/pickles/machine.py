@@ -34,7 +34,7 @@ from statedict.errors import (
     is_failure_of_code,
 )
 from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget, weigh
-from statedict.pickles.keys import Keys
+from statedict.pickles.keys import Keys, check_twins
 from statedict.pickles.opcodes import COUNTED, LINES, OPCODES
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
@@ -478,11 +478,14 @@ class _Machine:
             target = target.entries
         elif not isinstance(target, dict):
             raise CorruptFileError(f"sets items in a {type(target).__name__}")
+        before = len(target)
         for index in range(0, len(items), 2):
             key = items[index]
             if type(key) is not str:
                 key = self.key(key)
             target[key] = items[index + 1]
+        if len(target) - before < len(items) >> 1:
+            check_twins(items[::2])
 
     def key(self, key: Any) -> Any:
         """A key of a dict or a set."""

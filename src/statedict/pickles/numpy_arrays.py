@@ -146,7 +146,7 @@ def _frombuffer(raw: Any, kind: Any, shape: Any, order: Any = "C", axes: Any = N
         raise CorruptFileError("a numpy array whose axes are in no order")
     steps = contiguous_strides(shape)
     shape, strides = tuple(shape[axis] for axis in axes), tuple(steps[axis] for axis in axes)
-    return LazyTensor(made.dtype, shape, made.storage, 0, None if strides == contiguous_strides(shape) else strides)
+    return made.replace(shape=shape, strides=None if strides == contiguous_strides(shape) else strides)
 
 
 def _dtype(code: Any, align: Any = False, copy: Any = False) -> NumpyType:

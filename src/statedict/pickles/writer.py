@@ -5,6 +5,8 @@ Tensors become the calls that PyTorch writes:
     _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, OrderedDict())
     _rebuild_tensor_v3(the same, dtype)              for dtypes that are younger than the typed storages, known or not
     _rebuild_parameter(tensor, requires_grad, OrderedDict())
+    _rebuild_parameter_with_state(tensor, requires_grad, OrderedDict(), attributes)   for one that has any
+    _rebuild_from_type_v2(_rebuild_tensor_v2, torch.Tensor, its arguments, attributes)
     storage = persistent id ("storage", torch.FloatStorage, key, "cpu", number of elements)
 
 An `Opaque` is written only where the caller lists its name: the index of a distributed checkpoint consists of such
@@ -16,12 +18,14 @@ to 255 bytes, and a value that is shared (the same list in two places) is writte
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from struct import Struct
 
 from statedict.dtypes import DType, is_torch_dtype
 from statedict.errors import CorruptFileError, TreeError, UnsupportedError
 from statedict.tensor.arrays import find_shape_fault
+from statedict.tensor.attributes import data_of, left_out
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.walk import MAX_DEPTH
@@ -55,6 +59,8 @@ def dumps(
     """
     writer = _Writer(place, records)
     writer.value(tree, path)
+    if writer.left_out:
+        warnings.warn(left_out(writer.left_out), stacklevel=2)
     return b"\x80\x02" + b"".join(writer.out) + b"."
 
 
@@ -66,6 +72,8 @@ class _Writer:
         self.shapes: dict[tuple[int, ...], bytes] = {}
         self.tensors: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
         self.written: dict[int, bytes] = {}
+        self.left_out: list[str] = []  # attributes of tensors
+        self.bare = False  # whether tensors are written without their attributes, as those in attributes are
         self.depth = 0
 
     def value(self, value: Any, path: str) -> None:
@@ -110,9 +118,10 @@ class _Writer:
         kind = tensor.dtype
         if isinstance(tensor, Labelled):
             offset, strides = tensor.first, tensor.stride()
+        noted = self.attributes(tensor, path) if tensor.attributes and not self.bare else {}
         alike = (kind.name, size, offset, tensor.shape, strides, tensor.requires_grad, tensor.parameter)
         known = self.tensors.get(alike)
-        if known is not None:
+        if known is not None and not noted:
             self.out += (known[0], _text(key), known[1])
             return
         if fault := find_shape_fault(tensor.shape, kind.itemsize or 1):
@@ -126,9 +135,14 @@ class _Writer:
             )
         named, globals_before = self.named, len(self.memo)
         young = not kind.storage
-        out = [named("torch._utils._rebuild_parameter"), b"("] if tensor.parameter else []
+        out = []
+        if tensor.parameter:
+            out += [named("torch._utils._rebuild_parameter" + "_with_state" * bool(noted)), b"("]
+        elif noted:
+            out += [named("torch._tensor._rebuild_from_type_v2"), b"("]
         out.append(named("torch._utils._rebuild_tensor_v3" if young else "torch._utils._rebuild_tensor_v2"))
-        out.append(b"((" + _text("storage"))
+        typed = bool(noted) and not tensor.parameter
+        out.append((named("torch.Tensor") if typed else b"") + b"((" + _text("storage"))
         out.append(named("torch.storage.UntypedStorage" if young else f"torch.{kind.storage}"))
         head, out = b"".join(out), [_text("cpu"), _int(size if young else size // kind.itemsize)]
         out.append(b"tQ" + _int(offset // (kind.itemsize or 1)) + self.ints(tensor.shape) + self.ints(strides))
@@ -137,13 +151,34 @@ class _Writer:
         out.append(b")R")
         if young:
             out.append(named(f"torch.{kind.name}"))
-        out.append(b"tR")
+        out.append(b"t" if typed else b"tR")
         if tensor.parameter:
-            out += (b"\x88" if tensor.requires_grad else b"\x89", named("collections.OrderedDict"), b")RtR")
+            out += (b"\x88" if tensor.requires_grad else b"\x89", named("collections.OrderedDict"), b")R")
+            out += () if noted else (b"tR",)
         tail = b"".join(out)
         self.out += (head, _text(key), tail)
-        if len(self.memo) == globals_before:  # nothing here is spelled out for the first time
+        if noted:
+            self.bare = True
+            self.value(noted, path)
+            self.bare = False
+            self.out.append(b"tR")
+        elif len(self.memo) == globals_before:  # nothing here is spelled out for the first time
             self.tensors[alike] = head, tail
+
+    def attributes(self, tensor: LazyTensor, path: str) -> dict[str, Any]:
+        """What the file keeps of a tensor's attributes: data that `torch.load(weights_only=True)` accepts."""
+        assert tensor.attributes is not None
+        kept: dict[str, Any] = {}
+        for name, value in data_of(tensor.attributes).items():
+            trial = _Writer(self.place, frozenset())
+            trial.bare = True
+            try:
+                trial.value(value, name)
+            except (UnsupportedError, TreeError):
+                continue
+            kept[name] = value
+        self.left_out += [f"{path}.{name}" for name in tensor.attributes if name not in kept]
+        return kept
 
     def ints(self, numbers: tuple[int, ...]) -> bytes:
         known = self.shapes.get(numbers)

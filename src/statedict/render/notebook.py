@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statedict.errors import StateDictError
+from statedict.io.source import FileSource
 from statedict.render.html import TREE_CHILDREN, Safe, entry, page, table, text, tree
 from statedict.render.text import shape
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
@@ -10,7 +12,7 @@ from statedict.values import Opaque, Size, count, human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 _ON_A_ROW = 20
@@ -37,8 +39,34 @@ def html(state: Any) -> str:
 def tensor(one: LazyTensor) -> str:
     """What a tensor is, and where its bytes are."""
     hint = "statedict.stats(tensor) reads it, and shows its figures and a histogram"
-    facts = table(("", ""), [*one.facts(), ("to see inside", hint)], tuple)
+    facts = table(("", ""), [*_facts(one), ("to see inside", hint)], tuple)
     return page(f"{one.dtype} {shape(one.shape)}, {human_bytes(one.nbytes)}", facts)
+
+
+def _facts(tensor: LazyTensor) -> Iterator[tuple[str, str]]:
+    """What the index says about a tensor."""
+    storage, source = tensor.storage, tensor.storage.source
+    start = storage.offset + tensor.offset
+    try:
+        while hasattr(source, "locate") and not source.remote:
+            source, at = source.locate()
+            start += at
+    except StateDictError:  # the header of an archive's member is damaged; who reads the tensor is told
+        pass
+    where = f", bytes {start:,} to {start + tensor.span:,}" if isinstance(source, FileSource) else ""
+    yield "elements", f"{tensor.numel():,}"
+    yield "bytes", f"{tensor.nbytes:,}"
+    yield "in", f"{storage.source.name}{where}"
+    if storage.nbytes > tensor.nbytes:
+        yield "of a storage of", human_bytes(storage.nbytes)
+    if tensor.strides is not None:
+        yield "strides", str(tensor.strides)
+    if storage.device != "cpu":
+        yield "saved from", storage.device
+    if tensor.parameter or tensor.requires_grad:
+        yield "saved as", " ".join(["parameter"] * tensor.parameter + ["requires_grad"] * tensor.requires_grad)
+    if tensor.attributes:
+        yield "attributes", ", ".join(map(str, tensor.attributes))
 
 
 class _Totals:
@@ -58,7 +86,8 @@ class _Totals:
             item = pending.pop()
             if id(item) in self.known or is_array(item):
                 if id(item) not in self.known:
-                    self.known[id(item)] = _region(as_lazy(item, parts=True))
+                    found = as_lazy(item, parts=True)
+                    self.known[id(item)] = found.region, found.nbytes
                 region, size = self.known[id(item)]
                 tensors += 1
                 nbytes += size if region not in regions else 0
@@ -71,10 +100,6 @@ class _Totals:
                     return ""
                 pending += inner
         return f"{count(tensors, 'tensor')}, {human_bytes(nbytes)}" if tensors else ""
-
-
-def _region(tensor: LazyTensor) -> tuple[object, int]:
-    return (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides), tensor.nbytes
 
 
 def _holds(node: Any) -> bool:

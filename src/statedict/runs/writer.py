@@ -20,6 +20,7 @@ from statedict.runs.manifest import Entry, Manifest
 from statedict.runs.prune import plan, remove
 from statedict.runs.replaced import announce, settle
 from statedict.tensor.checks import tensors_of
+from statedict.tensor.segments import covered_bytes
 
 
 class Writer:
@@ -85,7 +86,7 @@ class Writer:
         commit = partial(self._files.commit, root, manifest, self._format, dry_run=True)
         try:
             if not self._files.remote:
-                self._check_room(sum({id(t.storage): t.nbytes for _, t in tensors_of(root)}.values()))
+                self._check_room(covered_bytes([tensor for _, tensor in tensors_of(root)]))
             tried(commit, self._retries, "a checkpoint could not be saved for a try")
         except OSError as error:
             raise _failed("no step could be saved here", error) from error

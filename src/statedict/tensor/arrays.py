@@ -239,6 +239,19 @@ def writable_memory(target: Any) -> Memory | None:
     return torch_memory(target)
 
 
+def live_region(tensor: Any) -> object:
+    """What is equal for live torch tensors that are tied, as `LazyTensor.region`, without moving one off its device.
+
+    A tensor without strided memory of its own is tied to nothing but itself.
+    """
+    import torch
+
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    if not plain or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
 def touched(target: Any) -> None:
     """Tell autograd that a tensor's memory was written, as an in-place operation would."""
     import torch

@@ -80,7 +80,7 @@ def mapped(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> L
     most = partial(_most_of_mapped, below, rows.dtype.itemsize, kind.itemsize)
     source = BoxSource(kind, rows.shape, at, below.name, most, below.remote)
     storage = Storage(source, 0, source.size, rows.storage.device)
-    return LazyTensor(kind, rows.shape, storage, 0, None, rows.requires_grad, rows.parameter)
+    return rows.replace(dtype=kind, storage=storage, offset=0)
 
 
 def _chunks(

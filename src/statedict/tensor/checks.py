@@ -9,10 +9,11 @@ from statedict.values import Opaque, abbreviate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from statedict.io.source import ByteSource
+    from statedict.tensor.lazy import Storage
 
 _LONGEST = 1000  # characters of a path, for a chain of dicts would take the square of its length
 
@@ -105,7 +106,10 @@ def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found
 
 
 def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
-    """(path, tensor) of every tensor in a tree, however it is nested; what stands twice in it is named once."""
+    """(path, tensor) of every tensor in a tree, however it is nested; what stands twice in it is named once.
+
+    Tensors in the attributes of another one are below its path.
+    """
     found: list[tuple[str, LazyTensor]] = []
     pending: list[tuple[str, Any]] = [("", tree)]
     seen: set[int] = set()
@@ -113,7 +117,9 @@ def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
         path, node = pending.pop()
         if isinstance(node, LazyTensor):
             found.append((path, node))
-            continue
+            if not node.attributes:
+                continue
+            node = node.attributes
         items: list[tuple[Any, Any]] = []
         if id(node) in seen:
             continue
@@ -130,12 +136,26 @@ def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
     return found
 
 
-def by_storage(tree: Any, names: dict[int, str] | None = None) -> Iterator[Check]:
-    """The storages of a tree whose file has no sums, each with its tensors; `names` are by the storage's id."""
-    held: dict[int, list[tuple[str, LazyTensor]]] = {}
+def tensors_by_storage(tree: Any) -> dict[Storage, list[tuple[str, LazyTensor]]]:
+    """(path, tensor) of every tensor in a tree, by its storage."""
+    held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     for path, tensor in tensors_of(tree):
-        held.setdefault(id(tensor.storage), []).append((path, tensor))
-    for key, tensors in held.items():
-        storage = tensors[0][1].storage
-        part = (names or {}).get(key, tensors[0][0])
+        held.setdefault(tensor.storage, []).append((path, tensor))
+    return held
+
+
+def tensors_by_part(
+    tree: Any, names: Mapping[Storage, str], other: str = ""
+) -> dict[str, list[tuple[str, LazyTensor]]]:
+    """(path, tensor) of every tensor in a tree, by the name of its storage; `other` where that has none."""
+    parts: dict[str, list[tuple[str, LazyTensor]]] = {}
+    for path, tensor in tensors_of(tree):
+        parts.setdefault(names.get(tensor.storage, other), []).append((path, tensor))
+    return parts
+
+
+def by_storage(tree: Any, names: Mapping[Storage, str] | None = None) -> Iterator[Check]:
+    """The storages of a tree whose file has no sums, each with its tensors."""
+    for storage, tensors in tensors_by_storage(tree).items():
+        part = (names or {}).get(storage, tensors[0][0])
         yield Check(part, storage.source, storage.offset, storage.nbytes, tuple(tensors))

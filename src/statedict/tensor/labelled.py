@@ -25,8 +25,7 @@ class Labelled(LazyTensor):
     Args:
         dtype: of the kind `raw`, with 0 bits.
         shape: its shape.
-        storage: its bytes. A view (`first` or `steps` given) has one of its own, so that no two of them are taken for
-            the same.
+        storage: its bytes. A view (`first` or `steps` given) has one of its own.
         first: the element of the storage where it begins.
         steps: strides in elements; None means contiguous.
         requires_grad, parameter: what PyTorch recorded with it.
@@ -58,6 +57,11 @@ class Labelled(LazyTensor):
         return self.storage.nbytes
 
     @property
+    def region(self) -> tuple[object, ...]:
+        """As `LazyTensor.region`."""
+        return *super().region, self.first, self.steps
+
+    @property
     def is_view(self) -> bool:
         """Whether it begins within its storage, or does not lie row-major in it."""
         return bool(self.first) or self.steps is not None
@@ -86,14 +90,6 @@ class Labelled(LazyTensor):
     def contiguous(self) -> LazyTensor:
         """Itself: its bytes are those of its storage. Whether they are its elements in order, `element_bytes` says."""
         return self
-
-    def over(self, storage: Storage) -> Labelled:
-        """The same over another storage."""
-        return Labelled(self.dtype, self.shape, storage, self.first, self.steps, self.requires_grad, self.parameter)
-
-    def flagged(self, requires_grad: bool, parameter: bool) -> Labelled:
-        """The same with other flags."""
-        return Labelled(self.dtype, self.shape, self.storage, self.first, self.steps, requires_grad, parameter)
 
     def element_bytes(self) -> int:
         """How many bytes of the storage there are for each element.

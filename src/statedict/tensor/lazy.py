@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from statedict.dtypes import DType
-from statedict.errors import LimitError, StateDictError, UnsupportedError
+from statedict.errors import LimitError, UnsupportedError
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
-from statedict.io.source import AddressSource, FileSource, address_view
-from statedict.shown import Viewed
+from statedict.io.source import AddressSource, address_view
 from statedict.tensor.arrays import (
     Strides,
     contiguous_strides,
@@ -25,13 +24,15 @@ from statedict.tensor.arrays import (
     touched,
     writable_memory,
 )
+from statedict.tensor.attributes import live_attributes
 from statedict.tensor.boxes import gathered, regions_of
+from statedict.tensor.operators import Unread
 from statedict.values import Size, human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, ClassVar, Self
 
     from statedict.io.source import ByteSource
 
@@ -42,7 +43,7 @@ EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
 class Storage:
     """The bytes behind one or more tensors: a range of a source.
 
-    Tensors of one storage are tied (same region) or views (different regions).
+    Tensors of one storage are tied (same `region`) or views (different regions).
 
     Attributes:
         source: where the bytes are.
@@ -60,7 +61,7 @@ class Storage:
     @property
     def key(self) -> object:
         """What is equal for two Storage objects over the same memory."""
-        return id(self) if self._key is None else self._key
+        return self if self._key is None else self._key
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.source, self.offset, self.nbytes, self.device)
@@ -71,7 +72,7 @@ class Storage:
         return None if whole is None else whole[self.offset : self.offset + self.nbytes]
 
 
-class LazyTensor(Viewed):
+class LazyTensor(Unread):
     """A tensor whose bytes stay where they are until someone reads them.
 
     Attributes:
@@ -81,9 +82,13 @@ class LazyTensor(Viewed):
         storage: the bytes that it shares with tied tensors and other views.
         offset: its first byte in the storage.
         requires_grad, parameter: what PyTorch recorded with it.
+        attributes: what someone set on it in Python (`weight.lr_scale = 0.5`), by name; None where there is nothing.
+            Formats keep those that are data; an `Opaque` among them is none.
 
     It serves wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
     `numpy.asarray(t)`. Indexing with integers, slices, `...` and `None` gives another LazyTensor and reads nothing.
+    Operators such as `t * 2` are a TypeError, and a method that it lacks an AttributeError; `.torch()` and `.numpy()`
+    give what has them.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")
@@ -93,9 +98,13 @@ class LazyTensor(Viewed):
     (3,)
     """
 
-    __slots__ = ("dtype", "offset", "parameter", "requires_grad", "shape", "storage", "strides")
+    __slots__ = ("attributes", "dtype", "offset", "parameter", "requires_grad", "shape", "storage", "strides")
 
     is_meta = False  # Module.load_state_dict asks
+    _slots: ClassVar[tuple[str, ...]] = __slots__
+
+    def __init_subclass__(cls) -> None:
+        cls._slots = (*cls._slots, *cls.__dict__.get("__slots__", ()))
 
     def __init__(
         self,
@@ -106,11 +115,45 @@ class LazyTensor(Viewed):
         strides: Strides | None = None,
         requires_grad: bool = False,
         parameter: bool = False,
+        attributes: dict[Any, Any] | None = None,
     ) -> None:
         self.dtype, self.shape, self.storage, self.offset, self.strides = dtype, shape, storage, offset, strides
-        self.requires_grad, self.parameter = requires_grad, parameter
+        self.requires_grad, self.parameter, self.attributes = requires_grad, parameter, attributes
+
+    def replace(self, **changes: Any) -> Self:
+        """A tensor of the same class with some attributes changed.
+
+        Args:
+            changes: attributes by name, such as `shape=(2, 3)` or `storage=other`. The caller answers for it that they
+                fit one another.
+
+        Raises:
+            AttributeError: the class has no such attribute.
+
+        >>> import statedict
+        >>> bias = statedict.load("examples/checkpoint.pth").at("model_state.fc3.bias")
+        >>> bias.replace(shape=(2, 5)).shape
+        (2, 5)
+        """
+        new = object.__new__(type(self))
+        for slot in self._slots:
+            setattr(new, slot, getattr(self, slot))
+        for slot, value in changes.items():
+            setattr(new, slot, value)
+        return new
 
     # what it is
+
+    @property
+    def region(self) -> tuple[object, ...]:
+        """Which bytes of which storage it covers, in which dtype, shape and strides: the identity of its bytes.
+
+        Two tensors are tied if their regions are equal, and views of one storage if only their storages are.
+        An empty tensor covers no bytes: its region equals no other, nor itself when asked for again.
+        """
+        if 0 in self.shape:
+            return (object(),)
+        return self.storage.key, self.offset, self.shape, self.strides, self.dtype.name
 
     @property
     def ndim(self) -> int:
@@ -168,29 +211,6 @@ class LazyTensor(Viewed):
     def __repr__(self) -> str:
         shape, size = tuple(self.shape), human_bytes(self.nbytes)
         return f"LazyTensor({self.dtype}, {shape}, {size}, {self.storage.source.name!r})"
-
-    def facts(self) -> Iterator[tuple[str, str]]:
-        """What there is to say of it without reading it."""
-        storage, source = self.storage, self.storage.source
-        start = storage.offset + self.offset
-        try:
-            while hasattr(source, "locate") and not source.remote:
-                source, at = source.locate()
-                start += at
-        except StateDictError:  # the header of an archive's member is damaged; who reads the tensor is told
-            pass
-        where = f", bytes {start:,} to {start + self.span:,}" if isinstance(source, FileSource) else ""
-        yield "elements", f"{self.numel():,}"
-        yield "bytes", f"{self.nbytes:,}"
-        yield "in", f"{storage.source.name}{where}"
-        if storage.nbytes > self.nbytes:
-            yield "of a storage of", human_bytes(storage.nbytes)
-        if self.strides is not None:
-            yield "strides", str(self.strides)
-        if storage.device != "cpu":
-            yield "saved from", storage.device
-        if self.parameter or self.requires_grad:
-            yield "saved as", " ".join(["parameter"] * self.parameter + ["requires_grad"] * self.requires_grad)
 
     def __deepcopy__(self, memo: object) -> LazyTensor:
         return self  # immutable, like the file behind it
@@ -284,7 +304,7 @@ class LazyTensor(Viewed):
         base = self.storage
         source = gathered(base.source, self.dtype, base.offset + self.offset, self.shape, self.strides)
         storage = Storage(source, 0, self.nbytes, base.device)
-        return LazyTensor(self.dtype, self.shape, storage, 0, None, self.requires_grad, self.parameter)
+        return self.replace(storage=storage, offset=0, strides=None)
 
     # what numpy and torch ask it for
 
@@ -323,15 +343,6 @@ class LazyTensor(Viewed):
     def __bool__(self) -> bool:
         return bool(self.item())
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name == "copy_" and len(args) > 1 and isinstance(args[1], cls) and args[1].copy_into(args[0]):
-            return args[0]
-        if (name.endswith("_") and not name.endswith("__") and _holds_lazy(args[:1])) or _holds_lazy(kwargs.get("out")):
-            raise UnsupportedError(f"{name}: a LazyTensor is read-only; change the tensor that .torch() returns")
-        return func(*_as_torch(args), **_as_torch(kwargs))
-
     def copy_into(self, target: Any) -> bool:
         """Fill a torch tensor of the same dtype and shape straight from the source.
 
@@ -362,35 +373,18 @@ def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
     if is_torch(value):
         if not parts and (part := part_of(value)) is not None:
             raise part.refused()
-        memory = torch_memory(value)
+        memory, noted = torch_memory(value), live_attributes(value)
     elif is_numpy(value):
-        memory = numpy_memory(value)
+        memory, noted = numpy_memory(value), None
     else:
         raise UnsupportedError(f"expected a tensor or an array, got {type(value).__name__}")
     source = AddressSource(memory.address, memory.nbytes, memory.owner)
     key = (memory.address, memory.nbytes) if memory.nbytes else None
     storage = Storage(source, 0, memory.nbytes, memory.device, key)
-    return LazyTensor(
-        memory.dtype, memory.shape, storage, memory.offset, memory.strides, memory.requires_grad, memory.parameter
-    )
+    flags = memory.requires_grad, memory.parameter
+    return LazyTensor(memory.dtype, memory.shape, storage, memory.offset, memory.strides, *flags, noted)
 
 
 def is_array(value: object) -> bool:
     """Whether the value is a tensor leaf: LazyTensor, `torch.Tensor` or `numpy.ndarray` (not a numpy scalar)."""
     return isinstance(value, LazyTensor) or is_torch(value) or is_numpy(value)
-
-
-def _holds_lazy(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(map(_holds_lazy, value))
-    return isinstance(value, LazyTensor)
-
-
-def _as_torch(value: Any) -> Any:
-    if isinstance(value, LazyTensor):
-        return value.torch()
-    if isinstance(value, dict):
-        return {key: _as_torch(item) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(map(_as_torch, value))
-    return value

@@ -17,7 +17,7 @@ from statedict.tensor.lazy import LazyTensor, Storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from statedict.io.source import ByteSource
@@ -47,9 +47,7 @@ class Place:
 
 def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
     """The segments that the tensors cover, storage by storage in the order of first use, and each tensor's place."""
-    by_storage: dict[object, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        by_storage.setdefault(tensor.storage.key, []).append(index)
+    by_storage = _by_storage(tensors)
     segments: list[Segment] = []
     places: list[Place | None] = [None] * len(tensors)
     for index, tensor in enumerate(tensors):
@@ -61,6 +59,62 @@ def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
                 for group in _overlapping(tensors, members):
                     _together(tensors, group, segments, places)
     return segments, places  # type: ignore[return-value]
+
+
+def covered_bytes(tensors: Sequence[LazyTensor]) -> int:
+    """The bytes that tensors need together: tied ones count once, and so do bytes that several views share.
+
+    >>> from statedict.tensor.lazy import as_lazy
+    >>> import numpy
+    >>> whole = numpy.zeros(100, "float32")
+    >>> covered_bytes([as_lazy(whole), as_lazy(whole), as_lazy(whole[:10])])
+    400
+    """
+    return sum(segment.size for segment in plan(tensors)[0])
+
+
+def origin(tensor: LazyTensor) -> object:
+    """Where the bytes of a tensor lie in a file or in memory: equal for two tensors that read the same bytes.
+
+    Unlike regions, origins can be compared between two loads. Tensors of one origin need not be tied.
+    """
+    source: Any = tensor.storage.source
+    at = tensor.storage.offset + tensor.offset
+    while hasattr(source, "locate"):
+        source, start = source.locate()
+        at += start
+    if hasattr(source, "address"):
+        at += source.address
+        place: object = "memory"
+    else:
+        place = getattr(source, "identity", None) or id(source)
+    return place, at, tensor.dtype, tensor.shape, tensor.strides
+
+
+def storage_bytes(tensors: Iterable[LazyTensor]) -> int:
+    """The bytes of all storages behind tensors."""
+    return sum({tensor.storage.key: tensor.storage.nbytes for tensor in tensors}.values())
+
+
+def unseen_bytes(tensors: Sequence[LazyTensor]) -> int:
+    """The bytes of the storages behind tensors that none of them covers."""
+    covered = 0
+    for members in _by_storage(tensors).values():
+        if len(members) == 1:
+            covered += tensors[members[0]].span
+            continue
+        end = 0
+        for begin, stop in sorted((tensors[i].offset, tensors[i].offset + tensors[i].span) for i in members):
+            covered += max(stop, end) - max(begin, end)
+            end = max(stop, end)
+    return storage_bytes(tensors) - covered
+
+
+def _by_storage(tensors: Sequence[LazyTensor]) -> dict[object, list[int]]:
+    found: dict[object, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        found.setdefault(tensor.storage.key, []).append(index)
+    return found
 
 
 def _alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
@@ -92,8 +146,7 @@ def _together(
 ) -> None:
     regions: dict[object, list[int]] = {}
     for i in group:
-        t = tensors[i]
-        regions.setdefault((t.offset, t.shape, t.strides, t.dtype.name), []).append(i)
+        regions.setdefault(tensors[i].region, []).append(i)
     start = min(tensors[i].offset for i in group)
     end = max(tensors[i].offset + tensors[i].span for i in group)
     if len(regions) == 1 or end - start > sum(tensors[members[0]].nbytes for members in regions.values()):
@@ -167,9 +220,7 @@ def copied(
     buffers, places = own(tensors, room)
     storages = [Storage(BytesSource(buffer), 0, len(buffer)) for buffer in buffers]
     return [
-        t.over(storages[p.segment])
-        if isinstance(t, Labelled)
-        else LazyTensor(t.dtype, t.shape, storages[p.segment], p.offset, p.strides, t.requires_grad, t.parameter)
+        t.replace(storage=storages[p.segment], offset=p.offset, strides=p.strides)
         for t, p in zip(tensors, places, strict=True)
     ]
 

@@ -135,7 +135,7 @@ def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Placed) ->
     """What may be the parameters among the tensors of a dict: each once, without the buffers of batch norms."""
     seen = set()
     for path, tensor in tensors.items():
-        region = (tensor.storage.key, tensor.offset, tensor.shape)
+        region = tensor.region
         buffer = tensor.dtype.kind not in ("float", "complex") or path.endswith(("running_mean", "running_var"))
         if layout.home[path] == base and not buffer and region not in seen:
             seen.add(region)

@@ -62,15 +62,12 @@ class StateDict(dict["Any", "Any"], Viewed):
         """
         found = _find(self, path)
         if found is _MISSING:
-            from difflib import get_close_matches
-
             paths = [p for p, _ in walk(self)]
-            near = get_close_matches(path, paths, 3)
-            hint = (
-                f"did you mean {', '.join(near)}?" if near else f"the first is {paths[0]!r}" if paths else "it is empty"
-            )
-            raise PathError(f"no entry {path!r} among {len(paths):,}; {hint}")
+            raise PathError(f"no entry {path!r} among {len(paths):,}; {_nearest(path, paths)}")
         return found
+
+    def __missing__(self, key: Any) -> Any:
+        raise PathError(key, explain=lambda: _no_key(self, key))
 
     def flatten(self) -> FlatState:
         """Path → leaf. `unflatten` is the exact inverse.
@@ -230,6 +227,8 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
             if tag == "$dict":
                 keys = distinct([from_json(key) for key, _ in node[tag]])
                 state = StateDict(zip(keys, (visit(child, depth) for _, child in node[tag]), strict=True))
+                if len(state) != len(keys):
+                    raise CorruptFileError("a $dict in the skeleton has a key twice; the header is damaged")
                 if "metadata" in node:
                     state._metadata = _ordered(visit_metadata(node["metadata"]))
                 return state
@@ -247,6 +246,21 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
 
 def _ordered(metadata: Any) -> Any:
     return OrderedDict(metadata) if isinstance(metadata, dict) else metadata
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """A hint at what may have been meant."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, names, 3)
+    return f"did you mean {', '.join(near)}?" if near else f"the first is {names[0]!r}" if names else "it is empty"
+
+
+def _no_key(state: StateDict, key: Any) -> str:
+    what = f"no key {key!r:.200} among {len(state):,}"
+    if type(key) is str and _find(state, key) is not _MISSING:
+        return f"{what}; it is a path, use .at({key!r})"
+    return f"{what}; {_nearest(str(key), [*map(label, state)])}"
 
 
 def _find(node: Any, path: str) -> Any:

@@ -39,6 +39,7 @@ from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.pickles.writer import dumps
 from statedict.tensor.arrays import contiguous_strides
+from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.tensor.segments import plan
 from statedict.tree.state_dict import StateDict
@@ -91,7 +92,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
     from statedict.formats.torch.faults import check, faults
     from statedict.formats.torch.replaced_index import earlier
-    from statedict.tensor.checks import refusal, tensors_of
+    from statedict.tensor.checks import refusal, tensors_by_part
 
     records = directory(source)
     folder, digests = "", list[str]()
@@ -102,9 +103,8 @@ def checks(source: ByteSource) -> Iterator[Found]:
         if OURS in held:
             digests = ours(held[OURS])["digests"]
         tree, storages = _tree(held)
-        places = {id(found): f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
-        for path, tensor in tensors_of(tree):
-            tensors.setdefault(places.get(id(tensor.storage), "data.pkl"), []).append((path, tensor))
+        places = {found: f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
+        tensors = tensors_by_part(tree, places, "data.pkl")
     except FormatError as error:
         yield refusal(error, source.name)
     order = [name.removeprefix(folder) or name for name in records]
@@ -287,7 +287,9 @@ def pickled(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
     """
-    tensors = list({id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values())
+    leaves = {id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values()
+    noted = (tensors_of(leaf.attributes) for leaf in leaves if leaf.attributes)
+    tensors = [*leaves, *{id(tensor): tensor for found in noted for _, tensor in found}.values()]
     segments, places = plan(tensors)
     by_tensor = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
 

@@ -21,7 +21,7 @@ from statedict.io.json import parse
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import as_parameter, tensor
-from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.tensor.lazy import Storage
 from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
@@ -55,20 +55,18 @@ def read(source: ByteSource) -> StateDict:
 def checks(source: ByteSource) -> Iterator[Found]:
     """Every record with its CRC-32 and its tensors, and the archive's own structure."""
     from statedict.formats.torch.faults import check, faults
-    from statedict.tensor.checks import tensors_of
+    from statedict.tensor.checks import tensors_by_part
 
     records = read_directory(source)
     yield from faults(source, records)
     tree, places = _tree(records, source.name)
-    tensors: dict[str, list[tuple[str, LazyTensor]]] = {}
-    for path, found in tensors_of(tree):
-        tensors.setdefault(places.get(id(found.storage), ""), []).append((path, found))
+    tensors = tensors_by_part(tree, places)
     for name, record in records.items():
         yield check(name, record, tuple(tensors.get(name, ())))
 
 
-def _tree(records: dict[str, Record | Inflated], where: str) -> tuple[StateDict, dict[int, str]]:
-    """The tree, and the record of each storage in it by the storage's id."""
+def _tree(records: dict[str, Record | Inflated], where: str) -> tuple[StateDict, dict[Storage, str]]:
+    """The tree, and the record of each storage in it."""
     root = next((name[: -len("archive_format")] for name in records if name.endswith("/archive_format")), None)
     if root is None:
         raise UnknownFormatError(f"{where}: is a zip archive that torch.export did not write")
@@ -95,7 +93,7 @@ def _tree(records: dict[str, Record | Inflated], where: str) -> tuple[StateDict,
                 inputs = formats.read_part(_stored(record))
             models.setdefault(name[len(root + _INPUTS) : -3], StateDict()).setdefault("sample_inputs", inputs)
     tree = next(iter(models.values())) if len(models) == 1 else StateDict(models)
-    return tree, {id(storage): name for name, storage in storages.items()}
+    return tree, {storage: name for name, storage in storages.items()}
 
 
 def _stored(record: Record | Inflated) -> Record:

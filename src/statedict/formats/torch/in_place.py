@@ -91,7 +91,7 @@ def _regions(tensors: list[LazyTensor], source: ByteSource) -> set[Region] | Non
         record = storage.source
         if not isinstance(record, Record) or not same_file(record.base, source):
             return None
-        if storages.setdefault(record.record, storage.key) != storage.key:
+        if storages.setdefault(record.record, storage) is not storage:
             return None
         found.add((record.record, tensor.offset, tensor.span, tensor.nbytes))
     return found

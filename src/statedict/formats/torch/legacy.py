@@ -124,7 +124,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         yield from by_storage(_read_tar(source))
         return
     tree, storages, end = _unpickle_alone(source)
-    yield from by_storage(tree, {id(storage): f"storage {key}" for key, storage in storages.items()})
+    yield from by_storage(tree, {storage: f"storage {key}" for key, storage in storages.items()})
     if end < source.size:
         what = f"{source.size - end:,} bytes follow the last storage, from byte {end:,}"
         yield Problem("end of file", what, remedy="find out what they are, or save it again without them")

@@ -11,7 +11,7 @@ from statedict.io.zip_table import FULL32, LOCAL
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor.checks import tensors_of
+from statedict.tensor.checks import tensors_by_part
 from statedict.tensor.lazy import Storage
 
 TYPE_CHECKING = False
@@ -69,11 +69,8 @@ def _promised(source: ByteSource) -> tuple[dict[str, int], dict[str, list[str]]]
     if name != "data.pkl":
         raise TruncatedError("the pickle does not come first")
     tree = load(source.read(start, min(source.size - start, _MAX_PICKLE)), DATA, storage, source.name)[0]
-    names = {id(storage): name for name, storage in storages.items()}
-    tensors: dict[str, list[str]] = {}
-    for path, tensor in tensors_of(tree):
-        tensors.setdefault(names.get(id(tensor.storage), ""), []).append(path)
-    return sizes, tensors
+    tensors = tensors_by_part(tree, {storage: name for name, storage in storages.items()})
+    return sizes, {name: [path for path, _ in those] for name, those in tensors.items()}
 
 
 def _header(source: ByteSource, at: int) -> tuple[str, int, int]:

@@ -38,14 +38,12 @@ def _entries(state: StateDict) -> Iterator[tuple[str, Any]]:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, LazyTensor) and isinstance(other, LazyTensor):
-        return one is other or _where(one) == _where(other)
+        if one is other or one.region == other.region:
+            return True
+        return not one.nbytes and not other.nbytes and (one.dtype, one.shape) == (other.dtype, other.shape)
     return type(one) is type(other) and bool(one == other)
-
-
-def _where(tensor: LazyTensor) -> Any:
-    return tensor.storage.key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype
 
 
 def _totals(entries: dict[str, Any]) -> tuple[int, int]:
     tensors = [leaf for leaf in entries.values() if isinstance(leaf, LazyTensor)]
-    return len(tensors), sum({_where(tensor): tensor.nbytes for tensor in tensors}.values())
+    return len(tensors), sum({tensor.region: tensor.nbytes for tensor in tensors}.values())

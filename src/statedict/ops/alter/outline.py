@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
 from statedict.tree.optimizer import Linked, Shape, fits, is_optimizer, leaves, map_leaves, number_keys
 from statedict.tree.rename import modules
@@ -290,11 +289,7 @@ def apart(tensor: LazyTensor) -> LazyTensor:
     """A tensor that shares its bytes with no other: it is stored, and changes, by itself."""
     old = tensor.storage
     own = Storage(old.source, old.offset, old.nbytes, old.device)
-    if isinstance(tensor, Labelled):
-        return tensor.over(own)
-    return LazyTensor(
-        tensor.dtype, tensor.shape, own, tensor.offset, tensor.strides, tensor.requires_grad, tensor.parameter
-    )
+    return tensor.replace(storage=own)
 
 
 Patterns = str | Sequence[str]
@@ -347,8 +342,8 @@ def _named(make: Make, path: str, known: dict[object, LazyTensor]) -> Make:
     """With the path in its errors; what is tied before is tied afterwards."""
 
     def named(tensor: LazyTensor) -> LazyTensor:
-        region = (tensor.storage.key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype.name)
-        if tensor.nbytes and region in known:
+        region = tensor.region
+        if region in known:
             return known[region]
         try:
             result = known[region] = make(tensor)

@@ -100,9 +100,7 @@ def transpose(state: StateDict, patterns: Patterns, dims: Sequence[int] | None =
         if sorted(order) != list(range(tensor.ndim)) or tensor.ndim < 2 or not tensor.dtype.itemsize:
             raise AlterError(f"{tensor!r}: cannot be transposed by {dims or 'its last two dimensions'}")
         shape, strides = (tuple(some[d] for d in order) for some in (tensor.shape, tensor.stride()))
-        return LazyTensor(
-            tensor.dtype, shape, tensor.storage, tensor.offset, strides, tensor.requires_grad, tensor.parameter
-        ).contiguous()
+        return tensor.replace(shape=shape, strides=strides).contiguous()
 
     return each(state, patterns, make)
 
@@ -126,8 +124,7 @@ def reshape(state: StateDict, patterns: Patterns, shape: Sequence[int]) -> State
         wanted = tuple(tensor.numel() // known if size == -1 and known else size for size in shape)
         if not tensor.dtype.bits:
             raise AlterError(f"{tensor!r}: cannot be given another shape, for the size of its elements is not known")
-        rows = tensor.contiguous()
-        result = LazyTensor(rows.dtype, wanted, rows.storage, rows.offset, None, tensor.requires_grad, tensor.parameter)
+        result = tensor.contiguous().replace(shape=wanted)
         if list(shape).count(-1) > 1 or any(size < 0 for size in wanted) or result.numel() != tensor.numel():
             raise AlterError(f"{tensor!r}: has {tensor.numel():,} elements, which {tuple(shape)} does not")
         return result

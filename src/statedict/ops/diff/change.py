@@ -20,7 +20,7 @@ from statedict.io.parallel import parallel
 from statedict.io.progress import Meter
 from statedict.ops.diff.compare import BLOCK, Run
 from statedict.ops.diff.measure import CHUNK, converted, working
-from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.tensor.lazy import LazyTensor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -204,9 +204,7 @@ def _powers(values: Any, out: Any, tiny: float, finite: Any) -> None:
 
 def _flattened(tensor: LazyTensor, rows: int, columns: int) -> LazyTensor:
     whole = tensor.contiguous()
-    return LazyTensor(
-        whole.dtype, (rows, columns), Storage(whole.storage.source, whole.storage.offset, whole.nbytes), whole.offset
-    )
+    return whole.replace(shape=(rows, columns))
 
 
 def _precision(kind: DType, bits: int) -> int:

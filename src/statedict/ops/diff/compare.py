@@ -20,6 +20,7 @@ from statedict.io.progress import Meter, meter
 from statedict.ops.diff.measure import Rule, Tally, add, comparable
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.segments import origin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def compare(pairs: Sequence[Pair], rule: Rule, executor: Executor | None = None)
     repeated: dict[int, int] = {}
     remote = False
     for number, (one, other) in enumerate(pairs):
-        here = (region(one), region(other))
+        here = (origin(one), origin(other))
         first = firsts.setdefault(here, number)
         if first != number:
             same.append((number, first))
@@ -126,21 +127,6 @@ def compare(pairs: Sequence[Pair], rule: Rule, executor: Executor | None = None)
     for number, first in same:
         found[number] = found[first]
     return found
-
-
-def region(tensor: LazyTensor) -> object:
-    """What is equal for two tensors that are known to have the same bytes, for they are the same ones."""
-    source: Any = tensor.storage.source
-    at = tensor.storage.offset + tensor.offset
-    while hasattr(source, "locate"):
-        source, start = source.locate()
-        at += start
-    if hasattr(source, "address"):
-        at += source.address
-        place: object = "memory"
-    else:
-        place = getattr(source, "identity", None) or id(source)
-    return place, at, tensor.dtype.name, tensor.shape, tensor.strides
 
 
 def _are_other_labels(one: LazyTensor, other: LazyTensor) -> bool:
@@ -186,7 +172,7 @@ def _dense(tensor: LazyTensor) -> bool:
 
 
 def _flat(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor(tensor.dtype, (tensor.span // tensor.dtype.itemsize,), tensor.storage, tensor.offset)
+    return tensor.replace(shape=(tensor.span // tensor.dtype.itemsize,), strides=None)
 
 
 def _slices(number: int, one: Run, other: Run, count: int, remote: bool) -> Iterator[Job]:

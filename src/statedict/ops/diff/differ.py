@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-from statedict.ops.diff.compare import compare, region
+from statedict.ops.diff.compare import compare
 from statedict.ops.diff.entries import Entries, together
 from statedict.ops.diff.match import by_content, contents, moves
 from statedict.ops.diff.measure import Rule, Tally, comparable
@@ -280,8 +280,7 @@ def _tied(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
     firsts: dict[object, str] = {}
     found = {}
     for path, tensor in tensors.items():
-        if tensor.nbytes:
-            first = firsts.setdefault(region(tensor), path)
-            if first != path:
-                found[path] = first
+        first = firsts.setdefault(tensor.region, path)
+        if first != path:
+            found[path] = first
     return found

@@ -13,6 +13,7 @@ from typing import Any
 
 from statedict.errors import AlterError
 from statedict.ops.alter.outline import Layout
+from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.optimizer import infer, is_optimizer, linked, names_of, parameter_size
 from statedict.tree.walk import free_name, label, walk
@@ -52,7 +53,11 @@ class Entries:
     def add(self, path: str, node: Any) -> None:
         """Take in what stands at a path."""
         if is_array(node):
-            self.tensors[free_name(path, self.tensors)] = as_lazy(node)
+            name, tensor = free_name(path, self.tensors), as_lazy(node)
+            self.tensors[name] = tensor
+            if tensor.attributes:
+                noted = data_of(tensor.attributes)
+                self.extra[name] = {key: value for key, value in noted.items() if _plain([value])}
         elif is_optimizer(node) and path not in self.optimizers:
             self.optimizers[path] = node
         elif isinstance(node, dict) and type(node) is not Counter:

@@ -17,9 +17,10 @@ from typing import Any
 from statedict.errors import LimitError
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, parallel
 from statedict.io.progress import Meter, meter
-from statedict.ops.diff.compare import BLOCK, Run, region
+from statedict.ops.diff.compare import BLOCK, Run
 from statedict.reports.diff import Moved
 from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.segments import origin
 from statedict.tree.rename import modules
 
 Tensors = Mapping[str, LazyTensor]
@@ -139,7 +140,7 @@ def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> 
 def digests(tensors: Tensors, executor: Executor | None = None) -> dict[str, str]:
     """Path → XXH3-128, in hexadecimal, of the elements in their order; each range of bytes is read once."""
     firsts: dict[object, str] = {}
-    same = {path: firsts.setdefault(region(tensor), path) for path, tensor in tensors.items()}
+    same = {path: firsts.setdefault(origin(tensor), path) for path, tensor in tensors.items()}
     found = _digested({path: tensors[path] for path in firsts.values()}, 0, executor)
     return {path: found[first].key[-1].hex() for path, first in same.items()}
 

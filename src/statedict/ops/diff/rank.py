@@ -27,11 +27,11 @@ from typing import Any
 from statedict.io.parallel import parallel
 from statedict.io.progress import Meter, meter
 from statedict.ops.diff.change import Change
-from statedict.ops.diff.compare import region
 from statedict.ops.diff.spectrum import DIRECTIONS, Spectrum, passes, spectrum
 from statedict.reports import diff as kinds
 from statedict.reports.diff import LowRank, TensorDiff
 from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.segments import origin
 
 LOW_RANK, FULL, ROUNDING, SMALL = VERDICTS = ("low-rank", "full", "rounding", "small")
 _TOP = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -64,7 +64,7 @@ def looked_into(
         one, other = a.get(str(tensor.before)), b.get(str(tensor.after))
         if one is None or other is None or not _matrix(tensor, one, other):
             continue
-        first = firsts.setdefault((region(one), region(other)), number)
+        first = firsts.setdefault((origin(one), origin(other)), number)
         if first != number:
             same.append((number, first))
         else:

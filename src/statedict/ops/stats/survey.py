@@ -19,6 +19,7 @@ from statedict.reports.figures import Figures, combined
 from statedict.reports.stats import GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.segments import storage_bytes
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import chosen
 
@@ -36,7 +37,7 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
     found: dict[object, str] = {}
     tied: dict[str, str] = {}
     for name, tensor in tensors.items():
-        first = found.setdefault(_region(tensor), name) if tensor.nbytes else name
+        first = found.setdefault(tensor.region, name)
         if first != name:
             tied[name] = first
     _bounded([tensors[name] for name in names if name not in tied])
@@ -48,7 +49,7 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
     suspects = {name: rows for name, tensor in pending.items() if (rows := rows_of(tensor, figures[name]))}
     dead = {name: rows.tensor.shape[0] for name, rows in suspects.items() if figures[name].zeros == rows.tensor.numel()}
     dead |= _dead({name: rows for name, rows in suspects.items() if name not in dead}, executor, here)
-    seen = optimizers(state, lambda step: _only_value(figures.get(found.get(_region(step), ""))))
+    seen = optimizers(state, lambda step: _only_value(figures.get(found.get(step.region, ""))))
     owned = owners(seen, names)
     if only is not None:
         touched = {id(one) for one, _ in owned.values()}
@@ -99,21 +100,11 @@ def _chosen(state: StateDict, only: Sequence[str] | str | None) -> dict[str, Laz
     return {name: tensors[name] for name in chosen(tensors, only, "tensor")}
 
 
-def _region(tensor: LazyTensor) -> object:
-    return tensor.storage.key, tensor.offset, tensor.shape, tensor.strides, tensor.dtype.name
-
-
-def _bounded(tensors: Iterable[LazyTensor]) -> None:
+def _bounded(tensors: list[LazyTensor]) -> None:
     """An error where few bytes are to be read very often."""
-    storages: dict[object, int] = {}
-    nbytes = count = 0
-    for tensor in tensors:
-        storages[tensor.storage.key] = tensor.storage.nbytes
-        nbytes += tensor.nbytes
-        count += 1
-    if nbytes > 64 * sum(storages.values()) + (1 << 30):
+    if sum(tensor.nbytes for tensor in tensors) > 64 * storage_bytes(tensors) + (1 << 30):
         raise LimitError(
-            f"its {count:,} tensors overlap too often for their figures to be computed; choose some by only"
+            f"its {len(tensors):,} tensors overlap too often for their figures to be computed; choose some by only"
         )
 
 
