@@ -118,6 +118,7 @@ class Walk:
         cut: what the last line names, if it ends without a line feed.
         crossed: whether an operation goes, or may go, past the end of its frame, so that some reader goes on elsewhere.
         opcodes: how many it followed.
+        searched: bytes through which it looked for the ends of lines.
         globals: in the order in which they are first named.
         storages: key → its type, of PyTorch's persistent ids; only with `torch`.
         texts: the offsets of all text constants; only with `torch`.
@@ -126,6 +127,7 @@ class Walk:
     def __init__(self, read: Read, start: int, nested: Nested | None, torch: bool) -> None:
         self.read, self.start, self.nested, self.torch = read, start, nested, torch
         self.end, self.problem, self.truncated, self.opcodes = start, "", False, 0
+        self.searched = 0
         self.doubts: list[str] = []
         self.crossed = False
         self.cut: Named | None = None
@@ -355,6 +357,7 @@ class Walk:
             end = begin
             while length := len(self.read(end, _LAST_WINDOW)):
                 end += length
+                self.searched += length
             return end
 
     def _archived(self, begin: int, length: int) -> bool:
@@ -400,6 +403,7 @@ class Walk:
         window = 1 << 10
         while True:
             data = self.read(begin, window)
+            self.searched += len(data)
             found = data.find(b"\n")
             if found >= 0:
                 return begin + found + 1

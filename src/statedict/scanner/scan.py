@@ -83,6 +83,7 @@ _GLANCE = 1 << 12  # the same, of what an archive says is a tensor
 _PICKLE = 256  # what looking for one costs, in bytes of the budget
 _OPCODE = 4  # what following an opcode costs
 _NAME = 40  # what naming a global costs
+_SEARCHED = 16  # bytes searched for the end of a line cost one
 _SURE = 16  # opcodes that random bytes do not get through
 
 
@@ -539,7 +540,8 @@ def _importable(named: Named, broken: bool) -> bool:
 
 
 def _cost(found: Walk) -> int:
-    return _PICKLE + _OPCODE * found.opcodes + _NAME * sum(named.count for named in found.globals)
+    named = sum(named.count for named in found.globals)
+    return _PICKLE + _OPCODE * found.opcodes + _NAME * named + found.searched // _SEARCHED
 
 
 def _label(member: str, inner: str) -> str:
