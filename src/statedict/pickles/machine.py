@@ -14,7 +14,7 @@ Bounds, for a pickle of n bytes:
              made to take for ever.
     lengths  of strings and integers are checked against what is left of the pickle before anything is allocated;
              names of globals have up to 1,000 characters, numbers in decimal digits what Python allows (4,300).
-Nesting is not bounded here, for it costs this machine nothing; whoever walks the result bounds it (paths.MAX_DEPTH).
+Nesting is not bounded here, for it costs this machine nothing; whoever walks the result bounds it (walk.MAX_DEPTH).
 
 Source: pickles/opcodes.py. What Python's unpicklers read differently is refused: odd spellings of numbers, and
 operations that go past the end of their frame.
