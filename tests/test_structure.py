@@ -38,8 +38,6 @@ CIRCLES = {
 MOST_LINES = 400
 LONG_FILES = {
     "io/object_store.py": 466,
-    "io/zip.py": 416,
-    "io/zip_table.py": 441,
     "pickles/machine.py": 570,
     "reports/diff.py": 411,
     "runs/directory.py": 583,
@@ -47,7 +45,7 @@ LONG_FILES = {
     "scanner/globals.py": 518,
     "scanner/scan.py": 548,
     "tensor/boxes.py": 402,
-    "torch.py": 458,
+    "torch.py": 459,
 }
 MOST_LINES_OF_A_FUNCTION = 60
 LONG_FUNCTIONS = {

@@ -44,7 +44,8 @@ from statedict.io.pipeline import fill
 from statedict.io.sink import FileSink, StreamSink
 from statedict.io.source import AddressSource, BytesSource, FileSource, Slice
 from statedict.io.urls import named
-from statedict.io.zip import ALIGNMENT, Record, refuse_behind
+from statedict.io.zip import Record, refuse_behind
+from statedict.io.zip_layout import ALIGNMENT
 from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.pickles.opcodes import as_text
 from statedict.pickles.torch_unpickler import Allowed, numpy_globals, unpickle

@@ -12,7 +12,7 @@
 | `loader.py` | a data loader that goes on in the middle of an epoch |
 | `preemption.py` | signals |
 | `look/reader.py` | the read-only base of `CheckpointManager` |
-| `look/listing.py`, `look/foreign.py` | the checkpoints in any directory, with those that are damaged; those that others wrote |
+| `look/listing.py`, `look/foreign.py` | the checkpoints in any directory, damaged ones too; those of others |
 | `look/description.py` | what one checkpoint says of itself |
 | `look/history.py`, `look/bisection.py` | when tensors changed and got NaN; which step broke a run |
 """

@@ -19,7 +19,8 @@ from statedict.io.files import open_source
 from statedict.io.json import check
 from statedict.io.source import BytesSource
 from statedict.io.tar import is_tar
-from statedict.io.zip_table import DEFLATED, STORED, find_ends
+from statedict.io.zip_ends import find_ends
+from statedict.io.zip_table import DEFLATED, STORED
 from statedict.pickles.constructors import StorageType
 from statedict.pickles.tables import DATA
 from statedict.reports.scan import DANGEROUS, OPAQUE, WORST_FIRST, Finding, ScanReport
@@ -42,7 +43,7 @@ from statedict.scanner.verdicts import RECORDS, grade
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from statedict.io.source import ByteSource
-    from statedict.io.zip_table import Ends, Reading
+    from statedict.io.zip_ends import Ends, Reading
 
 _ALLOWED = DATA.keys() | RECORDS
 _STRONG = re.compile(rb"\x80[\x00-\x05]")  # PROTO, which nearly every pickle begins with
