@@ -13,7 +13,7 @@ from math import prod
 from statedict.dtypes import DType, is_torch_dtype, labelled
 from statedict.errors import CorruptFileError, LimitError
 from statedict.formats.kinds import read_part
-from statedict.pickles.machine import Global
+from statedict.pickles.objects import Global
 from statedict.tensor.arrays import box_text, boxes_text, find_shape_fault
 from statedict.tensor.assembled import assembled
 from statedict.tensor.labelled import Labelled
