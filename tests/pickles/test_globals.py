@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from statedict.errors import CorruptFileError
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA as ALLOWED
-from statedict.scanner.globals import ALTERED, COMPUTED, EXTENSION, MAX_DISTINCT, MORE, OBJECTS, Named, Walk, walk
+from statedict.scanner.effects import ALTERED, COMPUTED, EXTENSION, MORE, OBJECTS, Named
+from statedict.scanner.globals import Walk, walk
+from statedict.scanner.names import MAX_DISTINCT
 from statedict.scanner.verdicts import DANGEROUS, DATA, OPAQUE, grade
 
 from ..work import assert_linear, steps

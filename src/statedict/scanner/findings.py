@@ -9,7 +9,7 @@ from statedict.reports.scan import OPAQUE, WORST_FIRST, Finding, ScanReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from statedict.scanner.globals import Named
+    from statedict.scanner.effects import Named
 
 MAX_FINDINGS = 20_000
 

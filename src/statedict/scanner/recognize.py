@@ -6,7 +6,8 @@ import re
 
 from statedict.pickles.tables import DATA
 from statedict.reports.scan import DANGEROUS
-from statedict.scanner.globals import ALTERED, COMPUTED, EXTENSION, Named, Walk
+from statedict.scanner.effects import ALTERED, COMPUTED, EXTENSION, Named
+from statedict.scanner.globals import Walk
 from statedict.scanner.verdicts import RECORDS, grade
 
 ALLOWED = DATA.keys() | RECORDS

@@ -28,7 +28,8 @@ from statedict.scanner.containers import (
     compression,
     local_member,
 )
-from statedict.scanner.globals import OBJECTS, Named, Walk, walk
+from statedict.scanner.effects import OBJECTS, Named
+from statedict.scanner.globals import Walk, walk
 from statedict.scanner.recognize import (
     ALLOWED,
     GLANCE,
