@@ -2,7 +2,7 @@
 
 | module | holds |
 |---|---|
-| `manager.py`, `arguments.py` | `CheckpointManager`; what callers pass |
+| `manager.py`, `exclusive.py`, `arguments.py` | `CheckpointManager`; its right to write; what callers pass |
 | `manifest.py` | what a checkpoint's directory says of itself |
 | `directory.py` | a run's directory: what is committed in it, what is left over; commit, remove |
 | `lock.py` | one process writes at a time |
