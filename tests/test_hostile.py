@@ -225,7 +225,7 @@ def test_a_call_with_an_absurd_size_makes_nothing_of_that_size(call: bytes, tmp_
         assert list(statedict.load(path)) == ["w"]
     except statedict.StateDictError:
         pass
-    ((_, memory, _),) = cost(path)
+    _, memory, _ = cost(path)
     assert memory < 8 << 20
 
 
