@@ -33,9 +33,11 @@ from fuzz.programs import EXTENSIONS, program
 from fuzz.readers import Label, Made
 from statedict.errors import StateDictError
 from statedict.io.source import BytesSource
-from statedict.pickles.machine import Global, load
-from statedict.scanner.globals import COMPUTED, MORE
-from statedict.scanner.scan import Scan, is_lines
+from statedict.pickles.machine import load
+from statedict.pickles.objects import Global
+from statedict.scanner.effects import COMPUTED, MORE
+from statedict.scanner.recognize import is_lines
+from statedict.scanner.scan import Scan
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 

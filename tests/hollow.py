@@ -1,19 +1,20 @@
-"""Large files that take no room, and what a command takes of time and memory."""
+"""Large files that take no room, and what a command takes of memory and reads."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _RUN = """
 import sys
 
-def status(key):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
+def status(key, file="/proc/self/status"):
+    return int(next(line for line in open(file) if line.startswith(key)).split()[1])
+
+before = status("rchar:", "/proc/self/io")
 
 def capped(room):
     import resource
@@ -29,16 +30,17 @@ try:
         capped(room)
     main(sys.argv[2:])
 finally:
-    print(status("VmHWM:"), file=sys.stderr)  # unlike ru_maxrss it does not count what the parent had
+    # unlike ru_maxrss VmHWM does not count what the parent had
+    print(status("VmHWM:"), status("rchar:", "/proc/self/io") - before, file=sys.stderr)
 """
 
 
 class Taken(NamedTuple):
-    """What a command printed, the seconds and the kilobytes that it took."""
+    """What a command printed, the kilobytes of memory that it took, and the bytes that it read."""
 
     printed: str
-    seconds: float
     kilobytes: int
+    read: int
 
 
 def run(*arguments: object, room: int = 0) -> Taken:
@@ -48,11 +50,11 @@ def run(*arguments: object, room: int = 0) -> Taken:
         arguments: of the command line.
         room: bytes of address space beyond what its imports take; 0 for as much as there is.
     """
-    start = time.perf_counter()
     command = [sys.executable, "-c", _RUN, str(room), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return Taken(done.stdout, time.perf_counter() - start, int(done.stderr.split()[-1]))
+    kilobytes, read = map(int, done.stderr.split()[-2:])
+    return Taken(done.stdout, kilobytes, read)
 
 
 def hollow(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> None:

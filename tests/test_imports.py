@@ -1,8 +1,7 @@
-"""What a fresh process imports, and how long that takes."""
+"""What a fresh process imports, and how much that is."""
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -76,15 +75,10 @@ def test_every_public_name_is_importable_without_torch() -> None:
     assert "torch" not in modules_after("from statedict import *")
 
 
-def test_importing_statedict_takes_less_than_100_ms_more_than_importing_numpy() -> None:
-    def seconds(module: str) -> float:
-        code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
-        return statistics.median(
-            float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-            for _ in range(5)
-        )
-
-    assert seconds("statedict") < seconds("numpy") + 0.1
+def test_importing_statedict_imports_few_modules() -> None:
+    code = "import sys; before = set(sys.modules); import statedict; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert len(done.stdout.split()) <= 20, done.stdout
 
 
 def test_what_takes_torch_names_the_extra_where_torch_is_missing() -> None:

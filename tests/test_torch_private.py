@@ -16,7 +16,8 @@ import statedict
 import statedict.torch
 from statedict import torch_private
 from statedict.errors import is_failure_of_code
-from statedict.pickles.machine import Global, load
+from statedict.pickles.machine import load
+from statedict.pickles.objects import Global
 
 ROOT = Path(str(statedict.__file__)).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "torch_private.py")

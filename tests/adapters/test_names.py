@@ -18,6 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 import statedict
 from statedict.adapters.names import WRAPPERS, align
 
+from ..work import assert_linear, steps
+
 NAMES = ["conv.weight", "conv.bias", "layers.0.norm.weight", "layers.1.norm.weight", "head"]
 
 
@@ -172,15 +174,11 @@ def test_each_side_below_a_name_of_its_own_is_read() -> None:
     assert "'net.'" in reading.note
 
 
-def test_reading_the_names_costs_microseconds_each() -> None:
-    import time
-
-    def cost(count: int) -> float:
+def test_the_cost_of_reading_the_names_is_linear() -> None:
+    def cost(count: int) -> int:
         names = [f"model.layers.{i}.attn.{k}.weight" for i in range(count // 4) for k in "qkvo"]
         wrapped = [f"module.{name}" for name in names]
-        start = time.process_time()
-        align(names, wrapped)
-        return time.process_time() - start
+        return steps(lambda: align(names, wrapped))
 
-    assert min(cost(10_000) for _ in range(3)) < 10_000 * 20e-6
-    assert min(cost(40_000) for _ in range(3)) < 6 * min(cost(10_000) for _ in range(3)) + 0.05
+    assert_linear(cost, 10_000, 40_000)
+    assert cost(10_000) < 100 * 10_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cProfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import nn
 
 import statedict
+
+from ..work import assert_linear, steps
 
 
 def linear() -> nn.Linear:
@@ -376,14 +377,13 @@ def test_a_repeated_block_with_a_history_costs_no_more_than_its_size() -> None:
             super().__init__()
             self.q, self.k = linear(), linear()
 
-    def calls(count: int) -> int:
+    def cost(count: int) -> int:
         model = nn.Sequential(*[Layer() for _ in range(count)])
         state = {name.replace("q.", "query."): tensor for name, tensor in model.state_dict().items()}
-        profile = cProfile.Profile()
-        assert not profile.runcall(statedict.restore, model, state, dry_run=True).problems
-        return sum(entry.callcount for entry in profile.getstats())
+        assert not statedict.restore(model, state, dry_run=True).problems
+        return steps(lambda: statedict.restore(model, state, dry_run=True))
 
-    assert calls(400) < 5 * calls(100)  # 4 times the work; it was 16 times
+    assert_linear(cost, 100, 400)
 
 
 def test_a_live_state_under_other_names_is_not_overwritten_while_it_is_read() -> None:

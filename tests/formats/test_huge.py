@@ -1,4 +1,4 @@
-"""Checkpoints of 1 TB: what needs headers only takes seconds and little memory. The files have holes, no bytes."""
+"""Checkpoints of 1 TB: what needs headers only reads them and takes little memory. The files have holes, no bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_little(taken: Taken) -> None:
-    assert taken.seconds < 20  # a second or two; much of the rest is other tests on this machine
+    assert taken.read < 64 << 20  # the headers, and the modules of Python
     assert taken.kilobytes < 150_000
 
 
@@ -50,13 +50,13 @@ def assert_little(taken: Taken) -> None:
     ],
     ids=lambda value: " ".join(value[:-1]) if isinstance(value, tuple) else "",
 )
-def test_a_terabyte_in_a_hundred_shards_takes_seconds(folder: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_a_terabyte_in_a_hundred_shards_costs_its_headers(folder: Path, arguments: tuple[str, ...], says: str) -> None:
     taken = run(arguments[0], folder, *arguments[1:], room=400 << 20)
     assert says in taken.printed
     assert_little(taken)
 
 
-def test_a_shard_that_was_cut_short_is_found_in_seconds(folder: Path) -> None:
+def test_a_shard_that_was_cut_short_is_found_by_its_size(folder: Path) -> None:
     shard = folder / "model-00077-of-00100.safetensors"
     size = shard.stat().st_size
     with shard.open("r+b") as file:

@@ -18,7 +18,8 @@ from statedict.errors import LimitError
 from statedict.io.source import BytesSource
 from statedict.pickles.budget import FACTOR, MEMO
 from statedict.pickles.constructors import TypedStorage
-from statedict.pickles.machine import Global, _Machine
+from statedict.pickles.machine import _Machine
+from statedict.pickles.objects import Global
 from statedict.pickles.tables import DATA
 from statedict.tensor.lazy import Storage
 

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from statedict.errors import CorruptFileError, LimitError
+from statedict.errors import CorruptFileError, LimitError, StateDictError
 from statedict.pickles.budget import FACTOR, RESERVE
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.values import Opaque
 
+from ..work import assert_linear, steps
 from . import bombs, constructions
 
 SMALL, LARGE = 300_000, 1_500_000
@@ -23,25 +24,31 @@ def bound(length: int) -> int:
     return (64 << 20) + 20 * length
 
 
-def measure(name: str, *sizes: int) -> list[tuple[str, int, float, int]]:
+def measure(name: str, *sizes: int) -> list[tuple[str, int, int]]:
     command = [sys.executable, bombs.__file__, name, *map(str, sizes)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.splitlines()
-    split = [line.split() for line in lines]
-    return [(outcome, int(memory), float(seconds), int(length)) for outcome, memory, seconds, length in split]
+    return [(outcome, int(memory), int(length)) for outcome, memory, length in map(str.split, lines)]
 
 
 @pytest.mark.parametrize("name", bombs.BOMBS)
-def test_memory_and_time_stay_within_the_bounds(name: str) -> None:
-    small, large = measure(name, SMALL, LARGE)
-    for _, memory, _, length in (small, large):
+def test_memory_stays_within_the_bounds(name: str) -> None:
+    for outcome, memory, length in measure(name, SMALL, LARGE):
         assert memory <= bound(length)
-    assert large[2] <= 8 * small[2] + 0.5  # five times the bytes; were it quadratic, 25 times the time
-    assert {small[0], large[0]} <= {"read", "CorruptFileError", "TruncatedError", "LimitError"}
+        assert outcome in ("read", "CorruptFileError", "TruncatedError", "LimitError")
+
+
+@pytest.mark.parametrize("name", bombs.BOMBS)
+def test_work_is_linear(name: str) -> None:
+    def cost(size: int) -> int:
+        data = bombs.BOMBS[name](size)
+        return steps(lambda: load(data, DATA), StateDictError)
+
+    assert_linear(cost, 40_000, 160_000)
 
 
 @pytest.mark.parametrize("name", ["nothings", "short strings", "a tuple of nothings", "short long integers"])
 def test_memory_stays_within_the_bounds_for_a_pickle_of_many_megabytes(name: str) -> None:
-    ((outcome, memory, _, length),) = measure(name, 12_000_000)
+    ((outcome, memory, length),) = measure(name, 12_000_000)
     assert outcome in ("read", "CorruptFileError", "TruncatedError", "LimitError")
     assert memory <= bound(length)
 

@@ -9,9 +9,9 @@ import pickletools
 import struct
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,12 @@ from hypothesis import strategies as st
 from statedict.errors import CorruptFileError
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA as ALLOWED
-from statedict.scanner.globals import ALTERED, COMPUTED, EXTENSION, MAX_DISTINCT, MORE, OBJECTS, Named, Walk, walk
+from statedict.scanner.effects import ALTERED, COMPUTED, EXTENSION, MORE, OBJECTS, Named
+from statedict.scanner.globals import Walk, walk
+from statedict.scanner.names import MAX_DISTINCT
 from statedict.scanner.verdicts import DANGEROUS, DATA, OPAQUE, grade
+
+from ..work import assert_linear, steps
 
 
 def over(data: bytes, **options: Any) -> Walk:
@@ -326,18 +330,8 @@ HEAVY: dict[str, Callable[[int], bytes]] = {
 
 
 @pytest.mark.parametrize("case", HEAVY)
-def test_time_is_linear_and_memory_bounded(case: str) -> None:
-    def seconds(size: int) -> float:
-        data = HEAVY[case](size)
-        best = 1e9
-        for _ in range(3):
-            start = time.process_time()
-            over(data, torch=True)
-            best = min(best, time.process_time() - start)
-        return best
-
-    small, large = seconds(20_000), seconds(80_000)
-    assert large < 12 * small + 0.05
+def test_work_is_linear_and_memory_bounded(case: str) -> None:
+    assert_linear(lambda size: steps(partial(over, HEAVY[case](size), torch=True)), 20_000, 80_000)
     data = HEAVY[case](120_000)
     tracemalloc.start()
     over(data, torch=True)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -183,9 +182,8 @@ def test_an_interruption_leaves_nothing(s3: Any, tmp_path: Path) -> None:
     for _ in range(30):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    _, said = process.communicate(timeout=30)
-    assert time.monotonic() - started < 10
+    went_on, said = process.communicate(timeout=30)
+    assert len(went_on.splitlines()) < 100  # of the 200 MB, which it does not compute to their end
     assert "KeyboardInterrupt" in said
     assert not keys(s3)
     assert not unfinished(s3)

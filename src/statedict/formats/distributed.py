@@ -16,7 +16,6 @@ import os
 from collections import Counter
 from itertools import pairwise
 
-from statedict import formats
 from statedict.errors import (
     CorruptFileError,
     FileError,
@@ -27,6 +26,7 @@ from statedict.errors import (
 )
 from statedict.formats import places as folders
 from statedict.formats.distributed_tensors import OURS, REMEDY, Tensors, fields, key_text
+from statedict.formats.kinds import part_checks, read_part
 from statedict.io.source import Slice
 from statedict.pickles.budget import RECORDS, Together
 from statedict.pickles.keys import Keys
@@ -190,7 +190,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
             name, chunk = held[0]
             part = f"{file}: {name} from {chunk}" if chunk and any(chunk) else f"{file}: {name}"
             try:
-                for item in within(formats.part_checks(Slice(whole, offset, length)), part, name):
+                for item in within(part_checks(Slice(whole, offset, length)), part, name):
                     if isinstance(item, Check) and item.tensors:
                         item.tensors += tuple((tied, item.tensors[0][1]) for tied, _ in held[1:])
                     yield item
@@ -222,7 +222,7 @@ def _leaf(name: str, entry: dict[str, Any], tensors: Tensors) -> Any:
     place = tensors.places.get((name, None))
     if place is None:
         raise CorruptFileError(f"{tensors.where}: the bytes of {name!r} are missing")
-    return formats.read_part(place)
+    return read_part(place)
 
 
 def _insert(tree: StateDict, keys: tuple[Any, ...], leaf: Any) -> None:

@@ -10,10 +10,10 @@ from functools import partial
 from itertools import pairwise, product
 from math import prod
 
-from statedict import formats
 from statedict.dtypes import DType, is_torch_dtype, labelled
 from statedict.errors import CorruptFileError, LimitError
-from statedict.pickles.machine import Global
+from statedict.formats.kinds import read_part
+from statedict.pickles.objects import Global
 from statedict.tensor.arrays import box_text, boxes_text, find_shape_fault
 from statedict.tensor.assembled import assembled
 from statedict.tensor.labelled import Labelled
@@ -176,7 +176,7 @@ def _dtype(properties: Any) -> DType | None:
 
 def _chunk(kind: DType, sizes: Shape, place: Slice, name: str) -> LazyTensor:
     """A chunk, which is a file of torch.save in itself."""
-    tensor = formats.read_part(place)
+    tensor = read_part(place)
     if isinstance(tensor, Labelled) and tensor.dtype.name == kind.name and tensor.element_bytes() * 8 == kind.bits:
         tensor = LazyTensor(kind, tensor.shape, tensor.storage)
     if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
@@ -188,7 +188,7 @@ def _sized(kind: DType, places: list[Slice], name: str) -> DType:
     """A dtype that no table has, with the size of its elements as the first chunk has them."""
     if not places:
         return labelled(kind.name, 8)
-    tensor = formats.read_part(places[0])
+    tensor = read_part(places[0])
     if not isinstance(tensor, Labelled) or tensor.dtype.name != kind.name:
         raise CorruptFileError(f"{places[0].name}: the chunk of {name!r} is not the tensor that the metadata describes")
     return labelled(kind.name, 8 * tensor.element_bytes())

@@ -12,7 +12,8 @@ from statedict.formats.torch import legacy as torch_legacy
 from statedict.io.source import BytesSource
 from statedict.io.zip import refuse_behind
 from statedict.pickles.constructors import StorageType, TypedStorage
-from statedict.pickles.machine import Global, load
+from statedict.pickles.machine import load
+from statedict.pickles.objects import Global
 from statedict.pickles.tables import DATA
 
 TYPE_CHECKING = False

@@ -18,9 +18,9 @@ import errno
 import json
 from functools import partial
 
-from statedict import formats
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
 from statedict.formats import places, safetensors
+from statedict.formats.kinds import part_checks, read_part
 from statedict.formats.skeleton import KEY, put_together, taken_apart
 from statedict.io.json import parse, read_document
 from statedict.io.sink import put_bytes
@@ -150,7 +150,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
             shard = sources[path]
             if isinstance(shard, FileError):
                 raise shard
-            for item in within(formats.part_checks(shard), file):
+            for item in within(part_checks(shard), file):
                 if isinstance(item, Check):
                     there |= item.tensors
                 problems += isinstance(item, Problem)
@@ -178,7 +178,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
 
 def _shard(source: Any) -> dict[Any, Any]:
-    tree = formats.read_part(source)
+    tree = read_part(source)
     if not isinstance(tree, dict):
         raise CorruptFileError(f"{source.name}: holds no dict of tensors")
     return tree

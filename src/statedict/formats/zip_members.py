@@ -7,8 +7,8 @@ is read.
 
 from __future__ import annotations
 
-from statedict import formats
 from statedict.errors import FormatError, UnknownFormatError
+from statedict.formats.kinds import part_checks, read_part
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
 from statedict.tree.state_dict import StateDict
@@ -46,7 +46,7 @@ def read(source: ByteSource) -> StateDict:
                 continue
         try:
             with together:
-                tree[name] = formats.read_part(record)
+                tree[name] = read_part(record)
             found = True
         except FormatError:
             tree[name] = _other(record)
@@ -71,7 +71,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
             continue
         yield check(name, record)
         if not isinstance(tree[name], str | Opaque):
-            yield from within(formats.part_checks(record), name, name)
+            yield from within(part_checks(record), name, name)
 
 
 def _other(record: Any) -> Any:

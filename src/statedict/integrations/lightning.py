@@ -132,8 +132,8 @@ class StatedictCheckpointIO(CheckpointIO):
             RefusedError: something outside of the hyperparameters could only be made by running code.
             FormatError: it is no checkpoint, truncated or damaged.
         """
-        from statedict.torch import from_tree
         from statedict.torch import load as torch_load
+        from statedict.torch.storages import from_tree
 
         target = named(path)
         self._settle(target)

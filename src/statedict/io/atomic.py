@@ -78,10 +78,7 @@ def publish(
             os.link(temporary, path)  # unlike rename it refuses to replace
             os.unlink(temporary)
     except BaseException as error:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
+        _remove(temporary, os.unlink)
         if isinstance(error, FileExistsError):
             raise _exists(path) from error
         if isinstance(error, OSError) and not isinstance(error, FileError):
@@ -122,10 +119,9 @@ def publish_folder(
     new = not os.path.lexists(folder)
     if not new and not os.path.isdir(folder):
         raise FileError(f"{folder}: is a file; name a folder to write shards into")
-    if not overwrite:
-        for file in files:
-            if os.path.lexists(os.path.join(folder, file)):
-                raise _exists(os.path.join(folder, file))
+    for file in () if overwrite else files:
+        if os.path.lexists(os.path.join(folder, file)):
+            raise _exists(os.path.join(folder, file))
     place = os.path.join(above, f".{name[:200]}.{os.urandom(4).hex()}.tmp") if new else folder
     written: dict[str, str] = {}
     try:
@@ -141,19 +137,16 @@ def publish_folder(
         else:
             for file, path in written.items():
                 os.replace(path, os.path.join(folder, file))
-            if fsync:
-                sync_directory(folder)
     except BaseException as error:
         for path in written.values():
-            if new or os.path.basename(path).startswith("."):
-                _remove(path, os.unlink)
+            _remove(path, os.unlink)
         if new:
             _remove(place, os.rmdir)
         if isinstance(error, OSError) and not isinstance(error, FileError):
             raise file_error(folder, "cannot write (what was there is unchanged)", error) from error
         raise
-    if fsync and new:
-        sync_directory(above)
+    if fsync:
+        sync_directory(above if new else folder)
 
 
 def _remove(path: str, remove: Callable[[str], None]) -> None:

@@ -9,44 +9,22 @@ r"""Zip archives as a table of byte ranges.
     data descriptor:              PK\7\10, CRC-32, sizes (64 bits wide in zip64 entries)
 
 Reading takes the central directory in one piece and resolves a local header only when its record is read, for
-touching 300 of them on a cold disk costs more than the rest of the work. Writing appends a record as it comes, with
-its CRC-32 in a data descriptor, as PyTorch does; every record starts on a multiple of 64 bytes.
+touching 300 of them on a cold disk costs more than the rest of the work.
 
 Source: PKWARE APPNOTE 6.3.10. Limits: no encryption, no multiple disks; stored and deflated records.
 """
 
 from __future__ import annotations
 
-import struct
-
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
-from statedict.io.zip_table import (
-    CENTRAL,
-    DEFLATED,
-    END,
-    END64,
-    FULL16,
-    FULL32,
-    LOCAL,
-    LOCATOR64,
-    STORED,
-    UNREADABLE,
-    Entry,
-    differs,
-    find_ends,
-    read_entries,
-    read_local,
-)
+from statedict.io.zip_ends import END, FULL16, find_ends
+from statedict.io.zip_table import DEFLATED, STORED, UNREADABLE, Header, differs, read_entries, read_local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from statedict.io.source import ByteSource
-
-_FLAGS = 0x0808  # names in UTF-8, data descriptor
-ALIGNMENT = 64
-_PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
 
 
 class Record:
@@ -56,7 +34,7 @@ class Record:
 
     in_memory = False
 
-    def __init__(self, base: ByteSource, entry: Entry) -> None:
+    def __init__(self, base: ByteSource, entry: Header) -> None:
         self._base, self.entry, self._start = base, entry, -1
         self.crc, self.size = entry[3], entry[4]
 
@@ -68,7 +46,7 @@ class Record:
     @property
     def header(self) -> int:
         """Where its own header begins in the archive."""
-        return self.entry.header
+        return self.entry.at
 
     @property
     def name(self) -> str:
@@ -104,14 +82,14 @@ class Record:
         """The archive and the offset of this record's first byte in it."""
         if self._start < 0:
             base, said = self._base, self.entry
-            if said.header + 30 > base.size:
+            if said.at + 30 > base.size:
                 raise CorruptFileError(
                     f"{self.label}: its header lies past the end of the file; the file looks truncated"
                 )
-            local = read_local(base, said.header, said.length)
+            local = read_local(base, said.at, said.length)
             if local is None:
                 raise CorruptFileError(f"{self.label}: no record at byte {self.header:,}; the archive is damaged")
-            start = local.start
+            start = local.at
             if start + self.size > base.size:
                 raise CorruptFileError(
                     f"{self.label}: bytes {start:,} to {start + self.size:,} lie past the end of the file "
@@ -277,9 +255,9 @@ def _check_overlap(source: ByteSource, records: dict[str, Record | Inflated]) ->
         reach = end
 
 
-def _unread(source: ByteSource, entry: Entry, what: str) -> FormatError:
+def _unread(source: ByteSource, entry: Header, what: str) -> FormatError:
     """What the directory says of a record that cannot be read, if the record itself says so too."""
-    local = read_local(source, entry.header)
+    local = read_local(source, entry.at)
     if local is None or (local.flags & UNREADABLE, local.method) != (entry.flags & UNREADABLE, entry.method):
         what += ", or fetch it again: the record's own header says otherwise"
         return CorruptFileError(f"{source.name}: record {entry.name!r} {what}")
@@ -348,69 +326,3 @@ def _endless(source: ByteSource) -> TruncatedError:
         f"{source.name}: begins as a zip archive but its directory at the end is missing{holes}; "
         f"the file ({source.size:,} bytes) looks truncated, fetch it again"
     )
-
-
-class ArchiveLayout:
-    """Where each record of a new archive goes, decided before a byte is written.
-
-    >>> from statedict.io.zip import ArchiveLayout
-    >>> layout = ArchiveLayout()
-    >>> header_at, header, data_at = layout.add("archive/data.pkl", 100)
-    >>> header_at, data_at % 64
-    (0, 0)
-    """
-
-    def __init__(self) -> None:
-        self.position = 0
-        self._entries: list[tuple[bytes, int, int]] = []
-
-    def add(self, name: str, size: int) -> tuple[int, bytes, int]:
-        """Place a record of `size` bytes: its header's offset, its header with padding, its data's offset."""
-        encoded = name.encode()
-        header_at = self.position
-        wide = size >= FULL32
-        extra = struct.pack("<2H2Q", 1, 16, 0, 0) if wide else b""
-        start = header_at + 30 + len(encoded) + len(extra) + 4
-        padding = -start % ALIGNMENT
-        extra += _PADDING[padding]
-        sizes = (FULL32, FULL32) if wide else (0, 0)  # the descriptor has them
-        version = 45 if wide else 20
-        header = LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
-        data_at = start + padding
-        self._entries.append((encoded, header_at, size))
-        self.position = data_at + size + (24 if wide else 16)
-        return header_at, header, data_at
-
-    @staticmethod
-    def descriptor(crc: int, size: int) -> bytes:
-        """What follows a record's data."""
-        return struct.pack("<4sL2Q" if size >= FULL32 else "<4s3L", b"PK\7\x08", crc, size, size)
-
-    def directory(self, crcs: list[int]) -> bytes:
-        """The central directory and the end records, given each record's CRC-32 in the order of `add`."""
-        parts: list[bytes] = []
-        pack = CENTRAL.pack
-        for (name, header_at, size), crc in zip(self._entries, crcs, strict=True):
-            extra = b""
-            if size >= FULL32 or header_at >= FULL32:
-                wide = [v for v in (size, size, header_at) if v >= FULL32]
-                extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide)
-            short_size, short_at = min(size, FULL32), min(header_at, FULL32)
-            version = 45 if extra else 20
-            parts.append(
-                pack(b"PK\1\2", version, version, _FLAGS, 0, 0, 0, crc, short_size, short_size,
-                     len(name), len(extra), 0, 0, 0, 0, short_at)
-                + name + extra
-            )  # fmt: skip
-        body = b"".join(parts)
-        return body + end_records(len(self._entries), len(body), self.position)
-
-
-def end_records(count: int, size: int, at: int) -> bytes:
-    """What follows a central directory of so many entries and bytes that begins at byte `at`."""
-    end = b""
-    if count >= FULL16 or size >= FULL32 or at >= FULL32:
-        end = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
-        end += LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
-    short = min(count, FULL16)
-    return end + END.pack(b"PK\5\6", 0, 0, short, short, min(size, FULL32), min(at, FULL32), 0)

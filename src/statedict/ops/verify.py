@@ -22,6 +22,9 @@ _REMEDY = "fetch the file again, or save it again"
 _JOB = 32 << 20  # bytes that a thread takes at a time
 _SMALL = 16 << 20  # a part without tensors, such as a header or a pickle, that even a quick look reads
 
+_QUICK = "structure only: no tensor was read, so damage within tensors is not seen"
+_BARE = "it carries no digests, so damage within tensors cannot be seen; files that statedict saves do"
+
 
 def examine(file: str, name: str, found: Iterator[Found], values: bool = False, quick: bool = False) -> VerifyReport:
     """Carry out what a format's `checks` say.
@@ -36,10 +39,8 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
     Raises:
         UnknownFormatError: it turns out to be no checkpoint.
     """
-    checks: list[Check] = []
-    looked: list[Check] = []
-    problems: list[Problem] = []
-    notes: list[str] = []
+    checks, looked = list[Check](), list[Check]()
+    problems, notes = list[Problem](), list[str]()
     here = meter()
 
     def parts() -> Iterator[Check]:
@@ -65,20 +66,14 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
         for problem, counts in done:
             problems += [problem] if problem else []
             for count in counts:
-                before = nonfinite.get(count.path, Nonfinite(count.path, 0, 0, 0))
-                nonfinite[count.path] = Nonfinite(
-                    count.path,
-                    before.elements + count.elements,
-                    before.nan + count.nan,
-                    before.inf + count.inf,
-                )
+                nonfinite[count.path] = _sum(count, nonfinite.get(count.path))
     paths = {path for check in checks for path in check.paths}
     if not paths and not problems:
         notes.append("no tensor is in it")
     elif quick:
-        notes.append("structure only: no tensor was read, so damage within tensors is not seen")
+        notes.append(_QUICK)
     elif checks and not any(check.digest or check.crc is not None for check in checks):
-        notes.append("it carries no digests, so damage within tensors cannot be seen; files that statedict saves do")
+        notes.append(_BARE)
     return VerifyReport(
         file=file,
         format=name,
@@ -91,6 +86,14 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
         notes=tuple(notes),
         nonfinite=tuple(count for count in nonfinite.values() if count.nan or count.inf) if values else None,
     )
+
+
+def _sum(count: Nonfinite, before: Nonfinite | None) -> Nonfinite:
+    """The counts of two parts of a tensor."""
+    if before is None:
+        return count
+    elements, nan, inf = before.elements + count.elements, before.nan + count.nan, before.inf + count.inf
+    return Nonfinite(count.path, elements, nan, inf)
 
 
 def _look(check: Check, values: bool, here: Meter) -> tuple[Problem | None, list[Nonfinite]]:

@@ -21,7 +21,7 @@ from math import prod
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
 from statedict.pickles.constructors import TypedStorage, as_parameter, check_geometry, check_grad, tensor
-from statedict.pickles.machine import Global
+from statedict.pickles.objects import Global
 from statedict.tensor.attributes import named
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict

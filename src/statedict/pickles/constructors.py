@@ -14,7 +14,7 @@ from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import BytesSource
 from statedict.pickles.budget import DICT
 from statedict.pickles.keys import Keys
-from statedict.pickles.machine import Global
+from statedict.pickles.objects import Global
 from statedict.tensor.arrays import MAX_DIMS, find_shape_fault
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage

@@ -14,7 +14,7 @@ Bounds, for a pickle of n bytes:
              made to take for ever.
     lengths  of strings and integers are checked against what is left of the pickle before anything is allocated;
              names of globals have up to 1,000 characters, numbers in decimal digits what Python allows (4,300).
-Nesting is not bounded here, for it costs this machine nothing; whoever walks the result bounds it (paths.MAX_DEPTH).
+Nesting is not bounded here, for it costs this machine nothing; whoever walks the result bounds it (walk.MAX_DEPTH).
 
 Source: pickles/opcodes.py. What Python's unpicklers read differently is refused: odd spellings of numbers, and
 operations that go past the end of their frame.
@@ -23,18 +23,16 @@ operations that go past the end of their frame.
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
 
 from statedict.errors import (
     CorruptFileError,
     FormatError,
-    LimitError,
     StateDictError,
     TruncatedError,
     is_failure_of_code,
 )
-from statedict.pickles.budget import DICT, ENTRY, FACTOR, KEY, MEMO, OBJECT, STATE, TEXT, TUPLE, Budget, weigh
-from statedict.pickles.keys import Keys, check_twins
+from statedict.pickles.budget import DICT, ENTRY, FACTOR, MEMO, OBJECT, TEXT, TUPLE
+from statedict.pickles.objects import Builder, Global, name_call
 from statedict.pickles.opcodes import COUNTED, LINES, OPCODES
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
@@ -44,26 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-_MAX_NAME = 1000
-_MODULE = {"_parameters", "_buffers", "_modules"}
-
 _U2, _U4, _U8 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
 _I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
-
-
-class Global(Opaque):
-    """A global that the pickle names: with a `build` it makes data, without one its calls become Opaque.
-
-    Where the pickle holds it as a value it is what every class is there: an Opaque with a name and nothing else.
-    A call with fewer than `bulk` arguments makes one small object; one with more makes up to `cost` bytes besides what
-    it takes to copy its arguments.
-    """
-
-    __slots__ = ("build", "bulk", "cost")
-
-    def __init__(self, name: str, build: Callable[..., Any] | None = None, bulk: int = 1, cost: int = OBJECT) -> None:
-        super().__init__(name)
-        self.build, self.bulk, self.cost = build, bulk, cost
 
 
 def load(
@@ -113,30 +93,7 @@ def load(
         ) from error
 
 
-class _Machine:
-    def __init__(
-        self,
-        data: bytes,
-        constructors: Mapping[str, Any],
-        persistent_load: Callable[[Any], Any] | None,
-        position: int,
-        factor: int,
-    ) -> None:
-        self.data, self.constructors, self.persistent_load, self.position = (
-            data,
-            constructors,
-            persistent_load,
-            position,
-        )
-        self.budget = Budget(position, factor)
-        self.charge = self.budget.charge
-        self.globals: dict[str, Any] = {}
-        self.memo: list[Any] = []
-        self.far_memo: dict[int, Any] = {}
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.keys = Keys()
-
+class _Machine(Builder):
     def run(self) -> tuple[Any, int]:  # one branch an opcode, the frequent ones first
         data, memo, far_memo, stack, marks = self.data, self.memo, self.far_memo, self.stack, self.marks
         position, size, u4 = self.position, len(data), _U4.unpack_from
@@ -301,31 +258,53 @@ class _Machine:
 
     def rare(self, op: int, position: int) -> int:
         """The opcodes that modern pickles seldom use."""
-        data, stack, marks = self.data, self.stack, self.marks
         if op in COUNTED:  # a length, then that many bytes
             row = COUNTED[op]
             begin = position + row.width
-            end = begin + int.from_bytes(data[position:begin], "little")
-            if end > len(data):
+            end = begin + int.from_bytes(self.data[position:begin], "little")
+            if end > len(self.data):
                 raise TruncatedError(f"a value of {end - begin:,} bytes goes past the end of the pickle")
             self.budget.reach(end)
             self.charge(TEXT + 4 * (end - begin))
-            stack.append(row.read(data[begin:end]))
+            self.stack.append(row.read(self.data[begin:end]))
             return end
         if op in LINES:
-            raw, position = self.line(position)
-            self.charge(TEXT + 4 * len(raw))
-            value = LINES[op].read(raw)
-            if op == 0x70:  # PUT
-                self.put(value, stack[-1])
-            elif op == 0x67:  # GET
-                stack.append(self.memo[value] if value < len(self.memo) else self.far_memo[value])
-            elif op == 0x50:  # PERSID
-                self.charge(2 * OBJECT)
-                stack.append(self.persistent(value))
-            else:
-                stack.append(value)
-        elif op == 0x30:  # POP
+            return self.take_line(op, position)
+        if op == 0x69:  # INST
+            found, position = self.spelled(op, position)
+            items = self.pop_mark()
+            self.charge(OBJECT + TUPLE + 8 * len(items))
+            self.stack.append(self.call(found, tuple(items)))
+            return position
+        if op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
+            row = OPCODES[op]
+            end = position + row.width
+            self.stack.append(self.find("copyreg", f"extension {row.read(self.data[position:end])}"))
+            return end
+        self.rearrange(op)
+        return position
+
+    def take_line(self, op: int, position: int) -> int:
+        """The opcodes whose argument ends with a line feed."""
+        stack = self.stack
+        raw, position = self.line(position)
+        self.charge(TEXT + 4 * len(raw))
+        value = LINES[op].read(raw)
+        if op == 0x70:  # PUT
+            self.put(value, stack[-1])
+        elif op == 0x67:  # GET
+            stack.append(self.memo[value] if value < len(self.memo) else self.far_memo[value])
+        elif op == 0x50:  # PERSID
+            self.charge(2 * OBJECT)
+            stack.append(self.persistent(value))
+        else:
+            stack.append(value)
+        return position
+
+    def rearrange(self, op: int) -> None:
+        """The opcodes without an argument."""
+        stack, marks = self.stack, self.marks
+        if op == 0x30:  # POP
             if marks and marks[-1] == len(stack):
                 marks.pop()
             else:
@@ -353,11 +332,6 @@ class _Machine:
             items = self.pop_mark()
             self.charge(DICT + 2 * ENTRY * len(items))
             stack.append(frozenset(map(self.key, items)))
-        elif op == 0x69:  # INST
-            found, position = self.spelled(op, position)
-            items = self.pop_mark()
-            self.charge(OBJECT + TUPLE + 8 * len(items))
-            stack.append(self.call(found, tuple(items)))
         elif op == 0x6F:  # OBJ
             items = self.pop_mark()
             self.charge(OBJECT + TUPLE + 16 * len(items))
@@ -367,32 +341,15 @@ class _Machine:
             self.charge(2 * OBJECT)
             if not isinstance(named, dict) or not isinstance(args, tuple):
                 raise CorruptFileError("calls something with arguments that are no tuple and no dict")
-            stack[-1] = Opaque(_called(stack[-1]), (args, named)) if named else self.call(stack[-1], args)
-        elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
-            row = OPCODES[op]
-            code = row.read(data[position : position + row.width])
-            stack.append(self.find("copyreg", f"extension {code}"))
-            position += row.width
+            stack[-1] = Opaque(name_call(stack[-1]), (args, named)) if named else self.call(stack[-1], args)
         else:
             raise FormatError(f"opcode {bytes([op])!r} is not one that a file may hold")
-        return position
 
     def pop_mark(self) -> list[Any]:
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
         return items
-
-    def put(self, index: int, value: Any) -> None:
-        memo = self.memo
-        if index < len(memo):
-            memo[index] = value
-        elif index == len(memo):
-            memo.append(value)
-        else:
-            if index not in self.far_memo:
-                self.charge(OBJECT)
-            self.far_memo[index] = value
 
     def line(self, position: int) -> tuple[bytes, int]:
         end = self.data.find(b"\n", position)
@@ -421,153 +378,3 @@ class _Machine:
         name, position = self.line(position)
         read = OPCODES[op].read
         return self.find(read(module), read(name)), position
-
-    def find(self, module: Any, name: Any) -> Any:
-        if type(module) is not str or type(name) is not str:
-            raise CorruptFileError("a global is named by something that is no string")
-        if len(module) + len(name) > _MAX_NAME:
-            raise LimitError(f"a global's name has {len(module) + len(name):,} characters, over {_MAX_NAME:,}")
-        full = f"{module} {name}"
-        found = self.globals.get(full)
-        if found is None:
-            found = self.constructors.get(full)
-            if found is None:
-                found = Global(f"{module}.{name}")
-            self.charge(3 * OBJECT + 8 * len(full))
-            self.globals[full] = found
-        return found
-
-    def call(self, function: Any, args: Any) -> Any:
-        if not isinstance(args, tuple):  # the C unpickler refuses it, the Python one takes its items
-            raise CorruptFileError(f"calls something with a {type(args).__name__}, which is no tuple of arguments")
-        if type(function) is not Global or function.build is None:
-            name = _called(function)
-            if type(function) is not Opaque:
-                return Opaque(name, args)
-            self.charge(OBJECT + weigh(name))
-            return Opaque(name, (function, args))
-        if len(args) >= function.bulk:
-            self.charge(function.cost)
-            self.charge_copies(args)
-        return function.build(*args)
-
-    def charge_copies(self, args: tuple[Any, ...]) -> None:
-        """Charge what it would cost to copy each of the arguments."""
-        for argument in args:
-            if isinstance(argument, str):
-                self.charge(2 * weigh(argument))
-            elif isinstance(argument, (bytes, bytearray)):
-                self.charge(2 * len(argument))
-            elif isinstance(argument, (list, tuple, dict, set, frozenset)):
-                self.charge((2 * ENTRY + KEY) * len(argument))
-                if type(argument) is tuple:
-                    self.charge(2 * ENTRY * sum(len(item) for item in argument if isinstance(item, dict)))
-
-    def persistent(self, identifier: Any) -> Any:
-        if self.persistent_load is None:
-            return Opaque("persistent object", (identifier,))
-        return self.persistent_load(identifier)
-
-    def set_items(self, target: Any, items: list[Any]) -> None:
-        if len(items) % 2:
-            raise CorruptFileError("a key has no value")
-        if type(target) is Opaque:
-            if target.entries is None:
-                self.charge(DICT)
-                target.entries = StateDict()
-            target = target.entries
-        elif not isinstance(target, dict):
-            raise CorruptFileError(f"sets items in a {type(target).__name__}")
-        before = len(target)
-        for index in range(0, len(items), 2):
-            key = items[index]
-            if type(key) is not str:
-                key = self.key(key)
-            target[key] = items[index + 1]
-        if len(target) - before < len(items) >> 1:
-            check_twins(items[::2])
-
-    def key(self, key: Any) -> Any:
-        """A key of a dict or a set."""
-        noted = len(self.keys)
-        self.keys.check(key)
-        if len(self.keys) > noted:
-            self.charge(KEY)
-        return key
-
-    def append(self, target: Any, items: list[Any]) -> None:
-        if type(target) is Opaque:
-            if target.items is None:
-                self.charge(OBJECT)
-                target.items = []
-            target = target.items
-        elif type(target) is not list:
-            raise CorruptFileError(f"appends to a {type(target).__name__}")
-        target += items
-
-    def add(self, target: Any, items: list[Any]) -> None:
-        if type(target) is Opaque:
-            self.append(target, items)
-        elif type(target) is set:
-            self.charge(2 * ENTRY * len(items))
-            target.update(map(self.key, items))
-        else:
-            raise CorruptFileError(f"adds to a {type(target).__name__}")
-
-    def build(self, target: Any, state: Any) -> Any:
-        if type(target) is Opaque:
-            target.state = self.module(state) if isinstance(state, dict) and state.keys() >= _MODULE else state
-        elif isinstance(target, StateDict):
-            metadata = state.get("_metadata") if isinstance(state, dict) else None
-            if isinstance(metadata, dict):
-                self.charge(2 * DICT + 2 * ENTRY * len(metadata))
-                target._metadata = OrderedDict(metadata)
-        elif hasattr(target, "set_state"):
-            self.charge(STATE)
-            if type(state) is tuple:
-                self.charge_copies(state)
-            made = target.set_state(state)
-            if made is not target:
-                self.replace(target, made)
-            return made
-        else:
-            raise CorruptFileError(f"gives a state to a {type(target).__name__}")
-        return target
-
-    def drop(self, value: Any) -> None:
-        """Forget what was called only to give an object its state, as `copyreg` allows, but not the state."""
-        args = value.args if type(value) is Opaque else None
-        if type(args) is not tuple or len(args) != 2 or type(args[0]) is not Opaque or args[0].state is not None:
-            return
-        if value.name != _called(args[0]):  # else it is a call of that object, which stands before the arguments
-            self.build(*args)
-
-    def module(self, state: dict[Any, Any]) -> dict[Any, Any]:
-        """The attributes of a `torch.nn.Module` with its parameters, buffers and modules by their own names."""
-        members = [state[name] for name in ("_parameters", "_buffers", "_modules")]
-        if not all(isinstance(held, dict) for held in members):
-            return state
-        self.charge(2 * DICT + 2 * ENTRY * sum(map(len, (state, *members))))
-        flat = StateDict((name, value) for held in members for name, value in held.items())
-        rest = {name: value for name, value in state.items() if name not in _MODULE}
-        if len(flat) != sum(map(len, members)) or not flat.keys().isdisjoint(rest):
-            return state
-        flat.update(rest)
-        return flat
-
-    def replace(self, old: Any, new: Any) -> None:
-        """Put `new` where the memo holds `old`."""
-        memo = self.memo
-        at = len(memo) - 1
-        while at >= 0 and memo[at] is not old:
-            at -= 1
-        self.charge(len(memo) - at)
-        if at >= 0:
-            memo[at] = new
-
-
-def _called(function: Any) -> str:
-    """What to call the result of calling something that is not in the table."""
-    if type(function) is Global:
-        return function.name
-    return f"{function.name}()"[:_MAX_NAME] if type(function) is Opaque else f"a call of {type(function).__name__}"

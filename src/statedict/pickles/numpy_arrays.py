@@ -19,7 +19,7 @@ import struct
 from statedict.dtypes import BY_NAME, DType, labelled
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource, swapped
-from statedict.pickles.machine import Global
+from statedict.pickles.objects import Global
 from statedict.tensor.arrays import contiguous_strides, find_shape_fault
 from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.values import Opaque

@@ -141,91 +141,92 @@ def _nothing(raw: bytes) -> None:
     return None
 
 
-def _rows() -> list[Opcode]:
-    def plain(code: int, name: str, takes: int, leaves: int) -> Opcode:
-        return Opcode(code, name, "none", 0, takes, leaves, _nothing)
-
-    def fixed(code: int, name: str, width: int, takes: int, leaves: int, read: Callable[[bytes], Any]) -> Opcode:
-        return Opcode(code, name, "fixed", width, takes, leaves, read)
-
-    def counted(code: int, name: str, width: int, read: Callable[[bytes], Any]) -> Opcode:
-        return Opcode(code, name, "counted", width, 0, 1, read)
-
-    def line(code: int, name: str, takes: int, leaves: int, read: Callable[[bytes], Any]) -> Opcode:
-        return Opcode(code, name, "line", 0, takes, leaves, read)
-
-    return [
-        plain(0x28, "MARK", 0, 0),
-        plain(0x29, "EMPTY_TUPLE", 0, 1),
-        plain(0x2E, "STOP", 1, 0),
-        plain(0x30, "POP", 1, 0),
-        plain(0x31, "POP_MARK", TO_MARK, 0),
-        plain(0x32, "DUP", 1, 2),
-        counted(0x42, "BINBYTES", 4, bytes),
-        counted(0x43, "SHORT_BINBYTES", 1, bytes),
-        line(0x46, "FLOAT", 0, 1, _float),
-        fixed(0x47, "BINFLOAT", 8, 0, 1, _double),
-        line(0x49, "INT", 0, 1, _int),
-        fixed(0x4A, "BININT", 4, 0, 1, _sint),
-        fixed(0x4B, "BININT1", 1, 0, 1, _uint),
-        line(0x4C, "LONG", 0, 1, lambda raw: _decimal(raw.removesuffix(b"L"))),
-        fixed(0x4D, "BININT2", 2, 0, 1, _uint),
-        plain(0x4E, "NONE", 0, 1),
-        line(0x50, "PERSID", 0, 1, _ascii),
-        plain(0x51, "BINPERSID", 1, 1),
-        plain(0x52, "REDUCE", 2, 1),
-        line(0x53, "STRING", 0, 1, _quoted),
-        counted(0x54, "BINSTRING", 4, as_text),
-        counted(0x55, "SHORT_BINSTRING", 1, as_text),
-        line(0x56, "UNICODE", 0, 1, lambda raw: raw.decode("raw-unicode-escape")),
-        counted(0x58, "BINUNICODE", 4, _unicode),
-        plain(0x5D, "EMPTY_LIST", 0, 1),
-        plain(0x61, "APPEND", 2, 1),
-        plain(0x62, "BUILD", 2, 1),
-        Opcode(0x63, "GLOBAL", "lines", 0, 0, 1, _name),
-        plain(0x64, "DICT", TO_MARK, 1),
-        plain(0x65, "APPENDS", TO_MARK, 0),
-        line(0x67, "GET", 0, 1, _index),
-        fixed(0x68, "BINGET", 1, 0, 1, _uint),
-        Opcode(0x69, "INST", "lines", 0, TO_MARK, 1, lambda raw: _name(raw) if raw.isascii() else _ascii(raw)),
-        fixed(0x6A, "LONG_BINGET", 4, 0, 1, _uint),
-        plain(0x6C, "LIST", TO_MARK, 1),
-        plain(0x6F, "OBJ", TO_MARK, 1),
-        line(0x70, "PUT", 0, 0, _index),
-        fixed(0x71, "BINPUT", 1, 0, 0, _uint),
-        fixed(0x72, "LONG_BINPUT", 4, 0, 0, _uint),
-        plain(0x73, "SETITEM", 3, 1),
-        plain(0x74, "TUPLE", TO_MARK, 1),
-        plain(0x75, "SETITEMS", TO_MARK, 0),
-        plain(0x7D, "EMPTY_DICT", 0, 1),
-        fixed(0x80, "PROTO", 1, 0, 0, _uint),
-        plain(0x81, "NEWOBJ", 2, 1),
-        fixed(0x82, "EXT1", 1, 0, 1, _uint),
-        fixed(0x83, "EXT2", 2, 0, 1, _uint),
-        fixed(0x84, "EXT4", 4, 0, 1, _sint),
-        plain(0x85, "TUPLE1", 1, 1),
-        plain(0x86, "TUPLE2", 2, 1),
-        plain(0x87, "TUPLE3", 3, 1),
-        plain(0x88, "NEWTRUE", 0, 1),
-        plain(0x89, "NEWFALSE", 0, 1),
-        counted(0x8A, "LONG1", 1, _long),
-        counted(0x8B, "LONG4", 4, _long),
-        counted(0x8C, "SHORT_BINUNICODE", 1, _unicode),
-        counted(0x8D, "BINUNICODE8", 8, _unicode),
-        counted(0x8E, "BINBYTES8", 8, bytes),
-        plain(0x8F, "EMPTY_SET", 0, 1),
-        plain(0x90, "ADDITEMS", TO_MARK, 0),
-        plain(0x91, "FROZENSET", TO_MARK, 1),
-        plain(0x92, "NEWOBJ_EX", 3, 1),
-        plain(0x93, "STACK_GLOBAL", 2, 1),
-        plain(0x94, "MEMOIZE", 0, 0),
-        fixed(0x95, "FRAME", 8, 0, 0, _uint),
-        counted(0x96, "BYTEARRAY8", 8, bytearray),
-        plain(0x97, "NEXT_BUFFER", 0, 1),
-        plain(0x98, "READONLY_BUFFER", 1, 1),
-    ]
+def _plain(code: int, name: str, takes: int, leaves: int) -> Opcode:
+    return Opcode(code, name, "none", 0, takes, leaves, _nothing)
 
 
-OPCODES: dict[int, Opcode] = {row.code: row for row in _rows()}
+def _fixed(code: int, name: str, width: int, takes: int, leaves: int, read: Callable[[bytes], Any]) -> Opcode:
+    return Opcode(code, name, "fixed", width, takes, leaves, read)
+
+
+def _counted(code: int, name: str, width: int, read: Callable[[bytes], Any]) -> Opcode:
+    return Opcode(code, name, "counted", width, 0, 1, read)
+
+
+def _line(code: int, name: str, takes: int, leaves: int, read: Callable[[bytes], Any]) -> Opcode:
+    return Opcode(code, name, "line", 0, takes, leaves, read)
+
+
+_ROWS = [
+    _plain(0x28, "MARK", 0, 0),
+    _plain(0x29, "EMPTY_TUPLE", 0, 1),
+    _plain(0x2E, "STOP", 1, 0),
+    _plain(0x30, "POP", 1, 0),
+    _plain(0x31, "POP_MARK", TO_MARK, 0),
+    _plain(0x32, "DUP", 1, 2),
+    _counted(0x42, "BINBYTES", 4, bytes),
+    _counted(0x43, "SHORT_BINBYTES", 1, bytes),
+    _line(0x46, "FLOAT", 0, 1, _float),
+    _fixed(0x47, "BINFLOAT", 8, 0, 1, _double),
+    _line(0x49, "INT", 0, 1, _int),
+    _fixed(0x4A, "BININT", 4, 0, 1, _sint),
+    _fixed(0x4B, "BININT1", 1, 0, 1, _uint),
+    _line(0x4C, "LONG", 0, 1, lambda raw: _decimal(raw.removesuffix(b"L"))),
+    _fixed(0x4D, "BININT2", 2, 0, 1, _uint),
+    _plain(0x4E, "NONE", 0, 1),
+    _line(0x50, "PERSID", 0, 1, _ascii),
+    _plain(0x51, "BINPERSID", 1, 1),
+    _plain(0x52, "REDUCE", 2, 1),
+    _line(0x53, "STRING", 0, 1, _quoted),
+    _counted(0x54, "BINSTRING", 4, as_text),
+    _counted(0x55, "SHORT_BINSTRING", 1, as_text),
+    _line(0x56, "UNICODE", 0, 1, lambda raw: raw.decode("raw-unicode-escape")),
+    _counted(0x58, "BINUNICODE", 4, _unicode),
+    _plain(0x5D, "EMPTY_LIST", 0, 1),
+    _plain(0x61, "APPEND", 2, 1),
+    _plain(0x62, "BUILD", 2, 1),
+    Opcode(0x63, "GLOBAL", "lines", 0, 0, 1, _name),
+    _plain(0x64, "DICT", TO_MARK, 1),
+    _plain(0x65, "APPENDS", TO_MARK, 0),
+    _line(0x67, "GET", 0, 1, _index),
+    _fixed(0x68, "BINGET", 1, 0, 1, _uint),
+    Opcode(0x69, "INST", "lines", 0, TO_MARK, 1, lambda raw: _name(raw) if raw.isascii() else _ascii(raw)),
+    _fixed(0x6A, "LONG_BINGET", 4, 0, 1, _uint),
+    _plain(0x6C, "LIST", TO_MARK, 1),
+    _plain(0x6F, "OBJ", TO_MARK, 1),
+    _line(0x70, "PUT", 0, 0, _index),
+    _fixed(0x71, "BINPUT", 1, 0, 0, _uint),
+    _fixed(0x72, "LONG_BINPUT", 4, 0, 0, _uint),
+    _plain(0x73, "SETITEM", 3, 1),
+    _plain(0x74, "TUPLE", TO_MARK, 1),
+    _plain(0x75, "SETITEMS", TO_MARK, 0),
+    _plain(0x7D, "EMPTY_DICT", 0, 1),
+    _fixed(0x80, "PROTO", 1, 0, 0, _uint),
+    _plain(0x81, "NEWOBJ", 2, 1),
+    _fixed(0x82, "EXT1", 1, 0, 1, _uint),
+    _fixed(0x83, "EXT2", 2, 0, 1, _uint),
+    _fixed(0x84, "EXT4", 4, 0, 1, _sint),
+    _plain(0x85, "TUPLE1", 1, 1),
+    _plain(0x86, "TUPLE2", 2, 1),
+    _plain(0x87, "TUPLE3", 3, 1),
+    _plain(0x88, "NEWTRUE", 0, 1),
+    _plain(0x89, "NEWFALSE", 0, 1),
+    _counted(0x8A, "LONG1", 1, _long),
+    _counted(0x8B, "LONG4", 4, _long),
+    _counted(0x8C, "SHORT_BINUNICODE", 1, _unicode),
+    _counted(0x8D, "BINUNICODE8", 8, _unicode),
+    _counted(0x8E, "BINBYTES8", 8, bytes),
+    _plain(0x8F, "EMPTY_SET", 0, 1),
+    _plain(0x90, "ADDITEMS", TO_MARK, 0),
+    _plain(0x91, "FROZENSET", TO_MARK, 1),
+    _plain(0x92, "NEWOBJ_EX", 3, 1),
+    _plain(0x93, "STACK_GLOBAL", 2, 1),
+    _plain(0x94, "MEMOIZE", 0, 0),
+    _fixed(0x95, "FRAME", 8, 0, 0, _uint),
+    _counted(0x96, "BYTEARRAY8", 8, bytearray),
+    _plain(0x97, "NEXT_BUFFER", 0, 1),
+    _plain(0x98, "READONLY_BUFFER", 1, 1),
+]
+OPCODES: dict[int, Opcode] = {row.code: row for row in _ROWS}
 COUNTED = {row.code: row for row in OPCODES.values() if row.layout == "counted"}
 LINES = {row.code: row for row in OPCODES.values() if row.layout == "line"}

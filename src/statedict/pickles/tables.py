@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statedict.pickles import composites, constructors, numpy_arrays
-from statedict.pickles.machine import Global
+from statedict.pickles.objects import Global
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from statedict import torch_private
 from statedict.errors import CorruptFileError, FormatError, LimitError, RefusedError
 from statedict.pickles.composites import attributes
 from statedict.pickles.indices import Indices
-from statedict.pickles.machine import Global
 from statedict.pickles.numpy_arrays import NumpyType
+from statedict.pickles.objects import Global
 from statedict.pickles.tables import DATA
 from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor

@@ -2,19 +2,19 @@
 
 | module | holds |
 |---|---|
-| `manager.py`, `reader.py`, `arguments.py` | `CheckpointManager`; its half that changes nothing; what callers pass |
+| `manager.py`, `exclusive.py`, `arguments.py` | `CheckpointManager`; its right to write; what callers pass |
 | `manifest.py` | what a checkpoint's directory says of itself |
 | `directory.py` | a run's directory: what is committed in it, what is left over; commit, remove |
 | `lock.py` | one process writes at a time |
 | `keep.py`, `prune.py` | policies; what they leave of a run |
-| `writer.py`, `retry.py`, `background.py` | a checkpoint on its way to the disk; what goes on while training does |
+| `writer.py`, `background.py` | a checkpoint on its way to the disk; what goes on while training does |
 | `coverage.py`, `rng.py` | what a tree does not capture; the generators that a process shares |
-| `listing.py`, `foreign.py` | the checkpoints in any directory; those that others wrote |
-| `by_hand.py` | pruning and pinning by people |
-| `description.py`, `sound.py` | what one checkpoint says of itself; which are damaged |
-| `history.py`, `bisection.py` | when tensors changed and got NaN; which step broke a run |
 | `loader.py` | a data loader that goes on in the middle of an epoch |
 | `preemption.py` | signals |
+| `look/reader.py` | the read-only base of `CheckpointManager` |
+| `look/listing.py`, `look/foreign.py` | the checkpoints in any directory, damaged ones too; those of others |
+| `look/description.py` | what one checkpoint says of itself |
+| `look/history.py`, `look/bisection.py` | when tensors changed and got NaN; which step broke a run |
 """
 
 from statedict.runs.keep import AnyPolicy as AnyPolicy

@@ -24,19 +24,17 @@ from statedict.runs.arguments import numbers, one_of, whole_step
 from statedict.runs.background import LOG, Background, tried
 from statedict.runs.coverage import covered, put_back
 from statedict.runs.directory import Directory
+from statedict.runs.exclusive import Exclusive
 from statedict.runs.keep import Policy, Schedule, keeping, saving
-from statedict.runs.lock import Lock
-from statedict.runs.look.reader import Reader
 from statedict.runs.manifest import DATA, Manifest
 from statedict.runs.preemption import USUAL, Preemption
 from statedict.runs.prune import Pruned, plan, remove
-from statedict.runs.replaced import settle, superseded
 from statedict.runs.writer import Writer, libraries
 
 _EXISTING = ("error", "continue", "replace")
 
 
-class CheckpointManager(Reader):
+class CheckpointManager(Exclusive):
     """The checkpoints of a training run, in a directory of their own.
 
     Each is a directory named by its step, which appears whole: a file that any tool opens, a manifest with digests, and
@@ -114,10 +112,7 @@ class CheckpointManager(Reader):
         self._background = Background(in_flight) if background else None
         self._messages = self._background or Background(1)
         self._writer = Writer(self._files, self._keep, format, retries, self._messages.warn)
-        self._lock: Lock | None = None
-        self._last: int | None = None  # saved or restored by this manager
-        self._of_thread = local()  # `last`: saved by it; threads that save side by side come in any order
-        self._ordered = False  # whether it is known that what comes next lies behind what is there
+        self._of_thread = local()
         self._owed = False  # whether a save has failed and none has followed
         self._process, self._one_at_a_time = os.getpid(), RLock()
         self._not_captured: tuple[str, ...] | None = None
@@ -225,70 +220,6 @@ class CheckpointManager(Reader):
             self.wait()
             self.close()
             sys.exit(self._preemption.status)
-
-    def _admit(self, step: int, overwrite: bool) -> None:
-        """Refuse a step that is there, and another run's directory; lock it and clean it."""
-        if self._lock is None or not self._lock.held:
-            self._begin(step, overwrite)
-            return
-        self._lock.renew()
-        if not self._ordered:
-            self._check_order(step, overwrite, self._files.steps())
-        if overwrite:
-            return
-        if self._counts(step) and self._files.damage(step, "quick") is None:
-            raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
-        if step < getattr(self._of_thread, "last", step):
-            self._messages.wait()  # the one that comes after may be under way
-            self._check_order(step, overwrite, self._files.steps())
-
-    def _counts(self, step: int) -> bool:
-        """Whether a step is committed, and of this course."""
-        there = step not in self._writer.replaced and self._files.committed(step)
-        return there and step not in superseded(self._files)
-
-    def _begin(self, step: int, overwrite: bool) -> None:
-        """What the first save of a manager has to know: whether this directory is for it alone."""
-        lock = self._locked()
-        try:
-            there = self._files.steps()
-            if self._existing == "replace":
-                # all of them, or what comes after the one that was restored
-                self._writer.replaced = [one for one in there if self._last is None or one > self._last]
-            elif there and not self._known and self._existing == "error":
-                raise RunError(
-                    f"{self._files}: has {len(there):,} checkpoints, up to step {there[-1]}, and nothing was restored; "
-                    "restore(tree) to go on, existing='replace' to begin anew, or name another directory"
-                )
-            self._check_order(step, overwrite, there)
-            tried(self._clean, self._retries, "what is left over could not be removed")
-        except BaseException:
-            lock.release()
-            raise
-        self._lock, self._known, self._existing = lock, True, "continue"
-
-    def _clean(self) -> None:
-        self._files.clean()
-        settle(self._files)
-
-    def _check_order(self, step: int, overwrite: bool, there: list[int]) -> None:
-        """Refuse to write behind what is there: it would be taken for the newest, and it is of another course."""
-        past = {*self._writer.replaced} | superseded(self._files)
-        after = [one for one in there if one >= step + overwrite and one not in past]
-        later = [one for one in after if self._files.damage(one, self._verify) is None]
-        if later:
-            raise RunError(
-                f"{self._files}: has step {later[-1]}, which is not before step {step}; restore(tree) from it, or make "
-                "a manager with existing='replace', which removes what comes after the step that it restores"
-            )
-        self._ordered = True
-
-    def _locked(self) -> Lock:
-        lock = tried(
-            partial(Lock, self._files.path, self._messages.wait), self._retries, "the directory could not be locked"
-        )
-        self._files.guard = lock.guard
-        return lock
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
         kept, left = covered(tree)

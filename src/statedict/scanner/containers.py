@@ -17,26 +17,15 @@ from itertools import pairwise
 
 from statedict.errors import LimitError
 from statedict.io.tar import is_tar
-from statedict.io.zip_table import (
-    DEFERRED,
-    END,
-    FULL32,
-    STORED,
-    UNREADABLE,
-    Ends,
-    differs,
-    find_ends,
-    read_entries,
-    read_local,
-    read_name,
-)
+from statedict.io.zip_ends import END, FULL32, Ends, find_ends
+from statedict.io.zip_table import DEFERRED, STORED, UNREADABLE, differs, read_entries, read_local, read_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NamedTuple
 
-    from statedict.io.zip_table import Readable, Reading
+    from statedict.io.zip_ends import Readable, Reading
 
     class Member(NamedTuple):
         """One file in an archive: its name, where its bytes lie, how they are packed, how many it unpacks to."""
@@ -243,15 +232,15 @@ class Zip:
         place, size, count, shift, _, last, _ = reading
         taken = [(place, last + END.size)]  # the comment is looked through
         entries = list(read_entries(part.read(place, size), count, self.problems))
-        part.prefetch([entry.header + shift for entry in entries if 0 <= entry.header + shift < place])
+        part.prefetch([entry.at + shift for entry in entries if 0 <= entry.at + shift < place])
         for entry in entries:
             name, method, packed = entry.name, entry.method, entry.packed
-            for at in dict.fromkeys((entry.header + shift, entry.header)):
+            for at in dict.fromkeys((entry.at + shift, entry.at)):
                 local = read_local(part, at)
                 if local is not None:
                     break
             else:
-                self.problems.append(f"record {name!r}: there is none at byte {entry.header + shift:,}")
+                self.problems.append(f"record {name!r}: there is none at byte {entry.at + shift:,}")
                 continue
             if (entry.flags | local.flags) & UNREADABLE:
                 self.problems.append(f"record {name!r} is marked as encrypted")
@@ -259,14 +248,14 @@ class Zip:
                 self.problems.append(f"record {name!r}: {difference}")
             if method == STORED and packed != entry.unpacked:
                 self.problems.append(f"record {name!r} is stored but has two sizes")
-            if local.start + packed > place and at < place:
+            if local.at + packed > place and at < place:
                 self.problems.append(f"record {name!r} overlaps the directory")
             sizes = {packed, *((entry.unpacked,) if method == STORED else ())}
             if local.packed != FULL32 and (local.packed or not local.flags & DEFERRED):
                 sizes.add(local.packed)
             for one in dict.fromkeys((method, local.method)):
-                self.members.append(Member(name, local.start, local.start + max(sizes), one, entry.unpacked))
-            taken.append((at, local.start + packed))
+                self.members.append(Member(name, local.at, local.at + max(sizes), one, entry.unpacked))
+            taken.append((at, local.at + packed))
         taken.sort()
         if any(reach > begin for (_, reach), (begin, _) in pairwise(taken) if begin < place):
             self.problems.append("records overlap")
@@ -287,11 +276,11 @@ def before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | No
 def local_member(part: Part, at: int, end: int) -> Member | None:
     """The record whose local header stands at a place, whatever a directory says; without a size up to the next one."""
     local = read_local(part, at)
-    if local is None or local.start > end:
+    if local is None or local.at > end:
         return None
     known = 0 < local.packed < FULL32
-    stop = local.start + local.packed if known else _next_signature(part, local.start, end)
-    return Member(local.name, local.start, min(end, stop), local.method)
+    stop = local.at + local.packed if known else _next_signature(part, local.at, end)
+    return Member(local.name, local.at, min(end, stop), local.method)
 
 
 def _next_signature(part: Part, start: int, end: int) -> int:

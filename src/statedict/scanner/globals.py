@@ -18,128 +18,50 @@ Source: pickles/opcodes.py, and CPython's Modules/_pickle.c for what that leaves
 
 from __future__ import annotations
 
-import re
 import struct
-from array import array
 
 from statedict.errors import CorruptFileError, LimitError, TruncatedError
-from statedict.pickles.opcodes import COUNTED, LINES, OPCODES, TO_MARK
+from statedict.pickles.opcodes import LINES, OPCODES
+from statedict.scanner.effects import (
+    ADDS,
+    BEGINNINGS,
+    COMPUTED,
+    EXTENSION,
+    LINE_BEGINNINGS,
+    MARKED,
+    MAX_NAME,
+    NUMBERS,
+    PLAIN,
+    TEXTS,
+    TUPLES,
+    WIDTHS,
+    decode_name,
+)
+from statedict.scanner.names import FIRST_WINDOW, LAST_WINDOW, UNKNOWN, Names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from statedict.scanner.names import Nested, Read
 
-    Read = Callable[[int, int], bytes]  # offset, length → the bytes, fewer at the end
-    Decode = Callable[[bytes], Any]  # what the bytes in the pickle become
-    Nested = Callable[[int, int, Decode | None], None]  # offset, length, how it is read if not as it stands
-
-COMPUTED, EXTENSION, OBJECTS, ALTERED, MORE = "computed", "extension", "objects", "altered", "more"
-MAX_DISTINCT = 10_000
-_MAX_NAME = 1000
 _LONGEST = 1 << 14  # of the two lines of a global, what is looked at
-_UNSET, _UNKNOWN = -1, -2  # globals lie below: -3 is the first
 _MARGIN = 16
-_FIRST_WINDOW, _LAST_WINDOW = 1 << 12, 1 << 20
-_FAR = 1 << 16  # no pickler leaves a gap in its memo
 _EMPTY = "takes a value from an empty stack"
-_OBJECT_DTYPE = re.compile(r"[|<>=]?O\d*|object_?")
-_ARRAYS = ("numpy", "numpy.dtype", "numpy.dtypes")
-
-_SPECIAL = b"ab(st.02R\x81\x92\x93ghjpqr\x94\x95\x80\x82\x83\x84\x85\x86\x87"
-# opcodes of no interest: how many bytes follow, how many values they take, how many they leave
-_TABLE = [
-    (row.width, row.takes, row.leaves)
-    if row is not None and row.layout in ("none", "fixed") and row.takes != TO_MARK and code not in _SPECIAL
-    else None
-    for code, row in ((code, OPCODES.get(code)) for code in range(256))
-]
-_WIDTHS = {code: row.width for code, row in COUNTED.items()}
-_NUMBERS = {code for code, row in COUNTED.items() if row.name.startswith("LONG")}
-_TEXTS = {code for code, row in COUNTED.items() if row.name.endswith(("UNICODE", "UNICODE8", "STRING"))}
-_TUPLES = {code: row.takes for code, row in OPCODES.items() if re.fullmatch("TUPLE[123]", row.name)}
-_TO_MARK = {
-    code: row.leaves for code, row in OPCODES.items() if row.takes == TO_MARK and row.name not in ("INST", "OBJ")
-}
-_ADDS_TO_MARK = {code for code in _TO_MARK if OPCODES[code].name in ("APPENDS", "SETITEMS", "ADDITEMS")}
+_ZIP_TAIL = 2 * (22 + 0xFFFF)  # an archive's last record with its comment; in a text a byte takes up to two
+_UTF8 = (0x58, 0x8C, 0x8D)
 _GETS, _PUTS = {0x68: "<B", 0x6A: "<I"}, {0x71: "<B", 0x72: "<I"}
 _LONG_LINE = 1 << 12
-_ZIP_TAIL = 2 * (22 + 0xFFFF)  # an archive's last record with its comment; in a text a byte takes up to two
-_MAX_DOUBTS = 8
-_UTF8 = (0x58, 0x8C, 0x8D)
-_BEGINNINGS = re.compile(  # of what may hide in a constant: pickles, archives, arrays, compressed files
-    rb"\x80[\x00-\x05]|\xc2\x80[\x00-\x05]|PK\x03\x04|\x93NUMPY|\xc2\x93NUMPY|\x1f\x8b\x08|\xfd7zXZ|BZh"
-    rb"|x[\x01\x5e\x9c\xda]|[ci][^\n]{0,100}\n|[(\]})][\x00-\xff]{0,100}?\n|[(\]})]?.?.?.?\x8c[^\n]{2,60}\x93"
-)
-_LINE_BEGINNINGS = re.compile(  # the same, escaped
-    rb"['\"]?(?:\x80|\\x80|\\u0080|PK\\|\x93NUMPY|\\x93NUMPY|[ci(\]})][\x00-\xff]{0,100}?(?:\\n|\\u000a))"
-)
-
-
-def _decoded(name: bytes) -> str:
-    name = name[:_MAX_NAME]
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        return name.decode("latin-1")
 
 
 def _utf8(raw: bytes) -> str:
     return str(raw, "utf-8", "surrogatepass")
 
 
-class Named:
-    """A global in one pickle.
-
-    Attributes:
-        module, name: as the pickle spells them.
-        kind: empty; or `computed`, `extension`, `objects` (a dtype of Python objects), `altered` (something is stored
-            in it), `more` (over 10,000).
-        offset: of the opcode that names it first.
-        count: how many opcodes name it.
-        called: how many opcodes call it, make an instance of it, or give it a state.
-    """
-
-    __slots__ = ("called", "count", "kind", "module", "name", "offset")
-
-    def __init__(self, module: str, name: str, kind: str, offset: int) -> None:
-        self.module, self.name, self.kind, self.offset, self.count, self.called = module, name, kind, offset, 0, 0
-
-
-class Walk:
-    """What a walk has found.
-
-    Attributes:
-        start: offset of its first opcode.
-        end: offset after the last one that it followed.
-        problem: why it ended before STOP, empty if it did not.
-        truncated: whether that is the end of the bytes.
-        doubts: what Python's readers read differently, the first few.
-        cut: what the last line names, if it ends without a line feed.
-        crossed: whether an operation goes, or may go, past the end of its frame, so that some reader goes on elsewhere.
-        opcodes: how many it followed.
-        globals: in the order in which they are first named.
-        storages: key → its type, of PyTorch's persistent ids; only with `torch`.
-        texts: the offsets of all text constants; only with `torch`.
-    """
-
-    def __init__(self, read: Read, start: int, nested: Nested | None, torch: bool) -> None:
-        self.read, self.start, self.nested, self.torch = read, start, nested, torch
-        self.end, self.problem, self.truncated, self.opcodes = start, "", False, 0
-        self.doubts: list[str] = []
-        self.crossed = False
-        self.cut: Named | None = None
-        self.globals: list[Named] = []
-        self.storages: dict[str, Named] = {}
-        self.texts = array("q")
-        self.known: dict[tuple[str, str, str], int] = {}
-        self.cache: dict[int, str | None] = {}
-        self.stack, self.memo, self.marks = array("q"), array("q"), array("q")
-        self.filled, self.lost = 0, False
+class Walk(Names):
+    """A walk over one pickle, with what it has found."""
 
     def _run(self, fuel: int, patience: int) -> None:  # one branch an opcode, the frequent ones first
-        read, stack, memo, marks, table = self.read, self.stack, self.memo, self.marks, _TABLE
-        data, base, at, limit, window = b"", self.start, 0, -1, _FIRST_WINDOW
+        read, stack, memo, marks, table = self.read, self.stack, self.memo, self.marks, PLAIN
+        data, base, at, limit, window = b"", self.start, 0, -1, FIRST_WINDOW
         opcodes, frame, filled = 0, 0, -1  # where the frame ends, if there is one; up to where the window is filled
         try:
             while True:
@@ -147,13 +69,13 @@ class Walk:
                     if frame and base + at >= frame:
                         if base + at > frame:
                             self.crossed = True
-                            self._doubt(f"the operation at byte {self.end:,} goes past the end of its frame")
+                            self.doubt(f"the operation at byte {self.end:,} goes past the end of its frame")
                         frame = 0
                     if at > filled:
                         base, at = base + at, 0
                         data = read(base, window)
                         filled = len(data) - (_MARGIN if len(data) == window else 1)
-                        window = min(4 * window, _LAST_WINDOW)
+                        window = min(4 * window, LAST_WINDOW)
                         if not data:
                             raise TruncatedError("ends early")
                         if opcodes > fuel or (opcodes > patience and not self.globals):
@@ -172,22 +94,22 @@ class Walk:
                             raise CorruptFileError(_EMPTY)
                         del stack[-takes:]
                     if leaves:
-                        stack.append(_UNKNOWN)
-                elif op in _WIDTHS:
-                    width = _WIDTHS[op]
+                        stack.append(UNKNOWN)
+                elif op in WIDTHS:
+                    width = WIDTHS[op]
                     length = int.from_bytes(data[at : at + width], "little")
                     at += width
-                    stack.append(here if op in _TEXTS else _UNKNOWN)
-                    if length > 7 and op not in _NUMBERS and self.nested is not None:
+                    stack.append(here if op in TEXTS else UNKNOWN)
+                    if length > 7 and op not in NUMBERS and self.nested is not None:
                         most = min(160, length)
                         head = data[at : at + most] if at + most <= len(data) else read(base + at, most)
-                        if _BEGINNINGS.match(head) or (
+                        if BEGINNINGS.match(head) or (
                             length >= 22
                             and (length > 512 or data.find(b"PK\5\6", at, at + length) >= 0)
                             and self._archived(base + at, length)
                         ):
                             self.nested(base + at, length, _utf8 if op in _UTF8 else None)
-                    if self.torch and op in _TEXTS:
+                    if self.torch and op in TEXTS:
                         self.texts.append(here)
                     at += length
                     if at > len(data) and not read(base + at - 1, 1):
@@ -195,11 +117,11 @@ class Walk:
                 elif op in _GETS:
                     (index,) = struct.unpack_from(_GETS[op], data, at)
                     at += 1 if op == 0x68 else 4
-                    stack.append(self._get(index))
+                    stack.append(self.get(index))
                 elif op in _PUTS:
                     (index,) = struct.unpack_from(_PUTS[op], data, at)
                     at += 1 if op == 0x71 else 4
-                    self._put(index, stack[-1])
+                    self.put(index, stack[-1])
                 elif op == 0x80:  # PROTO
                     if data[at : at + 1] > b"\5":
                         raise CorruptFileError(f"there is no protocol {data[at]}")
@@ -209,50 +131,50 @@ class Walk:
                         memo.append(stack[-1])
                         self.filled += 1
                     else:
-                        self._put(self.filled, stack[-1])
+                        self.put(self.filled, stack[-1])
                 elif op == 0x28:  # MARK
                     marks.append(len(stack))
-                elif op in _TUPLES:
-                    count = _TUPLES[op]
+                elif op in TUPLES:
+                    count = TUPLES[op]
                     if len(stack) - count < (marks[-1] if marks else 0):
                         raise CorruptFileError(_EMPTY)
                     first = stack[-count]
                     del stack[-count:]
-                    stack.append(first if first >= 0 else _UNKNOWN)
-                elif op in _TO_MARK:
+                    stack.append(first if first >= 0 else UNKNOWN)
+                elif op in MARKED:
                     mark = marks.pop()
-                    first = stack[mark] if op == 0x74 and mark < len(stack) else _UNKNOWN
+                    first = stack[mark] if op == 0x74 and mark < len(stack) else UNKNOWN
                     if self.torch and first >= 0 and len(stack) - mark >= 5:
-                        self._storage(mark)
+                        self.note_storage(mark)
                     del stack[mark:]
-                    if _TO_MARK[op]:
-                        stack.append(first if first >= 0 else _UNKNOWN)
-                    elif op in _ADDS_TO_MARK and stack and stack[-1] < _UNKNOWN:
-                        self._alter(stack[-1], here)
+                    if MARKED[op]:
+                        stack.append(first if first >= 0 else UNKNOWN)
+                    elif op in ADDS and stack and stack[-1] < UNKNOWN:
+                        self.note_change(stack[-1], here)
                 elif op in (0x52, 0x81, 0x62, 0x92):  # REDUCE, NEWOBJ, BUILD, NEWOBJ_EX
                     takes = 2 if op == 0x92 else 1
                     if len(stack) - takes <= (marks[-1] if marks else 0):
                         raise CorruptFileError(_EMPTY)
                     arguments = stack[-takes]
                     del stack[-takes:]
-                    if stack[-1] < _UNKNOWN:
-                        self._call(stack[-1], arguments, here)
+                    if stack[-1] < UNKNOWN:
+                        self.note_call(stack[-1], arguments, here)
                         if op == 0x62:
-                            self._alter(stack[-1], here)
+                            self.note_change(stack[-1], here)
                     if op != 0x62:
-                        stack[-1] = _UNKNOWN
+                        stack[-1] = UNKNOWN
                 elif op == 0x93:  # STACK_GLOBAL
                     if len(stack) - 2 < (marks[-1] if marks else 0):
                         raise CorruptFileError(_EMPTY)
                     name, module = stack.pop(), stack.pop()
-                    stack.append(self._named(self.text(module), self.text(name), here))
+                    stack.append(self.name(self.text(module), self.text(name), here))
                 elif op in (0x61, 0x73):  # APPEND, SETITEM
                     takes = OPCODES[op].takes - 1
                     if len(stack) - takes <= (marks[-1] if marks else 0):
                         raise CorruptFileError(_EMPTY)
                     del stack[-takes:]
-                    if stack[-1] < _UNKNOWN:
-                        self._alter(stack[-1], here)
+                    if stack[-1] < UNKNOWN:
+                        self.note_change(stack[-1], here)
                 elif op in (0x63, 0x69):  # GLOBAL, INST
                     begin = base + at
                     middle = data.find(b"\n", at) + 1 + base
@@ -260,14 +182,14 @@ class Walk:
                     finish = data.find(b"\n", middle - base) + 1 + base if middle < base + len(data) else 0
                     finish = finish if finish > middle else self._line_or_rest(middle)
                     at = finish - base
-                    kind = COMPUTED if finish - begin > _MAX_NAME else ""
+                    kind = COMPUTED if finish - begin > MAX_NAME else ""
                     length = min(finish - begin, _LONGEST)
                     lines = data[begin - base : begin - base + length] if at <= len(data) else read(begin, length)
                     of = middle - begin
                     ends = lines[of:].endswith(b"\n") or length == _LONGEST
                     if of == 1 or finish == middle + 1:
-                        self._doubt("a global without a name")
-                    value = self._add(_decoded(lines[: of - 1]), _decoded(lines[of:-1]), kind, here)
+                        self.doubt("a global without a name")
+                    value = self.add(decode_name(lines[: of - 1]), decode_name(lines[of:-1]), kind, here)
                     if not ends:
                         self.cut = self.globals[-3 - value]
                         raise TruncatedError("a line goes past the end")
@@ -275,16 +197,16 @@ class Walk:
                         if not marks:
                             self.end = finish
                             raise CorruptFileError("INST without a mark, which Python imports all the same")
-                        self._call(value, _UNKNOWN, here)
+                        self.note_call(value, UNKNOWN, here)
                         del stack[marks.pop() :]
-                        value = _UNKNOWN
+                        value = UNKNOWN
                     stack.append(value)
                 elif op == 0x2E:  # STOP
                     self.end = base + at
                     if not stack:
                         raise CorruptFileError("ends without a value")
                     if frame and self.end != frame:
-                        self._doubt("it stops before the end of its frame")
+                        self.doubt("it stops before the end of its frame")
                     return
                 elif op == 0x30:  # POP
                     if marks and marks[-1] == len(stack):
@@ -300,24 +222,24 @@ class Walk:
                     mark = marks.pop()
                     function = stack[mark]
                     del stack[mark:]
-                    if function < _UNKNOWN:
-                        self._call(function, _UNKNOWN, here)
-                    stack.append(_UNKNOWN)
+                    if function < UNKNOWN:
+                        self.note_call(function, UNKNOWN, here)
+                    stack.append(UNKNOWN)
                 elif op == 0x95:  # FRAME
                     if frame:
                         self.crossed = True
-                        self._doubt("a frame begins before the end of another")
+                        self.doubt("a frame begins before the end of another")
                     (length,) = struct.unpack_from("<Q", data, at)
                     at += 8
                     frame = base + at + length
                     if length and not read(frame - 1, 1):
-                        self._doubt(f"a frame of {length:,} bytes goes past the end")
+                        self.doubt(f"a frame of {length:,} bytes goes past the end")
                     limit = min(filled, frame - 1 - base)
                 elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
                     row = OPCODES[op]
                     code = row.read(data[at : at + row.width])
                     at += row.width
-                    stack.append(self._add("copyreg", f"extension {code}", EXTENSION, here))
+                    stack.append(self.add("copyreg", f"extension {code}", EXTENSION, here))
                 elif op in LINES:
                     begin = base + at
                     finish = data.find(b"\n", at) + 1 + base
@@ -327,11 +249,11 @@ class Walk:
                     raw = data[begin - base : at - 1] if inside else read(begin, min(finish - 1 - begin, _LONG_LINE))
                     told = self._line(op, begin, finish - 1, raw)
                     if op == 0x67:  # GET
-                        stack.append(self._get(told))
+                        stack.append(self.get(told))
                     elif op == 0x70:  # PUT
-                        self._put(told, stack[-1])
+                        self.put(told, stack[-1])
                     else:
-                        stack.append(here if op in (0x53, 0x56) else _UNKNOWN)
+                        stack.append(here if op in (0x53, 0x56) else UNKNOWN)
                 else:
                     raise CorruptFileError(f"{bytes([op])!r} is no opcode")
         except (CorruptFileError, LimitError) as error:
@@ -353,8 +275,9 @@ class Walk:
             return self.line(begin)
         except TruncatedError:
             end = begin
-            while length := len(self.read(end, _LAST_WINDOW)):
+            while length := len(self.read(end, LAST_WINDOW)):
                 end += length
+                self.searched += length
             return end
 
     def _archived(self, begin: int, length: int) -> bool:
@@ -364,10 +287,6 @@ class Walk:
         tail = min(length, _ZIP_TAIL)
         return b"PK\5\6" in self.read(begin + length - tail, tail)
 
-    def _doubt(self, why: str) -> None:
-        if len(self.doubts) < _MAX_DOUBTS:
-            self.doubts.append(why)
-
     def _line(self, op: int, begin: int, end: int, raw: bytes) -> int:
         """Look at an argument that ends with a line feed; for GET and PUT the index, -1 if it cannot be told."""
         if raw.isdigit() and len(raw) < 10 and (raw[0] != 0x30 or len(raw) == 1):
@@ -375,18 +294,18 @@ class Walk:
         text, index, row = op in (0x53, 0x56), op in (0x67, 0x70), LINES[op]
         if text and self.nested is not None and end - begin > 7:
             escaped = end - begin >= 22 and (end - begin > _LONG_LINE or b"\\" in raw)
-            if escaped or _LINE_BEGINNINGS.match(raw[:160]) or self._archived(begin, end - begin):
+            if escaped or LINE_BEGINNINGS.match(raw[:160]) or self._archived(begin, end - begin):
                 self.nested(begin, end - begin, row.read)
         if end - begin > _LONG_LINE:
             if not text:
-                self._doubt(f"{row.name} of {end - begin:,} characters")
+                self.doubt(f"{row.name} of {end - begin:,} characters")
             return -1
         try:
             value = row.read(raw)
         except CorruptFileError as error:
-            self._doubt(str(error))
+            self.doubt(str(error))
         except ValueError as error:
-            self._doubt(f"malformed ({error})"[:200])
+            self.doubt(f"malformed ({error})"[:200])
         else:
             return int(value) if index else -1
         if not index:
@@ -394,94 +313,6 @@ class Walk:
         # the C unpickler ends it at a NUL, both skip space, and older ones take as many zeros as there are
         digits = raw.split(b"\0")[0].strip().removeprefix(b"+").replace(b"_", b"").lstrip(b"0") or b"0"
         return int(digits) if len(digits) <= 10 and digits.isdigit() else -1
-
-    def line(self, begin: int) -> int:
-        """The offset after the next line feed."""
-        window = 1 << 10
-        while True:
-            data = self.read(begin, window)
-            found = data.find(b"\n")
-            if found >= 0:
-                return begin + found + 1
-            if len(data) < window:
-                raise TruncatedError("a line goes past the end")
-            begin += window
-            window = min(4 * window, _LAST_WINDOW)
-
-    def _get(self, index: int) -> int:
-        if self.lost or not 0 <= index < len(self.memo):
-            return _UNKNOWN
-        return self.memo[index] if self.memo[index] != _UNSET else _UNKNOWN
-
-    def _put(self, index: int, value: int) -> None:
-        memo = self.memo
-        if index < 0 or index > self.end - self.start + _FAR:
-            self.lost = True  # what the memo holds from here on cannot be told; names out of it are "computed"
-            return
-        if index >= len(memo):
-            memo.extend(array("q", [_UNSET]) * (index - len(memo) + 1))
-        self.filled += memo[index] == _UNSET
-        memo[index] = value
-
-    def text(self, offset: int) -> str | None:
-        """The text constant whose opcode stands at an offset; None for anything else and for what is too long."""
-        if offset < 0:
-            return None
-        if offset not in self.cache:
-            if len(self.cache) > 4096:
-                self.cache.clear()
-            self.cache[offset] = self._decoded(offset)
-        return self.cache[offset]
-
-    def _decoded(self, offset: int) -> str | None:
-        op = self.read(offset, 1)[0]
-        try:
-            if op in LINES:
-                end = self.line(offset + 1)
-                value = (
-                    LINES[op].read(self.read(offset + 1, end - offset - 2)) if end - offset < 5 * _MAX_NAME else None
-                )
-            else:
-                width = _WIDTHS[op]
-                length = int.from_bytes(self.read(offset + 1, width), "little")
-                value = COUNTED[op].read(self.read(offset + 1 + width, length)) if length < 4 * _MAX_NAME else None
-        except ValueError:  # includes CorruptFileError and UnicodeDecodeError
-            return None
-        value = value.decode("latin-1") if type(value) is bytes else value
-        return value if type(value) is str and len(value) <= _MAX_NAME else None
-
-    def _named(self, module: str | None, name: str | None, here: int) -> int:
-        kind = "" if module is not None and name is not None else COMPUTED
-        return self._add(module or "", "?" if name is None else name, kind, here)
-
-    def _add(self, module: str, name: str, kind: str, here: int) -> int:
-        module = module or "?"
-        key = (module, name, kind)
-        index = self.known.get(key)
-        if index is None:
-            if len(self.globals) >= MAX_DISTINCT and kind != MORE:
-                return self._add("?", f"over {MAX_DISTINCT:,} others", MORE, here)
-            index = self.known[key] = len(self.globals)
-            self.globals.append(Named(module, name, kind, here))
-        self.globals[index].count += 1
-        return -3 - index
-
-    def _call(self, function: int, arguments: int, here: int) -> None:
-        named = self.globals[-3 - function]
-        named.called += 1
-        if named.name == "dtype" and named.module in _ARRAYS and _OBJECT_DTYPE.fullmatch(self.text(arguments) or ""):
-            self._add("numpy", f"dtype({self.text(arguments)!r})", OBJECTS, here)
-
-    def _alter(self, target: int, here: int) -> None:
-        """Note that something is stored in a global itself, not in an object that a call made."""
-        named = self.globals[-3 - target]
-        self._add(named.module, named.name, ALTERED, here)
-
-    def _storage(self, mark: int) -> None:
-        """Note what a persistent id of PyTorch's says of a storage."""
-        kind, key = self.stack[mark + 1], self.text(self.stack[mark + 2])
-        if kind < _UNKNOWN and key is not None and self.text(self.stack[mark]) == "storage":
-            self.storages[key] = self.globals[-3 - kind]
 
 
 def walk(

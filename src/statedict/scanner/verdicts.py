@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 from statedict.reports.scan import DANGEROUS, DATA, OPAQUE
-from statedict.scanner.globals import ALTERED, COMPUTED, EXTENSION, MORE, OBJECTS, Named
+from statedict.scanner.effects import ALTERED, COMPUTED, EXTENSION, MORE, OBJECTS, Named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ torch/_export/serde/schema.py (PyTorch 2.13).
 
 from __future__ import annotations
 
-from statedict import formats
 from statedict.dtypes import BY_NAME, labelled
 from statedict.errors import CorruptFileError, UnknownFormatError, is_failure_of_code
+from statedict.formats.kinds import read_part
 from statedict.io.json import parse
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
@@ -90,7 +90,7 @@ def _tree(records: dict[str, Record | Inflated], where: str) -> tuple[StateDict,
     for name, record in records.items():
         if name.startswith(root + _INPUTS) and name.endswith(".pt"):
             with together:
-                inputs = formats.read_part(_stored(record))
+                inputs = read_part(_stored(record))
             models.setdefault(name[len(root + _INPUTS) : -3], StateDict()).setdefault("sample_inputs", inputs)
     tree = next(iter(models.values())) if len(models) == 1 else StateDict(models)
     return tree, {storage: name for name, storage in storages.items()}
@@ -124,7 +124,7 @@ def _entry(
         record = records[name]
         if entry["use_pickle"]:
             if name not in pickled:
-                pickled[name] = formats.read_part(_stored(record))
+                pickled[name] = read_part(_stored(record))
             return pickled[name]
         meta = entry["tensor_meta"]
         code = meta["dtype"]

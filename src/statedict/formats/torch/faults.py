@@ -11,8 +11,10 @@ import struct
 from itertools import pairwise
 
 from statedict.formats.torch.replaced_index import directory, earlier, entries, packed
-from statedict.io.zip import ArchiveLayout, find_end
-from statedict.io.zip_table import DEFERRED, END, END64, FULL16, FULL32, LOCAL, LOCATOR64, differs, read_local
+from statedict.io.zip import find_end
+from statedict.io.zip_ends import END, END64, FULL16, FULL32, LOCATOR64
+from statedict.io.zip_layout import ArchiveLayout
+from statedict.io.zip_table import DEFERRED, LOCAL, differs, read_local
 from statedict.tensor.checks import Check, Problem
 
 TYPE_CHECKING = False

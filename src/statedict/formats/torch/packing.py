@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statedict.io.pipeline import Part
 from statedict.io.source import BytesSource
-from statedict.io.zip import ArchiveLayout
+from statedict.io.zip_layout import ArchiveLayout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

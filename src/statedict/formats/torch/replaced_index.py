@@ -15,8 +15,10 @@ from shlex import quote
 
 from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import Slice
-from statedict.io.zip import ArchiveLayout, Inflated, end_records, find_end, read_directory
-from statedict.io.zip_table import CENTRAL, END, find_ends
+from statedict.io.zip import Inflated, find_end, read_directory
+from statedict.io.zip_ends import END, find_ends
+from statedict.io.zip_layout import ArchiveLayout, end_records
+from statedict.io.zip_table import CENTRAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ the storages; every other record is small and ends at its data descriptor.
 from __future__ import annotations
 
 from statedict.errors import FormatError, TruncatedError
-from statedict.io.zip_table import FULL32, LOCAL
+from statedict.io.zip_ends import FULL32
+from statedict.io.zip_table import LOCAL
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA

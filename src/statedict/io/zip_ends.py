@@ -1,0 +1,185 @@
+r"""The ends of zip archives, and where readers of them would disagree.
+
+Readers differ in what they follow. PyTorch's (miniz) takes the last end record whatever its comment says and goes by
+the offsets that are written. Python's takes the last one too, but infers where the directory lies from where it ends,
+so that an archive may stand behind something else. Both prefer a zip64 end record, which one looks for by its offset
+and the other in front of its locator; others read it only where the short record is full. So each of these is noted as
+a problem, and `find_ends` gives every directory that one of them finds.
+
+Source: PKWARE APPNOTE 6.3.10; miniz 3.0.2 as in PyTorch 2.13; CPython's Lib/zipfile.
+"""
+
+from __future__ import annotations
+
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NamedTuple, Protocol
+
+    class Readable(Protocol):
+        """Bytes at an offset."""
+
+        @property
+        def size(self) -> int:
+            """How many there are."""
+
+        def read(self, offset: int, length: int) -> bytes | bytearray:
+            """Some of them."""
+
+    class Reading(NamedTuple):
+        """One directory: where it lies, and where its archive ends.
+
+        `shift` is how far it lies behind the offset that is written; `at` is the end record's place, `wide` the zip64
+        end record's or that of the end record again.
+        """
+
+        place: int
+        size: int
+        records: int
+        shift: int
+        wide: int
+        at: int
+        stop: int
+
+else:
+    from collections import namedtuple
+
+    Reading = namedtuple("Reading", "place size records shift wide at stop")
+
+END = struct.Struct("<4s4H2LH")
+END64 = struct.Struct("<4sQ2H2L4Q")
+LOCATOR64 = struct.Struct("<4sLQL")
+FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
+DAMAGED = "the zip directory is damaged at its byte {:,}, perhaps by a transfer as text; fetch it again"
+_WIDE_OUTSIDE = "the zip64 end record lies outside the file; it is damaged"
+_TWO_WIDE = "it has two zip64 end records; it is damaged or forged"
+_WIDE_DAMAGED = "the zip64 end record is damaged"
+
+
+class Ends:
+    """What the end of an archive says.
+
+    Attributes:
+        readings: the directories that some reader follows; the first one is what Python's does.
+        problems: why not all of them follow the same.
+    """
+
+    __slots__ = ("problems", "readings")
+
+    def __init__(self) -> None:
+        self.readings: list[Reading] = []
+        self.problems: list[str] = []
+
+
+def find_ends(source: Readable, end: int) -> Ends:
+    """The directories of the archive that ends at byte `end`; none of them where there is no end record.
+
+    A directory that lies behind the offset that is written (`shift`) is no problem here, for archives stand one behind
+    the other in some files.
+    """
+    found = Ends()
+    base = max(0, end - END.size - FULL16)
+    tail = bytes(source.read(base, end - base))
+    places = [at for at in _places(tail, b"PK\5\6") if len(tail) - at >= END.size]
+    if not places:
+        return found
+    exact = [at for at in places if at + END.size + END.unpack_from(tail, at)[7] == len(tail)]
+    last = places[-1]
+    if set(exact) - {last}:
+        found.problems.append(
+            f"it has two end records, at bytes {base + exact[0]:,} and {base + last:,}; it is damaged or forged"
+        )
+    elif last not in exact:
+        after, comment = len(tail) - last - END.size, END.unpack_from(tail, last)[7]
+        stop = base + last + END.size
+        if comment < after:
+            found.problems.append(
+                f"{after - comment:,} bytes follow the end of the archive at byte {stop + comment:,}; they were "
+                "appended or the end is damaged, fetch it again"
+            )
+        else:
+            found.problems.append("its comment at the end is cut short; the file looks truncated, fetch it again")
+    for at in dict.fromkeys([last, *reversed(exact)]):
+        comment = END.unpack_from(tail, at)[7]
+        _read_end(source, found, base + at, min(end, base + at + END.size + comment), end)
+    if not found.readings and not found.problems:
+        found.problems.append(DAMAGED.format(0))
+    return found
+
+
+def _places(data: bytes, magic: bytes) -> Iterator[int]:
+    at = data.find(magic)
+    while at >= 0:
+        yield at
+        at = data.find(magic, at + 1)
+
+
+def _read_end(source: Readable, found: Ends, at: int, stop: int, end: int) -> None:
+    """The directories that one end record leads to."""
+    _, disk, first, here, count, size, offset, _ = END.unpack(bytes(source.read(at, END.size)))
+    short = (count, size, offset, at)
+    ends = [short]
+    locator = bytes(source.read(at - 20, 20)) if at >= 20 else b""
+    disks = disk in (0, FULL16) and first in (0, FULL16)
+    if locator[:4] == b"PK\6\7":
+        ends, right = _read_wide(source, found, at, locator, short)
+        disks = disks and right
+    problems: list[str] = []
+    for number, length, written, before in ends:
+        place = before - length
+        if length < 46 * number:
+            problems.append(f"{number:,} records cannot lie in a directory of {length:,} bytes")
+        elif place < 0 or written > before:
+            problems.append("the zip directory lies outside the file; it is truncated or damaged")
+        for begin in dict.fromkeys((place, written)):
+            if 0 <= begin <= begin + length <= end and _begins(source, begin, number, length):
+                reading = Reading(begin, length, number, begin - written, before, at, stop)
+                if all(reading[:3] != other[:3] for other in found.readings):
+                    found.readings.append(reading)
+                if begin != place and all(place != other.place for other in found.readings):
+                    problems.append(f"{place - begin:,} bytes lie between the zip directory and its end; it is damaged")
+    found.problems += problems
+    if not disks or (here != count and here != FULL16):
+        found.problems.append("its end record contradicts itself or says that it has several disks; it is damaged")
+
+
+def _begins(source: Readable, place: int, count: int, size: int) -> bool:
+    if not count and not size:
+        return True
+    return place + 4 <= source.size and bytes(source.read(place, 4)) == b"PK\1\2"
+
+
+def _read_wide(
+    source: Readable, found: Ends, at: int, locator: bytes, short: tuple[int, int, int, int]
+) -> tuple[list[tuple[int, int, int, int]], bool]:
+    """What zip64 end records say, wherever one is looked for: (count, size, offset, its place) each, and whether there
+    is but one disk.
+    """
+    _, disk, written, disks = LOCATOR64.unpack(locator)
+    ends: list[tuple[int, int, int, int]] = []
+    one = not disk and disks <= 1
+    near = at - LOCATOR64.size - END64.size
+    for place in dict.fromkeys((near, written)):
+        record = bytes(source.read(place, END64.size)) if 0 <= place <= near else b""
+        if record[:4] == b"PK\6\6" and len(record) == END64.size:
+            _, length, _, _, disk, first, here, count, size, offset = END64.unpack(record)
+            ends.append((count, size, offset, place))
+            one = one and not disk and not first and here == count
+            if length != END64.size - 12:
+                found.problems.append("the zip64 end record has another length than it should; it is damaged")
+    if not ends:
+        found.problems.append(_WIDE_OUTSIDE if written + END64.size > at else _WIDE_DAMAGED)
+        return [short], one
+    count, size, offset, place = ends[0]
+    inside = size + offset <= near
+    if place != near or (inside and written + (near - size - offset) != near):  # behind another archive all are shifted
+        two = len(ends) > 1
+        outside = written + END64.size > at
+        found.problems.append(_TWO_WIDE if two else _WIDE_OUTSIDE if outside else _WIDE_DAMAGED)
+    full = (FULL16, FULL32, FULL32)
+    if inside and any(a not in (b, c) for a, b, c in zip(short[:3], ends[0][:3], full, strict=True)):
+        found.problems.append("its two end records say different things of the directory; it is damaged or forged")
+        ends.append(short)
+    return ends, one

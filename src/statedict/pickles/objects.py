@@ -1,0 +1,234 @@
+"""What a pickle's program builds: data, by the caller's constructors, or inert labels.
+
+`machine` reads opcodes; here are the memo, the globals and the objects that they act on. What each costs is charged
+before it is made (budget.py).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from statedict.errors import CorruptFileError, LimitError
+from statedict.pickles.budget import DICT, ENTRY, KEY, OBJECT, STATE, Budget, weigh
+from statedict.pickles.keys import Keys, check_twins
+from statedict.tree.state_dict import StateDict
+from statedict.values import Opaque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+_MAX_NAME = 1000
+_MODULE = {"_parameters", "_buffers", "_modules"}
+
+
+class Global(Opaque):
+    """A global that the pickle names: with a `build` it makes data, without one its calls become Opaque.
+
+    Where the pickle holds it as a value it is what every class is there: an Opaque with a name and nothing else.
+    A call with fewer than `bulk` arguments makes one small object; one with more makes up to `cost` bytes besides what
+    it takes to copy its arguments.
+    """
+
+    __slots__ = ("build", "bulk", "cost")
+
+    def __init__(self, name: str, build: Callable[..., Any] | None = None, bulk: int = 1, cost: int = OBJECT) -> None:
+        super().__init__(name)
+        self.build, self.bulk, self.cost = build, bulk, cost
+
+
+class Builder:
+    """The state of a machine, and the objects that it makes."""
+
+    def __init__(
+        self,
+        data: bytes,
+        constructors: Mapping[str, Any],
+        persistent_load: Callable[[Any], Any] | None,
+        position: int,
+        factor: int,
+    ) -> None:
+        self.data, self.constructors, self.persistent_load, self.position = (
+            data,
+            constructors,
+            persistent_load,
+            position,
+        )
+        self.budget = Budget(position, factor)
+        self.charge = self.budget.charge
+        self.globals: dict[str, Any] = {}
+        self.memo: list[Any] = []
+        self.far_memo: dict[int, Any] = {}
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.keys = Keys()
+
+    def put(self, index: int, value: Any) -> None:
+        """Keep a value in the memo."""
+        memo = self.memo
+        if index < len(memo):
+            memo[index] = value
+        elif index == len(memo):
+            memo.append(value)
+        else:
+            if index not in self.far_memo:
+                self.charge(OBJECT)
+            self.far_memo[index] = value
+
+    def find(self, module: Any, name: Any) -> Any:
+        """The global of a name."""
+        if type(module) is not str or type(name) is not str:
+            raise CorruptFileError("a global is named by something that is no string")
+        if len(module) + len(name) > _MAX_NAME:
+            raise LimitError(f"a global's name has {len(module) + len(name):,} characters, over {_MAX_NAME:,}")
+        full = f"{module} {name}"
+        found = self.globals.get(full)
+        if found is None:
+            found = self.constructors.get(full)
+            if found is None:
+                found = Global(f"{module}.{name}")
+            self.charge(3 * OBJECT + 8 * len(full))
+            self.globals[full] = found
+        return found
+
+    def call(self, function: Any, args: Any) -> Any:
+        """What calling a global makes; a label, where no constructor is known."""
+        if not isinstance(args, tuple):  # the C unpickler refuses it, the Python one takes its items
+            raise CorruptFileError(f"calls something with a {type(args).__name__}, which is no tuple of arguments")
+        if type(function) is not Global or function.build is None:
+            name = name_call(function)
+            if type(function) is not Opaque:
+                return Opaque(name, args)
+            self.charge(OBJECT + weigh(name))
+            return Opaque(name, (function, args))
+        if len(args) >= function.bulk:
+            self.charge(function.cost)
+            self.charge_copies(args)
+        return function.build(*args)
+
+    def charge_copies(self, args: tuple[Any, ...]) -> None:
+        """Charge what it would cost to copy each of the arguments."""
+        for argument in args:
+            if isinstance(argument, str):
+                self.charge(2 * weigh(argument))
+            elif isinstance(argument, (bytes, bytearray)):
+                self.charge(2 * len(argument))
+            elif isinstance(argument, (list, tuple, dict, set, frozenset)):
+                self.charge((2 * ENTRY + KEY) * len(argument))
+                if type(argument) is tuple:
+                    self.charge(2 * ENTRY * sum(len(item) for item in argument if isinstance(item, dict)))
+
+    def persistent(self, identifier: Any) -> Any:
+        """The object of a persistent id."""
+        if self.persistent_load is None:
+            return Opaque("persistent object", (identifier,))
+        return self.persistent_load(identifier)
+
+    def set_items(self, target: Any, items: list[Any]) -> None:
+        """Set entries of a dict, or of a label; keys and values take turns."""
+        if len(items) % 2:
+            raise CorruptFileError("a key has no value")
+        if type(target) is Opaque:
+            if target.entries is None:
+                self.charge(DICT)
+                target.entries = StateDict()
+            target = target.entries
+        elif not isinstance(target, dict):
+            raise CorruptFileError(f"sets items in a {type(target).__name__}")
+        before = len(target)
+        for index in range(0, len(items), 2):
+            key = items[index]
+            if type(key) is not str:
+                key = self.key(key)
+            target[key] = items[index + 1]
+        if len(target) - before < len(items) >> 1:
+            check_twins(items[::2])
+
+    def key(self, key: Any) -> Any:
+        """A key of a dict or a set."""
+        noted = len(self.keys)
+        self.keys.check(key)
+        if len(self.keys) > noted:
+            self.charge(KEY)
+        return key
+
+    def append(self, target: Any, items: list[Any]) -> None:
+        """Append to a list, or to a label."""
+        if type(target) is Opaque:
+            if target.items is None:
+                self.charge(OBJECT)
+                target.items = []
+            target = target.items
+        elif type(target) is not list:
+            raise CorruptFileError(f"appends to a {type(target).__name__}")
+        target += items
+
+    def add(self, target: Any, items: list[Any]) -> None:
+        """Add to a set, or to a label."""
+        if type(target) is Opaque:
+            self.append(target, items)
+        elif type(target) is set:
+            self.charge(2 * ENTRY * len(items))
+            target.update(map(self.key, items))
+        else:
+            raise CorruptFileError(f"adds to a {type(target).__name__}")
+
+    def build(self, target: Any, state: Any) -> Any:
+        """An object with its state; what stands in its place from now on."""
+        if type(target) is Opaque:
+            target.state = self.module(state) if isinstance(state, dict) and state.keys() >= _MODULE else state
+        elif isinstance(target, StateDict):
+            metadata = state.get("_metadata") if isinstance(state, dict) else None
+            if isinstance(metadata, dict):
+                self.charge(2 * DICT + 2 * ENTRY * len(metadata))
+                target._metadata = OrderedDict(metadata)
+        elif hasattr(target, "set_state"):
+            self.charge(STATE)
+            if type(state) is tuple:
+                self.charge_copies(state)
+            made = target.set_state(state)
+            if made is not target:
+                self.replace(target, made)
+            return made
+        else:
+            raise CorruptFileError(f"gives a state to a {type(target).__name__}")
+        return target
+
+    def drop(self, value: Any) -> None:
+        """Forget what was called only to give an object its state, as `copyreg` allows, but not the state."""
+        args = value.args if type(value) is Opaque else None
+        if type(args) is not tuple or len(args) != 2 or type(args[0]) is not Opaque or args[0].state is not None:
+            return
+        if value.name != name_call(args[0]):  # else it is a call of that object, which stands before the arguments
+            self.build(*args)
+
+    def module(self, state: dict[Any, Any]) -> dict[Any, Any]:
+        """The attributes of a `torch.nn.Module` with its parameters, buffers and modules by their own names."""
+        members = [state[name] for name in ("_parameters", "_buffers", "_modules")]
+        if not all(isinstance(held, dict) for held in members):
+            return state
+        self.charge(2 * DICT + 2 * ENTRY * sum(map(len, (state, *members))))
+        flat = StateDict((name, value) for held in members for name, value in held.items())
+        rest = {name: value for name, value in state.items() if name not in _MODULE}
+        if len(flat) != sum(map(len, members)) or not flat.keys().isdisjoint(rest):
+            return state
+        flat.update(rest)
+        return flat
+
+    def replace(self, old: Any, new: Any) -> None:
+        """Put `new` where the memo holds `old`."""
+        memo = self.memo
+        at = len(memo) - 1
+        while at >= 0 and memo[at] is not old:
+            at -= 1
+        self.charge(len(memo) - at)
+        if at >= 0:
+            memo[at] = new
+
+
+def name_call(function: Any) -> str:
+    """What to call the result of calling something that is not in the table."""
+    if type(function) is Global:
+        return function.name
+    return f"{function.name}()"[:_MAX_NAME] if type(function) is Opaque else f"a call of {type(function).__name__}"
