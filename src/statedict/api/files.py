@@ -175,13 +175,11 @@ def edit(
 
     Args:
         src: the file to read, as for `load`, or a tree, as for `save`.
-        dst: the file or folder to write, as for `convert`; it may be the one that is read. None edits in place: where
-            only names, values and metadata change, a new index is appended to a .pth, and the header of a safetensors
-            file is overwritten if it has the room, in milliseconds and not atomically; anything else is written anew,
-            atomically.
+        dst: the file or folder to write, as for `convert`; it may be `src`. None edits in place. If only names, values
+            and metadata change, that appends an index to a .pth, or overwrites the header of a safetensors file that
+            has the room, in milliseconds and not atomically; anything else is written again, atomically.
         steps: one or a list of them, such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
-            `{"cast": "bf16", "only": "model.*"}`, `{"split": "qkv", "into": ["q", "k", "v"], "dim": 0}`; see
-            docs/altering.md.
+            `{"cast": "bf16", "only": "model.*"}`; docs/altering.md has all.
         format: as for `save`.
         max_shard_size: as for `save`; not in place.
         overwrite: as for `save`.
@@ -212,19 +210,20 @@ def edit(
         dst = _target(src, dst, format)
     elif not is_path(src) or split(src)[1]:
         raise UnsupportedError("only a whole file is edited in place; name a file to write")
+    elif max_shard_size is not None:
+        raise AlterError(f"{shown(named(src))}: max_shard_size=… makes a folder; name that as the target")
     with Paused():
         before = tree_of(src)
         state, report = edited(before, steps, not dry_run)
     if dry_run:
         return report
-    if dst is None and max_shard_size is not None:
-        raise AlterError(f"{shown(named(src))}: max_shard_size=… makes a folder; name that as the target")
-    if dst is not None:
-        how: dict[str, Any] = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
-        save(state, dst, format=format, max_shard_size=max_shard_size, **how)
-    elif not _rewritten(named(src), state, before, format):
-        target, kind = places.whole(named(src), formats.detect(places.opened(named(src))))
-        save(state, target, format=format or kind, fsync=fsync, executor=executor)
+    if dst is None and _rewritten(named(src), state, before, format):
+        return report
+    if dst is None:
+        dst, kind = places.whole(named(src), formats.detect(places.opened(named(src))))
+        format, overwrite = format or kind, True
+    how: dict[str, Any] = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
+    save(state, dst, format=format, max_shard_size=max_shard_size, **how)
     return report
 
 

@@ -8,9 +8,9 @@ import click
 
 from statedict.api.files import load
 from statedict.api.live import fit
-from statedict.cli import echo_json, echo_lines
 from statedict.cli.hints import shell
 from statedict.cli.objects import make
+from statedict.cli.output import echo_json, echo_lines
 from statedict.cli.steps import pair
 from statedict.render import report_text
 from statedict.render.text import printable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from statedict.api.files import convert, split
-from statedict.cli import echo_json
+from statedict.cli.output import echo_json
 from statedict.cli.progress import progress
 from statedict.formats import WRITABLE
 from statedict.io.location import location

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from statedict.api.look import diff
-from statedict.cli import echo_report, error_line
+from statedict.cli.output import echo_report, error_line
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
 from statedict.render.diff_text import LIMIT, lines

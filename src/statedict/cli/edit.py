@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from statedict.api.files import edit
-from statedict.cli import echo_report
+from statedict.cli.output import echo_report
 from statedict.cli.progress import progress
 from statedict.cli.steps import InOrder, step_options, steps_of
 from statedict.formats import WRITABLE

@@ -7,7 +7,7 @@ from dataclasses import replace
 import click
 
 from statedict.api.look import scan
-from statedict.cli import echo_json
+from statedict.cli.output import echo_json
 from statedict.errors import StateDictError
 from statedict.io.urls import shown
 from statedict.render.report_text import scan_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from statedict.api.files import load, split
-from statedict.cli import echo_json
+from statedict.cli.output import echo_json
 from statedict.errors import PathError, StateDictError
 from statedict.io.location import location
 from statedict.io.urls import named, shown

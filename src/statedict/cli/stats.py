@@ -8,7 +8,7 @@ import io
 import click
 
 from statedict.api.look import stats
-from statedict.cli import echo_json, echo_lines
+from statedict.cli.output import echo_json, echo_lines
 from statedict.cli.progress import progress
 from statedict.io.urls import shown
 from statedict.render.stats_text import lines

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from statedict.api.look import verify
-from statedict.cli import echo_json, echo_lines, error_line
+from statedict.cli.output import echo_json, echo_lines, error_line
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
 from statedict.io.urls import shown

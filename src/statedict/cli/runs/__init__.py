@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from statedict.cli import Commands
+from statedict.cli.commands import Commands
 
 TABLE = {
     "ls": "statedict.cli.runs.ls",

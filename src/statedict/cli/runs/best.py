@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from statedict.cli import echo_json
+from statedict.cli.output import echo_json
 from statedict.io.urls import named, shown
 from statedict.render.text import printable
 from statedict.runs.look.listing import find, listing

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from statedict.cli import echo_report
+from statedict.cli.output import echo_report
 from statedict.render.text import printable
 from statedict.runs.look.bisection import Tried, bisect
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from statedict.cli import echo_report
+from statedict.cli.output import echo_report
 from statedict.cli.progress import progress
 from statedict.runs.look.history import blame
 

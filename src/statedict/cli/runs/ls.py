@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import click
 
-from statedict.cli import echo_json
+from statedict.cli.output import echo_json
 from statedict.io.location import location
 from statedict.io.urls import joined, named, shown
 from statedict.render.text import number, printable, table

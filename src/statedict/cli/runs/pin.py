@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from statedict.cli import echo_json
+from statedict.cli.output import echo_json
 from statedict.runs.prune import pin
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from statedict.cli import echo_json
+from statedict.cli.output import echo_json
 from statedict.render.text import number, printable, shape, table
 from statedict.runs.look.description import About, about
 from statedict.values import count, human_bytes
