@@ -215,16 +215,19 @@ def edit(
     with Paused():
         before = tree_of(src)
         state, report = edited(before, steps, not dry_run)
-    if dry_run:
-        return report
-    if dst is None and _rewritten(named(src), state, before, format):
-        return report
-    if dst is None:
-        dst, kind = places.whole(named(src), formats.detect(places.opened(named(src))))
-        format, overwrite = format or kind, True
-    how: dict[str, Any] = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
-    save(state, dst, format=format, max_shard_size=max_shard_size, **how)
+    if not dry_run:
+        how: dict[str, Any] = {"max_shard_size": max_shard_size, "fsync": fsync, "executor": executor}
+        if dst is not None:
+            save(state, dst, format=format, overwrite=overwrite, **how)
+        else:
+            _save_in_place(state, before, named(src), format, how)
     return report
+
+
+def _save_in_place(state: StateDict, before: StateDict, path: str, format: str | None, how: dict[str, Any]) -> None:
+    if not _rewritten(path, state, before, format):
+        target, kind = places.whole(path, formats.detect(places.opened(path)))
+        save(state, target, format=format or kind, **how)
 
 
 def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str | None = None) -> str:
