@@ -175,11 +175,10 @@ def edit(
 
     Args:
         src: the file to read, as for `load`, or a tree, as for `save`.
-        dst: the file or folder to write, as for `convert`; it may be `src`. None edits in place. If only names, values
-            and metadata change, that appends an index to a .pth, or overwrites the header of a safetensors file that
-            has the room, in milliseconds and not atomically; anything else is written again, atomically.
-        steps: one or a list of them, such as `{"drop": "head.*"}`, `{"rename": {"layers.{n}": "blocks.{n}"}}`,
-            `{"cast": "bf16", "only": "model.*"}`; docs/altering.md has all.
+        dst: the file or folder to write, as for `convert`; it may be `src`. None edits in place: names, values and
+            metadata in milliseconds and not atomically, if the file has room for them, anything else atomically.
+        steps: one or a list of them, such as `{"drop": "head.*"}` or `{"cast": "bf16", "only": "model.*"}`; see
+            docs/altering.md.
         format: as for `save`.
         max_shard_size: as for `save`; not in place.
         overwrite: as for `save`.
@@ -217,10 +216,10 @@ def edit(
         state, report = edited(before, steps, not dry_run)
     if not dry_run:
         how: dict[str, Any] = {"max_shard_size": max_shard_size, "fsync": fsync, "executor": executor}
-        if dst is not None:
-            save(state, dst, format=format, overwrite=overwrite, **how)
-        else:
+        if dst is None:
             _save_in_place(state, before, named(src), format, how)
+        else:
+            save(state, dst, format=format, overwrite=overwrite, **how)
     return report
 
 
