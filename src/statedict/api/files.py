@@ -190,7 +190,7 @@ def edit(
         What each step did, and the bytes before and after.
 
     Raises:
-        AlterError: a step cannot be done; nothing was written. A PatternError where a pattern matches nothing.
+        AlterError: a step cannot be done; nothing was written.
         RenameError: a rule is malformed or matches nothing, or two entries get one path.
         StateDictError: what `load` and `save` raise.
 
@@ -205,12 +205,10 @@ def edit(
 
     if isinstance(steps, Mapping):
         steps = [steps]
-    if dst is not None:
+    if dst is None:
+        _check_in_place(src, max_shard_size)
+    else:
         dst = _target(src, dst, format)
-    elif not is_path(src) or split(src)[1]:
-        raise UnsupportedError("only a whole file is edited in place; name a file to write")
-    elif max_shard_size is not None:
-        raise AlterError(f"{shown(named(src))}: max_shard_size=… makes a folder; name that as the target")
     with Paused():
         before = tree_of(src)
         state, report = edited(before, steps, not dry_run)
@@ -221,6 +219,13 @@ def edit(
         else:
             save(state, dst, format=format, overwrite=overwrite, **how)
     return report
+
+
+def _check_in_place(src: Any, max_shard_size: int | str | None) -> None:
+    if not is_path(src) or split(src)[1]:
+        raise UnsupportedError("only a whole file is edited in place; name a file to write")
+    if max_shard_size is not None:
+        raise AlterError(f"{shown(named(src))}: max_shard_size=… makes a folder; name that as the target")
 
 
 def _save_in_place(state: StateDict, before: StateDict, path: str, format: str | None, how: dict[str, Any]) -> None:
