@@ -12,7 +12,7 @@ What is done to a parameter is done to its optimizer's state, too.
 >>> model["conv1.weight"]
 LazyTensor(bfloat16, (6, 3, 5, 5), 900 B, 'examples/checkpoint.pth')
 >>> list(model)[-4:]
-['head_a.weight', 'head_b.weight', 'head_a.bias', 'head_b.bias']
+['head_a.weight', 'head_a.bias', 'head_b.weight', 'head_b.bias']
 >>> statedict.save(model, tempfile.mkdtemp() + "/model.safetensors")
 
 docs/altering.md describes each.

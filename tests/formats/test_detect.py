@@ -36,7 +36,6 @@ def test_the_content_decides_and_never_the_suffix(written: str, suffix: str, tmp
         (".SafeTensors", b'{"'),
         (".pth", b"PK\3\4"),
         (".bin", b"PK\3\4"),
-        (".model", b"PK\3\4"),
         ("", b"PK\3\4"),
     ],
 )

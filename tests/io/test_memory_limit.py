@@ -38,7 +38,7 @@ WORK = {
     "copy": "[value.numpy(copy=True).sum() for value in statedict.load(folder + '/a.safetensors').values()]",
     "save": "statedict.save(tree, folder + '/b.safetensors')",
     "convert": "statedict.convert(folder + '/a.pth', folder + '/c.safetensors')",
-    "verify": "statedict.verify(folder + '/a.pth')",
+    "verify": "str(statedict.verify(folder + '/a.pth'))",
     "capture": "len(statedict.capture(tree))",
     "manager": "statedict.CheckpointManager(folder + '/run', retries=0, existing='replace')._save_and_close(tree)",
 }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def location(name: str) -> Location:
     """The location of a name, as `urls.named` gives it.
 
-    >>> location("examples").names()[:2]
+    >>> sorted(location("examples").names())[:2]
     ['checkpoint.pth', 'look.ipynb']
     """
     return _Stored(name) if is_url(name) else Location(name)
