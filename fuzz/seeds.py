@@ -65,7 +65,7 @@ def values() -> dict[Any, Any]:
 
 def unknown() -> dict[str, Any]:
     """Tensors of dtypes that no table has."""
-    from statedict.dtypes import labelled
+    from statedict.dtypes import labelled_dtype
     from statedict.io.source import BytesSource
     from statedict.tensor.labelled import Labelled
     from statedict.tensor.lazy import LazyTensor, Storage
@@ -74,8 +74,8 @@ def unknown() -> dict[str, Any]:
         return Storage(BytesSource(bytes(range(24))), 0, 24)
 
     return {
-        "whole": Labelled(labelled("float9_e4m4"), (3, 4), storage(), parameter=True),
-        "class": LazyTensor(labelled("NovelStorage", 16, storage="NovelStorage"), (3, 4), storage()),
+        "whole": Labelled(labelled_dtype("float9_e4m4"), (3, 4), storage(), parameter=True),
+        "class": LazyTensor(labelled_dtype("NovelStorage", 16, storage="NovelStorage"), (3, 4), storage()),
     }
 
 

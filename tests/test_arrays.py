@@ -21,12 +21,12 @@ from statedict.tensor.arrays import (
     contiguous_strides,
     is_numpy,
     is_torch,
+    mark_written,
     numpy_memory,
     numpy_view,
     torch_memory,
     torch_storage,
     torch_view,
-    touched,
     writable_memory,
 )
 
@@ -156,7 +156,7 @@ def test_only_plain_contiguous_tensors_outside_autograd_are_written_in_place() -
 def test_autograd_notices_memory_that_was_written() -> None:
     weight = torch.ones(3, requires_grad=True)
     product = (weight * weight).sum()
-    touched(weight.detach())
+    mark_written(weight.detach())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
 

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from statedict.dtypes import dtype
 from statedict.io.pipeline import blocks
 from statedict.io.source import BytesSource, ComputedSource, FileSource
-from statedict.tensor import assembled as assemble
-from statedict.tensor import boxes
+from statedict.tensor import assembled, boxes
 from statedict.tensor.arrays import contiguous_strides
-from statedict.tensor.assembled import assembled, mapped
+from statedict.tensor.assembled import assemble, map_elements
 from statedict.tensor.lazy import LazyTensor, Storage
 
 from .work import steps
@@ -64,8 +63,8 @@ def small() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, size in {"PANEL": 400, "PIECE": 256, "_ROW": 32, "_GAP": 6, "_GAP_COMPUTED": 24}.items():
             patch.setattr(boxes, name, size)
-        patch.setattr(assemble, "PANEL", 400)
-        patch.setattr(assemble, "_MAPPED", 60)
+        patch.setattr(assembled, "PANEL", 400)
+        patch.setattr(assembled, "_MAPPED", 60)
         patch.setattr(boxes, "_OWN", threading.local())
         yield
 
@@ -139,15 +138,15 @@ def test_operations_on_operations_are_those_of_numpy(file: FileSource, data: st.
             index = (*[slice(None)] * axis, slice(first, last, data.draw(st.sampled_from([1, 1, 2]))))
             tensor, array = tensor[index], array[index]
         elif step == "map":
-            tensor, array = mapped(tensor, KIND, _next), _next(array)
+            tensor, array = map_elements(tensor, KIND, _next), _next(array)
         elif step == "join":
             start = (*[0] * axis, array.shape[axis], *[0] * (array.ndim - axis - 1))
             wide = tuple(n * (1 + (d == axis)) for d, n in enumerate(array.shape))
             parts: list[Any] = [((0,) * array.ndim, tensor), (start, partial(_itself, tensor))]
-            tensor, array = assembled(KIND, wide, parts, "join"), np.concatenate([array, array], axis)
+            tensor, array = assemble(KIND, wide, parts, "join"), np.concatenate([array, array], axis)
         elif step == "pad":
             wide = tuple(n + (d == axis) * 3 for d, n in enumerate(array.shape))
-            tensor = assembled(KIND, wide, [((0,) * array.ndim, tensor)], "pad", 7)
+            tensor = assemble(KIND, wide, [((0,) * array.ndim, tensor)], "pad", 7)
             array = np.pad(array, [(0, w - n) for w, n in zip(wide, array.shape, strict=True)], constant_values=7)
         else:
             tensor = tensor.contiguous()
@@ -171,13 +170,13 @@ def test_in_blocks_a_transposed_tensor_costs_one_pass_a_panel() -> None:
 def test_what_is_in_memory_takes_no_panel() -> None:
     rows = tensor_of(BytesSource(NUMBERS.tobytes()), (100, 60), (1, 100), 0).contiguous()
     assert isinstance(rows.storage.source, boxes.BoxSource)
-    assert rows.storage.source.panel == mapped(rows, KIND, _next).storage.source.panel == 0  # type: ignore[attr-defined]
+    assert rows.storage.source.panel == map_elements(rows, KIND, _next).storage.source.panel == 0  # type: ignore[attr-defined]
     assert in_blocks(rows, 10) == NUMBERS.reshape(60, 100).T.tobytes()
 
 
 def test_of_many_chunks_few_are_looked_at_for_a_block() -> None:
     one = tensor_of(Opened(), (1, 60), None, 0)
-    whole = assembled(KIND, (3000, 60), [((row, 0), one) for row in range(3000)], "chunks")
+    whole = assemble(KIND, (3000, 60), [((row, 0), one) for row in range(3000)], "chunks")
     assert whole.storage.source.read(120 * 2000, 1200) == NUMBERS[:60].tobytes() * 10
     assert steps(lambda: whole.storage.source.read(120 * 2000, 1200)) < 15 * 3000
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import statedict
-from statedict.dtypes import labelled
+from statedict.dtypes import labelled_dtype
 from statedict.errors import FileError
 from statedict.io.source import BytesSource
 from statedict.runs import CheckpointManager
@@ -42,7 +42,7 @@ def test_a_tensor_without_elements_shares_no_bytes_with_any() -> None:
 
 def test_views_of_bytes_of_no_known_size_are_told_apart_by_where_they_begin() -> None:
     storage = Storage(BytesSource(bytes(8)), 0, 8)
-    kind = labelled("float5_e2m2")
+    kind = labelled_dtype("float5_e2m2")
     whole, again, later = (Labelled(kind, (4,), storage, first) for first in (0, 0, 4))
     assert whole.region == again.region != later.region
 
@@ -141,7 +141,7 @@ def test_replace_changes_what_it_is_told_and_keeps_the_rest() -> None:
 
 
 def test_replace_keeps_the_class_and_what_only_that_has() -> None:
-    view = Labelled(labelled("float5_e2m2"), (2,), Storage(BytesSource(bytes(8)), 0, 8), 4, (2,))
+    view = Labelled(labelled_dtype("float5_e2m2"), (2,), Storage(BytesSource(bytes(8)), 0, 8), 4, (2,))
     new = view.replace(requires_grad=True, parameter=True)
     assert type(new) is Labelled
     assert (new.first, new.steps, new.requires_grad, new.parameter) == (4, (2,), True, True)

@@ -14,7 +14,7 @@ from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
 from statedict.io.source import BytesSource
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy
-from statedict.tensor.segments import copied, numpy_arrays, own, plan, torch_tensors
+from statedict.tensor.segments import copy_segments, copy_tensors, numpy_arrays, plan, torch_tensors
 
 KINDS = ["uint8", "int16", "float32", "complex64", "complex128", "bool"]
 
@@ -59,7 +59,7 @@ def overlap(one: LazyTensor, other: LazyTensor) -> bool:
 @given(tensors())
 def test_every_way_of_copying_gives_the_same_elements(state: list[LazyTensor]) -> None:
     expected = [tensor.raw() for tensor in state]
-    assert [bytes(tensor.raw()) for tensor in copied(state)] == expected
+    assert [bytes(tensor.raw()) for tensor in copy_tensors(state)] == expected
     for copy in (False, True):
         assert [array.tobytes() for array in numpy_arrays(state, copy)] == expected
         made = torch_tensors(state, copy)
@@ -125,16 +125,16 @@ def test_tied_tensors_are_copied_once_and_stay_tied() -> None:
 def test_owned_buffers_hold_their_bytes_whatever_their_sizes_and_do_not_touch(sizes: list[int]) -> None:
     data = np.random.default_rng(0).integers(0, 255, max(sizes, default=0), "u1")
     state = [LazyTensor(dtype("uint8"), (n,), Storage(BytesSource(data), 0, n)) for n in sizes]
-    buffers, _ = own(state)
+    buffers, _ = copy_segments(state)
     assert [bytes(b) for b in buffers] == [data[:n].tobytes() for n in sizes]
     for buffer in buffers:
         buffer[:] = bytes(len(buffer))
-    assert [bytes(b) for b in own(state)[0]] == [data[:n].tobytes() for n in sizes]
+    assert [bytes(b) for b in copy_segments(state)[0]] == [data[:n].tobytes() for n in sizes]
 
 
 def test_what_no_framework_can_hold_is_refused() -> None:
     state = [LazyTensor(dtype("float6_e2m3fn"), (4,), Storage(BytesSource(b"abc"), 0, 3))]
-    assert bytes(copied(state)[0].raw()) == b"abc"
+    assert bytes(copy_tensors(state)[0].raw()) == b"abc"
     calls: list[Any] = [numpy_arrays, torch_tensors]
     for call in calls:
         for copy in (False, True):

@@ -181,7 +181,7 @@ class DType:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.kind == "raw":
-            return labelled, (self.name, self.bits, self.safetensors, self.storage)
+            return labelled_dtype, (self.name, self.bits, self.safetensors, self.storage)
         return dtype, (self.name,)
 
 
@@ -212,7 +212,7 @@ BY_STORAGE: dict[str, DType] = {d.storage: d for d in BY_NAME.values() if d.stor
 _BY_ANY_NAME: dict[str, DType] = BY_NAME | {alias: BY_NAME[row[0]] for row in _ROWS for alias in row[6]}
 
 
-def labelled(name: str, bits: int = 0, safetensors: str = "", storage: str = "") -> DType:
+def labelled_dtype(name: str, bits: int = 0, safetensors: str = "", storage: str = "") -> DType:
     """The dtype of bytes that are of no dtype in the table, under the name that the file has for it.
 
     Args:
@@ -221,7 +221,7 @@ def labelled(name: str, bits: int = 0, safetensors: str = "", storage: str = "")
         safetensors: the code in a safetensors header, where it comes from one.
         storage: PyTorch's typed storage class, where the file names that and no dtype.
 
-    >>> labelled("float8_e3m4", 8) is labelled("float8_e3m4", 8)
+    >>> labelled_dtype("float8_e3m4", 8) is labelled_dtype("float8_e3m4", 8)
     True
     """
     key = name, bits, safetensors, storage
@@ -263,7 +263,7 @@ def dtype(name: object) -> DType:
 
         found = _BY_ANY_NAME.get(numpy.dtype(name).name)
     if found is None and type(name).__module__ == "torch" and hasattr(name, "itemsize"):  # a torch.dtype that is new
-        found = labelled(text, 8 * name.itemsize)
+        found = labelled_dtype(text, 8 * name.itemsize)
     if found is None:
         raise FormatError(f"unknown dtype {name!r}; known are {', '.join(BY_NAME)}")
     return found

@@ -77,7 +77,7 @@ def writes_no_bytes() -> bool:
     return b"\xa7" * 8 not in file.getvalue()
 
 
-def setting(name: str, default: Any) -> Any:
+def user_setting(name: str, default: Any) -> Any:
     """What a user set in `torch.utils.serialization.config`, as `save.storage_alignment`."""
     try:
         importlib.import_module("torch.utils.serialization")
@@ -213,25 +213,25 @@ def unpickler_works() -> bool:
     if default_globals() is None or not hasattr(look_up("serialization._serialization_tls"), "map_location"):
         return False
     try:
-        read = Unpickler({"statedict.made": _made})
+        read = Unpickler({"statedict.made": _make_storage})
         return bool(read(_TRIAL, lambda key: [*key, 1]) == {"w": [("made", ["storage", 1])]})
     except Exception:  # of whatever kind: it is not the unpickler that we know
         return False
 
 
-def _made(storage: Any) -> Any:
+def _make_storage(storage: Any) -> Any:
     return "made", storage
 
 
 # modules
 
 
-def usual_loading() -> Any:
+def usual_load() -> Any:
     """`Module._load_from_state_dict`, which most modules have unchanged; None where there is none."""
     return look_up("nn.Module._load_from_state_dict")
 
 
-def loading(module: Any) -> Any:
+def find_load(module: Any) -> Any:
     """How the class of a module loads its own tensors."""
     return look_up("nn.Module._load_from_state_dict", type(module))
 

@@ -10,7 +10,7 @@ import math
 import struct
 from collections import Counter
 
-from statedict.dtypes import BY_NAME, MAX_NAME, DType, labelled
+from statedict.dtypes import BY_NAME, MAX_NAME, DType, labelled_dtype
 from statedict.errors import CorruptFileError, UnsupportedError, is_failure_of_code
 
 TYPE_CHECKING = False
@@ -285,7 +285,7 @@ def _dtype(name: Any) -> DType:
     known = BY_NAME.get(name)
     if known is None and not (type(name) is str and name.isprintable() and 0 < len(name) <= MAX_NAME):
         raise ValueError(name)
-    return known or labelled(name)
+    return known or labelled_dtype(name)
 
 
 _DECODERS: dict[str, Any] = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import statedict
-from statedict.tree.optimizer import inferred
+from statedict.tree.optimizer import infer_names
 
 
 class Net(nn.Module):
@@ -196,4 +196,4 @@ def test_names_are_never_wrong_where_they_are_inferred(then: list[str], now: lis
     truth = [[name for name in then if group_of[name] == number] for number in (0, 1)]
     live = [[name for name in now if group_of[name] == number] for number in (0, 1)]
     sizes = [[shapes[name] for name in group] for group in truth]
-    assert inferred(sizes, live, {name: shapes[name] for name in then}, now) in (truth, None)
+    assert infer_names(sizes, live, {name: shapes[name] for name in then}, now) in (truth, None)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import statedict
-from statedict.dtypes import BY_NAME, labelled
+from statedict.dtypes import BY_NAME, labelled_dtype
 from statedict.io.source import BytesSource
 from statedict.pickles.writer import dumps
 from statedict.tensor.labelled import Labelled
@@ -148,7 +148,7 @@ def archive_named(path: Path, old: bytes, new: bytes) -> Any:
 @pytest.mark.parametrize(("shape", "offset"), [((30,), 0), ((4,), 400), ((1 << 31, 1 << 31), 0), ((2,), -1)])
 def test_a_shape_that_the_storage_cannot_hold_is_damage(shape: tuple[int, ...], offset: int, tmp_path: Path) -> None:
     storage = Storage(BytesSource(DATA[:3]), 0, 3)
-    made = Labelled(labelled(NEW), shape, storage, offset)
+    made = Labelled(labelled_dtype(NEW), shape, storage, offset)
     data = dumps({"w": made}, lambda t: ("0", 3, 0, t.stride()))
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as file:
         file.writestr("archive/data.pkl", data)
@@ -174,7 +174,7 @@ def test_a_legacy_file_of_pytorch_s_has_it_too(tmp_path: Path) -> None:
 
 
 def test_a_distributed_checkpoint_has_it_too(tmp_path: Path) -> None:
-    tree = StateDict(w=Labelled(labelled(NEW), (3, 4), Storage(BytesSource(DATA), 0, 24)), n=1)
+    tree = StateDict(w=Labelled(labelled_dtype(NEW), (3, 4), Storage(BytesSource(DATA), 0, 24)), n=1)
     statedict.save(tree, tmp_path / "d")
     found = statedict.load(tmp_path / "d")
     assert (str(found["w"].dtype), found["w"].shape, found["w"].raw()) == (NEW, (3, 4), DATA[:24])
@@ -281,10 +281,10 @@ def test_a_live_tensor_of_it_is_captured_and_restored() -> None:
 
 
 def test_a_dtype_as_a_value_keeps_its_name_and_names_nothing_else(tmp_path: Path) -> None:
-    tree = {"w": torch.ones(2), "kind": labelled(NEW), "other": labelled("hub.nothing 1")}
+    tree = {"w": torch.ones(2), "kind": labelled_dtype(NEW), "other": labelled_dtype("hub.nothing 1")}
     statedict.save(tree, tmp_path / "x.safetensors")
     found = statedict.load(tmp_path / "x.safetensors")
-    assert (found["kind"], found["other"]) == (labelled(NEW), labelled("hub.nothing 1"))
+    assert (found["kind"], found["other"]) == (labelled_dtype(NEW), labelled_dtype("hub.nothing 1"))
     with pytest.raises(statedict.errors.UnsupportedError, match=r"other: PyTorch has no dtype hub\.nothing 1"):
         statedict.convert(tmp_path / "x.safetensors", tmp_path / "x.pth")
     del found["other"]

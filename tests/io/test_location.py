@@ -9,7 +9,7 @@ import pytest
 from statedict.errors import MissingFileError
 from statedict.io.location import Location, location
 from statedict.io.sink import put_bytes
-from statedict.io.urls import joined
+from statedict.io.urls import join
 
 
 def here(folder: Path) -> Location:
@@ -17,7 +17,7 @@ def here(folder: Path) -> Location:
 
 
 def test_what_is_published_is_listed_opened_and_measured(tmp_path: Path) -> None:
-    file = location(joined(str(tmp_path), "a"))
+    file = location(join(str(tmp_path), "a"))
     assert not file.exists()
     file.publish(lambda sink: put_bytes(b"three", sink))
     assert file.exists()

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statedict.io import blocks
-from statedict.io.blocks import BLOCK, summed
+from statedict.io.blocks import BLOCK, compute_sums
 from statedict.io.descriptor import Descriptor
 from statedict.io.parallel import BATCH, parallel
 from statedict.io.pipeline import Part, fill, transfer, write_at
@@ -170,7 +170,7 @@ def test_the_sums_of_a_range_are_those_of_its_bytes_whatever_the_blocks(
     seen: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", block)
-        sums = summed(BytesSource(data), start, end - start, use=lambda _, piece: seen.append(bytes(piece)))
+        sums = compute_sums(BytesSource(data), start, end - start, use=lambda _, piece: seen.append(bytes(piece)))
     assert (sums.crc, sums.digest) == (zlib.crc32(part), xxhash.xxh3_128_hexdigest(part))
     assert b"".join(seen) == part
 

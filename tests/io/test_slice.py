@@ -10,7 +10,7 @@ import pytest
 
 from statedict.dtypes import dtype
 from statedict.errors import CorruptFileError
-from statedict.io.source import BytesSource, FileSource, Slice, swapped
+from statedict.io.source import BytesSource, FileSource, Slice, swap_bytes
 
 DATA = bytes(range(100))
 
@@ -53,9 +53,9 @@ def test_nothing_beyond_a_slice_is_read(base: Any, offset: int, length: int) -> 
 def test_swapped_turns_each_number_round_wherever_reading_begins(code: str) -> None:
     numbers = np.arange(12).astype(code)
     raw = b"head" + numbers.astype(">" + code).tobytes() + b"tail"
-    source = swapped(BytesSource(raw), 4, numbers.nbytes, dtype(numbers.dtype))
+    source = swap_bytes(BytesSource(raw), 4, numbers.nbytes, dtype(numbers.dtype))
     assert source.read(0, source.size) == numbers.tobytes()
     for start in range(numbers.nbytes - 5):
         assert source.read(start, 5) == numbers.tobytes()[start : start + 5]
     with pytest.raises(CorruptFileError):
-        swapped(BytesSource(raw), 4, len(raw), dtype(numbers.dtype))
+        swap_bytes(BytesSource(raw), 4, len(raw), dtype(numbers.dtype))

@@ -17,7 +17,7 @@ from torch import nn
 
 import statedict
 from statedict import alter
-from statedict.tensor.assembled import assembled
+from statedict.tensor.assembled import assemble
 from statedict.tensor.lazy import as_lazy
 
 from ..same import assert_same
@@ -108,7 +108,7 @@ def test_any_range_of_an_assembled_tensor_can_be_read_alone(shape: list[int], st
     cut = shape[0] // 2
     pieces = [(0, whole[:cut]), (cut, whole[cut:])]
     chunks = [((at, *[0] * (len(shape) - 1)), lambda piece=piece: as_lazy(piece)) for at, piece in pieces if len(piece)]
-    lazy = assembled(as_lazy(whole).dtype, tuple(shape), chunks, "test")
+    lazy = assemble(as_lazy(whole).dtype, tuple(shape), chunks, "test")
     raw = whole.numpy().tobytes()
     start = min(start, len(raw) - 1)
     length = min(length, len(raw) - start)

@@ -21,7 +21,7 @@ from statedict.io.progress import Meter
 from statedict.ops.diff import change as changes
 from statedict.ops.diff import spectrum as spectra
 from statedict.ops.diff.change import Change
-from statedict.ops.diff.rank import judged
+from statedict.ops.diff.rank import judge
 from statedict.ops.diff.spectrum import spectrum
 from statedict.render.diff_text import rank_summary
 from statedict.reports.diff import LowRank
@@ -118,7 +118,7 @@ def test_random_columns_find_the_first_directions(
     assert (numpy.sqrt(found.squares[12:]) * change.scale <= values[12:20] * (1 + 1e-9)).all()
     assert change.energy * change.scale**2 == pytest.approx((values**2).sum())
     assert (spectrum(again, 20).squares == found.squares).all()
-    report = judged(change, found)
+    report = judge(change, found)
     assert (report.verdict, report.bounded) == ("full", True)
     assert report.effective_rank < 300
 

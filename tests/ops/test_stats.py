@@ -21,7 +21,7 @@ import statedict
 from statedict import alter
 from statedict.dtypes import BY_NAME
 from statedict.ops.stats import figures as measuring
-from statedict.reports.figures import Figures, combined
+from statedict.reports.figures import Figures, combine
 
 HALVES = {"complex32": "f2", "bcomplex32": BY_NAME["bfloat16"].numpy, "complex64": "f4", "complex128": "f8"}
 KINDS = [kind for kind in BY_NAME.values() if measuring.computable(kind)]
@@ -155,7 +155,7 @@ def test_parts_combine_to_the_whole(content: tuple[statedict.DType, bytes], cuts
         measuring.of_blocks(kind, [data[start:stop]])
         for start, stop in zip(places, [*places[1:], len(data)], strict=True)
     ]
-    agrees(combined(parts), data, kind)
+    agrees(combine(parts), data, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -320,8 +320,8 @@ def test_mean_and_deviation_of_the_largest_numbers_are_not_rounded_beyond_float6
     (found,) = statedict.stats({"w": numpy.array([most, -most] * halves)}).tensors
     assert (found.mean, found.deviation) == (0.0, most)
     parts = [Figures(elements=n, finite=n, min=most, max=most, mean=most, deviation=0.0) for n in (30, 4, 31)]
-    assert combined(parts).mean == most
-    assert combined([*parts, Figures(elements=1, finite=1, min=0.0, max=0.0, mean=0.0, deviation=0.0)]).min == 0
+    assert combine(parts).mean == most
+    assert combine([*parts, Figures(elements=1, finite=1, min=0.0, max=0.0, mean=0.0, deviation=0.0)]).min == 0
 
 
 def test_live_models_and_optimizers_have_the_figures_of_their_states() -> None:

@@ -13,10 +13,10 @@ import pytest
 
 import statedict
 from statedict.errors import CorruptFileError, FileError, MissingFileError
-from statedict.formats.causes import of_folder, unopened
+from statedict.formats.causes import explain_unopened, of_folder
 from statedict.io import remote
 from statedict.io.location import location
-from statedict.io.urls import named, shown
+from statedict.io.urls import redact, to_name
 
 from ..same import assert_same
 from .servers import Server, WithoutRanges, WithRanges, serving
@@ -150,10 +150,10 @@ def test_a_url_that_names_nothing_says_how_to_write_it(url: str, words: str) -> 
 
 
 def test_what_is_shown_of_a_name_is_not_secret() -> None:
-    assert shown("https://me:pa55@host/a@b.pth?x=s3cr3t#y") == "https://host/a@b.pth"
-    assert shown("http://host?x") == "http://host"
-    assert [shown(name) for name in ("a?b#c@d", "s3://bucket/a?b")] == ["a?b#c@d", "s3://bucket/a?b"]
-    assert named("HTTPS://host/A?B") == "https://host/A?B"
+    assert redact("https://me:pa55@host/a@b.pth?x=s3cr3t#y") == "https://host/a@b.pth"
+    assert redact("http://host?x") == "http://host"
+    assert [redact(name) for name in ("a?b#c@d", "s3://bucket/a?b")] == ["a?b#c@d", "s3://bucket/a?b"]
+    assert to_name("HTTPS://host/A?B") == "https://host/A?B"
 
 
 def test_no_command_prints_what_is_secret_in_a_url(files: Path, web: Server) -> None:
@@ -189,7 +189,7 @@ def test_the_permissions_of_a_url_are_no_matter_of_chmod(files: Path, web: Serve
         statedict.load(f"{web.url}/a.pth?s3cr3t")
     assert "chmod" not in str(caught.value)
     assert "s3cr3t" not in str(caught.value)
-    assert "chmod" in str(unopened("a.pth", FileError(13, "no", "a.pth")))
+    assert "chmod" in str(explain_unopened("a.pth", FileError(13, "no", "a.pth")))
     assert "s3cr3t" not in of_folder("http://host/?s3cr3t", [])
 
 

@@ -15,10 +15,10 @@ import pytest
 
 import statedict
 from statedict.errors import CorruptFileError, FileError, MissingFileError, UnknownFormatError
-from statedict.formats.places import opened
+from statedict.formats.places import open_checkpoint
 from statedict.io.location import location
 from statedict.io.remote import RemoteSource
-from statedict.io.urls import folder_of, joined, named
+from statedict.io.urls import folder_of, join, to_name
 
 from ..same import assert_same
 from .servers import Hub, Server, WithRanges, serving
@@ -285,13 +285,13 @@ def test_a_repository_of_the_hub_is_read(files: Path, tmp_path: Path, name: str)
     ],
 )
 def test_a_path_is_named_as_it_is_meant(path: Any, expected: str) -> None:
-    assert named(path) == expected
+    assert to_name(path) == expected
 
 
 def test_what_lies_beside_a_file_is_found_by_its_name() -> None:
-    assert joined(folder_of("https://host/a/b.json?x=y/z"), "c d#1") == "https://host/a/c%20d%231"
-    assert joined(folder_of("s3://bucket/a b/b.json"), "c d") == "s3://bucket/a b/c d"
-    assert joined(folder_of("a/b.json"), "c d") == "a/c d"
+    assert join(folder_of("https://host/a/b.json?x=y/z"), "c d#1") == "https://host/a/c%20d%231"
+    assert join(folder_of("s3://bucket/a b/b.json"), "c d") == "s3://bucket/a b/c d"
+    assert join(folder_of("a/b.json"), "c d") == "a/c d"
 
 
 def test_without_obstore_a_url_says_what_to_install(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_without_obstore_a_url_says_what_to_install(tmp_path: Path) -> None:
 
 def test_ranges_of_any_size_are_those_of_the_file(files: Path, web: Server) -> None:
     data = (files / "a.pth").read_bytes()
-    source = opened(f"{web.url}/a.pth")
+    source = open_checkpoint(f"{web.url}/a.pth")
     assert isinstance(source, RemoteSource)
     random = numpy.random.default_rng(1)
     for length in (0, 1, 30, 65_536, 65_537, 262_144, 262_145, 3_000_000):

@@ -19,7 +19,7 @@ import statedict
 from statedict import CheckpointManager
 from statedict.errors import RunError
 from statedict.runs import bisect
-from statedict.runs.look.bisection import filled
+from statedict.runs.look.bisection import fill_command
 from statedict.runs.look.listing import Checkpoint
 
 
@@ -125,7 +125,7 @@ def test_what_the_command_says_otherwise(plain: Path, command: str, message: str
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20))
 def test_a_word_reaches_the_command_as_it_is(word: str) -> None:
-    command = filled("""printf '%s|' {name} "{name}" '{name}' x{name}y \\"{name} "$(echo {other})" """)
+    command = fill_command("""printf '%s|' {name} "{name}" '{name}' x{name}y \\"{name} "$(echo {other})" """)
     done = subprocess.run(["/bin/sh", "-c", command], env={"STATEDICT_NAME": word}, capture_output=True, check=True)
     expected = [word, word, word, f"x{word}y", f'"{word}', "{other}"]
     assert done.stdout == "".join(f"{one}|" for one in expected).encode()

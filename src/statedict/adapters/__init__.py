@@ -117,7 +117,7 @@ def is_special_plain(value: Any) -> bool:
     return type(value) not in PLAIN and isinstance(value, (int, float, complex, str, bytes))
 
 
-def realized(value: Any) -> Any:
+def to_framework(value: Any) -> Any:
     """A value of a state with arrays, sizes, dtypes and devices as the framework that is loaded has them."""
     if type(value) in PLAIN:
         return value

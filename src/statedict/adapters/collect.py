@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from statedict.adapters import Capture, join, leaf, objects, realized, too_deep
+from statedict.adapters import Capture, join, leaf, objects, to_framework, too_deep
 from statedict.adapters.explain import findings, remedy
 from statedict.adapters.locate import fits, locate
 from statedict.adapters.plan import Options, Plan
@@ -16,7 +16,7 @@ from statedict.reports.restore import RestoreReport
 from statedict.tensor.arrays import is_numpy, is_torch
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tensor.segments import copied as tensors_copied
+from statedict.tensor.segments import copy_tensors as tensors_copied
 from statedict.tensor.segments import numpy_arrays, torch_tensors
 from statedict.tree.state_dict import StateDict, transform
 from statedict.tree.walk import MAX_DEPTH, walk
@@ -88,7 +88,7 @@ def lazily(tree: Any) -> Any:
     try:
         return transform(tree, lambda leaf: as_lazy(leaf) if is_array(leaf) else leaf)
     except UnsupportedError as error:
-        raise _located(tree, error) from None
+        raise locate_error(tree, error) from None
 
 
 def snapshot(tree: Any) -> Any:
@@ -106,15 +106,15 @@ def snapshot(tree: Any) -> Any:
                 arrays = [as_lazy(leaf) for leaf in live]
                 made = copy(arrays, True)
             except UnsupportedError as error:
-                raise _located(tree, error) from None
+                raise locate_error(tree, error) from None
             for leaf, new, lazy in zip(live, made, arrays, strict=True):
                 copies[id(leaf)] = new
                 if lazy.attributes:
-                    vars(new).update(realized(data_of(lazy.attributes)))
+                    vars(new).update(to_framework(data_of(lazy.attributes)))
     return transform(tree, lambda leaf: copies.get(id(leaf), leaf))
 
 
-def copied(tree: Any, room: Any) -> Any:
+def copy_arrays(tree: Any, room: Any) -> Any:
     """The tree with every array as a LazyTensor over a copy of its memory; what lies in files stays there.
 
     Args:
@@ -131,7 +131,7 @@ def copied(tree: Any, room: Any) -> Any:
     return transform(whole, lambda leaf: copies.get(id(leaf), leaf))
 
 
-def _located(tree: Any, error: UnsupportedError) -> UnsupportedError:
+def locate_error(tree: Any, error: UnsupportedError) -> UnsupportedError:
     """The error with the path of the first array that raises one."""
     for path, entry in walk(tree):
         try:
@@ -145,7 +145,7 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
     """Plan for the whole tree, then do it; see `statedict.restore`."""
     if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
         state = state[""]
-    plan = planned(obj, options)
+    plan = new_plan(obj, options)
     with Paused():
         plan.tree(obj, state)
     written = not dry_run and not plan.problems
@@ -174,7 +174,7 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
     return report
 
 
-def planned(obj: Any, options: Options) -> Plan:
+def new_plan(obj: Any, options: Options) -> Plan:
     """A plan for a tree, before anything is in it."""
     return Plan(options, *parameters(obj))
 

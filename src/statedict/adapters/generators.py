@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from statedict.adapters import Capture, join, leaf, realized
+from statedict.adapters import Capture, join, leaf, to_framework
 from statedict.adapters.plan import Plan
 from statedict.dtypes import dtype
 from statedict.errors import RestoreError
@@ -54,7 +54,7 @@ def _arrays(state: Any) -> Any:
 
 
 def _write_torch(value: Any, state: Any) -> None:
-    value.set_state(realized(state["state"]))
+    value.set_state(to_framework(state["state"]))
 
 
 _KINDS = (

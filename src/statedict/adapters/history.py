@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, TypeVar
 
-from statedict.adapters.names import plain, unwrapped
+from statedict.adapters.names import plain, unwrap
 from statedict.errors import RenameError
 from statedict.tree.rename import Rules, modules
 
@@ -65,7 +65,7 @@ def renamed_in(version: int, rules: Mapping[str, str]) -> Callable[[Kind], Kind]
             raise RenameError(f"renamed_in({version}): {kind.__name__} has a version {version} of its names already")
         if not versions(kind):
             module: Any = kind
-            module.state_dict = _recording(module.state_dict)
+            module.state_dict = _record_version(module.state_dict)
         if _RULES not in vars(kind):
             setattr(kind, _RULES, {})
         getattr(kind, _RULES)[version] = dict(rules)
@@ -83,7 +83,7 @@ def versions(kind: type) -> Versions:
     return dict(sorted(found.items()))
 
 
-def _recording(save: Callable[..., Any]) -> Callable[..., Any]:
+def _record_version(save: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(save)
     def state_dict(self: Any, *args: Any, **options: Any) -> Any:
         made = save(self, *args, **options)
@@ -127,14 +127,14 @@ def brought_up_to_date(
     """
     classes = list(classes)
     each = {kind: versions(kind) for kind in {kind for _, kind in classes}}
-    found = [(unwrapped(path), each[kind]) for path, kind in classes if each[kind]]
+    found = [(unwrap(path), each[kind]) for path, kind in classes if each[kind]]
     if not found:
         return None
     names, wanted = list(names), {plain(name) for name in target}
     best: Past | None = None
     for above, below in _places(names, wanted):  # either side may have the model below a prefix
         inside = [((path + ".").removeprefix(below).rstrip("."), known) for path, known in found]
-        past = _updated(inside, above, names, metadata, {name.removeprefix(below) for name in wanted})
+        past = _update(inside, above, names, metadata, {name.removeprefix(below) for name in wanted})
         if best is None or past.fitting > best.fitting:
             best = past
         if best.fitting >= len(wanted):
@@ -160,9 +160,9 @@ def _prefixes(names: Iterable[str]) -> Iterator[str]:
                 yield above
 
 
-def _updated(found: Known, above: str, names: list[str], metadata: Mapping[str, Any] | None, wanted: set[str]) -> Past:
+def _update(found: Known, above: str, names: list[str], metadata: Mapping[str, Any] | None, wanted: set[str]) -> Past:
     now = {name: plain(name) for name in names}
-    about = None if metadata is None else {unwrapped(path): entry for path, entry in metadata.items()}
+    about = None if metadata is None else {unwrap(path): entry for path, entry in metadata.items()}
     past = Past({}, None)
     levels: dict[int, Known] = {}
     for path, known in found:
@@ -172,7 +172,7 @@ def _updated(found: Known, above: str, names: list[str], metadata: Mapping[str, 
         mine, inside = _below(now.items(), depth + lead), _below(((name, name) for name in wanted), depth)
         for path, known in levels[depth]:
             base = (above + path).rstrip(".")
-            becomes, start, problem = _one(base, known, mine.get(base, {}), about, inside.get(path, {}))
+            becomes, start, problem = _update_module(base, known, mine.get(base, {}), about, inside.get(path, {}))
             past.problem = past.problem or problem
             changed = {name: becomes[old] for name, old in mine.get(base, {}).items() if becomes.get(old, old) != old}
             if not changed:
@@ -202,7 +202,7 @@ def _below(names: Iterable[tuple[str, str]], depth: int) -> dict[str, dict[str, 
     return found
 
 
-def _one(
+def _update_module(
     base: str, known: Versions, mine: Mapping[str, str], about: Mapping[str, Any] | None, inside: Mapping[str, str]
 ) -> tuple[dict[str, str], int, str]:
     """What the names of one module become, the version that they are from, and why that cannot be told."""
@@ -214,10 +214,10 @@ def _one(
     start = entry.get(_VERSION, 0) if isinstance(entry, dict) else 0
     if type(start) is not int or start > latest:
         return {}, 0, f"{where}: the state has version {start} of the names, the code {latest}"
-    return _renamed(mine.values(), known, start), start, ""
+    return _rename_names(mine.values(), known, start), start, ""
 
 
-def _renamed(names: Iterable[str], known: Versions, start: int) -> dict[str, str]:
+def _rename_names(names: Iterable[str], known: Versions, start: int) -> dict[str, str]:
     """Names as all versions after `start` make them."""
     steps = [Rules(rules) for version, several in known.items() if version > start for rules in several]
     result = {}
@@ -232,7 +232,7 @@ def _renamed(names: Iterable[str], known: Versions, start: int) -> dict[str, str
 def _likeliest(names: list[str], known: Versions, wanted: set[str]) -> tuple[int, dict[str, str], str]:
     """The version from which most names fit, what they become, and what speaks against it."""
     beginnings = {name[:at] for name in wanted for at, letter in enumerate(name) if letter == "."}
-    tried = {start: _renamed(names, known, start) for start in (0, *known)}
+    tried = {start: _rename_names(names, known, start) for start in (0, *known)}
     fitting = {
         start: (sum(new in wanted for new in made.values()), sum(_depth(new, beginnings) for new in made.values()))
         for start, made in tried.items()

@@ -56,7 +56,7 @@ def _is_flat(value: Any, length: int) -> bool:
     return is_array(value) and tuple(value.shape) == (length,)
 
 
-def moved(saved: Sequence[Any], live: Sequence[Any], sizes: dict[Any, int], entries: Any) -> StateDict:
+def reorder(saved: Sequence[Any], live: Sequence[Any], sizes: dict[Any, int], entries: Any) -> StateDict:
     """The state in the order of the live parameters.
 
     Args:
@@ -66,7 +66,7 @@ def moved(saved: Sequence[Any], live: Sequence[Any], sizes: dict[Any, int], entr
         entries: what the state has for its first parameter.
 
     >>> import torch
-    >>> moved(["a", "b"], ["b", "a"], {"a": 2, "b": 1}, {"d": torch.tensor([1, 2, 3])})["d"]
+    >>> reorder(["a", "b"], ["b", "a"], {"a": 2, "b": 1}, {"d": torch.tensor([1, 2, 3])})["d"]
     tensor([3, 1, 2])
     """
     starts, start = {}, 0

@@ -28,7 +28,7 @@ def locate(target: Any, state: Any) -> tuple[str, Any] | None:
     """
     wanted = hasattr(target, "param_groups")
     places = [place for place in _places(state, "") if _is_optimizer(place[1]) is wanted]
-    return max(places, key=lambda place: _fitting(target, place[1]), default=None)
+    return max(places, key=lambda place: _count_fitting(target, place[1]), default=None)
 
 
 def _is_optimizer(entry: Any) -> bool:
@@ -49,7 +49,7 @@ def _places(state: Any, path: str) -> Iterator[tuple[str, Any]]:
                 yield from _places(child, join(path, key))
 
 
-def _fitting(target: Any, state: Any) -> int:
+def _count_fitting(target: Any, state: Any) -> int:
     plan = _trial(target, state)
     good = sum(entry.action in RESTORED for entry in plan.entries)
     return good - sum(problem.action not in ("missing", "shape", "dtype") for problem in plan.problems)

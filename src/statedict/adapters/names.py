@@ -48,7 +48,7 @@ class Reading:
         """
         if not self.note:
             return path
-        short = (path if self.literal else unwrapped(path)) + "."
+        short = (path if self.literal else unwrap(path)) + "."
         if not short.startswith(self.above) and short != ".":
             return None
         if short == "." and self.above:
@@ -83,10 +83,10 @@ def plain(name: str) -> str:
     'encoder.weight'
     """
     keys = name.split(".")
-    return name if WRAPPERS.isdisjoint(keys) else unwrapped(name) or name
+    return name if WRAPPERS.isdisjoint(keys) else unwrap(name) or name
 
 
-def unwrapped(path: str) -> str:
+def unwrap(path: str) -> str:
     """A module's path without wrappers; that of a module which is only wrapped is empty."""
     return ".".join(key for key in path.split(".") if key not in WRAPPERS)
 

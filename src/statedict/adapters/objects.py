@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from statedict.adapters import Capture, join, leaf, realized
+from statedict.adapters import Capture, join, leaf, to_framework
 from statedict.adapters.labels import DROPPED
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
@@ -88,7 +88,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.note("restored", path, f"{len(value)} entries → {len(state)}")
         items = plan.settle(state, value, path)
         if items is not DROPPED:
-            plan.act(path, lambda: value.__setitem__(slice(None), realized(items)))
+            plan.act(path, lambda: value.__setitem__(slice(None), to_framework(items)))
     elif isinstance(value, list | tuple):
         if not isinstance(state, list | tuple) or len(state) != len(value):
             found = f"{len(state)} entries" if isinstance(state, list | tuple) else f"a {type(state).__name__}"
@@ -133,7 +133,7 @@ def _fill(value: Any, state: Any, plan: Plan, path: str) -> None:
     fill = value.extend if isinstance(value, list) else value.update
     items = plan.settle(state, None, path)
     if items is not DROPPED:
-        plan.act(path, lambda: fill(realized(items)))
+        plan.act(path, lambda: fill(to_framework(items)))
 
 
 def _setter(value: Any, key: Any) -> Callable[[Any], None]:

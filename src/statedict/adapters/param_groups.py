@@ -23,7 +23,7 @@ _OF_A_SCHEDULER = frozenset((
 ))  # fmt: skip
 
 
-def merged(live: Mapping[str, Any], saved: Mapping[str, Any], defaults: Any, plan: Plan, path: str) -> dict[str, Any]:
+def merge(live: Mapping[str, Any], saved: Mapping[str, Any], defaults: Any, plan: Plan, path: str) -> dict[str, Any]:
     """The saved hyperparameters of a group, under the live group's names.
 
     Their set differs between releases of PyTorch and with a scheduler, which is reported and no error; any other

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
-from statedict.adapters import find, is_special_plain, join, leaf, realized, suggest
+from statedict.adapters import find, is_special_plain, join, leaf, suggest, to_framework
 from statedict.adapters.labels import DROPPED, find_member, settle
 from statedict.adapters.names import Reading, align, plain
 from statedict.adapters.shapes import POLICIES, Fit, Shape
@@ -122,7 +122,7 @@ class Plan:
             else:
                 action = "restored" if state is given else "overridden"
                 self.note(action, path, "" if _same(own, leaf(state)) else f"{own!r:.40} → {state!r:.40}")
-                self.act(path, lambda: assign(_alike(target, realized(state))))
+                self.act(path, lambda: assign(_alike(target, to_framework(state))))
             return
         adapter = find(target, path)
         work = partial(adapter.plan, target, self.renamed(state, path), self, path)

@@ -43,9 +43,9 @@ class Rehearsal:
 
 def special(modules: Iterable[tuple[str, Any]]) -> dict[str, bool]:
     """The paths of the modules that load in a way of their own → whether by a method, not by hooks before it only."""
-    usual, found = torch_private.usual_loading(), dict[str, bool]()
+    usual, found = torch_private.usual_load(), dict[str, bool]()
     for path, child in modules:
-        by_method = usual is None or torch_private.loading(child) is not usual
+        by_method = usual is None or torch_private.find_load(child) is not usual
         if by_method or torch_private.pre_hooks(child) != {}:
             found[path] = by_method
     return found
@@ -68,7 +68,7 @@ def rehearse(
     """
     import torch
 
-    if torch_private.usual_loading() is None:
+    if torch_private.usual_load() is None:
         return None
 
     places: dict[str, Any] = {}
@@ -119,13 +119,13 @@ class _Rehearsing:
 
     def _load(self, module: Any, entries: dict[str, Any], path: str) -> None:
         prefix = path + "." if path else ""
-        before, missing, load = dict(entries), list[str](), torch_private.loading(module)
+        before, missing, load = dict(entries), list[str](), torch_private.find_load(module)
         try:
             load(module, entries, prefix, self.metadata.get(path, {}), True, missing, [], self.errors)
         except Exception as error:  # a hook's own
             self.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
         self.left.difference_update(name for name in before if entries.get(name) is not before[name])
-        ours = load is not torch_private.usual_loading()
+        ours = load is not torch_private.usual_load()
         for name, called in self.names.get(path, ()):
             if name not in missing and (name in entries or ours):
                 self.held[called] = self.origins.get(id(entries.get(name)), "")

@@ -12,7 +12,7 @@ from typing import Any
 from statedict.adapters import join
 from statedict.errors import UnsupportedError
 from statedict.tensor.arrays import is_torch, part_of
-from statedict.tensor.assembled import assembled
+from statedict.tensor.assembled import assemble
 from statedict.tensor.lazy import LazyTensor, is_array
 
 
@@ -78,4 +78,4 @@ def piece(target: Any, tensor: LazyTensor) -> LazyTensor:
         for begin, place, sizes in part.pieces
         if 0 not in sizes
     ]
-    return assembled(tensor.dtype, tuple(target.shape), chunks, tensor.storage.source.name)
+    return assemble(tensor.dtype, tuple(target.shape), chunks, tensor.storage.source.name)

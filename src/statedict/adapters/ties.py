@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from statedict.io.blocks import summed
+from statedict.io.blocks import compute_sums
 from statedict.tensor.arrays import live_region
 from statedict.tensor.lazy import LazyTensor
 
@@ -60,4 +60,4 @@ def same_bytes(one: LazyTensor, other: LazyTensor) -> bool:
 
 def _digest(tensor: LazyTensor) -> str:
     rows = tensor.contiguous()
-    return summed(rows.storage.source, rows.storage.offset + rows.offset, rows.nbytes, crc=False).digest
+    return compute_sums(rows.storage.source, rows.storage.offset + rows.offset, rows.nbytes, crc=False).digest

@@ -208,7 +208,7 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
 
     module, tensors = reader.module, reader.tensors
     for name, tensor in reader.live.items():
-        if tensor.is_meta and (name in reader.made or name in reader.held) and not _skipped(fits.get(name)):
+        if tensor.is_meta and (name in reader.made or name in reader.held) and not _is_skipped(fits.get(name)):
             old = reader.held.get(name, "")
             _materialize(tensor, tensor.shape if name in fits or old not in tensors else tensors[old].shape)
     methods = special(module.named_modules(remove_duplicate=False))
@@ -225,7 +225,7 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
             chosen[given] = StateDict({"": reader.settled.get(given, reader.state[old])}).torch(copy=True)[""]
             continue
         fit, tensor, target = fits.get(given), tensors[old], reader.live.get(given)
-        if _skipped(fit):
+        if _is_skipped(fit):
             continue
         if fit is not None:
             chosen[given] = fit.apply(tensor, base=target if fit.policy == "overlap" else None)
@@ -243,7 +243,7 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
         raise RuntimeError(f"{type(module).__name__}.load_state_dict refused {result.unexpected_keys[:3]}")
 
 
-def _skipped(fit: Fit | None) -> bool:
+def _is_skipped(fit: Fit | None) -> bool:
     return fit is not None and fit.policy == "skip"
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from statedict.adapters import Capture, join, lbfgs, state_checks
-from statedict.adapters.param_groups import merged
+from statedict.adapters.param_groups import merge
 from statedict.adapters.param_match import Match, live_names, match, report
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
@@ -123,7 +123,7 @@ def _states(
             index += 1
     entries = _settle(value, held, entries, plan, path)
     if lbfgs.accepts(value):
-        return _whole(value, saved, found, entries, follow, plan, path), follow, fresh
+        return _plan_shared(value, saved, found, entries, follow, plan, path), follow, fresh
     sure = {owner for owner, _ in plan.shapes.values()} if found.names else set()
     pairs = {n: (tuple(p.shape), entries[key]) for n, p, key, _ in held if id(p) not in sure and key in entries}
     sizes = dict(zip(pairs, find_strays([*pairs.values()]), strict=True))
@@ -180,7 +180,7 @@ def _groups(value: Any, saved: list[Any], found: Match, plan: Plan, path: str) -
         taken = (found.found.get(id(parameter)) for parameter in group["params"])
         sources = Counter(key[0] for key in taken if key is not None)
         source = saved[sources.most_common(1)[0][0]] if sources else group
-        groups.append(merged(group, source, value.defaults, plan, where))
+        groups.append(merge(group, source, value.defaults, plan, where))
         hyper = [key for key in source if key not in ("params", "param_names")]
         for other in sources:
             unlike = [key for key in hyper if _differ(source[key], saved[other].get(key))]
@@ -194,7 +194,7 @@ def _differ(one: Any, other: Any) -> bool:
     return not is_array(one) and not is_array(other) and bool(one != other)
 
 
-def _whole(
+def _plan_shared(
     optimizer: Any,
     saved: list[Any],
     found: Match,
@@ -220,7 +220,7 @@ def _whole(
         return {}
     _tell(lbfgs.faults(held, sum(sizes.values())), plan, at)
     if before != after:
-        follow[0] = partial(lbfgs.moved, before, after, sizes)
+        follow[0] = partial(lbfgs.reorder, before, after, sizes)
     return {0: held}
 
 

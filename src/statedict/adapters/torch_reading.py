@@ -9,7 +9,7 @@ from typing import Any
 from statedict import torch_private
 from statedict.adapters import join
 from statedict.adapters.history import brought_up_to_date
-from statedict.adapters.names import Reading, unwrapped
+from statedict.adapters.names import Reading, unwrap
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import rehearse, special
 from statedict.errors import UnsupportedError
@@ -102,7 +102,7 @@ def read(module: Any, state: Any, plan: Plan, path: str) -> Reader | None:
     reading = plan.align(reader.own, known, path)
     if reading is None:
         return None
-    places = {unwrapped(name): name for name, _ in modules}
+    places = {unwrap(name): name for name, _ in modules}
     reader.metadata = _versions(metadata, reading, places)
     reader.held = {name: known[now] for name, now in reading.pairs.items()}
     reader.given = dict(reader.held)
@@ -139,7 +139,7 @@ def is_lazy(entry: Any) -> bool:
     return torch is not None and bool(torch.nn.parameter.is_lazy(entry))
 
 
-def _resized(entry: Any, tensor: LazyTensor | None) -> bool:
+def _resize(entry: Any, tensor: LazyTensor | None) -> bool:
     return tensor is not None and is_array(entry) and (is_lazy(entry) or entry.shape != tensor.shape)
 
 
@@ -175,13 +175,13 @@ def _ask_module(
 
 
 def _is_odd(name: str, entry: Any, reader: Reader) -> bool:
-    return name not in reader.held or _resized(entry, reader.tensors.get(reader.held[name]))
+    return name not in reader.held or _resize(entry, reader.tensors.get(reader.held[name]))
 
 
 def _is_foreign(module: Any, path: str) -> bool:
     """Whether a module's way of loading is not one of torch.nn's, which only read older versions."""
     child = module.get_submodule(path)
-    method, calls = torch_private.loading(child), torch_private.pre_hooks(child)
+    method, calls = torch_private.find_load(child), torch_private.pre_hooks(child)
     hooks = (getattr(hook, "hook", hook) for hook in (calls or {}).values())
     return not all(str(getattr(way, "__module__", "")).startswith("torch.nn.") for way in (method, *hooks))
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from statedict.io.pipeline import fill
 from statedict.io.source import AddressSource, address_view
-from statedict.tensor.arrays import touched, writable_memory
+from statedict.tensor.arrays import mark_written, writable_memory
 from statedict.tensor.lazy import LazyTensor
-from statedict.tensor.segments import copied
+from statedict.tensor.segments import copy_tensors
 
 BLOCK = 32 << 20
 
@@ -30,7 +30,7 @@ def transfer(pairs: Iterable[tuple[LazyTensor, Any]]) -> None:
 
     direct: list[tuple[LazyTensor, Any, Any]] = []
     staged: dict[Any, list[tuple[LazyTensor, Any]]] = {}
-    pairs = _apart(list(pairs))
+    pairs = _separate(list(pairs))
     with torch.no_grad():
         for tensor, target in pairs:
             memory = writable_memory(target)
@@ -40,12 +40,12 @@ def transfer(pairs: Iterable[tuple[LazyTensor, Any]]) -> None:
                 staged.setdefault(target.device, []).append((tensor, target))
         fill((t.storage.source, t.storage.offset + t.offset, view) for t, _, view in direct if t.nbytes)
         for _, target, _ in direct:
-            touched(target)
+            mark_written(target)
         for device, some in staged.items():
             stage(some, pinned=device.type != "cpu")
 
 
-def _apart(pairs: list[tuple[LazyTensor, Any]]) -> list[tuple[LazyTensor, Any]]:
+def _separate(pairs: list[tuple[LazyTensor, Any]]) -> list[tuple[LazyTensor, Any]]:
     """The pairs with copies of what lies where another target is filled, such as a live state under other names."""
     places = {target.data_ptr(): target for _, target in pairs if target.device.type == "cpu" and target.numel()}
     result = []
@@ -53,7 +53,7 @@ def _apart(pairs: list[tuple[LazyTensor, Any]]) -> list[tuple[LazyTensor, Any]]:
         source = tensor.storage.source
         at = source.address + tensor.storage.offset + tensor.offset if isinstance(source, AddressSource) else None
         clash = at in places and places[at] is not target
-        result.append((copied([tensor])[0] if clash else tensor, target))
+        result.append((copy_tensors([tensor])[0] if clash else tensor, target))
     return result
 
 

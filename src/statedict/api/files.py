@@ -10,7 +10,7 @@ from statedict import formats
 from statedict.collector import Paused
 from statedict.errors import AlterError, PathError, UnsupportedError
 from statedict.formats import places
-from statedict.io.urls import named, shown
+from statedict.io.urls import redact, to_name
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
 from statedict.values import parsed_bytes
@@ -51,7 +51,7 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     (6, 3, 5, 5)
     """
     name, at = split(path)
-    source = places.opened(name)
+    source = places.open_checkpoint(name)
     with Paused():
         tree = formats.read(source, format)
     state = tree if isinstance(tree, StateDict) else StateDict({"": tree})
@@ -103,10 +103,10 @@ def save(
     from statedict.tensor.checks import tensors_of
     from statedict.tensor.segments import covered_bytes
 
-    target = named(path)
-    module, folder = formats.for_writing(target, format, max_shard_size is not None)
+    target = to_name(path)
+    module, folder = formats.choose_writer(target, format, max_shard_size is not None)
     with Paused():
-        root = rooted(tree)
+        root = to_writable(tree)
         if folder:
             files = module.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
             tensors = [tensor for _, tensor in tensors_of(root)]
@@ -201,7 +201,7 @@ def edit(
     cast 'bf16': 10 altered: conv1.weight, conv1.bias, …
     20 tensors, 496.0 kB → 10 tensors, 124.0 kB
     """
-    from statedict.ops.alter.edited import edited
+    from statedict.ops.alter.edited import apply_steps
 
     if isinstance(steps, Mapping):
         steps = [steps]
@@ -211,11 +211,11 @@ def edit(
         dst = _target(src, dst, format)
     with Paused():
         before = tree_of(src)
-        state, report = edited(before, steps, not dry_run)
+        state, report = apply_steps(before, steps, not dry_run)
     if not dry_run:
         how: dict[str, Any] = {"max_shard_size": max_shard_size, "fsync": fsync, "executor": executor}
         if dst is None:
-            _save_in_place(state, before, named(src), format, how)
+            _save_in_place(state, before, to_name(src), format, how)
         else:
             save(state, dst, format=format, overwrite=overwrite, **how)
     return report
@@ -225,12 +225,12 @@ def _check_in_place(src: Any, max_shard_size: int | str | None) -> None:
     if not is_path(src) or split(src)[1]:
         raise UnsupportedError("only a whole file is edited in place; name a file to write")
     if max_shard_size is not None:
-        raise AlterError(f"{shown(named(src))}: max_shard_size=… makes a folder; name that as the target")
+        raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
 
 
 def _save_in_place(state: StateDict, before: StateDict, path: str, format: str | None, how: dict[str, Any]) -> None:
-    if not _rewritten(path, state, before, format):
-        target, kind = places.whole(path, formats.detect(places.opened(path)))
+    if not _rewrite_in_place(path, state, before, format):
+        target, kind = places.replaced_path(path, formats.detect(places.open_checkpoint(path)))
         save(state, target, format=format or kind, **how)
 
 
@@ -242,7 +242,7 @@ def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str |
     """
     from statedict.io.location import location
 
-    target = named(dst)
+    target = to_name(dst)
     if (
         format is None
         and not formats.suffix_of(target)
@@ -250,18 +250,18 @@ def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str |
         and location(split(src)[0]).names() is not None
     ):
         target = os.path.join(target, "")
-    formats.for_writing(target, format, max_shard_size is not None)
+    formats.choose_writer(target, format, max_shard_size is not None)
     return target
 
 
-def _rewritten(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
+def _rewrite_in_place(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
     """Whether the file has all tensors of a state, and has its names and values now."""
     from statedict.io.in_place import overwrite
     from statedict.io.source import FileSource
 
     with Paused():
-        source = places.opened(path)
-        found = formats.rewrite(rooted(state), source, before, format) if isinstance(source, FileSource) else None
+        source = places.open_checkpoint(path)
+        found = formats.rewrite(to_writable(state), source, before, format) if isinstance(source, FileSource) else None
     if found is None or not isinstance(source, FileSource):
         return False
     overwrite(source, *found)
@@ -275,7 +275,7 @@ def is_path(source: Any) -> TypeGuard[Path]:
 
 def split(source: Path) -> tuple[str, str]:
     """The file of `model.pth::optimizer`, and the path in it; a file that is there may have such a name itself."""
-    name = named(source)
+    name = to_name(source)
     scheme, mark, rest = name.partition("://")
     host = len(scheme) + 3 + len(rest.partition("/")[0]) if mark else 0  # [::1] is one
     file, colons, at = name[host:].partition("::")
@@ -287,7 +287,7 @@ def part(state: StateDict, at: str, name: str) -> StateDict:
     try:
         found = state.at(at)
     except PathError as error:
-        raise PathError(f"{shown(name)}: {error}") from error
+        raise PathError(f"{redact(name)}: {error}") from error
     return found if isinstance(found, StateDict) else StateDict({"": found})
 
 
@@ -306,7 +306,7 @@ def tree_of(source: Any, lazy: bool = True) -> StateDict:
         return load(source)
     walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
     if lazy:
-        tree = rooted(source)
+        tree = to_writable(source)
     else:
         from statedict.adapters.collect import collect
 
@@ -316,19 +316,19 @@ def tree_of(source: Any, lazy: bool = True) -> StateDict:
 
 def name_of(source: Any) -> str:
     """What a report calls a source."""
-    return shown(named(source)) if is_path(source) else "memory"
+    return redact(to_name(source)) if is_path(source) else "memory"
 
 
-def rooted(tree: Any) -> Any:
+def to_writable(tree: Any) -> Any:
     """What is written of a tree: live objects as their states, lazily, and a bare root as it is."""
     from statedict.adapters.collect import collect, lazily
 
     if isinstance(tree, StateDict):
         walk(tree)  # an error beyond its bounds, before anything follows what is shared
-    return bare(lazily(collect(tree)))
+    return unwrap_root(lazily(collect(tree)))
 
 
-def bare(tree: Any) -> Any:
+def unwrap_root(tree: Any) -> Any:
     """A tree whose root is no dict without the key that it was given."""
     alone = isinstance(tree, StateDict) and list(tree) == [""] and not isinstance(tree[""], StateDict)
     return tree[""] if alone else tree

@@ -10,7 +10,7 @@ from statedict.api.files import is_path, name_of, split, tree_of
 from statedict.collector import Paused
 from statedict.errors import StateDictError, UnsupportedError
 from statedict.formats import places
-from statedict.io.urls import named, shown
+from statedict.io.urls import redact, to_name
 from statedict.reports.scan import ScanReport
 
 TYPE_CHECKING = False
@@ -74,10 +74,10 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
     if values and quick:
         raise ValueError("values are counted by reading them, which quick leaves out; ask for one of them")
     file = _whole_file("verify", path)
-    source = places.opened(file)
+    source = places.open_checkpoint(file)
     with Paused():
         name, found = formats.checks(source)
-        return examine(shown(file), name, found, values, quick)
+        return examine(redact(file), name, found, values, quick)
 
 
 def _whole_file(verb: str, source: Any) -> str:
@@ -92,7 +92,7 @@ def _whole_file(verb: str, source: Any) -> str:
         )
     name, at = split(source)
     if at:
-        raise UnsupportedError(f"{shown(named(source))}: {verb} checks a whole file; name {shown(name)} alone")
+        raise UnsupportedError(f"{redact(to_name(source))}: {verb} checks a whole file; name {redact(name)} alone")
     return name
 
 
@@ -170,7 +170,7 @@ def diff(
     >>> found.changed[0].change.verdict, found.changed[0].change.adapter
     ('low-rank', 2)
     """
-    from statedict.ops.diff.differ import compared
+    from statedict.ops.diff.differ import compare_trees
     from statedict.ops.diff.measure import Rule
 
     if deep and names_only:
@@ -180,7 +180,7 @@ def diff(
     patterns = (only,) if isinstance(only, str) else only
     with Paused():
         rule, names = Rule(numeric, rtol, atol), (name_of(a), name_of(b))
-        return compared(tree_of(a), tree_of(b), names, patterns, names_only, rule, executor, deep, rank)
+        return compare_trees(tree_of(a), tree_of(b), names, patterns, names_only, rule, executor, deep, rank)
 
 
 def scan(path: str | os.PathLike[str]) -> ScanReport:

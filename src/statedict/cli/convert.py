@@ -9,7 +9,7 @@ from statedict.cli.output import echo_json
 from statedict.cli.progress import progress
 from statedict.formats import WRITABLE
 from statedict.io.location import location
-from statedict.io.urls import shown
+from statedict.io.urls import redact
 from statedict.render.text import printable
 from statedict.values import human_bytes
 
@@ -34,7 +34,7 @@ def command(
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
     with progress("converting"):
         convert(src, dst, format=format_, only=only or None, max_shard_size=max_shard_size, overwrite=overwrite)
-    sizes = [(shown(name), location(split(name)[0]).size()) for name in (src, dst)]
+    sizes = [(redact(name), location(split(name)[0]).size()) for name in (src, dst)]
     if as_json:
         (one, before), (other, after) = sizes
         echo_json({"src": one, "src_bytes": before, "dst": other, "dst_bytes": after})

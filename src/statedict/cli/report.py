@@ -7,7 +7,7 @@ import click
 from statedict.cli.output import echo_json
 from statedict.cli.progress import progress
 from statedict.io.location import location
-from statedict.io.urls import named, shown
+from statedict.io.urls import redact, to_name
 from statedict.render.text import printable
 from statedict.values import human_bytes
 
@@ -32,8 +32,8 @@ def command(
     with progress("reading"):
         page = report(*files, only=only or None, title=title)
     page.save(output, overwrite=overwrite)
-    size = location(named(output)).size()
+    size = location(to_name(output)).size()
     if as_json:
-        echo_json({"page": shown(output), "title": page.title, "bytes": size})
+        echo_json({"page": redact(output), "title": page.title, "bytes": size})
     else:
-        click.echo(f"{printable(page.title)} → {printable(shown(output))} ({human_bytes(size)})")
+        click.echo(f"{printable(page.title)} → {printable(redact(output))} ({human_bytes(size)})")

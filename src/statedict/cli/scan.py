@@ -9,7 +9,7 @@ import click
 from statedict.api.look import scan
 from statedict.cli.output import echo_json
 from statedict.errors import StateDictError
-from statedict.io.urls import shown
+from statedict.io.urls import redact
 from statedict.render.report_text import scan_table
 from statedict.reports.scan import ScanReport
 
@@ -42,6 +42,6 @@ def command(files: tuple[str, ...], as_json: bool) -> int:
 def _scan(file: str) -> ScanReport:
     try:
         report = scan(file)
-        return replace(report, file=shown(report.file))
+        return replace(report, file=redact(report.file))
     except StateDictError as error:
-        return ScanReport(shown(file), 0, (), (), (str(error),))
+        return ScanReport(redact(file), 0, (), (), (str(error),))

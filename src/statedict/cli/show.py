@@ -8,7 +8,7 @@ from statedict.api.files import load, split
 from statedict.cli.output import echo_json
 from statedict.errors import PathError, StateDictError
 from statedict.io.location import location
-from statedict.io.urls import named, shown
+from statedict.io.urls import redact, to_name
 from statedict.render.text import printable
 from statedict.tree.state_dict import StateDict
 from statedict.values import count, human_bytes
@@ -37,7 +37,7 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
     try:
         found = state.at(at) if at else state
     except PathError as error:
-        raise PathError(f"{shown(file)}: {error}") from error
+        raise PathError(f"{redact(file)}: {error}") from error
     above, key = "", ""
     if not isinstance(found, StateDict):
         above, _, key = (at or "").rpartition(".")
@@ -51,13 +51,13 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 
     summary = inspect(found, above if key else at or "")
     if as_json:
-        echo_json({"file": shown(file), "size": location(split(file)[0]).size(), **summary.to_json()})
+        echo_json({"file": redact(file), "size": location(split(file)[0]).size(), **summary.to_json()})
         return
     from statedict.render.tree_text import summary_lines
 
     total = summary.total
     size = human_bytes(location(split(file)[0]).size())
-    title = f"{printable(shown(file))}  {size}  {count(total.tensors, 'tensor')}, {total.elements:,} elements"
+    title = f"{printable(redact(file))}  {size}  {count(total.tensors, 'tensor')}, {total.elements:,} elements"
     click.echo(click.style(title, bold=True) + "\n")
     click.echo("\n".join(summary_lines(summary, depth)))
 
@@ -65,13 +65,13 @@ def command(file: str, at: str | None, depth: int | None, as_json: bool, recipe:
 def _lines(file: str) -> list[str]:
     """What git compares: of a file that is no checkpoint what it is, for git would give up on all files."""
     from statedict.formats import places
-    from statedict.io.blocks import summed
+    from statedict.io.blocks import compute_sums
     from statedict.render.textconv import lines
 
-    source = places.opened(named(file))
+    source = places.open_checkpoint(to_name(file))
     try:
         return lines(load(file))
     except (StateDictError, RecursionError, MemoryError) as error:
-        what = " ".join(str(error).removeprefix(f"{shown(file)}: ").split()) or type(error).__name__
-        digest = summed(source, 0, source.size, crc=False).digest
+        what = " ".join(str(error).removeprefix(f"{redact(file)}: ").split()) or type(error).__name__
+        digest = compute_sums(source, 0, source.size, crc=False).digest
         return [f"statedict: {what} ({source.size} bytes, xxh3_128 {digest})"]

@@ -10,7 +10,7 @@ import click
 from statedict.api.look import stats
 from statedict.cli.output import echo_json, echo_lines
 from statedict.cli.progress import progress
-from statedict.io.urls import shown
+from statedict.io.urls import redact
 from statedict.render.stats_text import lines
 from statedict.render.text import printable, shape
 from statedict.reports.stats import StatsReport
@@ -33,13 +33,13 @@ def command(file: str, only: tuple[str, ...], depth: int | None, as_json: bool, 
     with progress("reading"):
         report = stats(file, only=only or None)
     if as_json:
-        echo_json({"file": shown(file), **report.to_json()})
+        echo_json({"file": redact(file), **report.to_json()})
     elif as_csv:
         click.echo(_csv(report), nl=False)
     else:
         total = report.total
         tensors = count(len(report.tensors), "tensor")
-        click.echo(click.style(f"{printable(shown(file))}  {tensors}, {total.elements:,} elements", bold=True) + "\n")
+        click.echo(click.style(f"{printable(redact(file))}  {tensors}, {total.elements:,} elements", bold=True) + "\n")
         echo_lines(lines(report, depth))
 
 

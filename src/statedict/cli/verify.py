@@ -10,7 +10,7 @@ from statedict.api.look import verify
 from statedict.cli.output import echo_json, echo_lines, error_line
 from statedict.cli.progress import progress
 from statedict.errors import StateDictError
-from statedict.io.urls import shown
+from statedict.io.urls import redact
 from statedict.render import report_text
 
 
@@ -34,7 +34,7 @@ def command(files: tuple[str, ...], values: bool, quick: bool, as_json: bool) ->
                 report = verify(file, values=values, quick=quick)
         except StateDictError as error:
             status = 2
-            found.append({"file": shown(file), "ok": False, "error": str(error)})
+            found.append({"file": redact(file), "ok": False, "error": str(error)})
             if not as_json:
                 click.echo(error_line(error), err=True)
             continue

@@ -92,7 +92,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any, name: str | None = None)
     return found
 
 
-def for_writing(path: str, name: str | None = None, sharded: bool = False) -> tuple[Format, bool]:
+def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> tuple[Format, bool]:
     """The format in which a path is written, and whether that is as a folder, by its `files`.
 
     A slash at the end, or shards, mean a folder; any other name is a file. Without a format a folder is one of

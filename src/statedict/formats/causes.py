@@ -7,7 +7,7 @@ import os
 import re
 
 from statedict.errors import FileError, MissingFileError, UnknownFormatError
-from statedict.io.urls import is_url, shown
+from statedict.io.urls import is_url, redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,10 +128,10 @@ def _text(head: bytes) -> str:
 
 def of_folder(path: str, names: list[str]) -> str:
     """What a folder is in which nothing can be opened, with the remedy; empty where its names do not tell."""
-    return next((f"{shown(path)}: {what}" for shows, what in _FOLDERS if shows(names)), "")
+    return next((f"{redact(path)}: {what}" for shows, what in _FOLDERS if shows(names)), "")
 
 
-def unfinished(path: str) -> str:
+def find_unfinished(path: str) -> str:
     """Why a file looks like an unfinished download: its name or what lies beside it."""
     ending = next((ending for ending in _UNFINISHED if path.endswith(ending)), "")
     if ending:
@@ -142,11 +142,11 @@ def unfinished(path: str) -> str:
     )
 
 
-def unopened(path: str, error: FileError) -> FileError:
+def explain_unopened(path: str, error: FileError) -> FileError:
     """The error for a file that cannot be opened, with what else is known of it."""
     if is_url(path):
         return error
-    cause = unfinished(path)
+    cause = find_unfinished(path)
     if os.path.islink(path) and isinstance(error, MissingFileError):
         cause = f"it is a symbolic link to {os.readlink(path)}, which is not there; fetch that or link anew"
     elif error.errno == errno.EACCES:

@@ -69,7 +69,7 @@ def _tree(index: ByteSource, folder: str) -> StateDict:
     metadata = _metadata(index)
     leaves = _leaves(index, folder, metadata)
     if OURS in metadata:
-        return _arranged(metadata[OURS], leaves, index.name)
+        return _arrange(metadata[OURS], leaves, index.name)
     planner = metadata.get("planner_data")
     paths = planner if isinstance(planner, dict) else {}
     tree = StateDict()
@@ -85,7 +85,7 @@ def _leaves(index: ByteSource, folder: str, metadata: dict[str, Any]) -> dict[An
     entries = metadata.get("state_dict_metadata")
     if not isinstance(entries, dict):
         raise CorruptFileError(f"{index.name}: does not describe a checkpoint of torch.distributed")
-    stored = list(_stored(metadata, index.name))
+    stored = list(_list_stored(metadata, index.name))
     paths = {file: folders.inside(folder, file) for _, _, file, _, _ in stored}
     sources = folders.open_files(paths.values())
     opened = {file: sources[path] for file, path in paths.items()}
@@ -144,7 +144,7 @@ def _metadata(index: ByteSource) -> dict[str, Any]:
     return fields(load(index.read(0, index.size), DATA, None, index.name, factor=RECORDS)[0])
 
 
-def _stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, Any, str, int, int]]:
+def _list_stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, Any, str, int, int]]:
     """Of each thing that is stored its name, its place in a tensor (None for bytes), file, offset and length."""
     stored = metadata.get("storage_data")
     if not isinstance(stored, dict):
@@ -171,7 +171,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     folder, sound, absent = folders.beside(source), True, 0
     metadata = _metadata(source)
     files: dict[str, dict[tuple[int, int], list[tuple[str, Any]]]] = {}  # tied tensors are names of one chunk
-    for name, chunk, file, offset, length in _stored(metadata, source.name):
+    for name, chunk, file, offset, length in _list_stored(metadata, source.name):
         files.setdefault(file, {}).setdefault((offset, length), []).append((str(name), chunk))
     for file, chunks in files.items():
         try:
@@ -245,7 +245,7 @@ def _insert(tree: StateDict, keys: tuple[Any, ...], leaf: Any) -> None:
             raise CorruptFileError(f"the path {keys!r:.80} of an entry leads through a leaf")
 
 
-def _arranged(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
+def _arrange(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
     """The tree as our own record has it: each entry is in it once, under its name."""
     if not isinstance(ours, dict) or ours.get("version") != 1:
         version = ours.get("version") if isinstance(ours, dict) else None
@@ -295,6 +295,6 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse, or two entries with one name.
     """
-    from statedict.formats.distributed_writing import planned
+    from statedict.formats.distributed_writing import plan_files
 
-    return planned(tree, most)
+    return plan_files(tree, most)

@@ -10,12 +10,12 @@ from functools import partial
 from itertools import pairwise, product
 from math import prod
 
-from statedict.dtypes import DType, is_torch_dtype, labelled
+from statedict.dtypes import DType, is_torch_dtype, labelled_dtype
 from statedict.errors import CorruptFileError, LimitError
 from statedict.formats.kinds import read_part
 from statedict.pickles.objects import Global
 from statedict.tensor.arrays import box_text, boxes_text, find_shape_fault
-from statedict.tensor.assembled import assembled
+from statedict.tensor.assembled import assemble
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import EXPANDED, LazyTensor
 from statedict.values import Opaque, Size
@@ -68,14 +68,14 @@ class Tensors:
         whole = self._check(name, shape, boxes)
         chunks = [(*box, place) for box in boxes if (place := self.places.get((name, box[0]))) is not None]
         if not kind.bits:
-            kind = _sized(kind, [place for _, sizes, place in chunks if 0 not in sizes], name)
+            kind = _infer_size(kind, [place for _, sizes, place in chunks if 0 not in sizes], name)
         self._check_claim(name, kind, chunks)
         first = chunks[0][2] if chunks else None
         parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
         held = tuple((offsets, sizes) for offsets, sizes, _ in chunks)
         lack = None if whole and len(chunks) == len(boxes) else (held, partial(self._error, name, shape, held))
         source = first.name if first else name
-        tensor = assembled(kind, shape, parts, source, remote=bool(first and first.remote), lack=lack)
+        tensor = assemble(kind, shape, parts, source, remote=bool(first and first.remote), lack=lack)
         storage = tensor.storage
         if first is not None and len(chunks) == 1 and storage.nbytes:
             file, begin = first.locate()
@@ -95,7 +95,7 @@ class Tensors:
         numel, whole = sum(prod(sizes) for _, sizes in boxes), prod(shape)
         if numel == whole and _tile(shape, boxes):
             return True
-        if numel >= whole or not _apart(shape, boxes):
+        if numel >= whole or not _do_not_overlap(shape, boxes):
             raise CorruptFileError(
                 f"{self.where}: the chunks of {name!r} have {numel:,} elements, do not make up its {whole:,} and "
                 "overlap; the metadata is damaged"
@@ -142,7 +142,7 @@ def _tile(size: Shape, chunks: list[Box]) -> bool:
     return not odd
 
 
-def _apart(shape: Shape, boxes: list[Box]) -> bool:
+def _do_not_overlap(shape: Shape, boxes: list[Box]) -> bool:
     """Whether no two chunks overlap."""
     held = [box for box in boxes if 0 not in box[1]]
     for axis in range(len(shape)):
@@ -171,7 +171,7 @@ def _properties(properties: Any) -> tuple[Any, ...]:
 def _dtype(properties: Any) -> DType | None:
     found = _properties(properties)[0]
     name = found.name.removeprefix("torch.") if type(found) is Global else ""
-    return labelled(name) if is_torch_dtype(name) else found if isinstance(found, DType) else None
+    return labelled_dtype(name) if is_torch_dtype(name) else found if isinstance(found, DType) else None
 
 
 def _chunk(kind: DType, sizes: Shape, place: Slice, name: str) -> LazyTensor:
@@ -184,14 +184,14 @@ def _chunk(kind: DType, sizes: Shape, place: Slice, name: str) -> LazyTensor:
     return tensor
 
 
-def _sized(kind: DType, places: list[Slice], name: str) -> DType:
+def _infer_size(kind: DType, places: list[Slice], name: str) -> DType:
     """A dtype that no table has, with the size of its elements as the first chunk has them."""
     if not places:
-        return labelled(kind.name, 8)
+        return labelled_dtype(kind.name, 8)
     tensor = read_part(places[0])
     if not isinstance(tensor, Labelled) or tensor.dtype.name != kind.name:
         raise CorruptFileError(f"{places[0].name}: the chunk of {name!r} is not the tensor that the metadata describes")
-    return labelled(kind.name, 8 * tensor.element_bytes())
+    return labelled_dtype(kind.name, 8 * tensor.element_bytes())
 
 
 OURS = "statedict"

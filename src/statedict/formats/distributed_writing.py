@@ -22,7 +22,7 @@ from itertools import islice
 
 from statedict.errors import UnsupportedError
 from statedict.formats.distributed_tensors import OURS, key_text
-from statedict.formats.torch.archive import pickled
+from statedict.formats.torch.archive import pickle_tree
 from statedict.formats.torch.packing import RECORDS, Packing
 from statedict.io.pipeline import Part
 from statedict.io.progress import Meter
@@ -93,7 +93,7 @@ class Chunk:
         self.file = ""
 
 
-def planned(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
+def plan_files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
     """What to write into the folder: name of each file → what writes it, the index last.
 
     Args:
@@ -106,29 +106,29 @@ def planned(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink],
     walk(tree)  # an error beyond its bounds
     root = tree if isinstance(tree, StateDict) else StateDict({"": tree})
     entries: dict[str, tuple[Keys, Any]] = {}
-    template = _followed(root, (), entries)
+    template = _follow(root, (), entries)
     noted = [(name, value.attributes) for name, (_, value) in entries.items() if isinstance(value, LazyTensor)]
     if left := [f"{name}.{key}" for name, held in noted for key in held or ()]:
         warnings.warn(left_out(left), stacklevel=2)
     chunks, places = _chunks(entries)
-    files = _placed(chunks, most)
+    files = _place(chunks, most)
     index = _index(entries, places, template, getattr(root, "metadata", {}))
     writes: dict[str, Callable[[Sink], None]] = {name: partial(_write, held) for name, held in files.items()}
     return writes | {".metadata": partial(put_bytes, index)}
 
 
-def _followed(node: Any, keys: Keys, entries: dict[str, tuple[Keys, Any]]) -> Any:
+def _follow(node: Any, keys: Keys, entries: dict[str, tuple[Keys, Any]]) -> Any:
     """The tree with None or True in the place of each entry; the entries are added in their order."""
     if isinstance(node, Counter):
         for key, count in node.items():
             _add(count, (*keys, key_text(key)), entries)
         return Counter(dict.fromkeys(node, 0))
     if isinstance(node, dict):
-        template = StateDict((key, _followed(value, (*keys, key_text(key)), entries)) for key, value in node.items())
+        template = StateDict((key, _follow(value, (*keys, key_text(key)), entries)) for key, value in node.items())
         template._metadata = getattr(node, "_metadata", None)
         return template
     if type(node) is list and not _is_whole(node):
-        return [_followed(value, (*keys, index), entries) for index, value in enumerate(node)]
+        return [_follow(value, (*keys, index), entries) for index, value in enumerate(node)]
     _add(node, keys, entries)
     return True if isinstance(node, LazyTensor) and node.parameter else None
 
@@ -170,7 +170,7 @@ def _chunks(entries: dict[str, tuple[Keys, Any]]) -> tuple[list[Chunk], dict[str
     alike: dict[object, bytes] = {}
     for name, (_, value) in entries.items():
         if not isinstance(value, LazyTensor):
-            places[name] = Chunk(*pickled(value, name))
+            places[name] = Chunk(*pickle_tree(value, name))
             chunks.append(places[name])
             continue
         region = value.region
@@ -180,7 +180,7 @@ def _chunks(entries: dict[str, tuple[Keys, Any]]) -> tuple[list[Chunk], dict[str
             kind = (plain.dtype.name, plain.shape, plain.nbytes)
             data = alike.get(kind)
             if data is None:
-                data = alike[kind] = pickled(plain, name)[0]
+                data = alike[kind] = pickle_tree(plain, name)[0]
             start = plain.storage.offset + plain.offset
             chunk = stored[region] = Chunk(data, [(plain.storage.source, start, plain.nbytes)])
             chunks.append(chunk)
@@ -196,7 +196,7 @@ def _plain(tensor: LazyTensor) -> LazyTensor:
     return tensor.replace(requires_grad=False, parameter=False, attributes=None)
 
 
-def _placed(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:
+def _place(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:
     """The chunks by their file, each with its place in it."""
     sizes: dict[tuple[int, ...], int] = {}
     files: dict[str, list[Chunk]] = {}
@@ -228,7 +228,7 @@ def _index(
         if isinstance(value, LazyTensor):
             kind = (value.dtype.name, value.shape, value.requires_grad)
             where = {"fqn": name, "index": 0, "offset": starts.setdefault(value.ndim, Size((0,) * value.ndim))}
-            tensors[name] = described.get(kind) or described.setdefault(kind, _described(value))
+            tensors[name] = described.get(kind) or described.setdefault(kind, _describe(value))
         chunk = places[name]
         place = {"relative_path": chunk.file, "offset": chunk.offset, "length": chunk.size}
         key = Opaque(f"{_METADATA}MetadataIndex", (), where)
@@ -242,10 +242,10 @@ def _index(
     }
     if metadata or not _says_nothing_new(template):
         index[OURS] = {"version": 1, "tree": template, "metadata": dict(metadata)}
-    return dumps(Opaque(f"{_METADATA}Metadata", (), index), _misplaced, records=RECORD_NAMES)
+    return dumps(Opaque(f"{_METADATA}Metadata", (), index), _refuse_tensor, records=RECORD_NAMES)
 
 
-def _described(tensor: LazyTensor) -> Opaque:
+def _describe(tensor: LazyTensor) -> Opaque:
     size = Size(tensor.shape)
     properties = (tensor.dtype, _LAYOUT, tensor.requires_grad, _ROW_MAJOR, False)
     chunk = {"offsets": Size((0,) * tensor.ndim), "sizes": size}
@@ -260,7 +260,7 @@ def _described(tensor: LazyTensor) -> Opaque:
     )
 
 
-def _misplaced(tensor: LazyTensor) -> Any:
+def _refuse_tensor(tensor: LazyTensor) -> Any:
     raise UnsupportedError(f"{tensor!r}: a tensor in a key or in _metadata has no place in the checkpoint; drop it")
 
 
@@ -273,17 +273,17 @@ def _write(chunks: list[Chunk], sink: Sink) -> None:
         gathered = bytearray()
         with Meter():  # these bytes count when they reach the file
             for chunk in held:
-                _packing(chunk).write(StreamSink(gathered.extend))
+                _pack(chunk).write(StreamSink(gathered.extend))
         sink.put([Part(held[0].offset, BytesSource(gathered), 0, len(gathered))])
 
 
 def _write_large(chunks: list[Chunk], sink: Sink) -> None:
-    archives = [_packing(chunk) for chunk in chunks]
+    archives = [_pack(chunk) for chunk in chunks]
     sums = iter(sink.put([part for archive in archives for part in archive.parts], crc=True))
     sink.put([archive.end(list(islice(sums, len(archive.parts)))) for archive in archives])
 
 
-def _packing(chunk: Chunk) -> Packing:
+def _pack(chunk: Chunk) -> Packing:
     return Packing(chunk.data, chunk.storages, RECORDS, at=chunk.offset)
 
 

@@ -209,11 +209,11 @@ def _part(source: ByteSource) -> Format:
 
 def hinted(source: ByteSource, module: Format) -> Iterator[Found]:
     """The checks of a file, and whether its download looks unfinished."""
-    from statedict.formats.causes import unfinished
+    from statedict.formats.causes import find_unfinished
 
     with Hinted(source.name):
         yield from module.checks(source)
-    hint = unfinished(source.name)
+    hint = find_unfinished(source.name)
     if hint:
         yield hint
 
@@ -229,8 +229,8 @@ class Hinted:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, FormatError):
-            from statedict.formats.causes import unfinished
+            from statedict.formats.causes import find_unfinished
 
-            hint = unfinished(self._name)
+            hint = find_unfinished(self._name)
             if hint and hint not in str(error):
                 error.args = (f"{error}; {hint}",)

@@ -50,10 +50,10 @@ def read(source: ByteSource) -> Any:
         TruncatedError: it ends early.
         CorruptFileError: it is damaged.
     """
-    return _loaded(source)[0]
+    return _load(source)[0]
 
 
-def _loaded(source: ByteSource) -> tuple[Any, int]:
+def _load(source: ByteSource) -> tuple[Any, int]:
     """The object, and where its pickle ends."""
     data = source.read(0, source.size)
     tree, end = load(data, _CONSTRUCTORS, None, source.name)
@@ -70,7 +70,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     """The arrays, which lie in the pickle and have no sums."""
     from statedict.tensor.checks import by_storage
 
-    tree, end = _loaded(source)
+    tree, end = _load(source)
     yield from by_storage(tree)
     if end < source.size:
         yield f"{source.size - end:,} bytes follow the pickle, from byte {end:,}, and are not read"

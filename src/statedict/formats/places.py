@@ -16,7 +16,7 @@ from statedict.errors import (
 from statedict.io.location import location
 from statedict.io.parallel import parallel
 from statedict.io.source import FileSource
-from statedict.io.urls import folder_of, joined, shown
+from statedict.io.urls import folder_of, join, redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _ENTRIES = (
 )
 
 
-def opened(path: str) -> FileSource | RemoteSource:
+def open_checkpoint(path: str) -> FileSource | RemoteSource:
     """The file of a path or URL, or the one by which a folder is opened.
 
     Raises:
@@ -70,9 +70,9 @@ def open_file(path: str) -> FileSource | RemoteSource:
     try:
         return location(path).open()
     except FileError as error:
-        from statedict.formats.causes import unopened
+        from statedict.formats.causes import explain_unopened
 
-        raise unopened(path, error) from error.__cause__
+        raise explain_unopened(path, error) from error.__cause__
 
 
 def open_files(paths: Iterable[str]) -> dict[str, FileSource | RemoteSource | FileError]:
@@ -106,7 +106,7 @@ def entry(path: str) -> str:
         held = f"has several: {', '.join(found)}" if found else f"holds {', '.join(names[:3]) or 'nothing'}"
         raise UnknownFormatError(
             (not found and of_folder(path, names))
-            or f"{shown(path)}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one "
+            or f"{redact(path)}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one "
             f"*.index.json; it {held}; name the file to open"
         )
     return inside(path, found[0])
@@ -137,17 +137,17 @@ def inside(folder: str, file: str) -> str:
         or ".." in file.replace("\\", "/").split("/")
     )
     direct = os.path.basename(file) == file
-    if not refused and (not direct or os.path.islink(joined(folder, file))):
+    if not refused and (not direct or os.path.islink(join(folder, file))):
         root, real = location(folder).real_paths(file)
         cache, is_snapshot, _ = root.rpartition("/snapshots/")
         allowed = [root.rstrip(os.sep) + os.sep] + ([cache + "/blobs/"] if is_snapshot else [])
         refused = not real.startswith(tuple(allowed))
     if refused:
         raise FormatError(
-            f"{shown(folder) or os.curdir}: refers to {file!r}, which lies outside of the folder; refused, "
+            f"{redact(folder) or os.curdir}: refers to {file!r}, which lies outside of the folder; refused, "
             "open that file by itself if you trust it"
         )
-    return joined(folder, file)
+    return join(folder, file)
 
 
 def beside(source: ByteSource) -> str:
@@ -162,7 +162,7 @@ def beside(source: ByteSource) -> str:
     return folder_of(name)
 
 
-def whole(path: str, kind: str) -> tuple[str, str]:
+def replaced_path(path: str, kind: str) -> tuple[str, str]:
     """What is written to replace a checkpoint in place: its file, or its folder; and its format.
 
     Args:
@@ -177,7 +177,7 @@ def whole(path: str, kind: str) -> tuple[str, str]:
         return (folder_of(path) or os.curdir) if inner else path, kind
     kind = "torch" if kind == "torch-legacy" else kind
     if kind not in ("torch", "safetensors"):
-        raise UnsupportedError(f"{shown(path)}: is {kind}, which is not altered in place; name another file or folder")
+        raise UnsupportedError(f"{redact(path)}: is {kind}, which is not altered in place; name another file or folder")
     return entry(path) if location(path).is_folder() else path, kind
 
 
@@ -193,11 +193,11 @@ def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource
     before = _ENTRIES[: _ENTRIES.index(entry_file)]
     inside = folder.rstrip("/") + "/"
     if any(source.remote and source.name.startswith(inside) for source in sources):
-        raise UnsupportedError(f"{shown(folder)}: is read while it is written, file by file; name another folder")
+        raise UnsupportedError(f"{redact(folder)}: is read while it is written, file by file; name another folder")
     other = [name for name in location(folder).names() or () if name in before]
     if other:
         raise ExistingFileError(
-            f"{shown(joined(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; "
+            f"{redact(join(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; "
             "name another folder, or take it away"
         )
 

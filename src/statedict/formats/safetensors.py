@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
-from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled
+from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
 from statedict.io.in_place import same_file
@@ -150,7 +150,7 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
         storage = Storage(source, start + begin, end - begin)
         if kind is None:
             ranges.append((begin, end))
-            tensors[key] = _labelled(source, key, code, numel, tuple(shape), storage)
+            tensors[key] = _make_labelled(source, key, code, numel, tuple(shape), storage)
             continue
         if kind.safetensors == "F4":  # its shape counts the halves of our bytes
             if not shape or shape[-1] % 2:
@@ -191,7 +191,7 @@ def _check_coverage(source: ByteSource, ranges: list[tuple[int, int]], size: int
             )
 
 
-def _labelled(
+def _make_labelled(
     source: ByteSource, key: str, code: Any, numel: int, shape: tuple[int, ...], storage: Storage
 ) -> LazyTensor:
     """A tensor of a dtype that our table does not have yet: bytes under its code.
@@ -203,8 +203,8 @@ def _labelled(
     if not numel and storage.nbytes:
         raise CorruptFileError(f"{source.name}: tensor {key!r} has no elements and {storage.nbytes:,} bytes")
     if numel and storage.nbytes * 8 % numel == 0 and storage.nbytes:
-        return LazyTensor(labelled(code, storage.nbytes * 8 // numel, code), shape, storage)
-    return Labelled(labelled(code, 0, code), shape, storage)
+        return LazyTensor(labelled_dtype(code, storage.nbytes * 8 // numel, code), shape, storage)
+    return Labelled(labelled_dtype(code, 0, code), shape, storage)
 
 
 def write(tree: Any, sink: Sink) -> None:
@@ -222,7 +222,7 @@ def write(tree: Any, sink: Sink) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
         places[name] = position, position + tensor.nbytes
         position += tensor.nbytes
-    raw = _described(tensors, metadata, places)
+    raw = _describe(tensors, metadata, places)
     raw += b" " * (-(8 + len(raw)) % 64)
     if len(raw) > _MAX_HEADER:
         raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth")
@@ -272,7 +272,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
         metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(tensors) + 1)])
     if not old_metadata and metadata == {"format": "pt"}:
         metadata = {}  # it would take room that may not be there
-    new = _described(tensors, metadata, places)
+    new = _describe(tensors, metadata, places)
     if len(new) > len(raw):
         return None
     new += b" " * (len(raw) - len(new))
@@ -280,7 +280,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
     return 0, len(new).to_bytes(8, "little") + new
 
 
-def _described(tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]) -> bytes:
+def _describe(tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]) -> bytes:
     """The header."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for name, tensor in tensors.items():

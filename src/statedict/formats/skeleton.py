@@ -9,7 +9,7 @@ import json
 import warnings
 from functools import partial
 
-from statedict.dtypes import BY_NAME, MAX_NAME, labelled
+from statedict.dtypes import BY_NAME, MAX_NAME, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, TreeError, UnsupportedError
 from statedict.io.json import parse
 from statedict.tensor.arrays import find_shape_fault
@@ -83,7 +83,7 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
         unnamed.pop(node["$tensor"], None)
         if len(node) == 1:
             return stored
-        stored = _retyped(stored, node["dtype"], node["$tensor"]) if "dtype" in node else stored
+        stored = _retype(stored, node["dtype"], node["$tensor"]) if "dtype" in node else stored
         if "grad" in node or "parameter" in node:
             grad, parameter = bool(node.get("grad")), bool(node.get("parameter"))
             stored = stored.replace(requires_grad=grad, parameter=parameter)
@@ -111,7 +111,7 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
     return tree
 
 
-def _retyped(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
+def _retype(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
     """The tensor whose elements are the rows of bytes that are stored."""
     known = BY_NAME.get(name)
     whole = (
@@ -124,7 +124,7 @@ def _retyped(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
     if not whole or (known is not None and stored.shape[-1] != known.itemsize):
         raise CorruptFileError(f"tensor {where!r} cannot hold {name!s:.80}")
     if known is None:
-        return Labelled(labelled(name), stored.shape[:-1], stored.storage)
+        return Labelled(labelled_dtype(name), stored.shape[:-1], stored.storage)
     return stored.replace(dtype=known, shape=stored.shape[:-1])
 
 

@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from statedict.adapters.collect import collect, copied
-from statedict.api.files import load, rooted, save
+from statedict.adapters.collect import collect, copy_arrays
+from statedict.api.files import load, save, to_writable
 from statedict.collector import Paused
 from statedict.errors import FileError, MissingExtraError, RefusedError, RunError
 from statedict.integrations.fresh import refuse_over
 from statedict.integrations.plain import data, without_objects
 from statedict.io.location import location
-from statedict.io.urls import joined, named
+from statedict.io.urls import join, to_name
 from statedict.runs.background import LOG, Background
 from statedict.runs.directory import Directory
 from statedict.runs.keep import BestN
@@ -94,7 +94,7 @@ class StatedictCheckpointIO(CheckpointIO):
             UnsupportedError: a value that is no data, outside of the hyperparameters.
             FileError: the file system refuses, now or for the save before, which went on in the background.
         """
-        target, options = named(path), storage_options or {}
+        target, options = to_name(path), storage_options or {}
         if not isinstance(options, dict):
             raise RunError(f"storage_options={options!r:.80}: expected a dict with options of statedict.save")
         location(target).make_folder_above()
@@ -107,7 +107,7 @@ class StatedictCheckpointIO(CheckpointIO):
         assert room is not None
         try:
             with Paused():
-                state = rooted(copied(collect(tree), room))
+                state = to_writable(copy_arrays(collect(tree), room))
         except BaseException:
             self._background.give_up(room)
             raise
@@ -135,7 +135,7 @@ class StatedictCheckpointIO(CheckpointIO):
         from statedict.torch import load as torch_load
         from statedict.torch.storages import from_tree
 
-        target = named(path)
+        target = to_name(path)
         self._settle(target)
         try:
             found = torch_load(target, map_location)
@@ -149,7 +149,7 @@ class StatedictCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Path) -> None:
         """Remove a checkpoint; that there is none is no error."""
-        target = named(path)
+        target = to_name(path)
         self._settle(target)
         try:
             location(target).remove()
@@ -309,8 +309,8 @@ class StatedictCallback(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if _is_number(value)}
-        with _taking(trainer.strategy) as taken:
-            trainer.save_checkpoint(joined(self.manager.directory, str(step)), weights_only=False)
+        with _intercept(trainer.strategy) as taken:
+            trainer.save_checkpoint(join(self.manager.directory, str(step)), weights_only=False)
         self._saved = step
         for checkpoint in taken:  # none where this is not the first process
             self.manager.save(step, _data(checkpoint), metrics, force=True, overwrite=True)
@@ -334,7 +334,7 @@ class _Taking(CheckpointIO):
 
 
 @contextmanager
-def _taking(strategy: Strategy) -> Iterator[list[dict[str, Any]]]:
+def _intercept(strategy: Strategy) -> Iterator[list[dict[str, Any]]]:
     """What is saved meanwhile, in place of files."""
     before, io = strategy.checkpoint_io, _Taking()
     strategy.checkpoint_io = io

@@ -66,7 +66,7 @@ def without_objects(state: StateDict, optional: Collection[str], refusal: Refuse
 def _data(value: Any, path: str, left: list[str] | None) -> Any:
     """A value as data; itself if it is. `left` takes what is left out; None refuses it."""
     if isinstance(value, Opaque):
-        held = _held(value)
+        held = _unwrap(value)
         return _without(value.name, path, left) if held is _GONE else _data(held, path, left)
     if isinstance(value, enum.Enum):
         return _data(value.value, path, left)
@@ -92,7 +92,7 @@ def _data(value: Any, path: str, left: list[str] | None) -> Any:
     return _without(f"{type(value).__module__}.{type(value).__qualname__}", path, left)
 
 
-def _held(value: Opaque) -> Any:
+def _unwrap(value: Opaque) -> Any:
     """The data in an inert object of a kind that is known to be no more than that."""
     module, _, kind = value.name.rpartition(".")
     state = value.state if isinstance(value.state, dict) else {}

@@ -31,7 +31,7 @@ class Sums:
         self.crc, self.digest = crc, digest
 
 
-def summed(
+def compute_sums(
     source: ByteSource,
     start: int,
     size: int,

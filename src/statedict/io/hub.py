@@ -9,7 +9,7 @@ import errno
 from functools import lru_cache
 
 from statedict.errors import FileError, MissingExtraError
-from statedict.io.remote import missing, read_only
+from statedict.io.remote import missing_error, read_only
 from statedict.io.urls import Item
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ class HubFile:
         """Bytes of a range, fewer at the end; the size of the whole, and its blob's name."""
         about = self._asked("info")
         if about["type"] != "file":
-            raise missing(self.name, "is a folder of the repository, not a file")
+            raise missing_error(self.name, "is a folder of the repository, not a file")
         end = min(end, about["size"])
         data = self._asked("cat_file", start=start, end=end) if start < end else b""
         return data, about["size"], about.get("blob_id") or ""
@@ -109,7 +109,9 @@ class HubFile:
         except (ValueError, NotImplementedError):  # what huggingface_hub says of a path without a repository
             raise FileError(errno.EINVAL, no_repository, self.name) from None
         except FileNotFoundError:
-            raise missing(self.name, "the hub has no such file or repository; check its name and your token") from None
+            raise missing_error(
+                self.name, "the hub has no such file or repository; check its name and your token"
+            ) from None
         except HfHubHTTPError as error:
             code = getattr(error.response, "status_code", "no answer")
             what = f"the hub refuses or fails ({code}); check your token, or try again"

@@ -76,7 +76,7 @@ def parse(
         else:
             (found, count), colons = _read_and_count(text, constants), 0
         # a colon that is written as it is stands behind a key, or in a text
-        if text.count(":") - colons * (not escapes) != count and _count_keys_written(text) != count:
+        if text.count(":") - colons * (not escapes) != count and _count_keys(text) != count:
             del found  # a key may stand twice
             check(data, where, weight + _PAIRS)
             found = _decoder(constants, object_pairs_hook=_unique).decode(text)
@@ -87,7 +87,7 @@ def parse(
     except LimitError:
         raise
     except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{where} is not JSON ({_said(error)}); the file is damaged") from error
+        raise CorruptFileError(f"{where} is not JSON ({_explain(error)}); the file is damaged") from error
     return found
 
 
@@ -145,7 +145,7 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _count_keys_written(text: str) -> int:
+def _count_keys(text: str) -> int:
     """How many keys a text has, or more: colons behind a quote or behind white space."""
     text = text.rstrip()
     found = sum(text.count(f"{space}:") for space in " \t\n\r" if space in text) + text.count('":')
@@ -172,7 +172,7 @@ def _texts(tree: Any) -> Iterator[str]:
         yield from (one for one in (node.values() if type(node) is dict else node) if type(one) is str)
 
 
-def _said(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object[:80]!r} has half of a surrogate pair, which is no text"
     return "it is nested too deep" if isinstance(error, RecursionError) else str(error)

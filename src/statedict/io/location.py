@@ -9,7 +9,7 @@ from statedict.errors import MissingFileError, file_error
 from statedict.io import atomic
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.source import FileSource
-from statedict.io.urls import Item, is_url, joined
+from statedict.io.urls import Item, is_url, join
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class _Stored(Location):
         names = self.names()
         if names is None and self.name.startswith("http") and self.is_folder():  # a plain server does not list
             every = list(wanted)
-            there = parallel(_exists, (joined(self.name, name) for name in every), workers=self.workers)
+            there = parallel(_exists, (join(self.name, name) for name in every), workers=self.workers)
             names = [name for name, found in zip(every, there, strict=True) if found]
         return names
 
@@ -201,11 +201,11 @@ class _Stored(Location):
         try:
             return self._remote().size()
         except MissingFileError:
-            inside = [location(joined(self.name, name)) for name in self.names() or ()]
+            inside = [location(join(self.name, name)) for name in self.names() or ()]
             return sum(one.size() for one in inside if one.exists())
 
     def real_paths(self, file: str) -> tuple[str, str]:
-        return self.name, joined(self.name, file)
+        return self.name, join(self.name, file)
 
     def make_folder_above(self) -> None:
         pass

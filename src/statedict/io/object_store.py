@@ -16,8 +16,8 @@ from functools import lru_cache
 
 from statedict.errors import FileError, MissingExtraError, UnsupportedError
 from statedict.io.parallel import FORKED
-from statedict.io.remote import NoRangesError, missing, read_only
-from statedict.io.urls import Item, shown
+from statedict.io.remote import NoRangesError, missing_error, read_only
+from statedict.io.urls import Item, redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def at(url: str) -> Object:
         UnsupportedError: this process is a fork of one that uses obstore.
     """
     _check_process()
-    name = shown(url)
+    name = redact(url)
     scheme, _, rest = url.partition("://")
     host, _, key = rest.partition("/")
     far = scheme in ("http", "https")
@@ -246,7 +246,7 @@ class Object:
 
     def _check_key(self) -> None:
         if not self._key and not self._url:
-            raise missing(self.name, "is a bucket; name an object in the bucket, or a folder")
+            raise missing_error(self.name, "is a bucket; name an object in the bucket, or a folder")
 
     def _head(self) -> Any:
         self._check_key()
@@ -363,7 +363,7 @@ class Object:
         text, code = str(error), _code(error)
         if code in _CODES:
             number, what = _CODES[code]
-            return missing(self.name, what) if number == errno.ENOENT else FileError(number, what, self.name)
+            return missing_error(self.name, what) if number == errno.ENOENT else FileError(number, what, self.name)
         said = f"{_status(error)} {text}"
         number, what = next(
             (number, what)
@@ -371,7 +371,7 @@ class Object:
             if (isinstance(error, meant) if isinstance(meant, type) else re.search(meant, said))
         )
         if number == errno.ENOENT:
-            return missing(self.name, what)
+            return missing_error(self.name, what)
         tries = re.search(r"after (\d+) retries", text)
         return FileError(number, what + (f" (tried {int(tries[1]) + 1} times)" if tries else ""), self.name)
 

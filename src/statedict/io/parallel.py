@@ -62,7 +62,7 @@ def parallel(
     """
     iterator = iter(jobs)
     if executor is not None:
-        yield from _submitted(executor, work, iterator, ahead)
+        yield from _submit(executor, work, iterator, ahead)
         return
     workers = workers or WORKERS
     first = [job for _, job in zip(range(2), iterator, strict=False)]
@@ -192,7 +192,7 @@ def check_spawned(executor: Executor) -> None:
         raise UnsupportedError(FORKED)
 
 
-def _submitted(executor: Executor, work: Callable[[Job], Result], jobs: Iterator[Job], limit: int) -> Iterator[Result]:
+def _submit(executor: Executor, work: Callable[[Job], Result], jobs: Iterator[Job], limit: int) -> Iterator[Result]:
     """The results in order, of which no more than `limit` are on their way or wait to be taken."""
     pending: deque[Future[Result]] = deque()
     try:

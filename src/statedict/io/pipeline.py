@@ -12,7 +12,7 @@ import os
 from functools import partial
 from itertools import chain
 
-from statedict.io.blocks import PIECE, Sums, blocks, summed, sums_of
+from statedict.io.blocks import PIECE, Sums, blocks, compute_sums, sums_of
 from statedict.io.descriptor import Descriptor
 from statedict.io.parallel import (
     BATCH,
@@ -204,7 +204,7 @@ def _write_large(fd: int, with_crc: bool, durable: bool, here: Meter, part: Part
 
     if part.head:
         write_at(fd, part.offset - len(part.head), part.head)
-    sums = summed(part.source, part.start, part.size, with_crc, use=write)
+    sums = compute_sums(part.source, part.start, part.size, with_crc, use=write)
     if part.tail is not None:
         write_at(fd, part.offset + part.size, part.tail(sums.crc, part.size))
     return sums

@@ -209,10 +209,10 @@ def open_url(url: str) -> RemoteSource | FileSource:
     try:
         return RemoteSource(url, remote)
     except NoRangesError:
-        return _copied(remote)
+        return _copy(remote)
 
 
-def _copied(remote: Remote) -> FileSource:
+def _copy(remote: Remote) -> FileSource:
     from tempfile import TemporaryFile
 
     from statedict.io.progress import meter
@@ -315,6 +315,6 @@ def read_only(name: str, how: str) -> UnsupportedError:
     return UnsupportedError(f"{name}: is read, not written; {how}")
 
 
-def missing(name: str, what: str) -> MissingFileError:
+def missing_error(name: str, what: str) -> MissingFileError:
     """The error for a URL behind which there is nothing."""
     return MissingFileError(errno.ENOENT, what, name)

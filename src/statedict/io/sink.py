@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statedict.errors import CorruptFileError
-from statedict.io.blocks import summed
+from statedict.io.blocks import compute_sums
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS, parallel
 from statedict.io.pipeline import Part, pour, transfer, write_at
 from statedict.io.progress import meter
@@ -118,4 +118,4 @@ def put_bytes(data: bytes, sink: Sink) -> None:
 
 
 def _sums(part: Part) -> Sums:
-    return summed(part.source, part.start, part.size, crc=False)
+    return compute_sums(part.source, part.start, part.size, crc=False)

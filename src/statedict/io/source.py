@@ -324,17 +324,17 @@ class Slice:
             )
 
 
-def swapped(source: ByteSource, start: int, nbytes: int, kind: DType) -> ByteSource:
+def swap_bytes(source: ByteSource, start: int, nbytes: int, kind: DType) -> ByteSource:
     """A part of a source in which a machine of the other byte order wrote elements of `kind`, in our order."""
     itemsize = kind.itemsize // 2 if kind.kind == "complex" else kind.itemsize
     if itemsize == 1:
         return Slice(source, start, nbytes)
     check_range(source, start, nbytes)
 
-    return ComputedSource(nbytes, partial(_turned, source, start, nbytes, itemsize), source.name, source.remote)
+    return ComputedSource(nbytes, partial(_read_swapped, source, start, nbytes, itemsize), source.name, source.remote)
 
 
-def _turned(source: ByteSource, start: int, nbytes: int, itemsize: int, offset: int, buffer: memoryview) -> None:
+def _read_swapped(source: ByteSource, start: int, nbytes: int, itemsize: int, offset: int, buffer: memoryview) -> None:
     first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize
     data = bytearray(source.read(start + first, min(last, nbytes) - first))
     turned = bytearray(len(data))

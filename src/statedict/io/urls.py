@@ -31,13 +31,13 @@ def is_url(name: str) -> bool:
     return bool(mark) and scheme in SCHEMES
 
 
-def named(path: str | bytes | os.PathLike[str]) -> str:
+def to_name(path: str | bytes | os.PathLike[str]) -> str:
     """A path as text; a `file://` URL as the path that it means; the scheme of any other in small letters.
 
     Raises:
         FileError: no such scheme is known.
 
-    >>> named("file:///tmp/my%20model.pth")
+    >>> to_name("file:///tmp/my%20model.pth")
     '/tmp/my model.pth'
     """
     name = os.fsdecode(path)
@@ -59,10 +59,10 @@ def named(path: str | bytes | os.PathLike[str]) -> str:
     return name
 
 
-def shown(name: str) -> str:
+def redact(name: str) -> str:
     """A name without what may be secret in it: the user, the password, the query and the fragment of a web address.
 
-    >>> shown("https://me:pw@host/a.pth?Signature=x"), shown("a?b.pth")
+    >>> redact("https://me:pw@host/a.pth?Signature=x"), redact("a?b.pth")
     ('https://host/a.pth', 'a?b.pth')
     """
     scheme, mark, rest = name.partition("://")
@@ -72,10 +72,10 @@ def shown(name: str) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
-def joined(folder: str, name: str) -> str:
+def join(folder: str, name: str) -> str:
     """The name of a file in a folder; never the URL of anything where the folder is none.
 
-    >>> joined("https://host/a/", "b c"), joined("folder", "b c"), joined("", "s3://b/c")
+    >>> join("https://host/a/", "b c"), join("folder", "b c"), join("", "s3://b/c")
     ('https://host/a/b%20c', 'folder/b c', './s3://b/c')
     """
     if not is_url(folder):

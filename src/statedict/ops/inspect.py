@@ -14,7 +14,7 @@ from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
 from statedict.tree.optimizer import is_optimizer
-from statedict.tree.walk import free_name, label, nested, walk
+from statedict.tree.walk import free_name, label, nest, walk
 from statedict.values import Opaque, shorten
 
 _SHORT = 60
@@ -101,7 +101,7 @@ class _Builder:
 
     def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> _Rows:
         dot = path + "." if path else ""
-        return nested(
+        return nest(
             [(key, self.node(key, value, dot + key, role, parameter)) for key, value in map(self.named, items)], _group
         )
 

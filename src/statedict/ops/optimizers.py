@@ -9,7 +9,7 @@ from statedict.errors import AlterError
 from statedict.ops.alter.outline import Layout
 from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.optimizer import is_optimizer, linked, names_of
+from statedict.tree.optimizer import find_model, is_optimizer, names_of
 from statedict.tree.walk import label
 from statedict.values import abbreviate, count
 
@@ -31,13 +31,13 @@ def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> li
     if not _has_one(tree):
         return []
     if is_optimizer(tree):
-        return [_seen("", tree, None, item)]
+        return [_describe("", tree, None, item)]
     try:
         layout = Layout(tree if isinstance(tree, dict) else {"": tree})
     except AlterError:  # two entries of one path: whose state is whose cannot be told
         return []
     found = layout.optimizers | layout.listed
-    return [_seen(path.removeprefix("."), state, layout, item) for path, state in found.items()]
+    return [_describe(path.removeprefix("."), state, layout, item) for path, state in found.items()]
 
 
 def owners(found: Iterable[Optimizer], paths: Iterable[str]) -> dict[str, tuple[Optimizer, Any]]:
@@ -67,12 +67,12 @@ def _has_one(tree: Any) -> bool:
     return False
 
 
-def _seen(path: str, state: Any, layout: Layout | None, item: Callable[[LazyTensor], Any] | None) -> Optimizer:
+def _describe(path: str, state: Any, layout: Layout | None, item: Callable[[LazyTensor], Any] | None) -> Optimizer:
     groups, keys = state["param_groups"], tuple(state["state"])
     settings = tuple((len(group["params"]), {k: v for k, v in group.items() if k not in _NAMES}) for group in groups)
     if not all(type(key) in (int, str) for group in groups for key in group["params"]):
         return Optimizer(path, keys=keys, groups=settings)
-    found = linked(state, layout) if layout is not None else None
+    found = find_model(state, layout) if layout is not None else None
     own = _by_key(groups)
     names, model = own, None
     if found is not None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import FileError, FormatError, LimitError, TreeError, UnknownFormatError
-from statedict.io.blocks import Sums, blocks, summed
+from statedict.io.blocks import Sums, blocks, compute_sums
 from statedict.io.parallel import batches, parallel
 from statedict.io.progress import Meter, meter
 from statedict.reports.verify import Nonfinite, VerifyReport
@@ -100,7 +100,7 @@ def _look(check: Check, values: bool, here: Meter) -> tuple[Problem | None, list
     """What is wrong with a part, and its numbers that are not finite."""
     try:
         with_crc, with_digest = check.crc is not None, check.digest is not None
-        sums = summed(check.source, check.start, check.size, with_crc, with_digest, partial(_count, here))
+        sums = compute_sums(check.source, check.start, check.size, with_crc, with_digest, partial(_count, here))
         return _compare(check, sums), list(_nonfinite(check)) if values else []
     except (FormatError, FileError) as error:
         found = refusal(error, check.source.name)

@@ -64,7 +64,7 @@ def _sparse(layout: Any, data: Any) -> Opaque:
     return _parts(layout.name, **dict(zip(names, data, strict=False)))
 
 
-def _quantized(
+def _make_quantized(
     storage: Any, offset: Any, size: Any, stride: Any, quantizer: Any, requires_grad: Any = False, hooks: Any = None
 ) -> Opaque:
     scheme = quantizer[0] if type(quantizer) is tuple and quantizer else None
@@ -115,11 +115,11 @@ def _is_small(number: Any) -> bool:
     return type(number) is int and -(1 << 63) <= number < 1 << 63
 
 
-def _nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Opaque:
+def _make_nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Opaque:
     return _parts("torch.nested", values=buffer, sizes=sizes, strides=strides, offsets=offsets)
 
 
-def _jagged(parts: Any) -> Opaque:
+def _make_jagged(parts: Any) -> Opaque:
     if not isinstance(parts, dict):
         raise CorruptFileError("a jagged tensor without its parts")
     return Opaque(_JAGGED, state=StateDict(parts))
@@ -138,7 +138,7 @@ def _wrapper(cls: Any, dtype: Any, size: Any, stride: Any, offset: Any, layout: 
     return _parts(getattr(cls, "name", "torch.Tensor"), dtype=dtype, size=size, stride=stride)
 
 
-def _moved(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -> Any:
+def _make_moved(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -> Any:
     check_device(device)
     if not isinstance(data, LazyTensor) or (type(dtype) is DType and dtype is not data.dtype):
         return _parts("a tensor of another device", data=data, dtype=dtype, device=device)
@@ -219,17 +219,17 @@ def _globals(**functions: Callable[..., Any]) -> dict[str, Global]:
 COMPOSITES: dict[str, Any] = {
     **_globals(
         _rebuild_sparse_tensor=_sparse,
-        _rebuild_qtensor=_quantized,
-        _rebuild_nested_tensor=_nested,
+        _rebuild_qtensor=_make_quantized,
+        _rebuild_nested_tensor=_make_nested,
         _rebuild_meta_tensor_no_storage=_meta,
         _rebuild_wrapper_subclass=_wrapper,
-        _rebuild_device_tensor_from_cpu_tensor=_moved,
-        _rebuild_device_tensor_from_numpy=_moved,
-        _rebuild_xla_tensor=_moved,
+        _rebuild_device_tensor_from_cpu_tensor=_make_moved,
+        _rebuild_device_tensor_from_numpy=_make_moved,
+        _rebuild_xla_tensor=_make_moved,
         _rebuild_parameter_with_state=_parameter_with_state,
     ),
     "torch.nested._internal.nested_tensor _rebuild_njt": Global(
-        "torch.nested._internal.nested_tensor._rebuild_njt", _jagged, cost=_COST
+        "torch.nested._internal.nested_tensor._rebuild_njt", _make_jagged, cost=_COST
     ),
     "torch._tensor _rebuild_from_type": Global("torch._tensor._rebuild_from_type", _from_type, cost=_COST),
     "torch._tensor _rebuild_from_type_v2": Global("torch._tensor._rebuild_from_type_v2", _from_type, cost=_COST),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
-from statedict.dtypes import BY_NAME, BY_STORAGE, DType, is_torch_dtype, is_torch_storage, labelled
+from statedict.dtypes import BY_NAME, BY_STORAGE, DType, is_torch_dtype, is_torch_storage, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import BytesSource
 from statedict.pickles.budget import DICT
@@ -74,7 +74,7 @@ def storage_type(kind: Any, numel: int, nbytes: int) -> StorageType | None:
         return None
     if numel and (nbytes < numel or nbytes % numel):
         raise CorruptFileError(f"a {name} of {numel:,} elements in {nbytes:,} bytes")
-    return StorageType(labelled(name, nbytes // numel * 8 if numel else 8, storage=name), kind.name)
+    return StorageType(labelled_dtype(name, nbytes // numel * 8 if numel else 8, storage=name), kind.name)
 
 
 _MAX_SIZE = 1 << 60
@@ -206,7 +206,7 @@ def _tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
 ) -> Any:
     name = dtype.name.removeprefix("torch.") if type(dtype) is Global else ""
-    known = labelled(name) if is_torch_dtype(name) else dtype
+    known = labelled_dtype(name) if is_torch_dtype(name) else dtype
     if type(storage) is not TypedStorage or type(known) is not DType:
         return Opaque("torch._utils._rebuild_tensor_v3", (storage, offset, size, stride, requires_grad, hooks, dtype))
     made = tensor(storage.storage, known, offset, size, stride, requires_grad)
@@ -224,9 +224,9 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
         raise FormatError(f"a {made.dtype} tensor is conjugated or negated when it is read, which takes a known dtype")
     if (conj and made.dtype.kind != "complex") or (neg and made.dtype.name not in _NEGATED):
         raise CorruptFileError(f"a tensor of {made.dtype} that is to be conjugated or negated")
-    from statedict.tensor.assembled import mapped
+    from statedict.tensor.assembled import map_elements
 
-    return mapped(made, made.dtype, partial(_as_bits, conj, neg))
+    return map_elements(made, made.dtype, partial(_as_bits, conj, neg))
 
 
 # what PyTorch negates by a bit: complex numbers, and the imaginary parts of them

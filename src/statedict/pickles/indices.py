@@ -140,12 +140,14 @@ def _extents(indices: Any) -> tuple[bool, list[tuple[int, int]]]:
     return bool(before.all()), [(int(row.min()), int(row.max())) for row in indices]
 
 
-def _compressed(indices: Indices, parts: Mapping[str, Any], outer: str, inner: str, axis: int, blocked: bool) -> None:
+def _check_compressed(
+    indices: Indices, parts: Mapping[str, Any], outer: str, inner: str, axis: int, blocked: bool
+) -> None:
     size, values = _size(parts), _tensor(parts, "values")
     outer_at, inner_at = indices.tensor(parts, outer), indices.tensor(parts, inner)
     batch = outer_at.ndim - 1
     if batch < 0 or inner_at.ndim != batch + 1 or inner_at.dtype is not outer_at.dtype:
-        raise _wrong(inner, f"{outer_at.ndim} dimensions of {outer_at.dtype}, as {outer}", _described(inner_at))
+        raise _wrong(inner, f"{outer_at.ndim} dimensions of {outer_at.dtype}, as {outer}", _describe(inner_at))
     if values.ndim < batch + 1 + 2 * blocked or len(size) != values.ndim + 1 - 2 * blocked:
         raise _wrong("values", f"the dimensions of size {size}", f"shape {values.shape}")
     count, blocks = inner_at.shape[batch], values.shape[batch + 1 : batch + 3] if blocked else (1, 1)
@@ -175,7 +177,7 @@ def _compressed(indices: Indices, parts: Mapping[str, Any], outer: str, inner: s
             raise _wrong(inner, f"an ascending order within each of the {rows:,}", "another one")
 
 
-def _described(tensor: LazyTensor) -> str:
+def _describe(tensor: LazyTensor) -> str:
     return f"shape {tensor.shape} of {tensor.dtype}"
 
 
@@ -202,7 +204,7 @@ def _within(outer: Any, inner: Any) -> tuple[int, int, bool]:
     return int(inner.min()), int(inner.max()), bool(follows.all())
 
 
-def _nested(indices: Indices, parts: Mapping[str, Any]) -> None:
+def _check_nested(indices: Indices, parts: Mapping[str, Any]) -> None:
     values, offsets = _tensor(parts, "values"), indices.tensor(parts, "offsets", 1)
     sizes, strides = indices.tensor(parts, "sizes", 2), indices.tensor(parts, "strides", 2)
     if {sizes.dtype.name, strides.dtype.name, offsets.dtype.name} != {"int64"}:
@@ -232,7 +234,7 @@ def _ends(sizes: Any, strides: Any, offsets: Any) -> tuple[int, int]:
     return least, int(max(ends.max() if ends.size else 0, offsets.max()))
 
 
-def _jagged(indices: Indices, parts: Mapping[str, Any]) -> None:
+def _check_jagged(indices: Indices, parts: Mapping[str, Any]) -> None:
     values, offsets, ragged = _tensor(parts, "values"), indices.tensor(parts, "offsets", 1), parts.get("_ragged_idx", 1)
     if type(ragged) is not int or not 1 <= ragged <= values.ndim:
         raise _wrong("_ragged_idx", f"1 to {values.ndim}", repr(ragged)[:100])
@@ -241,7 +243,7 @@ def _jagged(indices: Indices, parts: Mapping[str, Any]) -> None:
     most = values.shape[ragged - 1]
     lengths = None if parts.get("lengths") is None else indices.tensor(parts, "lengths", 1)
     if lengths is not None and (lengths.shape[0] != offsets.shape[0] - 1 or lengths.dtype is not offsets.dtype):
-        raise _wrong("lengths", f"{offsets.shape[0] - 1:,} of {offsets.dtype}", _described(lengths))
+        raise _wrong("lengths", f"{offsets.shape[0] - 1:,} of {offsets.dtype}", _describe(lengths))
     (first, _), (last, _), shortest, _ = indices.facts(_steps, offsets)
     if first < 0 or shortest < 0 or last > most:
         got = "a negative number or step" if min(first, shortest) < 0 else f"{last:,}"
@@ -265,7 +267,7 @@ _LAYOUTS: dict[str, tuple[Any, ...]] = {
 }
 _KINDS: dict[str, Any] = {
     "torch.sparse_coo": _coo,
-    **dict.fromkeys(_LAYOUTS, _compressed),
-    "torch.nested": _nested,
-    "torch.jagged": _jagged,
+    **dict.fromkeys(_LAYOUTS, _check_compressed),
+    "torch.nested": _check_nested,
+    "torch.jagged": _check_jagged,
 }

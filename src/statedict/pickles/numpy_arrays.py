@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import struct
 
-from statedict.dtypes import BY_NAME, DType, labelled
+from statedict.dtypes import BY_NAME, DType, labelled_dtype
 from statedict.errors import CorruptFileError
-from statedict.io.source import BytesSource, swapped
+from statedict.io.source import BytesSource, swap_bytes
 from statedict.pickles.objects import Global
 from statedict.tensor.arrays import contiguous_strides, find_shape_fault
 from statedict.tensor.lazy import LazyTensor, Storage
@@ -110,7 +110,7 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     if numel * kind.kind.itemsize != len(raw):
         raise CorruptFileError(f"a numpy array of shape {shape} and dtype {kind.code} has {len(raw):,} bytes")
     if kind.order == ">":
-        raw = swapped(BytesSource(raw), 0, len(raw), kind.kind).read(0, len(raw))
+        raw = swap_bytes(BytesSource(raw), 0, len(raw), kind.kind).read(0, len(raw))
     strides = None
     if order == "F" and len(shape) > 1 and numel:
         steps = [1]
@@ -127,7 +127,7 @@ def _of_ml_dtypes(name: str, nbytes: int, shape: tuple[Any, ...]) -> DType | Non
         if type(n) is not int or not 0 <= n <= nbytes:
             return None
         numel *= n if numel <= nbytes else 1
-    return labelled(name, nbytes // numel * 8) if numel and nbytes and nbytes % numel == 0 else None
+    return labelled_dtype(name, nbytes // numel * 8) if numel and nbytes and nbytes % numel == 0 else None
 
 
 def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:

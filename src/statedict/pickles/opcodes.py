@@ -69,7 +69,7 @@ def _differs(raw: bytes, what: str) -> CorruptFileError:
     return CorruptFileError(f"{what} spelled {raw[:40]!r}, which Python's unpicklers read differently or not at all")
 
 
-def _quoted(raw: bytes) -> str | bytes:
+def _unquote(raw: bytes) -> str | bytes:
     if len(raw) < 2 or raw[0] != raw[-1] or raw[0] not in b"\"'":
         raise CorruptFileError("a string without its quotes")
     if not _ESCAPED.fullmatch(raw, 1, len(raw) - 1):
@@ -137,12 +137,12 @@ def _double(raw: bytes) -> float:
     return float(struct.unpack(">d", raw)[0])
 
 
-def _nothing(raw: bytes) -> None:
+def _no_argument(raw: bytes) -> None:
     return None
 
 
 def _plain(code: int, name: str, takes: int, leaves: int) -> Opcode:
-    return Opcode(code, name, "none", 0, takes, leaves, _nothing)
+    return Opcode(code, name, "none", 0, takes, leaves, _no_argument)
 
 
 def _fixed(code: int, name: str, width: int, takes: int, leaves: int, read: Callable[[bytes], Any]) -> Opcode:
@@ -177,7 +177,7 @@ _ROWS = [
     _line(0x50, "PERSID", 0, 1, _ascii),
     _plain(0x51, "BINPERSID", 1, 1),
     _plain(0x52, "REDUCE", 2, 1),
-    _line(0x53, "STRING", 0, 1, _quoted),
+    _line(0x53, "STRING", 0, 1, _unquote),
     _counted(0x54, "BINSTRING", 4, as_text),
     _counted(0x55, "SHORT_BINSTRING", 1, as_text),
     _line(0x56, "UNICODE", 0, 1, lambda raw: raw.decode("raw-unicode-escape")),

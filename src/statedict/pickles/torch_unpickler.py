@@ -49,10 +49,10 @@ def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, 
 
 @cache
 def _reader(jagged: bool, marked: bool) -> torch_private.Unpickler:
-    return torch_private.Unpickler(_allowed(jagged, marked))
+    return torch_private.Unpickler(_allow_list(jagged, marked))
 
 
-def _allowed(jagged: bool, marked: bool) -> dict[str, Any]:
+def _allow_list(jagged: bool, marked: bool) -> dict[str, Any]:
     """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without what a number makes large.
 
     Args:
@@ -122,7 +122,7 @@ def _never(*args: Any) -> Any:
     raise RefusedError(f"a numpy array that is made without its data; {_REMEDY}")
 
 
-def _uncopied(name: str, copied: Callable[..., Any]) -> Global:
+def _skip_copy(name: str, copied: Callable[..., Any]) -> Global:
     """A function of PyTorch's that copies tensors, for such as repeat no bytes and keep their dtype.
 
     A copy of another would take what its shape says, at each call, whatever the size of the file.
@@ -149,7 +149,7 @@ _COPIED: dict[str, Callable[..., Any]] = {
 CHECKED = DATA | {
     "numpy dtype": Global("numpy.dtype", _number_type),
     "numpy ndarray": Global("numpy.ndarray", _never),
-    **{f"torch._utils {name}": _uncopied(f"torch._utils {name}", copied) for name, copied in _COPIED.items()},
+    **{f"torch._utils {name}": _skip_copy(f"torch._utils {name}", copied) for name, copied in _COPIED.items()},
 }
 # PyTorch's unpickler takes Python 2's names for modules, so they are checked as what it takes them for
 CHECKED |= {

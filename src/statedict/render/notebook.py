@@ -7,7 +7,7 @@ from statedict.io.source import FileSource
 from statedict.render.html import TREE_CHILDREN, Safe, entry, page, table, text, tree
 from statedict.render.text import shape
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.walk import label, nested
+from statedict.tree.walk import label, nest
 from statedict.values import Opaque, Size, count, human_bytes
 
 TYPE_CHECKING = False
@@ -94,7 +94,7 @@ class _Totals:
                 regions.add(region)
             elif id(item) not in seen and _holds(item):
                 seen.add(id(item))
-                inner = _held(item)
+                inner = _children(item)
                 self.left -= len(inner)
                 if self.left < 0:
                     return ""
@@ -108,14 +108,14 @@ def _holds(node: Any) -> bool:
 
 def _is_plain(node: Any) -> bool:
     """Whether a container's items stand on its own row: a few that hold nothing."""
-    return not _held(node) or (
+    return not _children(node) or (
         isinstance(node, list | tuple)
         and len(node) <= _ON_A_ROW
         and not any(is_array(item) or _holds(item) for item in node)
     )
 
 
-def _held(node: Any) -> Any:
+def _children(node: Any) -> Any:
     if isinstance(node, _Module):
         return [value for _, value in node.rows]
     if isinstance(node, Opaque):
@@ -133,7 +133,7 @@ def _below(node: Any) -> tuple[int, Sequence[tuple[str, Any]]]:
     if isinstance(node, list | tuple):
         return len(node), [(str(index), item) for index, item in enumerate(node[:TREE_CHILDREN])]
     if isinstance(node, dict):
-        rows = nested([(label(key), value) for key, value in node.items()], _Module)
+        rows = nest([(label(key), value) for key, value in node.items()], _Module)
     else:
         rows = node.rows if isinstance(node, _Module) else _slots(node)
     return len(rows), rows

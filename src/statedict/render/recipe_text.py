@@ -44,16 +44,16 @@ def recipe_lines(state: StateDict) -> Iterator[str]:
         if is_optimizer(node):
             yield "Optimizer's state_dict:"
             for key, value in _as_printed(node).items():
-                yield f"{printable(str(key))} \t {_escaped(value)}"
+                yield f"{printable(str(key))} \t {_escape(value)}"
         else:
             yield "Model's state_dict:"
             for name, value in node.items():
-                yield f"{printable(str(name))} \t {as_lazy(value).size() if is_array(value) else _escaped(value)}"
+                yield f"{printable(str(name))} \t {as_lazy(value).size() if is_array(value) else _escape(value)}"
     if not found:
         raise FormatError("there is no state_dict of a model or an optimizer in it; look at it without --recipe")
 
 
-def _escaped(value: Any) -> str:
+def _escape(value: Any) -> str:
     """A value as Python prints it, with what could steer a terminal escaped; tensors take several lines."""
     return printable(value) if isinstance(value, str) else "\n".join(map(printable, str(value).split("\n")))
 

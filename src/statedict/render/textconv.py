@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from statedict.ops.diff.entries import Entries, together
+from statedict.ops.diff.entries import Entries, match_optimizers
 from statedict.ops.diff.match import digests
 from statedict.ops.stats.survey import survey
 from statedict.reports.stats import TensorStats
@@ -39,7 +39,7 @@ def lines(state: Any) -> list[str]:
     model.fc.bias = float64[3]  min 1  max 2  l2 3  xxh3_128 ...
     """
     entries = Entries(state)
-    together(entries, Entries({}))
+    match_optimizers(entries, Entries({}))
     tensors = survey(StateDict(entries.tensors)).tensors  # first, for it has a bound on what is read again and again
     sums = digests(entries.tensors)
     found = [(one.name, _tensor(one, sums[one.name])) for one in tensors]

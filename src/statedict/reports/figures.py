@@ -101,7 +101,7 @@ def _strict(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def combined(parts: Iterable[Figures]) -> Figures:
+def combine(parts: Iterable[Figures]) -> Figures:
     """The figures of several parts together."""
     every = list(parts)
     if len(every) == 1:
@@ -114,16 +114,16 @@ def combined(parts: Iterable[Figures]) -> Figures:
     if not some:
         return Figures(**sums)
     low, high = min(part.min for part in some), max(part.max for part in some)  # type: ignore[type-var]
-    mean, deviation = _together(
+    mean, deviation = _combine_moments(
         [(part.finite / sums["finite"], part.mean or 0.0, part.deviation or 0.0) for part in some]
     )
     if low == high and not isinstance(mean, complex):
         mean, deviation = float(low), 0.0  # type: ignore[arg-type]
-    histogram = added([part.histogram for part in some])
+    histogram = add_histograms([part.histogram for part in some])
     return Figures(min=low, max=high, mean=mean, deviation=deviation, histogram=histogram, **sums)
 
 
-def _together(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[float | complex, float]:
+def _combine_moments(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[float | complex, float]:
     """Mean and deviation of parts, each with its share of all elements."""
     real = _mean([(share, mean.real) for share, mean, _ in parts])
     imag = _mean([(share, mean.imag) for share, mean, _ in parts])
@@ -145,7 +145,7 @@ def _mean(parts: Sequence[tuple[float, float]]) -> float:
     return min(max(found, min(mean for _, mean in parts)), max(mean for _, mean in parts))
 
 
-def added(histograms: Sequence[Histogram]) -> Histogram:
+def add_histograms(histograms: Sequence[Histogram]) -> Histogram:
     """What several histograms count together."""
     wide = [one for one in histograms if one.positive or one.negative]
     if len(wide) < 2:

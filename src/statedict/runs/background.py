@@ -184,7 +184,7 @@ _TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT
 _PAUSE = 0.5  # seconds before the first retry; each pause is four times the one before
 
 
-def tried(work: Callable[[], Result], retries: int, what: str) -> Result:
+def retry(work: Callable[[], Result], retries: int, what: str) -> Result:
     """What a function returns; after an error that may pass it is called again.
 
     Args:

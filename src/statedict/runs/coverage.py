@@ -19,21 +19,21 @@ _LOADERS = ("DataLoader", "Dataset", "Sampler")
 _REMEDY = "its position is lost, unless statedict.ResumableLoader(loader) stands for the loader"
 
 
-def covered(tree: Any) -> tuple[Any, tuple[str, ...]]:
+def split_covered(tree: Any) -> tuple[Any, tuple[str, ...]]:
     """The part of a tree that can be captured, and what cannot, in words.
 
     Raises:
         UnsupportedError: a loader without a state, where nothing can be left out.
     """
     left: list[str] = []
-    kept = _kept(tree, "", left)
+    kept = _without_loaders(tree, "", left)
     has_rng = False
     for path, node in _nodes(kept, ""):
         has_rng = has_rng or isinstance(node, Rng)
         if isinstance(node, ResumableLoader) and node.not_captured:
             left.append(f"{path}: {node.not_captured}")
         elif _without_state(node, _LOADERS[:1]):  # others may be captured by their attributes
-            raise UnsupportedError(f"{_named(node, path)}; {_REMEDY}. Only entries of dicts can be left out")
+            raise UnsupportedError(f"{_describe(node, path)}; {_REMEDY}. Only entries of dicts can be left out")
     if not has_rng and module_paths(tree):
         left.append("the states of random generators; put statedict.rng() into the tree")
     return kept, tuple(left)
@@ -48,7 +48,7 @@ def put_back(tree: Any, kept: Any) -> None:
                 tree[key] = child
 
 
-def _kept(node: Any, path: str, left: list[str]) -> Any:
+def _without_loaders(node: Any, path: str, left: list[str]) -> Any:
     """A dict without the loaders in it; itself if there are none."""
     if type(node) is not dict:
         return node
@@ -56,9 +56,9 @@ def _kept(node: Any, path: str, left: list[str]) -> Any:
     for key, child in node.items():
         full = join(path, key)
         if _without_state(child):
-            left.append(f"{_named(child, full)}; {_REMEDY}")
+            left.append(f"{_describe(child, full)}; {_REMEDY}")
         else:
-            kept[key] = _kept(child, full, left)
+            kept[key] = _without_loaders(child, full, left)
     return kept if len(left) > before else node
 
 
@@ -72,7 +72,7 @@ def _nodes(node: Any, path: str, above: frozenset[int] = frozenset()) -> Iterato
             yield from _nodes(child, join(path, key), above | {id(node)})
 
 
-def _named(value: Any, path: str) -> str:
+def _describe(value: Any, path: str) -> str:
     kind = type(value)
     return f"{path}: a {kind.__module__}.{kind.__qualname__} without state_dict() and load_state_dict()"
 

@@ -37,9 +37,9 @@ from statedict.io.json import parse, read_document
 from statedict.io.location import location
 from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.sink import put_bytes
-from statedict.io.urls import folder_of, is_url, joined, shown
+from statedict.io.urls import folder_of, is_url, join, redact
 from statedict.runs import places
-from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decoded, whole
+from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decode, parse_whole
 from statedict.tensor.checks import Check, Problem
 
 PINS = "pins.json"
@@ -78,11 +78,11 @@ class Directory:
         """Step → its marker and its manifest without the entries, for what looks at all steps again and again."""
 
     def __str__(self) -> str:
-        return shown(self.path)
+        return redact(self.path)
 
     def folder(self, step: int) -> str:
         """The directory of a checkpoint."""
-        return joined(self.path, self.name(step))
+        return join(self.path, self.name(step))
 
     def name(self, step: int) -> str:
         """What that is called in the run's."""
@@ -94,7 +94,7 @@ class Directory:
         """The steps that are committed, in order; whether they are sound is not looked at."""
         for _ in range(LOOKS):
             names = self._names()
-            steps = sorted({int(name) for name in names if is_step(name)} | {*places.waiting(names)})
+            steps = sorted({int(name) for name in names if is_step(name)} | {*places.find_waiting(names)})
             workers = REMOTE_WORKERS if self.remote else 1
             there = parallel(partial(self._committed, names), steps, workers=workers)
             found = [step for step, committed in zip(steps, there, strict=True) if committed]
@@ -123,7 +123,7 @@ class Directory:
         self._waiting.pop(step, None)
         if self._whole(str(step)):
             return True
-        after = None if self.remote else places.waiting(self._names() if names is None else names).get(step)
+        after = None if self.remote else places.find_waiting(self._names() if names is None else names).get(step)
         if after is None or not self._whole(after):
             return False
         self._waiting[step] = after
@@ -221,10 +221,10 @@ class Directory:
         folder = self.folder(step)
         data, marker = (_read(self.inner(self.name(step), name)) for name in (NAME, MARKER))
         if marker != _marker(data):
-            raise CorruptFileError(f"{shown(joined(folder, NAME))}: is not as committed; {MARKER} has another digest")
-        found = decoded(data, shown(joined(folder, NAME)))
+            raise CorruptFileError(f"{redact(join(folder, NAME))}: is not as committed; {MARKER} has another digest")
+        found = decode(data, redact(join(folder, NAME)))
         if found.step != step:
-            raise CorruptFileError(f"{shown(folder)}: its manifest is that of step {found.step}; rename the directory")
+            raise CorruptFileError(f"{redact(folder)}: its manifest is that of step {found.step}; rename the directory")
         return found
 
     def brief(self, step: int) -> Manifest:
@@ -300,13 +300,13 @@ class Directory:
         for name, size in manifest.files.items():
             path = self.inner(self.name(step), name)
             if location(path).open().size != size:
-                raise CorruptFileError(f"{shown(path)}: has not the {size:,} bytes that were committed")
+                raise CorruptFileError(f"{redact(path)}: has not the {size:,} bytes that were committed")
         signature = self._signature(step, manifest)
         if self._sound.get(step) == signature:
             return
         file = self.data(step)
         if entries(file) != manifest.entries:
-            raise CorruptFileError(f"{shown(file)}: is not the file that was committed; its digests are others")
+            raise CorruptFileError(f"{redact(file)}: is not the file that was committed; its digests are others")
         report = verify(file, quick=level == "quick")
         if report.problems:
             raise CorruptFileError(f"{report.file}: {report.problems[0]}")
@@ -317,7 +317,7 @@ class Directory:
         """What changes when the files of a checkpoint do; of objects nothing that could be asked."""
         if self.remote:
             return manifest.time
-        looked = [os.stat(joined(self.folder(step), name)) for name in (*manifest.files, NAME, MARKER)]
+        looked = [os.stat(join(self.folder(step), name)) for name in (*manifest.files, NAME, MARKER)]
         return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in looked]
 
     # what changes it
@@ -368,9 +368,9 @@ class Directory:
 
         def describe(sink: Any) -> None:
             here = folder_of(sink.path) if hasattr(sink, "path") else folder
-            file = joined(here, name)
+            file = join(here, name)
             made.append(replace(manifest, files={name: location(file).open().size}, entries=entries(file)))
-            put_bytes(_encoded(made[0], file), sink)
+            put_bytes(_encode(made[0], file), sink)
 
         def mark() -> bytes:
             marker = _marker(made[0].encoded())
@@ -390,7 +390,7 @@ class Directory:
 
     def _replace(self, step: int, files: dict[str, Callable[[Any], None]], dry_run: bool) -> None:
         """Write beside a checkpoint of that step, if there is one, and put the new one in its place."""
-        folder = joined(self.path, str(step))
+        folder = join(self.path, str(step))
         try:
             if self._untidy:
                 self.clean()
@@ -403,9 +403,9 @@ class Directory:
                 atomic.publish_folder(folder, files)
                 self._untidy = False
                 return
-            place = places.hidden(self.path, step, "new")
+            place = places.hidden_name(self.path, step, "new")
             atomic.publish_folder(place, files)
-            left = place if dry_run else places.put(self.path, step, place)
+            left = place if dry_run else places.put_in_place(self.path, step, place)
             if left:
                 atomic.discard(left)
             self._untidy = os.path.lexists(left)
@@ -423,11 +423,11 @@ class Directory:
         _remove_objects(folder, location(folder).names() or [])  # of one that was never committed, or is to be replaced
         try:
             for name, write in files.items():
-                location(joined(folder, name)).publish(write)
+                location(join(folder, name)).publish(write)
             marker = mark()
             self.guard()
-            if not dry_run and at(joined(folder, MARKER)).write_if(marker, None) is None:
-                raise RunError(f"{shown(folder)}: another process committed this step meanwhile; is a run twice there?")
+            if not dry_run and at(join(folder, MARKER)).write_if(marker, None) is None:
+                raise RunError(f"{redact(folder)}: another process committed this step; is a run there twice?")
         except RunError:
             raise
         except BaseException:
@@ -459,9 +459,9 @@ class Directory:
     def leftovers(self) -> list[str]:
         """What processes that died have left: what is hidden, and objects without a marker; if nobody else writes."""
         names = self._names()
-        needed = {name for step, name in places.waiting(names).items() if not self._whole(str(step))}
-        found = [joined(self.path, name) for name in names if places.LEFTOVER.fullmatch(name) and name not in needed]
-        begun = [joined(self.path, name) for name in names if is_step(name) and not self._whole(name)]
+        needed = {name for step, name in places.find_waiting(names).items() if not self._whole(str(step))}
+        found = [join(self.path, name) for name in names if places.LEFTOVER.fullmatch(name) and name not in needed]
+        begun = [join(self.path, name) for name in names if is_step(name) and not self._whole(name)]
         return found + [one for one in begun if (self._ours(one) if self.remote else self._is_half_removed(one))]
 
     def _is_half_removed(self, folder: str) -> bool:
@@ -504,21 +504,21 @@ class Directory:
         Raises:
             CorruptFileError: their file is damaged.
         """
-        name = joined(self.path, PINS)
+        name = join(self.path, PINS)
         try:
-            pinned = parse(_read(self.inner(PINS)), shown(name))["pinned"]
+            pinned = parse(_read(self.inner(PINS)), redact(name))["pinned"]
             if type(pinned) is not list:
                 raise TypeError(f"a {type(pinned).__name__}")
-            return {whole(step) for step in pinned}
+            return {parse_whole(step) for step in pinned}
         except MissingFileError:
             return set()
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(f"{shown(name)}: is no list of pinned steps; remove it and pin them anew") from error
+            raise CorruptFileError(f"{redact(name)}: is no list of pinned steps; remove it and pin again") from error
 
     def pin(self, steps: set[int]) -> None:
         """Write down the steps that are never pruned."""
         data = (json.dumps({"pinned": sorted(steps)}) + "\n").encode()
-        location(joined(self.path, PINS)).publish(lambda sink: put_bytes(data, sink))
+        location(join(self.path, PINS)).publish(lambda sink: put_bytes(data, sink))
 
 
 def entries(file: str) -> tuple[Entry, ...]:
@@ -534,13 +534,13 @@ def _entries(file: str) -> Iterator[Entry]:
     _, found = formats.checks(open_file(file))
     for item in found:
         if isinstance(item, Problem):
-            raise CorruptFileError(f"{shown(file)}: {item}")
+            raise CorruptFileError(f"{redact(file)}: {item}")
         if isinstance(item, Check):
             for path, tensor in item.tensors:
                 yield Entry(path, tensor.dtype.name, tuple(tensor.shape), item.digest or "")
 
 
-def _encoded(manifest: Manifest, file: str) -> bytes:
+def _encode(manifest: Manifest, file: str) -> bytes:
     """The bytes of a manifest, if they say the same when they are read.
 
     Raises:
@@ -548,7 +548,7 @@ def _encoded(manifest: Manifest, file: str) -> bytes:
     """
     data = manifest.encoded()
     if b"\\ud" in data:  # otherwise every name is as it was
-        for before, after in zip(manifest.entries, decoded(data, shown(file)).entries, strict=True):
+        for before, after in zip(manifest.entries, decode(data, redact(file)).entries, strict=True):
             if before != after:
                 raise UnsupportedError(
                     f"{before.path!r:.80}: holds the two halves of a surrogate pair, which a manifest would join; "
@@ -578,6 +578,6 @@ def _remove_objects(folder: str, names: Iterable[str]) -> None:
 
     for name in sorted(names, key=lambda name: name != MARKER):
         try:
-            at(joined(folder, name)).delete()
+            at(join(folder, name)).delete()
         except MissingFileError:
             pass

@@ -6,10 +6,10 @@ from functools import partial
 from threading import local
 
 from statedict.errors import RunError
-from statedict.runs.background import Background, tried
+from statedict.runs.background import Background, retry
 from statedict.runs.lock import Lock
 from statedict.runs.look.reader import Reader
-from statedict.runs.replaced import settle, superseded
+from statedict.runs.replaced import find_superseded, settle
 from statedict.runs.writer import Writer
 
 
@@ -44,7 +44,7 @@ class Exclusive(Reader):
     def _counts(self, step: int) -> bool:
         """Whether a step is committed, and of this course."""
         there = step not in self._writer.replaced and self._files.committed(step)
-        return there and step not in superseded(self._files)
+        return there and step not in find_superseded(self._files)
 
     def _begin(self, step: int, overwrite: bool) -> None:
         """What the first save of a manager has to know: whether this directory is for it alone."""
@@ -60,7 +60,7 @@ class Exclusive(Reader):
                     "restore(tree) to go on, existing='replace' to begin anew, or name another directory"
                 )
             self._check_order(step, overwrite, there)
-            tried(self._clean, self._retries, "what is left over could not be removed")
+            retry(self._clean, self._retries, "what is left over could not be removed")
         except BaseException:
             lock.release()
             raise
@@ -72,7 +72,7 @@ class Exclusive(Reader):
 
     def _check_order(self, step: int, overwrite: bool, there: list[int]) -> None:
         """Refuse to write behind what is there: it would be taken for the newest, and it is of another course."""
-        past = {*self._writer.replaced} | superseded(self._files)
+        past = {*self._writer.replaced} | find_superseded(self._files)
         after = [one for one in there if one >= step + overwrite and one not in past]
         later = [one for one in after if self._files.damage(one, self._verify) is None]
         if later:
@@ -83,7 +83,7 @@ class Exclusive(Reader):
         self._ordered = True
 
     def _locked(self) -> Lock:
-        lock = tried(
+        lock = retry(
             partial(Lock, self._files.path, self._messages.wait), self._retries, "the directory could not be locked"
         )
         self._files.guard = lock.guard

@@ -71,7 +71,7 @@ class BestN:
 
     def kept(self, checkpoints: Sequence[Manifest]) -> set[int]:
         """The best n."""
-        return {one.step for one in ranked(checkpoints, self.metric, self.mode)[: self.n]}
+        return {one.step for one in rank(checkpoints, self.metric, self.mode)[: self.n]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class AnyPolicy:
         return any(policy.due(step, last, seconds) for policy in self.policies)  # type: ignore[union-attr]
 
 
-def keeping(given: object) -> Policy | None:
+def to_policy(given: object) -> Policy | None:
     """What `keep` means: a number is that of the latest ones, a list any of them, None everything.
 
     Raises:
@@ -179,7 +179,7 @@ def keeping(given: object) -> Policy | None:
     return _policy(given, "keep", LatestN, "kept")  # type: ignore[return-value]
 
 
-def worded(text: str) -> Policy:
+def parse_policy(text: str) -> Policy:
     """The policy that a word means, as the command line takes it.
 
     Args:
@@ -189,9 +189,9 @@ def worded(text: str) -> Policy:
     Raises:
         RunError: it means none.
 
-    >>> worded("3"), worded("best:val:acc:2:max"), worded("every:1000")
+    >>> parse_policy("3"), parse_policy("best:val:acc:2:max"), parse_policy("every:1000")
     (LatestN(n=3), BestN(metric='val:acc', n=2, mode='max'), EveryNSteps(n=1000))
-    >>> worded("best:loss:max:2")
+    >>> parse_policy("best:loss:max:2")
     BestN(metric='loss', n=2, mode='max')
     """
     head, _, rest = ("latest:" + text if text.isdecimal() else text).partition(":")
@@ -222,7 +222,7 @@ _WORDS: dict[str, Callable[[str], Policy]] = {
 }
 
 
-def saving(given: object) -> Schedule | None:
+def to_schedule(given: object) -> Schedule | None:
     """What `save_every` means: a number is that of steps, a timedelta that of seconds, a list any of them.
 
     Raises:
@@ -246,7 +246,7 @@ def _policy(given: object, name: str, number: type, method: str) -> object:
     return given
 
 
-def ranked(checkpoints: Iterable[Manifest], metric: str, mode: str) -> list[Manifest]:
+def rank(checkpoints: Iterable[Manifest], metric: str, mode: str) -> list[Manifest]:
     """Those that have a metric, the best first; of equal ones the later first."""
     check_mode(mode)
     sign = 1 if mode == "min" else -1

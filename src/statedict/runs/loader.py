@@ -12,7 +12,7 @@ from typing import Any
 
 from statedict.adapters import generators, join
 from statedict.errors import RestoreError, RunError
-from statedict.runs.rng import shared
+from statedict.runs.rng import shared_generators
 
 
 class ResumableLoader:
@@ -65,7 +65,7 @@ class ResumableLoader:
         self._first: dict[str, Any] | None = None  # the generators before the first batch, when most samplers draw
         self._loaded = self._warm = False  # whether the next iteration goes on; whether workers may be there
         self._turn = 0
-        self._loader, self._sampler = _skipping(loader)
+        self._loader, self._sampler = _skip_batches(loader)
 
     def __len__(self) -> int:
         return len(self._given)
@@ -140,7 +140,7 @@ class ResumableLoader:
             self._loaded, self._turn = False, self._turn + 1
 
     def _live(self) -> dict[str, Any]:
-        return shared() | self._own
+        return shared_generators() | self._own
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, after the last batch that was given out."""
@@ -188,7 +188,7 @@ class ResumableLoader:
         self.epoch, self.position = state["epoch"], state["position"]
         self._start, self._first = state["start"], state["first"]
         self._loaded, self._turn = True, self._turn + 1
-        self._warm, (self._loader, self._sampler) = False, _skipping(self._given)
+        self._warm, (self._loader, self._sampler) = False, _skip_batches(self._given)
 
     def _batches(self) -> int | None:
         try:
@@ -255,7 +255,7 @@ def _admit(loader: Any, kind: Any) -> None:
         raise RunError("loader: in_order=False gives batches in any order, of which no position says which were given")
 
 
-def _skipping(loader: Any) -> tuple[Any, _Skipping]:
+def _skip_batches(loader: Any) -> tuple[Any, _Skipping]:
     """A loader like this one, over the same samplers and dataset, and its sampler that can begin later."""
     made = copy.copy(loader)
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
@@ -269,7 +269,7 @@ def _generators(loader: Any) -> dict[str, Any]:
     from torch.utils.data import Dataset, Sampler
 
     found: dict[str, Any] = {}
-    seen = {id(generator) for generator in shared().values()}
+    seen = {id(generator) for generator in shared_generators().values()}
     todo = [("", loader)]
     while todo:
         path, part = todo.pop(0)

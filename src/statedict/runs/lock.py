@@ -19,7 +19,7 @@ from weakref import WeakMethod
 
 from statedict.errors import FileError, RunError, file_error
 from statedict.io.descriptor import Descriptor
-from statedict.io.urls import is_url, joined, shown
+from statedict.io.urls import is_url, join, redact
 from statedict.runs.lease import Lease, parsed
 from statedict.runs.ranks import rank
 
@@ -43,7 +43,7 @@ class Lock:
     """
 
     def __init__(self, directory: str, settle: Callable[[], None]) -> None:
-        self._name = joined(directory, NAME)
+        self._name = join(directory, NAME)
         self._key = self._name if is_url(directory) else os.path.realpath(directory)
         self._settle = WeakMethod(settle)
         self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": _PROCESS}
@@ -58,7 +58,7 @@ class Lock:
             self.renew()
             before._file = None
         elif is_url(directory):
-            self._leased = Lease(self._name, self._owner, partial(_taken, self._name))
+            self._leased = Lease(self._name, self._owner, partial(_taken_error, self._name))
         else:
             self._file = self._lock()
         _held[self._key] = self
@@ -151,7 +151,7 @@ class Lock:
             owner = parsed(os.pread(fd, _LONGEST, 0))
             file.close()
             if refused in _TAKEN:
-                raise _taken(self._name, owner)
+                raise _taken_error(self._name, owner)
             return None  # a file system without locks
         self._written = _write(fd, self._text())
         return file
@@ -161,12 +161,12 @@ class Lock:
         text = os.pread(fd, _LONGEST, 0)
         owner = parsed(text)
         if refused in _TAKEN:
-            raise _taken(self._name, owner)
+            raise _taken_error(self._name, owner)
         if self._owner.items() <= owner.items() or refused:
             return
         if owner or (not text and self._written):
             raise RunError(
-                f"{shown(self._name)}: {_who(owner)} wrote into this directory meanwhile; give this run a directory "
+                f"{redact(self._name)}: {_who(owner)} wrote into this directory meanwhile; give this run a directory "
                 "of its own, or end the other one and save again"
             )
         self._written = _write(fd, self._text())  # it is damaged
@@ -199,7 +199,7 @@ def _who(owner: dict[str, Any]) -> str:
     return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
 
 
-def _taken(name: str, owner: dict[str, Any]) -> RunError:
+def _taken_error(name: str, owner: dict[str, Any]) -> RunError:
     number, count = rank()
     remedy = "wait until it ends, or give this run a directory of its own"
     if count > 1:
@@ -207,4 +207,4 @@ def _taken(name: str, owner: dict[str, Any]) -> RunError:
             f"this one is rank {number} of {count}, and one of them saves a run: call `save` on rank 0 only, with the "
             "whole state; the others may restore from it"
         )
-    return RunError(f"{shown(name)}: {_who(owner)} writes into this directory; {remedy}")
+    return RunError(f"{redact(name)}: {_who(owner)} writes into this directory; {remedy}")

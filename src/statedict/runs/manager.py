@@ -12,20 +12,20 @@ from functools import partial
 from threading import RLock, local
 from typing import Any
 
-from statedict.adapters.collect import collect, copied
-from statedict.api.files import bare, load, rooted
+from statedict.adapters.collect import collect, copy_arrays
+from statedict.api.files import load, to_writable, unwrap_root
 from statedict.api.live import restore
 from statedict.collector import Paused
 from statedict.errors import RunError
-from statedict.io.urls import is_url, named
+from statedict.io.urls import is_url, to_name
 from statedict.reports.restore import RestoreReport
 from statedict.runs import ending
 from statedict.runs.arguments import numbers, one_of, whole_step
-from statedict.runs.background import LOG, Background, tried
-from statedict.runs.coverage import covered, put_back
+from statedict.runs.background import LOG, Background, retry
+from statedict.runs.coverage import put_back, split_covered
 from statedict.runs.directory import Directory
 from statedict.runs.exclusive import Exclusive
-from statedict.runs.keep import Policy, Schedule, keeping, saving
+from statedict.runs.keep import Policy, Schedule, to_policy, to_schedule
 from statedict.runs.manifest import DATA, Manifest
 from statedict.runs.preemption import USUAL, Preemption
 from statedict.runs.prune import Pruned, plan, remove
@@ -104,10 +104,10 @@ class CheckpointManager(Exclusive):
         one_of("existing", existing, _EXISTING)
         if type(in_flight) is not int or type(retries) is not int or in_flight < 1 or retries < 0:
             raise RunError(f"in_flight={in_flight}, retries={retries}: in_flight is 1 or more, retries 0 or more")
-        name = named(directory)
+        name = to_name(directory)
         # a relative path is that of now, wherever the process goes afterwards
-        super().__init__(Directory(name if is_url(name) else os.path.abspath(name)), keeping(keep), verify)
-        self._save_every = saving(save_every)
+        super().__init__(Directory(name if is_url(name) else os.path.abspath(name)), to_policy(keep), verify)
+        self._save_every = to_schedule(save_every)
         self._existing, self._waits = existing, busy == "wait"
         self._background = Background(in_flight) if background else None
         self._messages = self._background or Background(1)
@@ -118,7 +118,7 @@ class CheckpointManager(Exclusive):
         self._not_captured: tuple[str, ...] | None = None
         self._since = time.monotonic()
         self._retries = retries
-        tried(self._files.make, retries, "the directory could not be made")
+        retry(self._files.make, retries, "the directory could not be made")
         signals = USUAL if preemption is True else tuple(preemption or ())
         self._preemption = Preemption(signals) if signals else None
         if check is not None:
@@ -186,7 +186,7 @@ class CheckpointManager(Exclusive):
         manifest = Manifest(step, time.time(), measured, libraries(), not_captured=self._not_captured)
         if self._background is None:
             with Paused():
-                self._write(rooted(kept), manifest)
+                self._write(to_writable(kept), manifest)
         elif not self._start(self._background, kept, manifest, self._waits or force or self.preempted):
             return False
         self._last = self._of_thread.last = step
@@ -208,7 +208,7 @@ class CheckpointManager(Exclusive):
             return False
         try:
             with Paused():
-                state = bare(copied(collect(tree), room))
+                state = unwrap_root(copy_arrays(collect(tree), room))
         except BaseException:
             background.give_up(room)
             raise
@@ -222,16 +222,16 @@ class CheckpointManager(Exclusive):
             sys.exit(self._preemption.status)
 
     def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
-        kept, left = covered(tree)
+        kept, left = split_covered(tree)
         if self._not_captured is None:
             for what in left:
                 LOG.warning("not captured: %s", what)
         return kept, left
 
     def _rehearse(self, tree: Any) -> None:
-        kept, left = covered(tree)
+        kept, left = split_covered(tree)
         with Paused():
-            root = rooted(kept)
+            root = to_writable(kept)
         lock = self._locked()
         try:
             self._writer.rehearse(root, Manifest(0, time.time(), {}, libraries(), not_captured=left))
@@ -263,7 +263,7 @@ class CheckpointManager(Exclusive):
             RunError: this process is a fork, made while a save was under way.
         """
         self.wait()
-        kept, _ = covered(tree)
+        kept, _ = split_covered(tree)
 
         def use(chosen: int) -> RestoreReport:
             return replace(restore(kept, load(self._files.data(chosen)), **options), step=chosen)
@@ -293,7 +293,7 @@ class CheckpointManager(Exclusive):
             return plan(self._files, self._keep, set())
         if self._background is not None:
             self._background.wait()  # one at a time changes the directory
-        return tried(self._prune, self._retries, "some could not be removed")
+        return retry(self._prune, self._retries, "some could not be removed")
 
     def _prune(self) -> Pruned:
         lock = None

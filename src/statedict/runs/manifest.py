@@ -93,7 +93,7 @@ class Manifest:
         return f'{head[:-2]},\n "entries": [\n{rows}\n ]\n}}\n'.encode()
 
 
-def decoded(data: bytes, where: str) -> Manifest:
+def decode(data: bytes, where: str) -> Manifest:
     """The manifest in a file.
 
     Raises:
@@ -112,13 +112,13 @@ def decoded(data: bytes, where: str) -> Manifest:
                 f"{where}: is of version {found['version']!r:.20}, this statedict reads {_VERSION}; update statedict"
             )
         return Manifest(
-            whole(found["step"]),
+            parse_whole(found["step"]),
             _time(found["time"]),
             {_text(name): _metric(value) for name, value in found["metrics"].items()},
             {_text(name): _text(version) for name, version in found["libraries"].items()},
-            {_ours(name): whole(size) for name, size in found["files"].items()},
+            {_is_ours(name): parse_whole(size) for name, size in found["files"].items()},
             tuple(
-                Entry(str(path), str(kind), tuple(map(whole, shape)), str(digest))
+                Entry(str(path), str(kind), tuple(map(parse_whole, shape)), str(digest))
                 for path, kind, shape, digest in found["entries"]
             ),
             tuple(map(str, found["not_captured"])),
@@ -148,7 +148,7 @@ def _metric(value: Any) -> float:
     return _INFINITE[value] if isinstance(value, str) else float(value)
 
 
-def _ours(name: str) -> str:
+def _is_ours(name: str) -> str:
     if name not in DATA.values():
         raise ValueError(f"{name!r:.80} is none of a checkpoint's files, {' and '.join(DATA.values())}")
     return name
@@ -160,7 +160,7 @@ def _time(text: str) -> float:
     return datetime.fromtimestamp(seconds, UTC).timestamp()  # the last microsecond of 9999 rounds up
 
 
-def whole(value: Any) -> int:
+def parse_whole(value: Any) -> int:
     """A number of steps, bytes or elements in a document.
 
     Raises:

@@ -31,17 +31,17 @@ LEFTOVER = re.compile(r"\.+(\d+|pins\.json|replaced\.json)\.[0-9a-f]{8}\.(tmp|ne
 _NEXT = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.next")
 
 
-def hidden(run: str, step: int, why: str) -> str:
+def hidden_name(run: str, step: int, why: str) -> str:
     """A name in a run's directory that nobody has."""
     return os.path.join(run, f".{step}.{os.urandom(4).hex()}.{why}")
 
 
-def waiting(names: list[str]) -> dict[int, str]:
+def find_waiting(names: list[str]) -> dict[int, str]:
     """Step → the folder that is to be its checkpoint, of the names in a run's directory."""
     return {int(found[1]): found[0] for found in map(_NEXT.fullmatch, sorted(names)) if found}
 
 
-def put(run: str, step: int, place: str) -> str:
+def put_in_place(run: str, step: int, place: str) -> str:
     """Let a whole folder take the place of a checkpoint.
 
     Args:
@@ -59,7 +59,7 @@ def put(run: str, step: int, place: str) -> str:
     if atomic.exchange(place, target):
         atomic.sync_directory(run)
         return place
-    after = hidden(run, step, "next")
+    after = hidden_name(run, step, "next")
     os.rename(place, after)
     atomic.sync_directory(run)
     left = put_aside(run, step, target)
@@ -77,7 +77,7 @@ def put_aside(run: str, step: int, folder: str) -> str:
     Raises:
         OSError: the file system refuses.
     """
-    gone = hidden(run, step, "gone")
+    gone = hidden_name(run, step, "gone")
     try:
         os.rename(folder, gone)
     except OSError as error:
@@ -128,7 +128,7 @@ def finish(run: str, names: list[str]) -> None:
     Raises:
         OSError: the file system refuses.
     """
-    for step, name in waiting(names).items():
+    for step, name in find_waiting(names).items():
         target = os.path.join(run, str(step))
         if os.path.isdir(target) and not os.path.islink(target) and is_half_removed(sorted(os.listdir(target))):
             _remove_in_place(run, target)

@@ -9,13 +9,13 @@ from shlex import quote
 from typing import Any
 
 from statedict.errors import RunError
-from statedict.io.urls import named
+from statedict.io.urls import to_name
 from statedict.render.html import fold, listing, page, table
 from statedict.runs.directory import Directory, GoneError
-from statedict.runs.keep import AnyPolicy, Policy, keeping
+from statedict.runs.keep import AnyPolicy, Policy, to_policy
 from statedict.runs.lock import Lock
 from statedict.runs.look import listing as of_run
-from statedict.runs.replaced import superseded
+from statedict.runs.replaced import find_superseded
 from statedict.shown import Shown
 
 _SHORT = 30
@@ -70,7 +70,7 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
         needed: steps that stay in any case.
     """
     readable, unread = directory.manifests()
-    past = superseded(directory)
+    past = find_superseded(directory)
     manifests = [one for one in readable if one.step not in directory.damaged | past]
     kept = {step: f"damaged: {why}" for step, why in unread.items()}
     kept |= {one.step: "damaged" for one in readable if one.step in directory.damaged - past}
@@ -153,7 +153,7 @@ def prune(
     >>> prune(manager.directory, keep=1).removed
     (1, 2)
     """
-    files, policy = _of_ours(directory), keeping(keep)
+    files, policy = _of_ours(directory), to_policy(keep)
     if dry_run:
         return plan(files, policy, set())
     owner = _Person()
@@ -226,7 +226,7 @@ class _Person:
 
 
 def _of_ours(directory: str | os.PathLike[str]) -> Directory:
-    files = Directory(named(directory))
+    files = Directory(to_name(directory))
     if not files.steps():
         others = [one for one in of_run.listing(directory) if one.kind != "statedict"]
         what = f"its checkpoints are {others[0].kind}, which are only read" if others else "has no committed checkpoint"

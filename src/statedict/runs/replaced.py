@@ -21,9 +21,9 @@ from statedict.errors import CorruptFileError, LimitError, MissingFileError, fil
 from statedict.io.json import parse, read_document
 from statedict.io.location import location
 from statedict.io.sink import put_bytes
-from statedict.io.urls import joined, shown
+from statedict.io.urls import join, redact
 from statedict.runs.directory import Directory, is_step
-from statedict.runs.manifest import WHOLE, whole
+from statedict.runs.manifest import WHOLE, parse_whole
 
 NAME = ".replaced.json"
 
@@ -65,7 +65,7 @@ def announce(files: Directory, step: int, steps: Iterable[int], marker: bytes) -
     _write(files, _Replaced(named, step, marker.hex(), before))
 
 
-def superseded(files: Directory) -> set[int]:
+def find_superseded(files: Directory) -> set[int]:
     """The steps that are there and do not count.
 
     Raises:
@@ -110,7 +110,7 @@ def _marker(files: Directory, step: int) -> str | None:
 
 
 def _read(files: Directory) -> _Replaced | None:
-    name = shown(joined(files.path, NAME))
+    name = redact(join(files.path, NAME))
     try:
         data = read_document(location(files.inner(NAME)).open())
     except MissingFileError:
@@ -119,7 +119,7 @@ def _read(files: Directory) -> _Replaced | None:
         found = parse(data, name)
         if "by" not in found:
             return _Replaced(_markers(found["steps"]))
-        by, before = whole(found["by"]), _markers(found.get("before", {}))
+        by, before = parse_whole(found["by"]), _markers(found.get("before", {}))
         return _Replaced(_markers(found["steps"]), by, str(found["marker"]), before)
     except LimitError:
         raise
@@ -134,7 +134,7 @@ def _markers(found: Any) -> dict[int, str]:
     for step, text in found.items():
         if len(step) > len(str(WHOLE)) or not is_step(step) or not isinstance(text, str):
             raise ValueError(f"{step:.40}")
-    return {whole(int(step)): text for step, text in found.items()}
+    return {parse_whole(int(step)): text for step, text in found.items()}
 
 
 def _write(files: Directory, held: _Replaced) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from statedict.adapters import realized
+from statedict.adapters import to_framework
 from statedict.adapters.generators import faults, read, write
 from statedict.errors import RestoreError
 from statedict.tree.state_dict import StateDict
@@ -29,7 +29,7 @@ class Rng:
 
     def state_dict(self) -> StateDict:
         """The state of each; of an accelerator that is not in use yet, none."""
-        state = StateDict({name: read(generator) for name, generator in shared().items()})
+        state = StateDict({name: read(generator) for name, generator in shared_generators().items()})
         name, module = _accelerator()
         if name:
             state[name] = _device_states(module)
@@ -41,7 +41,7 @@ class Rng:
         Args:
             state: of `state_dict`.
         """
-        for key, generator in shared().items():
+        for key, generator in shared_generators().items():
             for action, path, detail in faults(read(generator), state.get(key), key) if key in state else ():
                 if action != "unexpected":
                     yield f"{path}: {detail}"
@@ -64,12 +64,12 @@ class Rng:
         """
         for fault in self.check_state_dict(state):
             raise RestoreError(fault)
-        for key, generator in shared().items():
+        for key, generator in shared_generators().items():
             if key in state:
                 write(generator, state[key])
         name, module = _accelerator()
         if state.get(name):
-            states = realized(state[name])
+            states = to_framework(state[name])
             if hasattr(module, "set_rng_state_all"):
                 module.set_rng_state_all(states)
             else:
@@ -81,7 +81,7 @@ def rng() -> Rng:
     return Rng()
 
 
-def shared() -> dict[str, Any]:
+def shared_generators() -> dict[str, Any]:
     """The generators behind the functions of `random`, `numpy.random` and `torch`, the last if it is loaded."""
     import numpy
 

@@ -13,7 +13,7 @@ from typing import Any
 from statedict import __version__
 from statedict.api.look import verify
 from statedict.errors import CorruptFileError, FileError, file_error
-from statedict.runs.background import tried
+from statedict.runs.background import retry
 from statedict.runs.directory import Directory
 from statedict.runs.keep import Policy
 from statedict.runs.manifest import Entry, Manifest
@@ -49,18 +49,18 @@ class Writer:
         if self.replaced:
             commit = partial(commit, announce=partial(announce, self._files, step, self.replaced))
         try:
-            written = tried(commit, self._retries, f"step {step} could not be saved")
+            written = retry(commit, self._retries, f"step {step} could not be saved")
         except OSError as error:
-            raise _failed(f"step {step} was not saved", error) from error
+            raise _failure(f"step {step} was not saved", error) from error
         self._compare(written)
         if self._keep is not None or self.replaced:
             try:
-                tried(partial(self._prune, step), self._retries, f"after step {step} others could not be removed")
+                retry(partial(self._prune, step), self._retries, f"after step {step} others could not be removed")
             except OSError as error:
-                raise _failed(f"step {step} is saved, and others could not be removed", error) from error
+                raise _failure(f"step {step} is saved, and others could not be removed", error) from error
 
     def _compare(self, written: Manifest) -> None:
-        before, self._before = self._before, (written.step, _trained(written.entries))
+        before, self._before = self._before, (written.step, _trained_entries(written.entries))
         if before is not None and before[0] != written.step and before[1] and before[1] == self._before[1]:
             self._warn(
                 f"{self._files}: steps {before[0]} and {written.step} have the same weights; is the model that is "
@@ -87,9 +87,9 @@ class Writer:
         try:
             if not self._files.remote:
                 self._check_room(covered_bytes([tensor for _, tensor in tensors_of(root)]))
-            tried(commit, self._retries, "a checkpoint could not be saved for a try")
+            retry(commit, self._retries, "a checkpoint could not be saved for a try")
         except OSError as error:
-            raise _failed("no step could be saved here", error) from error
+            raise _failure("no step could be saved here", error) from error
 
     def _check_room(self, nbytes: int) -> None:
         found = os.statvfs(self._files.path)
@@ -110,12 +110,12 @@ def libraries() -> dict[str, str]:
     return versions | {name: str(sys.modules[name].__version__) for name in ("numpy", "torch") if name in sys.modules}
 
 
-def _trained(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+def _trained_entries(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     """The entries that training changes: floating ones of some size, not states of generators nor counts of steps."""
     return tuple(one for one in entries if "float" in one.dtype and one.shape not in ((), (1,)))
 
 
-def _failed(what: str, error: OSError) -> FileError:
+def _failure(what: str, error: OSError) -> FileError:
     if error.errno is None:
         return FileError(f"{what}: {error}")
     return file_error(str(error.filename or ""), what, error)

@@ -252,7 +252,7 @@ def live_region(tensor: Any) -> object:
     return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-def touched(target: Any) -> None:
+def mark_written(target: Any) -> None:
     """Tell autograd that a tensor's memory was written, as an in-place operation would."""
     import torch
 

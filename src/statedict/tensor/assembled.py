@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MAPPED = 2 << 20  # bytes that a function gets at once
 
 
-def assembled(
+def assemble(
     kind: DType,
     shape: Shape,
     chunks: Sequence[Chunk],
@@ -52,7 +52,7 @@ def assembled(
     >>> from statedict.tensor.lazy import as_lazy
     >>> import numpy
     >>> one = as_lazy(numpy.ones((1, 2)))
-    >>> assembled(one.dtype, (2, 2), [((1, 0), one)], "example").tolist()
+    >>> assemble(one.dtype, (2, 2), [((1, 0), one)], "example").tolist()
     [[0.0, 0.0], [1.0, 1.0]]
     """
     if not kind.itemsize:
@@ -66,7 +66,7 @@ def assembled(
     return LazyTensor(kind, shape, Storage(source, 0, source.size))
 
 
-def mapped(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> LazyTensor:
+def map_elements(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> LazyTensor:
     """A tensor of the same shape whose elements a function makes of those of another.
 
     Args:
@@ -76,7 +76,7 @@ def mapped(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> L
     """
     rows = tensor.contiguous()
     below = rows.storage.source
-    at = partial(_made, rows, kind, function)
+    at = partial(_make, rows, kind, function)
     most = partial(_most_of_mapped, below, rows.dtype.itemsize, kind.itemsize)
     source = BoxSource(kind, rows.shape, at, below.name, most, below.remote)
     storage = Storage(source, 0, source.size, rows.storage.device)
@@ -92,7 +92,7 @@ def _chunks(
     inside: list[tuple[LazyTensor, Shape, Any]] = []
     end = tuple(place + n for place, n in zip(corner, out.shape, strict=True))
     for index, (start, _) in enumerate(chunks):
-        chunk = _fetched(chunks, index)
+        chunk = _fetch(chunks, index)
         if start and (start[0] >= end[0] or start[0] + chunk.shape[0] <= corner[0]):
             continue  # most of a thousand chunks
         begin = tuple(map(max, corner, start))
@@ -108,7 +108,7 @@ def _chunks(
         _box(chunk, place, part)
 
 
-def _fetched(chunks: list[Chunk], index: int) -> LazyTensor:
+def _fetch(chunks: list[Chunk], index: int) -> LazyTensor:
     """A chunk, which from now on stands in the place of what fetched it."""
     start, chunk = chunks[index]
     if not isinstance(chunk, LazyTensor):
@@ -118,7 +118,7 @@ def _fetched(chunks: list[Chunk], index: int) -> LazyTensor:
 
 
 def _most_of_chunks(chunks: list[Chunk]) -> int:
-    tensors = (_fetched(chunks, index) for index in range(len(chunks)))
+    tensors = (_fetch(chunks, index) for index in range(len(chunks)))
     return PANEL * any(jumps(tensor.storage.source, tensor.shape, tensor.strides) for tensor in tensors)
 
 
@@ -133,7 +133,7 @@ def _box(tensor: LazyTensor, corner: Shape, out: Any) -> None:
     copy(tensor.storage.source, tensor.dtype, tensor.storage.offset + tensor.offset + ahead, strides, out)
 
 
-def _made(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any], corner: Shape, out: Any) -> None:
+def _make(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any], corner: Shape, out: Any) -> None:
     import numpy
 
     native, item, source = tensor.dtype.numpy, tensor.dtype.itemsize, tensor.storage.source

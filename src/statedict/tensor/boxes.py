@@ -203,9 +203,9 @@ def jumps(source: ByteSource, shape: Shape, strides: Strides | None) -> bool:
     return moving != sorted(moving, reverse=True)
 
 
-def gathered(source: ByteSource, kind: DType, offset: int, shape: Shape, strides: Strides) -> BoxSource:
+def gather(source: ByteSource, kind: DType, offset: int, shape: Shape, strides: Strides) -> BoxSource:
     """The elements of a strided tensor row-major; `offset` in bytes, strides in elements."""
-    at = partial(_strided, source, kind, offset, strides)
+    at = partial(_read_strided, source, kind, offset, strides)
     return BoxSource(kind, shape, at, source.name, partial(_most, source, shape, strides), source.remote)
 
 
@@ -213,7 +213,7 @@ def _most(source: ByteSource, shape: Shape, strides: Strides) -> int:
     return PANEL * jumps(source, shape, strides)
 
 
-def _strided(source: ByteSource, kind: DType, offset: int, strides: Strides, corner: Shape, out: Any) -> None:
+def _read_strided(source: ByteSource, kind: DType, offset: int, strides: Strides, corner: Shape, out: Any) -> None:
     ahead = sum(place * stride for place, stride in zip(corner, strides, strict=True))
     copy(source, kind, offset + ahead * kind.itemsize, strides, out)
 
@@ -354,7 +354,7 @@ def _pieces(reader: _Reader, moving: list[tuple[int, int]], at: int, out: Any) -
         span, joined = span + (n - 1) * stride, place
     repeated = (1,) * (out.ndim - len(moving))
     if joined == 0 and span * item <= PIECE:
-        memory = _borrowed()
+        memory = _borrow()
         reader.run(at, memory[: span * item])
         shape = (*(n for n, _ in moving), *repeated)
         steps = (*(stride * item for _, stride in moving), *repeated)
@@ -365,7 +365,7 @@ def _pieces(reader: _Reader, moving: list[tuple[int, int]], at: int, out: Any) -
     if joined == 1 and span * item < _ROW:
         pitch = (span * item + 64) // item * item  # rows at powers of two would fall on one another in the cache
         rows = PIECE // pitch
-        memory = _borrowed()
+        memory = _borrow()
         for start in range(0, count, rows):
             some = min(rows, count - start)
             reader.runs(at + start * stride, stride, memory, some, pitch, span * item)
@@ -395,7 +395,7 @@ def _dense(moving: list[tuple[int, int]], size: int) -> bool:
     return expected == size
 
 
-def _borrowed() -> memoryview:
+def _borrow() -> memoryview:
     """The thread's memory for a piece; whoever borrows it puts it back."""
     memory = getattr(_OWN, "memory", None)
     _OWN.memory = None

@@ -15,17 +15,17 @@ from statedict.tensor.arrays import (
     indexed,
     is_numpy,
     is_torch,
+    mark_written,
     numpy_memory,
     numpy_view,
     part_of,
     torch_memory,
     torch_storage,
     torch_view,
-    touched,
     writable_memory,
 )
 from statedict.tensor.attributes import live_attributes
-from statedict.tensor.boxes import gathered, regions_of
+from statedict.tensor.boxes import gather, regions_of
 from statedict.tensor.operators import Unread
 from statedict.values import Size, human_bytes
 
@@ -302,7 +302,7 @@ class LazyTensor(Unread):
                 "a view by .numpy() or an index takes no memory"
             )
         base = self.storage
-        source = gathered(base.source, self.dtype, base.offset + self.offset, self.shape, self.strides)
+        source = gather(base.source, self.dtype, base.offset + self.offset, self.shape, self.strides)
         storage = Storage(source, 0, self.nbytes, base.device)
         return self.replace(storage=storage, offset=0, strides=None)
 
@@ -354,7 +354,7 @@ class LazyTensor(Unread):
             return False
         view = address_view(memory.address + memory.offset, self.nbytes, target)
         fill([(self.storage.source, self.storage.offset + self.offset, view)])
-        touched(target)
+        mark_written(target)
         return True
 
 

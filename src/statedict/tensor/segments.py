@@ -54,10 +54,10 @@ def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
         if places[index] is None:
             members = by_storage[tensor.storage.key]
             if len(members) == 1:
-                places[index] = _alone(tensor, segments)
+                places[index] = _place_alone(tensor, segments)
             else:
-                for group in _overlapping(tensors, members):
-                    _together(tensors, group, segments, places)
+                for group in _group_overlapping(tensors, members):
+                    _place_together(tensors, group, segments, places)
     return segments, places  # type: ignore[return-value]
 
 
@@ -117,7 +117,7 @@ def _by_storage(tensors: Sequence[LazyTensor]) -> dict[object, list[int]]:
     return found
 
 
-def _alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
+def _place_alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
     if tensor.strides is not None and tensor.span > tensor.nbytes:  # strided with gaps: keep the elements only
         tensor = tensor.contiguous()
     storage = tensor.storage
@@ -125,7 +125,7 @@ def _alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
     return Place(len(segments) - 1, 0, tensor.strides)
 
 
-def _overlapping(tensors: Sequence[LazyTensor], members: list[int]) -> list[list[int]]:
+def _group_overlapping(tensors: Sequence[LazyTensor], members: list[int]) -> list[list[int]]:
     """Members of one storage in groups that share bytes; groups in the order of their first tensor."""
     groups: list[list[int]] = []
     end = -1
@@ -141,7 +141,7 @@ def _overlapping(tensors: Sequence[LazyTensor], members: list[int]) -> list[list
     return sorted(groups, key=min)
 
 
-def _together(
+def _place_together(
     tensors: Sequence[LazyTensor], group: list[int], segments: list[Segment], places: list[Place | None]
 ) -> None:
     regions: dict[object, list[int]] = {}
@@ -152,7 +152,7 @@ def _together(
     if len(regions) == 1 or end - start > sum(tensors[members[0]].nbytes for members in regions.values()):
         # tied ones only, or views with more between them than in them, such as a row and a column
         for members in regions.values():
-            place = _alone(tensors[members[0]], segments)
+            place = _place_alone(tensors[members[0]], segments)
             for i in members:
                 places[i] = place
         return
@@ -163,7 +163,7 @@ def _together(
         places[i] = Place(len(segments) - 1, tensors[i].offset - start, tensors[i].strides)
 
 
-def own(
+def copy_segments(
     tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
 ) -> tuple[list[memoryview], list[Place]]:
     """Copy the segments of the tensors into owned memory, all at once and the fastest way.
@@ -211,13 +211,13 @@ class Arena:
         return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
-def copied(
+def copy_tensors(
     tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
 ) -> list[LazyTensor]:
     """The tensors over owned memory; see `own`."""
     from statedict.io.source import BytesSource
 
-    buffers, places = own(tensors, room)
+    buffers, places = copy_segments(tensors, room)
     storages = [Storage(BytesSource(buffer), 0, len(buffer)) for buffer in buffers]
     return [
         t.replace(storage=storages[p.segment], offset=p.offset, strides=p.strides)
@@ -229,7 +229,7 @@ def numpy_arrays(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
     """The tensors as numpy arrays; with `copy` owned, and tied ones share memory as before."""
     if not copy:
         return [tensor.numpy() for tensor in tensors]
-    buffers, places = own(tensors)
+    buffers, places = copy_segments(tensors)
     return [
         numpy_view(buffers[p.segment][p.offset :], t.dtype, t.shape, p.strides)
         for t, p in zip(tensors, places, strict=True)
@@ -246,7 +246,7 @@ def _elements(tensor: LazyTensor, place: Place) -> tuple[Strides | None, int]:
 def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
     """The tensors as torch tensors; tied ones share a `torch.UntypedStorage` as before."""
     if copy:
-        buffers, places = own(tensors)
+        buffers, places = copy_segments(tensors)
         owned = [torch_storage(buffer) for buffer in buffers]
         return [
             torch_view(owned[p.segment], t.dtype, t.shape, *_elements(t, p))

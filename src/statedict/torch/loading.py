@@ -83,12 +83,12 @@ def load(
     {'w': tensor([1., 1.]), 'epoch': 3}
     """
     if pickle_module not in (None, pickle):
-        raise _refused("pickle_module", f"the module {pickle_module.__name__!r} would run code from the file")
+        raise _refuse("pickle_module", f"the module {pickle_module.__name__!r} would run code from the file")
     unknown = pickle_load_args.keys() - {"encoding", "errors", "fix_imports", "buffers"}
     if unknown:
         raise TypeError(f"load() got an unexpected keyword argument {min(unknown)!r}")
     encoding = pickle_load_args.get("encoding", "utf-8")
-    mmap = torch_private.setting("load.mmap", False) if mmap is None else mmap
+    mmap = torch_private.user_setting("load.mmap", False) if mmap is None else mmap
     given = Location(map_location)
     source, start = open_file(f)
     with Paused():
@@ -105,11 +105,11 @@ def load(
         noted = [tensor.attributes for _, tensor in tensors_of(found.tree) if tensor.attributes]
         labels = inspect(StateDict({"": found.tree, "attributes": noted})).opaque
         if labels:
-            raise _refused(source.name, refusal or f"it holds objects of {', '.join(labels)}")
+            raise _refuse(source.name, refusal or f"it holds objects of {', '.join(labels)}")
         return from_tree(found.tree, not mmap, given.location)
 
 
-def _refused(where: str, why: str) -> RefusedError:
+def _refuse(where: str, why: str) -> RefusedError:
     why = why if why.startswith("Weights only load failed") else f"Weights only load failed. {why}"
     return RefusedError(
         f"{where}: {why}\nNothing was run. statedict.load opens the file with such objects as inert labels; "
@@ -133,7 +133,7 @@ def _read(f: Any, source: ByteSource, start: int, allowed: Allowed) -> _Found:
     if name == "torch":
         records = torch_zip.members(source)
         if "constants.pkl" in records:
-            raise _refused(
+            raise _refuse(
                 source.name, "Cannot use ``weights_only=True`` with TorchScript archives passed to ``torch.load``"
             )
         serialization = torch.serialization

@@ -54,7 +54,7 @@ def save(
         raise AttributeError("expected 'f' to be string, path, or a file-like object with a 'write' attribute")
     plain = pickle_module is pickle and _use_new_zipfile_serialization and not torch_private.writes_no_bytes()
     plain = plain and torch.serialization.get_crc32_options()
-    plain = plain and torch_private.setting("save.storage_alignment", ALIGNMENT) == ALIGNMENT
+    plain = plain and torch_private.user_setting("save.storage_alignment", ALIGNMENT) == ALIGNMENT
     archive = _archive(obj, pickle_protocol, not _disable_byteorder_record) if plain else None
 
     def write(file: Any) -> None:

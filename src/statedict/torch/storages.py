@@ -16,7 +16,7 @@ from statedict.formats import places
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
 from statedict.io.source import BytesSource, FileSource, Slice
-from statedict.io.urls import named
+from statedict.io.urls import to_name
 from statedict.io.zip import Record
 from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.tensor.arrays import torch_storage
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def open_file(f: Any) -> tuple[ByteSource, int]:
     """The bytes from the file's position on, and that position."""
     if isinstance(f, str | os.PathLike):
-        return places.opened(named(f)), 0
+        return places.open_checkpoint(to_name(f)), 0
     try:
         f.seek(f.tell())
     except (AttributeError, io.UnsupportedOperation) as error:

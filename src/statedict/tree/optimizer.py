@@ -51,7 +51,7 @@ class Placed(Protocol):
         """Path → tensor."""
 
 
-def linked(state: Any, layout: Placed) -> Linked | None:
+def find_model(state: Any, layout: Placed) -> Linked | None:
     """The first model that an optimizer fits."""
     return next(iter(fits(state, layout)), None)
 
@@ -269,7 +269,7 @@ def _guess(
         told: Counter[Shape | None] = Counter(size for group in sizes for size in group)
         there: Counter[Shape | None] = Counter(then.values())
         sizes = [[size if told[size] <= there[size] else None for size in group] for group in sizes]
-    return inferred(sizes, live, then, now, kept)
+    return infer_names(sizes, live, then, now, kept)
 
 
 Shape = tuple[int, ...]
@@ -279,7 +279,7 @@ Sizes = Sequence[Sequence[Shape | None]]
 """For each saved group, for each of its parameters the shape of what is kept for it, None where nothing is."""
 
 
-def inferred(
+def infer_names(
     sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str], kept: bool = False
 ) -> list[list[str]] | None:
     """The names of the parameters of saved groups.
@@ -294,7 +294,7 @@ def inferred(
     Returns:
         Names group by group, None where they cannot be told.
 
-    >>> inferred([[(3,), (2, 3)]], [["w", "b"]], {"b": (3,), "w": (2, 3)}, ["w", "b"])
+    >>> infer_names([[(3,), (2, 3)]], [["w", "b"]], {"b": (3,), "w": (2, 3)}, ["w", "b"])
     [['b', 'w']]
     """
     if not kept and all(size is None for group in sizes for size in group):  # nothing is kept, so nothing can go astray
@@ -342,12 +342,12 @@ def _in_order(sizes: Sizes, then: Mapping[str, Shape]) -> list[list[str]] | None
     """One group with all or some of the model's parameters, if they can be only those."""
     if len(sizes) != 1 or not sizes[0]:
         return None
-    first = _embedded(sizes[0], list(then.items()))
-    last = _embedded(sizes[0][::-1], list(then.items())[::-1])
+    first = _embed(sizes[0], list(then.items()))
+    last = _embed(sizes[0][::-1], list(then.items())[::-1])
     return [first] if first is not None and last is not None and first == last[::-1] else None
 
 
-def _embedded(shapes: Sequence[Shape | None], parameters: Sequence[tuple[str, Shape]]) -> list[str] | None:
+def _embed(shapes: Sequence[Shape | None], parameters: Sequence[tuple[str, Shape]]) -> list[str] | None:
     """The earliest parameters in order that have these shapes."""
     found: list[str] = []
     for name, shape in parameters:

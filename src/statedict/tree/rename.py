@@ -207,13 +207,13 @@ def _step(old: str, new: str) -> Callable[[str], str | None]:
                     return None
             if bound.setdefault(token.name, known) != known:
                 return None
-        made = _filled(right, stars, bound)
+        made = _fill(right, stars, bound)
         return None if made is None else (made + (rest or "")).removeprefix("." if not made else "")
 
     return step
 
 
-def _filled(tokens: list[str | _Term], stars: list[str], bound: Mapping[str, str | int]) -> str | None:
+def _fill(tokens: list[str | _Term], stars: list[str], bound: Mapping[str, str | int]) -> str | None:
     """The text of the right side; None where a number would be negative."""
     parts: list[str] = []
     remaining = iter(stars)

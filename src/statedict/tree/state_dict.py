@@ -230,7 +230,7 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
                 if len(state) != len(keys):
                     raise CorruptFileError("a $dict in the skeleton has a key twice; the header is damaged")
                 if "metadata" in node:
-                    state._metadata = _ordered(visit_metadata(node["metadata"]))
+                    state._metadata = _order(visit_metadata(node["metadata"]))
                 return state
         except (TypeError, ValueError, KeyError) as error:
             if isinstance(error, (TreeError, CorruptFileError)):
@@ -244,7 +244,7 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
     return visit(skeleton, 0)
 
 
-def _ordered(metadata: Any) -> Any:
+def _order(metadata: Any) -> Any:
     return OrderedDict(metadata) if isinstance(metadata, dict) else metadata
 
 

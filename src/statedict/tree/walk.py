@@ -89,7 +89,7 @@ def label(key: Any) -> str:
     return str(key)
 
 
-def nested(rows: list[tuple[str, Any]], group: Callable[[list[tuple[str, Any]]], Any], depth: int = 0) -> list[Any]:
+def nest(rows: list[tuple[str, Any]], group: Callable[[list[tuple[str, Any]]], Any], depth: int = 0) -> list[Any]:
     """Rows whose keys have dots, nested by module; only neighbours share a module, so the order stays.
 
     Args:
@@ -97,14 +97,14 @@ def nested(rows: list[tuple[str, Any]], group: Callable[[list[tuple[str, Any]]],
         group: makes what stands for the rows of a module.
         depth: of the modules around.
 
-    >>> nested([("a.w", 1), ("a.b", 2), ("c", 3)], dict)
+    >>> nest([("a.w", 1), ("a.b", 2), ("c", 3)], dict)
     [('a', {'w': 1, 'b': 2}), ('c', 3)]
     """
     found: list[tuple[str, Any]] = []
     for head, members in groupby(rows, key=lambda row: row[0].partition(".")[0]):
         module = list(members)
         if depth < MAX_DEPTH and all("." in key for key, _ in module):
-            inner = nested([(key.partition(".")[2], row) for key, row in module], group, depth + 1)
+            inner = nest([(key.partition(".")[2], row) for key, row in module], group, depth + 1)
             found.append((head, group(inner)))
         else:
             found += module

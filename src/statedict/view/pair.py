@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from statedict.errors import PatternError
-from statedict.ops.diff.differ import compared as differ
+from statedict.ops.diff.differ import compare_trees as differ
 from statedict.render.diff_text import summary
 from statedict.reports.diff import ADDED, REMOVED, Diff
 from statedict.view.source import Opened, Patterns, number, text
@@ -15,7 +15,7 @@ from statedict.view.source import Opened, Patterns, number, text
 _VALUES = 2_000
 
 
-def compared(one: Opened, other: Opened, pick: Patterns, executor: Executor | None) -> Diff:
+def compare(one: Opened, other: Opened, pick: Patterns, executor: Executor | None) -> Diff:
     """How they differ."""
     names = (one.name, other.name)
     if pick.globs is None:

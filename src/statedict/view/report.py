@@ -13,11 +13,11 @@ from statedict.collector import Paused
 from statedict.errors import MissingFileError, RunError
 from statedict.io.location import location
 from statedict.io.sink import put_bytes
-from statedict.io.urls import named
+from statedict.io.urls import to_name
 from statedict.runs.directory import LOOKS
-from statedict.view.pair import changes, compared
-from statedict.view.run import expanded, history, ordered, point
-from statedict.view.source import Opened, Patterns, opened
+from statedict.view.pair import changes, compare
+from statedict.view.run import expand, history, order, point
+from statedict.view.source import Opened, Patterns, open_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Page:
             FileError: it exists and was not to be replaced, or cannot be written.
             MissingExtraError: plotly is not installed.
         """
-        location(named(path)).publish(partial(put_bytes, self.html().encode()), overwrite=overwrite)
+        location(to_name(path)).publish(partial(put_bytes, self.html().encode()), overwrite=overwrite)
 
     def __repr__(self) -> str:
         return f"Page({self.title!r})"
@@ -104,19 +104,19 @@ def report(
     globs = None if only is None else (only,) if isinstance(only, str) else tuple(only)
     with Paused():
         for _ in range(LOOKS):
-            every = expanded(sources)
+            every = expand(sources)
             of_runs = [not any(source is one for one in sources) for source in every]
-            steps = ordered([partial(_opened, *pair) for pair in zip(every, of_runs, strict=True)], every)
+            steps = order([partial(_open, *pair) for pair in zip(every, of_runs, strict=True)], every)
             page = _page(steps, Patterns(globs), title, executor)
             if page is not None:
                 return page
     raise RunError("the checkpoints are removed before they can be read; try again")
 
 
-def _opened(source: Any, may_go: bool) -> Opened | None:
+def _open(source: Any, may_go: bool) -> Opened | None:
     """A file; None if it was one of a run that goes on, and was pruned meanwhile."""
     try:
-        return opened(source)
+        return open_source(source)
     except MissingFileError:
         if may_go:
             return None
@@ -148,7 +148,7 @@ def _page(
     data |= last.tensors(stats)
     data["values"] = last.values()
     if len(files) == 2:
-        difference = compared(files[0], files[1], pick, executor)
+        difference = compare(files[0], files[1], pick, executor)
         data["change"] = changes(difference, files[0].tensors(figures[0]), data)
     if run:
         data["run"] = history(points, steps[0][0] is not None)

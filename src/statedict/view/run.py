@@ -11,7 +11,7 @@ from typing import Any
 from statedict.errors import UnknownFormatError
 from statedict.formats.places import entry
 from statedict.io.location import location
-from statedict.io.urls import named
+from statedict.io.urls import to_name
 from statedict.reports.stats import StatsReport
 from statedict.runs.look.listing import listing
 from statedict.view.source import Opened, number
@@ -20,11 +20,11 @@ _MODULES = 400
 _FIRST = 3
 
 
-def expanded(sources: Sequence[Any]) -> list[Any]:
+def expand(sources: Sequence[Any]) -> list[Any]:
     """The sources, with the checkpoints of a run in the place of its directory, whoever wrote them."""
     found: list[Any] = []
     for source in sources:
-        found += (_steps(named(source)) if isinstance(source, str | os.PathLike) else []) or [source]
+        found += (_steps(to_name(source)) if isinstance(source, str | os.PathLike) else []) or [source]
     return found
 
 
@@ -39,7 +39,7 @@ def _steps(name: str) -> list[str]:
     return []
 
 
-def ordered(things: Sequence[Any], sources: Sequence[Any]) -> list[tuple[int | None, Any]]:
+def order(things: Sequence[Any], sources: Sequence[Any]) -> list[tuple[int | None, Any]]:
     """Each thing with its step; of more than two in the order of steps, if the names of all sources have one."""
     steps = [step_of(source) for source in sources]
     pairs = list(zip(steps, things, strict=True))

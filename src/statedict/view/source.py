@@ -99,7 +99,7 @@ class Opened:
         return [*rows, ["…", "", f"more than {_VALUES:,} values", []]] if left[0] <= 0 else rows
 
 
-def opened(source: Any) -> Opened:
+def open_source(source: Any) -> Opened:
     """A file as for `load`, or a tree."""
     state, name = tree_of(source), name_of(source)
     if not is_path(source):
@@ -107,7 +107,7 @@ def opened(source: Any) -> Opened:
         one.size = one.summary.total.nbytes
         return one
     file = split(source)[0]
-    return Opened(name, state, formats.detect(places.opened(file)), location(file).size())
+    return Opened(name, state, formats.detect(places.open_checkpoint(file)), location(file).size())
 
 
 class Patterns:
@@ -154,23 +154,23 @@ def _row(
     return [
         tensor.name,
         None if at == tensor.name else at,
-        _known(tables["dtypes"], tensor.dtype),
+        _lookup(tables["dtypes"], tensor.dtype),
         tensor.shape,
         tensor.elements,
         info.nbytes if info is not None else 0,
-        _known(tables["roles"], info.role if info is not None else "tensor"),
+        _lookup(tables["roles"], info.role if info is not None else "tensor"),
         int(info is not None and info.inferred),
         tensor.tied,
         int(tensor.computed),
         *found,
         *counts,
         [bins.exponent, bins.negative, bins.positive] if tensor.computed else None,
-        _known(tables["series"], series) if series else -1,
+        _lookup(tables["series"], series) if series else -1,
         depth or None,
     ]
 
 
-def _known(table: dict[str, int], name: str) -> int:
+def _lookup(table: dict[str, int], name: str) -> int:
     return table.setdefault(name, len(table))
 
 

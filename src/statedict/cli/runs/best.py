@@ -7,7 +7,7 @@ import sys
 import click
 
 from statedict.cli.output import echo_json
-from statedict.io.urls import named, shown
+from statedict.io.urls import redact, to_name
 from statedict.render.text import printable
 from statedict.runs.look.listing import find, listing
 
@@ -20,7 +20,7 @@ from statedict.runs.look.listing import find, listing
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(directory: str, metric: str, mode: str, only_path: bool, as_json: bool) -> None:
     """Print step and path of the checkpoint with the best value of a metric, with a tab between them."""
-    one = find(listing(directory), f"best:{metric}:{mode}", shown(named(directory)))
+    one = find(listing(directory), f"best:{metric}:{mode}", redact(to_name(directory)))
     if as_json:
         echo_json(one.to_json())
     else:

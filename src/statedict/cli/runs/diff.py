@@ -8,7 +8,7 @@ import click
 
 from statedict.cli import diff
 from statedict.errors import RunError
-from statedict.io.urls import named, shown
+from statedict.io.urls import redact, to_name
 from statedict.runs.look.listing import find, listing
 
 
@@ -17,7 +17,7 @@ def _compare(directory: str, step: str, other: str, **options: Any) -> Any:
 
     Exit status: 0 they are the same, 1 they differ, 2 one cannot be opened.
     """
-    found, where = listing(directory), shown(named(directory))
+    found, where = listing(directory), redact(to_name(directory))
     chosen = [find(found, one, where) for one in (step, other)]
     for one in chosen:
         if not one.usable:  # its files may be others, or lie elsewhere

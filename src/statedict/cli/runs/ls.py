@@ -11,7 +11,7 @@ import click
 
 from statedict.cli.output import echo_json
 from statedict.io.location import location
-from statedict.io.urls import joined, named, shown
+from statedict.io.urls import join, redact, to_name
 from statedict.render.text import number, printable, table
 from statedict.runs.directory import Directory
 from statedict.runs.look.listing import DAMAGED, UNFINISHED, Checkpoint, listing
@@ -45,9 +45,9 @@ def command(directory: str, metrics: tuple[str, ...], sort: str | None, reverse:
     if reverse:
         rows.reverse()
     if as_json:
-        echo_json({"directory": shown(named(directory)), "checkpoints": [one.to_json() for one in rows]})
+        echo_json({"directory": redact(to_name(directory)), "checkpoints": [one.to_json() for one in rows]})
     elif not found:
-        click.echo(f"{printable(shown(named(directory)))}: no checkpoints{_hint(named(directory))}")
+        click.echo(f"{printable(redact(to_name(directory)))}: no checkpoints{_hint(to_name(directory))}")
     else:
         table_of = lines(rows, metrics or known[:_COLUMNS], time.time())
         click.echo("\n".join([*table_of, *drawn(found, metrics or known)]))
@@ -57,7 +57,7 @@ def _hint(directory: str) -> str:
     """Where else they may be."""
     inside = location(directory).contents() or {}
     folders = [name for name in _BELOW if name in inside and inside[name].folder]
-    below = [name for name in folders if Directory(directory).names_of(name) and listing(joined(directory, name))]
+    below = [name for name in folders if Directory(directory).names_of(name) and listing(join(directory, name))]
     return f"; {below[0]!r} in it has some" if below else ""
 
 

@@ -6,7 +6,7 @@ import click
 
 from statedict.cli.output import echo_json
 from statedict.render.text import printable
-from statedict.runs.keep import worded
+from statedict.runs.keep import parse_policy
 from statedict.runs.prune import Pruned, prune
 from statedict.values import human_bytes
 
@@ -38,7 +38,7 @@ def command(directory: str, words: tuple[str, ...], dry_run: bool, yes: bool, as
         answer = click.confirm("Remove them?")
         return answer
 
-    found = prune(directory, [worded(word) for word in words], dry_run=dry_run, agreed=agreed)
+    found = prune(directory, [parse_policy(word) for word in words], dry_run=dry_run, agreed=agreed)
     if as_json:
         echo_json(found.to_json() | {"dry_run": dry_run})
     elif not answer:

@@ -31,7 +31,7 @@ from statedict.errors import (
 )
 from statedict.formats.torch.packing import OURS, RECORDS, Packing
 from statedict.io.json import parse
-from statedict.io.source import swapped
+from statedict.io.source import swap_bytes
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage, storage_type
@@ -68,7 +68,7 @@ def read(source: ByteSource) -> Any:
     records = members(source)
     tree, _ = _tree(records)
     if OURS in records and isinstance(tree, StateDict):
-        tree.metadata = ours(records[OURS])["metadata"]
+        tree.metadata = parse_our_record(records[OURS])["metadata"]
     return tree
 
 
@@ -99,9 +99,9 @@ def checks(source: ByteSource) -> Iterator[Found]:
     tensors: dict[str, list[tuple[str, LazyTensor]]] = {}
     try:
         folder = folder_of(records, source.name)
-        held = _held(records, folder)
+        held = _has_record(records, folder)
         if OURS in held:
-            digests = ours(held[OURS])["digests"]
+            digests = parse_our_record(held[OURS])["digests"]
         tree, storages = _tree(held)
         places = {found: f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
         tensors = tensors_by_part(tree, places, "data.pkl")
@@ -134,7 +134,7 @@ def members(source: ByteSource) -> dict[str, Record | Inflated]:
         UnknownFormatError: an archive without `data.pkl`.
     """
     records = directory(source)
-    return _held(records, folder_of(records, source.name))
+    return _has_record(records, folder_of(records, source.name))
 
 
 def in_order(order: list[str], digests: list[str]) -> bool:
@@ -177,7 +177,7 @@ def folder_of(records: dict[str, Record | Inflated], where: str) -> str:
     return min(folders, key=len)
 
 
-def _held(records: dict[str, Record | Inflated], folder: str) -> dict[str, Record | Inflated]:
+def _has_record(records: dict[str, Record | Inflated], folder: str) -> dict[str, Record | Inflated]:
     return {name[len(folder) :]: record for name, record in records.items() if name.startswith(folder)}
 
 
@@ -222,7 +222,7 @@ def unpickle(
                     f"storage {name}/{key}: {kind.dtype} in the byte order of another machine is not known"
                 )
             if swap:
-                found.source = swapped(record, 0, record.size, kind.dtype)
+                found.source = swap_bytes(record, 0, record.size, kind.dtype)
         if numel * kind.dtype.itemsize > found.nbytes:
             raise CorruptFileError(
                 f"storage {name}/{key}: {numel:,} elements of {kind.dtype} need {numel * kind.dtype.itemsize:,} bytes, "
@@ -255,7 +255,7 @@ def _attributes(module: Opaque) -> Any:
     return module.state
 
 
-def ours(record: Record | Inflated) -> dict[str, Any]:
+def parse_our_record(record: Record | Inflated) -> dict[str, Any]:
     """The caller's strings and the digests in our own record."""
     found = parse(bytes(record.read(0, record.size)), record.label, surrogates=True)
     try:
@@ -273,11 +273,11 @@ def write(tree: Any, sink: Sink) -> None:
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
     """
-    data, storages = pickled(tree)
+    data, storages = pickle_tree(tree)
     pack(sink, data, storages, RECORDS, getattr(tree, "metadata", None))
 
 
-def pickled(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
+def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
     """The pickle of a tree, and its storages: source, first byte and size of each.
 
     Args:

@@ -14,7 +14,7 @@ torch/_export/serde/schema.py (PyTorch 2.13).
 
 from __future__ import annotations
 
-from statedict.dtypes import BY_NAME, labelled
+from statedict.dtypes import BY_NAME, labelled_dtype
 from statedict.errors import CorruptFileError, UnknownFormatError, is_failure_of_code
 from statedict.formats.kinds import read_part
 from statedict.io.json import parse
@@ -90,13 +90,13 @@ def _tree(records: dict[str, Record | Inflated], where: str) -> tuple[StateDict,
     for name, record in records.items():
         if name.startswith(root + _INPUTS) and name.endswith(".pt"):
             with together:
-                inputs = read_part(_stored(record))
+                inputs = read_part(_check_stored(record))
             models.setdefault(name[len(root + _INPUTS) : -3], StateDict()).setdefault("sample_inputs", inputs)
     tree = next(iter(models.values())) if len(models) == 1 else StateDict(models)
     return tree, {storage: name for name, storage in storages.items()}
 
 
-def _stored(record: Record | Inflated) -> Record:
+def _check_stored(record: Record | Inflated) -> Record:
     """The record, which may be read whole, for it is not larger than the archive."""
     if isinstance(record, Inflated):
         raise CorruptFileError(f"{record.label}: is compressed, which PyTorch does not do; save it again")
@@ -104,7 +104,7 @@ def _stored(record: Record | Inflated) -> Record:
 
 
 def _config(record: Record | Inflated) -> dict[str, Any]:
-    found = parse(bytes(_stored(record).read(0, record.size)), record.label)
+    found = parse(bytes(_check_stored(record).read(0, record.size)), record.label)
     try:
         return dict(found["config"])
     except (ValueError, TypeError, KeyError) as error:
@@ -124,13 +124,13 @@ def _entry(
         record = records[name]
         if entry["use_pickle"]:
             if name not in pickled:
-                pickled[name] = read_part(_stored(record))
+                pickled[name] = read_part(_check_stored(record))
             return pickled[name]
         meta = entry["tensor_meta"]
         code = meta["dtype"]
         if type(code) is not int or code < 1:
             raise KeyError(code)
-        kind = BY_NAME[_DTYPES[code]] if code in _DTYPES else labelled(f"ScalarType {code}")
+        kind = BY_NAME[_DTYPES[code]] if code in _DTYPES else labelled_dtype(f"ScalarType {code}")
         shape, strides = (tuple(n["as_int"] for n in meta[field]) for field in ("sizes", "strides"))
         offset, grad = meta["storage_offset"]["as_int"], meta["requires_grad"]
     except (KeyError, TypeError, AttributeError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from itertools import pairwise
 
-from statedict.formats.torch.replaced_index import directory, earlier, entries, packed
+from statedict.formats.torch.replaced_index import directory, earlier, entries, record_bytes
 from statedict.io.zip import find_end
 from statedict.io.zip_ends import END, END64, FULL16, FULL32, LOCATOR64
 from statedict.io.zip_layout import ArchiveLayout
@@ -109,7 +109,7 @@ def _against_itself(source: ByteSource, records: Records, older: Earlier | None)
     ordered: list[tuple[int, str]] = []
     at = 0
     for name, entry in entries(source, records).items():
-        record = packed(records[name])
+        record = record_bytes(records[name])
         at += len(entry)
         if name not in kept:
             ordered.append((record.header, name))
@@ -118,7 +118,7 @@ def _against_itself(source: ByteSource, records: Records, older: Earlier | None)
     wide = _wide_end(source, count, directory_at, directory_size, end_at)
     first = ordered[0][0] if ordered else directory_at
     for (_, name), (following, _) in pairwise([*ordered, (directory_at, "")]):
-        yield from _after(source, name, packed(records[name]), records[name].size, following)
+        yield from _after(source, name, record_bytes(records[name]), records[name].size, following)
     for start, end, where in (
         (older.source.size if older else 0, first, "before the first record"),
         (directory_at + at, directory_at + directory_size, "in the zip directory"),

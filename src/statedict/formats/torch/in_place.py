@@ -6,10 +6,10 @@ See `statedict.formats.torch.replaced_index` for what the file is then.
 from __future__ import annotations
 
 from statedict.formats.torch.archive import directory as records_of
-from statedict.formats.torch.archive import folder_of, in_order, ours, placeless
+from statedict.formats.torch.archive import folder_of, in_order, parse_our_record, placeless
 from statedict.formats.torch.packing import OURS, our_record
 from statedict.formats.torch.replaced_index import INDEX, directory, entries
-from statedict.io.blocks import summed
+from statedict.io.blocks import compute_sums
 from statedict.io.in_place import same_file
 from statedict.io.source import BytesSource
 from statedict.io.zip import Record, find_end
@@ -60,7 +60,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
     crcs: list[int] = []
 
     def add(name: str, data: bytes) -> str:
-        sums = summed(BytesSource(data), 0, len(data))
+        sums = compute_sums(BytesSource(data), 0, len(data))
         parts.extend((layout.add(folder + name, len(data))[1], data, layout.descriptor(sums.crc, len(data))))
         crcs.append(sums.crc)
         return sums.digest
@@ -101,6 +101,6 @@ def _regions(tensors: list[LazyTensor], source: ByteSource) -> set[Region] | Non
 
 def _digests(records: Records, folder: str) -> dict[str, str]:
     """The digests of the records of an archive of ours by their names; empty where they cannot be told apart."""
-    digests = ours(records[folder + OURS])["digests"]
+    digests = parse_our_record(records[folder + OURS])["digests"]
     order = [name.removeprefix(folder) for name in records]
     return dict(zip(records, digests, strict=False)) if in_order(order, digests) else {}

@@ -27,7 +27,7 @@ from __future__ import annotations
 import struct
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
-from statedict.io.source import swapped
+from statedict.io.source import swap_bytes
 from statedict.io.zip import refuse_behind
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage, storage_type, tensor
@@ -205,7 +205,7 @@ def _place(stream: _Stream, storage: Storage, kind: DType, what: str, swap: bool
         raise CorruptFileError(f"{stream.source.name}: {what} has {numel:,} elements, its tensors need more")
     storage.offset, storage.nbytes = stream.skip(numel * itemsize, what), numel * itemsize
     if swap:
-        storage.source, storage.offset = swapped(stream.source, storage.offset, storage.nbytes, kind), 0
+        storage.source, storage.offset = swap_bytes(stream.source, storage.offset, storage.nbytes, kind), 0
 
 
 def _read_tar(source: ByteSource) -> Any:

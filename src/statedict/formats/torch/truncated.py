@@ -29,7 +29,7 @@ _SMALL = 1 << 16
 def what_is_left(source: ByteSource, error: TruncatedError) -> TruncatedError:
     """The error with how much of the file is there, where that can be told."""
     try:
-        sizes, tensors = _promised(source)
+        sizes, tensors = _list_storages(source)
         records = list(_walk(source, sizes))
     except (FormatError, UnicodeDecodeError):
         return error
@@ -52,7 +52,7 @@ def what_is_left(source: ByteSource, error: TruncatedError) -> TruncatedError:
     )
 
 
-def _promised(source: ByteSource) -> tuple[dict[str, int], dict[str, list[str]]]:
+def _list_storages(source: ByteSource) -> tuple[dict[str, int], dict[str, list[str]]]:
     """The bytes of each storage that the pickle in the first record refers to, and the tensors in them."""
     sizes: dict[str, int] = {}
     storages: dict[str, Storage] = {}

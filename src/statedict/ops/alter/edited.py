@@ -12,7 +12,7 @@ from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
 
 
-def edited(state: StateDict, steps: Iterable[Step], written: bool) -> tuple[StateDict, EditReport]:
+def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple[StateDict, EditReport]:
     """The state after all steps, and what each of them did.
 
     Raises:

@@ -83,7 +83,7 @@ class Layout:
         return {path: as_lazy(leaf) for path, leaf in self.leaves.items() if is_array(leaf)}
 
 
-def changed(layout: Layout, outline: Mapping[str, Made]) -> StateDict:
+def rebuild(layout: Layout, outline: Mapping[str, Made]) -> StateDict:
     """The new tree.
 
     Args:
@@ -117,7 +117,7 @@ def changed(layout: Layout, outline: Mapping[str, Made]) -> StateDict:
             if full in outline:
                 result[key] = _with_optimizers(_value(outline[full], layout), outline[full], layout, outline)
             elif full in layout.optimizers:
-                result[key] = _followed(full, layout.optimizers[full], layout, outline)
+                result[key] = _follow(full, layout.optimizers[full], layout, outline)
             else:
                 inside = finished(full)
                 if inside or not layout.dicts[full]:
@@ -148,7 +148,7 @@ def _with_optimizers(value: Any, made: Made, layout: Layout, outline: Mapping[st
         return value
     paths = [f"{made.sources[0]}.{i}" for i in range(len(value))]
     return type(value)(
-        _followed(path, layout.listed[path], layout, outline) if path in layout.listed else item
+        _follow(path, layout.listed[path], layout, outline) if path in layout.listed else item
         for path, item in zip(paths, value, strict=True)
     )
 
@@ -184,7 +184,7 @@ def _value(made: Made, layout: Layout) -> Any:
     return found[0] if made.make is None else made.make(*(as_lazy(leaf) for leaf in found))
 
 
-def _followed(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]) -> StateDict:
+def _follow(path: str, state: Any, layout: Layout, outline: Mapping[str, Made]) -> StateDict:
     """An optimizer's state, as the parameters of the new tree want it; as it is if its whole model is gone."""
     used: dict[str, list[tuple[str, Made]]] = {}
     for new, made in outline.items():
@@ -280,12 +280,12 @@ def _moments(found: list[Any], shapes: list[Shape], made: Made, path: str) -> An
             at = ".".join([path, *map(label, keys)])
             what = f"an object of {value.name}" if isinstance(value, Opaque) else as_lazy(value).shape
             raise AlterError(f"{at}: {what} cannot follow its parameter; drop the optimizer")
-        return apart(as_lazy(value)) if is_array(value) else value  # each counts its own steps
+        return with_own_storage(as_lazy(value)) if is_array(value) else value  # each counts its own steps
 
     return map_leaves(found[0], follow)
 
 
-def apart(tensor: LazyTensor) -> LazyTensor:
+def with_own_storage(tensor: LazyTensor) -> LazyTensor:
     """A tensor that shares its bytes with no other: it is stored, and changes, by itself."""
     old = tensor.storage
     own = Storage(old.source, old.offset, old.nbytes, old.device)
@@ -295,13 +295,13 @@ def apart(tensor: LazyTensor) -> LazyTensor:
 Patterns = str | Sequence[str]
 
 
-def kept(state: StateDict, patterns: Patterns, wanted: bool) -> StateDict:
+def filter_entries(state: StateDict, patterns: Patterns, wanted: bool) -> StateDict:
     """The entries that match, or those that do not."""
     layout = Layout(state)
     found = chosen([*layout.leaves, *layout.optimizers], patterns, "entry")
     gone = [path for path in layout.optimizers if (path in found) is not wanted]
     outline = {path: Made((path,)) for path in layout.leaves if (path in found) is wanted}
-    return changed(without(layout, gone), outline)
+    return rebuild(without(layout, gone), outline)
 
 
 def without(layout: Layout, optimizers: Iterable[str]) -> Layout:
@@ -331,14 +331,15 @@ def each(state: StateDict, patterns: Patterns, make: Make, moments: bool = True)
     chosen = chosen_tensors(layout, patterns)
     if not moments:
         layout.leaves |= {path: make(as_lazy(layout.leaves[path])) for path in chosen}
-        return changed(layout, {path: Made((path,)) for path in layout.leaves})
+        return rebuild(layout, {path: Made((path,)) for path in layout.leaves})
     known: dict[object, LazyTensor] = {}
-    return changed(
-        layout, {path: Made((path,), _named(make, path, known) if path in chosen else None) for path in layout.leaves}
+    return rebuild(
+        layout,
+        {path: Made((path,), _wrap_make(make, path, known) if path in chosen else None) for path in layout.leaves},
     )
 
 
-def _named(make: Make, path: str, known: dict[object, LazyTensor]) -> Make:
+def _wrap_make(make: Make, path: str, known: dict[object, LazyTensor]) -> Make:
     """With the path in its errors; what is tied before is tied afterwards."""
 
     def named(tensor: LazyTensor) -> LazyTensor:

@@ -102,7 +102,7 @@ _SHAPE = Kind(
 _NUMBER = Kind("a number", lambda value: isinstance(value, Number))
 
 
-def _named(before: StateDict, after: StateDict) -> StateDict:
+def _check_names(before: StateDict, after: StateDict) -> StateDict:
     old = Layout(before).leaves
     for path in Layout(after).leaves:
         if path not in old and not _is_name(path):
@@ -111,11 +111,11 @@ def _named(before: StateDict, after: StateDict) -> StateDict:
 
 
 def _rename(state: StateDict, renames: Mapping[str, str]) -> StateDict:
-    return _named(state, alter.rename(state, renames))
+    return _check_names(state, alter.rename(state, renames))
 
 
 def _prefix(state: StateDict, text: str, only: Any = "*") -> StateDict:
-    return _named(state, alter.prefix(state, text, only))
+    return _check_names(state, alter.prefix(state, text, only))
 
 
 def _cast(state: StateDict, kind: str, only: Any = "*") -> StateDict:

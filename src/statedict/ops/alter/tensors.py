@@ -14,8 +14,8 @@ from typing import Any
 
 from statedict.dtypes import DType, dtype
 from statedict.errors import AlterError
-from statedict.ops.alter.outline import Layout, Made, Outline, Patterns, changed, each
-from statedict.tensor.assembled import assembled, mapped
+from statedict.ops.alter.outline import Layout, Made, Outline, Patterns, each, rebuild
+from statedict.tensor.assembled import assemble, map_elements
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree import rename as rules
 from statedict.tree.state_dict import StateDict
@@ -54,7 +54,7 @@ def cast(state: StateDict, kind: DType | str, patterns: Patterns = "*") -> State
             raise AlterError(f"{tensor!r}: cannot be converted to {wanted}")
         if tensor.dtype.kind == "complex" and wanted.kind != "complex":
             raise AlterError(f"{tensor!r}: the imaginary part would be lost; take the real part in Python first")
-        return mapped(tensor, wanted, partial(_converted, wanted))
+        return map_elements(tensor, wanted, partial(_convert, wanted))
 
     return each(state, patterns, make)
 
@@ -64,7 +64,7 @@ _SCALED = ("float8_e8m0fnu", "float4_e2m1fn_x2")  # parts of a number in blocks 
 _LARGEST = {"float8_e4m3fn": 448.0}  # where PyTorch takes the largest one for what is beyond the range
 
 
-def _converted(wanted: DType, values: Any) -> Any:
+def _convert(wanted: DType, values: Any) -> Any:
     import numpy
 
     with numpy.errstate(all="ignore"):  # beyond the range is infinity, where there is one, as in PyTorch
@@ -174,7 +174,7 @@ def pad(state: StateDict, patterns: Patterns, shape: Sequence[int], value: float
         if not _holds(tensor.dtype, value):
             raise AlterError(f"{tensor!r}: cannot be padded with {value!r}, which is no {tensor.dtype}")
         wanted = tuple(own if size == -1 else size for size, own in zip(shape, tensor.shape, strict=True))
-        return assembled(tensor.dtype, wanted, [((0,) * tensor.ndim, tensor)], tensor.storage.source.name, value)
+        return assemble(tensor.dtype, wanted, [((0,) * tensor.ndim, tensor)], tensor.storage.source.name, value)
 
     return each(state, patterns, make)
 
@@ -245,7 +245,7 @@ def split(
     flush()
     if all(made.make is None for made in outline.values()):
         raise unmatched(path, sum(map(is_array, layout.leaves.values())), "tensor")
-    return changed(layout, outline)
+    return rebuild(layout, outline)
 
 
 def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, path: str, tensor: LazyTensor) -> LazyTensor:
@@ -299,11 +299,11 @@ def fuse(state: StateDict, paths: Sequence[str], into: str, dim: int = 0) -> Sta
             if len(found[new]) < len(paths):
                 absent = next(pattern for number, pattern in enumerate(paths) if number not in found[new])
                 raise AlterError(f"{new}: has no part for {absent!r}")
-            outline[new] = Made(tuple(found[new][number] for number in range(len(paths))), partial(_joined, dim, new))
-    return changed(layout, outline)
+            outline[new] = Made(tuple(found[new][number] for number in range(len(paths))), partial(_join, dim, new))
+    return rebuild(layout, outline)
 
 
-def _joined(dim: int, path: str, *parts: LazyTensor) -> LazyTensor:
+def _join(dim: int, path: str, *parts: LazyTensor) -> LazyTensor:
     first = parts[0]
     axis = dim % max(first.ndim, 1)
     for part in parts:
@@ -318,4 +318,4 @@ def _joined(dim: int, path: str, *parts: LazyTensor) -> LazyTensor:
         chunks.append((tuple(start if d == axis else 0 for d in range(first.ndim)), part))
         start += part.shape[axis]
     shape = tuple(start if d == axis else size for d, size in enumerate(first.shape))
-    return assembled(first.dtype, shape, chunks, first.storage.source.name)
+    return assemble(first.dtype, shape, chunks, first.storage.source.name)

@@ -15,11 +15,11 @@ from statedict.ops.alter.outline import (
     Made,
     Outline,
     Patterns,
-    apart,
-    changed,
     chosen_tensors,
     each,
-    kept,
+    filter_entries,
+    rebuild,
+    with_own_storage,
     without,
 )
 from statedict.ops.alter.tensors import cast as cast
@@ -51,7 +51,7 @@ def select(state: StateDict, patterns: Patterns) -> StateDict:
     >>> list(select(state, "model_state.fc3")["model_state"])
     ['fc3.weight', 'fc3.bias']
     """
-    return kept(state, patterns, True)
+    return filter_entries(state, patterns, True)
 
 
 def drop(state: StateDict, patterns: Patterns) -> StateDict:
@@ -68,7 +68,7 @@ def drop(state: StateDict, patterns: Patterns) -> StateDict:
     >>> list(drop(statedict.load("examples/checkpoint.pth"), ["epoch", "optimizer_state"]))
     ['model_state']
     """
-    return kept(state, patterns, False)
+    return filter_entries(state, patterns, False)
 
 
 def strip(state: StateDict) -> StateDict:
@@ -92,7 +92,7 @@ def strip(state: StateDict) -> StateDict:
         node = layout.dicts[home]
         return like(node, StateDict((key, value) for key, value in node.items() if is_array(value)))
     outline = {path: Made((path,)) for path in layout.tensors()}
-    return changed(without(layout, layout.optimizers), outline)
+    return rebuild(without(layout, layout.optimizers), outline)
 
 
 def rename(state: StateDict, renames: Mapping[str, str]) -> StateDict:
@@ -116,7 +116,7 @@ def rename(state: StateDict, renames: Mapping[str, str]) -> StateDict:
     for path in layout.optimizers:
         if new[path] != path:
             raise AlterError(f"{path!r}: an optimizer is not renamed by rules; change its key in Python")
-    return changed(layout, {new[path]: Made((path,)) for path in layout.leaves})
+    return rebuild(layout, {new[path]: Made((path,)) for path in layout.leaves})
 
 
 def prefix(state: StateDict, text: str, patterns: Patterns = "*") -> StateDict:
@@ -150,7 +150,7 @@ def prefix(state: StateDict, text: str, patterns: Patterns = "*") -> StateDict:
         outline[new] = Made((path,))
     if not done:
         raise AlterError(f"no name begins with {text.removeprefix('-')!r}")
-    return changed(layout, outline)
+    return rebuild(layout, outline)
 
 
 def tie(state: StateDict, names: Mapping[str, str]) -> StateDict:
@@ -175,7 +175,7 @@ def tie(state: StateDict, names: Mapping[str, str]) -> StateDict:
         if other not in layout.leaves or not is_array(layout.leaves[other]) or other in names:
             raise AlterError(f"{other!r}: there is no such tensor to share, or it shares another's itself")
         outline[path] = Made((other,))
-    return changed(layout, outline)
+    return rebuild(layout, outline)
 
 
 def untie(state: StateDict, patterns: Patterns = "*") -> StateDict:
@@ -190,7 +190,7 @@ def untie(state: StateDict, patterns: Patterns = "*") -> StateDict:
     >>> apart["head.weight"].region == apart["fc3.weight"].region
     False
     """
-    return each(state, patterns, apart, moments=False)
+    return each(state, patterns, with_own_storage, moments=False)
 
 
 def set(state: StateDict, path: str, value: Any) -> StateDict:
@@ -210,11 +210,11 @@ def set(state: StateDict, path: str, value: Any) -> StateDict:
         raise AlterError(f"{path!r}: is a whole dict; name an entry in it")
     if path in layout.leaves:
         layout.leaves[path] = value
-        return changed(layout, {path: Made((path,)) for path in layout.leaves})
+        return rebuild(layout, {path: Made((path,)) for path in layout.leaves})
     inside = _set_inside(state, path, value, False)
     if isinstance(inside, StateDict):
         return inside
-    return changed(layout, {p: Made((p,)) for p in layout.leaves} | {path: Made((), None, value)})
+    return rebuild(layout, {p: Made((p,)) for p in layout.leaves} | {path: Made((), None, value)})
 
 
 def _set_inside(node: Any, path: str, value: Any, inside: bool) -> Any:

@@ -19,7 +19,7 @@ from statedict.io.blocks import PIECE
 from statedict.io.parallel import parallel
 from statedict.io.progress import Meter
 from statedict.ops.diff.compare import BLOCK, Run
-from statedict.ops.diff.measure import CHUNK, converted, working
+from statedict.ops.diff.measure import CHUNK, convert, working_dtype
 from statedict.tensor.lazy import LazyTensor
 
 TYPE_CHECKING = False
@@ -69,9 +69,9 @@ class Change:
         import numpy
 
         self.rows, self.columns = one.shape[0], math.prod(one.shape[1:])
-        self._pair = [_flattened(tensor, self.rows, self.columns) for tensor in (one, other)]
+        self._pair = [_flatten(tensor, self.rows, self.columns) for tensor in (one, other)]
         self._far = any(tensor.storage.source.remote for tensor in (one, other))
-        self._kind = working((one.dtype, other.dtype))
+        self._kind = working_dtype((one.dtype, other.dtype))
         self.work = numpy.dtype(numpy.complex128 if self._kind.kind == "c" else numpy.float64)
         self._beyond = not math.isfinite(largest)  # a difference beyond float64, or not known
         self.scale = 2.0 ** (1020 if self._beyond else math.frexp(largest)[1])
@@ -159,7 +159,7 @@ class Change:
                             bits[side] |= int(numpy.bitwise_or.reduce(numpy.frombuffer(raw[side], word)))
                 arrays = [numpy.frombuffer(data, run.kind.numpy) for data, run in zip(raw, runs, strict=True)]
                 for start in range(0, count, CHUNK):
-                    x, y = (converted(a[start : start + CHUNK], self._kind, side) for side, a in enumerate(arrays))
+                    x, y = (convert(a[start : start + CHUNK], self._kind, side) for side, a in enumerate(arrays))
                     here = slice(at + start, at + start + len(x))
                     difference = self._subtracted(x, y, flat[here])
                     found = float(numpy.vdot(difference, difference).real)
@@ -202,7 +202,7 @@ def _powers(values: Any, out: Any, tiny: float, finite: Any) -> None:
         out[~finite] = 0
 
 
-def _flattened(tensor: LazyTensor, rows: int, columns: int) -> LazyTensor:
+def _flatten(tensor: LazyTensor, rows: int, columns: int) -> LazyTensor:
     whole = tensor.contiguous()
     return whole.replace(shape=(rows, columns))
 

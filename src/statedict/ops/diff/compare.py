@@ -186,7 +186,7 @@ def _carried_out(
 ) -> Iterator[tuple[Job, Tally | None]]:
     """Each job with what it found."""
     groups = list(batches(jobs, BATCH if executor is None else _EXECUTOR_BATCH))
-    work = partial(_compared, rule, None if executor else counter)
+    work = partial(_compare_jobs, rule, None if executor else counter)
     workers = REMOTE_WORKERS if remote else WORKERS
     for group, tallies in zip(groups, parallel(work, groups, executor, workers), strict=True):
         if executor is not None:
@@ -194,16 +194,16 @@ def _carried_out(
         yield from zip(group, tallies, strict=True)
 
 
-def _compared(rule: Rule, counter: Meter | None, jobs: list[Job]) -> list[Tally | None]:
+def _compare_jobs(rule: Rule, counter: Meter | None, jobs: list[Job]) -> list[Tally | None]:
     found = []
     for job in jobs:
-        found.append(_one(job, rule))
+        found.append(_compare_one(job, rule))
         if counter is not None:
             counter.advance(job.size)
     return found
 
 
-def _one(job: Job, rule: Rule) -> Tally | None:
+def _compare_one(job: Job, rule: Rule) -> Tally | None:
     one, other = job.one, job.other
     most = PIECE if one.source.remote or other.source.remote else BLOCK
     step = most // max(one.item, other.item)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from statedict.ops.diff.compare import compare
-from statedict.ops.diff.entries import Entries, together
+from statedict.ops.diff.entries import Entries, match_optimizers
 from statedict.ops.diff.match import by_content, contents, moves
 from statedict.ops.diff.measure import Rule, Tally, comparable
 from statedict.reports import diff as kinds
@@ -21,7 +21,7 @@ from statedict.values import same_value
 _TIES = 10
 
 
-def compared(
+def compare_trees(
     one: Any,
     other: Any,
     names: tuple[str, str],
@@ -39,7 +39,7 @@ def compared(
     """
     rule = rule or Rule()
     a, b = Entries(one), Entries(other)
-    said = together(a, b)
+    said = match_optimizers(a, b)
     if only is not None:
         _keep(a, b, only)
     left = [path for side in (a, b) for table in (side.tensors, side.values) for path in table]
@@ -241,7 +241,7 @@ def _keys(a: Entries, b: Entries) -> list[ValueDiff]:
         if path in other_type and path in around
     ]
     for path in {**a.keys, **b.keys}:
-        if path.rpartition(".")[0] in other_type or not (_there(a, path) and _there(b, path)):
+        if path.rpartition(".")[0] in other_type or not (_is_at(a, path) and _is_at(b, path)):
             continue
         text = path.rpartition(".")[2]
         one, other = a.keys.get(path, text), b.keys.get(path, text)
@@ -255,13 +255,13 @@ def _dots(path: str) -> list[int]:
     return [0, *(at for at, character in enumerate(path) if character == ".")]
 
 
-def _there(side: Entries, path: str) -> bool:
+def _is_at(side: Entries, path: str) -> bool:
     return path in side.keys or path in side.tensors or path in side.values
 
 
 def _ties(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor], pairs: Mapping[str, str]) -> list[str]:
     """Tensors that share their bytes in one state only."""
-    first, second = _tied(a), _tied(b)
+    first, second = _find_ties(a), _find_ties(b)
     back = {new: old for old, new in pairs.items()}
     notes = []
     for old, tied in first.items():
@@ -275,7 +275,7 @@ def _ties(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor], pairs: Mappi
     return notes if len(notes) <= _TIES else [*notes[:_TIES], f"{len(notes) - _TIES:,} more that are tied on one side"]
 
 
-def _tied(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
+def _find_ties(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
     """Each tensor that has the bytes of an earlier one → that."""
     firsts: dict[object, str] = {}
     found = {}

@@ -15,7 +15,7 @@ from statedict.errors import AlterError
 from statedict.ops.alter.outline import Layout
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.optimizer import infer, is_optimizer, linked, names_of, parameter_size
+from statedict.tree.optimizer import find_model, infer, is_optimizer, names_of, parameter_size
 from statedict.tree.walk import free_name, label, walk
 from statedict.values import Opaque
 
@@ -103,7 +103,7 @@ class Entries:
             return [list(names) for names in own], False
         try:
             self._layout = self._layout or Layout(self._tree)
-            found = linked(state, self._layout)
+            found = find_model(state, self._layout)
         except (AlterError, TypeError):
             found = None
         if found is None:
@@ -130,7 +130,7 @@ class Entries:
                     self.add(f"{dot}param_groups.{text}.{label(key)}", value)
 
 
-def together(one: Entries, other: Entries) -> list[tuple[str, str]]:
+def match_optimizers(one: Entries, other: Entries) -> list[tuple[str, str]]:
     """Take in the optimizers of both sides, and return what there is to say of each: its path, and that."""
     said: list[tuple[str, str]] = []
     for path in dict.fromkeys([*one.optimizers, *other.optimizers]):
@@ -150,7 +150,7 @@ def together(one: Entries, other: Entries) -> list[tuple[str, str]]:
             where = where if len(sides) == 2 else "B" if sides[0] is other else "A"
             notes.append(f"{what}: the names of its parameters are inferred from order and shapes in {where}")
         if len(sides) == 2 and all_names[0] and all_names[1]:
-            labels = _paired(path, sides, all_names[0], all_names[1], notes)
+            labels = _pair_groups(path, sides, all_names[0], all_names[1], notes)
         else:
             labels = [[(str(n), n) for n in range(len(side.optimizers[path]["param_groups"]))] for side in sides]
         for side, names, groups in zip(sides, all_names, labels, strict=True):
@@ -179,7 +179,7 @@ def _by_number(state: Mapping[str, Any], names: Names) -> dict[Any, str]:
     return {number: name for group, some in pairs for number, name in zip(group["params"], some, strict=True)}
 
 
-def _paired(
+def _pair_groups(
     path: str, sides: list[Entries], ours: Names, theirs: Names, notes: list[str]
 ) -> list[list[tuple[str, int]]]:
     """For each side the label of each of its groups; one that has parameters in common with several has several."""

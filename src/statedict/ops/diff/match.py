@@ -77,7 +77,7 @@ def _best(one: Tensors, other: Tensors) -> Moved | None:
         few = len(pairs) < min(2, fewer) or len(pairs) * _MOVES < fewer
         if few or 2 * len(pairs) <= max(ours, theirs) or 2 * alike <= len(pairs):
             continue
-        if not _inserted(before, after) and (len(pairs) < 3 or alike < len(pairs) or 5 * len(pairs) < 4 * ours):
+        if not _is_insertion(before, after) and (len(pairs) < 3 or alike < len(pairs) or 5 * len(pairs) < 4 * ours):
             continue
         return Moved(before, after, len(pairs))
     return None
@@ -94,7 +94,7 @@ def _cuts(path: str) -> Iterable[tuple[str, str]]:
         yield path[:at], path[at + 1 :]
 
 
-def _inserted(before: str, after: str) -> bool:
+def _is_insertion(before: str, after: str) -> bool:
     """Whether one prefix is the other with keys put in, none of them a number."""
     short, long = sorted((before.split(".") if before else [], after.split(".") if after else []), key=len)
     put_in = len(long) - len(short)
@@ -127,13 +127,13 @@ def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> 
     sides = [dict(one), dict(other)]
     shapes = {_kind(t) for t in one.values()} & {_kind(t) for t in other.values()}
     sides = [{path: t for path, t in side.items() if _kind(t) in shapes and _readable(t)} for side in sides]
-    heads = [_digested(side, _HEAD, executor) for side in sides]
+    heads = [_digest_all(side, _HEAD, executor) for side in sides]
     both = {c.key for c in heads[0].values()} & {c.key for c in heads[1].values()}
     found = []
     for side, begun in zip(sides, heads, strict=True):
         kept = {path: c for path, c in begun.items() if c.key in both}
         large = {path: side[path] for path in kept if side[path].nbytes > _HEAD}
-        found.append(kept | _digested(large, 0, executor))
+        found.append(kept | _digest_all(large, 0, executor))
     return found
 
 
@@ -141,7 +141,7 @@ def digests(tensors: Tensors, executor: Executor | None = None) -> dict[str, str
     """Path → XXH3-128, in hexadecimal, of the elements in their order; each range of bytes is read once."""
     firsts: dict[object, str] = {}
     same = {path: firsts.setdefault(origin(tensor), path) for path, tensor in tensors.items()}
-    found = _digested({path: tensors[path] for path in firsts.values()}, 0, executor)
+    found = _digest_all({path: tensors[path] for path in firsts.values()}, 0, executor)
     return {path: found[first].key[-1].hex() for path, first in same.items()}
 
 
@@ -162,7 +162,7 @@ class _Item:
         self.size = min(tensor.nbytes, most or tensor.nbytes)
 
 
-def _digested(tensors: Tensors, most: int, executor: Executor | None) -> dict[str, Content]:
+def _digest_all(tensors: Tensors, most: int, executor: Executor | None) -> dict[str, Content]:
     """Path → content, of the first `most` bytes or of all."""
     counter = meter()
     items = [_Item(path, tensor, most) for path, tensor in tensors.items()]

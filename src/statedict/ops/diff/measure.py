@@ -90,10 +90,10 @@ def comparable(one: DType, other: DType) -> bool:
     kinds = {one.kind, other.kind}
     if not (one.itemsize and other.itemsize) or "raw" in kinds:
         return False
-    return one is other or (kinds <= {"float", "int", "uint", "bool", "complex"} and not {one, other} & _packed())
+    return one is other or (kinds <= {"float", "int", "uint", "bool", "complex"} and not {one, other} & _packed_table())
 
 
-def _packed() -> set[DType]:
+def _packed_table() -> set[DType]:
     from statedict.dtypes import BY_NAME
 
     return {BY_NAME["float4_e2m1fn_x2"]}
@@ -113,14 +113,14 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
     import numpy
 
     same = kinds[0] is kinds[1]
-    kind, four = working(kinds), kinds[0].name == "float4_e2m1fn_x2"
-    x, y = (_unpacked(a), _unpacked(b)) if four else (converted(a, kind, 0), converted(b, kind, 1))
+    kind, four = working_dtype(kinds), kinds[0].name == "float4_e2m1fn_x2"
+    x, y = (_unpack(a), _unpack(b)) if four else (convert(a, kind, 0), convert(b, kind, 1))
     if same and not rule.numeric:
         differs = _different(a, b, four)
     elif {kinds[0].kind, kinds[1].kind} <= {"int", "uint", "bool"}:
         differs = a != b
     else:
-        differs = (x != y) | _rounded(a, x) | _rounded(b, y)
+        differs = (x != y) | _find_rounded(a, x) | _find_rounded(b, y)
         if not rule.numeric:  # other dtypes: a NaN is a NaN
             differs &= ~(numpy.isnan(x) & numpy.isnan(y))
     difference = numpy.subtract(x, y, out=_room(kind, 2)[: len(x)])
@@ -167,7 +167,7 @@ def _products(x: Any, y: Any, difference: Any) -> tuple[tuple[float, float, floa
     return found, 0
 
 
-def working(kinds: tuple[DType, DType]) -> Any:
+def working_dtype(kinds: tuple[DType, DType]) -> Any:
     """The numpy dtype in which two dtypes are subtracted."""
     import numpy
 
@@ -186,7 +186,7 @@ def _room(kind: Any, number: int) -> Any:
     return rooms[kind, number]
 
 
-def converted(values: Any, kind: Any, number: int) -> Any:
+def convert(values: Any, kind: Any, number: int) -> Any:
     """Up to `CHUNK` numbers in another dtype, in one of this thread's rooms."""
     import numpy
 
@@ -197,7 +197,7 @@ def converted(values: Any, kind: Any, number: int) -> Any:
     return room
 
 
-def _rounded(values: Any, floats: Any) -> Any:
+def _find_rounded(values: Any, floats: Any) -> Any:
     """Which integers are not what they became as floats, so that no float is equal to them."""
     if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
         return False
@@ -205,7 +205,7 @@ def _rounded(values: Any, floats: Any) -> Any:
     return (real >= 2.0 ** (63 if values.dtype.kind == "i" else 64)) | (real.astype(values.dtype) != values)
 
 
-def _unpacked(values: Any) -> Any:
+def _unpack(values: Any) -> Any:
     """The two numbers in each byte; the first is in its lower half."""
     import numpy
 

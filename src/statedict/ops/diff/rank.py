@@ -72,7 +72,7 @@ def looked_into(
             jobs.append((number, one, other, float(tensor.measures.max_abs)))
     counter = meter()
     counter.expect(sum((x.nbytes + y.nbytes) * passes(x.shape[0], x.numel() // x.shape[0]) for _, x, y, _ in jobs))
-    work = partial(_one, rank, None if executor else counter)
+    work = partial(_judge_one, rank, None if executor else counter)
     for job, change in zip(jobs, parallel(work, jobs, executor, 1, _PARALLEL), strict=True):
         found[job[0]] = replace(found[job[0]], change=change)
         if executor is not None:
@@ -88,13 +88,13 @@ def _matrix(tensor: TensorDiff, one: LazyTensor, other: LazyTensor) -> bool:
     return changed and floating and one.ndim >= 2 and one.numel() > 0
 
 
-def _one(rank: int | None, counter: Meter | None, job: tuple[int, LazyTensor, LazyTensor, float]) -> LowRank:
+def _judge_one(rank: int | None, counter: Meter | None, job: tuple[int, LazyTensor, LazyTensor, float]) -> LowRank:
     _, one, other, largest = job
     change = Change(one, other, largest, counter or Meter())
-    return judged(change, spectrum(change, max(DIRECTIONS, rank or 0)), rank)
+    return judge(change, spectrum(change, max(DIRECTIONS, rank or 0)), rank)
 
 
-def judged(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
+def judge(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
     """What a spectrum says of a change whose blocks were all read.
 
     Args:
@@ -104,7 +104,7 @@ def judged(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
     """
     m, n, total = change.rows, change.columns, change.energy
     squares = found.squares
-    left = _left(found, total)
+    left = _energy_left(found, total)
     above = max(found.floor, (_MARGIN * change.edge) ** 2)
     stand = int((squares > above).sum())
     bounded = not found.whole and stand == len(squares) and left[-1] > found.floor
@@ -120,7 +120,7 @@ def judged(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
     )
 
 
-def _left(found: Spectrum, total: float) -> Any:
+def _energy_left(found: Spectrum, total: float) -> Any:
     """The energy beside the first r directions, for each r from 0; summed up from the end where that is known."""
     import numpy
 

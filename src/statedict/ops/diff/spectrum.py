@@ -62,13 +62,13 @@ def spectrum(change: Change, directions: int = DIRECTIONS) -> Spectrum:
     if short <= _SVD[0] and elements <= _SVD[1]:
         values = numpy.linalg.svd(numpy.concatenate(list(change.blocks())), compute_uv=False)
         precision = (max(change.rows, change.columns) * _EPS) ** 2
-        return _found(values**2, "svd", True, precision)
+        return _to_spectrum(values**2, "svd", True, precision)
     if short * change.work.itemsize <= SHORT * 8 or directions + _MORE >= short:
         gram = numpy.zeros((short, short), change.work)
         for block in change.panels() if wide else change.blocks():
             gram += block.T.conj() @ block
-        return _found(numpy.linalg.eigvalsh(gram)[::-1], "gram", True, short * _EPS)
-    return _randomized(change, directions)
+        return _to_spectrum(numpy.linalg.eigvalsh(gram)[::-1], "gram", True, short * _EPS)
+    return _randomized_svd(change, directions)
 
 
 def passes(rows: int, columns: int) -> int:
@@ -76,7 +76,7 @@ def passes(rows: int, columns: int) -> int:
     return 1 if min(rows, columns) <= SHORT else 2
 
 
-def _randomized(change: Change, directions: int) -> Spectrum:
+def _randomized_svd(change: Change, directions: int) -> Spectrum:
     import numpy
 
     count = directions + _MORE
@@ -90,7 +90,7 @@ def _randomized(change: Change, directions: int) -> Spectrum:
     half = (image @ vectors[:, kept]) / numpy.sqrt(weights[kept])
     squares = numpy.linalg.svd(half, compute_uv=False) ** 2
     method = f"randomized, {directions} directions"
-    return _found(squares[:directions], method, False, math.sqrt(count) * len(basis) * _EPS)
+    return _to_spectrum(squares[:directions], method, False, math.sqrt(count) * len(basis) * _EPS)
 
 
 def _times(change: Change, columns: Any, turned: bool) -> Any:
@@ -103,7 +103,7 @@ def _times(change: Change, columns: Any, turned: bool) -> Any:
     return total
 
 
-def _found(squares: Any, method: str, whole: bool, precision: float) -> Spectrum:
+def _to_spectrum(squares: Any, method: str, whole: bool, precision: float) -> Spectrum:
     import numpy
 
     squares = numpy.maximum(squares, 0.0)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from statedict.dtypes import DType
-from statedict.reports.figures import Figures, Histogram, added, combined
+from statedict.reports.figures import Figures, Histogram, add_histograms, combine
 
 _PACKED = ("float4_e2m1fn_x2", "quint4x2", "quint2x4")
 _FEW = 8192  # elements that are sorted sooner than 65,536 counters are looked through
@@ -45,7 +45,7 @@ def of_blocks(kind: DType, blocks: Iterable[Any]) -> Figures:
         if room.shape[1] < min(len(array), step):
             room = numpy.empty((2, min(len(array), step)))  # fresh memory for each part would cost more than all else
         parts += [_of_array(kind, array[at : at + step], room) for at in range(0, len(array), step)]
-    return combined(parts)
+    return combine(parts)
 
 
 def whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterator[Any]:
@@ -136,10 +136,10 @@ def _of_counts(kind: DType, blocks: Iterable[Any]) -> Figures:
             counters[codes] += counts
         codes = numpy.flatnonzero(counters)
         few = [(codes, counters[codes])]
-    return combined(_evaluated(table, codes, counts) for codes, counts in few)
+    return combine(_evaluate(table, codes, counts) for codes, counts in few)
 
 
-def _evaluated(table: _Table, codes: Any, counts: Any) -> Figures:
+def _evaluate(table: _Table, codes: Any, counts: Any) -> Figures:
     import numpy
 
     def number(mask: Any) -> int:
@@ -172,7 +172,7 @@ def _evaluated(table: _Table, codes: Any, counts: Any) -> Figures:
         first = int(exponents.min())
         bins = numpy.zeros((2, int(exponents.max()) - first + 1), "i8")
         numpy.add.at(bins, (above, exponents - first), counts[some])
-        histogram = _trimmed(first, *bins)
+        histogram = _trim(first, *bins)
     ends = (int(low), int(high)) if table.integral else (low, high)
     return replace(figures, min=ends[0], max=ends[1], mean=mean, deviation=deviation, histogram=histogram)
 
@@ -191,7 +191,7 @@ def _of_array(kind: DType, array: Any, room: Any) -> Figures:
     x, other = room[0, : len(array)], room[1]
     with numpy.errstate(invalid="ignore"):
         x[...] = array
-    figures, x = _counted(x, other, tiny)
+    figures, x = _count(x, other, tiny)
     if not len(x):
         return figures
     mean, deviation, low, high = _moments(x, other)
@@ -199,7 +199,7 @@ def _of_array(kind: DType, array: Any, room: Any) -> Figures:
     return replace(figures, min=low, max=high, mean=mean, deviation=deviation, edge=edge)
 
 
-def _counted(x: Any, other: Any, tiny: float) -> tuple[Figures, Any]:
+def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any]:
     """Counts and histogram of float64, and those that are finite; `other` is memory to work in."""
     import numpy
 
@@ -220,7 +220,7 @@ def _counted(x: Any, other: Any, tiny: float) -> tuple[Figures, Any]:
     if tiny:
         denormal = int(bins[:, : math.frexp(tiny)[1] - 1 + _BIAS].sum()) - zeros
     bins[:, 0] = bins[:, -1] = 0
-    histogram = added([_trimmed(-_BIAS, bins[1], bins[0]), below])
+    histogram = add_histograms([_trim(-_BIAS, bins[1], bins[0]), below])
     inf = beyond - nan
     return Figures(
         elements=elements, finite=len(x), nan=nan, inf=inf, zeros=zeros, denormal=denormal, histogram=histogram
@@ -236,10 +236,10 @@ def _below_normal(x: Any) -> Histogram:
     first = int(exponents.min())
     size = int(exponents.max()) - first + 1
     sides = [numpy.bincount(exponents[side] - first, minlength=size) for side in (low < 0, low > 0)]
-    return _trimmed(first, *sides)
+    return _trim(first, *sides)
 
 
-def _trimmed(exponent: int, negative: Any, positive: Any) -> Histogram:
+def _trim(exponent: int, negative: Any, positive: Any) -> Histogram:
     import numpy
 
     used = numpy.flatnonzero(negative + positive)
@@ -280,7 +280,7 @@ def _of_integers(array: Any, room: Any, limits: tuple[float, float, float]) -> F
         magnitude = numpy.where(array < 0, ~bits + numpy.uint64(1), bits)
         large = numpy.where(magnitude >= _EXACT, magnitude & numpy.uint64((1 << 64) - (1 << 11)), magnitude)
         x[...] = numpy.where(array < 0, -large.astype("f8"), large.astype("f8"))
-    figures, x = _counted(x, other, 0)
+    figures, x = _count(x, other, 0)
     mean, deviation, _, _ = _moments(x, other)
     edge = sum(int(numpy.count_nonzero(array == end)) for end in limits[1:] if end in (low, high))
     return replace(figures, min=low, max=high, mean=mean, deviation=deviation, edge=edge)
@@ -301,7 +301,7 @@ def _of_complex(kind: DType, array: Any) -> Figures:
     with numpy.errstate(over="ignore"):
         modulus = numpy.hypot(real, imag)
     other = numpy.empty(len(real))
-    figures, _ = _counted(numpy.minimum(modulus, numpy.finfo("f8").max), other, tiny)
+    figures, _ = _count(numpy.minimum(modulus, numpy.finfo("f8").max), other, tiny)
     figures = replace(figures, elements=len(pairs), nan=nan, inf=inf)
     if not len(real):
         return figures

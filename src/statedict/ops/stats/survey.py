@@ -15,7 +15,7 @@ from statedict.io.progress import Meter, meter
 from statedict.ops.optimizers import optimizers, owners
 from statedict.ops.stats.figures import computable, of_blocks
 from statedict.ops.stats.flags import Rows, count_dead, faults, flags, roles, rows_of
-from statedict.reports.figures import Figures, combined
+from statedict.reports.figures import Figures, combine
 from statedict.reports.stats import GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor
@@ -32,7 +32,7 @@ _LEVELS = 32  # of modules; what is nested deeper counts for the module above
 
 def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
     """The figures of the tensors of a state; see `statedict.stats`."""
-    tensors = _chosen(state, only)
+    tensors = _choose(state, only)
     names = list(tensors)
     found: dict[object, str] = {}
     tied: dict[str, str] = {}
@@ -40,12 +40,12 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
         first = found.setdefault(tensor.region, name)
         if first != name:
             tied[name] = first
-    _bounded([tensors[name] for name in names if name not in tied])
+    _check_bound([tensors[name] for name in names if name not in tied])
     pending = {
         name: tensors[name].contiguous() for name in names if name not in tied and computable(tensors[name].dtype)
     }
     here = meter()
-    figures = _measured(pending, executor, here)
+    figures = _describe_measures(pending, executor, here)
     suspects = {name: rows for name, tensor in pending.items() if (rows := rows_of(tensor, figures[name]))}
     dead = {name: rows.tensor.shape[0] for name, rows in suspects.items() if figures[name].zeros == rows.tensor.numel()}
     dead |= _dead({name: rows for name, rows in suspects.items() if name not in dead}, executor, here)
@@ -93,14 +93,14 @@ def _only_value(figures: Figures | None) -> float | None:
     return figures.min if figures is not None else None
 
 
-def _chosen(state: StateDict, only: Sequence[str] | str | None) -> dict[str, LazyTensor]:
+def _choose(state: StateDict, only: Sequence[str] | str | None) -> dict[str, LazyTensor]:
     tensors = state.tensors()
     if only is None:
         return tensors
     return {name: tensors[name] for name in chosen(tensors, only, "tensor")}
 
 
-def _bounded(tensors: list[LazyTensor]) -> None:
+def _check_bound(tensors: list[LazyTensor]) -> None:
     """An error where few bytes are to be read very often."""
     if sum(tensor.nbytes for tensor in tensors) > 64 * storage_bytes(tensors) + (1 << 30):
         raise LimitError(
@@ -113,7 +113,7 @@ def _fields(figures: Figures) -> dict[str, Any]:
 
 
 def _group(name: str, tensors: int, parts: Iterable[Figures]) -> GroupStats:
-    return GroupStats(name=name, tensors=tensors, **_fields(combined(parts)))
+    return GroupStats(name=name, tensors=tensors, **_fields(combine(parts)))
 
 
 def _modules(tensors: Iterable[tuple[str, Figures]]) -> Iterator[GroupStats]:
@@ -164,7 +164,7 @@ def _ranges(tensor: LazyTensor, unit: int, whole: bool = False) -> Iterator[tupl
         yield start, min(step, tensor.nbytes - start)
 
 
-def _carried(tensor: LazyTensor, executor: Executor | None) -> bool:
+def _carry(tensor: LazyTensor, executor: Executor | None) -> bool:
     """Whether its bytes go to the workers, where a part would take all of them along."""
     return executor is not None and tensor.storage.source.in_memory
 
@@ -193,7 +193,7 @@ def _measure(job: _Range, here: Meter | None) -> Figures:
         return of_blocks(kind, job.blocks(here))
     # a whole tensor as by jobs for its parts, so that the last digit is the same
     parts = (_Range(job.name, job.tensor, *part) for part in _ranges(job.tensor, kind.itemsize))
-    return combined(of_blocks(kind, part.blocks(here)) for part in parts)
+    return combine(of_blocks(kind, part.blocks(here)) for part in parts)
 
 
 def _count(job: _Range, here: Meter | None) -> int:
@@ -201,11 +201,11 @@ def _count(job: _Range, here: Meter | None) -> int:
     return count_dead(job.rows, job.blocks(here))
 
 
-def _measured(tensors: dict[str, LazyTensor], executor: Executor | None, here: Meter) -> dict[str, Figures]:
+def _describe_measures(tensors: dict[str, LazyTensor], executor: Executor | None, here: Meter) -> dict[str, Figures]:
     jobs = (
         _Range(name, tensor, *part)
         for name, tensor in tensors.items()
-        for part in _ranges(tensor, tensor.dtype.itemsize, _carried(tensor, executor))
+        for part in _ranges(tensor, tensor.dtype.itemsize, _carry(tensor, executor))
     )
     found: dict[str, Any] = {}
     for job, made in _run(_measure, jobs, executor, here):
@@ -213,7 +213,7 @@ def _measured(tensors: dict[str, LazyTensor], executor: Executor | None, here: M
             found[job.name] = made
         else:
             found.setdefault(job.name, []).append(made)
-    return {name: combined(made) if isinstance(made := found.get(name, []), list) else made for name in tensors}
+    return {name: combine(made) if isinstance(made := found.get(name, []), list) else made for name in tensors}
 
 
 def _dead(suspects: dict[str, Rows], executor: Executor | None, here: Meter) -> dict[str, int]:
@@ -221,7 +221,7 @@ def _dead(suspects: dict[str, Rows], executor: Executor | None, here: Meter) -> 
     jobs = (
         _Range(name, rows.tensor, *part, rows)
         for name, rows in suspects.items()
-        for part in _ranges(rows.tensor, rows.nbytes, _carried(rows.tensor, executor))
+        for part in _ranges(rows.tensor, rows.nbytes, _carry(rows.tensor, executor))
     )
     dead: dict[str, int] = {}
     for job, count in _run(_count, jobs, executor, here):

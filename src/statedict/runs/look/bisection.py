@@ -13,7 +13,7 @@ from typing import Any
 
 from statedict.errors import RunError
 from statedict.io.location import location
-from statedict.io.urls import is_url, named, shown
+from statedict.io.urls import is_url, redact, to_name
 from statedict.runs.look.listing import Checkpoint, find, listing
 from statedict.values import count
 
@@ -123,7 +123,7 @@ def bisect(
     >>> print(bisect(manager.directory, lambda one: not statedict.stats(one.path).total.nan))
     70 is the first bad checkpoint, 60 the last good one (5 tests)
     """
-    where = shown(named(directory))
+    where = redact(to_name(directory))
     everything = listing(directory)
     line = [one for one in everything if one.usable and one.step is not None]
     first, last = _end(everything, line, good, 0, where), _end(everything, line, bad, len(line) - 1, where)
@@ -147,8 +147,8 @@ def bisect(
             tell(tried[-1], left)
         return said
 
-    low = _verified(verdict, line, first, last, GOOD, None if good is None else where)
-    high = _verified(verdict, line, last, low, BAD, None if bad is None else where)
+    low = _verify_end(verdict, line, first, last, GOOD, None if good is None else where)
+    high = _verify_end(verdict, line, last, low, BAD, None if bad is None else where)
     while True:
         between = [at for at in range(low + 1, high) if at not in skipped]
         if not between:
@@ -175,7 +175,7 @@ def _end(
     return line.index(one)
 
 
-def _verified(
+def _verify_end(
     verdict: Callable[[int, int], str], line: list[Checkpoint], end: int, other: int, wanted: str, given: str | None
 ) -> int:
     """The end that is what it has to be; one that was not named and cannot be tested is passed over."""
@@ -202,26 +202,28 @@ def _ran(command: str, one: Checkpoint, stdout: Any) -> str:
     words = {"checkpoint": one.path, "step": str(one.step), "name": one.name}
     variables = {_variable(name): word for name, word in words.items()}
     sys.stdout.flush()
-    done = subprocess.run(["/bin/sh", "-c", filled(command)], env=os.environ | variables, stdout=stdout, check=False)
+    done = subprocess.run(
+        ["/bin/sh", "-c", fill_command(command)], env=os.environ | variables, stdout=stdout, check=False
+    )
     status = 128 - done.returncode if done.returncode < 0 else done.returncode
     if status >= 128:
         raise RunError(f"{one.name}: the test ended with status {status}, which means stop: {command}")
-    return GOOD if status == 0 else SKIP if status == _SKIP or _gone(one) else BAD
+    return GOOD if status == 0 else SKIP if status == _SKIP or _is_gone(one) else BAD
 
 
-def _gone(one: Checkpoint) -> bool:
+def _is_gone(one: Checkpoint) -> bool:
     """Whether a run that goes on has pruned it meanwhile, so that the test could only fail."""
     if is_url(one.path):
         return one.kind == "statedict" and not location(one.path).exists()
     return not os.path.exists(one.path)
 
 
-def filled(command: str) -> str:
+def fill_command(command: str) -> str:
     r"""A command for the shell with variables in the place of `{checkpoint}`, `{step}` and `{name}`, quoted as needed.
 
     What is in a variable is never read as a command, whatever a file is called.
 
-    >>> print(filled("test {step} '{step}' \"{step}\" {other}"))
+    >>> print(fill_command("test {step} '{step}' \"{step}\" {other}"))
     test "${STATEDICT_STEP}" ''"${STATEDICT_STEP}"'' "${STATEDICT_STEP}" {other}
     """
     out: list[str] = []

@@ -11,7 +11,7 @@ from statedict.api.files import load
 from statedict.api.look import inspect
 from statedict.errors import FileError, FormatError, RunError
 from statedict.io.location import location
-from statedict.io.urls import Item, named, shown
+from statedict.io.urls import Item, redact, to_name
 from statedict.reports.summary import TensorInfo
 from statedict.runs.directory import LOOKS, Directory
 from statedict.runs.look.listing import COMMITTED, Checkpoint, find, listing, look_again
@@ -90,15 +90,15 @@ def about(directory: str | os.PathLike[str], which: str | int = "latest", *, big
     >>> found.checkpoint.step, found.tensors, found.elements, [*found.files]
     (7, 1, 20, ['checkpoint.safetensors'])
     """
-    files = Directory(named(directory))
+    files = Directory(to_name(directory))
     for _ in range(LOOKS):
-        one = find(listing(directory), which, shown(files.path))
+        one = find(listing(directory), which, redact(files.path))
         try:
             return _about(files, one, biggest)
         except (FormatError, FileError):
             if look_again(directory, one) == one:
                 raise
-    raise RunError(f"{shown(files.path)}: {which} changes faster than it can be read; name a step, or try again")
+    raise RunError(f"{redact(files.path)}: {which} changes faster than it can be read; name a step, or try again")
 
 
 def _about(files: Directory, one: Checkpoint, biggest: int) -> About:
@@ -110,10 +110,17 @@ def _about(files: Directory, one: Checkpoint, biggest: int) -> About:
         held = {name: item.size for name, item in inside.items() if not item.folder} or {one.name: one.nbytes}
         libraries, left = {}, ()
     if not one.usable:
-        return About(shown(files.path), one, held)
+        return About(redact(files.path), one, held)
     summary = inspect(load(one.path))
     most = sorted((tensor for tensor in summary.tensors if not tensor.tied), key=lambda tensor: -tensor.nbytes)
     total = summary.total
     return About(
-        shown(files.path), one, held, libraries, left, total.tensors, total.elements, tuple(most[: max(biggest, 0)])
+        redact(files.path),
+        one,
+        held,
+        libraries,
+        left,
+        total.tensors,
+        total.elements,
+        tuple(most[: max(biggest, 0)]),
     )

@@ -29,7 +29,7 @@ from statedict.errors import FileError, FormatError, MissingFileError, StateDict
 from statedict.formats import places
 from statedict.io.json import parse, read_document
 from statedict.io.location import location
-from statedict.io.urls import Item, joined, shown
+from statedict.io.urls import Item, join, redact
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _INDEX = ".index.json"
@@ -109,7 +109,7 @@ def _stem(name: str) -> str:
     return re.sub(r"-v\d+$", "", name)
 
 
-def recognised(directory: str, name: str, item: Item) -> Foreign | None:
+def recognize(directory: str, name: str, item: Item) -> Foreign | None:
     """The checkpoint of that name in a directory; None if it is none."""
     if name.startswith(".") or _BESIDE.fullmatch(name):
         return None
@@ -117,9 +117,9 @@ def recognised(directory: str, name: str, item: Item) -> Foreign | None:
         places.inside(directory, name)
     except FormatError as error:
         step = step_of(name) if item.folder or name.endswith((_INDEX, *_SUFFIXES)) else None
-        path = joined(directory, name)
+        path = join(directory, name)
         return None if step is None else Foreign(step, path, "link", 0, item.time, metrics_of(name), str(error))
-    return _folder(joined(directory, name), name) if item.folder else _file(directory, name, item)
+    return _folder(join(directory, name), name) if item.folder else _file(directory, name, item)
 
 
 def _folder(path: str, name: str) -> Foreign | None:
@@ -139,7 +139,7 @@ def _folder(path: str, name: str) -> Foreign | None:
     metrics: dict[str, float] = {}
     if kind == "transformers":
         try:
-            metrics = _logged(places.inside(path, _TRAINER), step_of(name))
+            metrics = _read_log(places.inside(path, _TRAINER), step_of(name))
         except StateDictError as error:
             damage = damage or str(error)
     return Foreign(step_of(name), path, kind, nbytes, time, metrics, damage)
@@ -153,9 +153,9 @@ _FOLDERS: dict[str, Any] = {
 }
 
 
-def _logged(path: str, step: int | None) -> dict[str, float]:
+def _read_log(path: str, step: int | None) -> dict[str, float]:
     """The numbers of the log's records of a step, or of its last step."""
-    state = parse(read_document(location(path).open()), shown(path), constants=True)
+    state = parse(read_document(location(path).open()), redact(path), constants=True)
     try:
         records = [record for record in state["log_history"] if isinstance(record, dict)]
         step = state.get("global_step", step) if step is None else step
@@ -167,11 +167,11 @@ def _logged(path: str, step: int | None) -> dict[str, float]:
             if type(value) in (int, float) and not _NOT_METRICS.fullmatch(key)
         }
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise FormatError(f"{shown(path)}: is no log of a Trainer ({type(error).__name__}: {error})") from None
+        raise FormatError(f"{redact(path)}: is no log of a Trainer ({type(error).__name__}: {error})") from None
 
 
 def _file(directory: str, name: str, item: Item) -> Foreign | None:
-    path = joined(directory, name)
+    path = join(directory, name)
     if name.endswith(_INDEX):
         return Foreign(step_of(name), path, "sharded", _of_shards(directory, name), item.time, metrics_of(name))
     if not name.endswith(_SUFFIXES) or _SHARD.search(name):
@@ -203,10 +203,10 @@ def _scores(path: str, name: str) -> dict[str, float] | None:
     if "pytorch-lightning_version" not in state:
         return None
     callbacks = state.get("callbacks")
-    return dict(_given(callbacks, name)) if isinstance(callbacks, dict) else {}
+    return dict(_list_callbacks(callbacks, name)) if isinstance(callbacks, dict) else {}
 
 
-def _given(callbacks: Mapping[Any, Any], name: str) -> Iterator[tuple[str, float]]:
+def _list_callbacks(callbacks: Mapping[Any, Any], name: str) -> Iterator[tuple[str, float]]:
     for callback in callbacks.values():
         if not isinstance(callback, dict) or not isinstance(callback.get("monitor"), str):
             continue

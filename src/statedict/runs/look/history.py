@@ -16,7 +16,7 @@ from typing import Any
 from statedict.api.files import load
 from statedict.collector import Paused
 from statedict.errors import FileError, FormatError, RunError
-from statedict.io.urls import named, shown
+from statedict.io.urls import redact, to_name
 from statedict.ops.diff.compare import compare
 from statedict.ops.diff.measure import Rule, comparable
 from statedict.ops.stats.survey import survey
@@ -246,15 +246,15 @@ def blame(
       frozen  float64  4
     """
     globs = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    files = Directory(named(directory))
+    files = Directory(to_name(directory))
     for _ in range(LOOKS):
         looker, seen, skipped = _look(directory, files, globs, executor)
         if looker.names or _GONE not in skipped.values():  # else all of them were removed meanwhile, for others
             break
     if not looker.names:
-        raise RunError(f"{shown(files.path)}: has no checkpoint with a step that can be read")
+        raise RunError(f"{redact(files.path)}: has no checkpoint with a step that can be read")
     chosen(seen, globs, "tensor")
-    return Blame(shown(files.path), tuple(looker.names), looker.histories(), skipped)
+    return Blame(redact(files.path), tuple(looker.names), looker.histories(), skipped)
 
 
 def _look(

@@ -15,13 +15,13 @@ from statedict.api.look import verify
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError, RunError, UnsupportedError
 from statedict.io.location import location
 from statedict.io.parallel import REMOTE_WORKERS, parallel
-from statedict.io.urls import Item, joined, named, shown
+from statedict.io.urls import Item, join, redact, to_name
 from statedict.runs.directory import LOOKS, Directory, GoneError, is_step
 from statedict.runs.keep import check_mode
-from statedict.runs.look.foreign import Foreign, recognised, step_of
+from statedict.runs.look.foreign import Foreign, recognize, step_of
 from statedict.runs.manifest import DATA, MARKER, NAME, WHOLE
 from statedict.runs.replaced import NAME as REPLACED_NAME
-from statedict.runs.replaced import superseded
+from statedict.runs.replaced import find_superseded
 from statedict.values import count
 
 _DIGITS = 1000  # that a number has at most which is looked at; zeros may stand before it
@@ -70,7 +70,7 @@ class Checkpoint:
         return {
             "step": self.step,
             "name": self.name,
-            "path": shown(self.path),
+            "path": redact(self.path),
             "kind": self.kind,
             "bytes": self.nbytes,
             "time": _date(self.time) if self.time else None,
@@ -115,14 +115,14 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     >>> [(one.step, one.state, one.metrics) for one in listing(manager.directory)]
     [(1, 'committed', {'loss': 1.0}), (2, 'committed', {'loss': 0.5})]
     """
-    files = Directory(named(directory))
+    files = Directory(to_name(directory))
     workers = REMOTE_WORKERS if files.remote else 1
     for _ in range(LOOKS):
         inside = _inside(files)
         past = _past(files, inside)
         ours = files.steps()
         pins = files.pins() if ours else set[int]()
-        found = [one for one in parallel(partial(_ours, files, pins), ours, workers=workers) if one is not None]
+        found = [one for one in parallel(partial(_make_ours, files, pins), ours, workers=workers) if one is not None]
         # all of them may have been removed meanwhile, or replaced by others that came
         if (found or not ours) and _past(files, inside) == past:
             break
@@ -130,7 +130,7 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     unfinished = {os.path.basename(path.rstrip("/")) for path in files.leftovers()}
     steps = [name for name, item in inside.items() if item.folder and is_step(name) and int(name) not in ours]
     unfinished |= {name for name in steps if {NAME, MARKER} & files.names_of(name)}
-    found += [_unfinished(files, name, inside[name]) for name in unfinished & inside.keys()]
+    found += [_make_unfinished(files, name, inside[name]) for name in unfinished & inside.keys()]
     others = [name for name in inside if name not in unfinished and not (is_step(name) and int(name) in ours)]
     work = partial(_other, files.path, inside)
     found += [_foreign(one) for one in parallel(work, others, workers=workers) if one is not None]
@@ -154,10 +154,10 @@ def _inside(files: Directory) -> dict[str, Item]:
 
 def _past(files: Directory, inside: Mapping[str, Item]) -> set[int]:
     """The steps that do not count; a server is asked only if it has said that there may be some."""
-    return superseded(files) if not files.remote or REPLACED_NAME in inside else set()
+    return find_superseded(files) if not files.remote or REPLACED_NAME in inside else set()
 
 
-def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
+def _make_ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
     name = str(step)
     try:
         return files.steadily(step, partial(_sound, files, pins, step))
@@ -167,7 +167,7 @@ def _ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
         inside = (location(files.folder(step)).contents() if files.names_of(files.name(step)) else None) or {}
         data = next((one for one in DATA.values() if one in inside), "")
         size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=0.0)
-        path = joined(files.folder(step), data) if data else files.folder(step)
+        path = join(files.folder(step), data) if data else files.folder(step)
         return Checkpoint(step, path, "statedict", size, time, {}, DAMAGED, step in pins, name, str(error))
 
 
@@ -184,10 +184,10 @@ def _sound(files: Directory, pins: set[int], step: int) -> Checkpoint:
         files.inner(files.name(step), one)
         if sizes.get(one) != size:
             has = f"has {sizes[one]:,} bytes" if one in sizes else "is not there"
-            raise CorruptFileError(f"{shown(joined(folder, one))}: {has}, committed were {size:,}")
+            raise CorruptFileError(f"{redact(join(folder, one))}: {has}, committed were {size:,}")
     data = next((one for one in DATA.values() if one in manifest.files), DATA["safetensors"])
     nbytes, time, metrics = manifest.nbytes, manifest.time, manifest.metrics
-    path = joined(folder, data)
+    path = join(folder, data)
     return Checkpoint(step, path, "statedict", nbytes, time, metrics, COMMITTED, step in pins, str(step))
 
 
@@ -197,8 +197,8 @@ def look_again(directory: str | os.PathLike[str], one: Checkpoint) -> Checkpoint
     return next((other for other in now if other.state != UNFINISHED), None)
 
 
-def _unfinished(files: Directory, name: str, item: Item) -> Checkpoint:
-    path = joined(files.path, name)
+def _make_unfinished(files: Directory, name: str, item: Item) -> Checkpoint:
+    path = join(files.path, name)
     inside = (location(path).contents() if item.folder and files.names_of(name) else None) or {}
     size, time = sum(one.size for one in inside.values()), max((one.time for one in inside.values()), default=item.time)
     step = int(name) if name.isdecimal() else step_of(name.lstrip(".").partition(".")[0])
@@ -207,7 +207,7 @@ def _unfinished(files: Directory, name: str, item: Item) -> Checkpoint:
 
 
 def _other(directory: str, inside: Mapping[str, Item], name: str) -> Foreign | None:
-    return recognised(directory, name, inside[name])
+    return recognize(directory, name, inside[name])
 
 
 def _foreign(one: Foreign) -> Checkpoint:
@@ -229,7 +229,7 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -
     Raises:
         RunError: there is none, or several have that step.
     """
-    text, usable = _written(which), [one for one in checkpoints if one.usable]
+    text, usable = _format_name(which), [one for one in checkpoints if one.usable]
     head, _, metric = text.partition(":")
     if text == "latest":
         stepped = [one for one in usable if one.step is not None] or usable
@@ -254,7 +254,7 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "") -
     return found[0]
 
 
-def _written(which: str | int) -> str:
+def _format_name(which: str | int) -> str:
     """As a name; Python writes no number of 5,000 digits in decimals, and no step has as many."""
     return f"{which:#x}" if isinstance(which, int) and abs(which) >= WHOLE else str(which)
 
@@ -335,11 +335,11 @@ def verify_run(
     >>> verify_run(manager.directory).damage
     {'7': ''}
     """
-    files, found = Directory(named(directory)), listing(directory)
-    chosen = [find(found, one, shown(files.path)) for one in which] or found
+    files, found = Directory(to_name(directory)), listing(directory)
+    chosen = [find(found, one, redact(files.path)) for one in which] or found
     looked = {one.name: _steady_damage(files, one, quick) for one in chosen if one.state != UNFINISHED}
     damage = {name: damage for name, damage in looked.items() if damage is not None}
-    return RunVerified(shown(files.path), damage, tuple(one.name for one in chosen if one.state == UNFINISHED), quick)
+    return RunVerified(redact(files.path), damage, tuple(one.name for one in chosen if one.state == UNFINISHED), quick)
 
 
 def _steady_damage(files: Directory, one: Checkpoint, quick: bool) -> str | None:

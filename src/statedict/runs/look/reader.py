@@ -11,9 +11,9 @@ from statedict.api.files import load
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
 from statedict.runs.arguments import one_of, whole_step
 from statedict.runs.directory import LEVELS, LOOKS, Directory, GoneError
-from statedict.runs.keep import BestN, Policy, ranked
+from statedict.runs.keep import BestN, Policy, rank
 from statedict.runs.manifest import MARKER, NAME
-from statedict.runs.replaced import superseded
+from statedict.runs.replaced import find_superseded
 from statedict.tree.state_dict import StateDict
 
 Chosen = TypeVar("Chosen")
@@ -58,7 +58,7 @@ class Reader:
         """The newest sound one, and what is wrong with those that come after it."""
         torn, damaged = self._files.torn(), dict[int, str]()
         steps = {*self._files.steps(), *torn}
-        for step in sorted(steps - superseded(self._files), reverse=True):
+        for step in sorted(steps - find_superseded(self._files), reverse=True):
             damage = f"{MARKER} or {NAME} is missing" if step in torn else self._files.damage(step, level)
             if damage is None:
                 return step, damaged
@@ -88,8 +88,8 @@ class Reader:
 
         def choose() -> int | None:
             readable, _ = self._files.manifests()
-            past = superseded(self._files)
-            found = [one.step for one in ranked(readable, metric, mode) if one.step not in past]
+            past = find_superseded(self._files)
+            found = [one.step for one in rank(readable, metric, mode) if one.step not in past]
             return next((step for step in found if self._files.damage(step, "quick") is None), None)
 
         return self._again(choose)
