@@ -194,12 +194,12 @@ def test_what_is_no_data_stays_out_with_a_warning_and_the_weights_are_saved(name
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_data_that_only_one_format_can_hold_is_kept_by_that_one(name: str, tmp_path: Path) -> None:
-    state = {"w": noted(torch.ones(2), {"names": frozenset("a"), "lr_scale": 0.5})}
+    state = {"w": noted(torch.ones(2), {"labels": frozenset("a"), "lr_scale": 0.5})}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         statedict.save(state, tmp_path / name)
     kept = statedict.load(tmp_path / name)["w"].attributes
-    assert kept == ({"lr_scale": 0.5} if name == "x.pth" else {"names": frozenset("a"), "lr_scale": 0.5})
+    assert kept == ({"lr_scale": 0.5} if name == "x.pth" else {"labels": frozenset("a"), "lr_scale": 0.5})
     assert len(said) == (name == "x.pth")
     assert torch.load(tmp_path / name, weights_only=True)["w"].lr_scale == 0.5 if name == "x.pth" else True
 
