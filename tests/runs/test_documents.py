@@ -3,6 +3,7 @@ never more than damage."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -323,10 +324,8 @@ def test_files_of_odd_times_are_listed(seconds: int, made: Path, at: At) -> None
     statedict.save(at(7), made / "step-7.safetensors")
     (made / "3" / "COMMITTED").write_text("x")
     for file in (made / "step-7.safetensors", *(made / "3").iterdir()):
-        try:
+        with contextlib.suppress(OSError):  # a file system without such times keeps its own, and the list is tried
             os.utime(file, (seconds, seconds))
-        except OSError:
-            pytest.skip("the file system has no such times")
     use(made, at(0))
 
 
