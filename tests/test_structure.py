@@ -221,7 +221,8 @@ def unknown(text: str) -> list[str]:
     wrong = []
     for found in quoted(text):
         for name in re.findall(r"(?<![\w./*:@-])[\w.-]+(?:/[\w.*-]+)+/?|(?<![\w./*-])\w+\.py(?![\w/])", found):
-            ours = name.split("/")[0] in FOLDERS if "/" in name else True
+            top = name.split("/")[0]
+            ours = (top in FOLDERS and not top.startswith(".venv")) if "/" in name else True  # make fills .venv
             if ours and "NAME" not in name and name not in ELSEWHERE and not is_there(name):
                 wrong.append(name)
         if re.fullmatch(r"statedict(\.[A-Za-z_]\w*)+(\(.*)?", found) and not resolves(found.partition("(")[0]):
