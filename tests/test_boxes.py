@@ -65,7 +65,7 @@ def small() -> Any:
             patch.setattr(boxes, name, size)
         patch.setattr(assembled, "PANEL", 400)
         patch.setattr(assembled, "_MAPPED", 60)
-        patch.setattr(boxes, "_OWN", threading.local())
+        patch.setattr(boxes, "_THREAD", threading.local())
         yield
 
 
@@ -218,7 +218,7 @@ def test_a_panel_is_given_back_with_the_last_block(file: FileSource) -> None:
     rows = tensor_of(file, (100, 60), (1, 100), 0).contiguous()
     list(blocks(rows.storage.source, 0, rows.nbytes))
     in_blocks(rows, 10)
-    assert boxes._OWN.last is None
+    assert boxes._THREAD.last is None
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "complex128", "float8_e5m2", "bool", "float64"])

@@ -155,13 +155,13 @@ def test_of_a_rank_whose_file_is_missing_the_rest_is_read(ranks: Path, tmp_path:
     gone = min((tmp_path / "d").glob("*.distcp"))
     gone.unlink()
     found = statedict.load(tmp_path / "d")
-    lacking = {path: t.regions for path, t in found.tensors().items() if t.regions is not None}
+    lacking = {path: t.present_boxes for path, t in found.tensors().items() if t.present_boxes is not None}
     assert lacking
     for path, regions in lacking.items():
         tensor = found.at(path)
         for begin, sizes in regions or ():
             index = tuple(slice(b, b + n) for b, n in zip(begin, sizes, strict=True))
-            assert tensor[index].regions is None
+            assert tensor[index].present_boxes is None
             assert tensor[index].raw() == whole.at(path)[index].raw()
         with pytest.raises(
             statedict.errors.CorruptFileError, match=f"is not all there.*missing: {gone.name}; fetch the files"
@@ -209,13 +209,13 @@ def shards(folder: Path, shape: tuple[int, ...], *places: tuple[tuple[int, ...],
 def test_a_tensor_of_which_not_every_rank_saved_knows_its_ranges(tmp_path: Path) -> None:
     whole = shards(tmp_path / "d", (6, 4), ((0, 0), (2, 4)), ((3, 1), (2, 2)))
     tensor = statedict.load(tmp_path / "d")["w"]
-    assert (tensor.shape, tensor.regions) == ((6, 4), (((0, 0), (2, 4)), ((3, 1), (2, 2))))
+    assert (tensor.shape, tensor.present_boxes) == ((6, 4), (((0, 0), (2, 4)), ((3, 1), (2, 2))))
     for index in [slice(0, 2), (1, slice(1, 3)), (slice(3, 5), slice(1, 3)), (4, 2), (slice(0, 2), None)]:
         assert torch.equal(tensor[index].torch(), whole[index])
-        assert tensor[index].regions is None
-    assert tensor[1:5].regions == (((0, 0), (1, 4)), ((2, 1), (2, 2)))
-    assert tensor[2].regions == ()
-    assert tensor[::2].regions == ()
+        assert tensor[index].present_boxes is None
+    assert tensor[1:5].present_boxes == (((0, 0), (1, 4)), ((2, 1), (2, 2)))
+    assert tensor[2].present_boxes == ()
+    assert tensor[::2].present_boxes == ()
     what = r"'w': \[1:3, 0:4\] is not all there; of its shape \(6, 4\) there is \[0:2, 0:4\], \[3:5, 1:3\] only; fetch"
     with pytest.raises(statedict.errors.CorruptFileError, match=what):
         tensor[1:3].numpy()

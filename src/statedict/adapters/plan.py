@@ -16,7 +16,7 @@ from statedict.adapters.names import Reading, align, plain
 from statedict.adapters.shapes import POLICIES, Fit, Shape
 from statedict.errors import RestoreError
 from statedict.reports.restore import Entry
-from statedict.tensor.arrays import boxes_text
+from statedict.tensor.arrays import format_boxes
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree.rename import Rules, modules
@@ -293,8 +293,8 @@ class Plan:
         Returns:
             Whether it fits, or how it is made to.
         """
-        if value.regions is not None:
-            there = boxes_text(value.regions)
+        if value.present_boxes is not None:
+            there = format_boxes(value.present_boxes)
             self.problem("incomplete", path, f"of {value.shape} the checkpoint has {there} only")
             return False
         fit: Fit | bool = True

@@ -28,7 +28,7 @@ def refuse_parts(module: Any, own: Any, path: str) -> None:
         if part is not None and any(
             _is_of(tensor, entry) for key, entry in own.items() if key == name or _same(tensor, entry)
         ):
-            raise UnsupportedError(f"{join(path, name)}: {part.refused()}")
+            raise UnsupportedError(f"{join(path, name)}: {part.error()}")
 
 
 def _is_of(tensor: Any, entry: Any) -> bool:
@@ -51,7 +51,7 @@ def refuse_states_of_parts(optimizer: Any, path: str) -> None:
             part = part_of(parameter)
             if part is not None and not all(map(_is_small, kept.values())):
                 where = join(path, f"param_groups.{number}.params.{index}")
-                raise UnsupportedError(f"{where}: what the optimizer keeps for it: {part.refused()}")
+                raise UnsupportedError(f"{where}: what the optimizer keeps for it: {part.error()}")
 
 
 def _is_small(value: Any) -> bool:

@@ -32,7 +32,7 @@ from statedict.pickles.budget import RECORDS, Together
 from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor.arrays import boxes_text
+from statedict.tensor.arrays import format_boxes
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import MAX_DEPTH
@@ -211,8 +211,8 @@ def checks(source: ByteSource) -> Iterator[Found]:
                 raise
             return
         for name, leaf in leaves.items():
-            if isinstance(leaf, LazyTensor) and leaf.regions is not None:
-                what = f"of its shape {leaf.shape} there is {boxes_text(leaf.regions)} only"
+            if isinstance(leaf, LazyTensor) and leaf.present_boxes is not None:
+                what = f"of its shape {leaf.shape} there is {format_boxes(leaf.present_boxes)} only"
                 yield Problem(str(name), what, remedy=REMEDY, tensors=(str(name),))
 
 

@@ -1,7 +1,7 @@
 """The tensors of a `torch.distributed.checkpoint` directory: chunks put together, or what there is of them.
 
 A tensor whose chunks are not all there (a rank's file is missing, or not every rank saved) opens all the same. It knows
-which ranges are there (`LazyTensor.regions`); these can be read, and reading any other is an error that names them.
+which boxes are there (`LazyTensor.present_boxes`); these can be read, and reading another is an error that names them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from statedict.dtypes import DType, is_torch_dtype, labelled_dtype
 from statedict.errors import CorruptFileError, LimitError
 from statedict.formats.kinds import read_part
 from statedict.pickles.objects import Global
-from statedict.tensor.arrays import box_text, boxes_text, find_shape_fault
+from statedict.tensor.arrays import find_shape_fault, format_boxes
 from statedict.tensor.assembled import assemble
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import EXPANDED, LazyTensor
@@ -114,8 +114,8 @@ class Tensors:
     def _error(self, name: str, shape: Shape, held: tuple[Box, ...], corner: Shape, sizes: Shape) -> CorruptFileError:
         missing = f"; missing: {', '.join(self.lost[:3])}{', …' * (len(self.lost) > 3)}" if self.lost else ""
         return CorruptFileError(
-            f"{self.where}: {name!r}: {box_text(corner, sizes)} is not all there; of its shape {shape} there is "
-            f"{boxes_text(held)} only{missing}; {REMEDY}"
+            f"{self.where}: {name!r}: {format_boxes([(corner, sizes)])} is not all there; of its shape {shape} "
+            f"there is {format_boxes(held)} only{missing}; {REMEDY}"
         )
 
 

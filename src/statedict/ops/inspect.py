@@ -9,7 +9,7 @@ from typing import Any
 from statedict.collector import Paused
 from statedict.ops.optimizers import optimizers
 from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, marked
-from statedict.tensor.arrays import boxes_text
+from statedict.tensor.arrays import format_boxes
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
@@ -132,7 +132,7 @@ class _Builder:
         total = Total(1, elements, nbytes) if first is None else Total(1)
         self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
         self.lazy.append(tensor)
-        there = f"only {boxes_text(tensor.regions)}" if tensor.regions is not None else ""
+        there = f"only {format_boxes(tensor.present_boxes)}" if tensor.present_boxes is not None else ""
         noted = _noted(tensor.attributes) if tensor.attributes else ""
         return Node(info, note=" ".join(filter(None, (f"= {tied}" if first else "", there, noted))), total=total)
 

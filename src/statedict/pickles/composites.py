@@ -22,7 +22,7 @@ from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
 from statedict.pickles.constructors import TypedStorage, as_parameter, check_geometry, check_grad, tensor
 from statedict.pickles.objects import Global
-from statedict.tensor.attributes import named
+from statedict.tensor.attributes import drop_compiler
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
@@ -149,7 +149,7 @@ def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = Non
     made = as_parameter(data, requires_grad is True)
     if made is None:
         return data
-    return _with_attributes(made, "torch.nn.parameter.Parameter", named(attributes(state)))
+    return _with_attributes(made, "torch.nn.parameter.Parameter", drop_compiler(attributes(state)))
 
 
 def _with_attributes(made: LazyTensor, name: str, held: dict[Any, Any] | None) -> Any:
@@ -179,7 +179,7 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
     name = getattr(kind, "name", "torch.Tensor")
     if isinstance(inner, Opaque) and inner.name == _JAGGED:
         return inner  # its attributes are its parts again
-    held = named(attributes(state)) or {}
+    held = drop_compiler(attributes(state)) or {}
     if isinstance(inner, LazyTensor) and name in ("torch.Tensor", "torch.nn.parameter.Parameter"):
         return _with_attributes(inner.replace(), name, held or None)
     if isinstance(inner, Opaque) and isinstance(inner.state, dict):

@@ -1,13 +1,13 @@
 """numpy and torch arrays as raw memory, and raw memory as arrays.
 
-The only place below the adapters that knows a framework, and it touches one only when the caller handed over its
-object or asked for one. Strides and offsets here count elements, as in torch.
+It imports a framework only for a caller that has its object or asks for one. Strides count elements, as in torch.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 
 from statedict.dtypes import DType, dtype, import_torch
 from statedict.errors import UnsupportedError
@@ -19,15 +19,14 @@ if TYPE_CHECKING:
 
 Strides = tuple[int, ...]
 
-
-MAX_DIMS = 64  # as numpy and PyTorch's operations have it
+MAX_DIMS = 64  # of numpy, and of PyTorch's operations
 _MAX_BYTES = 1 << 63
 
 
 def find_shape_fault(shape: tuple[int, ...], itemsize: int) -> str:
-    """Why neither numpy nor PyTorch can have a tensor of a shape, whose sizes are 0 or more; "" if they can.
+    """Why neither numpy nor PyTorch can hold a tensor of a shape; "" if they can.
 
-    Strides are computed as if no size were 0, so they overflow in tensors of no elements, too.
+    They compute strides as if no size were 0, so even strides of empty tensors can overflow.
 
     >>> find_shape_fault((2, 0), 4), find_shape_fault((0, 1 << 40, 1 << 40), 4)
     ('', 'strides of over 8 exabytes')
@@ -44,18 +43,16 @@ def find_shape_fault(shape: tuple[int, ...], itemsize: int) -> str:
 
 def is_torch(value: object) -> bool:
     """Whether the value is a `torch.Tensor`, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, getattr(torch, "Tensor", ()))
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 
 def is_numpy(value: object) -> bool:
     """Whether the value is a `numpy.ndarray`, without importing numpy."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, getattr(numpy, "ndarray", ()))
+    return isinstance(value, getattr(sys.modules.get("numpy"), "ndarray", ()))
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> Strides:
-    """Row-major strides in elements, as torch counts them (a dimension of size 0 counts as 1).
+    """Row-major strides in elements; a dimension of size 0 counts as 1, as in torch.
 
     >>> contiguous_strides((2, 3, 4))
     (12, 4, 1)
@@ -66,61 +63,50 @@ def contiguous_strides(shape: tuple[int, ...]) -> Strides:
     return tuple(strides)
 
 
+@dataclass(slots=True, eq=False)
 class Memory:
-    """A live array taken apart: where its storage lies and where the array lies in it.
+    """A live array taken apart.
 
-    `address` and `nbytes` give the storage, `offset` the array's first byte in it; `owner` keeps it alive.
+    Attributes:
+        dtype, shape, strides: of the array; strides are None if it is contiguous.
+        address, nbytes: its storage.
+        offset: its first byte in the storage.
+        owner: keeps the storage alive.
+        device, requires_grad, parameter: of a torch tensor.
     """
 
-    __slots__ = (
-        "address",
-        "device",
-        "dtype",
-        "nbytes",
-        "offset",
-        "owner",
-        "parameter",
-        "requires_grad",
-        "shape",
-        "strides",
-    )
-
-    def __init__(
-        self,
-        dtype: DType,
-        shape: tuple[int, ...],
-        strides: Strides | None,
-        address: int,
-        nbytes: int,
-        offset: int,
-        owner: object,
-    ) -> None:
-        self.dtype, self.shape, self.strides = dtype, shape, strides
-        self.address, self.nbytes, self.offset, self.owner = address, nbytes, offset, owner
-        self.device, self.requires_grad, self.parameter = "cpu", False, False
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: Strides | None
+    address: int
+    nbytes: int
+    offset: int
+    owner: object
+    device: str = "cpu"
+    requires_grad: bool = False
+    parameter: bool = False
 
 
+@dataclass(frozen=True, slots=True)
 class Part:
-    """What a torch tensor says of itself if it is a part of a larger one that lies on several ranks.
+    """What a torch tensor says if it is part of a larger one that lies on several ranks.
 
     Attributes:
         shape: of the whole.
-        pieces: where each piece begins in the whole and in the tensor, and its sizes.
+        pieces: for each piece its corner in the whole, its corner in the tensor, and its sizes.
     """
 
-    __slots__ = ("pieces", "shape")
-
-    def __init__(self, shape: tuple[int, ...], pieces: tuple[tuple[Strides, Strides, Strides], ...]) -> None:
-        self.shape, self.pieces = shape, pieces
+    shape: tuple[int, ...]
+    pieces: tuple[tuple[Strides, Strides, Strides], ...]
 
     def __str__(self) -> str:
-        return f"{boxes_text([(begin, sizes) for begin, _, sizes in self.pieces])} of a tensor of shape {self.shape}"
+        return f"{format_boxes([(begin, sizes) for begin, _, sizes in self.pieces])} of a tensor of shape {self.shape}"
 
-    def refused(self) -> UnsupportedError:
+    def error(self) -> UnsupportedError:
         """The error for saving it as if it were the whole."""
         return UnsupportedError(
             f"the tensor is a part ({self}), and would be saved as if it were the whole; save with "
-            "torch.distributed.checkpoint.save, which knows of parts, or gather it first"
+            "torch.distributed.checkpoint.save, which handles parts, or gather it first"
         )
 
 
@@ -128,7 +114,7 @@ _PARTS = ("global_shape", "global_offsets", "local_offsets", "local_sizes")
 
 
 def part_of(tensor: Any) -> Part | None:
-    """What the four attributes of `torch.distributed.checkpoint.CheckpointableTensor` say; None for a whole tensor.
+    """Read the four attributes of a `torch.distributed.checkpoint.CheckpointableTensor`; None for a whole tensor.
 
     Source: torch/distributed/checkpoint/protocol.py (PyTorch 2.14).
 
@@ -137,15 +123,16 @@ def part_of(tensor: Any) -> Part | None:
     """
     if getattr(tensor, "global_shape", None) is None:
         return None
-    said: list[Any] = [getattr(tensor, name, None) for name in _PARTS]
-    if any(some is None for some in said):
+    values: list[Any] = [getattr(tensor, name, None) for name in _PARTS]
+    if any(value is None for value in values):
         return None
     try:
-        whole = tuple(map(int, said[0]))
-        begins, places, sizes = (tuple(tuple(map(int, one)) for one in some) for some in said[1:])
-        pieces = tuple(zip(begins, places, sizes, strict=True))
+        whole = tuple(map(int, values[0]))
+        corners, places, sizes = (tuple(tuple(map(int, item)) for item in value) for value in values[1:])
+        pieces = tuple(zip(corners, places, sizes, strict=True))
         fits = all(
-            _inside(begin, size, whole) and _inside(place, size, tuple(tensor.shape)) for begin, place, size in pieces
+            _is_inside(corner, size, whole) and _is_inside(place, size, tuple(tensor.shape))
+            for corner, place, size in pieces
         )
     except (TypeError, ValueError):
         fits = False
@@ -156,30 +143,26 @@ def part_of(tensor: Any) -> Part | None:
     return Part(whole, pieces)
 
 
-def _inside(begin: Strides, sizes: Strides, whole: Strides) -> bool:
-    return all(b >= 0 and n >= 0 and b + n <= most for b, n, most in zip(begin, sizes, whole, strict=True))
+def _is_inside(corner: Strides, sizes: Strides, whole: Strides) -> bool:
+    return all(c >= 0 and n >= 0 and c + n <= most for c, n, most in zip(corner, sizes, whole, strict=True))
 
 
-def box_text(begin: Strides, sizes: Strides) -> str:
-    """A range as an index would have it.
+def format_boxes(boxes: Sequence[tuple[Strides, Strides]]) -> str:
+    """Boxes (corner, sizes) as one would index them, at most four.
 
-    >>> box_text((0, 4), (2, 4))
+    >>> format_boxes([((0, 4), (2, 4))])
     '[0:2, 4:8]'
     """
-    return f"[{', '.join(f'{b}:{b + n}' for b, n in zip(begin, sizes, strict=True))}]"
-
-
-def boxes_text(boxes: Sequence[tuple[Strides, Strides]]) -> str:
-    """Ranges as an index would have them, the first few of many."""
-    shown = ", ".join(box_text(*box) for box in boxes[:4])
-    return (shown or "nothing") + f" and {len(boxes) - 4:,} more" * (len(boxes) > 4)
+    texts = [", ".join(f"{c}:{c + n}" for c, n in zip(corner, sizes, strict=True)) for corner, sizes in boxes[:4]]
+    shown = ", ".join(f"[{text}]" for text in texts) or "nothing"
+    return shown + f" and {len(boxes) - 4:,} more" * (len(boxes) > 4)
 
 
 _TORCH_DTYPES: dict[object, DType] = {}
 
 
 def torch_memory(tensor: Any) -> Memory:
-    """Take a torch tensor apart; one on an accelerator is copied to the CPU.
+    """Take a torch tensor apart, after copying it to the CPU if needed.
 
     Raises:
         UnsupportedError: the tensor has no plain strided memory (sparse, quantized, nested, meta).
@@ -201,9 +184,9 @@ def torch_memory(tensor: Any) -> Memory:
     if not tensor.is_cpu or tensor.is_conj() or tensor.is_neg():
         device = str(tensor.device)
         whole = tensor.detach().resolve_conj().resolve_neg().cpu()
-    found = _TORCH_DTYPES.get(whole.dtype)
-    if found is None:
-        found = _TORCH_DTYPES[whole.dtype] = dtype(whole.dtype)
+    kind = _TORCH_DTYPES.get(whole.dtype)
+    if kind is None:
+        kind = _TORCH_DTYPES[whole.dtype] = dtype(whole.dtype)
     storage = whole.untyped_storage()
     try:
         address = storage.data_ptr()
@@ -212,22 +195,22 @@ def torch_memory(tensor: Any) -> Memory:
             f"the tensor is a {type(tensor).__qualname__}, which has no memory of its own, such as a part of one that "
             "lies on several ranks; save with torch.distributed.checkpoint, or gather it first (full_tensor())"
         ) from None
-    memory = Memory(
-        found,
+    return Memory(
+        kind,
         tuple(whole.shape),
         None if whole.is_contiguous() else tuple(whole.stride()),
         address,
         storage.nbytes(),
-        whole.storage_offset() * found.itemsize,
+        whole.storage_offset() * kind.itemsize,
         storage,
+        device,
+        tensor.requires_grad,
+        type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter),
     )
-    memory.device, memory.requires_grad = device, tensor.requires_grad
-    memory.parameter = type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter)
-    return memory
 
 
 def writable_memory(target: Any) -> Memory | None:
-    """A torch tensor taken apart for writing, or None where its elements are not plain row-major CPU memory."""
+    """A torch tensor taken apart for writing; None unless its elements are plain row-major CPU memory."""
     import torch
 
     if type(target) not in (torch.Tensor, torch.nn.Parameter) or target.device.type != "cpu":
@@ -240,10 +223,7 @@ def writable_memory(target: Any) -> Memory | None:
 
 
 def live_region(tensor: Any) -> object:
-    """What is equal for live torch tensors that are tied, as `LazyTensor.region`, without moving one off its device.
-
-    A tensor without strided memory of its own is tied to nothing but itself.
-    """
+    """The region of a live torch tensor, on any device: equal for tied tensors, as `LazyTensor.region`."""
     import torch
 
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
@@ -267,43 +247,41 @@ def numpy_memory(array: Any) -> Memory:
     """
     import numpy
 
-    kind = array.dtype
-    if not kind.isnative:
-        array = array.astype(kind.newbyteorder("="))
+    native = array.dtype
+    if not native.isnative:
+        array = array.astype(native.newbyteorder("="))
     try:
-        found = dtype(array.dtype.name)
+        kind = dtype(array.dtype.name)
     except ValueError as error:
         raise UnsupportedError(
-            f"numpy dtype {kind} has no counterpart in PyTorch; convert it to numbers first"
+            f"numpy dtype {native} has no counterpart in PyTorch; convert it to numbers first"
         ) from error
-    item = found.itemsize
+    item = kind.itemsize
     if any(s < 0 or s % item for s in array.strides) or (item and array.ctypes.data % item):
         array = numpy.ascontiguousarray(array)
     address = array.ctypes.data
     base = array
     while isinstance(base.base, numpy.ndarray) and base.base.flags.c_contiguous:
         base = base.base
-    # a view of foreign memory, or one between the elements of its base: the span that it covers is its storage
-    if not base.flags.c_contiguous or (address - base.ctypes.data) % item:
-        span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + item if array.size else 0
-        start, nbytes = address, span
-    else:
-        start, nbytes = base.ctypes.data, base.nbytes
+    start, nbytes = base.ctypes.data, base.nbytes
     strides = None if array.flags.c_contiguous else tuple(s // item for s in array.strides)
     if array.size == 0:
         start, nbytes, strides = address, 0, None
-    return Memory(found, array.shape, strides, start, nbytes, address - start, array)
+    elif not base.flags.c_contiguous or (address - start) % item:
+        # a view of foreign memory, or between the elements of its base: its storage is the span that it covers
+        start, nbytes = address, sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + item
+    return Memory(kind, array.shape, strides, start, nbytes, address - start, array)
 
 
 def numpy_view(data: memoryview, kind: DType, shape: tuple[int, ...], strides: Strides | None) -> Any:
-    """An array over `data`, whose first byte is its first element; strides in elements, None for contiguous."""
+    """An array over `data`, which begins with its first element."""
     import numpy
 
     native = kind.numpy
     numel = math.prod(shape)
     if strides is None or not numel:
         return numpy.frombuffer(data, native, numel).reshape(shape) if numel else numpy.empty(shape, native)
-    # not as_strided: it rebuilds the dtype from its character code, which those of ml_dtypes have not of their own
+    # not as_strided, which rebuilds the dtype from its character code: dtypes of ml_dtypes share theirs
     return numpy.ndarray(shape, native, data, 0, tuple(s * native.itemsize for s in strides))
 
 
@@ -325,10 +303,11 @@ def torch_view(storage: Any, kind: DType, shape: tuple[int, ...], strides: Strid
 def indexed(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple[int, ...], Strides, int]:
     """Shape, strides and first element of `array[index]` for integers, slices, `...` and `None`."""
     items = index if isinstance(index, tuple) else (index,)
-    wanted = sum(1 for item in items if item is not None and item is not Ellipsis)
-    if wanted > len(shape) or sum(1 for item in items if item is Ellipsis) > 1:
+    dims = sum(item is not None and item is not Ellipsis for item in items)
+    dots = sum(item is Ellipsis for item in items)
+    if dims > len(shape) or dots > 1:
         raise IndexError(f"too many indices for a tensor of shape {shape}")
-    if not any(item is Ellipsis for item in items):
+    if not dots:
         items = (*items, Ellipsis)
     new_shape: list[int] = []
     new_strides: list[int] = []
@@ -338,7 +317,7 @@ def indexed(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple
             new_shape.append(1)
             new_strides.append(1)
         elif item is Ellipsis:
-            skipped = len(shape) - wanted
+            skipped = len(shape) - dims
             new_shape += shape[axis : axis + skipped]
             new_strides += strides[axis : axis + skipped]
             axis += skipped

@@ -1,4 +1,4 @@
-"""What a file should hold, part by part, and what is wrong with it: what formats say and verify reports."""
+"""What a file should hold, part by part, and what is wrong with it: formats yield this, `verify` reports it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
     from statedict.tensor.lazy import Storage
 
-_LONGEST = 1000  # characters of a path, for a chain of dicts would take the square of its length
+_LONGEST = 1000  # characters of a path: paths in a chain of dicts would grow with the square of its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,8 @@ class Problem:
 
     Attributes:
         part: which part of the file, as `data/3`; empty for the whole.
-        what: what is wrong with it.
-        expected: what should be there, where that is a value.
-        got: what is there.
+        what: the fault.
+        expected, got: values, if the fault is a wrong one.
         remedy: what to do.
         tensors: the paths of the tensors that it concerns.
     """
@@ -47,26 +46,20 @@ class Problem:
         return f"{where}{': ' * bool(where)}{self.what}{values}{'; ' * bool(self.remedy)}{self.remedy}"
 
 
+@dataclass(slots=True, eq=False)
 class Check:
-    """A part of a file: a range of a source, what its sums should be, and the tensors that lie in it.
+    """A part of a file: a range of a source, the tensors that lie in it, and its sums.
 
-    `crc` and `digest` (XXH3-128 in hexadecimal) are None where the file has none.
+    `crc` and `digest` (XXH3-128 in hexadecimal) are None if the file has none.
     """
 
-    __slots__ = ("crc", "digest", "part", "size", "source", "start", "tensors")
-
-    def __init__(
-        self,
-        part: str,
-        source: ByteSource,
-        start: int,
-        size: int,
-        tensors: tuple[tuple[str, LazyTensor], ...] = (),
-        crc: int | None = None,
-        digest: str | None = None,
-    ) -> None:
-        self.part, self.source, self.start, self.size = part, source, start, size
-        self.tensors, self.crc, self.digest = tensors, crc, digest
+    part: str
+    source: ByteSource
+    start: int
+    size: int
+    tensors: tuple[tuple[str, LazyTensor], ...] = ()
+    crc: int | None = None
+    digest: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -74,7 +67,7 @@ class Check:
         return tuple(path for path, _ in self.tensors)
 
 
-# what a format's `checks` yields: parts, problems of the structure, and notes, which are no problems
+# what a format's `checks` yields: parts, problems of the structure, and notes
 Found = Check | Problem | str
 
 
@@ -88,7 +81,7 @@ def refusal(error: Exception, file: str, part: str = "") -> Problem:
 
 
 def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found]:
-    """What was found in a file that is a part of another, whose tensors stand under the path `above` there."""
+    """The findings in a file that is part of another, where its tensors are below the path `above`."""
 
     def path(below: str) -> str:
         return f"{above}.{below}" if above and below else above or below
@@ -106,9 +99,9 @@ def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found
 
 
 def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
-    """(path, tensor) of every tensor in a tree, however it is nested; what stands twice in it is named once.
+    """(path, tensor) of every tensor in a tree, also in containers of any kind and in attributes of tensors.
 
-    Tensors in the attributes of another one are below its path.
+    A container that occurs twice is visited once.
     """
     found: list[tuple[str, LazyTensor]] = []
     pending: list[tuple[str, Any]] = [("", tree)]
@@ -138,16 +131,16 @@ def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
 
 def tensors_by_storage(tree: Any) -> dict[Storage, list[tuple[str, LazyTensor]]]:
     """(path, tensor) of every tensor in a tree, by its storage."""
-    held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
+    found: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     for path, tensor in tensors_of(tree):
-        held.setdefault(tensor.storage, []).append((path, tensor))
-    return held
+        found.setdefault(tensor.storage, []).append((path, tensor))
+    return found
 
 
 def tensors_by_part(
     tree: Any, names: Mapping[Storage, str], other: str = ""
 ) -> dict[str, list[tuple[str, LazyTensor]]]:
-    """(path, tensor) of every tensor in a tree, by the name of its storage; `other` where that has none."""
+    """(path, tensor) of every tensor in a tree, by the name of its storage; `other` if it has none."""
     parts: dict[str, list[tuple[str, LazyTensor]]] = {}
     for path, tensor in tensors_of(tree):
         parts.setdefault(names.get(tensor.storage, other), []).append((path, tensor))
@@ -155,7 +148,7 @@ def tensors_by_part(
 
 
 def by_storage(tree: Any, names: Mapping[Storage, str] | None = None) -> Iterator[Check]:
-    """The storages of a tree whose file has no sums, each with its tensors."""
+    """A Check for each storage of a tree whose file has no sums."""
     for storage, tensors in tensors_by_storage(tree).items():
         part = (names or {}).get(storage, tensors[0][0])
         yield Check(part, storage.source, storage.offset, storage.nbytes, tuple(tensors))

@@ -1,9 +1,9 @@
-"""A tensor of a dtype that is in no table, where nothing in the file says how large an element is.
+"""Tensors of a dtype that is in no table, if the file does not say how large an element is.
 
-PyTorch writes a dtype as a name beside a storage of bytes. Of a name that a later version brings there is the shape,
-the name and the bytes, and no more: they are shown, and written again as they are. Nothing may cut, reorder or copy
-single elements, so such a tensor covers its whole storage. Where the size of an element is known (safetensors says how
-many bytes a tensor has, a live tensor how many an element), a plain LazyTensor of a `raw` dtype does.
+PyTorch writes a dtype as a name beside a storage of bytes. Of a name from a later version we know the shape, the name
+and the bytes: we show them and write them again unchanged. Nothing may cut, reorder or copy single elements, so the
+tensor covers its whole storage. Where the size of an element is known (safetensors, live tensors), a plain LazyTensor
+of a `raw` dtype does.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ class Labelled(LazyTensor):
 
     Args:
         dtype: of the kind `raw`, with 0 bits.
-        shape: its shape.
-        storage: its bytes. A view (`first` or `steps` given) has one of its own.
+        shape, storage, requires_grad, parameter: as of `LazyTensor`; a view has a Storage of its own.
         first: the element of the storage where it begins.
         steps: strides in elements; None means contiguous.
-        requires_grad, parameter: what PyTorch recorded with it.
     """
 
     __slots__ = ("first", "steps")
@@ -51,10 +49,7 @@ class Labelled(LazyTensor):
         """Bytes of its storage."""
         return self.storage.nbytes
 
-    @property
-    def span(self) -> int:
-        """Bytes of its storage."""
-        return self.storage.nbytes
+    span = nbytes
 
     @property
     def region(self) -> tuple[object, ...]:
@@ -63,7 +58,7 @@ class Labelled(LazyTensor):
 
     @property
     def is_view(self) -> bool:
-        """Whether it begins within its storage, or does not lie row-major in it."""
+        """Whether it begins within its storage, or is not row-major."""
         return bool(self.first) or self.steps is not None
 
     def stride(self, dim: int | None = None) -> Any:
@@ -72,40 +67,40 @@ class Labelled(LazyTensor):
         return steps if dim is None else steps[dim]
 
     def __getitem__(self, index: Any) -> LazyTensor:
-        raise self._unsized("cannot be sliced")
+        raise self._size_error("cannot be sliced")
 
     def raw(self) -> bytes | bytearray:
         """The bytes of its storage."""
         return self.storage.source.read(self.storage.offset, self.storage.nbytes)
 
     def torch(self, copy: bool = False) -> Any:
-        """As a `torch.Tensor`, where the installed PyTorch has its dtype."""
+        """As a `torch.Tensor`, if the installed PyTorch has its dtype."""
         kind = self.dtype.torch
         data = None if copy else self.storage.view(private=True)
-        held = torch_storage(self._owned() if data is None else data)
-        if held.data_ptr() % max(kind.itemsize, 1):
-            held = torch_storage(self._owned())
-        return torch_view(held, self.dtype, self.shape, self.stride(), self.first)
+        storage = torch_storage(self._owned() if data is None else data)
+        if storage.data_ptr() % max(kind.itemsize, 1):
+            storage = torch_storage(self._owned())
+        return torch_view(storage, self.dtype, self.shape, self.stride(), self.first)
 
     def contiguous(self) -> LazyTensor:
-        """Itself: its bytes are those of its storage. Whether they are its elements in order, `element_bytes` says."""
+        """Itself, although the bytes of its storage may not be its elements in order; see `element_bytes`."""
         return self
 
     def element_bytes(self) -> int:
-        """How many bytes of the storage there are for each element.
+        """Bytes of the storage for each element.
 
         Raises:
-            UnsupportedError: no whole number, or it is a view.
+            UnsupportedError: this is not a whole number, or the tensor is a view.
         """
         numel = self.numel()
         if self.is_view:
-            raise self._unsized("is a view of a storage and cannot be copied out of it")
+            raise self._size_error("is a view of a storage and cannot be copied out of it")
         if numel and self.nbytes % numel:
-            raise self._unsized("has no whole number of bytes an element")
+            raise self._size_error("has no whole number of bytes an element")
         return self.nbytes // numel if numel else 0
 
-    def _unsized(self, what: str) -> UnsupportedError:
+    def _size_error(self, what: str) -> UnsupportedError:
         return UnsupportedError(
             f"{self!r}: {what}: this version does not know how large an element of {self.dtype} is; "
-            "read its bytes with .raw(), save it in the format that it comes from, or update statedict"
+            "read its bytes with .raw(), save it in its original format, or update statedict"
         )

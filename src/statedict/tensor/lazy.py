@@ -25,8 +25,8 @@ from statedict.tensor.arrays import (
     writable_memory,
 )
 from statedict.tensor.attributes import live_attributes
-from statedict.tensor.boxes import gather, regions_of
-from statedict.tensor.operators import Unread
+from statedict.tensor.boxes import find_present_boxes, gather
+from statedict.tensor.operators import OperatorErrors, call_torch
 from statedict.values import Size, human_bytes
 
 TYPE_CHECKING = False
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Self
 
     from statedict.io.source import ByteSource
-
+    from statedict.tensor.boxes import Box
 
 EXPANDED = 1 << 30  # bytes up to which repeated elements are written out
 
@@ -46,9 +46,7 @@ class Storage:
     Tensors of one storage are tied (same `region`) or views (different regions).
 
     Attributes:
-        source: where the bytes are.
-        offset: the storage's first byte in the source.
-        nbytes: its length.
+        source, offset, nbytes: where the bytes are.
         device: where PyTorch had it when it was saved, `"cpu"`, `"cuda:0"`.
     """
 
@@ -60,19 +58,19 @@ class Storage:
 
     @property
     def key(self) -> object:
-        """What is equal for two Storage objects over the same memory."""
+        """Equal for two Storage objects over the same memory."""
         return self if self._key is None else self._key
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.source, self.offset, self.nbytes, self.device)
 
     def view(self, private: bool = False) -> memoryview | None:
-        """The bytes without a copy, or None where that cannot be had."""
+        """The bytes without a copy, or None if the source has no such view."""
         whole = self.source.view(private)
         return None if whole is None else whole[self.offset : self.offset + self.nbytes]
 
 
-class LazyTensor(Unread):
+class LazyTensor(OperatorErrors):
     """A tensor whose bytes stay where they are until someone reads them.
 
     Attributes:
@@ -81,14 +79,12 @@ class LazyTensor(Unread):
         strides: in elements; None means contiguous.
         storage: the bytes that it shares with tied tensors and other views.
         offset: its first byte in the storage.
-        requires_grad, parameter: what PyTorch recorded with it.
-        attributes: what someone set on it in Python (`weight.lr_scale = 0.5`), by name; None where there is nothing.
-            Formats keep those that are data; an `Opaque` among them is none.
+        requires_grad, parameter: as PyTorch recorded them.
+        attributes: Python attributes (`weight.lr_scale = 0.5`) by name, or None. Formats keep those that are data.
 
-    It serves wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
+    It works wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
     `numpy.asarray(t)`. Indexing with integers, slices, `...` and `None` gives another LazyTensor and reads nothing.
-    Operators such as `t * 2` are a TypeError, and a method that it lacks an AttributeError; `.torch()` and `.numpy()`
-    give what has them.
+    Operators such as `t * 2` raise a TypeError, missing methods an AttributeError; use `.torch()` or `.numpy()`.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")
@@ -121,11 +117,7 @@ class LazyTensor(Unread):
         self.requires_grad, self.parameter, self.attributes = requires_grad, parameter, attributes
 
     def replace(self, **changes: Any) -> Self:
-        """A tensor of the same class with some attributes changed.
-
-        Args:
-            changes: attributes by name, such as `shape=(2, 3)` or `storage=other`. The caller answers for it that they
-                fit one another.
+        """A tensor of the same class with some attributes changed, such as `shape=(2, 3)`, without checks.
 
         Raises:
             AttributeError: the class has no such attribute.
@@ -142,14 +134,11 @@ class LazyTensor(Unread):
             setattr(new, slot, value)
         return new
 
-    # what it is
-
     @property
     def region(self) -> tuple[object, ...]:
-        """Which bytes of which storage it covers, in which dtype, shape and strides: the identity of its bytes.
+        """The identity of its bytes: which bytes of which storage it covers, in which dtype, shape and strides.
 
-        Two tensors are tied if their regions are equal, and views of one storage if only their storages are.
-        An empty tensor covers no bytes: its region equals no other, nor itself when asked for again.
+        Two tensors are tied if their regions are equal. The region of an empty tensor equals nothing, not even itself.
         """
         if 0 in self.shape:
             return (object(),)
@@ -179,7 +168,7 @@ class LazyTensor(Unread):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements, whatever the storage behind it holds besides."""
+        """Bytes of its elements; the storage may hold more."""
         return (math.prod(self.shape) * self.dtype.bits + 7) >> 3
 
     @property
@@ -192,9 +181,9 @@ class LazyTensor(Unread):
         return (sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1) * self.dtype.itemsize
 
     @property
-    def regions(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] | None:
-        """Of a checkpoint that lacks parts the boxes that are there, each a corner and sizes; None if all is."""
-        return regions_of(self.storage.source, self.storage.offset + self.offset, self.stride(), self.shape)
+    def present_boxes(self) -> tuple[Box, ...] | None:
+        """The boxes (corner, sizes) that an incomplete checkpoint has of it; None if it is complete."""
+        return find_present_boxes(self.storage.source, self.storage.offset + self.offset, self.stride(), self.shape)
 
     def is_contiguous(self) -> bool:
         """Whether the elements lie row-major without gaps."""
@@ -226,10 +215,8 @@ class LazyTensor(Unread):
         offset = self.offset if not numel else self.offset + start * self.dtype.itemsize
         return LazyTensor(self.dtype, shape, self.storage, offset, None if contiguous else strides, self.requires_grad)
 
-    # reading it
-
     def raw(self) -> bytes | bytearray:
-        """The bytes of its elements in row-major order, little-endian, as an own copy."""
+        """The bytes of its elements in row-major order, little-endian, as a copy."""
         contiguous = self.contiguous()
         return contiguous.storage.source.read(contiguous.storage.offset + contiguous.offset, contiguous.nbytes)
 
@@ -237,8 +224,8 @@ class LazyTensor(Unread):
         """As a `numpy.ndarray`.
 
         Args:
-            copy: False maps the file where it can: nothing is read until elements are touched, and the array is
-                read-only. True gives owned, writable memory, read the fastest way.
+            copy: False maps the file if possible: the array is read-only and read when it is touched. True gives owned,
+                writable memory.
 
         Raises:
             UnsupportedError: numpy has no such dtype.
@@ -260,9 +247,8 @@ class LazyTensor(Unread):
         """As a `torch.Tensor` on the CPU (imports torch).
 
         Args:
-            copy: False maps the file where it can: what is written into the tensor stays in this process and reaches
-                a file only if the tensor is put into the dict and saved. True gives owned memory, read the fastest
-                way; it is what `load_state_dict(..., assign=True)` and plain optimizers want, for they keep it.
+            copy: False maps the file if possible; writes into the tensor stay in this process. True gives owned memory,
+                as `load_state_dict(..., assign=True)` and optimizers want, since they keep it.
         """
         data = None if copy else self.storage.view(private=True)
         if data is not None and self.dtype.itemsize:
@@ -292,7 +278,7 @@ class LazyTensor(Unread):
         """The same elements row-major; reading it gathers them in bounded memory.
 
         Raises:
-            LimitError: it repeats a few bytes so often that no memory could hold it.
+            LimitError: it repeats a few bytes more often than memory could hold.
         """
         if self.strides is None:
             return self
@@ -306,7 +292,9 @@ class LazyTensor(Unread):
         storage = Storage(source, 0, self.nbytes, base.device)
         return self.replace(storage=storage, offset=0, strides=None)
 
-    # what numpy and torch ask it for
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call_torch(LazyTensor, func, args, kwargs or {})
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         array = self.numpy(copy=bool(copy))
@@ -317,17 +305,14 @@ class LazyTensor(Unread):
         return array
 
     def __dlpack__(self, **options: Any) -> Any:
-        return self._dlpack_array().__dlpack__(**options)
+        import sys
+
+        # numpy does not export read-only memory
+        array = self.numpy(copy=True) if sys.modules.get("torch") is None else self.torch()
+        return array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)  # kDLCPU
-
-    def _dlpack_array(self) -> Any:
-        import sys
-
-        if sys.modules.get("torch") is not None:
-            return self.torch()
-        return self.numpy(copy=True)  # numpy exports no read-only memory
 
     def __index__(self) -> int:
         if self.dtype.kind not in ("int", "uint", "bool") or self.numel() != 1:
@@ -344,11 +329,7 @@ class LazyTensor(Unread):
         return bool(self.item())
 
     def copy_into(self, target: Any) -> bool:
-        """Fill a torch tensor of the same dtype and shape straight from the source.
-
-        Returns:
-            False where that takes a conversion (another dtype, strides, an accelerator); nothing was written then.
-        """
+        """Fill a torch tensor straight from the source; False if it needs a conversion, and nothing was written."""
         memory = writable_memory(target)
         if memory is None or self.strides is not None or memory.dtype is not self.dtype or memory.shape != self.shape:
             return False
@@ -359,30 +340,26 @@ class LazyTensor(Unread):
 
 
 def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
-    """A LazyTensor over a live array, which shares its memory; a LazyTensor as it is.
-
-    Args:
-        value: `torch.Tensor`, `numpy.ndarray` or LazyTensor.
-        parts: take a tensor that is a part of a larger one, too.
+    """A LazyTensor over the memory of a live array, or the LazyTensor itself.
 
     Raises:
-        UnsupportedError: the value is none of them, has no plain memory, or is a part.
+        UnsupportedError: the value is not an array, has no plain memory, or (unless `parts`) is part of a larger one.
     """
     if isinstance(value, LazyTensor):
         return value
     if is_torch(value):
         if not parts and (part := part_of(value)) is not None:
-            raise part.refused()
-        memory, noted = torch_memory(value), live_attributes(value)
+            raise part.error()
+        memory, attributes = torch_memory(value), live_attributes(value)
     elif is_numpy(value):
-        memory, noted = numpy_memory(value), None
+        memory, attributes = numpy_memory(value), None
     else:
         raise UnsupportedError(f"expected a tensor or an array, got {type(value).__name__}")
     source = AddressSource(memory.address, memory.nbytes, memory.owner)
     key = (memory.address, memory.nbytes) if memory.nbytes else None
     storage = Storage(source, 0, memory.nbytes, memory.device, key)
     flags = memory.requires_grad, memory.parameter
-    return LazyTensor(memory.dtype, memory.shape, storage, memory.offset, memory.strides, *flags, noted)
+    return LazyTensor(memory.dtype, memory.shape, storage, memory.offset, memory.strides, *flags, attributes)
 
 
 def is_array(value: object) -> bool:

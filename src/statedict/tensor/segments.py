@@ -1,12 +1,13 @@
-"""Which bytes of which storages a set of tensors needs, and the tensors made anew over a copy of just those.
+"""Which bytes of which storages a set of tensors needs, and copies of the tensors over just those bytes.
 
-Saving, snapshots and owned loads are the same problem: tensors share storages, tied ones completely, views in
-part, and a small view may sit in a huge storage (pytorch#33101). A segment is a run of a storage that some tensors
-cover; overlapping tensors share one, so ties survive, and bytes that no tensor sees are left behind.
+Saving, snapshots and owned loads are the same problem: tied tensors share a storage, views share parts of it, and a
+small view may lie in a huge storage (pytorch#33101). A segment is a run of a storage that some tensors cover.
+Overlapping tensors share one, so ties survive; bytes that no tensor covers are left out.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 
 from statedict.io.memory import allocate
@@ -27,22 +28,23 @@ _SEPARATE = 1 << 20
 _ALIGN = 64
 
 
+@dataclass(slots=True, eq=False)
 class Segment:
-    """A run of bytes to keep: `size` bytes of `source` from `start`."""
+    """A run of bytes to keep."""
 
-    __slots__ = ("device", "size", "source", "start")
+    source: ByteSource
+    start: int
+    size: int
+    device: str
 
-    def __init__(self, source: ByteSource, start: int, size: int, device: str) -> None:
-        self.source, self.start, self.size, self.device = source, start, size, device
 
-
+@dataclass(slots=True, eq=False)
 class Place:
-    """Where a tensor lies: the segment's index, its first byte in it, its strides (None: contiguous)."""
+    """Where a tensor lies: index of its segment, its first byte there, its strides (None: contiguous)."""
 
-    __slots__ = ("offset", "segment", "strides")
-
-    def __init__(self, segment: int, offset: int, strides: Strides | None) -> None:
-        self.segment, self.offset, self.strides = segment, offset, strides
+    segment: int
+    offset: int
+    strides: Strides | None
 
 
 def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
@@ -62,7 +64,7 @@ def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
 
 
 def covered_bytes(tensors: Sequence[LazyTensor]) -> int:
-    """The bytes that tensors need together: tied ones count once, and so do bytes that several views share.
+    """The bytes that tensors need together; bytes of tied tensors and overlapping views count once.
 
     >>> from statedict.tensor.lazy import as_lazy
     >>> import numpy
@@ -74,10 +76,7 @@ def covered_bytes(tensors: Sequence[LazyTensor]) -> int:
 
 
 def origin(tensor: LazyTensor) -> object:
-    """Where the bytes of a tensor lie in a file or in memory: equal for two tensors that read the same bytes.
-
-    Unlike regions, origins can be compared between two loads. Tensors of one origin need not be tied.
-    """
+    """Where the bytes of a tensor lie in a file or in memory; unlike regions, comparable between two loads."""
     source: Any = tensor.storage.source
     at = tensor.storage.offset + tensor.offset
     while hasattr(source, "locate"):
@@ -97,7 +96,7 @@ def storage_bytes(tensors: Iterable[LazyTensor]) -> int:
 
 
 def unseen_bytes(tensors: Sequence[LazyTensor]) -> int:
-    """The bytes of the storages behind tensors that none of them covers."""
+    """The bytes of the storages behind tensors that no tensor covers."""
     covered = 0
     for members in _by_storage(tensors).values():
         if len(members) == 1:
@@ -111,14 +110,14 @@ def unseen_bytes(tensors: Sequence[LazyTensor]) -> int:
 
 
 def _by_storage(tensors: Sequence[LazyTensor]) -> dict[object, list[int]]:
-    found: dict[object, list[int]] = {}
+    indices: dict[object, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        found.setdefault(tensor.storage.key, []).append(index)
-    return found
+        indices.setdefault(tensor.storage.key, []).append(index)
+    return indices
 
 
 def _place_alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
-    if tensor.strides is not None and tensor.span > tensor.nbytes:  # strided with gaps: keep the elements only
+    if tensor.strides is not None and tensor.span > tensor.nbytes:  # it has gaps: keep the elements only
         tensor = tensor.contiguous()
     storage = tensor.storage
     segments.append(Segment(storage.source, storage.offset + tensor.offset, tensor.span, storage.device))
@@ -126,7 +125,7 @@ def _place_alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
 
 
 def _group_overlapping(tensors: Sequence[LazyTensor], members: list[int]) -> list[list[int]]:
-    """Members of one storage in groups that share bytes; groups in the order of their first tensor."""
+    """Group the members of one storage that share bytes; groups are in the order of their first tensor."""
     groups: list[list[int]] = []
     end = -1
     for index in sorted(members, key=lambda i: (tensors[i].offset, i)):
@@ -150,7 +149,7 @@ def _place_together(
     start = min(tensors[i].offset for i in group)
     end = max(tensors[i].offset + tensors[i].span for i in group)
     if len(regions) == 1 or end - start > sum(tensors[members[0]].nbytes for members in regions.values()):
-        # tied ones only, or views with more between them than in them, such as a row and a column
+        # only tied tensors, or views with more bytes between them than in them, such as a row and a column
         for members in regions.values():
             place = _place_alone(tensors[members[0]], segments)
             for i in members:
@@ -166,20 +165,15 @@ def _place_together(
 def copy_segments(
     tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
 ) -> tuple[list[memoryview], list[Place]]:
-    """Copy the segments of the tensors into owned memory, all at once and the fastest way.
-
-    Args:
-        tensors: what to copy.
-        room: makes buffers of so many bytes each; by default fresh ones.
-    """
+    """Copy the segments of the tensors into buffers, fresh ones or those that `room` returns for given sizes."""
     segments, places = plan(tensors)
-    buffers = (room or _fresh)([segment.size for segment in segments])
+    buffers = (room or _allocate_all)([segment.size for segment in segments])
     fill((s.source, s.start, b) for s, b in zip(segments, buffers, strict=True) if s.size)
     return buffers, places
 
 
-def _fresh(sizes: list[int]) -> list[memoryview]:
-    """Buffers of their own for large ones, small ones together."""
+def _allocate_all(sizes: list[int]) -> list[memoryview]:
+    """Buffers of these sizes; small ones share memory."""
     buffers: list[memoryview] = []
     arena, used = allocate(0), 0
     for size in sizes:
@@ -194,7 +188,7 @@ def _fresh(sizes: list[int]) -> list[memoryview]:
 
 
 class Arena:
-    """Memory for one copy at a time, used again for the next one; it grows when that needs more."""
+    """Memory for one copy at a time that the next copy reuses; it grows as needed."""
 
     __slots__ = ("_memory",)
 
@@ -202,10 +196,10 @@ class Arena:
         self._memory = allocate(0)
 
     def __call__(self, sizes: list[int]) -> list[memoryview]:
-        """Buffers of so many bytes each; those given before are given up."""
+        """Buffers of these sizes; the buffers of the previous call become invalid."""
         ends = list(accumulate(size + -size % _ALIGN for size in sizes))
         if ends and ends[-1] > len(self._memory):
-            self._memory = allocate(0)  # the old one goes before the new one comes
+            self._memory = allocate(0)  # free it first
             self._memory = allocate(ends[-1])
         starts = [0, *ends]
         return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
@@ -214,7 +208,7 @@ class Arena:
 def copy_tensors(
     tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
 ) -> list[LazyTensor]:
-    """The tensors over owned memory; see `own`."""
+    """The tensors over owned memory; see `copy_segments`."""
     from statedict.io.source import BytesSource
 
     buffers, places = copy_segments(tensors, room)
@@ -226,7 +220,7 @@ def copy_tensors(
 
 
 def numpy_arrays(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
-    """The tensors as numpy arrays; with `copy` owned, and tied ones share memory as before."""
+    """The tensors as numpy arrays, owned if `copy`; tied tensors stay tied."""
     if not copy:
         return [tensor.numpy() for tensor in tensors]
     buffers, places = copy_segments(tensors)
@@ -236,25 +230,21 @@ def numpy_arrays(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
     ]
 
 
-def _elements(tensor: LazyTensor, place: Place) -> tuple[Strides | None, int]:
-    """Strides and first element in the segment."""
-    if isinstance(tensor, Labelled):
-        return tensor.steps, tensor.first
-    return place.strides, place.offset // max(tensor.dtype.itemsize, 1)
-
-
 def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
-    """The tensors as torch tensors; tied ones share a `torch.UntypedStorage` as before."""
+    """The tensors as torch tensors, owned if `copy`; tied tensors share a `torch.UntypedStorage`."""
+
+    def view(storage: Any, tensor: LazyTensor, strides: Strides | None, offset: int) -> Any:
+        if isinstance(tensor, Labelled):
+            return torch_view(storage, tensor.dtype, tensor.shape, tensor.steps, tensor.first)
+        return torch_view(storage, tensor.dtype, tensor.shape, strides, offset // max(tensor.dtype.itemsize, 1))
+
     if copy:
         buffers, places = copy_segments(tensors)
         owned = [torch_storage(buffer) for buffer in buffers]
-        return [
-            torch_view(owned[p.segment], t.dtype, t.shape, *_elements(t, p))
-            for t, p in zip(tensors, places, strict=True)
-        ]
+        return [view(owned[p.segment], t, p.strides, p.offset) for t, p in zip(tensors, places, strict=True)]
     mapped: dict[object, Any] = {}
     result: list[Any] = [None] * len(tensors)
-    apart: list[int] = []  # those that cannot be mapped, read together, for they may share storages
+    apart: list[int] = []  # cannot be mapped; copied together, for they may share storages
     for index, tensor in enumerate(tensors):
         storage, item = tensor.storage, tensor.dtype.itemsize
         if storage.key not in mapped:
@@ -264,8 +254,8 @@ def torch_tensors(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
         if shared is None or not item or shared.data_ptr() % item or tensor.offset % item:
             apart.append(index)
         else:
-            result[index] = torch_view(shared, tensor.dtype, tensor.shape, tensor.strides, tensor.offset // item)
+            result[index] = view(shared, tensor, tensor.strides, tensor.offset)
     if apart:
-        for index, made in zip(apart, torch_tensors([tensors[i] for i in apart], True), strict=True):
-            result[index] = made
+        for index, copied in zip(apart, torch_tensors([tensors[i] for i in apart], True), strict=True):
+            result[index] = copied
     return result
