@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from statedict.dtypes import dtype
 from statedict.io.pipeline import blocks
-from statedict.io.source import BytesSource, ComputedSource, FileSource
+from statedict.io.source import ByteSource, BytesSource, ComputedSource, FileSource
 from statedict.tensor import assembled, boxes
 from statedict.tensor.arrays import contiguous_strides
 from statedict.tensor.assembled import assemble, map_elements
@@ -26,7 +26,7 @@ KIND = dtype("int16")
 NUMBERS = np.arange(6000, dtype="i2")
 
 
-class Opened:
+class Opened(ByteSource):
     """A source over the numbers that is not in memory, and what was read of it."""
 
     in_memory = False

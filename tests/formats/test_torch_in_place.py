@@ -92,7 +92,7 @@ def test_what_torch_calculates_of_an_order_that_is_no_more_is_not_believed(tmp_p
     torch.save({"a": {"x": torch.ones(3), "y": torch.ones(400)}, "b": {"z": torch.ones(5)}}, path)
     assert in_place(path, {"rename": {"b.z": "a.w", "a.{x}": "b.{x}"}})
     state = statedict.load(path)
-    order = [t.storage.source.record[-1] for t in state.tensors().values()]  # type: ignore[attr-defined]
+    order = [t.storage.source.entry.name[-1] for t in state.tensors().values()]  # type: ignore[attr-defined]
     assert_same(state, torch.load(path, weights_only=True))
     meta = torch.load(path, map_location="meta", weights_only=True)
     if getattr(meta["a"]["w"].untyped_storage(), "_checkpoint_offset", None) is None:

@@ -20,10 +20,9 @@ from collections import OrderedDict
 
 from statedict.errors import CorruptFileError, ExistingFileError, FileError, MissingFileError, UnsupportedError
 from statedict.io.blocks import PIECE
-from statedict.io.memory import zeros
 from statedict.io.parallel import REMOTE_WORKERS, check_spawned, parallel
 from statedict.io.sink import StreamSink
-from statedict.io.source import FileSource, check_range
+from statedict.io.source import ByteSource, FileSource
 from statedict.io.upload import Upload
 from statedict.io.urls import SCHEMES
 
@@ -102,12 +101,11 @@ def at(url: str) -> Remote:
     return found
 
 
-class RemoteSource:
+class RemoteSource(ByteSource):
     """An object behind a URL, read in ranges."""
 
     __slots__ = ("__weakref__", "_blocks", "_remote", "_tag", "name", "size", "url")
 
-    in_memory = False
     remote = True
 
     def __init__(self, url: str, remote: Remote) -> None:
@@ -122,17 +120,14 @@ class RemoteSource:
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
-        check_range(self, offset, length)
-        if length <= _SMALL:
-            return self._from_blocks(offset, length)
-        whole = zeros(length)
-        self.readinto(offset, memoryview(whole))
-        return whole
+        if length > _SMALL:
+            return super().read(offset, length)
+        self.check_range(offset, length)
+        return self._from_blocks(offset, length)
 
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
+    def fill(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer from a range that has been checked."""
         length = len(buffer)
-        check_range(self, offset, length)
         if length <= _SMALL:
             buffer[:] = self._from_blocks(offset, length)
             return
@@ -143,10 +138,6 @@ class RemoteSource:
 
         for _ in parallel(put, range(0, length, PIECE), workers=REMOTE_WORKERS):
             pass
-
-    def view(self, private: bool = False) -> memoryview | None:
-        """None: it is far away."""
-        return None
 
     def _from_blocks(self, offset: int, length: int) -> bytes:
         if not length:

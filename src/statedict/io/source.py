@@ -1,9 +1,4 @@
-"""ByteSource: where bytes are.
-
-A source has a `name` for messages, a `size` in bytes, and three ways to get at bytes:
-`read` copies them out, `readinto` fills a buffer, `view` maps them without a copy where that is possible.
-Every range is checked against the size first, so that no offset from a file is ever trusted.
-"""
+"""ByteSource: where bytes are. Every range is checked against the size, so no offset from a file is trusted."""
 
 from __future__ import annotations
 
@@ -17,70 +12,83 @@ from statedict.io.memory import out_of_memory, zeros
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from collections.abc import Callable
+    from typing import Any
 
     from statedict.dtypes import DType
-
-    class ByteSource(Protocol):
-        """Readable bytes of known size."""
-
-        @property
-        def name(self) -> str:
-            """What messages call it."""
-
-        @property
-        def size(self) -> int:
-            """Its length in bytes."""
-
-        @property
-        def in_memory(self) -> bool:
-            """Whether `view` is memory already, so that reading it into a buffer would be a needless copy."""
-
-        @property
-        def remote(self) -> bool:
-            """Whether a read asks a server and waits, so that several at a time are faster."""
-
-        def read(self, offset: int, length: int) -> bytes | bytearray:
-            """A copy of `length` bytes from `offset`."""
-
-        def readinto(self, offset: int, buffer: memoryview) -> None:
-            """Fill `buffer` from `offset`."""
-
-        def view(self, private: bool = False) -> memoryview | None:
-            """All bytes without a copy, or None where that cannot be had.
-
-            With `private` the view is writable; what is written there stays in this process.
-            """
-
 
 _PREAD_AT_MOST = 1 << 30  # Linux moves at most 2 GiB a call
 _SHORT = 1 << 16  # copies up to here are not worth the call
 
 
-def check_range(source: ByteSource, offset: int, length: int) -> None:
-    """Raise CorruptFileError unless `length` bytes from `offset` lie within the source."""
-    if offset < 0 or length < 0 or offset + length > source.size:
-        raise CorruptFileError(
-            f"{source.name}: bytes {offset:,} to {offset + length:,} lie outside the file ({source.size:,} bytes); "
-            "it looks truncated or damaged, fetch it again"
-        )
+class ByteSource:
+    """Readable bytes of known size; a subclass says how to fill a buffer.
+
+    Attributes:
+        name: what messages call it.
+        size: its length in bytes.
+        fill: fills a buffer from an offset whose range has been checked.
+    """
+
+    __slots__ = ()
+
+    name: str
+    size: int
+    fill: Callable[[int, memoryview], object]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether `view` is memory already, so that reading it into a buffer would be a needless copy."""
+        return False
+
+    @property
+    def remote(self) -> bool:
+        """Whether a read asks a server and waits, so that several at a time are faster."""
+        return False
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        """A copy of `length` bytes from `offset`."""
+        self.check_range(offset, length)
+        whole = zeros(length)
+        self.fill(offset, memoryview(whole))
+        return whole
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
+        self.check_range(offset, len(buffer))
+        self.fill(offset, buffer)
+
+    def view(self, private: bool = False) -> memoryview | None:
+        """All bytes without a copy, or None where that cannot be had.
+
+        With `private` the view is writable; what is written there stays in this process.
+        """
+        return None
+
+    def check_range(self, offset: int, length: int) -> None:
+        """Raise CorruptFileError unless `length` bytes from `offset` lie within the source."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise CorruptFileError(self._outside(f"bytes {offset:,} to {offset + length:,} lie outside"))
+
+    def _outside(self, what: str) -> str:
+        return f"{self.name}: {what} the file ({self.size:,} bytes); it looks truncated or damaged, fetch it again"
 
 
-class FileSource:
-    """A local file, held open, so that replacing it by rename leaves this one readable."""
+class FileSource(ByteSource):
+    """A local file, held open, so that replacing it by rename leaves this one readable.
 
-    __slots__ = ("__weakref__", "_fd", "_private", "_view", "identity", "name", "size")
+    Args:
+        path: its name.
+        fd: a descriptor that is open already, which then belongs to this object.
+    """
 
-    in_memory = False
-    remote = False
+    __slots__ = ("__weakref__", "_fd", "_views", "identity", "name", "size")
 
     def __init__(self, path: str, fd: int = -1) -> None:
-        self._fd = fd  # one that is open already, which now belongs to this object
-        self.name = path
+        self._fd, self.name = fd, path
         try:
             if fd < 0:
-                flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-                self._fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
+                self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
             status = os.fstat(self._fd)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -90,8 +98,7 @@ class FileSource:
             raise FileError(f"{path}: is a pipe or a device; save what comes out of it to a file first")
         self.size = status.st_size
         self.identity = _identity(status)
-        self._view: memoryview | None = None
-        self._private: memoryview | None = None
+        self._views: dict[bool, memoryview] = {}
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -114,7 +121,7 @@ class FileSource:
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
-        check_range(self, offset, length)
+        self.check_range(offset, length)
         self._check_unchanged()
         if length <= _PREAD_AT_MOST:
             try:
@@ -125,17 +132,13 @@ class FileSource:
                 raise out_of_memory(length, f"{self.name}: ") from error
             if len(data) == length:
                 return data
-        whole = zeros(length)
-        self.readinto(offset, memoryview(whole))
-        return whole
+        return super().read(offset, length)
 
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
-        length = len(buffer)
-        check_range(self, offset, length)
+    def fill(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer from a range that has been checked."""
         self._check_unchanged()
         done = 0
-        while done < length:
+        while done < len(buffer):
             try:
                 count = os.preadv(self._fd, [buffer[done : done + _PREAD_AT_MOST]], offset + done)
             except OSError as error:
@@ -144,32 +147,22 @@ class FileSource:
                 raise self._changed()
             done += count
 
-    def view(self, private: bool = False) -> memoryview | None:
+    def view(self, private: bool = False) -> memoryview:
         """The file mapped; with `private` writable, and what is written stays in this process."""
-        import mmap
-
         self._check_unchanged()
         if not self.size:
             return memoryview(bytearray() if private else b"")
-        if private:
-            if self._private is None:
-                self._private = self._mapped(mmap.ACCESS_COPY)
-            return self._private
-        if self._view is None:
-            self._view = self._mapped(mmap.ACCESS_READ)
-        return self._view
+        if private not in self._views:
+            import mmap
 
-    def _mapped(self, access: int) -> memoryview:
-        import mmap
-
-        try:
-            return memoryview(mmap.mmap(self._fd, self.size, access=access))
-        except OSError as error:
-            if error.errno == errno.ENOMEM:
+            try:
+                access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
+                self._views[private] = memoryview(mmap.mmap(self._fd, self.size, access=access))
+            except (OSError, MemoryError, OverflowError) as error:
+                if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                    raise file_error(self.name, "cannot map", error) from error
                 raise out_of_memory(self.size, f"{self.name}: ") from error
-            raise file_error(self.name, "cannot map", error) from error
-        except (MemoryError, OverflowError) as error:
-            raise out_of_memory(self.size, f"{self.name}: ") from error
+        return self._views[private]
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -183,13 +176,12 @@ def _reopen(path: str, identity: tuple[int, ...]) -> FileSource:
     return source
 
 
-class BytesSource:
+class BytesSource(ByteSource):
     """Bytes in memory: any C-contiguous buffer."""
 
     __slots__ = ("_view", "name", "size")
 
     in_memory = True
-    remote = False
 
     def __init__(self, data: bytes | bytearray | memoryview, name: str = "memory") -> None:
         self._view = memoryview(data).cast("B")
@@ -198,30 +190,30 @@ class BytesSource:
     def __reduce__(self) -> tuple[Any, ...]:
         return BytesSource, (bytes(self._view), self.name)
 
-    def read(self, offset: int, length: int) -> bytes | bytearray:
+    def read(self, offset: int, length: int) -> bytes:
         """A copy of `length` bytes from `offset`."""
-        check_range(self, offset, length)
-        return bytes(self._view[offset : offset + length])
+        self.check_range(offset, length)
+        return bytes(self._memory()[offset : offset + length])
 
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
-        check_range(self, offset, len(buffer))
-        buffer[:] = self._view[offset : offset + len(buffer)]
+    def fill(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer from a range that has been checked."""
+        buffer[:] = self._memory()[offset : offset + len(buffer)]
 
     def view(self, private: bool = False) -> memoryview | None:
         """The memory; None for a private view of what is read-only."""
-        if private and self._view.readonly:
-            return None
+        memory = self._memory()
+        return None if private and memory.readonly else memory
+
+    def _memory(self) -> memoryview:
         return self._view
 
 
-class AddressSource:
+class AddressSource(ByteSource):
     """Memory that a live array owns; `owner` keeps it alive."""
 
     __slots__ = ("address", "name", "owner", "size")
 
     in_memory = True
-    remote = False
 
     def __init__(self, address: int, size: int, owner: object, name: str = "memory") -> None:
         self.address, self.size, self.owner, self.name = address, size, owner, name
@@ -229,16 +221,15 @@ class AddressSource:
     def __reduce__(self) -> tuple[Any, ...]:
         return BytesSource, (self.read(0, self.size), self.name)
 
-    def read(self, offset: int, length: int) -> bytes | bytearray:
+    def read(self, offset: int, length: int) -> bytes:
         """A copy of `length` bytes from `offset`."""
         import ctypes
 
-        check_range(self, offset, length)
+        self.check_range(offset, length)
         return ctypes.string_at(self.address + offset, length)
 
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
-        check_range(self, offset, len(buffer))
+    def fill(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer from a range that has been checked."""
         if len(buffer) < _SHORT:
             buffer[:] = self.view()[offset : offset + len(buffer)]
             return
@@ -251,40 +242,24 @@ class AddressSource:
         return address_view(self.address, self.size, self.owner)
 
 
-class ComputedSource:
+class ComputedSource(ByteSource):
     """Bytes that a function makes on demand; what makes tensors is in boxes.py."""
 
     __slots__ = ("fill", "name", "remote", "size")
 
-    in_memory = False
+    remote: bool
 
     def __init__(self, size: int, fill: Any, name: str = "computed", remote: bool = False) -> None:
         self.size, self.fill, self.name, self.remote = size, fill, name, remote
 
-    def read(self, offset: int, length: int) -> bytes | bytearray:
-        """A copy of `length` bytes from `offset`."""
-        check_range(self, offset, length)
-        whole = zeros(length)
-        self.fill(offset, memoryview(whole))
-        return whole
 
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
-        check_range(self, offset, len(buffer))
-        self.fill(offset, buffer)
-
-    def view(self, private: bool = False) -> memoryview | None:
-        """None: nothing is there before it is computed."""
-        return None
-
-
-class Slice:
+class Slice(ByteSource):
     """A range of another source."""
 
     __slots__ = ("_base", "_start", "name", "size")
 
     def __init__(self, base: ByteSource, start: int, size: int, name: str = "") -> None:
-        check_range(base, start, size)
+        base.check_range(start, size)
         self._base, self._start, self.size, self.name = base, start, size, name or base.name
 
     def locate(self) -> tuple[ByteSource, int]:
@@ -303,25 +278,26 @@ class Slice:
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
-        self._check(offset, length)
-        return self._base.read(self._start + offset, length)
+        self.check_range(offset, length)
+        base, start = self.locate()
+        return base.read(start + offset, length)
 
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
-        self._check(offset, len(buffer))
-        self._base.readinto(self._start + offset, buffer)
+    def fill(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer from a range that has been checked."""
+        base, start = self.locate()
+        base.readinto(start + offset, buffer)
 
     def view(self, private: bool = False) -> memoryview | None:
         """Its part of the other source's view."""
         whole = self._base.view(private)
-        return None if whole is None else whole[self._start : self._start + self.size]
+        if whole is None:
+            return None
+        start = self.locate()[1]
+        return whole[start : start + self.size]
 
-    def _check(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise CorruptFileError(
-                f"{self.name}: bytes {offset:,} to {offset + length:,} lie outside of their part of the file "
-                f"(bytes {self._start:,} to {self._start + self.size:,}); it looks damaged, fetch it again"
-            )
+    def _outside(self, what: str) -> str:
+        place = f"(bytes {self._start:,} to {self._start + self.size:,})"
+        return f"{self.name}: {what} of their part of the file {place}; it looks damaged, fetch it again"
 
 
 def swap_bytes(source: ByteSource, start: int, nbytes: int, kind: DType) -> ByteSource:
@@ -329,8 +305,7 @@ def swap_bytes(source: ByteSource, start: int, nbytes: int, kind: DType) -> Byte
     itemsize = kind.itemsize // 2 if kind.kind == "complex" else kind.itemsize
     if itemsize == 1:
         return Slice(source, start, nbytes)
-    check_range(source, start, nbytes)
-
+    source.check_range(start, nbytes)
     return ComputedSource(nbytes, partial(_read_swapped, source, start, nbytes, itemsize), source.name, source.remote)
 
 

@@ -17,46 +17,34 @@ Source: PKWARE APPNOTE 6.3.10. Limits: no encryption, no multiple disks; stored 
 from __future__ import annotations
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
+from statedict.io.source import BytesSource, Slice
 from statedict.io.zip_ends import END, FULL16, find_ends
 from statedict.io.zip_table import DEFLATED, STORED, UNREADABLE, Header, differs, read_entries, read_local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from statedict.io.source import ByteSource
 
 
-class Record:
-    """One stored record as a ByteSource; where its data begin is looked up at first use."""
+class Record(Slice):
+    """One stored record as a ByteSource; where its data begin is looked up at first use.
 
-    __slots__ = ("_base", "_start", "crc", "entry", "size")
+    Attributes:
+        entry: what the directory says of it.
+        crc: its CRC-32.
+        base: the archive.
+    """
+
+    __slots__ = ("crc", "entry")
 
     in_memory = False
 
     def __init__(self, base: ByteSource, entry: Header) -> None:
-        self._base, self.entry, self._start = base, entry, -1
+        self._base, self.entry, self._start, self.name = base, entry, -1, base.name
         self.crc, self.size = entry[3], entry[4]
-
-    @property
-    def record(self) -> str:
-        """Its own name."""
-        return self.entry.name
-
-    @property
-    def header(self) -> int:
-        """Where its own header begins in the archive."""
-        return self.entry.at
-
-    @property
-    def name(self) -> str:
-        """The archive's name."""
-        return self._base.name
-
-    @property
-    def remote(self) -> bool:
-        """As the archive."""
-        return self._base.remote
 
     @property
     def base(self) -> ByteSource:
@@ -64,107 +52,49 @@ class Record:
         return self._base
 
     @property
-    def archive_size(self) -> int:
-        """Bytes of the archive that it lies in."""
-        return self._base.size
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Where it begins in the archive, and where it ends at the earliest."""
-        return self.header, self.header + 30 + self.size
-
-    @property
     def label(self) -> str:
         """The archive's and the record's name."""
-        return f"{self._base.name}: {self.record}"
+        return f"{self.name}: {self.entry.name}"
 
     def locate(self) -> tuple[ByteSource, int]:
         """The archive and the offset of this record's first byte in it."""
         if self._start < 0:
-            base, said = self._base, self.entry
-            if said.at + 30 > base.size:
+            base, entry = self._base, self.entry
+            if entry.at + 30 > base.size:
                 raise CorruptFileError(
                     f"{self.label}: its header lies past the end of the file; the file looks truncated"
                 )
-            local = read_local(base, said.at, said.length)
+            local = read_local(base, entry.at, entry.length)
             if local is None:
-                raise CorruptFileError(f"{self.label}: no record at byte {self.header:,}; the archive is damaged")
-            start = local.at
-            if start + self.size > base.size:
+                raise CorruptFileError(f"{self.label}: no record at byte {entry.at:,}; the archive is damaged")
+            if local.at + self.size > base.size:
                 raise CorruptFileError(
-                    f"{self.label}: bytes {start:,} to {start + self.size:,} lie past the end of the file "
+                    f"{self.label}: bytes {local.at:,} to {local.at + self.size:,} lie past the end of the file "
                     f"({base.size:,} bytes); the file looks truncated, fetch it again"
                 )
-            if difference := differs(said, local):
+            if difference := differs(entry, local):
                 raise CorruptFileError(f"{self.label}: {difference}; the archive is damaged or forged")
-            self._start = start
+            self._start = local.at
         return self._base, self._start
 
-    def _at(self, offset: int, length: int) -> int:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise CorruptFileError(
-                f"{self.label}: bytes {offset:,} to {offset + length:,} lie outside the record ({self.size:,} bytes)"
-            )
-        return self.locate()[1] + offset
-
-    def read(self, offset: int, length: int) -> bytes | bytearray:
-        """A copy of `length` bytes from `offset`."""
-        return self._base.read(self._at(offset, length), length)
-
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
-        self._base.readinto(self._at(offset, len(buffer)), buffer)
-
-    def view(self, private: bool = False) -> memoryview | None:
-        """The record's part of the archive's view."""
-        whole = self._base.view(private)
-        if whole is None:
-            return None
-        start = self.locate()[1]
-        return whole[start : start + self.size]
+    def _outside(self, what: str) -> str:
+        return f"{self.label}: {what} the record ({self.size:,} bytes)"
 
 
-class Inflated:
+class Inflated(BytesSource):
     """One deflated record, unpacked at first use and never beyond the size that it declares."""
 
-    __slots__ = ("_data", "crc", "label", "name", "packed", "size")
-
-    in_memory = True
-    remote = False
+    __slots__ = ("crc", "label", "packed")
 
     def __init__(self, packed: Record, size: int) -> None:
         # deflate cannot expand by more than 1032 to 1
         if size > 1032 * packed.size + 64:
             raise LimitError(f"{packed.label}: {packed.size:,} bytes claim to unpack to {size:,}; refused")
         self.packed, self.name, self.label, self.size, self.crc = packed, packed.name, packed.label, size, packed.crc
-        self._data: memoryview | None = None
+        self._view = memoryview(b"")
 
-    def __reduce__(self) -> tuple[type[Inflated], tuple[Record, int]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Inflated, (self.packed, self.size)
-
-    @property
-    def archive_size(self) -> int:
-        """Bytes of the archive that it lies in."""
-        return self.packed.archive_size
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Where it begins in the archive, and where it ends at the earliest."""
-        return self.packed.span
-
-    def _inflate(self) -> memoryview:
-        if self._data is None:
-            import zlib
-
-            try:
-                machine = zlib.decompressobj(-15)
-                data = machine.decompress(self.packed.read(0, self.packed.size), self.size + 1)
-            except zlib.error as error:
-                raise CorruptFileError(f"{self.label}: {error}; the archive is damaged") from error
-            if len(data) != self.size:
-                raise CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
-            self._data = memoryview(data)
-        return self._data
 
     def stream(self, block: int) -> Iterator[tuple[int, memoryview]]:
         """(offset, up to `block` bytes) of all of it, in order; nothing is kept."""
@@ -172,37 +102,46 @@ class Inflated:
 
         machine, piece = zlib.decompressobj(-15), b""
         at = done = 0
-        while done <= self.size and not machine.eof:
-            if not piece:
-                piece = bytes(self.packed.read(at, min(block, self.packed.size - at)))
-                at += len(piece)
-            if not piece:
-                break
-            try:
+        try:
+            while done <= self.size and not machine.eof:
+                if not piece:
+                    piece = bytes(self.packed.read(at, min(block, self.packed.size - at)))
+                    at += len(piece)
+                if not piece:
+                    break
                 data = machine.decompress(piece, block)
+                piece = machine.unconsumed_tail
+                yield done, memoryview(data)
+                done += len(data)
+        except zlib.error as error:
+            raise CorruptFileError(f"{self.label}: {error}; the archive is damaged") from error
+        if done != self.size:
+            raise self._size_error()
+
+    def _memory(self) -> memoryview:
+        if len(self._view) != self.size:
+            import zlib
+
+            try:
+                data = zlib.decompressobj(-15).decompress(self.packed.read(0, self.packed.size), self.size + 1)
             except zlib.error as error:
                 raise CorruptFileError(f"{self.label}: {error}; the archive is damaged") from error
-            piece = machine.unconsumed_tail
-            yield done, memoryview(data)
-            done += len(data)
-        if done != self.size:
-            raise CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
+            if len(data) != self.size:
+                raise self._size_error()
+            self._view = memoryview(data)
+        return self._view
 
-    def read(self, offset: int, length: int) -> bytes | bytearray:
-        """A copy of `length` bytes from `offset`."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise CorruptFileError(
-                f"{self.label}: bytes {offset:,} to {offset + length:,} lie outside the record ({self.size:,} bytes)"
-            )
-        return bytes(self._inflate()[offset : offset + length])
+    def _size_error(self) -> CorruptFileError:
+        return CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
 
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
-        buffer[:] = self.read(offset, len(buffer))
+    def _outside(self, what: str) -> str:
+        return f"{self.label}: {what} the record ({self.size:,} bytes)"
 
-    def view(self, private: bool = False) -> memoryview | None:
-        """The unpacked bytes; None for a private view."""
-        return None if private else self._inflate()
+
+def _span(record: Record | Inflated) -> tuple[int, int]:
+    """Where a record begins in the archive, and where it ends at the earliest."""
+    packed = record.packed if isinstance(record, Inflated) else record
+    return packed.entry.at, packed.entry.at + 30 + packed.size
 
 
 def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
@@ -249,7 +188,7 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
 
 def _check_overlap(source: ByteSource, records: dict[str, Record | Inflated]) -> None:
     reach = 0
-    for begin, end in sorted(record.span for record in records.values()):
+    for begin, end in sorted(map(_span, records.values())):
         if begin < reach:
             raise CorruptFileError(f"{source.name}: records overlap at byte {begin:,}; it is damaged or forged")
         reach = end

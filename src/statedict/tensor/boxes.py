@@ -18,9 +18,9 @@ from itertools import accumulate
 from threading import local
 
 from statedict.io.blocks import lowest
-from statedict.io.memory import allocate, zeros
+from statedict.io.memory import allocate
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS
-from statedict.io.source import check_range
+from statedict.io.source import ByteSource
 from statedict.tensor.arrays import contiguous_strides
 
 TYPE_CHECKING = False
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.dtypes import DType
-    from statedict.io.source import ByteSource
     from statedict.tensor.arrays import Strides
 
     Shape = tuple[int, ...]
@@ -53,7 +52,7 @@ def raw_dtype(itemsize: int) -> Any:
     return numpy.dtype({1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}.get(itemsize, f"V{itemsize}"))
 
 
-class BoxSource:
+class BoxSource(ByteSource):
     """The bytes of a tensor that a function makes box by box.
 
     Attributes:
@@ -66,7 +65,7 @@ class BoxSource:
 
     __slots__ = ("__weakref__", "_panel", "at", "kind", "name", "panel_limit", "present", "remote", "shape", "size")
 
-    in_memory = False
+    remote: bool
 
     def __init__(
         self,
@@ -92,18 +91,10 @@ class BoxSource:
             self._panel = limit // max(row, 1) * row
         return self._panel
 
-    def read(self, offset: int, length: int) -> bytes | bytearray:
-        """A copy of `length` bytes from `offset`."""
-        check_range(self, offset, length)
-        whole = zeros(length)
-        self.readinto(offset, memoryview(whole))
-        return whole
-
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`."""
-        check_range(self, offset, len(buffer))
+    def fill(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer from a range that has been checked."""
         if 4 * len(buffer) >= min(self.panel, self.size):
-            self._fill(offset, buffer)
+            self._compute(offset, buffer)
             return
         done = 0
         while done < len(buffer):
@@ -114,10 +105,6 @@ class BoxSource:
         if offset + done == self.size:
             _THREAD.last = None
 
-    def view(self, private: bool = False) -> memoryview | None:
-        """None: the bytes exist only once they are computed."""
-        return None
-
     def _get_panel(self, index: int) -> memoryview:
         """A panel, which its thread keeps until it needs another."""
         last: tuple[Any, int, memoryview, memoryview] | None = getattr(_THREAD, "last", None)
@@ -126,11 +113,11 @@ class BoxSource:
         _THREAD.last = None  # making a panel may need panels of other sources
         memory = allocate(PANEL) if last is None else last[2]
         panel = memory[: min(self.panel, self.size - index * self.panel)]
-        self._fill(index * self.panel, panel)
+        self._compute(index * self.panel, panel)
         _THREAD.last = weakref.ref(self), index, memory, panel
         return panel
 
-    def _fill(self, offset: int, buffer: memoryview) -> None:
+    def _compute(self, offset: int, buffer: memoryview) -> None:
         import numpy
 
         item = self.kind.itemsize
@@ -226,7 +213,7 @@ def copy(source: ByteSource, kind: DType, offset: int, strides: Strides | None, 
         strides = contiguous_strides(out.shape)
     item = kind.itemsize
     span = sum((n - 1) * s for n, s in zip(out.shape, strides, strict=True)) + 1
-    check_range(source, offset, span * item)
+    source.check_range(offset, span * item)
     if isinstance(source, BoxSource) and source.kind is kind:
         found = _find_axes(source, offset, strides, out.shape)
         if found is not None:  # the box is one in the shape of its source, too

@@ -231,7 +231,7 @@ def unpickle(
         return TypedStorage(found, kind.dtype)
 
     pickle = records[f"{name}.pkl"]
-    if isinstance(pickle, Inflated) and pickle.size > (8 << 20) + pickle.archive_size:
+    if isinstance(pickle, Inflated) and pickle.size > (8 << 20) + pickle.packed.base.size:
         raise LimitError(f"{pickle.label}: unpacks to {pickle.size:,} bytes, more than its archive; refused")
     return load(pickle.read(0, pickle.size), constructors, storage, pickle.label)[0], storages
 

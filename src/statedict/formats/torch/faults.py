@@ -112,7 +112,7 @@ def _against_itself(source: ByteSource, records: Records, older: Earlier | None)
         record = record_bytes(records[name])
         at += len(entry)
         if name not in kept:
-            ordered.append((record.header, name))
+            ordered.append((record.entry.at, name))
         yield from _local(source, name, record)
     ordered.sort()
     wide = _wide_end(source, count, directory_at, directory_size, end_at)
@@ -145,7 +145,7 @@ def _wide_end(source: ByteSource, count: int, at: int, size: int, end_at: int) -
 
 def _local(source: ByteSource, name: str, record: Record) -> Iterator[Problem]:
     """Where a record's own header and the directory disagree."""
-    at = record.header
+    at = record.entry.at
     local = read_local(source, at, record.entry.length)
     if local is None:
         got = repr(bytes(source.read(at, 4)))[2:-1] if at + 30 <= source.size else "the end"
@@ -157,10 +157,10 @@ def _local(source: ByteSource, name: str, record: Record) -> Iterator[Problem]:
 
 def _after(source: ByteSource, name: str, record: Record, size: int, following: int) -> Iterator[Problem]:
     """What lies between a record's data and the next record: a data descriptor, or nothing."""
-    if record.header + 30 > source.size:
+    if record.entry.at + 30 > source.size:
         return
-    head = LOCAL.unpack(source.read(record.header, 30))
-    end = record.header + 30 + head[9] + head[10] + record.size
+    head = LOCAL.unpack(source.read(record.entry.at, 30))
+    end = record.entry.at + 30 + head[9] + head[10] + record.size
     if head[2] & DEFERRED and head[0] == b"PK\3\4" and end < following:
         tail = bytes(source.read(end, min(following - end, 24)))
         descriptors = [

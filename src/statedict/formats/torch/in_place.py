@@ -49,7 +49,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
         record = tensor.storage.source
         if id(tensor) not in tensors or not isinstance(record, Record):
             raise placeless(tensor)
-        return record.record.removeprefix(f"{folder}data/"), record.size, tensor.offset, tensor.stride()
+        return record.entry.name.removeprefix(f"{folder}data/"), record.size, tensor.offset, tensor.stride()
 
     pickle = dumps(tree, place)
     replaced = {folder + name for name in INDEX}
@@ -93,9 +93,9 @@ def _regions(tensors: list[LazyTensor], source: ByteSource) -> set[Region] | Non
         record = storage.source
         if not isinstance(record, Record) or not same_file(record.base, source):
             return None
-        if storages.setdefault(record.record, storage) is not storage:
+        if storages.setdefault(record.entry.name, storage) is not storage:
             return None
-        found.add((record.record, tensor.offset, tensor.span, tensor.nbytes))
+        found.add((record.entry.name, tensor.offset, tensor.span, tensor.nbytes))
     return found
 
 

@@ -106,7 +106,7 @@ def earlier(source: ByteSource, records: Records) -> list[Earlier]:
 
 
 def _before(file: ByteSource, now: ByteSource, records: Records) -> Earlier | None:
-    start = record_bytes(next(iter(records.values()))).header if records else 0
+    start = record_bytes(next(iter(records.values()))).entry.at if records else 0
     # a directory below would be read again and again for archives one within the other
     if start <= END.size or find_end(now)[1] < start or bytes(file.read(start - END.size, 4)) != b"PK\5\6":
         return None
@@ -115,7 +115,7 @@ def _before(file: ByteSource, now: ByteSource, records: Records) -> Earlier | No
         older = read_directory(source)
     except FormatError:
         return None
-    kept = [name for name, record in records.items() if record_bytes(record).header < start]
+    kept = [name for name, record in records.items() if record_bytes(record).entry.at < start]
     if not older.keys() >= set(kept) or not all(map(is_index, older.keys() - set(kept))):
         return None
     before = entries(source, older)
