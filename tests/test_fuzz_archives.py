@@ -16,7 +16,7 @@ import pytest
 from fuzz.archives import forged, probe
 
 from statedict.io.zip_ends import Ends, find_ends
-from statedict.scanner.scan import Scan
+from statedict.scanner import archives
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,5 +59,5 @@ def test_a_hole_in_scanning_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
     def pass_over(*_: Any, **__: Any) -> None:
         """What is deflated is not looked into."""
 
-    monkeypatch.setattr(Scan, "look_into_packed", pass_over)
+    monkeypatch.setattr(archives, "look_into_packed", pass_over)
     assert any("scan says" in how for how in failures(tmp_path))

@@ -286,7 +286,7 @@ def test_tensors_that_look_like_pickles_are_no_findings(dtype: str, seed: int, c
     for first in b"\x80c(i}]NK\x82\x8c":  # how pickles begin
         scanner = Scan("file")
         scanner.budget = Budget(len(data))
-        scanner.look_into(Part(BytesSource(bytes([first]) + data)), "data/0", 1)
+        scanner.look_into(Part(BytesSource(bytes([first]) + data), label="data/0", depth=1))
         assert scanner.report().verdict == "data"
 
 

@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 from statedict.errors import CorruptFileError
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA as ALLOWED
-from statedict.scanner.effects import ALTERED, COMPUTED, EXTENSION, MORE, OBJECTS, Named
 from statedict.scanner.globals import Walk, walk
-from statedict.scanner.names import MAX_DISTINCT
+from statedict.scanner.names import ALTERED, COMPUTED, EXTENSION, MAX_DISTINCT, MORE, OBJECTS, GlobalRef
 from statedict.scanner.verdicts import DANGEROUS, DATA, OPAQUE, grade
 
 from ..work import assert_linear, steps
@@ -380,7 +379,7 @@ def test_globals_beyond_the_limit_are_counted_under_one_name() -> None:
 )  # fmt: skip
 def test_a_name_that_runs_code_is_dangerous(name: str) -> None:
     module, _, rest = name.partition(" ")
-    verdict, why = grade(Named(module, rest, "", 0), ALLOWED)
+    verdict, why = grade(GlobalRef(module, rest, "", 0), ALLOWED)
     assert verdict == DANGEROUS
     assert why
 
@@ -396,14 +395,14 @@ def test_a_name_that_runs_code_is_dangerous(name: str) -> None:
 )  # fmt: skip
 def test_a_class_of_someone_is_opaque(name: str) -> None:
     module, _, rest = name.partition(" ")
-    assert grade(Named(module, rest, "", 0), ALLOWED)[0] == OPAQUE
+    assert grade(GlobalRef(module, rest, "", 0), ALLOWED)[0] == OPAQUE
 
 
 def test_the_allow_list_alone_says_data() -> None:
     for name in ALLOWED:
         module, _, rest = name.partition(" ")
-        assert grade(Named(module, rest, "", 0), ALLOWED)[0] == DATA
-        assert grade(Named(module, rest, "", 0), ())[0] != DATA
+        assert grade(GlobalRef(module, rest, "", 0), ALLOWED)[0] == DATA
+        assert grade(GlobalRef(module, rest, "", 0), ())[0] != DATA
 
 
 def test_a_walk_that_ends_behind_any_opcode_of_a_pickle_says_that_it_ends_early() -> None:

@@ -1,11 +1,8 @@
-r"""Zip, tar and compressed files, taken apart by whoever suspects them.
+r"""Zip, tar and compressed files, read without trusting them.
 
-`io.zip` refuses an archive that contradicts itself, which is right for loading. Here each contradiction is noted and
-every reading of it is followed: what the directory says and what the local header says, records that stand in no
-directory, bytes before, between and after the records. No checksum is verified and no suffix is looked at.
-
-    a `Part` is a range of bytes whose reads give what is there, and fewer bytes at its end
-    `Unpacked` is what a decompressor makes of a part, as far as someone reads, on a budget
+`io.zip` refuses an archive that contradicts itself, which is right for loading. Here each contradiction is recorded and
+every reading is followed: the directory and the local headers, records in no directory, bytes before, between and after
+the records. Checksums and suffixes are ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
     from statedict.io.zip_ends import Readable, Reading
 
     class Member(NamedTuple):
-        """One file in an archive: its name, where its bytes lie, how they are packed, how many it unpacks to."""
+        """A file in an archive: its name, the range and the method of its packed bytes, its unpacked size."""
 
         name: str
         start: int
@@ -45,10 +42,12 @@ _CHUNK = 1 << 16
 _PAGE = 1 << 12
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x07\x08|\x01\x02)")
 BZIP2 = 12
+# roles of a part: a whole file; bytes whose name says pickle; bytes whose name says tensor
+WHOLE, EXPECTED, TENSOR = "whole", "expected", "tensor"
 
 
 class Budget:
-    """What is left of the work that a file of some size may cost."""
+    """The work that scanning a file of some size may still cost."""
 
     __slots__ = ("left",)
 
@@ -56,32 +55,37 @@ class Budget:
         self.left = (64 << 20) + 20 * size
 
     def spend(self, cost: int) -> None:
-        """Take from it.
-
-        Raises:
-            LimitError: there is no more.
-        """
+        """Subtract a cost, or raise LimitError."""
         self.left -= cost
         if self.left < 0:
             raise LimitError("unpacks to, or asks to go through, more than 64 MB + 20 times its size")
 
 
 class Part:
-    """A range of bytes; without `end` all that follow."""
+    """A range of bytes, to the end of `base` without `end`. Reads return fewer bytes at the end.
 
-    __slots__ = ("_base", "_end", "start")
+    Attributes:
+        start: the offset of its first byte in `base`.
+        label: its name in findings.
+        depth: the number of containers around it.
+        role: one of the roles above, or empty.
+    """
 
-    def __init__(self, base: Readable, start: int = 0, end: int | None = None) -> None:
-        self._base, self.start, self._end = base, start, end
+    __slots__ = ("_base", "_end", "depth", "label", "role", "start")
+
+    def __init__(
+        self, base: Readable, start: int = 0, end: int | None = None, label: str = "", depth: int = 0, role: str = ""
+    ) -> None:
+        self._base, self.start, self._end, self.label, self.depth, self.role = base, start, end, label, depth, role
 
     @property
     def size(self) -> int:
-        """How many bytes there are; it unpacks what is packed."""
+        """Its length; of packed bytes this unpacks everything."""
         end = self._base.size
         return max(0, (end if self._end is None else min(self._end, end)) - self.start)
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes at an offset, fewer at the end."""
+        """The bytes at an offset."""
         begin = self.start + offset
         if self._end is not None:
             length = min(length, self._end - begin)
@@ -90,21 +94,33 @@ class Part:
         return bytes(self._base.read(begin, length)) if length > 0 else b""
 
     def prefetch(self, offsets: list[int]) -> None:
-        """Have the disk fetch the pages at these places, all at once."""
+        """Make the disk fetch the pages at these offsets, all at once."""
         if hasattr(self._base, "fileno") and hasattr(os, "posix_fadvise"):
             fd = self._base.fileno()
             for offset in offsets:
                 os.posix_fadvise(fd, self.start + offset, 2 * _PAGE, os.POSIX_FADV_WILLNEED)
 
-    def part(self, start: int, end: int | None = None) -> Part:
-        """A range of this one."""
+    def cut(self, start: int, end: int | None = None, role: str | None = None) -> Part:
+        """A range of it, with its label; of a tensor it is a tensor, unless `role` says otherwise."""
         stop = self._end if end is None else self.start + end
         stop = stop if self._end is None or stop is None else min(stop, self._end)
-        return Part(self._base, self.start + start, stop)
+        return Part(self._base, self.start + start, stop, self.label, self.depth, self._inherit(role))
+
+    def inner(self, name: str | None, base: Readable | None = None, role: str | None = None) -> Part:
+        """The same bytes, or `base`, as a file inside of it."""
+        held = (self._base, self.start, self._end) if base is None else (base, 0, None)
+        return Part(*held, self.label_of(name), self.depth + 1, self._inherit(role))
+
+    def label_of(self, name: str | None) -> str:
+        """The label of a file inside of it; without a name, its own."""
+        return self.label if name is None else f"{self.label}: {name}" if self.label else name
+
+    def _inherit(self, role: str | None) -> str:
+        return role if role is not None else TENSOR if self.role == TENSOR else ""
 
 
 class Unpacked:
-    """What a decompressor gives, as far as someone reads.
+    """The output of a decompressor, produced as far as someone reads.
 
     `problem` says why it ended early, `end` how many packed bytes it took.
     """
@@ -112,36 +128,35 @@ class Unpacked:
     def __init__(self, packed: Part, codec: str, budget: Budget) -> None:
         self.problem, self.end = "", 0
         self._data, self._budget = bytearray(), budget
-        self._pieces: Iterator[bytes] | None = self._unpack(packed, *_CODECS[codec])
+        self._pieces: Iterator[bytes] | None = self._unpack(packed, *CODECS[codec])
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """The length of all of it."""
         self._fill(1 << 62)
         return len(self._data)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it is unpacked."""
+        return self._pieces is None
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes at an offset, fewer at the end."""
         self._fill(offset + length)
         return bytes(self._data[offset : offset + length])
 
-    @property
-    def ended(self) -> bool:
-        """Whether all of it was unpacked."""
-        return self._pieces is None
-
     def drain(self, most: int) -> None:
-        """Unpack the rest, if it is no more than so many bytes."""
+        """Unpack up to `most` more bytes."""
         self._fill(len(self._data) + most)
 
     def _fill(self, wanted: int) -> None:
         while self._pieces is not None and len(self._data) < wanted:
             try:
                 piece = next(self._pieces, None)
-            except (zlib.error, OSError, EOFError, ValueError) as error:
-                piece, self.problem = None, str(error)
-            except Exception as error:  # lzma's own error has no base of its own
-                if type(error).__name__ != "LZMAError":
+            except Exception as error:
+                known = isinstance(error, (zlib.error, OSError, EOFError, ValueError))
+                if not known and type(error).__name__ != "LZMAError":  # importing lzma for its error costs start-up
                     raise
                 piece, self.problem = None, str(error)
             if piece is None:
@@ -184,8 +199,8 @@ def _bz2() -> Any:
     return bz2.BZ2Decompressor()
 
 
-# codec → how a further stream in the same file begins, what makes the decompressor
-_CODECS: dict[str, tuple[bytes, Callable[[], Any]]] = {
+# codec → the first bytes of a further stream in the same file, the decompressor
+CODECS: dict[str, tuple[bytes, Callable[[], Any]]] = {
     "deflate": (b"", lambda: zlib.decompressobj(-15)),
     "zlib": (b"", zlib.decompressobj),
     "gzip": (b"\x1f\x8b", lambda: zlib.decompressobj(31)),
@@ -193,78 +208,73 @@ _CODECS: dict[str, tuple[bytes, Callable[[], Any]]] = {
     "xz": (b"\xfd7zXZ\0", lambda: _lzma("FORMAT_XZ")),
     "lzma": (b"", lambda: _lzma("FORMAT_ALONE")),
 }
-_COMPRESSED = (
-    ("gzip", re.compile(rb"\x1f\x8b\x08")),
-    ("bzip2", re.compile(rb"BZh[1-9]1AY&SY")),
-    ("xz", re.compile(rb"\xfd7zXZ\x00")),
-    ("lzma", re.compile(rb"\x5d\x00\x00[\x00-\x80]\x00[\x00\xff]")),
-    ("zlib", re.compile(rb"\x78[\x01\x5e\x9c\xda]")),
-    ("7z", re.compile(rb"7z\xbc\xaf\x27\x1c")),
-    ("rar", re.compile(rb"Rar!\x1a\x07")),
-    ("zstd", re.compile(rb"\x28\xb5\x2f\xfd")),
-    ("lz4", re.compile(rb"\x04\x22\x4d\x18")),
-    ("compress", re.compile(rb"\x1f\x9d[\x80-\x90]")),
-)
+_COMPRESSED = {
+    "gzip": re.compile(rb"\x1f\x8b\x08"),
+    "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "lzma": re.compile(rb"\x5d\x00\x00[\x00-\x80]\x00[\x00\xff]"),
+    "zlib": re.compile(rb"\x78[\x01\x5e\x9c\xda]"),
+    "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
+    "rar": re.compile(rb"Rar!\x1a\x07"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    "compress": re.compile(rb"\x1f\x9d[\x80-\x90]"),
+}
 
 
-def compression(head: bytes) -> str:
-    """How a file that begins with these bytes is compressed; empty if it is not."""
-    return next((codec for codec, magic in _COMPRESSED if magic.match(head)), "")
+def find_compression(head: bytes) -> str:
+    """The compression of a file that begins with these bytes; empty for none."""
+    return next((codec for codec, magic in _COMPRESSED.items() if magic.match(head)), "")
 
 
-def unpackable(codec: str) -> bool:
-    """Whether Python's own modules unpack it."""
-    return codec in _CODECS
+def zip_members(
+    part: Part, end: int, reading: Reading, problems: list[str]
+) -> tuple[list[Member], list[tuple[int, int]]]:
+    """The records of an archive that ends before byte `end`, by one reading of its directory, and the gaps between.
 
-
-class Zip:
-    """An archive that ends before byte `end` of a part, by one reading of its directory.
-
-    Attributes:
-        members: what its directory lists, each reading of it, in the order of their places.
-        gaps: ranges of bytes that belong to no record and not to the directory.
-        problems: where it contradicts itself.
+    A record whose headers disagree stands once for each reading. Contradictions go to `problems`.
     """
+    members: list[Member] = []
+    place, size, count, shift, _, last, _ = reading
+    taken = [(place, last + END.size)]  # the comment is a gap
+    entries = list(read_entries(part.read(place, size), count, problems))
+    part.prefetch([entry.at + shift for entry in entries if 0 <= entry.at + shift < place])
+    for entry in entries:
+        name, method, packed = entry.name, entry.method, entry.packed
+        for at in dict.fromkeys((entry.at + shift, entry.at)):
+            local = read_local(part, at)
+            if local is not None:
+                break
+        else:
+            problems.append(f"record {name!r}: there is none at byte {entry.at + shift:,}")
+            continue
+        if (entry.flags | local.flags) & UNREADABLE:
+            problems.append(f"record {name!r} is marked as encrypted")
+        if difference := differs(entry, local):
+            problems.append(f"record {name!r}: {difference}")
+        if method == STORED and packed != entry.unpacked:
+            problems.append(f"record {name!r} is stored but has two sizes")
+        if local.at + packed > place and at < place:
+            problems.append(f"record {name!r} overlaps the directory")
+        sizes = {packed, *((entry.unpacked,) if method == STORED else ())}
+        if local.packed != FULL32 and (local.packed or not local.flags & DEFERRED):
+            sizes.add(local.packed)
+        stop = local.at + max(sizes)
+        members += [Member(name, local.at, stop, one, entry.unpacked) for one in dict.fromkeys((method, local.method))]
+        taken.append((at, local.at + packed))
+    taken.sort()
+    if any(reach > begin for (_, reach), (begin, _) in pairwise(taken) if begin < place):
+        problems.append("records overlap")
+    gaps, reached = [], 0
+    for begin, stop in [*taken, (end, end)]:
+        if begin > reached:
+            gaps.append((reached, min(begin, end)))
+        reached = max(reached, stop)
+    return sorted(members, key=lambda member: member.start), gaps
 
-    def __init__(self, part: Part, end: int, reading: Reading) -> None:
-        self.members: list[Member] = []
-        self.problems: list[str] = []
-        place, size, count, shift, _, last, _ = reading
-        taken = [(place, last + END.size)]  # the comment is looked through
-        entries = list(read_entries(part.read(place, size), count, self.problems))
-        part.prefetch([entry.at + shift for entry in entries if 0 <= entry.at + shift < place])
-        for entry in entries:
-            name, method, packed = entry.name, entry.method, entry.packed
-            for at in dict.fromkeys((entry.at + shift, entry.at)):
-                local = read_local(part, at)
-                if local is not None:
-                    break
-            else:
-                self.problems.append(f"record {name!r}: there is none at byte {entry.at + shift:,}")
-                continue
-            if (entry.flags | local.flags) & UNREADABLE:
-                self.problems.append(f"record {name!r} is marked as encrypted")
-            if difference := differs(entry, local):
-                self.problems.append(f"record {name!r}: {difference}")
-            if method == STORED and packed != entry.unpacked:
-                self.problems.append(f"record {name!r} is stored but has two sizes")
-            if local.at + packed > place and at < place:
-                self.problems.append(f"record {name!r} overlaps the directory")
-            sizes = {packed, *((entry.unpacked,) if method == STORED else ())}
-            if local.packed != FULL32 and (local.packed or not local.flags & DEFERRED):
-                sizes.add(local.packed)
-            for one in dict.fromkeys((method, local.method)):
-                self.members.append(Member(name, local.at, local.at + max(sizes), one, entry.unpacked))
-            taken.append((at, local.at + packed))
-        taken.sort()
-        if any(reach > begin for (_, reach), (begin, _) in pairwise(taken) if begin < place):
-            self.problems.append("records overlap")
-        self.members.sort(key=lambda member: member.start)
-        self.gaps = _gaps(taken, end)
 
-
-def before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | None, int]:
-    """The end of the archive that ends where a gap of one that ends at `end` does, and that place; or None and 0."""
+def find_ends_before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | None, int]:
+    """The end of an archive that stands before the one that ends at `end`, and its offset; None and 0 without one."""
     for begin, stop in reversed(gaps):
         if stop < end and stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
             found = find_ends(part, stop)
@@ -274,30 +284,18 @@ def before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | No
 
 
 def local_member(part: Part, at: int, end: int) -> Member | None:
-    """The record whose local header stands at a place, whatever a directory says; without a size up to the next one."""
+    """The record whose local header stands at an offset; without a size it reaches to the next header."""
     local = read_local(part, at)
     if local is None or local.at > end:
         return None
-    known = 0 < local.packed < FULL32
-    stop = local.at + local.packed if known else _next_signature(part, local.at, end)
+    stop = local.at + local.packed
+    if not 0 < local.packed < FULL32:
+        stop = end
+        for base in range(local.at, end, _CHUNK - 3):
+            if found := _SIGNATURE.search(part.read(base, min(_CHUNK, end - base))):
+                stop = base + found.start()
+                break
     return Member(local.name, local.at, min(end, stop), local.method)
-
-
-def _next_signature(part: Part, start: int, end: int) -> int:
-    for base in range(start, end, _CHUNK - 3):
-        found = _SIGNATURE.search(part.read(base, min(_CHUNK, end - base)))
-        if found:
-            return base + found.start()
-    return end
-
-
-def _gaps(taken: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
-    gaps, reached = [], 0
-    for begin, stop in taken:
-        if begin > reached:
-            gaps.append((reached, min(begin, end)))
-        reached = max(reached, stop)
-    return [*gaps, (reached, end)] if reached < end else gaps
 
 
 def tar_members(part: Part) -> Iterator[Member]:

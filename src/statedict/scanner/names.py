@@ -1,4 +1,4 @@
-"""What a walk over a pickle has found, and the memo and the names that it goes by."""
+"""The globals that a walk over a pickle finds, and the stack, memo and texts that lead to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from array import array
 
 from statedict.errors import TruncatedError
 from statedict.pickles.opcodes import COUNTED, LINES
-from statedict.scanner.effects import ALTERED, COMPUTED, MAX_NAME, MORE, OBJECTS, WIDTHS, Named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,9 +14,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     Read = Callable[[int, int], bytes]  # offset, length → the bytes, fewer at the end
-    Decode = Callable[[bytes], Any]  # what the bytes in the pickle become
-    Nested = Callable[[int, int, Decode | None], None]  # offset, length, how it is read if not as it stands
+    Decode = Callable[[bytes], Any]  # bytes of the pickle → the constant
+    Nested = Callable[[int, int, Decode | None], None]  # offset, length, decoder of what is not plain bytes
 
+COMPUTED, EXTENSION, OBJECTS, ALTERED, MORE = "computed", "extension", "objects", "altered", "more"
+NESTED = "nested"
+MAX_NAME = 1000
 MAX_DISTINCT = 10_000
 UNSET, UNKNOWN = -1, -2  # globals lie below: -3 is the first
 FIRST_WINDOW, LAST_WINDOW = 1 << 12, 1 << 20
@@ -27,33 +29,49 @@ _ARRAYS = ("numpy", "numpy.dtype", "numpy.dtypes")
 _MAX_DOUBTS = 8
 
 
-class Names:
-    """What a walk has found.
+class GlobalRef:
+    """A global that a pickle names.
 
     Attributes:
-        start: offset of its first opcode.
-        end: offset after the last one that it followed.
-        problem: why it ended before STOP, empty if it did not.
-        truncated: whether that is the end of the bytes.
-        doubts: what Python's readers read differently, the first few.
-        cut: what the last line names, if it ends without a line feed.
-        crossed: whether an operation goes, or may go, past the end of its frame, so that some reader goes on elsewhere.
+        module, name: as the pickle spells them.
+        kind: empty; or `computed`, `extension`, `objects` (a dtype of Python objects), `altered` (the pickle stores
+            something in it), `more` (all beyond the first 10,000), `nested` (a pickle in a pickle).
+        offset: of the first opcode that names it.
+        count: opcodes that name it.
+        called: opcodes that call it, make an instance of it, or give it a state.
+    """
+
+    __slots__ = ("called", "count", "kind", "module", "name", "offset")
+
+    def __init__(self, module: str, name: str, kind: str, offset: int) -> None:
+        self.module, self.name, self.kind, self.offset, self.count, self.called = module, name, kind, offset, 0, 0
+
+
+class Names:
+    """The state and the result of a walk.
+
+    Attributes:
+        start, end: offsets of its first opcode, and after the last one that it followed.
+        problem: why it ended before STOP, or empty.
+        truncated: whether the bytes ended there.
+        doubts: where Python's unpicklers differ; the first few.
+        cut: the global in the last line, if that has no line feed.
+        crossed: whether an operation may go past the end of its frame, so that some unpickler goes on elsewhere.
         opcodes: how many it followed.
-        searched: bytes through which it looked for the ends of lines.
-        globals: in the order in which they are first named.
+        searched: bytes read to find the ends of lines.
+        globals: in the order in which the pickle first names them.
         storages: key → its type, of PyTorch's persistent ids; only with `torch`.
         texts: the offsets of all text constants; only with `torch`.
     """
 
     def __init__(self, read: Read, start: int, nested: Nested | None, torch: bool) -> None:
         self.read, self.start, self.nested, self.torch = read, start, nested, torch
-        self.end, self.problem, self.truncated, self.opcodes = start, "", False, 0
-        self.searched = 0
+        self.end, self.problem, self.truncated, self.opcodes, self.searched = start, "", False, 0, 0
         self.doubts: list[str] = []
         self.crossed = False
-        self.cut: Named | None = None
-        self.globals: list[Named] = []
-        self.storages: dict[str, Named] = {}
+        self.cut: GlobalRef | None = None
+        self.globals: list[GlobalRef] = []
+        self.storages: dict[str, GlobalRef] = {}
         self.texts = array("q")
         self.known: dict[tuple[str, str, str], int] = {}
         self.cache: dict[int, str | None] = {}
@@ -61,35 +79,47 @@ class Names:
         self.filled, self.lost = 0, False
 
     def doubt(self, why: str) -> None:
-        """Note what Python's readers read differently."""
+        """Record where unpicklers differ."""
         if len(self.doubts) < _MAX_DOUBTS:
             self.doubts.append(why)
 
-    def line(self, begin: int) -> int:
-        """The offset after the next line feed."""
+    def line(self, begin: int, data: bytes = b"", base: int = 0, rest: bool = False) -> int:
+        """The offset after the next line feed.
+
+        Args:
+            begin: where to look from.
+            data: bytes already read, from offset `base` on.
+            base: see `data`.
+            rest: whether the end of the bytes ends a line too.
+        """
+        at = data.find(b"\n", begin - base)
+        if at >= 0:
+            return base + at + 1
         window = 1 << 10
         while True:
             data = self.read(begin, window)
             self.searched += len(data)
-            found = data.find(b"\n")
-            if found >= 0:
-                return begin + found + 1
+            at = data.find(b"\n")
+            if at >= 0:
+                return begin + at + 1
+            begin += len(data)
             if len(data) < window:
+                if rest:
+                    return begin
                 raise TruncatedError("a line goes past the end")
-            begin += window
             window = min(4 * window, LAST_WINDOW)
 
     def get(self, index: int) -> int:
-        """What the memo holds."""
+        """A value out of the memo."""
         if self.lost or not 0 <= index < len(self.memo):
             return UNKNOWN
         return self.memo[index] if self.memo[index] != UNSET else UNKNOWN
 
     def put(self, index: int, value: int) -> None:
-        """Keep a value in the memo."""
+        """Store a value in the memo."""
         memo = self.memo
         if index < 0 or index > self.end - self.start + _FAR:
-            self.lost = True  # what the memo holds from here on cannot be told; names out of it are "computed"
+            self.lost = True  # from here on the memo is unknown, and names out of it are "computed"
             return
         if index >= len(memo):
             memo.extend(array("q", [UNSET]) * (index - len(memo) + 1))
@@ -97,37 +127,33 @@ class Names:
         memo[index] = value
 
     def text(self, offset: int) -> str | None:
-        """The text constant whose opcode stands at an offset; None for anything else and for what is too long."""
+        """The text constant whose opcode stands at an offset; None if it is too long or something else."""
         if offset < 0:
             return None
         if offset not in self.cache:
             if len(self.cache) > 4096:
                 self.cache.clear()
-            self.cache[offset] = self._decoded(offset)
+            self.cache[offset] = self._decode(offset)
         return self.cache[offset]
 
-    def _decoded(self, offset: int) -> str | None:
+    def _decode(self, offset: int) -> str | None:
         op = self.read(offset, 1)[0]
+        begin = offset + 1
         try:
             if op in LINES:
-                end = self.line(offset + 1)
-                value = LINES[op].read(self.read(offset + 1, end - offset - 2)) if end - offset < 5 * MAX_NAME else None
+                row, most, length = LINES[op], 5 * MAX_NAME - 2, self.line(begin) - begin - 1
             else:
-                width = WIDTHS[op]
-                length = int.from_bytes(self.read(offset + 1, width), "little")
-                value = COUNTED[op].read(self.read(offset + 1 + width, length)) if length < 4 * MAX_NAME else None
+                row, most = COUNTED[op], 4 * MAX_NAME
+                length = int.from_bytes(self.read(begin, row.width), "little")
+                begin += row.width
+            value = row.read(self.read(begin, length)) if length < most else None
         except ValueError:  # includes CorruptFileError and UnicodeDecodeError
             return None
         value = value.decode("latin-1") if type(value) is bytes else value
         return value if type(value) is str and len(value) <= MAX_NAME else None
 
-    def name(self, module: str | None, name: str | None, here: int) -> int:
-        """Note a global whose names come from the stack."""
-        kind = "" if module is not None and name is not None else COMPUTED
-        return self.add(module or "", "?" if name is None else name, kind, here)
-
     def add(self, module: str, name: str, kind: str, here: int) -> int:
-        """Note a global; the number that stands for it on the stack."""
+        """Record a global; the number that stands for it on the stack."""
         module = module or "?"
         key = (module, name, kind)
         index = self.known.get(key)
@@ -135,24 +161,30 @@ class Names:
             if len(self.globals) >= MAX_DISTINCT and kind != MORE:
                 return self.add("?", f"over {MAX_DISTINCT:,} others", MORE, here)
             index = self.known[key] = len(self.globals)
-            self.globals.append(Named(module, name, kind, here))
+            self.globals.append(GlobalRef(module, name, kind, here))
         self.globals[index].count += 1
         return -3 - index
 
-    def note_call(self, function: int, arguments: int, here: int) -> None:
-        """Note that a global is called."""
-        named = self.globals[-3 - function]
-        named.called += 1
-        if named.name == "dtype" and named.module in _ARRAYS and _OBJECT_DTYPE.fullmatch(self.text(arguments) or ""):
+    def add_from_stack(self, module: int, name: int, here: int) -> int:
+        """Record a global that STACK_GLOBAL names."""
+        texts = self.text(module), self.text(name)
+        kind = COMPUTED if None in texts else ""
+        return self.add(texts[0] or "", "?" if texts[1] is None else texts[1], kind, here)
+
+    def add_call(self, function: int, arguments: int, here: int) -> None:
+        """Record a call of a global."""
+        ref = self.globals[-3 - function]
+        ref.called += 1
+        if ref.name == "dtype" and ref.module in _ARRAYS and _OBJECT_DTYPE.fullmatch(self.text(arguments) or ""):
             self.add("numpy", f"dtype({self.text(arguments)!r})", OBJECTS, here)
 
-    def note_change(self, target: int, here: int) -> None:
-        """Note that something is stored in a global itself, not in an object that a call made."""
-        named = self.globals[-3 - target]
-        self.add(named.module, named.name, ALTERED, here)
+    def add_change(self, target: int, here: int) -> None:
+        """Record that the pickle stores something in a global itself, not in an object that a call made."""
+        ref = self.globals[-3 - target]
+        self.add(ref.module, ref.name, ALTERED, here)
 
-    def note_storage(self, mark: int) -> None:
-        """Note what a persistent id of PyTorch's says of a storage."""
+    def add_storage(self, mark: int) -> None:
+        """Record the storage that a persistent id of PyTorch describes."""
         kind, key = self.stack[mark + 1], self.text(self.stack[mark + 2])
         if kind < UNKNOWN and key is not None and self.text(self.stack[mark]) == "storage":
             self.storages[key] = self.globals[-3 - kind]

@@ -1,4 +1,4 @@
-"""What bytes may be: how pickles and archives begin, and when what a walk went over is a pickle."""
+"""How pickles and archives begin, and when what a walk went over is a pickle."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 
 from statedict.pickles.tables import DATA
 from statedict.reports.scan import DANGEROUS
-from statedict.scanner.effects import ALTERED, COMPUTED, EXTENSION, Named
+from statedict.scanner.containers import EXPECTED, WHOLE, Part
 from statedict.scanner.globals import Walk
+from statedict.scanner.names import ALTERED, COMPUTED, EXTENSION, GlobalRef
 from statedict.scanner.verdicts import RECORDS, grade
 
 ALLOWED = DATA.keys() | RECORDS
 STRONG = re.compile(rb"\x80[\x00-\x05]")  # PROTO, which nearly every pickle begins with
-OLD = re.compile(rb"[(\]})]|c[\w.]+\n[\w.]+\n")  # how those of protocols 0 and 1 begin
+_OLD = re.compile(rb"[(\]})]|c[\w.]+\n[\w.]+\n")  # how those of protocols 0 and 1 begin
 _LINES = re.compile(rb"(?:[\t\r\x20-\x7e\x80-\xff]+\n){3,}[\t\r\x20-\x7e\x80-\xff]*")  # how text begins
 IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _COMPUTED = re.compile(r"[\w.?]+")
@@ -25,17 +26,15 @@ _HIDDEN = (
 # the line feed after a module, before a name and an opcode that may follow
 _LINE = re.compile(rb"\n(?=[A-Za-z_][\w.]{0,127}\n(?:[(q)\]}XUVSNKJMLITCBRG.0cb\x80-\xff]|p\d))")
 _WORD = re.compile(rb"[\w.]{1,128}\Z")
-PATIENCE = 1 << 20  # opcodes without a global, of what may as well be a tensor
-GLANCE = 1 << 12  # the same, of what an archive says is a tensor
-PICKLE = 256  # what looking for one costs, in bytes of the budget
-OPCODE = 4  # what following an opcode costs
-_NAME = 40  # what naming a global costs
-_SEARCHED = 16  # bytes searched for the end of a line cost one
-_SURE = 16  # opcodes that random bytes do not get through
+PATIENCE = 1 << 20  # opcodes without a global after which a walk gives up
+GLANCE = 1 << 12  # the same, where an archive says tensor
+# costs, in bytes of the budget: of a search for a pickle, an opcode, a name; and bytes of a line that cost one
+PICKLE, OPCODE, _NAME, _SEARCHED = 256, 4, 40, 16
+_SURE = 16  # random bytes do not get through so many opcodes
 
 
-def hidden(data: bytes, done: int) -> list[int]:
-    """Where in bytes that have no known form something may begin; what lies before `done` is known."""
+def find_beginnings(data: bytes, done: int) -> list[int]:
+    """Offsets where something may begin in bytes of no known form; what lies before `done` is known."""
     starts = {found.start() for pattern in _HIDDEN for found in pattern.finditer(data)}
     for found in _LINE.finditer(data):
         word = _WORD.search(data, max(0, found.start() - 128), found.start())
@@ -52,38 +51,38 @@ def is_lines(head: bytes) -> bool:
     return _LINES.fullmatch(head) is not None
 
 
-def is_pickle(found: Walk, sure: bool, whole: bool, expected: bool, alone: bool, binary: bool) -> bool:
-    """Whether what a walk went over is a pickle, and not other bytes that happen to look like one.
+def is_pickle(found: Walk, part: Part, sure: bool) -> bool:
+    """Whether a walk went over a pickle, and not over other bytes that happen to look like one.
 
-    Tensors begin in every way there is. Without PROTO, and where nothing else says pickle, it takes a name that could
-    be imported.
+    Tensors begin in every way. Without PROTO (`sure`) and a role that says pickle, it takes a name that could be
+    imported.
     """
-    known = [named for named in found.globals if _importable(named, bool(found.problem))]
+    whole, expected = part.role == WHOLE, part.role == EXPECTED
+    known = [ref for ref in found.globals if _is_importable(ref, bool(found.problem))]
     if not found.problem:
+        alone = whole and not part.read(found.end, 1)
         return sure or expected or alone or bool(known) or (whole and bool(found.globals))
     if (
-        (binary and known)
+        (whole and known and not is_lines(part.read(found.start, 512)))
         or (found.crossed and (whole or sure))
         or (sure and (whole or expected or known or found.opcodes >= _SURE))
         or (expected and found.opcodes > 1)
     ):
         return True
-    if alone and found.opcodes >= _SURE // 2:
+    if whole and found.truncated and found.opcodes >= _SURE // 2 and _OLD.match(part.read(found.start, 160)):
         return True
     last = None if whole else found.cut  # tensors begin so by chance; no other opcode bears it out
-    return any(named.called or grade(named, ALLOWED)[0] == DANGEROUS for named in known if named is not last)
+    return any(ref.called or grade(ref, ALLOWED)[0] == DANGEROUS for ref in known if ref is not last)
 
 
-def _importable(named: Named, broken: bool) -> bool:
-    if named.kind in (EXTENSION, COMPUTED):
-        told = named.kind == EXTENSION and not broken
-        return named.called > 0 and (told or bool(_COMPUTED.fullmatch(named.module + named.name)))
-    return named.kind in ("", ALTERED) and bool(
-        IDENTIFIERS.fullmatch(named.module) and IDENTIFIERS.fullmatch(named.name)
-    )
+def _is_importable(ref: GlobalRef, broken: bool) -> bool:
+    if ref.kind in (EXTENSION, COMPUTED):
+        certain = ref.kind == EXTENSION and not broken
+        return ref.called > 0 and (certain or bool(_COMPUTED.fullmatch(ref.module + ref.name)))
+    return ref.kind in ("", ALTERED) and bool(IDENTIFIERS.fullmatch(ref.module) and IDENTIFIERS.fullmatch(ref.name))
 
 
 def cost_of(found: Walk) -> int:
-    """What a walk takes of the budget."""
-    named = sum(named.count for named in found.globals)
-    return PICKLE + OPCODE * found.opcodes + _NAME * named + found.searched // _SEARCHED
+    """The cost of a walk, in bytes of the budget."""
+    names = sum(ref.count for ref in found.globals)
+    return PICKLE + OPCODE * found.opcodes + _NAME * names + found.searched // _SEARCHED

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 from statedict.reports.scan import DANGEROUS, DATA, OPAQUE
-from statedict.scanner.effects import ALTERED, COMPUTED, EXTENSION, MORE, OBJECTS, Named
+from statedict.scanner.names import ALTERED, COMPUTED, EXTENSION, MORE, NESTED, OBJECTS, GlobalRef
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,27 +196,28 @@ _KINDS = {
     EXTENSION: "a number of copyreg's registry, so what it is cannot be told",
     ALTERED: "something is stored in it: loading changes it for the whole process",
     OBJECTS: "an array of Python objects: each element is unpickled, and numpy.load needs allow_pickle=True",
+    NESTED: "whatever unpacks it runs what it names",
     MORE: "more globals than any file of data names",
 }
 
 
-def grade(found: Named, allowed: Container[str]) -> tuple[str, str]:
+def grade(ref: GlobalRef, allowed: Container[str]) -> tuple[str, str]:
     """The verdict on a global, and why.
 
     Args:
-        found: as the walk found it.
+        ref: from a walk.
         allowed: the allow-list, "module name".
 
-    >>> grade(Named("collections", "OrderedDict", "", 0), {"collections OrderedDict"})
+    >>> grade(GlobalRef("collections", "OrderedDict", "", 0), {"collections OrderedDict"})
     ('data', 'builds data')
-    >>> grade(Named("posix", "system", "", 0), ())
+    >>> grade(GlobalRef("posix", "system", "", 0), ())
     ('dangerous', 'runs programs or code')
-    >>> grade(Named("my_package", "Config", "", 0), ())[0]
+    >>> grade(GlobalRef("my_package", "Config", "", 0), ())[0]
     'opaque'
     """
-    module, name = found.module, found.name
-    if found.kind:
-        return DANGEROUS, _KINDS[found.kind]
+    module, name = ref.module, ref.name
+    if ref.kind:
+        return DANGEROUS, _KINDS[ref.kind]
     if f"{module} {name}" in allowed:
         return DATA, "builds data"
     if not _MODULE.fullmatch(module):
