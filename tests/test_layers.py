@@ -86,7 +86,7 @@ def test_the_reader_of_imports_sees_every_kind() -> None:
 
     assert seen("import statedict.api") == ["api"]
     assert seen("from statedict import formats, load") == ["formats"]
-    assert seen("def f():\n    from statedict.cli.show import x") == ["cli"]
+    assert seen("def f():\n    from statedict.cli.look import x") == ["cli"]
     assert seen("ROW = ('statedict.formats.torch.archive',)") == ["formats"]
     assert seen("if TYPE_CHECKING:\n    from statedict.tree.state_dict import StateDict") == ["tree"]
     assert not seen("import json, statedictionary.api")

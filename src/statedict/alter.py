@@ -1,8 +1,7 @@
-"""The verbs that alter a state_dict: what `statedict edit` does, as functions.
+"""The verbs of `statedict edit` as functions from a state to a new one; docs/altering.md describes each.
 
-Each takes a state, leaves it alone and returns a new one. None of them reads a tensor: what they return is computed
-when it is read or saved, block by block. Patterns are globs over paths; one that matches a path takes all below it.
-What is done to a parameter is done to its optimizer's state, too.
+None of them reads a tensor: the result is computed block by block when it is read or saved. Patterns are globs over
+paths; a match includes everything below it. The optimizer's state follows its parameters.
 
 >>> import statedict, tempfile
 >>> from statedict import alter
@@ -14,8 +13,6 @@ LazyTensor(bfloat16, (6, 3, 5, 5), 900 B, 'examples/checkpoint.pth')
 >>> list(model)[-4:]
 ['head_a.weight', 'head_a.bias', 'head_b.weight', 'head_b.bias']
 >>> statedict.save(model, tempfile.mkdtemp() + "/model.safetensors")
-
-docs/altering.md describes each.
 """
 
 from __future__ import annotations

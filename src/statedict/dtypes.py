@@ -1,10 +1,8 @@
-"""The one dtype table; every other vocabulary is derived from it.
+"""The one dtype table, from which all other vocabularies derive.
 
-A row names a dtype as PyTorch does and says what the others call it. `bits` is the size of one element in memory
-or on disk. PyTorch's packed dtypes count bytes: an element of `float4_e2m1fn_x2` is one byte that holds two numbers.
-
-A dtype that is in no row has the kind `raw`: it is a label on bytes, with the name as the file spells it. `labelled`
-makes one; its `bits` are 0 where nothing says how large an element is, and such a tensor covers its whole storage.
+A row names a dtype as PyTorch does and says what others call it. `bits` is the size of one element. PyTorch's packed
+dtypes count bytes: an element of `float4_e2m1fn_x2` is one byte that holds two numbers. A dtype without a row has the
+kind `raw`: a label on bytes, made by `labelled_dtype`; if its `bits` are 0, a tensor covers its whole storage.
 
 Sources: torch.storage._dtype_to_storage_type_map and _new_dtypes (PyTorch 2.15), the `Dtype` enum of safetensors 0.8,
 ml_dtypes 0.6.
@@ -65,11 +63,7 @@ _ROWS: tuple[tuple[str, int, str, str, str, str, tuple[str, ...]], ...] = (
 
 
 def import_torch() -> Any:
-    """PyTorch.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Import PyTorch, or raise a MissingExtraError."""
     try:
         import torch
     except ImportError as error:
@@ -82,18 +76,15 @@ class DType:
 
     Attributes:
         name: PyTorch's name, `"bfloat16"`.
-        bits: bits of one element; 0 where nothing says how many.
-        itemsize: bytes of one element; 0 where an element is not a whole number of bytes.
-        kind: `float`, `int`, `uint`, `bool`, `complex`, `quantized`, `bits`, or `raw` for a name that is in no table.
-        safetensors: the code in a safetensors header, empty where that format has none.
-        storage: PyTorch's typed storage class, empty for dtypes younger than those classes.
+        bits: bits of one element; 0 if unknown.
+        itemsize: bytes of one element; 0 if that is not a whole number.
+        kind: `float`, `int`, `uint`, `bool`, `complex`, `quantized`, `bits`, or `raw` for a name without a row.
+        safetensors: the code in a safetensors header; empty if that format has none.
+        storage: PyTorch's typed storage class; empty for newer dtypes.
 
-    There is one object for each dtype, so between DTypes `is` and `==` agree. A DType also equals the names that others
-    have for it: its own `name`, the `torch.dtype`, the numpy dtype and the numpy scalar type of that name.
-
-    Its hash is that of `name`, so DTypes and names find one another in dicts and sets. PyTorch's and numpy's dtypes
-    have other hashes, and no hash could equal all of them: compare those by `==`, or look up `str(dtype)`.
-    Aliases such as `"fp32"` are not equal for the same reason; `statedict.dtype("fp32")` is.
+    There is one object for each dtype. It also equals its `name`, and the `torch.dtype`, numpy dtype and numpy scalar
+    type of that name, but no alias such as `"fp32"`. It has the hash of its name, so in dicts and sets names find it;
+    dtypes of PyTorch and numpy have other hashes: compare those by `==`.
 
     >>> import numpy, statedict
     >>> statedict.dtype("bf16").itemsize
@@ -142,7 +133,7 @@ class DType:
 
     @property
     def component(self) -> DType:
-        """The dtype of the real and the imaginary part; of what is not complex, itself."""
+        """The dtype of the real and the imaginary part; itself if it is not complex."""
         return BY_NAME[_COMPONENTS.get(self.name, self.name)] if self.kind == "complex" else self
 
     @property
@@ -186,7 +177,7 @@ class DType:
 
 
 def _foreign_name(value: object) -> str | None:
-    """Our name for a dtype of PyTorch or numpy, in the byte order of this machine; None for anything else."""
+    """Our name for a dtype of PyTorch, or of numpy in native byte order; None for anything else."""
     kind = type(value)
     if kind.__module__ == "torch" and kind.__name__ == "dtype":
         return str(value).removeprefix("torch.")
@@ -213,22 +204,16 @@ _BY_ANY_NAME: dict[str, DType] = BY_NAME | {alias: BY_NAME[row[0]] for row in _R
 
 
 def labelled_dtype(name: str, bits: int = 0, safetensors: str = "", storage: str = "") -> DType:
-    """The dtype of bytes that are of no dtype in the table, under the name that the file has for it.
-
-    Args:
-        name: PyTorch's name without `torch.`, or another library's.
-        bits: of one element; 0 where nothing says how many.
-        safetensors: the code in a safetensors header, where it comes from one.
-        storage: PyTorch's typed storage class, where the file names that and no dtype.
+    """The `raw` dtype of a name that has no row; arguments as of `DType`.
 
     >>> labelled_dtype("float8_e3m4", 8) is labelled_dtype("float8_e3m4", 8)
     True
     """
     key = name, bits, safetensors, storage
-    found = _LABELLED.get(key)
-    if found is None:
-        found = _LABELLED[key] = DType(name, bits, "raw", "", safetensors, storage)
-    return found
+    kind = _LABELLED.get(key)
+    if kind is None:
+        kind = _LABELLED[key] = DType(name, bits, "raw", "", safetensors, storage)
+    return kind
 
 
 def is_torch_dtype(name: str) -> bool:
@@ -242,13 +227,13 @@ def is_torch_storage(name: str) -> bool:
 
 
 def dtype(name: object) -> DType:
-    """The DType of a name, a numpy dtype or a torch dtype.
+    """The DType of a name or dtype.
 
     Args:
         name: `"bfloat16"`, `"bf16"`, `"torch.bfloat16"`, `"BF16"`, `numpy.dtype("<f4")`, `torch.float32`, a DType.
 
     Raises:
-        FormatError: the table has no such dtype, and it is no `torch.dtype`.
+        FormatError: the name is unknown, and not a `torch.dtype`.
 
     >>> import statedict
     >>> statedict.dtype("torch.float32").name
@@ -262,7 +247,7 @@ def dtype(name: object) -> DType:
         import numpy
 
         found = _BY_ANY_NAME.get(numpy.dtype(name).name)
-    if found is None and type(name).__module__ == "torch" and hasattr(name, "itemsize"):  # a torch.dtype that is new
+    if found is None and type(name).__module__ == "torch" and hasattr(name, "itemsize"):  # a new torch.dtype
         found = labelled_dtype(text, 8 * name.itemsize)
     if found is None:
         raise FormatError(f"unknown dtype {name!r}; known are {', '.join(BY_NAME)}")

@@ -1,30 +1,28 @@
-"""Every exception of statedict.
+"""Every exception of statedict. A message says what, where, expected, got, and the remedy.
 
-    StateDictError
-    ├── FormatError (ValueError)          the file cannot be read as a checkpoint
-    │   ├── UnknownFormatError            no format recognises it
-    │   ├── CorruptFileError              inconsistent or damaged
-    │   │   └── TruncatedError            the file ends early
-    │   ├── EncodingError (UnicodeDecodeError)   a string of Python 2 is not in the encoding asked for
-    │   └── LimitError                    it asks for more memory or time than its size justifies
-    ├── RefusedError (UnpicklingError)    only running code from the file could make what it holds
-    ├── FileError (OSError)               the file system said no
-    │   ├── MissingFileError (FileNotFoundError)
-    │   └── ExistingFileError (FileExistsError)
-    ├── OutOfMemoryError (MemoryError)    the system gives no memory
-    ├── PathError (KeyError)              no such path in the tree
-    │   └── PatternError (AlterError)     a pattern matches nothing
-    ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
-    ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
-    │   └── DeviceError (RuntimeError)    this PyTorch has no such device
-    ├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
-    ├── AlterError (ValueError)           an operation on a state cannot be done
-    ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
-    ├── WorkerError (RuntimeError)        a worker of an executor died
-    ├── RunError (RuntimeError)           a run's directory cannot be used like that: it is locked, or has checkpoints
-    └── MissingExtraError (ImportError)   an optional dependency is not installed
-
-A message says what, where, expected, got, and the remedy.
+StateDictError
+├── FormatError (ValueError)          the file cannot be read as a checkpoint
+│   ├── UnknownFormatError            no format recognises it
+│   ├── CorruptFileError              inconsistent or damaged
+│   │   └── TruncatedError            the file ends early
+│   ├── EncodingError (UnicodeDecodeError)   a string of Python 2 is not in the requested encoding
+│   └── LimitError                    it asks for more memory or time than its size justifies
+├── RefusedError (UnpicklingError)    only running code from the file could make what it holds
+├── FileError (OSError)               the file system refused
+│   ├── MissingFileError (FileNotFoundError)
+│   └── ExistingFileError (FileExistsError)
+├── OutOfMemoryError (MemoryError)    there is no more memory
+├── PathError (KeyError)              no such path in the tree
+│   └── PatternError (AlterError)     a pattern matches nothing
+├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
+├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
+│   └── DeviceError (RuntimeError)    this PyTorch has no such device
+├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
+├── AlterError (ValueError)           an operation on a state cannot be done
+├── RestoreError (ValueError)         the plan does not fit, or writing it failed
+├── WorkerError (RuntimeError)        a worker of an executor died
+├── RunError (RuntimeError)           a run's directory is unusable: locked, or another run's
+└── MissingExtraError (ImportError)   an optional dependency is not installed
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class StateDictError(Exception):
-    """The root of everything that statedict raises on purpose."""
+    """The base of everything that statedict raises on purpose."""
 
 
 class FormatError(StateDictError, ValueError):
@@ -50,7 +48,7 @@ class UnknownFormatError(FormatError):
 
 
 class CorruptFileError(FormatError):
-    """The file is truncated, inconsistent or damaged."""
+    """The file is inconsistent or damaged."""
 
 
 class TruncatedError(CorruptFileError):
@@ -62,7 +60,7 @@ class LimitError(FormatError):
 
 
 class EncodingError(FormatError, UnicodeDecodeError):
-    """A string of Python 2 is not in the encoding that was asked for; a UnicodeDecodeError, as `torch.load` raises."""
+    """A string of Python 2 is not in the requested encoding; a UnicodeDecodeError, as `torch.load` raises."""
 
     def __init__(self, text: str, error: UnicodeDecodeError | None = None) -> None:
         super().__init__(*(("ascii", b"", 0, 0, text) if error is None else error.args))
@@ -76,7 +74,7 @@ class EncodingError(FormatError, UnicodeDecodeError):
 
 
 class RefusedError(StateDictError, UnpicklingError):
-    """Only running code from the file could make what it holds."""
+    """Only running code from the file could make its contents."""
 
 
 class FileError(StateDictError, OSError):
@@ -91,24 +89,23 @@ class MissingFileError(FileError, FileNotFoundError):
 
 
 class ExistingFileError(FileError, FileExistsError):
-    """The file exists and was not to be replaced."""
+    """The file exists, and replacing it was not allowed."""
 
 
 def file_error(path: str, doing: str, error: OSError) -> FileError:
-    """The FileError for what the operating system said while `doing` something with `path`."""
+    """The FileError for an error of the operating system while `doing` something with `path`."""
     kind = {errno.ENOENT: MissingFileError, errno.EEXIST: ExistingFileError}.get(error.errno or 0, FileError)
     return kind(error.errno, f"{doing}: {error.strerror}", path)
 
 
 class OutOfMemoryError(StateDictError, MemoryError):
-    """The system gives no memory, or no more than a limit allows."""
+    """The system has no more memory, or a limit allows no more."""
 
 
 def is_failure_of_code(error: BaseException) -> bool:
-    """Whether it is code that failed, not data: a module or a class lacks a name, a function an argument.
+    """Whether code failed rather than data: a module or class lacks a name, a function an argument.
 
-    What reads a file takes most errors for damage of it; such a one it lets pass, for another release of a library is
-    what it usually means.
+    Readers take most errors for damage of the file, but not these: they usually mean another release of a library.
     """
     if isinstance(error, AttributeError):
         return isinstance(error.obj, type | type(errno))
@@ -121,8 +118,8 @@ class PathError(StateDictError, KeyError):
     """There is no such path in the tree.
 
     Args:
-        args: the message, or the key that is missing.
-        explain: makes the message when someone reads it, for most who miss a key never do.
+        args: the message, or the missing key.
+        explain: makes the message when it is read, since most callers who miss a key never read it.
     """
 
     def __init__(self, *args: object, explain: Callable[[], str] | None = None) -> None:
@@ -145,7 +142,7 @@ class UnsupportedError(StateDictError, TypeError):
 
 
 class DeviceError(UnsupportedError, RuntimeError):
-    """This PyTorch has no such device as a file or `map_location` names; a RuntimeError, as `torch.load` raises."""
+    """This PyTorch lacks the device that a file or `map_location` names; a RuntimeError, as `torch.load` raises."""
 
 
 class RenameError(StateDictError, ValueError):
@@ -153,7 +150,7 @@ class RenameError(StateDictError, ValueError):
 
 
 class AlterError(StateDictError, ValueError):
-    """An operation on a state cannot be done: nothing matches, or shapes and names do not go together."""
+    """An operation on a state is impossible: nothing matches, or shapes or names conflict."""
 
 
 class PatternError(PathError, AlterError):
@@ -161,7 +158,7 @@ class PatternError(PathError, AlterError):
 
 
 class RestoreError(StateDictError, ValueError):
-    """The state does not fit its target and nothing was written, or writing failed half-way; the message says which."""
+    """The state does not fit its target and nothing was written, or writing failed half-way, as the message says."""
 
 
 class WorkerError(StateDictError, RuntimeError):
@@ -169,7 +166,7 @@ class WorkerError(StateDictError, RuntimeError):
 
 
 class RunError(StateDictError, RuntimeError):
-    """A run's directory cannot be used like that: it is locked, or another run's checkpoints are in it."""
+    """A run's directory is unusable: it is locked, or has another run's checkpoints."""
 
 
 class MissingExtraError(StateDictError, ImportError):

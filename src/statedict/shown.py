@@ -1,6 +1,6 @@
 """How an object shows itself in a notebook and at a prompt.
 
-The views are in `statedict.render`, above all that is shown; `statedict/__init__.py` says so by `use`.
+The views are in `statedict.render`, above the objects; `statedict/__init__.py` connects them by `use`.
 """
 
 from __future__ import annotations
@@ -8,24 +8,14 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
-
-    class Views(Protocol):
-        """What `statedict.render.views` offers."""
-
-        def html(self, value: object) -> str:
-            """The HTML view of a value."""
-
-        def text(self, value: object) -> str:
-            """The text view of a report."""
-
+    from typing import Any
 
 _LINES = 20
-_load: Callable[[], Views]
+_load: Callable[[], Any]
 
 
-def use(load: Callable[[], Views]) -> None:
-    """Set where the views come from."""
+def use(load: Callable[[], Any]) -> None:
+    """Set what imports `statedict.render.views`."""
     global _load
     _load = load
 
@@ -36,7 +26,7 @@ class Viewed:
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        return _load().html(self)
+        return str(_load().html(self))
 
 
 class Shown(Viewed):
@@ -45,7 +35,7 @@ class Shown(Viewed):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return _load().text(self)
+        return str(_load().text(self))
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         lines = str(self).split("\n")

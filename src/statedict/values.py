@@ -1,7 +1,6 @@
-"""The values of a checkpoint that are neither tensors nor containers, and their JSON.
+"""The values of a checkpoint that are neither tensors nor containers, and their JSON, which docs/format.md lists.
 
-JSON has strings, numbers, true, false and null; every other value is an object with one key that begins with `$`.
-docs/format.md lists them.
+A value that JSON lacks is an object with one key that begins with `$`.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
+from dataclasses import dataclass
 
 from statedict.dtypes import BY_NAME, MAX_NAME, DType, labelled_dtype
 from statedict.errors import CorruptFileError, UnsupportedError, is_failure_of_code
@@ -39,7 +39,7 @@ class Size(tuple[int, ...]):
 
 
 class Device(str):
-    """A `torch.device` where torch may not be installed: its string.
+    """A `torch.device` without torch: its string.
 
     >>> Device("cuda:0")
     device('cuda:0')
@@ -51,63 +51,47 @@ class Device(str):
         return f"device({str.__repr__(self)})"
 
 
-_MAX_INDEX = 127  # PyTorch's is a byte
-
-
 def device(text: object) -> Device:
     """The Device of a text in a file.
 
     Raises:
-        CorruptFileError: it is in no form that PyTorch reads.
-
-    >>> device("cuda:0")
-    device('cuda:0')
+        CorruptFileError: PyTorch reads no device of this form.
     """
     kind, colon, index = text.partition(":") if isinstance(text, str) and len(text) < 100 else ("", "", "")
-    named = kind.isascii() and kind.replace("_", "").isalnum() and not kind[:1].isdecimal()
-    numbered = index.isascii() and index.isdecimal() and (index == "0" or index[0] != "0") and int(index) <= _MAX_INDEX
-    if not named or (colon and not numbered):
+    is_kind = kind.isascii() and kind.replace("_", "").isalnum() and not kind[:1].isdecimal()
+    is_index = index.isascii() and index.isdecimal() and (index == "0" or index[0] != "0") and int(index) <= 127
+    if not is_kind or (colon and not is_index):
         raise CorruptFileError(f"{str(text)[:100]!r} is no device; expected its type and its number, as cuda:0")
     return Device(text)
 
 
+@dataclass(slots=True, repr=False)
 class Opaque:
     """An object in a file that is not data we know: labelled, inert, never built.
 
     Attributes:
         name: its qualified name, `"omegaconf.dictconfig.DictConfig"`.
-        args: what its constructor would have been called with, as a pair with its keywords if there are any, or with
-            what is called if that is an Opaque too; None for a bare reference to a class or function.
-        state: what its `__setstate__` or `__dict__` would have received.
+        args: the arguments of its constructor, as a pair with the keywords if there are any, or with the callable if
+            that is an Opaque too; None for a bare reference to a class or function.
+        state: the argument of its `__setstate__`, or its `__dict__`.
         items: what would have been appended to it.
         entries: what would have been set in it, key → value.
     """
 
-    __slots__ = ("args", "entries", "items", "name", "state")
-
-    def __init__(
-        self,
-        name: str,
-        args: Any = None,
-        state: Any = None,
-        items: list[Any] | None = None,
-        entries: dict[Any, Any] | None = None,
-    ) -> None:
-        self.name, self.args, self.state, self.items, self.entries = name, args, state, items, entries
+    name: str
+    args: Any = None
+    state: Any = None
+    items: list[Any] | None = None
+    entries: dict[Any, Any] | None = None
 
     def children(self) -> Iterator[tuple[Any, Any]]:
-        """What it holds: the entries of its dicts under their own keys, all else under the attribute's name."""
+        """The entries of its dicts under their own keys, everything else under the attribute's name."""
         for slot in ("args", "state", "items", "entries"):
-            held = getattr(self, slot)
-            if isinstance(held, dict):
-                yield from held.items()
-            elif held is not None and held != ():
-                yield slot, held
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Opaque):
-            return NotImplemented
-        return all(getattr(self, slot) == getattr(other, slot) for slot in Opaque.__slots__)
+            value = getattr(self, slot)
+            if isinstance(value, dict):
+                yield from value.items()
+            elif value is not None and value != ():
+                yield slot, value
 
     __hash__ = object.__hash__
 
@@ -139,7 +123,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def shorten(text: str, longest: int) -> str:
-    """A text without its middle where it is longer.
+    """A text, without its middle if it is longer.
 
     >>> shorten("abcdefghij", 7)
     'abc…hij'
@@ -158,7 +142,7 @@ def abbreviate(names: Sequence[str], most: int = 3) -> str:
 
 
 def same_value(one: Any, other: Any, numeric: bool = False) -> bool:
-    """Whether two values are of one type and equal; a NaN is a NaN, and only to numbers 0.0 is -0.0.
+    """Whether two values have the same type and are equal; NaN equals NaN, and 0.0 equals -0.0 only if `numeric`.
 
     >>> same_value(1, 1.0), same_value((1, float("nan")), (1, float("nan")))
     (False, True)
@@ -178,13 +162,13 @@ def same_value(one: Any, other: Any, numeric: bool = False) -> bool:
     return bool(one == other)
 
 
-def parsed_bytes(size: int | str) -> int:
+def parse_bytes(size: int | str) -> int:
     """A number of bytes, with decimal or binary units in any case.
 
     Raises:
-        UnsupportedError: it is none.
+        UnsupportedError: it is not a valid size.
 
-    >>> parsed_bytes("5GB"), parsed_bytes("1.5 MiB"), parsed_bytes(10)
+    >>> parse_bytes("5GB"), parse_bytes("1.5 MiB"), parse_bytes(10)
     (5000000000, 1572864, 10)
     """
     import re
@@ -196,7 +180,7 @@ def parsed_bytes(size: int | str) -> int:
     if found and math.isfinite(number):
         count = int(number * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
     if count < 1:
-        raise UnsupportedError(f"{size!r}: is no number of bytes; write it as 5GB")
+        raise UnsupportedError(f"{size!r}: is not a valid size; write it as 5GB")
     return count
 
 
@@ -216,39 +200,21 @@ def to_json(value: Any) -> Any:
     kind = type(value)
     if kind in (type(None), bool, str):
         return value
-    if kind is int:
-        return value if -(1 << 63) <= value < 1 << 64 else {"$int": hex(value)}
-    if kind is float:
-        return value if math.isfinite(value) else {"$float": repr(value)}
-    if kind is complex:
-        return {"$complex": [to_json(value.real), to_json(value.imag)]}
-    if kind in (bytes, bytearray):
-        from base64 import b64encode
-
-        return {f"${kind.__name__}": b64encode(value).decode()}
-    if kind is Size:
-        return {"$size": list(value)}
-    if kind is Device:
-        try:
-            return {"$device": str(device(value))}
-        except CorruptFileError as error:
-            raise UnsupportedError(str(error)) from error
-    if kind is DType:
-        return {"$dtype": value.name}
-    if kind is tuple:
-        return {"$tuple": [to_json(item) for item in value]}
-    if kind in (set, frozenset):
-        return {f"${kind.__name__}": sorted((to_json(item) for item in value), key=repr)}
-    if kind is Counter:
-        return {"$counter": [[to_json(key), to_json(count)] for key, count in value.items()]}
-    raise UnsupportedError(f"{kind.__module__}.{kind.__qualname__} is not data that a checkpoint can hold")
+    if kind is int and -(1 << 63) <= value < 1 << 64:
+        return value
+    if kind is float and math.isfinite(value):
+        return value
+    coder = _CODERS.get(kind)
+    if coder is None:
+        raise UnsupportedError(f"{kind.__module__}.{kind.__qualname__} is not data that a checkpoint can hold")
+    return {coder[0]: coder[1](value)}
 
 
 def from_json(node: Any) -> Any:
     """The inverse of `to_json`.
 
     Raises:
-        CorruptFileError: an object that is no value, or holds what it should not.
+        CorruptFileError: an object is not the JSON of a value.
     """
     if not isinstance(node, dict):
         return node
@@ -264,43 +230,64 @@ def from_json(node: Any) -> Any:
 
 
 def distinct(keys: list[Any]) -> list[Any]:
-    """The keys, unless so many of them have one hash that a dict or set of them would take for ever."""
+    """The keys; an error if so many have the same hash that a dict of them would take forever."""
     if len(keys) - len(set(map(hash, keys))) > 64:
         raise CorruptFileError("more than 64 keys have the hash of another; the header is hostile")
     return keys
 
 
-def _items(body: Any) -> list[Any]:
+def _decode_items(body: Any) -> list[Any]:
     return distinct([from_json(item) for item in body])
 
 
-def _bytes(body: Any) -> bytes:
+def _encode_bytes(value: Any) -> str:
+    from base64 import b64encode
+
+    return b64encode(value).decode()
+
+
+def _decode_bytes(body: Any) -> bytes:
     from base64 import b64decode
 
     return b64decode(body, validate=True)
 
 
-def _dtype(name: Any) -> DType:
-    """A dtype by its name, also one that no table has yet."""
+def _encode_device(value: Device) -> str:
+    try:
+        return str(device(value))
+    except CorruptFileError as error:
+        raise UnsupportedError(str(error)) from error
+
+
+def _decode_dtype(name: Any) -> DType:
     known = BY_NAME.get(name)
     if known is None and not (type(name) is str and name.isprintable() and 0 < len(name) <= MAX_NAME):
         raise ValueError(name)
     return known or labelled_dtype(name)
 
 
-_DECODERS: dict[str, Any] = {
-    "$int": lambda body: int(body, 16),
-    "$float": lambda body: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[body],
-    "$complex": lambda body: complex(*map(from_json, body)),
-    "$bytes": _bytes,
-    "$bytearray": lambda body: bytearray(_bytes(body)),
-    "$size": lambda body: Size(int(n) for n in body),
-    "$device": device,
-    "$dtype": _dtype,
-    "$tuple": lambda body: tuple(map(from_json, body)),
-    "$set": lambda body: set(_items(body)),
-    "$frozenset": lambda body: frozenset(_items(body)),
-    "$counter": lambda body: Counter(
-        dict(zip(_items(k for k, _ in body), [from_json(n) for _, n in body], strict=True))
-    ),
-}
+def _encode_set(value: Any) -> list[Any]:
+    return sorted(map(to_json, value), key=repr)
+
+
+def _decode_counter(body: Any) -> Counter[Any]:
+    return Counter(dict(zip(_decode_items(key for key, _ in body), [from_json(n) for _, n in body], strict=True)))
+
+
+# type, tag, encoder, decoder
+_TABLE: tuple[tuple[type, str, Any, Any], ...] = (
+    (int, "$int", hex, lambda body: int(body, 16)),
+    (float, "$float", repr, lambda body: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[body]),
+    (complex, "$complex", lambda z: [to_json(z.real), to_json(z.imag)], lambda body: complex(*map(from_json, body))),
+    (bytes, "$bytes", _encode_bytes, _decode_bytes),
+    (bytearray, "$bytearray", _encode_bytes, lambda body: bytearray(_decode_bytes(body))),
+    (Size, "$size", list, lambda body: Size(int(n) for n in body)),
+    (Device, "$device", _encode_device, device),
+    (DType, "$dtype", lambda kind: kind.name, _decode_dtype),
+    (tuple, "$tuple", lambda items: list(map(to_json, items)), lambda body: tuple(map(from_json, body))),
+    (set, "$set", _encode_set, lambda body: set(_decode_items(body))),
+    (frozenset, "$frozenset", _encode_set, lambda body: frozenset(_decode_items(body))),
+    (Counter, "$counter", lambda counts: [[to_json(k), to_json(n)] for k, n in counts.items()], _decode_counter),
+)
+_CODERS = {kind: (tag, encode) for kind, tag, encode, _ in _TABLE}
+_DECODERS = {tag: decode for _, tag, _, decode in _TABLE}

@@ -28,6 +28,9 @@ def renamed():
 def bigger():
     return Net(classes=12)
 
+def double():
+    return Net().double()
+
 def sgd(model):
     return torch.optim.SGD(model.parameters(), momentum=0.9)
 
@@ -106,6 +109,20 @@ def test_the_json_is_the_whole_report(check: Run) -> None:
     assert report["counts"] == {"restored": 8, "missing": 2, "unexpected": 2}
     assert report["written"] is False
     assert any(hint.endswith("pass --rename fc3=classifier") for hint in report["hints"])
+
+
+def test_remedies_in_the_json_are_those_of_the_shell(check: Run) -> None:
+    report = json.loads(check("--model", "nets:double", "--json").stdout)
+    details = {problem["detail"] for problem in report["problems"]}
+    assert any("pass --cast '*' to convert" in detail for detail in details)
+    assert not any("cast=True" in text for text in (*details, *report["hints"]))
+
+
+def test_the_json_says_that_an_optimizer_is_missed(run: Run, check: Run, tmp_path: Path) -> None:
+    statedict.save(statedict.load(tmp_path / "checkpoint.pth")["model_state"], tmp_path / "bare.pth")
+    missed = run("check", "bare.pth", "--model", "nets:Net", "--optimizer", "nets:sgd", "--json")
+    assert missed.returncode == 1
+    assert json.loads(missed.stdout)["error"] == "has no optimizer's state; if it has, name it by --optimizer-at"
 
 
 @pytest.mark.parametrize(

@@ -123,5 +123,5 @@ class _Broken:
 
 @pytest.mark.parametrize("size", ["", "5 apples", "0", "-1GB", 0])
 def test_a_size_that_is_none_is_refused(size: Any, tmp_path: Path) -> None:
-    with pytest.raises(statedict.errors.UnsupportedError, match="is no number of bytes; write it as 5GB"):
+    with pytest.raises(statedict.errors.UnsupportedError, match="is not a valid size; write it as 5GB"):
         statedict.save(model(), tmp_path / "out", max_shard_size=size)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import statedict
-from statedict.view.depth import place
 from statedict.view.html import page as rendered
+from statedict.view.source import place
 
 from .conftest import training
 

@@ -13,7 +13,7 @@ from statedict.formats import places
 from statedict.io.urls import redact, to_name
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
-from statedict.values import parsed_bytes
+from statedict.values import parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def save(
     with Paused():
         root = to_writable(tree)
         if folder:
-            files = module.files(root, None if max_shard_size is None else parsed_bytes(max_shard_size))
+            files = module.files(root, None if max_shard_size is None else parse_bytes(max_shard_size))
             tensors = [tensor for _, tensor in tensors_of(root)]
             places.check_folder(target, files, [tensor.storage.source for tensor in tensors])
             nbytes = covered_bytes(tensors)

@@ -18,19 +18,18 @@ from statedict.cli.commands import Commands
 from statedict.cli.output import error_line
 from statedict.errors import StateDictError
 
-# name → the module whose `command` it is, or MODULE:NAME, imported when it is called
 COMMANDS = {
-    "show": "statedict.cli.show",
-    "stats": "statedict.cli.stats",
-    "report": "statedict.cli.report",
-    "check": "statedict.cli.check",
-    "convert": "statedict.cli.convert",
-    "edit": "statedict.cli.edit",
-    "diff": "statedict.cli.diff",
-    "scan": "statedict.cli.scan",
-    "verify": "statedict.cli.verify",
-    "runs": "statedict.cli.runs",
-    "demo": "statedict.cli.demo",
+    "show": "statedict.cli.look:show",
+    "stats": "statedict.cli.look:stats",
+    "report": "statedict.cli.look:report",
+    "check": "statedict.cli.files:check",
+    "convert": "statedict.cli.files:convert",
+    "edit": "statedict.cli.edit:edit",
+    "diff": "statedict.cli.look:diff",
+    "scan": "statedict.cli.files:scan",
+    "verify": "statedict.cli.files:verify",
+    "runs": "statedict.cli.runs:runs",
+    "demo": "statedict.cli.demo:demo",
 }
 
 

@@ -65,7 +65,7 @@ $ statedict show altered.safetensors --depth 2
 
 
 @click.command()
-def command() -> None:
+def demo() -> None:
     """Show, alter, save and compare a real checkpoint, step by step."""
     with _playground():
         names: dict[str, Any] = {}

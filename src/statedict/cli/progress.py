@@ -1,4 +1,4 @@
-"""How far a command has come, for people: bytes, rate and time left, once it has taken a second."""
+"""Progress of a command for people: bytes, rate and time left, once it has taken a second."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ _EVERY = 0.1
 
 @contextmanager
 def progress(doing: str) -> Iterator[None]:
-    """Show how far the work within has come, on standard error if that is a terminal."""
+    """Show the progress of the work within, if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
     over = Event()
     with Meter() as meter:
         thread = Thread(target=_show, args=(meter, doing, over), name="statedict-progress", daemon=True)
-        started = False
         try:
             thread.start()
-            started = True
-        except (RuntimeError, MemoryError):  # no thread can be had, so nothing is shown
+        except (RuntimeError, MemoryError):  # no more threads: show nothing
             pass
         try:
             yield
         finally:
             over.set()
-            if started:
+            if thread.ident is not None:
                 thread.join()
 
 
@@ -48,15 +46,16 @@ def _show(meter: Meter, doing: str, over: Event) -> None:
     if over.wait(_AFTER):
         return
 
-    def said(_: object) -> str:
+    def describe(_: object) -> str:
         rate = meter.done / (time.monotonic() - began)
         ahead = max(meter.total - meter.done, 0)
         left = f"{ahead / rate:,.0f} s left" if ahead and rate else "waiting for the disk"
         return f"{human_bytes(meter.done)} of {human_bytes(meter.total)}, {human_bytes(int(rate))}/s, {left}"
 
-    with click.progressbar(length=1, label=doing, file=sys.stderr, show_eta=False, item_show_func=said) as bar:
-        finished = False
-        while not finished:
+    with click.progressbar(length=1, label=doing, file=sys.stderr, show_eta=False, item_show_func=describe) as bar:
+        while True:
             finished = over.wait(_EVERY)
             bar.length = max(meter.total, 1)
             bar.update(min(meter.done, bar.length) - bar.pos, meter)
+            if finished:
+                return

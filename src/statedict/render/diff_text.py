@@ -1,8 +1,8 @@
-"""A diff as lines for people: what there is of each kind first, then a screenful of each."""
+"""A diff as lines for people: totals first, then a screenful of each kind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from statedict.ops.diff.rank import FULL, LOW_RANK, ROUNDING, SMALL
@@ -19,24 +19,29 @@ _NO_ADAPTER = {ROUNDING: "rounding?", SMALL: "small"}
 
 
 def lines(diff: Diff, limit: int | None = LIMIT) -> Iterator[str]:
-    """The report.
-
-    Args:
-        diff: what was found.
-        limit: how many lines of a kind there may be; None for all.
-    """
+    """The report, with at most `limit` lines of a kind."""
     yield summary(diff)
     yield from (f"moved {rule}: {count(rule.count, 'tensor')}" for rule in diff.moved)
-    for kind in (kinds.CHANGED, kinds.CLOSE, kinds.RETYPED, kinds.RESHAPED, kinds.RENAMED, kinds.ADDED, kinds.REMOVED):
-        tensors = (
-            diff.filter(kind).sort().tensors if kind in (kinds.CHANGED, kinds.CLOSE) else diff.filter(kind).tensors
-        )
+    for kind, tensors in tensor_groups(diff):
         yield from _group(kind, [tensor(one) for one in tensors], limit)
-    for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
-        yield from _group(f"values {kind}", [value(one) for one in diff.values if one.kind == kind], limit)
+    for kind, values in value_groups(diff):
+        yield from _group(kind, [value(one) for one in values], limit)
     if diff.deep:
         yield from _ranks(diff, limit)
     yield from (f"note: {note}" for note in diff.notes)
+
+
+def tensor_groups(diff: Diff) -> Iterator[tuple[str, Sequence[TensorDiff]]]:
+    """The tensors of each kind; those with numbers are in the order of their changes."""
+    for kind in (kinds.CHANGED, kinds.CLOSE, kinds.RETYPED, kinds.RESHAPED, kinds.RENAMED, kinds.ADDED, kinds.REMOVED):
+        part = diff.filter(kind)
+        yield kind, (part.sort() if kind in (kinds.CHANGED, kinds.CLOSE) else part).tensors
+
+
+def value_groups(diff: Diff) -> Iterator[tuple[str, list[ValueDiff]]]:
+    """The values of each kind."""
+    for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
+        yield f"values {kind}", [value for value in diff.values if value.kind == kind]
 
 
 def summary(diff: Diff) -> str:
@@ -47,10 +52,9 @@ def summary(diff: Diff) -> str:
         if number:
             word = "alike" if kind == kinds.IDENTICAL and diff.names_only else kind
             parts.append(f"{number:,} {word}" if parts else f"{count(number, 'tensor')} {word}")
-    for kind in (kinds.CHANGED, kinds.ADDED, kinds.REMOVED):
-        number = sum(value.kind == kind for value in diff.values)
-        if number:
-            parts.append(f"{count(number, 'value')} {kind}")
+    for kind, values in value_groups(diff):
+        if values:
+            parts.append(f"{count(len(values), 'value')} {kind.removeprefix('values ')}")
     text = ", ".join(parts) or (
         f"{count(diff.equal_values, 'value')} identical" if diff.equal_values else "nothing in either"
     )
@@ -68,7 +72,7 @@ def _group(title: str, rows: list[tuple[str, str]], limit: int | None) -> Iterat
 
 
 def tensor(tensor: TensorDiff) -> tuple[str, str]:
-    """Its name, and what became of it."""
+    """Its name and how it changed."""
     if tensor.kind == kinds.RENAMED:
         return str(tensor.before), f"→ {tensor.after}"
     name = tensor.path
@@ -93,7 +97,7 @@ def tensor(tensor: TensorDiff) -> tuple[str, str]:
 
 
 def measures(found: Measures, cosine: bool = True) -> str:
-    """How far two tensors are apart, in one line."""
+    """The distance of two tensors, in one line."""
     apart = "rel –  max –" if found.beyond else f"rel {found.relative:.2e}  max {found.max_abs:.3g}"
     angle = f"  cos {found.cosine:.6f}" if cosine and found.cosine is not None else ""
     text = f"{apart}{angle}  {_percent(found.share)} of {found.elements:,}"
@@ -105,7 +109,7 @@ def _percent(share: float) -> str:
 
 
 def value(value: ValueDiff) -> tuple[str, str]:
-    """Its path, and what became of it."""
+    """Its path and how it changed."""
     if value.kind != kinds.CHANGED:
         return value.path, _short(value.before if value.kind == kinds.REMOVED else value.after)
     one, other = value.before, value.after
@@ -132,7 +136,7 @@ def _short(value: Any) -> str:
 
 
 def _ranks(diff: Diff, limit: int | None) -> Iterator[str]:
-    """The ranks of changes: what is full first, then adapters from the largest rank down."""
+    """The ranks of changes: full ones first, then adapters from the largest rank down."""
     found = [(tensor.path, tensor.change) for tensor in diff.tensors if tensor.change is not None]
     if not found:
         yield "no changed matrix"
@@ -145,7 +149,7 @@ def _ranks(diff: Diff, limit: int | None) -> Iterator[str]:
 
 
 def rank_summary(changes: list[LowRank]) -> str:
-    """One line: how many changed matrices an adapter explains, and what became of the others."""
+    """One line: how many changed matrices an adapter explains, and how the others changed."""
     ranks = [change.adapter for change in changes if change.adapter is not None]
     matrices = count(len(changes), "changed matrix", "changed matrices")
     verb = "is" if len(ranks) == 1 else "are"

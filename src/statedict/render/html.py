@@ -1,7 +1,7 @@
 """Pieces of HTML for notebooks: a page, folds, tables, trees, histograms. Every text in them is inert.
 
-Colours and lines are those of the text around, so that a page fits light and dark themes. Where a viewer strips
-styles and pictures, as for notebooks that are not trusted, folds and tables remain.
+Colours follow the surrounding text, so a page fits light and dark themes. Without styles and pictures, which viewers
+strip from untrusted notebooks, folds and tables remain.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ _MARKS = {"fine": "✓ ", "look": "⚠ ", "bad": "✗ "}
 
 
 class Safe(str):
-    """HTML. All else that comes into a page is a text, and escaped."""
+    """HTML. Everything else is text, which a page escapes."""
 
     __slots__ = ()
 
 
 class Wide(str):
-    """A text that may be broken into lines."""
+    """A text that may wrap."""
 
     __slots__ = ()
 
 
 def text(value: object, longest: int = _LONGEST) -> Safe:
-    r"""A text as it stands on a page; what cannot be printed is escaped, the middle of a long one left out.
+    r"""A text as HTML, with unprintable characters escaped, and without its middle if it is long.
 
     >>> print(text("<b>\u202e"), text("n" * 20, 9))
     &lt;b&gt;\u202e nnnn…nnnn
@@ -77,20 +77,14 @@ def text(value: object, longest: int = _LONGEST) -> Safe:
 
 
 def page(title: object, *parts: str, tone: str = "") -> str:
-    """A whole output: the verdict, then parts that are HTML.
-
-    Args:
-        title: the verdict.
-        parts: what the other functions make.
-        tone: `fine`, `look` or `bad`; nothing where there is no verdict.
-    """
+    """A whole output: the verdict, with its tone (`fine`, `look`, `bad` or nothing), then parts that are HTML."""
     head = f'<p class="{tone}">{_MARKS.get(tone, "")}{text(title, 2000)}</p>'
-    # formulas in names are not typeset
+    # the classes keep MathJax from typesetting names
     return f'<div class="statedict tex2jax_ignore mathjax_ignore">{_STYLE}{head}{"".join(parts)}</div>'
 
 
 def fold(title: object, body: str, opened: bool = False) -> Safe:
-    """What opens at a click."""
+    """A body that opens at a click."""
     return Safe(f"<details{' open' * opened}><summary>{text(title)}</summary>{body}</details>" if body else "")
 
 
@@ -98,15 +92,15 @@ def table(
     head: Sequence[str],
     items: Sequence[Any],
     cells: Callable[[Any], Iterable[object]],
-    marked: Callable[[Any], str] | None = None,
+    tone: Callable[[Any], str] | None = None,
 ) -> Safe:
-    """At most 200 rows, and how many more there are; nothing where there is none.
+    """A table of at most 200 items, and how many more there are; nothing without items.
 
     Args:
         head: names of the columns.
-        items: what the rows are of.
-        cells: the row of one: texts, numbers, `Safe` HTML, None.
-        marked: the tone of a row: `bad`, `look` or nothing.
+        items: one for each row.
+        cells: makes the row of an item: texts, numbers, `Safe` HTML, None.
+        tone: of the row of an item: `bad`, `look` or nothing.
     """
     if not items:
         return Safe("")
@@ -115,8 +109,8 @@ def table(
     for item in items[:ROWS]:
         row = list(cells(item))
         right = [was or _is_number(cell) for was, cell in zip(right, row, strict=True)]
-        tone = marked(item) if marked is not None else ""
-        tag = f'<tr class="{tone}">' if tone else "<tr>"
+        kind = tone(item) if tone is not None else ""
+        tag = f'<tr class="{kind}">' if kind else "<tr>"
         body.append(f"{tag}{''.join(map(_cell, row))}</tr>")
     if len(items) > ROWS:
         body.append(f'<tr><td colspan="{len(head)}">… {len(items) - ROWS:,} more</td></tr>')
@@ -138,7 +132,7 @@ def _cell(cell: object) -> str:
 
 
 def listing(items: Sequence[object]) -> Safe:
-    """Lines below one another; nothing where there is none."""
+    """A list of at most 200 lines; nothing without items."""
     more = [f"<li><span>… {len(items) - ROWS:,} more</span></li>"] if len(items) > ROWS else []
     lines = [f"<li><span>{text(item, 2000)}</span></li>" for item in items[:ROWS]]
     return Safe(f"<ul>{''.join(lines + more)}</ul>" if items else "")
@@ -149,19 +143,19 @@ def tree(
     line: Callable[[str, Any], Safe],
     below: Callable[[Any], tuple[int, Sequence[tuple[str, Any]]]],
 ) -> Safe:
-    """Nested lists; at most 2,000 rows, 500 of one container.
+    """Nested lists of at most 2,000 rows, 500 of one container.
 
     Args:
-        node: the root, of which only the children are shown.
-        line: the row of a key and a node.
-        below: how many a node holds, and keys and nodes of the first 500 at least.
+        node: the root; the tree shows its children.
+        line: makes the row of a key and a node.
+        below: how many children a node has, and keys and nodes of at least the first 500.
     """
     left = TREE_ROWS
 
     def listed(count: int, children: Sequence[tuple[str, Any]], depth: int) -> str:
         nonlocal left
         shown = children[: max(0, min(TREE_CHILDREN, left))]
-        left -= len(shown)  # neighbours first: a large one hides none behind it
+        left -= len(shown)  # siblings first, so that a large one cannot hide the next
         rows = "".join(row(key, child, depth) for key, child in shown)
         missing = count - len(shown)
         return f"<ul>{rows}{f'<li><span>… {missing:,} more</span></li>' if missing else ''}</ul>"
@@ -177,17 +171,16 @@ def tree(
 
 
 def entry(key: str, *facts: object) -> Safe:
-    """A row of a tree: its name, then what there is to say."""
-    said = "".join(f" <small>{text(fact)}</small>" for fact in facts if fact)
-    return Safe(f"<b>{text(key)}</b>{said}")
+    """A row of a tree: its name, then facts."""
+    return Safe(f"<b>{text(key)}</b>" + "".join(f" <small>{text(fact)}</small>" for fact in facts if fact))
 
 
 def histogram(counts: Sequence[int], label: str, width: int, height: int, names: Sequence[str] = ()) -> Safe:
-    """Bars in proportion to the highest one; the smallest is still a bar.
+    """Bars in proportion to the highest one, at least a pixel high.
 
     Args:
         counts: of each bin.
-        label: what a screen reader says.
+        label: for screen readers.
         width: in pixels.
         height: in pixels.
         names: of the bins, shown under the pointer.

@@ -1,4 +1,4 @@
-"""State_dicts and tensors as a notebook shows them: a tree that opens at a click. No tensor is read."""
+"""State_dicts and tensors in a notebook: a tree that opens at a click. It reads no tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _ON_A_ROW = 20
-_COUNTED = 200_000  # entries of which totals are made; a display should take no longer than a blink
+_COUNTED = 200_000  # entries to add up, so that a display takes no longer than a blink
 
 
 class _Module:
@@ -31,27 +31,25 @@ class _Module:
 def html(state: Any) -> str:
     """The tree of a state_dict, nested by module, with totals."""
     totals = _Totals()
-    whole = totals.of(state)
-    said = f"state_dict: {_entries(state)}"
-    return page(f"{said}, {whole}" if whole else said, tree(state, lambda key, node: _line(key, node, totals), _below))
+    title = ", ".join(filter(None, (f"state_dict: {_entries(state)}", totals.of(state))))
+    return page(title, tree(state, lambda key, node: _line(key, node, totals), _below))
 
 
 def tensor(one: LazyTensor) -> str:
-    """What a tensor is, and where its bytes are."""
+    """A tensor and where its bytes are."""
     hint = "statedict.stats(tensor) reads it, and shows its figures and a histogram"
     facts = table(("", ""), [*_facts(one), ("to see inside", hint)], tuple)
     return page(f"{one.dtype} {shape(one.shape)}, {human_bytes(one.nbytes)}", facts)
 
 
 def _facts(tensor: LazyTensor) -> Iterator[tuple[str, str]]:
-    """What the index says about a tensor."""
     storage, source = tensor.storage, tensor.storage.source
     start = storage.offset + tensor.offset
     try:
         while hasattr(source, "locate") and not source.remote:
             source, at = source.locate()
             start += at
-    except StateDictError:  # the header of an archive's member is damaged; who reads the tensor is told
+    except StateDictError:  # the header of an archive's member is damaged; reading the tensor raises this again
         pass
     where = f", bytes {start:,} to {start + tensor.span:,}" if isinstance(source, FileSource) else ""
     yield "elements", f"{tensor.numel():,}"
@@ -74,10 +72,10 @@ class _Totals:
 
     def __init__(self) -> None:
         self.left = _COUNTED
-        self.known: dict[int, tuple[object, int]] = {}  # of arrays, which live as long as the tree
+        self.known: dict[int, tuple[object, int]] = {}  # by the id of arrays, which live as long as the tree
 
     def of(self, node: Any) -> str:
-        """In words; nothing where there is none, or too much is to be looked at."""
+        """In words; nothing without tensors, or with too many entries."""
         tensors = nbytes = 0
         regions: set[object] = set()
         seen: set[int] = set()

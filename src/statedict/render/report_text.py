@@ -1,9 +1,10 @@
-"""What verify, edit, scan and restore report, as lines of text. A line may hold a name with line breaks in it."""
+"""The reports of verify, edit, scan and restore as lines of text. A name in a line may have line breaks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from operator import attrgetter
 
 import click
 
@@ -27,7 +28,7 @@ _MEANING = {
 
 
 def verify_head(report: VerifyReport) -> str:
-    """Whether the file is fine, and what was checked."""
+    """The verdict and what was checked."""
     verdict = count(len(report.problems), "problem") if report.problems else "fine"
     counts = f"{count(report.tensors, 'tensor')} in {count(report.parts, 'part')}"
     sums = f"CRC-32 of {report.crcs:,}, digests of {report.digests:,}"
@@ -35,7 +36,7 @@ def verify_head(report: VerifyReport) -> str:
 
 
 def verify(report: VerifyReport) -> Iterator[str]:
-    """The verdict, problems, notes, and what is not finite."""
+    """The verdict, problems, notes, and tensors with NaN or infinities."""
     yield verify_head(report)
     yield from (f"  {problem}" for problem in report.problems)
     yield from (f"  note: {note}" for note in report.notes)
@@ -44,13 +45,13 @@ def verify(report: VerifyReport) -> Iterator[str]:
 
 
 def edit(report: EditReport) -> Iterator[str]:
-    """What each step did, then the size before and after."""
+    """The changes of each step, then the size before and after."""
     yield from map(_change, report.changes)
     yield edit_total(report)
 
 
 def edit_total(report: EditReport) -> str:
-    """How large the state was, and is now."""
+    """The size before and after."""
     sides = zip(report.tensors, report.nbytes, strict=True)
     text = " → ".join(f"{count(tensors, 'tensor')}, {human_bytes(nbytes)}" for tensors, nbytes in sides)
     return text if report.written else text + " (nothing was written)"
@@ -65,14 +66,14 @@ def _change(change: Change) -> str:
 
 
 def restore_head(report: RestoreReport) -> str:
-    """How many entries of how many."""
+    """How many entries were restored."""
     restored = sum(entry.action in RESTORED for entry in report.entries)
     whole = len(report.entries) + len(report.problems)
     return f"{'restored' if report.written else 'would restore'} {restored:,} of {whole:,} entries"
 
 
 def restore(report: RestoreReport) -> Iterator[str]:
-    """How many entries, notes, what is more than restored, problems and hints."""
+    """How many entries were restored, notes, entries that changed, problems and hints."""
     yield restore_head(report)
     yield from (f"  {note}" for note in report.notes[:_NOTES])
     if len(report.notes) > _NOTES:
@@ -89,9 +90,14 @@ def scan(report: ScanReport) -> Iterator[str]:
 
 
 def scan_table(report: ScanReport) -> Iterator[str]:
-    """A row for each global and reason, the worst first, then damage and notes, then the verdict, in colour."""
+    """In colour: a row for each global and reason, the worst first, then damage and notes, then the verdict."""
+
+    def order(finding: Finding) -> tuple[int, str, str, str, int]:
+        return WORST_FIRST.index(finding.verdict), finding.qualified, finding.why, finding.member, finding.offset
+
     rows: list[tuple[str, ...]] = []
-    for (verdict, name, why), group in groupby(sorted(report.globals, key=_order), key=_same):
+    same = attrgetter("verdict", "qualified", "why")
+    for (verdict, name, why), group in groupby(sorted(report.globals, key=order), key=same):
         found = list(group)
         calls = sum(finding.called for finding in found)
         where = f"{found[0].member} at {found[0].offset:,}".lstrip()
@@ -111,11 +117,3 @@ def scan_table(report: ScanReport) -> Iterator[str]:
 
 def _colour(text: str, verdict: str) -> str:
     return click.style(text, fg=_COLOURS[verdict], bold=verdict == DANGEROUS)
-
-
-def _order(finding: Finding) -> tuple[int, str, str, str, int]:
-    return WORST_FIRST.index(finding.verdict), finding.qualified, finding.why, finding.member, finding.offset
-
-
-def _same(finding: Finding) -> tuple[str, str, str]:
-    return finding.verdict, finding.qualified, finding.why

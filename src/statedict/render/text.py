@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """Text from a file, with what could steer a terminal escaped."""
+    """Text from a file, with characters escaped that could steer a terminal."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
@@ -25,7 +25,7 @@ def number(value: Any) -> str:
 
 
 def shape(sizes: Iterable[int] | None) -> str:
-    """`10×84`; `scalar` where there is no dimension."""
+    """`10×84`; `scalar` without dimensions."""
     return "×".join(map(str, sizes or ())) or "scalar"
 
 
@@ -34,12 +34,12 @@ def table(
     right: Container[int] = (),
     style: Callable[[int, list[str]], list[str]] | None = None,
 ) -> Iterator[str]:
-    r"""Lines with columns as wide as they need; nothing is wrapped, and no cell can begin a line.
+    r"""Rows of cells as lines with aligned columns; nothing wraps, and no cell can begin a line.
 
     Args:
         rows: the cells of each row.
-        right: the columns that are aligned to the right.
-        style: colours the padded cells of a row, given its number and them.
+        right: the columns to align to the right.
+        style: colours the padded cells of a row, given its number.
 
     >>> print(*table([("a", "1"), ("bcd", "200")], right=(1,)), sep="\n")
     a      1
@@ -59,7 +59,7 @@ def table(
 
 
 def capped(lines: Iterable[str], count: int, limit: int | None) -> Iterator[str]:
-    """Lines of the first items, and how many more there are beyond the limit."""
+    """Lines of the first items, and how many more there are."""
     yield from lines
     if limit is not None and count > limit:
         yield f"… and {count - limit:,} more"

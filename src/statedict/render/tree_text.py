@@ -1,14 +1,21 @@
-"""A tree with its totals, and the groups of optimizers, as aligned text."""
+"""Checkpoints as aligned text: the tree with its totals, the figures, and what PyTorch's recipe prints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import click
 
-from statedict.render.text import printable, shape, table
-from statedict.reports.summary import Node, Optimizer, Summary, Total
+from statedict.errors import FormatError
+from statedict.ops.inspect import state_dicts
+from statedict.render.text import number, printable, shape, table
+from statedict.reports.stats import GroupStats, StatsReport, TensorStats
+from statedict.reports.summary import Node, Optimizer, Summary, Total, marked
+from statedict.tensor.lazy import as_lazy, is_array
+from statedict.tree.optimizer import is_optimizer
+from statedict.tree.state_dict import StateDict, transform
 from statedict.values import count, human_bytes, shorten
 
 # name, dtype, shape, elements, bytes, note
@@ -16,10 +23,13 @@ Row = tuple[str, str, str, str, str, str]
 _RIGHT = (3, 4)
 _HEAD: Row = ("name", "dtype", "shape", "elements", "bytes", "")
 _LONGEST = 24  # characters of a hyperparameter
+_NAME = 48  # characters of a name in a table of figures
+_STATS_HEAD = ("name", "dtype", "shape", "min", "max", "mean", "std", "l2", "zeros", "histogram")
+_ROLES = {"parameter": "parameters", "buffer": "buffers", "optimizer": "optimizer state", "tensor": "other tensors"}
 
 
 def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
-    """The tree, then totals by dtype, then what deserves a look."""
+    """The tree, then totals by dtype and role, optimizers, and what deserves a look."""
     yield from table([_HEAD, *_rows("", summary.root, "", "", depth, 0)], _RIGHT, _style)
     if summary.tensors:
         yield ""
@@ -34,18 +44,15 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         roles[tensor.role] = roles.get(tensor.role, Total()) + one
     if roles:
         yield ""
-        names = {
-            "parameter": "parameters",
-            "buffer": "buffers",
-            "optimizer": "optimizer state",
-            "tensor": "other tensors",
-        }
         yield ", ".join(
-            f"{names[role]} {total.elements:,} ({human_bytes(total.nbytes)})" for role, total in roles.items()
+            f"{_ROLES[role]} {sums.elements:,} ({human_bytes(sums.nbytes)})" for role, sums in roles.items()
         )
     for optimizer in summary.optimizers:
         yield ""
-        yield from _optimizer(optimizer)
+        for at, line in enumerate(groups(optimizer)):
+            yield click.style(line, dim=at == 0)
+        for trouble in optimizer.troubles.values():
+            yield click.style(printable(f"{optimizer.title}: {trouble}"), fg="yellow")
     if summary.wasted:
         yield f"wasted {human_bytes(summary.wasted)}: storages hold more than their views; saving it again drops that"
     if summary.opaque:
@@ -53,21 +60,13 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         yield f"opaque {sum(summary.opaque.values()):,}: objects that are no data, kept inert ({kinds})"
 
 
-def _optimizer(optimizer: Optimizer) -> Iterator[str]:
-    """The groups of an optimizer as a table; then what deserves a look."""
-    for number, line in enumerate(groups(optimizer)):
-        yield click.style(line, dim=number == 0)
-    for trouble in optimizer.troubles.values():
-        yield click.style(printable(f"{optimizer.title}: {trouble}"), fg="yellow")
-
-
 def groups(optimizer: Optimizer) -> list[str]:
-    """A row for each group, without what is off in all of them; the head first."""
+    """A head and a row for each group, without settings that are off in all groups."""
     keys = list(dict.fromkeys(key for _, group in optimizer.groups for key in group))
     shown = [key for key in keys if not all(_is_off(group.get(key)) for _, group in optimizer.groups)]
     rows = [(optimizer.title, "group", "parameters", *map(_setting, shown))]
-    for number, (size, group) in enumerate(optimizer.groups):
-        rows.append(("", str(number), f"{size:,}", *(_setting(group.get(key, "")) for key in shown)))
+    for at, (size, group) in enumerate(optimizer.groups):
+        rows.append(("", str(at), f"{size:,}", *(_setting(group.get(key, "")) for key in shown)))
     return list(table(rows, range(1, len(rows[0]))))
 
 
@@ -116,3 +115,102 @@ def _style(number: int, cells: list[str]) -> list[str]:
     if number == 0:
         return [click.style(cell, dim=True) for cell in cells]
     return cells[:5] + [click.style(note, fg="cyan") for note in cells[5:]]
+
+
+def stats_lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
+    """A table of tensors (or of modules, `depth` levels deep), dtypes and totals, optimizers' groups, then flags."""
+    rows = [_STATS_HEAD, *_stats_rows(report, depth)]
+    sums = [*(report.dtypes if len(report.dtypes) > 1 else ()), report.total]
+    rows += [("",) * len(_STATS_HEAD), *(_group_row(one, one.name or "total", one.name) for one in sums)]
+    yield from table(rows, range(3, 9))
+    for optimizer in report.optimizers:
+        yield ""
+        yield from groups(optimizer)
+    left_out = [tensor for tensor in report.tensors if not tensor.computed]
+    if report.flags or left_out:
+        yield ""
+    for flag in report.flags:
+        yield f"{flag.kind}: {printable(flag.name)}: {flag.what}"
+    for tensor in left_out:
+        yield f"not computed: {printable(tensor.name)}: the numbers in a {tensor.dtype} are packed, or not known"
+
+
+def _stats_rows(report: StatsReport, depth: int | None) -> Iterator[tuple[str, ...]]:
+    modules = {module.name: module for module in report.modules}
+    seen: set[str] = set()
+    for tensor in report.tensors:
+        above = ".".join(tensor.name.split(".")[:-1][:depth]) if depth is not None else ""
+        if depth is None or above not in modules or above.count(".") + 1 < depth:
+            yield _tensor_row(tensor)
+        elif above not in seen:
+            seen.add(above)
+            yield _group_row(modules[above], above, "")
+
+
+def _tensor_row(tensor: TensorStats) -> tuple[str, ...]:
+    figures = _figures(tensor) if tensor.computed else ("",) * 7
+    notes = [f"= {printable(tensor.tied)}"] if tensor.tied else []
+    notes += [printable(marked(tensor.parameter, tensor.inferred))] if tensor.parameter else []
+    name = shorten(printable(tensor.name), _NAME)
+    return name, tensor.dtype, shape(tensor.shape), *figures[:-1], "  ".join([figures[-1], *notes])
+
+
+def _group_row(group: GroupStats, name: str, kind: str) -> tuple[str, ...]:
+    return shorten(printable(name), _NAME), kind, count(group.tensors, "tensor"), *_figures(group)
+
+
+def _figures(of: Any) -> tuple[str, ...]:
+    numbers = [number(getattr(of, name)) for name in ("min", "max", "mean", "std", "l2")]
+    return *numbers, f"{of.zeros:,}", _bars(of.histogram.counts(of.zeros))
+
+
+def _bars(counts: list[int]) -> str:
+    most = max(counts)
+    return "".join(" ▁▂▃▄▅▆▇"[-(-7 * count // most) if most else 0] for count in counts)
+
+
+def recipe_lines(state: StateDict) -> Iterator[str]:
+    """What the loops of "What is a state_dict in PyTorch" print for each model and optimizer in a checkpoint.
+
+    Raises:
+        FormatError: it has neither.
+    """
+    for at, (_, node) in enumerate(nodes := list(state_dicts(state))):
+        if at:
+            yield ""
+        if is_optimizer(node):
+            yield "Optimizer's state_dict:"
+            for key, value in _as_printed(node).items():
+                yield f"{printable(str(key))} \t {_escape(value)}"
+        else:
+            yield "Model's state_dict:"
+            for name, value in node.items():
+                yield f"{printable(str(name))} \t {as_lazy(value).size() if is_array(value) else _escape(value)}"
+    if not nodes:
+        raise FormatError("there is no state_dict of a model or an optimizer in it; look at it without --recipe")
+
+
+def _escape(value: Any) -> str:
+    """A value as Python prints it, line by line because tensors take several."""
+    return printable(value) if isinstance(value, str) else "\n".join(map(printable, str(value).split("\n")))
+
+
+class _Text:
+    """Prints as the given text inside a dict."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _as_printed(node: Any) -> dict[Any, Any]:
+    """An optimizer's state_dict as plain Python, its tensors as PyTorch prints them, or as dtype and shape."""
+    if find_spec("torch") is not None:
+        return StateDict(node).torch()
+
+    def leaf(value: Any) -> Any:
+        return _Text(f"{value.dtype}{list(value.shape)}") if is_array(value) else value
+
+    return dict(transform(node, leaf, lambda entries, _: entries))

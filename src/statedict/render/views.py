@@ -1,41 +1,311 @@
-"""Which view each type has: HTML for notebooks, text for prompts and the command line."""
+"""The views of every report: as HTML the verdict first, then what folds open at a click; as text, lines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
-from statedict.render import diff_text, notebook, report_text, reports, stats_text, tree_text
+from statedict.render import diff_text, notebook, report_text, tree_text
+from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, page, table, tree
+from statedict.render.text import number, shape
+from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff
 from statedict.reports.edit import EditReport
-from statedict.reports.restore import RestoreReport
+from statedict.reports.figures import Figures
+from statedict.reports.restore import Entry, RestoreReport
 from statedict.reports.scan import ScanReport
-from statedict.reports.stats import GroupStats, StatsReport, TensorStats
-from statedict.reports.summary import Summary
+from statedict.reports.stats import Flag, GroupStats, StatsReport, TensorStats
+from statedict.reports.summary import Node, Optimizer, Summary, marked
 from statedict.reports.verify import VerifyReport
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
+from statedict.values import abbreviate, count, human_bytes, shorten
+
+_NOTES = 3  # up to this many are open
+_ROWS = 30  # a table of up to this many rows is open
+_WRONG = ("nan", "inf")  # flags that no one wants
+_SMALL, _LARGE = 10, 20  # octaves of a histogram on each side of 0
+_FIGURES = ("min", "max", "mean", "std", "l2", "zeros", "nan", "inf")
+_TONES = {"dangerous": "bad", "unreadable": "bad", "opaque": "look"}
+
+
+def _section(
+    title: str, head: Sequence[str], items: Sequence[Any], cells: Any, tone: Any = None, opened: bool | None = None
+) -> Safe:
+    """A table whose title says how many rows it has; a short one is open."""
+    rows = table(head, items, cells, tone)
+    return fold(f"{title}: {len(items):,}", rows, len(items) <= _ROWS if opened is None else opened)
+
+
+def _wide(*texts: str | Sequence[str]) -> tuple[Wide, ...]:
+    """Texts, or the first of several names, as cells that may wrap."""
+    return tuple(Wide(text if isinstance(text, str) else _first(text)) for text in texts)
+
+
+def _first(names: Sequence[str]) -> str:
+    return abbreviate([*(shorten(name, 80) for name in names[:3]), *names[3:]])
+
+
+def _summary(report: Summary) -> str:
+    def line(key: str, node: Node) -> Safe:
+        if node.tensor is not None:
+            one = node.tensor
+            role = one.role if one.role == "buffer" else ""
+            return entry(key, one.dtype, shape(one.shape), human_bytes(one.nbytes), node.note, role)
+        if node.value is not None:
+            return entry(key, node.value)
+        total = node.total
+        sums = f"{count(total.tensors, 'tensor')}, {human_bytes(total.nbytes)}" if total.tensors else ""
+        return entry(key, sums, node.note)
+
+    dtypes = table(
+        ("dtype", "tensors", "elements", "bytes"),
+        list(report.dtypes.items()),
+        lambda item: (item[0], item[1].tensors, item[1].elements, human_bytes(item[1].nbytes)),
+    )
+    troubles = [trouble for one in report.optimizers for trouble in one.troubles.values()]
+    if report.wasted:
+        troubles.append(f"wasted {human_bytes(report.wasted)}: storages hold more than their views")
+    opaque = [f"{name}: {times:,}" for name, times in report.opaque.items()]
+    return page(
+        tree_text.total_line(report),
+        listing(troubles),
+        tree(report.root, line, lambda node: (len(node.children), node.children)),
+        fold("dtypes", dtypes),
+        *map(_groups, report.optimizers[:20]),
+        fold("objects that are no data, kept inert", listing(opaque)),
+        tone="look" if troubles else "",
+    )
+
+
+def _groups(one: Optimizer) -> Safe:
+    def plain(value: Any) -> Any:
+        is_plain = value is None or (isinstance(value, int | float | str) and type(value) is not bool)
+        return value if is_plain else repr(value)
+
+    keys = list(dict.fromkeys(key for _, group in one.groups for key in group))[:30]
+    rows = [(at, count, *(group.get(key) for key in keys)) for at, (count, group) in enumerate(one.groups)]
+    groups = table(("group", "parameters", *map(str, keys)), rows, lambda row: map(plain, row))
+    return fold(f"groups of {one.path or 'the optimizer'}: {len(one.groups):,}", groups)
+
+
+def _stats(report: StatsReport) -> str:
+    def is_wrong(flag: Flag) -> bool:
+        return flag.kind in _WRONG
+
+    tones = {flag.name: "bad" if is_wrong(flag) else "look" for flag in sorted(report.flags, key=is_wrong)}
+    flags = [(kind, len(list(same))) for kind, same in groupby(sorted(flag.kind for flag in report.flags))]
+    found = ", ".join(f"{kind} in {count:,}" for kind, count in flags) or "nothing deserves a look"
+    details: tuple[Safe, ...]
+    if len(report.tensors) == 1:
+        details = (_card(report.tensors[0]),)
+    else:
+        head = ("tensors", *_FIGURES, "")
+        sums = [*(report.dtypes if len(report.dtypes) > 1 else ()), report.total]
+        details = (
+            table(("", *head), sums, lambda one: (one.name or "all", one.tensors, *_figures(one))),
+            _section(
+                "modules",
+                ("module", *head),
+                report.modules,
+                lambda one: (one.name, one.tensors, *_figures(one)),
+                opened=False,
+            ),
+            _section(
+                "tensors",
+                ("tensor", "dtype", "shape", *_FIGURES, "", ""),
+                report.tensors,
+                _tensor_cells,
+                lambda one: tones.get(one.name, ""),
+            ),
+            *map(_groups, report.optimizers[:20]),
+        )
+    return page(
+        f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements: {found}",
+        _section(
+            "deserves a look", ("", "tensor", ""), report.flags, lambda flag: (flag.kind, flag.name, Wide(flag.what))
+        ),
+        *details,
+        tone="bad" if "bad" in tones.values() else "look" if tones else "fine",
+    )
+
+
+def _figures(of: Figures) -> tuple[Any, ...]:
+    """The numbers, and a histogram: the largest octaves below 0, all that is closer to 0, the largest above it."""
+    counts = of.histogram.counts(of.zeros, _SMALL)
+    label = f"histogram by powers of two: {', '.join(f'{count:,}' for count in counts if count)}"
+    return *(getattr(of, name) for name in _FIGURES), histogram(counts, label[:200], 120, 18)
+
+
+def _tensor_cells(one: TensorStats) -> tuple[Any, ...]:
+    if one.tied is not None:
+        figures = *_figures(one)[:-1], f"= {one.tied}"
+    else:
+        figures = _figures(one) if one.computed else (*(None,) * len(_FIGURES), "not computed")
+    return one.name, one.dtype, shape(one.shape), *figures, marked(one.parameter, one.inferred)
+
+
+def _card(one: TensorStats | GroupStats) -> Safe:
+    names = ("elements", *_FIGURES, "denormal", "edge")
+    if not getattr(one, "computed", True):
+        return listing(["not computed: its numbers are packed, or not known"])
+    top = one.histogram.exponent + len(one.histogram.positive)
+    octaves = [f"2^{top - back - 1} to 2^{top - back}" for back in range(_LARGE)]
+    bins = [*(f"-({octave})" for octave in octaves), "closer to 0", *reversed(octaves)]
+    bars = histogram(one.histogram.counts(one.zeros, _LARGE), "histogram by powers of two", 420, 80, bins)
+    ends = [f"{sign}{number(math.ldexp(1.0, top)) if -1000 < top < 1000 else f'2^{top}'}" for sign in ("-", "")]
+    axis = f'<div class="axis" style="width:420px"><span>{ends[0]}</span><span>0</span><span>{ends[1]}</span></div>'
+    note = f"a bar for each power of two; what is closer to 0 than 2^{top - _LARGE} is in the middle"
+    head = table(names, [one], lambda of: (getattr(of, name) for name in names))
+    return Safe(f"{head}<div>{bars}{axis}<small>{note}</small></div>" if bars else head)
+
+
+def _tensor_stats(one: TensorStats | GroupStats) -> str:
+    """The figures of one tensor or module, with a histogram."""
+    if isinstance(one, TensorStats):
+        title = f"{one.name or 'tensor'}: {one.dtype} {shape(one.shape)}"
+        title += f", tied to {one.tied}" if one.tied else ""
+    else:
+        title = f"{one.name or 'all'}: {count(one.tensors, 'tensor')}"
+    return page(title, _card(one), tone="bad" if one.nan or one.inf else "")
+
+
+def _diff(report: Diff) -> str:
+    def row(one: TensorDiff) -> Iterable[object]:
+        found = one.measures
+        name, _ = diff_text.tensor(one)
+        if found is None:
+            return name, None, None, None, None, "other bytes"
+        sizes = (None, None) if found.beyond else (found.relative, found.max_abs)
+        note = f"{found.nonfinite:,} not finite" if found.nonfinite else ""
+        return name, *sizes, found.cosine, f"{found.changed:,} of {found.elements:,}", note
+
+    head = ("tensor", "relative", "largest", "cosine", "elements changed", "")
+    parts = [listing([f"moved {rule}: {count(rule.count, 'tensor')}" for rule in report.moved])]
+    for kind, tensors in diff_text.tensor_groups(report):
+        is_measured = kind in (kinds.CHANGED, kinds.CLOSE)
+        parts.append(
+            _section(kind, head if is_measured else ("", ""), tensors, row if is_measured else diff_text.tensor)
+        )
+    parts += [_section(kind, ("", ""), values, diff_text.value) for kind, values in diff_text.value_groups(report)]
+    title = f"{report.a} → {report.b}: {diff_text.summary(report)}"
+    return page(title, *parts, listing(report.notes), tone="fine" if report.same else "look")
+
+
+def _tensor_diff(one: TensorDiff) -> str:
+    def both(sides: Sequence[str | None]) -> str:
+        return " → ".join(dict.fromkeys(side for side in sides if side is not None))
+
+    shapes = [None if sizes is None else shape(sizes) for sizes in one.shapes]
+    facts = [("before", one.before), ("after", one.after), ("dtype", both(one.dtypes)), ("shape", both(shapes))]
+    if one.measures is not None:
+        facts += [(name, number(value)) for name, value in one.measures.to_json().items()]
+    facts += [("equal", None if one.equal is None else str(one.equal)), ("same bytes as", one.same_as)]
+    rows = table(("", ""), [fact for fact in facts if fact[1] is not None], tuple)
+    return page(f"{one.path}: {one.kind}", rows, tone="fine" if one.passed else "look")
+
+
+def _verify(report: VerifyReport) -> str:
+    return page(
+        report_text.verify_head(report),
+        _section(
+            "problems",
+            ("part", "what", "expected", "got", "tensors", "remedy"),
+            report.problems,
+            lambda one: (one.part, *_wide(one.what), one.expected, one.got, *_wide(one.tensors, one.remedy)),
+            lambda one: "bad",
+        ),
+        _section(
+            "not finite",
+            ("tensor", "elements", "NaN", "infinite"),
+            report.nonfinite or (),
+            lambda one: (one.path, one.elements, one.nan, one.inf),
+        ),
+        listing(report.notes),
+        tone="fine" if report.ok else "bad",
+    )
+
+
+def _scan(report: ScanReport) -> str:
+    by_verdict = [(kind, list(some)) for kind, some in groupby(report.globals, key=lambda one: one.verdict)]
+    sections = [
+        _section(
+            kind,
+            ("global", "why", "called", "in"),
+            some,
+            lambda one: (one.qualified, Wide(one.why), one.called, one.member),
+            lambda one: _TONES.get(one.verdict, ""),
+            opened=kind != "data" and len(some) <= _ROWS,
+        )
+        for kind, some in by_verdict[:10]
+    ]
+    return page(
+        f"{report.file}: {report.verdict}, {count(report.pickles, 'pickle')}",
+        *sections,
+        fold("could not be read to the end", listing(report.damage), True),
+        listing(report.notes),
+        tone=_TONES.get(report.verdict, "fine"),
+    )
+
+
+def _edit(report: EditReport) -> str:
+    return page(
+        report_text.edit_total(report),
+        _section(
+            "steps",
+            ("step", "removed", "added", "altered"),
+            report.changes,
+            lambda change: _wide(change.step, change.removed, change.added, change.altered),
+        ),
+    )
+
+
+def _restore(report: RestoreReport) -> str:
+    return page(
+        report_text.restore_head(report),
+        fold(f"problems: {len(report.problems):,}", _by_action(report.problems, True), True),
+        listing(report.hints),
+        fold("notes", listing(report.notes), len(report.notes) <= _NOTES),
+        _by_action(report.entries),
+        tone="bad" if report.problems else "fine",
+    )
+
+
+def _by_action(entries: Sequence[Entry], bad: bool = False) -> Safe:
+    """A fold for each action, `restored` last."""
+    actions: dict[str, list[Entry]] = {}
+    for one in entries:
+        actions.setdefault(one.action, []).append(one)
+    folds = []
+    for action in sorted(actions, key=lambda action: action == "restored"):
+        some = actions[action]
+        rows = table(("", ""), some, lambda one: (one.path or "the whole", Wide(one.detail)), lambda _: "bad" * bad)
+        folds.append(fold(f"{action}: {len(some):,}", rows, bad))
+    return Safe("".join(folds))
+
 
 HTML: dict[type, Callable[[Any], str]] = {
-    Diff: reports.diff,
-    EditReport: reports.edit,
-    GroupStats: reports.group,
+    Diff: _diff,
+    EditReport: _edit,
+    GroupStats: _tensor_stats,
     LazyTensor: notebook.tensor,
-    RestoreReport: reports.restore,
-    ScanReport: reports.scan,
+    RestoreReport: _restore,
+    ScanReport: _scan,
     StateDict: notebook.html,
-    StatsReport: reports.stats,
-    Summary: reports.summary,
-    TensorDiff: reports.tensor_diff,
-    TensorStats: reports.tensor,
-    VerifyReport: reports.verify,
+    StatsReport: _stats,
+    Summary: _summary,
+    TensorDiff: _tensor_diff,
+    TensorStats: _tensor_stats,
+    VerifyReport: _verify,
 }
 TEXT: dict[type, Callable[[Any], Iterable[str]]] = {
     Diff: diff_text.lines,
     EditReport: report_text.edit,
     RestoreReport: report_text.restore,
     ScanReport: report_text.scan,
-    StatsReport: stats_text.lines,
+    StatsReport: tree_text.stats_lines,
     Summary: lambda summary: [tree_text.total_line(summary)],
     VerifyReport: report_text.verify,
 }

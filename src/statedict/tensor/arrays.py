@@ -87,7 +87,6 @@ class Memory:
     parameter: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Part:
     """What a torch tensor says if it is part of a larger one that lies on several ranks.
 
@@ -96,8 +95,8 @@ class Part:
         pieces: for each piece its corner in the whole, its corner in the tensor, and its sizes.
     """
 
-    shape: tuple[int, ...]
-    pieces: tuple[tuple[Strides, Strides, Strides], ...]
+    def __init__(self, shape: Strides, pieces: tuple[tuple[Strides, Strides, Strides], ...]) -> None:
+        self.shape, self.pieces = shape, pieces
 
     def __str__(self) -> str:
         return f"{format_boxes([(begin, sizes) for begin, _, sizes in self.pieces])} of a tensor of shape {self.shape}"

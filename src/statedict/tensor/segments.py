@@ -7,7 +7,6 @@ Overlapping tensors share one, so ties survive; bytes that no tensor covers are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 
 from statedict.io.memory import allocate
@@ -28,23 +27,22 @@ _SEPARATE = 1 << 20
 _ALIGN = 64
 
 
-@dataclass(slots=True, eq=False)
 class Segment:
     """A run of bytes to keep."""
 
-    source: ByteSource
-    start: int
-    size: int
-    device: str
+    __slots__ = ("device", "size", "source", "start")
+
+    def __init__(self, source: ByteSource, start: int, size: int, device: str) -> None:
+        self.source, self.start, self.size, self.device = source, start, size, device
 
 
-@dataclass(slots=True, eq=False)
 class Place:
     """Where a tensor lies: index of its segment, its first byte there, its strides (None: contiguous)."""
 
-    segment: int
-    offset: int
-    strides: Strides | None
+    __slots__ = ("offset", "segment", "strides")
+
+    def __init__(self, segment: int, offset: int, strides: Strides | None) -> None:
+        self.segment, self.offset, self.strides = segment, offset, strides
 
 
 def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:

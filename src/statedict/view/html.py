@@ -1,8 +1,7 @@
 """The page: its text, style and program, plotly's program, and the data, in one file.
 
-Names in files are hostile. They are in the page only as JSON in a script that is data, without a `<`, a `>` or an `&`,
-and the page's program puts them into text nodes. The page's policy allows the programs in it by their hashes, no other
-one, and no network.
+Names in files are hostile. The page has them only as JSON in a script that is data, without `<`, `>` or `&`, and puts
+them into text nodes. Its policy allows its programs by their hashes, no others, and no network.
 """
 
 from __future__ import annotations
@@ -19,17 +18,9 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def page(title: str, data: str) -> str:
-    """The whole page.
-
-    Args:
-        title: its title.
-        data: JSON, in ASCII.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
-    """
-    own = "\n".join(["'use strict';", *(_part(f"{name}.js") for name in PROGRAM)])
-    programs = {"plotly": plotly(), "program": own}
+    """The whole page; `data` is JSON in ASCII. Raises a MissingExtraError without plotly."""
+    ours = "\n".join(["'use strict';", *(_part(f"{name}.js") for name in PROGRAM)])
+    programs = {"plotly": plotly(), "program": ours}
     allowed = " ".join(f"'sha256-{_digest(program)}'" for program in programs.values())
     policy = (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -47,11 +38,7 @@ def page(title: str, data: str) -> str:
 
 
 def plotly() -> str:
-    """The program that plotly ships.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The program that plotly ships, or a MissingExtraError."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:

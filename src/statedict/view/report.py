@@ -15,9 +15,8 @@ from statedict.io.location import location
 from statedict.io.sink import put_bytes
 from statedict.io.urls import to_name
 from statedict.runs.directory import LOOKS
-from statedict.view.pair import changes, compare
-from statedict.view.run import expand, history, order, point
-from statedict.view.source import Opened, Patterns, open_source
+from statedict.view.compared import changes, compare, expand, history, order, point
+from statedict.view.source import Opened, Patterns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ class Page:
     """A page of what is in checkpoints, in one file that asks no network.
 
     Attributes:
-        title: what it is called.
-        data: all that it shows, ready for `json.dumps`.
+        title: its title.
+        data: everything it shows, ready for `json.dumps`.
     """
 
     title: str
@@ -47,14 +46,10 @@ class Page:
         return page(self.title, json.dumps(self.data, allow_nan=False, separators=(",", ":")))
 
     def save(self, path: Path, *, overwrite: bool = True) -> None:
-        """Write the page, whole or not at all.
-
-        Args:
-            path: where to, also a URL.
-            overwrite: replace a file that exists.
+        """Write the page to a path or URL, whole or not at all.
 
         Raises:
-            FileError: it exists and was not to be replaced, or cannot be written.
+            FileError: the file exists and `overwrite` is False, or it cannot be written.
             MissingExtraError: plotly is not installed.
         """
         location(to_name(path)).publish(partial(put_bytes, self.html().encode()), overwrite=overwrite)
@@ -74,16 +69,16 @@ def report(
     title: str | None = None,
     executor: Executor | None = None,
 ) -> Page:
-    """A page to look at: bytes by module, the figures and histogram of every tensor, norms by depth, what changed.
+    """Make a web page: bytes by module, figures and histogram of every tensor, norms by depth, what changed.
 
-    Every tensor is read once, in blocks; of a pair and of the ends of a run once more to compare them.
+    It reads every tensor once, in blocks; to compare a pair, or the ends of a run, once more.
 
     Args:
-        sources: paths or URLs as for `load`, or trees, as for `save`. One is shown; two are compared; more are the
-            steps of a run, in the order of the numbers in their names, of which the last is shown and compared with the
-            first. The directory of a run stands for its steps, whoever wrote them.
+        sources: paths or URLs as for `load`, or trees as for `save`. One is shown, two are compared, more are steps of
+            a run in the order of the numbers in their names; the page shows the last and compares it with the first.
+            The directory of a run stands for its steps.
         only: patterns of the tensors to take.
-        title: the title of the page; by default the names of the files.
+        title: by default the names of the files.
         executor: as for `save`.
 
     Returns:
@@ -114,9 +109,9 @@ def report(
 
 
 def _open(source: Any, may_go: bool) -> Opened | None:
-    """A file; None if it was one of a run that goes on, and was pruned meanwhile."""
+    """Open a file; None if it belongs to a live run and was pruned meanwhile."""
     try:
-        return open_source(source)
+        return Opened(source)
     except MissingFileError:
         if may_go:
             return None
@@ -157,7 +152,7 @@ def _page(
 
 
 def _short(names: list[str]) -> list[str]:
-    """Names without the folders that do not tell them apart."""
+    """Names without the folders that do not distinguish them."""
     parts = [[part for part in name.split("/") if part] or [name] for name in names]
     most = max(map(len, parts))
     for size in range(1, most + 1):

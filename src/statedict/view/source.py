@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -19,7 +20,6 @@ from statedict.reports.stats import StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, TensorInfo
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import label, matches, unmatched
-from statedict.view.depth import place
 
 COLUMNS = (
     "name", "at", "dtype", "shape", "elements", "bytes", "role", "inferred", "tied", "computed",
@@ -28,38 +28,40 @@ COLUMNS = (
 )  # fmt: skip
 _VALUES = 4_000  # rows
 _LONGEST = 400  # characters
+_NUMBER = re.compile(r"\d+")
 
 
 class Opened:
-    """A checkpoint, opened.
+    """An open checkpoint.
 
     Attributes:
-        name: what it is called.
-        state: its tree.
-        format: the format of the file, or `memory`.
-        size: bytes of the file.
-        summary: what `inspect` found.
-        owned: path of a tensor that an optimizer keeps → that, and the key of the parameter.
-        moments: its path → where its parameter stands, and the rest; None where that cannot be told.
-        at: its path → the path that is shown, with the name of the parameter in the place of its number.
+        name, state, summary: its name, tree and summary.
+        format, size: of the file; `memory` and the bytes of its tensors for a tree.
+        owned: path of a tensor of an optimizer → the optimizer, and the key of the parameter.
+        moments: its path → where its parameter is, and the rest; None if that is unknown.
+        at: its path → the path to show, which has the name of the parameter instead of its number.
     """
 
-    def __init__(self, name: str, state: StateDict, format: str, size: int) -> None:
-        self.name, self.state, self.format, self.size = name, state, format, size
-        self.summary = inspect(state)
+    def __init__(self, source: Any) -> None:
+        self.name, self.state = name_of(source), tree_of(source)
+        self.summary = inspect(self.state)
+        self.format, self.size = self.name, self.summary.total.nbytes
+        if is_path(source):
+            file = split(source)[0]
+            self.format, self.size = formats.detect(places.open_checkpoint(file)), location(file).size()
         self.owned = owners(self.summary.optimizers, [tensor.path for tensor in self.summary.tensors])
         self.moments = {path: _moment(path, *owner) for path, owner in self.owned.items()}
         self.at = {path: "".join(moment) for path, moment in self.moments.items() if moment is not None}
 
     def head(self, found: StatsReport) -> dict[str, Any]:
-        """What the page says of the file: sizes, dtypes, what deserves a look."""
+        """The file on the page: sizes, dtypes, what deserves a look."""
         sums: dict[str, list[int]] = {}
         for tensor in self.summary.tensors:
-            one = sums.setdefault(tensor.role, [0, 0, 0])
-            one[0] += 1
+            row = sums.setdefault(tensor.role, [0, 0, 0])
+            row[0] += 1
             if tensor.tied is None:
-                one[1] += tensor.elements
-                one[2] += tensor.nbytes
+                row[1] += tensor.elements
+                row[2] += tensor.nbytes
         total = self.summary.total
         return {
             "name": self.name,
@@ -84,7 +86,7 @@ class Opened:
             at = self.at.get(tensor.name, tensor.name)
             series, depth = "", tuple[int, ...]()
             moment = self.moments.get(tensor.name)
-            if moment is not None:  # it stands where its parameter does
+            if moment is not None:  # it belongs where its parameter is
                 series, depth = place(moment[0])
                 series = series and series + moment[1]
             elif siblings.get(tensor.name):
@@ -93,33 +95,22 @@ class Opened:
         return {"columns": COLUMNS, "tensors": rows} | {name: list(table) for name, table in tables.items()}
 
     def values(self) -> list[Any]:
-        """The values that are no tensors, as nested rows of key, text, note, rows below."""
+        """The values that are not tensors, as nested rows of key, text, note, rows below."""
         left = [_VALUES]
         rows = _values(self.summary.root, left)
         return [*rows, ["…", "", f"more than {_VALUES:,} values", []]] if left[0] <= 0 else rows
 
 
-def open_source(source: Any) -> Opened:
-    """A file as for `load`, or a tree."""
-    state, name = tree_of(source), name_of(source)
-    if not is_path(source):
-        one = Opened(name, state, name, 0)
-        one.size = one.summary.total.nbytes
-        return one
-    file = split(source)[0]
-    return Opened(name, state, formats.detect(places.open_checkpoint(file)), location(file).size())
-
-
 class Patterns:
-    """Which tensors are taken: those that match one of some patterns, each of which matches somewhere."""
+    """Selects the tensors that match one of some patterns, each of which must match in some checkpoint."""
 
     def __init__(self, globs: Sequence[str] | None) -> None:
         self.globs = globs
         self.unmatched = set(globs or ())
-        self.names = set[str]()  # of the tensors of all checkpoints
+        self.names = set[str]()  # of tensors in all checkpoints
 
     def stats(self, one: Opened, executor: Executor | None) -> StatsReport:
-        """The figures of what matches in a checkpoint."""
+        """The figures of the matches in a checkpoint."""
         if self.globs is None:
             return survey(one.state, None, executor)
         names = list(one.state.tensors())
@@ -129,7 +120,7 @@ class Patterns:
         return survey(one.state if here else StateDict(), here or None, executor)
 
     def check(self) -> None:
-        """An error for a pattern that matched nothing in any checkpoint."""
+        """Raise an error for a pattern without a match in any checkpoint."""
         if self.unmatched:
             glob = min(self.unmatched)
             raise unmatched(glob, len(self.names), "tensor")
@@ -175,7 +166,7 @@ def _lookup(table: dict[str, int], name: str) -> int:
 
 
 def number(value: Any) -> Any:
-    """A figure to seven digits as JSON has it; what is not finite as its name, what is complex as a text."""
+    """A figure to seven digits for JSON; texts for complex numbers, NaN and infinities."""
     if isinstance(value, complex):
         return f"{value:.6g}"
     if not isinstance(value, float):
@@ -184,7 +175,7 @@ def number(value: Any) -> Any:
 
 
 def text(value: Any) -> str:
-    """A value as a text of bounded length."""
+    """A value as a short text."""
     full = value if isinstance(value, str) else repr(value)
     return full if len(full) <= _LONGEST else f"{full[: _LONGEST - 40]} … {full[-30:]}"
 
@@ -201,3 +192,25 @@ def _values(node: Node, left: list[int]) -> list[Any]:
             left[0] -= 1
             rows.append([text(key), None if child.value is None else text(child.value), text(child.note), below])
     return rows
+
+
+def place(path: str) -> tuple[str, tuple[int, ...]]:
+    """The series of tensors like it, as a pattern, and its depth there; ("", ()) for a path without numbers.
+
+    Depth is keys that are numbers, and numbers in names of modules that hold modules; if there are none, the numbers in
+    the name of the module itself.
+
+    >>> place("model.layers.11.attn.q.weight"), place("layer3.0.conv2.weight"), place("conv2.weight")
+    (('model.layers.*.attn.q.weight', (11,)), ('layer*.*.conv2.weight', (3, 0)), ('conv*.weight', (2,)))
+    """
+    keys = path.split(".")
+    deep = [key.isdecimal() or (at < len(keys) - 2 and bool(_NUMBER.search(key))) for at, key in enumerate(keys)]
+    if deep.count(True) > 1 and len(keys) > 1:
+        deep[-2] = False  # a part of a layer, such as `mlp.0` and `mlp.2`
+    if not any(deep):
+        deep = [at == len(keys) - 2 for at in range(len(keys))]
+    numbers = [int(found) for key, is_deep in zip(keys, deep, strict=True) if is_deep for found in _NUMBER.findall(key)]
+    if not numbers or max(numbers) > 1 << 31:
+        return "", ()
+    series = ".".join(_NUMBER.sub("*", key) if is_deep else key for key, is_deep in zip(keys, deep, strict=True))
+    return series, tuple(numbers)

@@ -1,0 +1,212 @@
+"""`statedict check`, `convert`, `scan` and `verify`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from statedict.api import files as api
+from statedict.cli.commands import FILE, FILES, JSON, only_option, split_pair
+from statedict.cli.output import echo_json, echo_lines, error_line, shell, shell_json
+from statedict.errors import StateDictError
+from statedict.formats import WRITABLE
+from statedict.io.location import location
+from statedict.io.urls import redact
+from statedict.render.text import printable
+from statedict.values import human_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.reports.scan import ScanReport
+
+_STATUS = {"dangerous": 1, "opaque": 1, "unreadable": 2, "data": 0}
+
+
+@click.command()
+@FILE
+@click.option("--model", required=True, metavar="MODULE:NAME", help="A class or function that makes the model.")
+@click.option("--optimizer", metavar="MODULE:NAME", help="A function of the model, or a class of torch.optim.")
+@click.option("--at", metavar="PATH", help="Where the model's state is in the file; found by default.")
+@click.option("--optimizer-at", metavar="PATH", help="Where the optimizer's state is; found by default.")
+@click.option("--allow-missing", metavar="GLOB", multiple=True, help="What the file may lack.")
+@click.option("--allow-unexpected", metavar="GLOB", multiple=True, help="What the model may lack.")
+@click.option("--shapes", metavar="[GLOB=]POLICY", multiple=True, help="Where shapes differ.")
+@click.option("--rename", metavar="OLD=NEW", multiple=True, help="A rule for names of the file.")
+@click.option("--cast", metavar="GLOB", multiple=True, help="Where dtypes may differ.")
+@click.option("--prefix", default="auto", metavar="PREFIX", help="What stands before the model's names in the file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as one JSON object.")
+def check(
+    file: str,
+    model: str,
+    optimizer: str | None,
+    at: str | None,
+    optimizer_at: str | None,
+    shapes: tuple[str, ...],
+    rename: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Check whether a file fits a model and an optimizer: the plan that restoring would follow. Nothing is written.
+
+    MODULE:NAME is imported, also from the current directory, and called; an optimizer's with the model. The exit
+    status is 0 if the file fits, 1 if not, 2 if the file or the model cannot be had.
+    """
+    from statedict.api.live import fit
+    from statedict.render import report_text
+
+    state, live = api.load(file), _make(model)
+    wanted = [(at, live)] + ([(optimizer_at, _make(optimizer, live))] if optimizer is not None else [])
+    rules = dict(split_pair("rename", "OLD=NEW", text) for text in rename)
+    policies = {glob or "*": policy for glob, _, policy in (text.rpartition("=") for text in shapes)}
+    found = fit(state, wanted, shapes=policies, rename=rules, **options)
+    if found is None:
+        lack = "has no optimizer's state; if it has, name it by --optimizer-at"
+        if as_json:
+            echo_json({"file": redact(file), "error": lack})
+        else:
+            click.echo(f"{printable(file)}: {lack}")
+        return 1
+    places, report = found
+    if as_json:
+        echo_json(shell_json(report.to_json()))
+    else:
+        where = " and ".join(filter(None, places))
+        head, *rest = map(shell, report_text.restore(report))
+        echo_lines([f"{file}{where and ' at ' + where}: {head}", *rest])
+    return int(bool(report.problems))
+
+
+def _make(name: str, *models: Any) -> Any:
+    """Call the class or function MODULE:NAME, which makes a model, or an optimizer for models.
+
+    Raises:
+        click.ClickException: it cannot be imported or called, or makes something else.
+    """
+    module, sign, attribute = name.partition(":")
+    if not sign:
+        raise click.UsageError(f"{name!r}: expected MODULE:NAME, such as package.module:make_model")
+    sys.path.insert(0, os.getcwd())
+    try:
+        factory: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+        return _call(factory, models)
+    except (Exception, SystemExit) as error:
+        raise click.ClickException(f"{name}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def _call(factory: Any, models: tuple[Any, ...]) -> Any:
+    import torch
+
+    kind = torch.optim.Optimizer if models else torch.nn.Module
+    value = factory
+    if isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer):
+        value = factory(*(model.parameters() for model in models))
+    elif not isinstance(factory, torch.nn.Module | torch.optim.Optimizer):
+        value = factory(*models)
+    if not isinstance(value, kind):
+        raise TypeError(f"makes a {type(value).__name__}, not a {kind.__module__}.{kind.__name__}")
+    return value
+
+
+@click.command()
+@click.argument("src", type=click.Path())
+@click.argument("dst", type=click.Path())
+@click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
+@only_option("Keep what matches.")
+@click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB.")
+@click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+@JSON
+def convert(src: str, dst: str, as_json: bool, **options: Any) -> None:
+    """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
+    from statedict.cli.progress import progress
+
+    with progress("converting"):
+        api.convert(src, dst, **options)
+    sizes = [(redact(name), location(api.split(name)[0]).size()) for name in (src, dst)]
+    if as_json:
+        (one, before), (other, after) = sizes
+        echo_json({"src": one, "src_bytes": before, "dst": other, "dst_bytes": after})
+    else:
+        click.echo(" → ".join(f"{printable(name)} ({human_bytes(size)})" for name, size in sizes))
+
+
+@click.command()
+@FILES
+@JSON
+def scan(files: tuple[str, ...], as_json: bool) -> int:
+    """List every global that the pickles in a file name, with a verdict. Nothing is unpickled.
+
+    A FILE may also be a folder. Data: statedict's list of what builds data has it. Opaque: the list lacks it.
+    Dangerous: it is known to run code, or hides its name. Unreadable: a part breaks off, and what was found until
+    there is data.
+
+    Exit status: 0 only data (or no pickle at all), 1 something opaque or dangerous in any file, damaged or not,
+    2 otherwise something unreadable in any file, or no such file.
+    """
+    from statedict.render.report_text import scan_table
+
+    reports = list(map(_scan, files))
+    if as_json:
+        echo_json({"files": [report.to_json() for report in reports]})
+    else:
+        click.echo("\n\n".join("\n".join(scan_table(report)) for report in reports))
+    found = {_STATUS[report.verdict] for report in reports}
+    return 1 if 1 in found else max(found)
+
+
+def _scan(file: str) -> ScanReport:
+    from dataclasses import replace
+
+    from statedict.api import look
+    from statedict.reports.scan import ScanReport
+
+    try:
+        report = look.scan(file)
+        return replace(report, file=redact(report.file))
+    except StateDictError as error:
+        return ScanReport(redact(file), 0, (), (), (str(error),))
+
+
+@click.command()
+@FILES
+@click.option("--values", is_flag=True, help="Count NaN and infinities in each tensor, too.")
+@click.option("--quick", is_flag=True, help="Headers, ranges and sizes only; no tensor is read.")
+@JSON
+def verify(files: tuple[str, ...], as_json: bool, **options: bool) -> int:
+    """Check files for damage: structure, CRC-32, digests, shards against their index.
+
+    Every byte is read, except with --quick. The exit status is 0 if all files are fine, 1 if one is damaged, 2 if
+    one cannot be opened or is no checkpoint. NaN and infinities are no damage.
+    """
+    from statedict.api import look
+    from statedict.cli.progress import progress
+    from statedict.render import report_text
+
+    if options["values"] and options["quick"]:
+        raise click.UsageError("--values reads every tensor, --quick none; give one of them")
+    status, records = 0, []
+    for file in files:
+        try:
+            with progress("checking"):
+                report = look.verify(file, **options)
+        except StateDictError as error:
+            status = 2
+            records.append({"file": redact(file), "ok": False, "error": str(error)})
+            if not as_json:
+                click.echo(error_line(error), err=True)
+            continue
+        status = max(status, int(not report.ok))
+        records.append(report.to_json())
+        if not as_json:
+            echo_lines(map(shell, report_text.verify(report)))
+    if as_json:
+        echo_json({"files": shell_json(records)})
+    return status

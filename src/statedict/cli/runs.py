@@ -1,0 +1,242 @@
+"""`statedict runs`: the checkpoints in the directory of a run."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from statedict.cli import look
+from statedict.cli.commands import DIRECTORY, JSON, Commands
+from statedict.cli.output import echo_json, echo_report
+from statedict.cli.progress import progress
+from statedict.errors import RunError
+from statedict.io.urls import redact, to_name
+from statedict.render.text import printable
+from statedict.runs.look.listing import find, listing, verify_run
+from statedict.values import human_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.runs.look.bisection import Tried
+    from statedict.runs.prune import Pruned
+
+_NAMES = ("ls", "show", "best", "verify", "prune", "pin", "unpin", "diff", "blame", "bisect")
+
+
+@click.group(cls=Commands, table={name: f"{__name__}:{name}" for name in _NAMES})
+def runs() -> None:
+    """List, check, prune and search the checkpoints of a training run.
+
+    DIR is a directory or a URL of checkpoints, whoever wrote them; only those of statedict are ever changed. STEP is a
+    step, a name as `ls` shows it, `latest`, `best:METRIC` or `best:METRIC:max`.
+    """
+
+
+@click.command()
+@DIRECTORY
+@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="Show only this metric; may be repeated.")
+@click.option("--sort", metavar="METRIC", help="Sort by this metric, the least first, instead of by step.")
+@click.option("--reverse", is_flag=True, help="The other way round.")
+@JSON
+def ls(directory: str, metrics: tuple[str, ...], sort: str | None, reverse: bool, as_json: bool) -> None:
+    """List checkpoints with step, age, size, state and metrics, and draw each metric over the steps.
+
+    No tensor is read: `damaged` is what can be seen from manifests and sizes; see `runs verify` for the rest.
+    """
+    from statedict.cli import runs_text
+
+    found, name = listing(directory), redact(to_name(directory))
+    known = list(dict.fromkeys(metric for one in found for metric in one.metrics))
+    for metric in (*metrics, *([sort] if sort else [])):
+        if metric not in known:
+            raise click.UsageError(f"no checkpoint has the metric {metric!r}; there are {', '.join(known) or 'none'}")
+    rows = sorted(found, key=lambda one: runs_text.sort_key(one, sort)) if sort else list(found)
+    if reverse:
+        rows.reverse()
+    if as_json:
+        echo_json({"directory": name, "checkpoints": [one.to_json() for one in rows]})
+    elif not found:
+        click.echo(f"{printable(name)}: no checkpoints{runs_text.hint(to_name(directory))}")
+    else:
+        click.echo(
+            "\n".join([*runs_text.checkpoints(rows, metrics or known[:4]), *runs_text.charts(found, metrics or known)])
+        )
+
+
+@click.command()
+@DIRECTORY
+@click.argument("step", default="latest")
+@click.option("--biggest", metavar="N", type=click.IntRange(min=0), default=10, help="How many of the biggest tensors.")
+@JSON
+def show(directory: str, step: str, biggest: int, as_json: bool) -> None:
+    """Show one checkpoint: its files, metrics, libraries, what it has not captured, its biggest tensors."""
+    from statedict.cli.runs_text import description
+    from statedict.runs.look.description import about
+
+    found = about(directory, step, biggest=biggest)
+    if as_json:
+        echo_json(found.to_json())
+    else:
+        head, *rest = map(printable, description(found))
+        click.echo("\n".join([click.style(head, bold=True), *rest]))
+
+
+@click.command()
+@DIRECTORY
+@click.argument("metric")
+@click.option("--mode", type=click.Choice(["min", "max"]), default="min", help="Whether less or more is better.")
+@click.option("--path", "only_path", is_flag=True, help="Print the path alone.")
+@JSON
+def best(directory: str, metric: str, mode: str, only_path: bool, as_json: bool) -> None:
+    """Print step and path of the checkpoint with the best value of a metric, with a tab between them."""
+    one = find(listing(directory), f"best:{metric}:{mode}", redact(to_name(directory)))
+    if as_json:
+        echo_json(one.to_json())
+    else:
+        path = printable(one.path) if sys.stdout.isatty() else one.path
+        click.echo(path if only_path else f"{printable(one.name) if one.step is None else one.step}\t{path}")
+
+
+@click.command()
+@DIRECTORY
+@click.argument("steps", metavar="[STEP]...", nargs=-1)
+@click.option("--quick", is_flag=True, help="Manifests, headers and sizes only; no tensor is read.")
+@JSON
+def verify(directory: str, steps: tuple[str, ...], quick: bool, as_json: bool) -> int:
+    """Check the checkpoints of a run for damage, all of them by default. The exit status is 1 if one is damaged."""
+    with progress("checking"):
+        report = verify_run(directory, steps, quick=quick)
+    echo_report(report, report.lines(), as_json)
+    return int(not report.ok)
+
+
+@click.command()
+@DIRECTORY
+@click.option(
+    "--keep", "words", metavar="POLICY", multiple=True, required=True,
+    help="What stays: N, latest:N, best:METRIC[:N][:min|:max], every:N, seconds:N, steps:A,B; may be repeated.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; needs --yes or --dry-run.")
+def prune(directory: str, words: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> int:
+    """Remove the checkpoints that no policy keeps, after asking.
+
+    The newest sound one, pinned ones and those that cannot be read stay in any case. Nothing happens while a training
+    process writes there, or if the answer is no (status 1), and nothing to the checkpoints of other libraries.
+    """
+    from statedict.runs.keep import parse_policy
+    from statedict.runs.prune import prune
+
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("--json does not ask; add --yes or --dry-run")
+    answer = True
+
+    def confirm(found: Pruned) -> bool:
+        nonlocal answer
+        if not yes:
+            click.echo(_format_pruned(found, "would remove"))
+            answer = click.confirm("Remove them?")
+        return answer
+
+    found = prune(directory, [parse_policy(word) for word in words], dry_run=dry_run, agreed=confirm)
+    if as_json:
+        echo_json(found.to_json() | {"dry_run": dry_run})
+    elif not answer:
+        click.echo("nothing was removed")
+    else:
+        click.echo(_format_pruned(found, "would remove" if dry_run else "removed"))
+    return int(not answer)
+
+
+def _format_pruned(found: Pruned, verb: str) -> str:
+    removed = ", ".join(map(str, found.removed)) or "nothing"
+    lines = [f"{verb} {removed}" + (f" ({human_bytes(found.nbytes)})" if found.removed else "")]
+    lines += [f"  {step} stays: {printable(why)}" for step, why in found.kept.items()]
+    return "\n".join(lines)
+
+
+def _pin_command(name: str, text: str) -> click.Command:
+    @click.command(name, help=text)
+    @DIRECTORY
+    @click.argument("steps", metavar="STEP...", nargs=-1, required=True, type=click.IntRange(min=0))
+    @JSON
+    def command(directory: str, steps: tuple[int, ...], as_json: bool) -> None:
+        from statedict.runs.prune import pin
+
+        pinned = sorted(pin(directory, steps, pinned=name == "pin"))
+        if as_json:
+            echo_json({"pinned": pinned})
+        else:
+            click.echo(f"pinned: {', '.join(map(str, pinned)) or 'none'}")
+
+    return command
+
+
+pin = _pin_command(
+    "pin", "Pin checkpoints: they are never pruned, whatever a policy says. Training may go on meanwhile."
+)
+unpin = _pin_command("unpin", "Take pins back, so that these checkpoints may be pruned again.")
+
+
+@click.command(params=[option for option in look.diff.params if option.name not in ("files", "git")])
+@DIRECTORY
+@click.argument("step")
+@click.argument("other", metavar="STEP")
+def diff(directory: str, step: str, other: str, **options: Any) -> Any:
+    """Show how two checkpoints of a run differ; the options are those of `statedict diff`.
+
+    Exit status: 0 they are the same, 1 they differ, 2 one cannot be opened.
+    """
+    checkpoints, where = listing(directory), redact(to_name(directory))
+    sides = [find(checkpoints, name, where) for name in (step, other)]
+    for one in sides:
+        if not one.usable:  # its files may be others, or lie elsewhere
+            raise RunError(f"{where}: {one.name} is {one.state}: {one.damage}; name the files to compare them even so")
+    assert look.diff.callback is not None
+    return look.diff.callback(files=tuple(one.path for one in sides), git=False, **options)
+
+
+@click.command()
+@DIRECTORY
+@click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True)
+@click.option("--all", "everything", is_flag=True, help="Every line, not a screenful of each kind.")
+@JSON
+def blame(directory: str, patterns: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    """Tell at which steps tensors changed, by how much, and when they got their first NaN or infinity.
+
+    PATTERN is a glob over paths, such as 'layers.3.*'. Of the checkpoints that statedict wrote only what changed is
+    read. Tensors with the same history stand together.
+    """
+    from statedict.runs.look.history import blame
+
+    with progress("comparing"):
+        report = blame(directory, patterns)
+    echo_report(report, report.lines(None) if everything else report.lines(), as_json)
+
+
+@click.command()
+@DIRECTORY
+@click.option("--test", metavar="COMMAND", required=True, help="For the shell, with {checkpoint}, {step} or {name}.")
+@click.option("--good", metavar="STEP", help="One that is good; the first one by default.")
+@click.option("--bad", metavar="STEP", help="A later one that is bad; the last one by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; the tests print on standard error then.")
+def bisect(directory: str, test: str, good: str | None, bad: str | None, as_json: bool) -> int:
+    """Find the first checkpoint for which a command fails, by halving, as `git bisect run` does.
+
+    The command ends with 0 if the checkpoint is good, 125 if that cannot be told, anything else up to 127 if it is bad,
+    and more to stop. {checkpoint} is the path of its file, or of its folder if another library wrote that; do not worry
+    about quotes. Exit status: 0 found, 1 it is one of several, for some were skipped, 2 it stopped.
+    """
+    from statedict.runs.look.bisection import bisect
+
+    def tell(tried: Tried, left: int) -> None:
+        if not as_json:
+            click.echo(printable(f"{tried.name}: {tried.verdict} ({tried.seconds:.1f} s), {left:,} left"))
+
+    report = bisect(directory, test, good=good, bad=bad, tell=tell, stdout=sys.stderr if as_json else None)
+    echo_report(report, [str(report)], as_json)
+    return int(not report.found)

@@ -1,0 +1,170 @@
+"""What differs between two checkpoints, and between the checkpoints of a run, as a page needs it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+from statedict.errors import PatternError, UnknownFormatError
+from statedict.formats.places import entry
+from statedict.io.location import location
+from statedict.io.urls import to_name
+from statedict.ops.diff.differ import compare_trees
+from statedict.render.diff_text import summary
+from statedict.reports.diff import ADDED, REMOVED, Diff, TensorDiff
+from statedict.reports.stats import StatsReport
+from statedict.runs.look.listing import listing
+from statedict.view.source import Opened, Patterns, number, text
+
+_VALUES = 2_000
+_MODULES = 400
+_FIRST = 3
+
+
+def compare(one: Opened, other: Opened, pick: Patterns, executor: Executor | None) -> Diff:
+    """Compare two checkpoints."""
+    names = (one.name, other.name)
+    if pick.globs is not None:
+        try:
+            return compare_trees(one.state, other.state, names, pick.globs, executor=executor)
+        except PatternError:  # it matches the numbers of an optimizer's parameters, which now have names
+            pass
+    return compare_trees(one.state, other.state, names, executor=executor)
+
+
+def changes(diff: Diff, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The change of each row, by the number of the row in `after`, and rows of removed tensors."""
+    old, new = _rows(before), _rows(after)
+    rows: dict[int, Any] = {}
+    removed: list[Any] = []
+    for tensor in diff.tensors:
+        at, was = new.get(tensor.after or ""), old.get(tensor.before or "")
+        if tensor.kind == REMOVED and was is not None:
+            removed.append(_change(tensor, was))
+        elif at is not None:
+            rows[at] = _change(tensor, was)
+    values = [
+        [
+            value.kind,
+            text(value.path),
+            None if value.kind == ADDED else text(value.before),
+            None if value.kind == REMOVED else text(value.after),
+        ]
+        for value in diff.values[:_VALUES]
+    ]
+    return {
+        "summary": summary(diff),
+        "same": diff.same,
+        "rows": rows,
+        "removed": removed,
+        "values": values,
+        "more_values": max(len(diff.values) - _VALUES, 0),
+        "equal_values": diff.equal_values,
+        "moved": [[str(rule), rule.count] for rule in diff.moved],
+        "notes": list(diff.notes),
+        "before": {name: before[name] for name in ("tensors", "dtypes", "roles", "series")},
+    }
+
+
+def _change(tensor: TensorDiff, was: int | None) -> dict[str, Any]:
+    record = {
+        "kind": tensor.kind,
+        "before": None if tensor.before == tensor.after else tensor.before,
+        "was": was,
+        "dtypes": None if tensor.dtypes[0] == tensor.dtypes[1] else tensor.dtypes,
+        "shapes": None if tensor.shapes[0] == tensor.shapes[1] else tensor.shapes,
+        "equal": tensor.equal,
+        "same_as": tensor.same_as,
+    }
+    if tensor.measures is not None:
+        record |= {name: number(getattr(tensor.measures, name)) for name in ("relative", "max_abs", "cosine", "share")}
+        if tensor.measures.nonfinite:  # a tensor with NaN, before or after, changed most
+            record["relative"] = number(math.inf)
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def _rows(table: dict[str, Any]) -> dict[str, int]:
+    """The row number of each path, both the path in the file and the one on the page."""
+    rows = {row[0]: at for at, row in enumerate(table["tensors"])}
+    return rows | {row[1]: at for at, row in enumerate(table["tensors"]) if row[1] is not None}
+
+
+def expand(sources: Sequence[Any]) -> list[Any]:
+    """The sources, with the directory of a run replaced by its checkpoints, whoever wrote them."""
+    found: list[Any] = []
+    for source in sources:
+        found += (_steps(to_name(source)) if isinstance(source, str | os.PathLike) else []) or [source]
+    return found
+
+
+def _steps(name: str) -> list[str]:
+    """The checkpoints of a run; none for a checkpoint."""
+    if not location(name).is_folder():
+        return []
+    try:
+        entry(name)
+    except UnknownFormatError:
+        return [one.path for one in listing(name) if one.usable and one.step is not None]
+    return []
+
+
+def order(things: Sequence[Any], sources: Sequence[Any]) -> list[tuple[int | None, Any]]:
+    """Each thing with its step; more than two are sorted by step, if the names of all sources have one."""
+    steps = [step_of(source) for source in sources]
+    pairs = list(zip(steps, things, strict=True))
+    if len(pairs) < 3 or None in steps or len(set(steps)) < len(steps):
+        return [(None, thing) for thing in things]
+    return sorted(pairs, key=lambda pair: pair[0] or 0)
+
+
+def step_of(source: Any) -> int | None:
+    """The last number in the name of a file, or of the nearest folder with one.
+
+    >>> step_of("run1/epoch=3-step=1500.ckpt"), step_of("out/checkpoint-500/model.safetensors"), step_of("a.pt")
+    (1500, 500, None)
+    """
+    if not isinstance(source, str | os.PathLike):
+        return None
+    *folders, last = [part for part in os.fspath(source).split("/") if part]
+    for name in (re.sub(r"(\.[A-Za-z]\w*)+$", "", last), *reversed(folders)):
+        found = re.findall(r"\d+", name)
+        if found:
+            return int(found[-1])
+    return None
+
+
+def point(step: int | None, at: int, one: Opened, found: StatsReport) -> dict[str, Any]:
+    """One step on the page, and the norms of its modules."""
+    inside = tuple(f"{optimizer.path}.state.".lstrip(".") for optimizer in one.summary.optimizers) or "\0"
+    kinds = Counter(flag.kind for flag in found.flags)
+    return {
+        "step": at if step is None else step,
+        "name": one.name,
+        "size": one.size,
+        "bytes": one.summary.total.nbytes,
+        "tensors": len(found.tensors),
+        "l2": number(found.total.l2),
+        "nan": found.total.nan,
+        "inf": found.total.inf,
+        "flags": dict(sorted(kinds.items())),
+        "bad": [one.at.get(flag.name, flag.name) for flag in found.flags if flag.kind in ("nan", "inf")][:_FIRST],
+        "norms": {m.name: number(m.l2) for m in found.modules if not m.name.startswith(inside)},
+    }
+
+
+def history(points: Sequence[dict[str, Any]], numbered: bool) -> dict[str, Any]:
+    """Bytes, flags and norms, step by step."""
+    names = dict.fromkeys(name for one in points for name in one["norms"])
+    kept = set(sorted(names, key=lambda name: name.count("."))[:_MODULES])
+    modules = [name for name in names if name in kept]
+    return {
+        "steps": [{key: value for key, value in one.items() if key != "norms"} for one in points],
+        "numbered": numbered,
+        "modules": modules,
+        "l2": [[one["norms"].get(name) for one in points] for name in modules],
+    }
