@@ -1,28 +1,30 @@
-"""Every exception of statedict. A message says what, where, expected, got, and the remedy.
+"""Every exception of statedict.
 
-StateDictError
-├── FormatError (ValueError)          the file cannot be read as a checkpoint
-│   ├── UnknownFormatError            no format recognises it
-│   ├── CorruptFileError              inconsistent or damaged
-│   │   └── TruncatedError            the file ends early
-│   ├── EncodingError (UnicodeDecodeError)   a string of Python 2 is not in the requested encoding
-│   └── LimitError                    it asks for more memory or time than its size justifies
-├── RefusedError (UnpicklingError)    only running code from the file could make what it holds
-├── FileError (OSError)               the file system refused
-│   ├── MissingFileError (FileNotFoundError)
-│   └── ExistingFileError (FileExistsError)
-├── OutOfMemoryError (MemoryError)    there is no more memory
-├── PathError (KeyError)              no such path in the tree
-│   └── PatternError (AlterError)     a pattern matches nothing
-├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
-├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
-│   └── DeviceError (RuntimeError)    this PyTorch has no such device
-├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
-├── AlterError (ValueError)           an operation on a state cannot be done
-├── RestoreError (ValueError)         the plan does not fit, or writing it failed
-├── WorkerError (RuntimeError)        a worker of an executor died
-├── RunError (RuntimeError)           a run's directory is unusable: locked, or another run's
-└── MissingExtraError (ImportError)   an optional dependency is not installed
+    StateDictError
+    ├── FormatError (ValueError)          the file cannot be read as a checkpoint
+    │   ├── UnknownFormatError            no format recognises it
+    │   ├── CorruptFileError              inconsistent or damaged
+    │   │   └── TruncatedError            the file ends early
+    │   ├── EncodingError (UnicodeDecodeError)   a string of Python 2 is not in the requested encoding
+    │   └── LimitError                    it asks for more memory or time than its size justifies
+    ├── RefusedError (UnpicklingError)    only running code from the file could make what it holds
+    ├── FileError (OSError)               the file system refused
+    │   ├── MissingFileError (FileNotFoundError)
+    │   └── ExistingFileError (FileExistsError)
+    ├── OutOfMemoryError (MemoryError)    there is no more memory
+    ├── PathError (KeyError)              no such path in the tree
+    │   └── PatternError (AlterError)     a pattern matches nothing
+    ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
+    ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
+    │   └── DeviceError (RuntimeError)    this PyTorch has no such device
+    ├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
+    ├── AlterError (ValueError)           an operation on a state cannot be done
+    ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
+    ├── WorkerError (RuntimeError)        a worker of an executor died
+    ├── RunError (RuntimeError)           a run's directory is unusable: locked, or another run's
+    └── MissingExtraError (ImportError)   an optional dependency is not installed
+
+A message says what, where, expected, got, and the remedy.
 """
 
 from __future__ import annotations
