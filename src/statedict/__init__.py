@@ -1,4 +1,4 @@
-"""statedict: save, open, see, alter and restore state_dicts and checkpoints.
+"""statedict: save, open, show, compare, alter and restore state_dicts and checkpoints.
 
 More is in `statedict.alter` (verbs that alter), `statedict.errors`, `statedict.reports` (what verbs return),
 `statedict.runs` (policies, and the checkpoints of a run) and `statedict.torch` (the drop-in for `torch.load`).

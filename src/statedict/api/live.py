@@ -71,7 +71,7 @@ def restore(
             `"slice"` (take the first entries), `"pad"` (with zeros), `"overlap"` (leave the rest as the target has it),
             `"reshape"` (as many elements). The first pattern that matches counts. Optimizers follow.
         rename: rules for paths of the state, `{"layers.{n}.attn.*": "blocks.{n+1}.attention.*"}`; the names that an
-            optimizer has for its parameters follow. docs/recipes.md has the language.
+            optimizer has for its parameters follow. docs/restoring.md has the language.
         override: values instead of the state's, by pattern: `{"epoch": 0, "optimizer.param_groups.0.lr": 1e-4}`. The
             bare name of a hyperparameter means it in every group of every optimizer: `{"lr": 1e-4}`.
         cast: convert where dtypes differ; True, or patterns.

@@ -37,7 +37,7 @@ COMMANDS = {
 @click.version_option(__version__, prog_name="statedict")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Save, open, see, alter and restore checkpoints, without PyTorch and without running code from them."""
+    """Save, open, show, compare, alter and restore checkpoints, without PyTorch and without running code from them."""
 
 
 def main(arguments: list[str] | None = None) -> None:
