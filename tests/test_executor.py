@@ -16,7 +16,7 @@ import pytest
 
 import statedict
 from statedict.errors import UnsupportedError, WorkerError
-from statedict.io.remote import publish_folder
+from statedict.io.location import location
 from statedict.io.source import ComputedSource
 
 # a cluster of dask closes its sockets when it likes
@@ -149,5 +149,5 @@ def test_processes_made_by_fork_are_refused_for_what_is_far_away(tmp_path: Path)
         with pytest.raises(UnsupportedError, match=r'ProcessPoolExecutor\(mp_context=multi.*get_context\("spawn"\)\)'):
             statedict.save({"x": tensor}, tmp_path / "a.pth", executor=forks)
         with pytest.raises(UnsupportedError, match="made by fork cannot reach a URL"):
-            publish_folder("s3://bucket/a", {"x": lambda sink: None}, executor=forks)
+            location("s3://bucket/a").publish_folder({"x": lambda sink: None}, executor=forks)
     assert not list(tmp_path.iterdir())

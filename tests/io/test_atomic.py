@@ -15,9 +15,14 @@ import pytest
 
 import statedict
 from statedict.errors import ExistingFileError, FileError, MissingFileError
-from statedict.io.atomic import publish, sync_directory
+from statedict.io.atomic import sync_directory
+from statedict.io.location import Location
 from statedict.io.sink import FileSink
 from statedict.io.source import ComputedSource
+
+
+def publish(path: str, write: Any, **options: Any) -> None:
+    Location(path).publish(write, **options)
 
 
 def content(data: bytes) -> Any:
@@ -83,8 +88,8 @@ def test_a_reader_meanwhile_sees_the_old_file(tmp_path: Path) -> None:
 def test_a_process_that_dies_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     script = (
-        "import os, sys; from statedict.io.atomic import publish\n"
-        "publish(sys.argv[1], lambda sink: (os.write(sink.fd, b'half'), os.kill(os.getpid(), 9)))"
+        "import os, sys; from statedict.io.location import Location\n"
+        "Location(sys.argv[1]).publish(lambda sink: (os.write(sink.fd, b'half'), os.kill(os.getpid(), 9)))"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], check=False).returncode == -9
     assert (tmp_path / "a").read_bytes() == b"old"

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from statedict.io import atomic, blocks, descriptor, parallel, pipeline, sink, tasks
-from statedict.io.atomic import publish
+from statedict.io import atomic, blocks, descriptor, location, parallel, pipeline, sink, tasks
+from statedict.io.location import Location
 from statedict.io.pipeline import Part, fill
 from statedict.io.source import ComputedSource
 
-HERE = {module.__file__ for module in (atomic, blocks, descriptor, parallel, pipeline, sink, tasks)}
+HERE = {module.__file__ for module in (atomic, blocks, descriptor, location, parallel, pipeline, sink, tasks)}
 NOP = opmap["NOP"]
 SIZE = 2 << 20
 COUNT = 4
@@ -93,7 +93,7 @@ def test_wherever_an_interrupt_comes_nothing_is_written_into_another_file(tmp_pa
         else:
             assert not done
 
-    assert every_line(lambda: publish(str(target), write, fsync=False), look) > 100
+    assert every_line(lambda: Location(str(target)).publish(write, fsync=False), look) > 100
 
 
 def test_wherever_an_interrupt_comes_no_buffer_is_filled_afterwards() -> None:

@@ -135,7 +135,7 @@ def test_a_bucket_is_a_folder(files: Path, s3: Any) -> None:
         ("s3://", "names no bucket; write s3://BUCKET/"),
         ("gs:///key", "names no bucket; write gs://BUCKET/"),
         ("http://", "names no server; write http://SERVER/"),
-        ("http://host:99999/a", "is no address that can be used; check its host and port"),
+        ("http://host:99999/a", "is not a usable address; check its host and port"),
         ("az://container/key", "its account is not known; set AZURE_STORAGE_ACCOUNT_NAME"),
         ("hf://", "names no repository; write hf://ORG/NAME"),
         ("hf://org", "names no repository; write hf://ORG/NAME"),

@@ -1,15 +1,24 @@
-"""A file that is open for writing, and stays so for whoever writes into it at the moment."""
+"""Open files: a descriptor that survives an interrupt, room on the disk, and an early start of writing back."""
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
+from functools import cache
 
 from statedict.errors import FileError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE of <fcntl.h>: begin, and do not wait
+_LEAST = 1 << 18  # bytes worth a call
+
 
 class Descriptor:
-    """A file descriptor that is closed when its owner has closed it and nobody uses it any more.
+    """A file descriptor that closes when its owner has closed it and nobody uses it any more.
 
     A thread that goes on after its owner was interrupted writes into this file or not at all: never into another one
     that got the number meanwhile. As a context manager it gives the number to a user.
@@ -33,13 +42,13 @@ class Descriptor:
         try:
             return self._fds[0]
         except IndexError:
-            raise FileError(errno.EBADF, "what was to be written here was given up") from None
+            raise _closed_error() from None
 
     def __enter__(self) -> int:
         self._users.append(None)  # first, so that either `close` sees it or it sees `close`
         try:
             if self._closed:
-                raise FileError(errno.EBADF, "what was to be written here was given up")
+                raise _closed_error()
             return self.fileno()
         except BaseException:
             self.__exit__()
@@ -54,7 +63,7 @@ class Descriptor:
         """Close it, or have the last of its users do so.
 
         Raises:
-            OSError: the file system could not keep what was written.
+            OSError: the file system could not store the bytes.
         """
         self._closed = True
         if not self._users:
@@ -70,3 +79,48 @@ class Descriptor:
     def __del__(self) -> None:
         for fd in getattr(self, "_fds", ()):  # an interrupt may have come before there were any
             os.close(fd)
+
+
+def _closed_error() -> FileError:
+    return FileError(errno.EBADF, "what was to be written here was given up")
+
+
+def check_space(place: int | str, nbytes: int) -> None:
+    """Raise OSError unless so many bytes fit on the disk of an open file or a folder.
+
+    The file that the new one replaces stays until then, so its bytes do not count.
+    """
+    disk = os.statvfs(place)
+    free = disk.f_bavail * disk.f_frsize
+    if nbytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"needs {nbytes:,} bytes and the disk has {free:,} free; make room for {nbytes - free:,} more, or name "
+            "another disk",
+        )
+
+
+def write_back(fd: int, offset: int, size: int) -> None:
+    """Have the disk begin to write a range that fsync will wait for; a hint, which never fails.
+
+    fsync of 900 MB takes as long as writing them into the page cache did. If the disk begins block by block, saving
+    takes 0.40 s instead of 0.57 (docs/decisions/0005-writing.md).
+    """
+    if size >= _LEAST:
+        begin = _sync_file_range()
+        if begin is not None:
+            begin(fd, offset, size, _WRITE)
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    try:
+        begin = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    begin.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return begin

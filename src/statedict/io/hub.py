@@ -9,8 +9,7 @@ import errno
 from functools import lru_cache
 
 from statedict.errors import FileError, MissingExtraError
-from statedict.io.remote import missing_error, read_only
-from statedict.io.urls import Item
+from statedict.io.urls import Item, missing_error, read_only_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.blocks import Block
-    from statedict.io.remote import Version
+    from statedict.io.remote import Remote
 
 try:
     from huggingface_hub import HfFileSystem
@@ -31,16 +30,16 @@ _CLIENT = "httpx"  # what releases before 2 ask with, and whose errors some of t
 
 
 @lru_cache(1)
-def _files() -> Any:
+def _file_system() -> Any:
     return HfFileSystem()
 
 
-def at(url: str) -> HubFile:
-    """What lies, or may lie, behind a URL."""
-    return HubFile(url)
+def at(url: str) -> Remote:
+    """What may lie behind a URL."""
+    return _HubFile(url)
 
 
-class HubFile:
+class _HubFile:
     """A file or folder of a repository."""
 
     __slots__ = ("_path", "name")
@@ -49,63 +48,46 @@ class HubFile:
         self.name, self._path = url, url.removeprefix("hf://").strip("/")
 
     def get(self, start: int, end: int) -> tuple[Block, int, str]:
-        """Bytes of a range, fewer at the end; the size of the whole, and its blob's name."""
-        about = self._asked("info")
-        if about["type"] != "file":
+        info = self._ask("info")
+        if info["type"] != "file":
             raise missing_error(self.name, "is a folder of the repository, not a file")
-        end = min(end, about["size"])
-        data = self._asked("cat_file", start=start, end=end) if start < end else b""
-        return data, about["size"], about.get("blob_id") or ""
+        end = min(end, info["size"])
+        data = self._ask("cat_file", start=start, end=end) if start < end else b""
+        return data, info["size"], info.get("blob_id") or ""
 
     def stream(self) -> tuple[Iterator[Block], int]:
-        """All of its bytes, and how many there are."""
-        size = self._asked("info")["size"]
-        return iter([self._asked("cat_file")]), size
+        size = self.size()
+        return iter([self._ask("cat_file")]), size
 
     def size(self) -> int:
-        """Bytes of the file."""
-        return int(self._asked("info")["size"])
+        return int(self._ask("info")["size"])
 
     def exists(self) -> bool:
-        """Whether there is such a file."""
         try:
-            return bool(self._asked("info")["type"] == "file")
+            return bool(self._ask("info")["type"] == "file")
         except FileNotFoundError:
             return False
 
-    def names(self) -> list[str] | None:
-        """The files and folders of this folder."""
-        return sorted(path.rpartition("/")[2] for path in self._asked("ls", detail=False))
-
-    def contents(self) -> dict[str, Item] | None:
-        """The same with their sizes; the hub's own times are those of commits."""
-        return {
-            one["name"].rpartition("/")[2]: Item(int(one["size"] or 0), 0.0, one["type"] != "file")
-            for one in self._asked("ls", detail=True)
+    def contents(self) -> dict[str, Item]:
+        return {  # without times: the hub's are those of commits
+            item["name"].rpartition("/")[2]: Item(int(item["size"] or 0), 0.0, item["type"] != "file")
+            for item in self._ask("ls", detail=True)
         }
 
-    def put(self, pieces: Iterator[bytes], size: int) -> None:
-        """Raise UnsupportedError."""
-        raise read_only(self.name, "save to a folder and upload it with `hf upload`")
+    def _refuse(self, *_: object) -> Any:
+        raise read_only_error(self.name, "save to a folder and upload it with `hf upload`")
 
-    def look(self) -> tuple[bytes, Version] | None:
-        """Raise UnsupportedError."""
-        raise read_only(self.name, "save to a folder and upload it with `hf upload`")
-
-    def write_if(self, data: bytes, seen: Version | None) -> Version | None:
-        """Raise UnsupportedError."""
-        raise read_only(self.name, "save to a folder and upload it with `hf upload`")
+    put = look = write_if = _refuse
 
     def delete(self) -> None:
-        """Raise UnsupportedError."""
-        raise read_only(self.name, "delete it with huggingface_hub")
+        raise read_only_error(self.name, "delete it with huggingface_hub")
 
-    def _asked(self, what: str, **options: Any) -> Any:
+    def _ask(self, what: str, **options: Any) -> Any:
         no_repository = "names no repository; write hf://ORG/NAME[@REVISION][/PATH]"
         if "/" not in self._path:  # some releases ask the hub, others refuse
             raise FileError(errno.EINVAL, no_repository, self.name)
         try:
-            return getattr(_files(), what)(self._path, **options)
+            return getattr(_file_system(), what)(self._path, **options)
         except (ValueError, NotImplementedError):  # what huggingface_hub says of a path without a repository
             raise FileError(errno.EINVAL, no_repository, self.name) from None
         except FileNotFoundError:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 
 from statedict.errors import FileError, file_error
+from statedict.io.descriptor import check_space
 from statedict.io.pipeline import write_at
 from statedict.io.source import FileSource
-from statedict.io.space import check_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

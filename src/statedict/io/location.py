@@ -1,13 +1,15 @@
-"""Where a file or folder is, on disk or in a store: open, list, publish. Who has a Location never asks which."""
+"""Where a file or folder is, on disk or in a store: open, list, publish. Code that has a Location never asks which."""
 
 from __future__ import annotations
 
 import os
-from stat import S_ISDIR
+import stat
 
-from statedict.errors import MissingFileError, file_error
+from statedict.errors import ExistingFileError, FileError, MissingFileError, file_error
 from statedict.io import atomic
-from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.descriptor import Descriptor, check_space
+from statedict.io.parallel import REMOTE_WORKERS, check_spawned, parallel
+from statedict.io.sink import FileSink, StreamSink
 from statedict.io.source import FileSource
 from statedict.io.urls import Item, is_url, join
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from statedict.io.remote import Remote, RemoteSource
 
-    Write = Callable[[Any], None]
+    Write = Callable[[Any], object]
 
 
 def location(name: str) -> Location:
@@ -47,11 +49,11 @@ class Location:
         self.name = name
 
     def open(self) -> FileSource | RemoteSource:
-        """The file, opened.
+        """Open the file.
 
         Raises:
             FileError: it is missing, or cannot be read.
-            MissingExtraError: what a URL takes is not installed.
+            MissingExtraError: the URL needs a package that is not installed.
         """
         return FileSource(self.name)
 
@@ -60,7 +62,7 @@ class Location:
         return os.path.isdir(self.name)
 
     def names(self) -> list[str] | None:
-        """The names in the folder, sorted; None for what is none, or does not tell.
+        """The names in the folder, sorted; None if it is not a folder, or the server does not list.
 
         Raises:
             FileError: it cannot be listed.
@@ -75,26 +77,22 @@ class Location:
             raise file_error(self.name, "cannot list", error) from error
 
     def names_with(self, wanted: Iterable[str]) -> list[str] | None:
-        """As `names`; those that are wanted and there, where a server does not list."""
+        """As `names`; from a server that does not list, those of the wanted ones that exist."""
         return self.names()
 
     def contents(self) -> dict[str, Item] | None:
-        """As `names`, in the same order, with what is known of each; links lead to what they name.
-
-        Raises:
-            FileError: it cannot be listed.
-        """
-        found = {}
+        """As `names`, with what is known of each; links lead to what they name."""
+        items = {}
         for name in self.names() or ():
             try:
-                one = os.stat(os.path.join(self.name, name))
+                status = os.stat(os.path.join(self.name, name))
             except OSError:  # gone meanwhile, or a link to nothing
                 continue
-            found[name] = Item(one.st_size, one.st_mtime, S_ISDIR(one.st_mode))
-        return found or None
+            items[name] = Item(status.st_size, status.st_mtime, stat.S_ISDIR(status.st_mode))
+        return items or None
 
     def exists(self) -> bool:
-        """Whether there is such a file, or something else of that name."""
+        """Whether there is a file, or anything else, of that name."""
         return os.path.exists(self.name)
 
     def size(self) -> int:
@@ -106,13 +104,13 @@ class Location:
         try:
             if not os.path.isdir(self.name):
                 return os.path.getsize(self.name)
-            with os.scandir(self.name) as found:
-                return sum(item.stat().st_size for item in found if item.is_file())
+            with os.scandir(self.name) as items:
+                return sum(item.stat().st_size for item in items if item.is_file())
         except OSError as error:
             raise file_error(self.name, "cannot open", error) from error
 
     def real_paths(self, file: str) -> tuple[str, str]:
-        """The folder, and a file in it, without symbolic links: where what is opened really is."""
+        """The folder and a file in it without symbolic links."""
         root = os.path.realpath(self.name or os.curdir)
         return root, os.path.realpath(os.path.join(root, file))
 
@@ -144,8 +142,54 @@ class Location:
     def publish(
         self, write: Write, *, overwrite: bool = True, fsync: bool = True, executor: Executor | None = None
     ) -> None:
-        """Make the file whole or not at all: see `atomic.publish` and `remote.publish`."""
-        atomic.publish(self.name, write, overwrite=overwrite, fsync=fsync, executor=executor)
+        """Write the file whole or not at all.
+
+        On disk: a temporary file in the same directory, its bytes, fsync, rename over the target, fsync of the
+        directory. A reader sees the old file or the new one. After a crash the directory holds one of the two, and
+        at worst a temporary named `.NAME.XXXXXXXX.tmp`. A symbolic link is followed. In a store: an upload, which
+        appears when it is complete.
+
+        Args:
+            write: fills a sink; whatever it raises leaves the target as it was.
+            overwrite: if false, an existing target is an error, also one that appears meanwhile.
+            fsync: wait until the bytes and the name are on the disk.
+            executor: does the sink's work.
+
+        Raises:
+            FileError: the target exists, is not a regular file, or the file system or the server refuses.
+            UnsupportedError: the URL is read-only.
+        """
+        path = os.path.realpath(self.name)
+        mode = _mode_to_keep(path, overwrite)
+        directory, name = os.path.split(path)
+        temporary = os.path.join(directory, _temporary(name))
+        try:  # from here on, for an interrupt may come between any two lines
+            try:
+                file = Descriptor(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+            except OSError as error:
+                raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
+            try:
+                write(FileSink(file, temporary, executor, fsync))
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
+                if fsync:
+                    os.fsync(file.fileno())
+            finally:
+                file.close()
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                os.link(temporary, path)  # unlike rename it refuses to replace
+                os.unlink(temporary)
+        except BaseException as error:
+            atomic.discard(temporary)
+            if isinstance(error, FileExistsError):
+                raise _exists_error(path) from error
+            if isinstance(error, OSError) and not isinstance(error, FileError):
+                raise file_error(path, "cannot write (what was there is unchanged)", error) from error
+            raise
+        if fsync:
+            atomic.sync_directory(directory)
 
     def publish_folder(
         self,
@@ -156,8 +200,54 @@ class Location:
         executor: Executor | None = None,
         nbytes: int = 0,
     ) -> None:
-        """Make the files of the folder, the last one last: see `atomic.publish_folder` and `remote.publish_folder`."""
-        atomic.publish_folder(self.name, files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
+        """Write several files into the folder; the last one should name the others.
+
+        On disk: a new folder appears whole or not at all. In one that exists all files are written beside their
+        places first and then renamed, the last one last; other files stay. In a store: if one upload fails, objects
+        that are new are deleted again. A last one that exists is deleted before the others are replaced, so that it
+        never names both old and new ones.
+
+        Args:
+            files: name → what fills the file.
+            overwrite: if false, an existing file is an error.
+            fsync: wait until the bytes and the names are on the disk.
+            executor: does the sinks' work, or uploads the objects, several at a time.
+            nbytes: roughly how many bytes all of them have; checked against the disk before the first one.
+
+        Raises:
+            FileError: a file exists, the folder is a file, or the file system or the server refuses.
+            UnsupportedError: the URL is read-only, or the executor's workers are forks of this process.
+        """
+        folder = os.path.realpath(self.name)
+        above, name = os.path.split(folder)
+        new = not os.path.lexists(folder)
+        if not new and not os.path.isdir(folder):
+            raise FileError(f"{folder}: is a file; name a folder to write shards into")
+        for file in () if overwrite else files:
+            if os.path.lexists(os.path.join(folder, file)):
+                raise _exists_error(os.path.join(folder, file))
+        place = os.path.join(above, _temporary(name)) if new else folder
+        written: dict[str, str] = {}
+        try:
+            if new:
+                os.mkdir(place)
+            check_space(place, nbytes)
+            for file, write in files.items():
+                written[file] = os.path.join(place, file if new else _temporary(file))
+                Location(written[file]).publish(write, fsync=fsync, executor=executor)
+            if new:
+                os.rename(place, folder)
+            else:
+                for file, path in written.items():
+                    os.replace(path, os.path.join(folder, file))
+        except BaseException as error:
+            for path in [place] if new else written.values():
+                atomic.discard(path)
+            if isinstance(error, OSError) and not isinstance(error, FileError):
+                raise file_error(folder, "cannot write (what was there is unchanged)", error) from error
+            raise
+        if fsync:
+            atomic.sync_directory(above if new else folder)
 
 
 class _Stored(Location):
@@ -167,6 +257,7 @@ class _Stored(Location):
 
     workers = REMOTE_WORKERS
 
+    @property
     def _remote(self) -> Remote:
         from statedict.io.remote import at
 
@@ -181,28 +272,27 @@ class _Stored(Location):
         return self.name.endswith("/")
 
     def names(self) -> list[str] | None:
-        return self._remote().names() or None
+        return sorted(self.contents() or ()) or None
 
     def names_with(self, wanted: Iterable[str]) -> list[str] | None:
         names = self.names()
         if names is None and self.name.startswith("http") and self.is_folder():  # a plain server does not list
-            every = list(wanted)
-            there = parallel(_exists, (join(self.name, name) for name in every), workers=self.workers)
-            names = [name for name, found in zip(every, there, strict=True) if found]
+            urls = {join(self.name, name): name for name in wanted}
+            names = [urls[url] for url in _find_existing(urls)]
         return names
 
     def contents(self) -> dict[str, Item] | None:
-        return self._remote().contents() or None
+        return self._remote.contents() or None
 
     def exists(self) -> bool:
-        return self._remote().exists()
+        return self._remote.exists()
 
     def size(self) -> int:
         try:
-            return self._remote().size()
+            return self._remote.size()
         except MissingFileError:
-            inside = [location(join(self.name, name)) for name in self.names() or ()]
-            return sum(one.size() for one in inside if one.exists())
+            inside = _find_existing(join(self.name, name) for name in self.names() or ())
+            return sum(location(url).size() for url in inside)
 
     def real_paths(self, file: str) -> tuple[str, str]:
         return self.name, join(self.name, file)
@@ -211,28 +301,72 @@ class _Stored(Location):
         pass
 
     def remove(self) -> None:
-        self._remote().delete()
+        self._remote.delete()
 
-    def publish(
-        self, write: Write, *, overwrite: bool = True, fsync: bool = True, executor: Executor | None = None
-    ) -> None:
-        from statedict.io import remote
+    def publish(self, write: Write, *, overwrite: bool = True, **_: Any) -> None:
+        from statedict.io.upload import Upload
 
-        remote.publish(self.name, write, overwrite=overwrite)
+        remote = self._remote
+        if not overwrite and remote.exists():
+            raise _exists_error(remote.name)
+        with Upload(remote) as upload:
+            write(StreamSink(upload.write, upload.expect))
 
     def publish_folder(
-        self,
-        files: Mapping[str, Write],
-        *,
-        overwrite: bool = True,
-        fsync: bool = True,
-        executor: Executor | None = None,
-        nbytes: int = 0,
+        self, files: Mapping[str, Write], *, overwrite: bool = True, executor: Executor | None = None, **_: Any
     ) -> None:
-        from statedict.io import remote
+        if executor is not None:
+            check_spawned(executor)
+        targets = {join(self.name, name): write for name, write in files.items()}
+        existing = _find_existing(targets)
+        if existing and not overwrite:
+            raise _exists_error(min(existing))
+        *first, last = targets.items()
+        try:
+            if first and last[0] in existing:
+                location(last[0]).remove()
+            list(parallel(_upload, first, executor, workers=1))
+            _upload(last)
+        except BaseException:
+            for url in targets:
+                if url not in existing:
+                    try:
+                        location(url).remove()
+                    except FileError:
+                        pass
+            raise
 
-        remote.publish_folder(self.name, files, overwrite=overwrite, executor=executor)
+
+def _find_existing(urls: Iterable[str]) -> list[str]:
+    return [url for url in parallel(_existing, urls, workers=REMOTE_WORKERS) if url]
 
 
-def _exists(url: str) -> bool:
-    return location(url).exists()
+def _existing(url: str) -> str:
+    return url if location(url).exists() else ""
+
+
+def _upload(target: tuple[str, Write]) -> None:
+    location(target[0]).publish(target[1])
+
+
+def _mode_to_keep(path: str, overwrite: bool) -> int | None:
+    """The permissions of the file that a new one replaces; None if there is none."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise file_error(path, "cannot write", error) from error
+    if not stat.S_ISREG(mode):
+        raise FileError(f"{path}: is not a regular file; name a file to write to")
+    if not overwrite:
+        raise _exists_error(path)
+    return stat.S_IMODE(mode)
+
+
+def _temporary(name: str) -> str:
+    return f".{name[:200]}.{os.urandom(4).hex()}.tmp"
+
+
+def _exists_error(name: str) -> FileError:
+    return ExistingFileError(f"{name}: exists and overwrite is off; choose another name or allow overwriting")

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 
 from statedict.io.blocks import PIECE, Sums, blocks, compute_sums, sums_of
-from statedict.io.descriptor import Descriptor
+from statedict.io.descriptor import Descriptor, write_back
 from statedict.io.parallel import (
     BATCH,
     BATCH_ITEMS,
@@ -25,7 +25,6 @@ from statedict.io.parallel import (
     parallel,
 )
 from statedict.io.progress import meter
-from statedict.io.writeback import write_back
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,22 +14,19 @@ an error or an interruption ends the upload without it.
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 from collections import OrderedDict
 
-from statedict.errors import CorruptFileError, ExistingFileError, FileError, MissingFileError, UnsupportedError
+from statedict.errors import CorruptFileError, FileError
 from statedict.io.blocks import PIECE
-from statedict.io.parallel import REMOTE_WORKERS, check_spawned, parallel
-from statedict.io.sink import StreamSink
+from statedict.io.descriptor import check_space
+from statedict.io.parallel import REMOTE_WORKERS, parallel
 from statedict.io.source import ByteSource, FileSource
-from statedict.io.upload import Upload
-from statedict.io.urls import SCHEMES
+from statedict.io.urls import NoRangesError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from concurrent.futures import Executor
+    from collections.abc import Iterator
     from typing import Any, Protocol
 
     from statedict.io.blocks import Block
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
     Version = dict[str, str]
 
     class Remote(Protocol):
-        """What lies, or may lie, behind a URL."""
+        """What may lie behind a URL; as a folder, what lies below it."""
 
         @property
         def name(self) -> str:
@@ -62,11 +59,8 @@ if TYPE_CHECKING:
         def exists(self) -> bool:
             """Whether there is such an object."""
 
-        def names(self) -> list[str] | None:
-            """The files and folders of this folder; None where the server does not tell."""
-
         def contents(self) -> dict[str, Item] | None:
-            """The same with what is known of each."""
+            """The files and folders of this folder; None where the server does not list."""
 
         def put(self, pieces: Iterator[bytes], size: int) -> None:
             """Write the object of pieces; if they raise, nothing is there afterwards."""
@@ -86,19 +80,17 @@ _SMALL = 1 << 18  # reads up to this size are made of kept blocks
 _KEPT = 128  # blocks
 
 
-class NoRangesError(Exception):
-    """The server does not send ranges."""
-
-
 def at(url: str) -> Remote:
-    """What lies, or may lie, behind a URL.
+    """What may lie behind a URL.
 
     Raises:
-        MissingExtraError: what the scheme takes is not installed.
+        MissingExtraError: the scheme needs a package that is not installed.
     """
-    module: Any = importlib.import_module(SCHEMES[url.partition("://")[0]])
-    found: Remote = module.at(url)
-    return found
+    if url.startswith("hf:"):
+        from statedict.io import hub as module
+    else:
+        from statedict.io import object_store as module  # type: ignore[no-redef]
+    return module.at(url)
 
 
 class RemoteSource(ByteSource):
@@ -207,7 +199,6 @@ def _copy(remote: Remote) -> FileSource:
     from tempfile import TemporaryFile
 
     from statedict.io.progress import meter
-    from statedict.io.space import check_space
 
     here = meter()
     pieces, size = remote.stream()
@@ -226,86 +217,3 @@ def _copy(remote: Remote) -> FileSource:
             what = f"its server sends no ranges, and it cannot be copied to a temporary file: {error.strerror}"
             raise FileError(error.errno, what, remote.name) from error
         return FileSource(remote.name, os.dup(file.fileno()))
-
-
-def publish(url: str, write: Callable[[StreamSink], None], *, overwrite: bool = True) -> None:
-    """Call `write(sink)` on an upload, which appears at the URL when it returns.
-
-    Args:
-        url: the target.
-        write: fills it; whatever it raises leaves the target as it was.
-        overwrite: if false, an existing object is an error.
-
-    Raises:
-        FileError: the object exists, or the server refuses.
-        UnsupportedError: nothing can be written there.
-    """
-    remote = at(url)
-    if not overwrite and remote.exists():
-        raise ExistingFileError(f"{remote.name}: exists and overwrite is off; choose another name or allow overwriting")
-    with Upload(remote) as upload:
-        sink = StreamSink(upload.write, upload.expect)
-        write(sink)
-
-
-def publish_folder(
-    folder: str,
-    files: Mapping[str, Callable[[Any], None]],
-    *,
-    overwrite: bool = True,
-    executor: Executor | None = None,
-) -> None:
-    """Write several objects below a URL, the last one last: it should be the one that names the others.
-
-    If one fails, those that were not there before are taken away again. A last one that is there is taken away before
-    the others are replaced, so that it never names both old and new ones.
-
-    Args:
-        folder: the URL.
-        files: name → what fills the object.
-        overwrite: if false, an object that exists is an error.
-        executor: what uploads the objects, several at a time; one after the other by default.
-
-    Raises:
-        FileError: an object exists, or the server refuses.
-        UnsupportedError: the executor's workers are forks of this process.
-    """
-    if executor is not None:
-        check_spawned(executor)
-    targets = {f"{folder.rstrip('/')}/{name}": write for name, write in files.items()}
-    there = set(parallel(_existing, targets, workers=REMOTE_WORKERS)) - {""}
-    if there and not overwrite:
-        raise ExistingFileError(f"{min(there)}: exists and overwrite is off; choose another name or allow overwriting")
-    *first, last = targets.items()
-    try:
-        if first and last[0] in there:
-            at(last[0]).delete()
-        for _ in parallel(_publish_one, first, executor, workers=1):
-            pass
-        _publish_one(last)
-    except BaseException:
-        for url in targets:
-            if url not in there:
-                try:
-                    at(url).delete()
-                except FileError:
-                    pass
-        raise
-
-
-def _existing(url: str) -> str:
-    return url if at(url).exists() else ""
-
-
-def _publish_one(target: tuple[str, Callable[[Any], None]]) -> None:
-    publish(*target)
-
-
-def read_only(name: str, how: str) -> UnsupportedError:
-    """The error for a URL to which nothing can be written."""
-    return UnsupportedError(f"{name}: is read, not written; {how}")
-
-
-def missing_error(name: str, what: str) -> MissingFileError:
-    """The error for a URL behind which there is nothing."""
-    return MissingFileError(errno.ENOENT, what, name)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from statedict.errors import CorruptFileError
 from statedict.io.blocks import compute_sums
+from statedict.io.descriptor import check_space
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS, parallel
 from statedict.io.pipeline import Part, pour, transfer, write_at
 from statedict.io.progress import meter
 from statedict.io.source import BytesSource
-from statedict.io.space import check_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""URLs and names: which is which, and what lies beside what."""
+"""URLs and paths: which is which, what lies beside what, and the errors that all kinds of URL share."""
 
 from __future__ import annotations
 
@@ -6,19 +6,9 @@ import errno
 import os
 import re
 
-from statedict.errors import FileError
+from statedict.errors import FileError, MissingFileError, UnsupportedError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    Write = Callable[[Any], None]
-
-
-SCHEMES = dict.fromkeys(
-    ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https"), "statedict.io.object_store"
-) | {"hf": "statedict.io.hub"}  # scheme → the module that asks its servers
+_SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https", "hf")
 
 
 def is_url(name: str) -> bool:
@@ -28,7 +18,7 @@ def is_url(name: str) -> bool:
     (True, False)
     """
     scheme, mark, _ = name.partition("://")
-    return bool(mark) and scheme in SCHEMES
+    return bool(mark) and scheme in _SCHEMES
 
 
 def to_name(path: str | bytes | os.PathLike[str]) -> str:
@@ -48,12 +38,12 @@ def to_name(path: str | bytes | os.PathLike[str]) -> str:
         return unquote(slash + rest) if host in ("", "localhost") else name
     if isinstance(path, os.PathLike):  # which has made one slash of two
         scheme, mark, rest = name.partition(":/")
-        if mark and scheme.lower() in SCHEMES and not rest.startswith("/"):
+        if mark and scheme.lower() in _SCHEMES and not rest.startswith("/"):
             return f"{scheme.lower()}://{rest}"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
         scheme, _, rest = name.partition("://")
-        if scheme.lower() not in SCHEMES:
-            known = ", ".join(sorted({*SCHEMES, "file"}))
+        if scheme.lower() not in _SCHEMES:
+            known = ", ".join(sorted({*_SCHEMES, "file"}))
             raise FileError(errno.EINVAL, f"is the scheme of no URL that is known; known are {known}", f"{scheme}://")
         return f"{scheme.lower()}://{rest}"
     return name
@@ -103,7 +93,7 @@ def folder_of(name: str) -> str:
 
 
 class Item:
-    """What a folder says of one of its files or folders; where a server tells less, zeros.
+    """What a folder says of one of its files or folders; zeros where a server tells less.
 
     Attributes:
         size: bytes of a file.
@@ -115,3 +105,17 @@ class Item:
 
     def __init__(self, size: int, time: float, folder: bool) -> None:
         self.size, self.time, self.folder = size, time, folder
+
+
+class NoRangesError(Exception):
+    """The server does not send ranges."""
+
+
+def read_only_error(name: str, how: str) -> UnsupportedError:
+    """The error for a URL that cannot be written to."""
+    return UnsupportedError(f"{name}: is read, not written; {how}")
+
+
+def missing_error(name: str, what: str) -> MissingFileError:
+    """The error for a URL without anything behind it."""
+    return MissingFileError(errno.ENOENT, what, name)

@@ -400,11 +400,11 @@ class Directory:
                 )
             self._untidy = True
             if not dry_run and not os.path.lexists(folder):
-                atomic.publish_folder(folder, files)
+                location(folder).publish_folder(files)
                 self._untidy = False
                 return
             place = places.hidden_name(self.path, step, "new")
-            atomic.publish_folder(place, files)
+            location(place).publish_folder(files)
             left = place if dry_run else places.put_in_place(self.path, step, place)
             if left:
                 atomic.discard(left)

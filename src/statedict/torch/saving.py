@@ -12,7 +12,7 @@ from torch.serialization import save as torch_save
 from statedict import torch_private
 from statedict.dtypes import dtype as known_dtype
 from statedict.formats.torch import archive as torch_zip
-from statedict.io.atomic import publish
+from statedict.io.location import Location
 from statedict.io.sink import FileSink, StreamSink
 from statedict.io.source import AddressSource
 from statedict.io.zip_layout import ALIGNMENT
@@ -68,7 +68,7 @@ def save(
                 write(file)
 
     if isinstance(f, str | os.PathLike):
-        publish(os.fsdecode(f), publishable)
+        Location(os.fsdecode(f)).publish(publishable)
     elif archive is not None:
         torch_zip.pack(StreamSink(f.write), *archive)
         f.flush()
