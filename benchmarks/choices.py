@@ -24,6 +24,7 @@ from benchmarks import data
 from benchmarks.harness import environment, markdown
 from statedict.io import blocks as block_reading
 from statedict.io import memory, pipeline
+from statedict.io.descriptor import Descriptor
 from statedict.io.source import BytesSource, FileSource
 
 Table = Iterator[tuple[str, ...]]
@@ -151,7 +152,7 @@ def blocks(directory: Path) -> Table:
 def _write(out: Path, source: Any, crc: bool) -> None:
     with open(out, "wb") as file:
         parts = [pipeline.Part(at, source, at, PART) for at in range(0, SPAN, PART)]
-        pipeline.transfer(file.fileno(), parts, crc=crc)
+        pipeline.FileSink(Descriptor(os.dup(file.fileno()))).put(parts, crc=crc)
 
 
 def _clean(out: Path) -> None:

@@ -15,7 +15,7 @@ import numpy
 
 import statedict
 from statedict.io.location import location
-from statedict.io.sink import put_bytes
+from statedict.io.pipeline import put_bytes
 from statedict.runs import background as retry
 from statedict.runs.directory import Directory
 from statedict.runs.manifest import DATA, MARKER, NAME

@@ -20,7 +20,7 @@ import statedict
 from statedict.formats.torch.archive import directory
 from statedict.formats.torch.faults import faults
 from statedict.io.source import FileSource
-from statedict.io.zip_layout import ArchiveLayout
+from statedict.io.zip_table import ArchiveLayout
 from statedict.pickles.writer import dumps
 from statedict.reports.verify import VerifyReport
 from statedict.tensor.lazy import LazyTensor, Storage

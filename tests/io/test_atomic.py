@@ -17,7 +17,7 @@ import statedict
 from statedict.errors import ExistingFileError, FileError, MissingFileError
 from statedict.io.atomic import sync_directory
 from statedict.io.location import Location
-from statedict.io.sink import FileSink
+from statedict.io.pipeline import FileSink
 from statedict.io.source import ComputedSource
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from statedict.errors import MissingFileError
 from statedict.io.location import Location, location
-from statedict.io.sink import put_bytes
+from statedict.io.pipeline import put_bytes
 from statedict.io.urls import join
 
 

@@ -19,7 +19,7 @@ from statedict.io import blocks
 from statedict.io.blocks import BLOCK, compute_sums
 from statedict.io.descriptor import Descriptor
 from statedict.io.parallel import BATCH, parallel
-from statedict.io.pipeline import Part, fill, transfer, write_at
+from statedict.io.pipeline import FileSink, Part, fill, write_at
 from statedict.io.source import BytesSource, ComputedSource, FileSource
 
 POOL = bytes(range(251)) * 40_000  # 10 MB in which no block equals its neighbour
@@ -61,7 +61,7 @@ def test_every_part_lies_at_its_place_with_its_sums(sources: list[Any], wanted: 
         at = len(expected)
     fd = os.memfd_create("out")
     try:
-        sums = transfer(Descriptor(os.dup(fd)), parts, crc=crc)
+        sums = FileSink(Descriptor(os.dup(fd))).put(parts, crc=crc)
         found = os.pread(fd, len(expected) + 1, 0)
         assert found.ljust(len(expected), b"\0") == expected  # a gap before nothing at the end need not be written
     finally:
@@ -84,7 +84,7 @@ def test_thousands_of_small_parts_are_written_in_few_calls(monkeypatch: pytest.M
     source = BytesSource(POOL)
     fd = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
     try:
-        sums = transfer(Descriptor(os.dup(fd)), (Part(100 * i, source, i, 100) for i in range(20_000)))
+        sums = FileSink(Descriptor(os.dup(fd))).put([Part(100 * i, source, i, 100) for i in range(20_000)])
         assert os.pread(fd, 200, 100 * 19_998) == POOL[19_998:20_098] + POOL[19_999:20_099]
     finally:
         os.close(fd)
@@ -100,7 +100,7 @@ def test_a_part_larger_than_a_block_is_read_block_by_block() -> None:
 
     fd = os.memfd_create("out")
     try:
-        transfer(Descriptor(os.dup(fd)), [Part(0, ComputedSource(10 * BLOCK, fill), 0, 10 * BLOCK)])
+        FileSink(Descriptor(os.dup(fd))).put([Part(0, ComputedSource(10 * BLOCK, fill), 0, 10 * BLOCK)])
     finally:
         os.close(fd)
     assert lengths == [BLOCK] * 10
@@ -179,8 +179,8 @@ def test_what_lies_between_two_parts_is_left_as_it_is(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
     try:
         os.write(fd, b"0123456789")
-        transfer(
-            Descriptor(os.dup(fd)), [Part(2, BytesSource(b"ab"), 0, 2), Part(6, BytesSource(b"cd"), 0, 2, head=b"h")]
+        FileSink(Descriptor(os.dup(fd))).put(
+            [Part(2, BytesSource(b"ab"), 0, 2), Part(6, BytesSource(b"cd"), 0, 2, head=b"h")]
         )
         assert os.pread(fd, 20, 0) == b"01ab4hcd89"
     finally:

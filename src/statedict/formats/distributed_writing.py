@@ -24,9 +24,8 @@ from statedict.errors import UnsupportedError
 from statedict.formats.distributed_tensors import OURS, key_text
 from statedict.formats.torch.archive import pickle_tree
 from statedict.formats.torch.packing import RECORDS, Packing
-from statedict.io.pipeline import Part
+from statedict.io.pipeline import Part, StreamSink, put_bytes
 from statedict.io.progress import Meter
-from statedict.io.sink import StreamSink, put_bytes
 from statedict.io.source import BytesSource
 from statedict.pickles.writer import dumps
 from statedict.tensor.attributes import left_out
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.formats.torch.packing import Stored
-    from statedict.io.sink import Sink
+    from statedict.io.pipeline import Sink
 
     Keys = tuple[str | int, ...]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any, Protocol
 
-    from statedict.io.sink import Sink
+    from statedict.io.pipeline import Sink
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.blocks import Sums
-    from statedict.io.sink import Sink
+    from statedict.io.pipeline import Sink
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
 

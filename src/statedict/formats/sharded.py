@@ -23,7 +23,7 @@ from statedict.formats import places, safetensors
 from statedict.formats.kinds import part_checks, read_part
 from statedict.formats.skeleton import KEY, put_together, taken_apart
 from statedict.io.json import parse, read_document
-from statedict.io.sink import put_bytes
+from statedict.io.pipeline import put_bytes
 from statedict.pickles.budget import Together
 from statedict.tree.state_dict import StateDict
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-    from statedict.io.sink import Sink
+    from statedict.io.pipeline import Sink
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
     from statedict.tensor.lazy import LazyTensor

@@ -9,7 +9,7 @@ from statedict.errors import ExistingFileError, FileError, MissingFileError, fil
 from statedict.io import atomic
 from statedict.io.descriptor import Descriptor, check_space
 from statedict.io.parallel import REMOTE_WORKERS, check_spawned, parallel
-from statedict.io.sink import FileSink, StreamSink
+from statedict.io.pipeline import FileSink, StreamSink
 from statedict.io.source import FileSource
 from statedict.io.urls import Item, is_url, join
 

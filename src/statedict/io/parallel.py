@@ -7,6 +7,7 @@ from _thread import start_new_thread
 from collections import deque
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from queue import Empty, SimpleQueue
 from threading import local
 
@@ -17,18 +18,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor, Future
-    from typing import Any, Protocol, TypeVar
-
-    class Sized(Protocol):
-        """What has a size in bytes."""
-
-        @property
-        def size(self) -> int:
-            """Bytes."""
+    from typing import Any, TypeVar
 
     Job = TypeVar("Job")
     Result = TypeVar("Result")
-    Item = TypeVar("Item", bound=Sized)
+    Item = TypeVar("Item")
 
 WORKERS = min(4, os.cpu_count() or 1)
 REMOTE_WORKERS = 8  # a store far away answers many requests at a time, and each of them waits
@@ -212,15 +206,18 @@ def _submit(executor: Executor, work: Callable[[Job], Result], jobs: Iterator[Jo
             future.cancel()
 
 
-def batches(parts: Iterable[Item], limit: int = BATCH) -> Iterator[list[Item]]:
-    """Neighbours together while they have less than `limit` bytes, so that a job is worth its thread."""
+def batches(
+    parts: Iterable[Item], limit: int = BATCH, size_of: Callable[[Item], int] = attrgetter("size")
+) -> Iterator[list[Item]]:
+    """Neighbours together while they have at most `limit` bytes, so that a job is worth its thread."""
     batch: list[Item] = []
-    size = 0
+    total = 0
     for part in parts:
-        if batch and (size + part.size > limit or len(batch) >= BATCH_ITEMS):
+        size = size_of(part)
+        if batch and (total + size > limit or len(batch) >= BATCH_ITEMS):
             yield batch
-            batch, size = [], 0
+            batch, total = [], 0
         batch.append(part)
-        size += part.size
+        total += size
     if batch:
         yield batch

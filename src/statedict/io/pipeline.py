@@ -1,41 +1,50 @@
 """The one streaming engine: read → compute → write, in bounded memory, on a few threads or on an executor.
 
-`transfer` writes parts of known place into a file and sums them on the way; `pour` writes them one after the other into
-a stream; `fill` reads ranges into buffers. All cut large ranges into blocks, and gather small ones, so that neither a
-tensor of 100 GB nor a million tensors of 100 bytes costs more than its bytes. What the block sizes are worth:
-docs/decisions/0004-reading.md and 0005-writing.md.
+A format's writer puts parts into a sink: a file, anywhere in it, or a stream, one piece after the other. `fill` reads
+ranges into buffers. All cut large ranges into blocks, and gather small ones, so that neither a tensor of 100 GB nor a
+million tensors of 100 bytes costs more than its bytes. What the block sizes are worth: docs/decisions/0004-reading.md
+and 0005-writing.md.
 """
 
 from __future__ import annotations
 
 import os
 from functools import partial
-from itertools import chain
 
+from statedict.errors import CorruptFileError
 from statedict.io.blocks import PIECE, Sums, blocks, compute_sums, sums_of
-from statedict.io.descriptor import Descriptor, write_back
-from statedict.io.parallel import (
-    BATCH,
-    BATCH_ITEMS,
-    REMOTE_WORKERS,
-    WORKERS,
-    batches,
-    check_spawned,
-    check_wanted,
-    parallel,
-)
-from statedict.io.progress import meter
+from statedict.io.descriptor import Descriptor, check_space, write_back
+from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, check_spawned, check_wanted, parallel
+from statedict.io.progress import Meter, meter
+from statedict.io.source import BytesSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor
+    from typing import Protocol
 
     from statedict.io.blocks import Block
-    from statedict.io.progress import Meter
     from statedict.io.source import ByteSource
 
     Fill = tuple[ByteSource, int, memoryview]
+
+    class Sink(Protocol):
+        """What a writer writes into."""
+
+        @property
+        def in_order(self) -> bool:
+            """Whether each part has to follow on the one before."""
+
+        def reserve(self, nbytes: int) -> None:
+            """Announce so many bytes; raise OSError if there is no room."""
+
+        def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
+            """Write parts, in ascending order of offset, and return their sums; CRC-32 is 0 unless asked for."""
+
+        def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
+            """Write a head made from the sums of the parts at byte 0, and the parts."""
+
 
 READ = 8 << 20
 _JOB = 16 << 20  # bytes of small parts that a worker of an executor takes at a time
@@ -44,7 +53,7 @@ _JOB = 16 << 20  # bytes of small parts that a worker of an executor takes at a 
 class Part:
     """A range of a source and its place in the output.
 
-    `head` goes right before the data, `tail(crc)` right after; both may be missing.
+    `head` goes right before the data, `tail(crc, size)` right after; both may be missing.
     """
 
     __slots__ = ("head", "offset", "size", "source", "start", "tail")
@@ -61,61 +70,169 @@ class Part:
         self.offset, self.source, self.start, self.size, self.head, self.tail = offset, source, start, size, head, tail
 
 
-def transfer(
-    file: Descriptor,
-    parts: Iterable[Part],
-    *,
-    crc: bool = False,
-    path: str = "",
-    executor: Executor | None = None,
-    durable: bool = False,
-) -> list[Sums]:
-    """Write each part at its offset in a file and return its sums, in order.
+class FileSink:
+    """A file, open for writing.
 
-    Args:
-        file: the file, open; parts may be written in any order.
-        parts: in ascending order of offset, not overlapping.
-        crc: also compute CRC-32 (0 otherwise); the digest is always computed.
-        path: the file's name, by which the workers of an executor open it.
-        executor: what carries out the jobs; a few threads by default.
+    Attributes:
+        file: the file, open.
+        path: its name, by which the workers of an executor open it.
+        executor: does the writing, instead of a few threads.
         durable: fsync will follow, so the disk may begin at once.
-
-    Raises:
-        UnsupportedError: a source is far away, and the executor's workers are forks of this process.
     """
-    sums: list[Sums] = []
-    here = meter()
-    if executor is None:
-        parts, workers = _with_workers(parts)
-        for done in parallel(partial(_write_batch, file, crc, durable, here), batches(parts), workers=workers):
-            sums += done
-    else:
-        parts = _reachable(parts, executor)
-        for done, nbytes in parallel(partial(_write_by_name, path, crc), batches(parts, _JOB), executor):
-            sums += done
-            here.advance(nbytes)
-    return sums
 
+    __slots__ = ("durable", "executor", "file", "path")
 
-def pour(write: Callable[[Block], object], parts: Iterable[Part]) -> list[Sums]:
-    """What `transfer` does with `crc`, into a stream that takes one piece after the other."""
-    sums: list[Sums] = []
-    here = meter()
+    in_order = False
 
-    def forward(_: int, block: Block) -> None:
-        write(block)
-        here.advance(len(block))
+    def __init__(
+        self, file: Descriptor, path: str = "", executor: Executor | None = None, durable: bool = False
+    ) -> None:
+        self.file, self.path, self.executor, self.durable = file, path, executor, durable
 
-    for part in parts:
-        write(part.head)
-        sums.append(sums_of(_in_order(part), use=forward))
+    @property
+    def fd(self) -> int:
+        """Its descriptor, for writing while the file is not closed."""
+        return self.file.fileno()
+
+    def reserve(self, nbytes: int) -> None:
+        """Announce so many bytes; raise OSError if the disk has no room for them."""
+        check_space(self.fd, nbytes)
+        meter().expect(nbytes)
+
+    def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
+        """Write parts at their offsets, in ascending order, and return their sums; bytes between parts stay.
+
+        Raises:
+            UnsupportedError: a source is remote, and the executor's workers are forks of this process.
+        """
+        here = meter()
+        if self.executor is None:
+            results = parallel(partial(self._write, crc, here), batches(parts), workers=_workers(parts))
+            return [sums for batch in results for sums in batch]
+        if any(part.source.remote for part in parts):
+            check_spawned(self.executor)
+        every: list[Sums] = []
+        jobs = list(batches(parts, _JOB))
+        for job, sums in zip(jobs, parallel(partial(_write_by_name, self.path, crc), jobs, self.executor), strict=True):
+            every += sums
+            here.advance(sum(part.size for part in job))
+        return every
+
+    def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
+        """Write the parts, then a head made from their sums at byte 0."""
+        write_at(self.fd, 0, head(self.put(parts)))
+
+    def _write(self, crc: bool, here: Meter, batch: list[Part]) -> list[Sums]:
+        with self.file as fd:
+            if len(batch) == 1 and batch[0].size > BATCH:
+                return [self._write_large(fd, crc, here, batch[0])]
+            return self._write_small(fd, crc, here, batch)
+
+    def _write_small(self, fd: int, with_crc: bool, here: Meter, batch: list[Part]) -> list[Sums]:
+        from xxhash import xxh3_128_hexdigest
+        from zlib_ng.zlib_ng import crc32
+
+        sums: list[Sums] = []
+        base = batch[0].offset - len(batch[0].head)
+        out = bytearray()
+        for part in batch:
+            check_wanted()
+            if part.offset - len(part.head) != base + len(out):  # what lies between is not ours to write
+                self._write_at(fd, base, out)
+                base, out = part.offset - len(part.head), bytearray()
+            data = part.source.read(part.start, part.size)
+            crc = crc32(data) if with_crc else 0
+            out += part.head
+            out += data
+            if part.tail is not None:
+                out += part.tail(crc, part.size)
+            sums.append(Sums(crc, xxh3_128_hexdigest(data)))
+        self._write_at(fd, base, out)
+        here.advance(sum(part.size for part in batch))
+        return sums
+
+    def _write_large(self, fd: int, with_crc: bool, here: Meter, part: Part) -> Sums:
+        ahead = part.offset - part.start
+
+        def write(at: int, block: Block) -> None:
+            self._write_at(fd, ahead + at, block)
+            here.advance(len(block))
+
+        if part.head:
+            write_at(fd, part.offset - len(part.head), part.head)
+        sums = compute_sums(part.source, part.start, part.size, with_crc, use=write)
         if part.tail is not None:
-            write(part.tail(sums[-1].crc, part.size))
+            write_at(fd, part.offset + part.size, part.tail(sums.crc, part.size))
+        return sums
+
+    def _write_at(self, fd: int, offset: int, data: Block) -> None:
+        write_at(fd, offset, data)
+        if self.durable:
+            write_back(fd, offset, len(data))
+
+
+def _write_by_name(path: str, crc: bool, batch: list[Part]) -> list[Sums]:
+    """The job of a worker elsewhere: it opens the file, which has to be there under its name, and syncs its part."""
+    file = Descriptor(os.open(path, os.O_WRONLY))
+    try:
+        sums = FileSink(file, durable=True)._write(crc, Meter(), batch)
+        os.fsync(file.fileno())
+    finally:
+        file.close()
     return sums
+
+
+class StreamSink:
+    """A stream that takes one piece after the other.
+
+    Attributes:
+        write: takes a piece; it may keep it no longer than the call lasts.
+        expect: is told beforehand how many bytes will come, roughly.
+    """
+
+    __slots__ = ("expect", "write")
+
+    in_order = True
+
+    def __init__(self, write: Callable[[Block], object], expect: Callable[[int], object] = lambda _: None) -> None:
+        self.write, self.expect = write, expect
+
+    def reserve(self, nbytes: int) -> None:
+        """Announce so many bytes."""
+        self.expect(nbytes)
+        meter().expect(nbytes)
+
+    def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
+        """Write parts and return their sums, always with CRC-32."""
+        sums: list[Sums] = []
+        here = meter()
+
+        def forward(_: int, block: Block) -> None:
+            self.write(block)
+            here.advance(len(block))
+
+        for part in parts:
+            self.write(part.head)
+            sums.append(sums_of(_in_order(part), use=forward))
+            if part.tail is not None:
+                self.write(part.tail(sums[-1].crc, part.size))
+        return sums
+
+    def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
+        """Write a head made from the sums of the parts, then the parts; so they are read twice.
+
+        Raises:
+            CorruptFileError: they were not the same the second time.
+        """
+        before = list(parallel(_sums, parts, workers=_workers(parts)))
+        self.write(head(before))
+        for part, one, other in zip(parts, before, self.put(parts), strict=True):
+            if one.digest != other.digest:
+                raise CorruptFileError(f"{part.source.name}: changed while it was read; nothing was written, try again")
 
 
 def _in_order(part: Part) -> Iterator[tuple[int, Block]]:
-    """The blocks of a part; of one that is far away several are under way at a time."""
+    """The blocks of a part; of a remote one several are under way at a time."""
     if not part.source.remote:
         yield from blocks(part.source, part.start, part.size)
         return
@@ -126,87 +243,17 @@ def _in_order(part: Part) -> Iterator[tuple[int, Block]]:
         yield at, block
 
 
-def fill(ranges: Iterable[Fill]) -> None:
-    """Read each (source, offset, buffer) into its buffer."""
-    ranges = list(ranges)
-    workers = REMOTE_WORKERS if any(source.remote for source, _, _ in ranges) else WORKERS
-    for _ in parallel(_read_batch, _blocks(ranges), workers=workers):
-        pass
+def _sums(part: Part) -> Sums:
+    return compute_sums(part.source, part.start, part.size, crc=False)
 
 
-def _with_workers(parts: Iterable[Part]) -> tuple[Iterable[Part], int]:
-    """The parts, and how many threads they are worth."""
-    iterator = iter(parts)
-    first = [part for _, part in zip(range(64), iterator, strict=False)]
-    return chain(first, iterator), REMOTE_WORKERS if any(part.source.remote for part in first) else WORKERS
+def _workers(parts: list[Part]) -> int:
+    return REMOTE_WORKERS if any(part.source.remote for part in parts[:64]) else WORKERS
 
 
-def _reachable(parts: Iterable[Part], executor: Executor) -> Iterator[Part]:
-    for part in parts:
-        if part.source.remote:
-            check_spawned(executor)
-        yield part
-
-
-def _write_by_name(path: str, with_crc: bool, batch: list[Part]) -> tuple[list[Sums], int]:
-    """What a worker elsewhere does: it opens the file, which has to be there under its name, and syncs its part."""
-    file = Descriptor(os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0)))
-    try:
-        sums = _write_batch(file, with_crc, True, meter(), batch)
-        os.fsync(file.fileno())
-    finally:
-        file.close()
-    return sums, sum(part.size for part in batch)
-
-
-def _write_batch(file: Descriptor, with_crc: bool, durable: bool, here: Meter, batch: list[Part]) -> list[Sums]:
-    with file as fd:
-        if len(batch) == 1 and batch[0].size > BATCH:
-            return [_write_large(fd, with_crc, durable, here, batch[0])]
-        return _write_small(fd, with_crc, durable, here, batch)
-
-
-def _write_small(fd: int, with_crc: bool, durable: bool, here: Meter, batch: list[Part]) -> list[Sums]:
-    from xxhash import xxh3_128_hexdigest
-    from zlib_ng.zlib_ng import crc32
-
-    sums: list[Sums] = []
-    base = batch[0].offset - len(batch[0].head)
-    out = bytearray()
-    for part in batch:
-        check_wanted()
-        if part.offset - len(part.head) != base + len(out):  # what lies between is not ours to write
-            write_at(fd, base, out)
-            base, out = part.offset - len(part.head), bytearray()
-        data = part.source.read(part.start, part.size)
-        crc = crc32(data) if with_crc else 0
-        out += part.head
-        out += data
-        if part.tail is not None:
-            out += part.tail(crc, part.size)
-        sums.append(Sums(crc, xxh3_128_hexdigest(data)))
-    write_at(fd, base, out)
-    if durable:
-        write_back(fd, base, len(out))
-    here.advance(sum(part.size for part in batch))
-    return sums
-
-
-def _write_large(fd: int, with_crc: bool, durable: bool, here: Meter, part: Part) -> Sums:
-    ahead = part.offset - part.start
-
-    def write(at: int, block: Block) -> None:
-        write_at(fd, ahead + at, block)
-        if durable:
-            write_back(fd, ahead + at, len(block))
-        here.advance(len(block))
-
-    if part.head:
-        write_at(fd, part.offset - len(part.head), part.head)
-    sums = compute_sums(part.source, part.start, part.size, with_crc, use=write)
-    if part.tail is not None:
-        write_at(fd, part.offset + part.size, part.tail(sums.crc, part.size))
-    return sums
+def put_bytes(data: bytes, sink: Sink) -> None:
+    """Write a file that is these bytes."""
+    sink.put([Part(0, BytesSource(data), 0, len(data))])
 
 
 def write_at(fd: int, offset: int, data: Block) -> None:
@@ -217,19 +264,17 @@ def write_at(fd: int, offset: int, data: Block) -> None:
         done += os.pwrite(fd, view[done:], offset + done)
 
 
-def _blocks(ranges: Iterable[Fill]) -> Iterator[list[Fill]]:
-    batch: list[Fill] = []
-    size = 0
-    for source, offset, buffer in ranges:
-        for at in range(0, len(buffer), READ):
-            piece = buffer[at : at + READ]
-            batch.append((source, offset + at, piece))
-            size += len(piece)
-            if size >= READ or len(batch) >= BATCH_ITEMS:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
+def fill(ranges: Iterable[Fill]) -> None:
+    """Read each (source, offset, buffer) into its buffer."""
+    ranges = list(ranges)
+    workers = REMOTE_WORKERS if any(source.remote for source, _, _ in ranges) else WORKERS
+    pieces = (
+        (source, offset + at, buffer[at : at + READ])
+        for source, offset, buffer in ranges
+        for at in range(0, len(buffer), READ)
+    )
+    for _ in parallel(_read_batch, batches(pieces, READ, lambda piece: len(piece[2])), workers=workers):
+        pass
 
 
 def _read_batch(batch: list[Fill]) -> None:

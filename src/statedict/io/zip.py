@@ -153,12 +153,11 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         UnknownFormatError: an encrypted record, or a method other than stored and deflated.
     """
     count, offset, size, _ = find_end(source)
-    directory = source.read(offset, size)
     problems: list[str] = []
     records: dict[str, Record | Inflated] = {}
     reach = 0
     apart = True
-    for entry in read_entries(directory, count, problems):
+    for entry in read_entries(source.read(offset, size), count, problems):
         name, flags, method, _, packed, unpacked, header, length = entry
         if problems:
             break
@@ -216,8 +215,14 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
     if not ends.readings or ends.problems:
         raise _endless(source)
     reading, *others = ends.readings
-    if reading.shift > 0 and _ends_at(source, reading.shift):
-        raise CorruptFileError(f"{source.name}: {_several(source, reading.shift)}")
+    if reading.shift > 0:
+        before = find_ends(source, reading.shift)
+        if before.readings and not before.problems and before.readings[0].stop == reading.shift:
+            raise CorruptFileError(
+                f"{source.name}: is several archives, one behind the other; the last one begins at byte "
+                f"{reading.shift:,}; if it is a file of a distributed checkpoint, open its folder; any other file was "
+                "joined, take it apart"
+            )
     if others or reading.shift:
         place, written = reading.place, reading.place - reading.shift
         raise CorruptFileError(
@@ -227,25 +232,8 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
     return reading.records, reading.place, reading.size, reading.at
 
 
-def _ends_at(source: ByteSource, stop: int) -> bool:
-    """Whether an archive ends at a byte."""
-    ends = find_ends(source, stop)
-    return bool(ends.readings) and not ends.problems and ends.readings[0].stop == stop
-
-
-def _several(source: ByteSource, begin: int) -> str:
-    return (
-        f"is several archives, one behind the other, of which the last begins at byte {begin:,}; a file of a "
-        "distributed checkpoint is like that, open the folder that it lies in; any other one was joined, take it apart"
-    )
-
-
 def refuse_behind(source: ByteSource, end: int) -> None:
-    """Look at what follows the end of a pickle, where readers of zip archives begin.
-
-    Raises:
-        CorruptFileError: it ends as an archive.
-    """
+    """Raise CorruptFileError if a zip archive follows the end of a pickle; some readers would read that instead."""
     if source.size - end < END.size:
         return
     ends = find_ends(source, source.size)

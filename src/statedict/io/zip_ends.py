@@ -1,10 +1,10 @@
-r"""The ends of zip archives, and where readers of them would disagree.
+"""The ends of zip archives, and where readers of them would disagree.
 
-Readers differ in what they follow. PyTorch's (miniz) takes the last end record whatever its comment says and goes by
-the offsets that are written. Python's takes the last one too, but infers where the directory lies from where it ends,
-so that an archive may stand behind something else. Both prefer a zip64 end record, which one looks for by its offset
-and the other in front of its locator; others read it only where the short record is full. So each of these is noted as
-a problem, and `find_ends` gives every directory that one of them finds.
+PyTorch's reader (miniz) takes the last end record, whatever its comment says, and the offset that is written. Python's
+takes the last one too, but infers where the directory lies from where it ends, so that an archive may stand behind
+something else. Both prefer a zip64 end record: one looks at its offset, the other in front of its locator; others read
+it only if the short record is full. Each disagreement is a problem, and `find_ends` gives every directory that one of
+them finds.
 
 Source: PKWARE APPNOTE 6.3.10; miniz 3.0.2 as in PyTorch 2.13; CPython's Lib/zipfile.
 """
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
             """Some of them."""
 
     class Reading(NamedTuple):
-        """One directory: where it lies, and where its archive ends.
-
-        `shift` is how far it lies behind the offset that is written; `at` is the end record's place, `wide` the zip64
-        end record's or that of the end record again.
+        """One directory; `shift` is how far it lies behind the offset that is written, `at` where its end record is,
+        `wide` where its zip64 end record is (else `at`), `stop` where its archive ends.
         """
 
         place: int
@@ -53,8 +51,8 @@ END64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR64 = struct.Struct("<4sLQL")
 FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 DAMAGED = "the zip directory is damaged at its byte {:,}, perhaps by a transfer as text; fetch it again"
-_WIDE_OUTSIDE = "the zip64 end record lies outside the file; it is damaged"
 _TWO_WIDE = "it has two zip64 end records; it is damaged or forged"
+_WIDE_OUTSIDE = "the zip64 end record lies outside the file; it is damaged"
 _WIDE_DAMAGED = "the zip64 end record is damaged"
 
 
@@ -74,15 +72,14 @@ class Ends:
 
 
 def find_ends(source: Readable, end: int) -> Ends:
-    """The directories of the archive that ends at byte `end`; none of them where there is no end record.
+    """The directories of the archive that ends at byte `end`; none without an end record.
 
-    A directory that lies behind the offset that is written (`shift`) is no problem here, for archives stand one behind
-    the other in some files.
+    A `shift` is not a problem here: in some files archives stand one behind the other.
     """
     found = Ends()
     base = max(0, end - END.size - FULL16)
     tail = bytes(source.read(base, end - base))
-    places = [at for at in _places(tail, b"PK\5\6") if len(tail) - at >= END.size]
+    places = [at for at in find_all(tail, b"PK\5\6") if len(tail) - at >= END.size]
     if not places:
         return found
     exact = [at for at in places if at + END.size + END.unpack_from(tail, at)[7] == len(tail)]
@@ -109,7 +106,8 @@ def find_ends(source: Readable, end: int) -> Ends:
     return found
 
 
-def _places(data: bytes, magic: bytes) -> Iterator[int]:
+def find_all(data: bytes, magic: bytes) -> Iterator[int]:
+    """The offsets of a magic number in some bytes."""
     at = data.find(magic)
     while at >= 0:
         yield at
@@ -119,12 +117,11 @@ def _places(data: bytes, magic: bytes) -> Iterator[int]:
 def _read_end(source: Readable, found: Ends, at: int, stop: int, end: int) -> None:
     """The directories that one end record leads to."""
     _, disk, first, here, count, size, offset, _ = END.unpack(bytes(source.read(at, END.size)))
-    short = (count, size, offset, at)
-    ends = [short]
+    ends = [(count, size, offset, at)]
     locator = bytes(source.read(at - 20, 20)) if at >= 20 else b""
     disks = disk in (0, FULL16) and first in (0, FULL16)
     if locator[:4] == b"PK\6\7":
-        ends, right = _read_wide(source, found, at, locator, short)
+        ends, right = _read_wide(source, found, at, locator, ends[0])
         disks = disks and right
     problems: list[str] = []
     for number, length, written, before in ends:
@@ -134,7 +131,9 @@ def _read_end(source: Readable, found: Ends, at: int, stop: int, end: int) -> No
         elif place < 0 or written > before:
             problems.append("the zip directory lies outside the file; it is truncated or damaged")
         for begin in dict.fromkeys((place, written)):
-            if 0 <= begin <= begin + length <= end and _begins(source, begin, number, length):
+            empty = not number and not length
+            inside = 0 <= begin <= begin + length <= end
+            if inside and (empty or (begin + 4 <= source.size and bytes(source.read(begin, 4)) == b"PK\1\2")):
                 reading = Reading(begin, length, number, begin - written, before, at, stop)
                 if all(reading[:3] != other[:3] for other in found.readings):
                     found.readings.append(reading)
@@ -145,18 +144,10 @@ def _read_end(source: Readable, found: Ends, at: int, stop: int, end: int) -> No
         found.problems.append("its end record contradicts itself or says that it has several disks; it is damaged")
 
 
-def _begins(source: Readable, place: int, count: int, size: int) -> bool:
-    if not count and not size:
-        return True
-    return place + 4 <= source.size and bytes(source.read(place, 4)) == b"PK\1\2"
-
-
 def _read_wide(
     source: Readable, found: Ends, at: int, locator: bytes, short: tuple[int, int, int, int]
 ) -> tuple[list[tuple[int, int, int, int]], bool]:
-    """What zip64 end records say, wherever one is looked for: (count, size, offset, its place) each, and whether there
-    is but one disk.
-    """
+    """(count, size, offset, its place) of each zip64 end record that a reader looks for; whether there is one disk."""
     _, disk, written, disks = LOCATOR64.unpack(locator)
     ends: list[tuple[int, int, int, int]] = []
     one = not disk and disks <= 1
@@ -169,15 +160,14 @@ def _read_wide(
             one = one and not disk and not first and here == count
             if length != END64.size - 12:
                 found.problems.append("the zip64 end record has another length than it should; it is damaged")
+    wrong = _WIDE_OUTSIDE if written + END64.size > at else _WIDE_DAMAGED
     if not ends:
-        found.problems.append(_WIDE_OUTSIDE if written + END64.size > at else _WIDE_DAMAGED)
+        found.problems.append(wrong)
         return [short], one
     count, size, offset, place = ends[0]
     inside = size + offset <= near
     if place != near or (inside and written + (near - size - offset) != near):  # behind another archive all are shifted
-        two = len(ends) > 1
-        outside = written + END64.size > at
-        found.problems.append(_TWO_WIDE if two else _WIDE_OUTSIDE if outside else _WIDE_DAMAGED)
+        found.problems.append(_TWO_WIDE if len(ends) > 1 else wrong)
     full = (FULL16, FULL32, FULL32)
     if inside and any(a not in (b, c) for a, b, c in zip(short[:3], ends[0][:3], full, strict=True)):
         found.problems.append("its two end records say different things of the directory; it is damaged or forged")

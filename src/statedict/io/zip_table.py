@@ -1,8 +1,7 @@
-r"""What the directory of a zip archive and each record's own header say, and where readers of them would disagree.
+"""What the directory of a zip archive and each record's own header say, and where readers of them would disagree.
 
-PyTorch's reader (miniz) looks names up without regard to case, others end a name at a NUL. So each of these is noted as
-a problem. `io.zip` refuses an archive that has one; `scan` lists them and follows each reading. The layout is in
-`io.zip`.
+PyTorch's reader (miniz) looks names up without regard to case, others end a name at a NUL; each such name is a problem.
+`io.zip`, which shows the layout, refuses an archive with a problem; `scan` lists them and follows each reading.
 
 Source: PKWARE APPNOTE 6.3.10; miniz 3.0.2 as in PyTorch 2.13; CPython's Lib/zipfile.
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from statedict.io.zip_ends import DAMAGED, FULL32
+from statedict.io.zip_ends import DAMAGED, END, END64, FULL16, FULL32, LOCATOR64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
     from statedict.io.zip_ends import Readable
 
     class Header(NamedTuple):
-        """What the directory, or a record's own header, says of it.
-
-        `at` is where its own header begins; in what its own header says, where its data begin.
-        """
+        """One record; `at` is where its own header begins, or, if this is its own header, where its data begin."""
 
         name: str
         flags: int
@@ -41,12 +37,15 @@ else:
 
     Header = namedtuple("Header", "name flags method crc packed unpacked at length")
 
+ALIGNMENT = 64
+_PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
 STORED, DEFLATED = 0, 8
 DEFERRED = 8  # the flag of a record whose sums and sizes follow its data
 UTF8 = 0x800
 UNREADABLE = 0x2061  # encrypted, patched, strongly encrypted, masked headers
+_FLAGS = UTF8 | DEFERRED  # of the records that we write
 _FOLDER = 0x10  # of the attributes of a file
 _PATH = 0x7075  # the extra field that gives a name in Unicode
 _MOST = 100  # problems that are listed
@@ -56,7 +55,7 @@ _ASKED = {"data.pkl", "constants.pkl", "version", "byteorder", ".data/version", 
 
 
 def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) -> Iterator[Header]:
-    """What a directory says of each record; what can be seen to be wrong with it goes to `problems`."""
+    """What a directory says of each record; adds what is wrong with it to `problems`."""
     size, at = len(directory), 0
     unpack, make = CENTRAL.unpack_from, tuple.__new__  # which takes half as long as a namedtuple's own
     names: list[str] = []
@@ -65,9 +64,8 @@ def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) 
         if at + 46 > size:
             problems.append(f"the zip directory ends after {number:,} of {count:,} records")
             break
-        (magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, disk, _, outer, header) = unpack(
-            directory, at
-        )
+        fields = unpack(directory, at)
+        magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, disk, _, outer, header = fields
         if magic != b"PK\1\2":
             problems.append(DAMAGED.format(at))
             break
@@ -79,7 +77,7 @@ def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) 
             problems.append(f"the zip directory ends within record {name!r}")
         if not raw.isascii():
             aliases.add((name, raw.decode("cp437")))
-            if flags & UTF8 and not _is_utf8(raw):
+            if flags & UTF8 and name.encode() != raw:
                 _note(problems, f"the name of record {name!r} is no UTF-8, though it says so")
         if xlen or FULL32 in (unpacked, packed, header):
             extra = bytes(directory[after : after + xlen])
@@ -110,14 +108,6 @@ def read_name(raw: bytes | bytearray) -> str:
         return raw.decode("cp437")
 
 
-def _is_utf8(raw: bytes | bytearray) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _read_extra(
     extra: bytes,
     name: str,
@@ -127,51 +117,50 @@ def _read_extra(
     problems: list[str],
 ) -> tuple[int, int, int]:
     """The two sizes and the offset with those that are all ones taken from the extra fields."""
-    wide: list[bytes] = []
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        body = extra[at + 4 : at + 4 + length]
+    count = 0
+    for kind, length, body in _extra_fields(extra):
         if len(body) < length:
             _note(problems, f"the extra fields of record {name!r} end early")
         if kind == 1:
-            wide.append(body)
+            count += 1
         elif kind == _PATH and len(body) > 5:
             path = read_name(body[5:])
             if int.from_bytes(body[1:5], "little") == zlib.crc32(raw) and path != name:
                 aliases.add((name, path))
                 if raw.isascii() or path.isascii():
                     _note(problems, f"record {name!r} has another name, {path!r}, in an extra field")
-        at += 4 + length
-    if len(wide) > 1:
+    if count > 1:
         _note(problems, f"record {name!r} has its 64 bit sizes twice")
     values = zip64_values(extra)
     if fields.count(FULL32) > len(values):
         _note(problems, f"record {name!r} lacks its 64 bit sizes")
-    return fill_in(values, *fields)  # type: ignore[return-value]
+    return _fill_in(values, *fields)  # type: ignore[return-value]
 
 
-def fill_in(values: tuple[int, ...], *fields: int) -> tuple[int, ...]:
+def _extra_fields(extra: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The kind, declared length and bytes of each extra field."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        yield kind, length, extra[at + 4 : at + 4 + length]
+        at += 4 + length
+
+
+def _fill_in(values: tuple[int, ...], *fields: int) -> tuple[int, ...]:
     """The fields, with those that are all ones taken from 64 bit values as far as there are any."""
     wide = iter(values)
     return tuple(next(wide, field) if field == FULL32 else field for field in fields)
 
 
 def zip64_values(extra: bytes) -> tuple[int, ...]:
-    r"""The 64 bit values of a record's extra field of kind 1 (APPNOTE 4.5.3), in their order; none without it.
+    r"""The 64 bit values of a record's extra field of kind 1 (APPNOTE 4.5.3), in their order.
 
     >>> from statedict.io.zip_table import zip64_values
     >>> zip64_values(b"\x01\0\x08\0" + (1 << 32).to_bytes(8, "little"))
     (4294967296,)
     """
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            body = extra[at + 4 : at + 4 + length]
-            return struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8])
-        at += 4 + length
-    return ()
+    body = next((body for kind, _, body in _extra_fields(extra) if kind == 1), b"")
+    return struct.unpack_from(f"<{len(body) // 8}Q", body)
 
 
 def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
@@ -186,7 +175,8 @@ def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
         yield f"the name of record {name!r} has a NUL in it, where some readers end it; {forged}"
         return
     if aliases or "\\" in joined:  # Python on Windows takes one slash for the other
-        spelled = [name.replace("\\", "/") for name in [*names, *(other for name, other in aliases if other != name)]]
+        others = [other for name, other in aliases if other != name]
+        spelled = [name.replace("\\", "/") for name in names + others]
         if len(set(spelled)) < len(spelled):
             yield f"some readers take two records for {_twice(spelled)!r}; {forged}"
     lowered = joined.lower().split("\0")
@@ -224,7 +214,7 @@ def read_local(source: Readable, at: int, guess: int = 226) -> Header | None:
     if FULL32 in (packed, unpacked):
         begin = at + 30 + nlen
         extra = bytes(source.read(begin, max(0, min(xlen, source.size - begin))))
-        unpacked, packed = fill_in(zip64_values(extra), unpacked, packed)
+        unpacked, packed = _fill_in(zip64_values(extra), unpacked, packed)
     return Header(read_name(raw), flags, method, crc, packed, unpacked, at + 30 + nlen + xlen, nlen)
 
 
@@ -243,22 +233,18 @@ def differs(entry: Header, local: Header) -> str:
         and (entry.name.isascii() or _coded_alike(entry, local))
     ):
         return ""
-    for what, said, own in (
+    for what, said, here in (
         ("name", entry.name, local.name),
         ("method", entry.method, local.method),
         ("encryption", entry.flags & UNREADABLE, local.flags & UNREADABLE),
     ):
-        if said != own:
-            return f"the {what} in its own header is {own!r}, in the zip directory {said!r}"
+        if said != here:
+            return f"the {what} in its own header is {here!r}, in the zip directory {said!r}"
     if not entry.name.isascii() and not _coded_alike(entry, local):
         return "by its own header its name is coded otherwise than by the zip directory"
-    for what, said, own in (
-        ("CRC-32", entry.crc, local.crc),
-        ("packed size", entry.packed, local.packed),
-        ("size", entry.unpacked, local.unpacked),
-    ):
-        if said != own and not (deferred and own == 0) and own != FULL32:
-            return f"the {what} in its own header is {own:,}, in the zip directory {said:,}"
+    for what, said, here in zip(("CRC-32", "packed size", "size"), entry[3:6], sums, strict=True):
+        if said != here and not (deferred and here == 0) and here != FULL32:
+            return f"the {what} in its own header is {here:,}, in the zip directory {said:,}"
     if (entry.flags ^ local.flags) & DEFERRED:
         behind, no = ("", "no ") if deferred else ("no ", "")
         return f"by its own header {behind}sums follow its data, by the zip directory {no}sums do"
@@ -268,3 +254,72 @@ def differs(entry: Header, local: Header) -> str:
 def _coded_alike(entry: Header, local: Header) -> bool:
     """Whether the flags say the same of the bytes of a name, which are one a character only in a code page."""
     return bool((entry.flags ^ local.flags) & UTF8) == (entry.length != local.length)
+
+
+class ArchiveLayout:
+    """Where each record of a new archive goes, decided before a byte is written.
+
+    A record is appended as it comes, with its CRC-32 in a data descriptor, as PyTorch does; its data begin on a
+    multiple of 64 bytes.
+
+    >>> from statedict.io.zip_table import ArchiveLayout
+    >>> layout = ArchiveLayout()
+    >>> header_at, header, data_at = layout.add("archive/data.pkl", 100)
+    >>> header_at, data_at % 64
+    (0, 0)
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._entries: list[tuple[bytes, int, int]] = []
+
+    def add(self, name: str, size: int) -> tuple[int, bytes, int]:
+        """Place a record of `size` bytes: its header's offset, its header with padding, its data's offset."""
+        encoded = name.encode()
+        header_at = self.position
+        wide = size >= FULL32
+        extra = struct.pack("<2H2Q", 1, 16, 0, 0) if wide else b""
+        start = header_at + 30 + len(encoded) + len(extra) + 4
+        padding = -start % ALIGNMENT
+        extra += _PADDING[padding]
+        sizes = (FULL32, FULL32) if wide else (0, 0)  # the descriptor has them
+        version = 45 if wide else 20
+        header = LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
+        data_at = start + padding
+        self._entries.append((encoded, header_at, size))
+        self.position = data_at + size + (24 if wide else 16)
+        return header_at, header, data_at
+
+    @staticmethod
+    def descriptor(crc: int, size: int) -> bytes:
+        """What follows a record's data."""
+        return struct.pack("<4sL2Q" if size >= FULL32 else "<4s3L", b"PK\7\x08", crc, size, size)
+
+    def directory(self, crcs: list[int]) -> bytes:
+        """The central directory and the end records, given each record's CRC-32 in the order of `add`."""
+        parts: list[bytes] = []
+        pack = CENTRAL.pack
+        for (name, header_at, size), crc in zip(self._entries, crcs, strict=True):
+            extra = b""
+            if size >= FULL32 or header_at >= FULL32:
+                wide = [v for v in (size, size, header_at) if v >= FULL32]
+                extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide)
+            short_size, short_at = min(size, FULL32), min(header_at, FULL32)
+            version = 45 if extra else 20
+            parts.append(
+                pack(b"PK\1\2", version, version, _FLAGS, 0, 0, 0, crc, short_size, short_size,
+                     len(name), len(extra), 0, 0, 0, 0, short_at)
+                + name + extra
+            )  # fmt: skip
+        body = b"".join(parts)
+        return body + end_records(len(self._entries), len(body), self.position)
+
+
+def end_records(count: int, size: int, at: int) -> bytes:
+    """What follows a central directory of so many entries and bytes that begins at byte `at`."""
+    end = b""
+    if count >= FULL16 or size >= FULL32 or at >= FULL32:
+        end = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
+        end += LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
+    short = min(count, FULL16)
+    return end + END.pack(b"PK\5\6", 0, 0, short, short, min(size, FULL32), min(at, FULL32), 0)

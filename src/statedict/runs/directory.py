@@ -36,7 +36,7 @@ from statedict.io import atomic
 from statedict.io.json import parse, read_document
 from statedict.io.location import location
 from statedict.io.parallel import REMOTE_WORKERS, parallel
-from statedict.io.sink import put_bytes
+from statedict.io.pipeline import put_bytes
 from statedict.io.urls import folder_of, is_url, join, redact
 from statedict.runs import places
 from statedict.runs.manifest import DATA, MARKER, NAME, Entry, Manifest, decode, parse_whole

@@ -20,7 +20,7 @@ from typing import Any
 from statedict.errors import CorruptFileError, LimitError, MissingFileError, file_error
 from statedict.io.json import parse, read_document
 from statedict.io.location import location
-from statedict.io.sink import put_bytes
+from statedict.io.pipeline import put_bytes
 from statedict.io.urls import join, redact
 from statedict.runs.directory import Directory, is_step
 from statedict.runs.manifest import WHOLE, parse_whole

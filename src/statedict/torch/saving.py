@@ -13,9 +13,9 @@ from statedict import torch_private
 from statedict.dtypes import dtype as known_dtype
 from statedict.formats.torch import archive as torch_zip
 from statedict.io.location import Location
-from statedict.io.sink import FileSink, StreamSink
+from statedict.io.pipeline import FileSink, StreamSink
 from statedict.io.source import AddressSource
-from statedict.io.zip_layout import ALIGNMENT
+from statedict.io.zip_table import ALIGNMENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

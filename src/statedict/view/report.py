@@ -12,7 +12,7 @@ from typing import Any
 from statedict.collector import Paused
 from statedict.errors import MissingFileError, RunError
 from statedict.io.location import location
-from statedict.io.sink import put_bytes
+from statedict.io.pipeline import put_bytes
 from statedict.io.urls import to_name
 from statedict.runs.directory import LOOKS
 from statedict.view.compared import changes, compare, expand, history, order, point

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.formats.torch.packing import Stored
-    from statedict.io.sink import Sink
+    from statedict.io.pipeline import Sink
     from statedict.io.source import ByteSource
     from statedict.io.zip import Record
     from statedict.tensor.checks import Found

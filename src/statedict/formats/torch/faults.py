@@ -13,8 +13,7 @@ from itertools import pairwise
 from statedict.formats.torch.replaced_index import directory, earlier, entries, record_bytes
 from statedict.io.zip import find_end
 from statedict.io.zip_ends import END, END64, FULL16, FULL32, LOCATOR64
-from statedict.io.zip_layout import ArchiveLayout
-from statedict.io.zip_table import DEFERRED, LOCAL, differs, read_local
+from statedict.io.zip_table import DEFERRED, LOCAL, ArchiveLayout, differs, read_local
 from statedict.tensor.checks import Check, Problem
 
 TYPE_CHECKING = False

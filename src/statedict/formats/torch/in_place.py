@@ -14,8 +14,7 @@ from statedict.io.in_place import same_file
 from statedict.io.source import BytesSource
 from statedict.io.zip import Record, find_end
 from statedict.io.zip_ends import END
-from statedict.io.zip_layout import ArchiveLayout
-from statedict.io.zip_table import CENTRAL
+from statedict.io.zip_table import CENTRAL, ArchiveLayout
 from statedict.pickles.writer import dumps
 from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor

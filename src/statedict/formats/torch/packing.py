@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statedict.io.pipeline import Part
 from statedict.io.source import BytesSource
-from statedict.io.zip_layout import ArchiveLayout
+from statedict.io.zip_table import ArchiveLayout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.blocks import Sums
-    from statedict.io.sink import Sink
+    from statedict.io.pipeline import Sink
     from statedict.io.source import ByteSource
 
     Stored = tuple[ByteSource, int, int]

@@ -17,8 +17,7 @@ from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import Slice
 from statedict.io.zip import Inflated, find_end, read_directory
 from statedict.io.zip_ends import END, find_ends
-from statedict.io.zip_layout import ArchiveLayout, end_records
-from statedict.io.zip_table import CENTRAL
+from statedict.io.zip_table import CENTRAL, ArchiveLayout, end_records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ the storages; every other record is small and ends at its data descriptor.
 from __future__ import annotations
 
 from statedict.errors import FormatError, TruncatedError
-from statedict.io.zip_ends import FULL32
-from statedict.io.zip_table import LOCAL
+from statedict.io.zip_ends import FULL32, find_all
+from statedict.io.zip_table import read_local
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
@@ -76,11 +76,10 @@ def _list_storages(source: ByteSource) -> tuple[dict[str, int], dict[str, list[s
 
 def _header(source: ByteSource, at: int) -> tuple[str, int, int]:
     """A record's name within its folder, where its data begin and, if its header says so, how long they are."""
-    head = LOCAL.unpack(source.read(at, 30))
-    if head[0] != b"PK\3\4":
+    local = read_local(source, at)
+    if local is None or local.at > source.size:
         raise TruncatedError("no record")
-    name = bytes(source.read(at + 30, head[9])).decode().partition("/")[2]
-    return name, at + 30 + head[9] + head[10], head[7] if head[7] != FULL32 else 0
+    return local.name.partition("/")[2], local.at, local.packed
 
 
 def _walk(source: ByteSource, sizes: dict[str, int]) -> Iterator[tuple[str, int, int]]:
@@ -94,15 +93,8 @@ def _walk(source: ByteSource, sizes: dict[str, int]) -> Iterator[tuple[str, int,
         size = sizes.get(name, stated)
         if not size and name not in sizes:
             window = bytes(source.read(start, max(0, min(source.size - start, _MAX_PICKLE if not at else _SMALL))))
-            ends = (i for i in _marks(window) if window[i + 8 : i + 12] == i.to_bytes(4, "little"))
+            ends = (i for i in find_all(window, b"PK\7\x08") if window[i + 8 : i + 12] == i.to_bytes(4, "little"))
             size = next(ends, len(window) + 1)
         end = start + size
         at = end + (24 if size >= FULL32 else 16)
         yield name, end, min(at, source.size)
-
-
-def _marks(window: bytes) -> Iterator[int]:
-    at = window.find(b"PK\7\x08")
-    while at >= 0:
-        yield at
-        at = window.find(b"PK\7\x08", at + 1)
