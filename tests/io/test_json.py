@@ -116,7 +116,7 @@ def test_json_is_read_as_python_reads_it_unless_a_key_stands_twice(seed: int) ->
     [
         (b"{", "Expecting property name"),
         (b"", "Expecting value"),
-        (b'{"a":NaN}', "NaN is no number of JSON"),
+        (b'{"a":NaN}', "NaN is not a JSON number"),
         (b"[-Infinity]", "-Infinity is no number"),
         (b'["\\ud800"]', "half of a surrogate pair"),
         (b'{"\\uDC00":1}', "half of a surrogate pair"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20  # of a write: summed while it lies in the processor's cache, and written from there
 PIECE = 2 << 20  # of what is far away, in one request
-_OWN = local()  # each thread's block: fresh memory for every part would cost as much as reading it
+_THREAD = local()  # each thread's block: fresh memory for every part would cost as much as reading it
 
 
 class Sums:
@@ -39,15 +39,9 @@ def compute_sums(
     digest: bool = True,
     use: Callable[[int, Block], object] | None = None,
 ) -> Sums:
-    """The sums of a range, read once; `use` gets each block while it lies in the processor's cache.
+    """The sums of a range, read once; without `crc` that is 0, without `digest` empty.
 
-    Args:
-        source: where the bytes are.
-        start: its first byte.
-        size: its length.
-        crc: compute the CRC-32 (0 otherwise).
-        digest: compute the digest (empty otherwise).
-        use: called with each block and its offset in the source.
+    `use` gets the offset of each block and the block, while it lies in the processor's cache.
     """
     return sums_of(blocks(source, start, size), crc, digest, use)
 
@@ -58,7 +52,7 @@ def sums_of(
     digest: bool = True,
     use: Callable[[int, Block], object] | None = None,
 ) -> Sums:
-    """What `summed` does, of blocks that come with their offsets."""
+    """As `compute_sums`, of blocks that come with their offsets."""
     from xxhash import xxh3_128
     from zlib_ng.zlib_ng import crc32
 
@@ -74,15 +68,15 @@ def sums_of(
 
 
 def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, memoryview]]:
-    """(offset, block) of a range; a thread reads one range at a time, for each block overwrites the one before."""
+    """(offset, block) of a range; a thread reads one range at a time, because each block overwrites the last one."""
     stream = getattr(source, "stream", None)
     if stream is not None and (start, size) == (0, source.size):  # what is unpacked is not kept
         yield from stream(BLOCK)
         return
     memory = source.view() if source.in_memory else None
     most = PIECE if source.remote else BLOCK
-    if memory is None and len(getattr(_OWN, "block", b"")) < most:
-        _OWN.block = allocate(most)
+    if memory is None and len(getattr(_THREAD, "block", b"")) < most:
+        _THREAD.block = allocate(most)
     file, ahead = (None, 0) if memory is not None else lowest(source)
     for at in range(start, start + size, most):
         check_wanted()
@@ -90,7 +84,7 @@ def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, mem
         if memory is not None:
             block = memory[at : at + length]
         else:
-            block = _OWN.block[:length]
+            block = _THREAD.block[:length]
             # the file itself where there is one: its checks, at the first block, cost as much as reading half a block
             if file is None or at == start or os.preadv(file, [block], ahead + at) != length:
                 source.readinto(at, block)
@@ -98,7 +92,7 @@ def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, mem
 
 
 def lowest(source: Any) -> tuple[int | None, int]:
-    """The descriptor of the file that a source is a range of, None if there is none, and where that range begins."""
+    """The descriptor of the file that a source is a range of, None if it is not a file, and where the range begins."""
     offset = 0
     while hasattr(source, "locate"):
         source, start = source.locate()

@@ -1,7 +1,7 @@
-"""Write into a file that is there: over its first bytes, or after its last one.
+"""Write into an existing file: over its first bytes, or after its last one.
 
-That is not atomic, but what fails while this process lives is undone: the file gets its old length and its old bytes
-back. Only a crash of the machine between the first byte and the end of fsync leaves a part of the new bytes.
+That is not atomic, but a failure is undone: the file gets its old length and bytes back. Only a crash between the first
+byte and the end of fsync leaves a part of the new bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def same_file(one: ByteSource, other: ByteSource) -> bool:
-    """Whether two sources are one file, with the same bytes when either was opened."""
+    """Whether two sources are one file, with the same bytes when each was opened."""
     return isinstance(one, FileSource) and isinstance(other, FileSource) and one.identity == other.identity
 
 
 def overwrite(source: FileSource, offset: int, data: bytes) -> None:
-    """Put bytes into a file, in one call where the system takes them so, and wait until they are on the disk.
+    """Put bytes into a file, and wait until they are on the disk.
 
     Args:
         source: the file as it was read.
@@ -37,7 +37,7 @@ def overwrite(source: FileSource, offset: int, data: bytes) -> None:
     """
     path = source.name
     try:
-        fd = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(path, os.O_RDWR)
         try:
             if not os.path.samestat(os.fstat(fd), os.fstat(source.fileno())):
                 raise FileError(f"{path}: was replaced since it was loaded; load it again")

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
     from statedict.io.source import ByteSource
 
-MOST = 256 << 20
-"""Bytes of a document; a larger one is something else."""
-
+_MOST = 256 << 20  # bytes of a document; a larger one is something else
 _RESERVE = 48 << 20
 _FACTOR = 17
 # what each of these characters stands for takes at most, in bytes: containers, numbers, keys and values, strings
@@ -27,13 +25,9 @@ _PAIRS = 0.5  # how much more the pairs of an object take beside it
 
 
 def read_document(source: ByteSource) -> bytes:
-    """All of a file that should be a document.
-
-    Raises:
-        LimitError: it is larger than any.
-    """
-    if source.size > MOST:
-        raise LimitError(f"{source.name}: {source.size:,} bytes, and no document of a checkpoint has over {MOST:,}")
+    """All of a file that should be a document; raise LimitError if it is too large for one."""
+    if source.size > _MOST:
+        raise LimitError(f"{source.name}: {source.size:,} bytes, and no document of a checkpoint has over {_MOST:,}")
     return bytes(source.read(0, source.size))
 
 
@@ -46,19 +40,19 @@ def parse(
     constants: bool = False,
     surrogates: bool = False,
 ) -> Any:
-    r"""What a JSON text says.
+    r"""Parse a JSON text.
 
     Args:
         data: the text.
         where: names it in messages.
-        weight: how often what is read from it is made anew.
-        keys: counts the keys of all objects in what was read, and colons in its texts, if the caller knows a fast way.
-            It may count too many keys only in what the caller refuses, and too few colons.
-        constants: whether NaN, Infinity and -Infinity are let through, which Python writes.
-        surrogates: whether halves of surrogate pairs are let through, which Python's texts may hold.
+        weight: how often the caller makes the result anew.
+        keys: a fast way to count the keys of all objects in the result, and colons in its texts. It may count too many
+            keys only in what the caller refuses, and too few colons.
+        constants: allow NaN, Infinity and -Infinity, which Python writes.
+        surrogates: allow halves of surrogate pairs, which Python's texts may hold.
 
     Raises:
-        CorruptFileError: it is no JSON, or readers would differ about what it says.
+        CorruptFileError: it is not JSON, or two readers would read it differently.
         LimitError: it would take more memory than its size justifies.
 
     >>> parse('{"a": 1, "\\u0061": 2}', "x.json")
@@ -81,9 +75,9 @@ def parse(
             check(data, where, weight + _PAIRS)
             found = _decoder(constants, object_pairs_hook=_unique).decode(text)
         if escapes and not surrogates:
-            for one in _texts(found):
-                if not one.isascii():
-                    one.encode()
+            for string in _strings(found):
+                if not string.isascii():
+                    string.encode()
     except LimitError:
         raise
     except (ValueError, RecursionError) as error:
@@ -92,36 +86,27 @@ def parse(
 
 
 def check(text: str | bytes, where: str, weight: float = 1.0) -> None:
-    """Refuse JSON that would take more memory than its size justifies.
-
-    Args:
-        text: the JSON.
-        where: names it in the message.
-        weight: how often what is read from it is made anew.
-
-    Raises:
-        LimitError: it holds too many values for its size.
-    """
+    """Raise LimitError for JSON that would take more memory than its size justifies; arguments as for `parse`."""
     if isinstance(text, str):
-        made = sum(text.count(character) * cost for character, cost in _COSTS)
+        cost = sum(text.count(character) * nbytes for character, nbytes in _COSTS)
     else:
-        made = sum(text.count(character.encode()) * cost for character, cost in _COSTS)
+        cost = sum(text.count(character.encode()) * nbytes for character, nbytes in _COSTS)
     allowed = _RESERVE + _FACTOR * len(text)
-    if made * weight > allowed:
+    if cost * weight > allowed:
         raise LimitError(
-            f"{where}: JSON of {len(text):,} bytes that may take {int(made * weight) >> 20:,} MiB of memory, "
+            f"{where}: JSON of {len(text):,} bytes that may take {int(cost * weight) >> 20:,} MiB of memory, "
             f"more than the {allowed >> 20:,} that it should; it is damaged or hostile"
         )
 
 
 def _read_and_count(text: str, constants: bool) -> tuple[Any, int]:
-    """What a text says where the last of equal keys counts, and how many keys there are in that."""
+    """The value, where the last of equal keys counts, and how many keys are in it."""
     keys = 0
 
-    def count(made: dict[str, Any]) -> dict[str, Any]:
+    def count(node: dict[str, Any]) -> dict[str, Any]:
         nonlocal keys
-        keys += len(made)
-        return made
+        keys += len(node)
+        return node
 
     return _decoder(constants, object_hook=count).decode(text), keys
 
@@ -142,11 +127,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _count_keys(text: str) -> int:
-    """How many keys a text has, or more: colons behind a quote or behind white space."""
+    """Count the keys of a text, or more: colons behind a quote or behind white space."""
     text = text.rstrip()
     found = sum(text.count(f"{space}:") for space in " \t\n\r" if space in text) + text.count('":')
     if "\\" in text:  # a quote that is escaped ends no key, unless the backslash is
@@ -154,22 +139,18 @@ def _count_keys(text: str) -> int:
     return found
 
 
-def _containers(tree: Any) -> Iterator[Any]:
-    pending = [tree] if type(tree) in (dict, list) else []
+def _strings(tree: Any) -> Iterator[str]:
+    """All keys and strings."""
+    pending = [tree]
     while pending:
         node = pending.pop()
-        yield node
-        pending += [one for one in (node.values() if type(node) is dict else node) if type(one) in (dict, list)]
-
-
-def _texts(tree: Any) -> Iterator[str]:
-    """All keys and strings."""
-    if type(tree) is str:
-        yield tree
-    for node in _containers(tree):
-        if type(node) is dict:
+        if type(node) is str:
+            yield node
+        elif type(node) is dict:
             yield from node
-        yield from (one for one in (node.values() if type(node) is dict else node) if type(one) is str)
+            pending += node.values()
+        elif type(node) is list:
+            pending += node
 
 
 def _explain(error: Exception) -> str:

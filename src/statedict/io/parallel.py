@@ -1,4 +1,4 @@
-"""Jobs on a few threads, or on an executor of the caller's: bounded, in order, stopped by the first error."""
+"""Jobs on a few threads, or on the caller's executor: bounded, in order, stopped by the first error."""
 
 from __future__ import annotations
 
@@ -47,12 +47,8 @@ def parallel(
 ) -> Iterator[Result]:
     """`map`, on a few threads once there is more than one job, or on an executor; the first error stops the rest.
 
-    Args:
-        work: what to do with each job.
-        jobs: taken as they are needed.
-        executor: what carries them out instead of threads.
-        workers: how many threads; one a core by default, up to four.
-        ahead: how many jobs may be under way or done before their results are taken.
+    There is one thread a core by default, up to four. At most `ahead` jobs are under way or done before their results
+    are taken.
     """
     iterator = iter(jobs)
     if executor is not None:
@@ -82,27 +78,21 @@ def parallel(
 
 
 class StoppedError(Exception):
-    """A job ends early, because nobody wants its result any more."""
+    """A job ends early because nobody wants its result any more."""
 
 
 def check_wanted() -> None:
-    """Raise StoppedError in a job whose caller has given up; long ones ask now and then."""
+    """Raise StoppedError in a job whose caller has given up; long jobs call this now and then."""
     pool = getattr(_HERE, "pool", None)
     if pool is not None and pool.stopped:
         raise StoppedError
 
 
 class _Pool:
-    """Some threads that carry out tasks in order; where none can be started, the caller does it.
-
-    That is so when memory or a limit is short, and while the interpreter shuts down.
-
-    Attributes:
-        tasks: those whose results were not taken yet.
-    """
+    """Threads that run tasks in order; if none can start (memory, a limit, shutdown), the caller runs them."""
 
     def __init__(self, most: int) -> None:
-        self.tasks: deque[Task] = deque()
+        self.tasks: deque[Task] = deque()  # whose results were not taken yet
         self._most = most
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._workers: deque[Task] = deque()
@@ -111,21 +101,29 @@ class _Pool:
 
     @property
     def stopped(self) -> bool:
-        """Whether the caller has given up, or whoever that works for."""
+        """Whether the caller has given up, or the caller's caller."""
         return self._stopped or (self._above is not None and self._above.stopped)
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Have a call made."""
+        """Queue a call, with another thread for it if there may be more."""
         task = Task(call)
         self.tasks.append(task)
         self._queue.put(task)
-        if self._staff() < self._most:
-            self._hire()
+        if self._count_workers() >= self._most:
+            return
+        worker = Task(partial(_serve, self, self._queue))
+        self._workers.append(worker)
+        try:
+            # Thread.start waits until the thread runs, and loses it if that is interrupted
+            start_new_thread(worker.run, ())
+        except (RuntimeError, MemoryError):
+            self._workers.pop()
+            self._most = len(self._workers)
 
     def next(self) -> Any:
         """The result of the first task."""
         task = self.tasks[0]
-        while not task.wait(PATIENCE if self._staff() else 0):
+        while not task.wait(PATIENCE if self._count_workers() else 0):
             self._help()
         return task.result()
 
@@ -139,24 +137,13 @@ class _Pool:
                 self._queue.put(None)
             settle(self._workers)
 
-    def _staff(self) -> int:
-        """How many threads there are."""
+    def _count_workers(self) -> int:
         if any(worker.over for worker in self._workers):  # they had nothing to do for a while
             self._workers = deque(worker for worker in self._workers if not worker.over)
         return len(self._workers)
 
-    def _hire(self) -> None:
-        worker = Task(partial(_serve, self, self._queue))
-        self._workers.append(worker)
-        try:
-            # Thread.start waits until the thread runs, and loses it if that is interrupted
-            start_new_thread(worker.run, ())
-        except (RuntimeError, MemoryError):
-            self._workers.pop()
-            self._most = len(self._workers)
-
     def _help(self) -> None:
-        """Do a task here; a thread that has not begun by now never will, or need not."""
+        """Run a task here; a thread that has not begun by now never will, or need not."""
         for worker in self._workers:
             worker.cancel()
         try:
@@ -187,7 +174,7 @@ def check_spawned(executor: Executor) -> None:
 
 
 def _submit(executor: Executor, work: Callable[[Job], Result], jobs: Iterator[Job], limit: int) -> Iterator[Result]:
-    """The results in order, of which no more than `limit` are on their way or wait to be taken."""
+    """The results in order; at most `limit` jobs are under way or done at a time."""
     pending: deque[Future[Result]] = deque()
     try:
         for job in jobs:

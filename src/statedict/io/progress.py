@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: the pipeline counts bytes, whoever wants to know looks."""
+"""How far a long piece of work has come: the pipeline counts bytes, a progress bar reads them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from threading import Lock
 
 
 class Meter:
-    """Bytes that were moved, of those that are known to be ahead.
-
-    As a context manager it counts what the pipeline moves within.
-    """
+    """Bytes done and expected; as a context manager it counts what the pipeline moves within."""
 
     __slots__ = ("_before", "_lock", "done", "total")
 
@@ -19,12 +16,12 @@ class Meter:
         self._lock = Lock()
 
     def expect(self, nbytes: int) -> None:
-        """So many more are ahead."""
+        """Add bytes to expect."""
         with self._lock:
             self.total += nbytes
 
     def advance(self, nbytes: int) -> None:
-        """So many more are done."""
+        """Add bytes that are done."""
         with self._lock:
             self.done += nbytes
 
@@ -40,5 +37,5 @@ _METER: ContextVar[Meter | None] = ContextVar("statedict_meter", default=None)
 
 
 def meter() -> Meter:
-    """The meter of this context; one that nobody reads where there is none."""
+    """The meter of this context; without one, a meter that nobody reads."""
     return _METER.get() or Meter()

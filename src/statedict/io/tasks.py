@@ -1,9 +1,9 @@
-"""Calls that threads make, built of what an interrupt cannot leave half-done.
+"""Calls that threads make, built of steps that an interrupt cannot leave half-done.
 
-Python raises `KeyboardInterrupt`, and whatever else a signal's handler raises, between any two instructions of the main
-thread. `Thread.start` and `concurrent.futures` then lose a thread that runs already: nobody joins it, and it goes on
-with what its caller has given up. So nothing here waits for a thread to begin, no lock is held across an instruction,
-and every step can be taken twice. Why: docs/decisions/0020-interrupts-and-exits.md.
+Python raises `KeyboardInterrupt` between any two instructions of the main thread. `Thread.start` and
+`concurrent.futures` then lose a running thread, which goes on with what its caller has given up. So nothing here waits
+for a thread to begin, no lock is held across an instruction, and every step can be taken twice
+(docs/decisions/0020-interrupts-and-exits.md).
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ _NOBODY = "nobody"
 
 
 class Task:
-    """A call that happens once, in the thread that gets to it first, or never, if it is cancelled before.
+    """A call that happens once, in the thread that gets to it first, or never if it is cancelled before.
 
     Attributes:
-        value: what it returned.
-        error: what it raised.
+        value, error: what it returned or raised.
     """
 
     __slots__ = ("_call", "_end", "_over", "_taken", "error", "value")
@@ -67,13 +66,13 @@ class Task:
         return self.over
 
     def wait(self, seconds: float = PATIENCE) -> bool:
-        """Wait until it is over, but not longer than so many seconds; whether it is."""
+        """Wait until it is over, but no longer than so many seconds; whether it is."""
         if not self.over and self._end.acquire(timeout=seconds):
             self._end.release()
         return self.over
 
     def result(self) -> Any:
-        """What it returned, once it is over; what it raised is raised."""
+        """Return what it returned, or raise what it raised, once it is over."""
         try:
             if self.error is not None:
                 raise self.error
@@ -83,10 +82,7 @@ class Task:
 
 
 def settle(tasks: deque[Task]) -> None:
-    """Cancel tasks, and wait for those that have begun: when this returns or raises, none of them runs.
-
-    What interrupts it is raised at the end.
-    """
+    """Cancel tasks, and wait for those that have begun; an interrupt is raised when none of them runs."""
     interrupt: BaseException | None = None
     while tasks:
         try:

@@ -1,4 +1,4 @@
-"""A stream that becomes an object in a store, sent while the rest of it is still being made."""
+"""A stream that becomes an object in a store; its bytes are sent while the next ones are made."""
 
 from __future__ import annotations
 
@@ -24,10 +24,7 @@ _SHORT = 0.1  # seconds between two looks whether the upload has failed
 
 
 class Upload:
-    """What is written goes to the server from a thread of its own.
-
-    Where there can be none, at the end of a program for one, it goes into a temporary file first.
-    """
+    """A stream whose bytes another thread sends; if no thread can start, a temporary file holds them until the end."""
 
     def __init__(self, remote: Remote) -> None:
         self._remote, self._size = remote, 0
@@ -38,7 +35,7 @@ class Upload:
         self._spool: IO[bytes] | None = None
 
     def expect(self, nbytes: int) -> None:
-        """So many bytes will come, roughly."""
+        """Announce roughly so many bytes."""
         self._size = nbytes
 
     def write(self, data: Block) -> None:
