@@ -22,7 +22,6 @@ from typing import Any
 
 from benchmarks import data
 from benchmarks.harness import environment, markdown
-from statedict.io import blocks as block_reading
 from statedict.io import memory, pipeline
 from statedict.io.descriptor import Descriptor
 from statedict.io.source import BytesSource, FileSource
@@ -55,7 +54,7 @@ def attribute(name: str) -> Any:
 
 def hashes(_: Path) -> Table:
     """CRC-32 and digests of 64 MB, in blocks as the pipeline has them."""
-    block = os.urandom(block_reading.BLOCK)
+    block = os.urandom(pipeline.BLOCK)
     for name in ("zlib.crc32", "isal.isal_zlib.crc32", "zlib_ng.zlib_ng.crc32"):
         crc = attribute(name)
         yield name, *_rate(crc and partial(crc, block), len(block))
@@ -132,12 +131,12 @@ def blocks(directory: Path) -> Table:
     buffer = memory.allocate(SPAN)
     source.readinto(0, buffer)
     out = directory / "out.blocks"
-    defaults = block_reading.BLOCK, pipeline.READ, pipeline.WORKERS
+    defaults = pipeline.BLOCK, pipeline.READ, pipeline.WORKERS
     settings = [(block << 10, block << 10, defaults[2]) for block in (256, 1024, 4096, 16384, 65536)]
     settings += [(*defaults[:2], workers) for workers in (1, 2, 4)]
     try:
-        for block_reading.BLOCK, pipeline.READ, pipeline.WORKERS in settings:
-            name = f"{block_reading.BLOCK >> 10:,} KB ({pipeline.READ >> 10:,} KB), {pipeline.WORKERS} workers"
+        for pipeline.BLOCK, pipeline.READ, pipeline.WORKERS in settings:
+            name = f"{pipeline.BLOCK >> 10:,} KB ({pipeline.READ >> 10:,} KB), {pipeline.WORKERS} workers"
             read = seconds(lambda: pipeline.fill([(source, 0, buffer)]))
             copy, plain, summed = (
                 seconds(lambda a=a, c=c: _write(out, a, c), lambda: _clean(out))  # type: ignore[misc]
@@ -145,7 +144,7 @@ def blocks(directory: Path) -> Table:
             )
             yield name, *(f"{value:.3f} s" for value in (read, copy, plain, summed))
     finally:
-        block_reading.BLOCK, pipeline.READ, pipeline.WORKERS = defaults
+        pipeline.BLOCK, pipeline.READ, pipeline.WORKERS = defaults
         out.unlink(missing_ok=True)
 
 

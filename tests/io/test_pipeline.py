@@ -15,11 +15,10 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statedict.io import blocks
-from statedict.io.blocks import BLOCK, compute_sums
+from statedict.io import pipeline
 from statedict.io.descriptor import Descriptor
 from statedict.io.parallel import BATCH, parallel
-from statedict.io.pipeline import FileSink, Part, fill, write_at
+from statedict.io.pipeline import BLOCK, FileSink, Part, compute_sums, fill, write_at
 from statedict.io.source import BytesSource, ComputedSource, FileSource
 
 POOL = bytes(range(251)) * 40_000  # 10 MB in which no block equals its neighbour
@@ -169,7 +168,7 @@ def test_the_sums_of_a_range_are_those_of_its_bytes_whatever_the_blocks(
     part = data[start:end]
     seen: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", block)
+        patch.setattr(pipeline, "BLOCK", block)
         sums = compute_sums(BytesSource(data), start, end - start, use=lambda _, piece: seen.append(bytes(piece)))
     assert (sums.crc, sums.digest) == (zlib.crc32(part), xxhash.xxh3_128_hexdigest(part))
     assert b"".join(seen) == part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from statedict.io.blocks import compute_sums
+from statedict.io.pipeline import compute_sums
 from statedict.tensor.arrays import live_region
 from statedict.tensor.lazy import LazyTensor
 

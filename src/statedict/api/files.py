@@ -256,7 +256,7 @@ def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str |
 
 def _rewrite_in_place(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
     """Whether the file has all tensors of a state, and has its names and values now."""
-    from statedict.io.in_place import overwrite
+    from statedict.io.descriptor import overwrite
     from statedict.io.source import FileSource
 
     with Paused():

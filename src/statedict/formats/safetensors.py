@@ -21,7 +21,7 @@ from itertools import pairwise
 from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
 from statedict.formats.skeleton import put_together, taken_apart
-from statedict.io.in_place import same_file
+from statedict.io.descriptor import same_file
 from statedict.io.json import parse
 from statedict.io.pipeline import Part
 from statedict.tensor.arrays import MAX_DIMS, find_shape_fault
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from statedict.io.blocks import Sums
-    from statedict.io.pipeline import Sink
+    from statedict.io.pipeline import Sink, Sums
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
 

@@ -1,4 +1,4 @@
-"""Open files: a descriptor that survives an interrupt, room on the disk, and an early start of writing back."""
+"""Files open for writing: a descriptor that survives an interrupt, room on the disk, bytes written in place."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import sys
 from functools import cache
 
-from statedict.errors import FileError
+from statedict.errors import FileError, file_error
+from statedict.io.source import FileSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from statedict.io.source import ByteSource
 
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE of <fcntl.h>: begin, and do not wait
 _LEAST = 1 << 18  # bytes worth a call
@@ -100,6 +103,14 @@ def check_space(place: int | str, nbytes: int) -> None:
         )
 
 
+def write_at(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all of `data` at `offset`."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
 def write_back(fd: int, offset: int, size: int) -> None:
     """Have the disk begin to write a range that fsync will wait for; a hint, which never fails.
 
@@ -124,3 +135,61 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
         return None
     begin.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     return begin
+
+
+def same_file(one: ByteSource, other: ByteSource) -> bool:
+    """Whether two sources are one file, with the same bytes when each was opened."""
+    return isinstance(one, FileSource) and isinstance(other, FileSource) and one.identity == other.identity
+
+
+def overwrite(source: FileSource, offset: int, data: bytes) -> None:
+    """Put bytes into an existing file, over its first ones or after its last one, and wait until they are on the disk.
+
+    That is not atomic, but a failure is undone: the file gets its old length and bytes back. Only a crash between the
+    first byte and the end of fsync leaves a part of the new bytes.
+
+    Args:
+        source: the file as it was read.
+        offset: where they go, at most its length.
+        data: the bytes.
+
+    Raises:
+        CorruptFileError: its bytes changed since it was opened.
+        FileError: it was replaced since then, or the file system refuses; what was there is unchanged.
+    """
+    path = source.name
+    try:
+        fd = os.open(path, os.O_RDWR)
+        try:
+            if not os.path.samestat(os.fstat(fd), os.fstat(source.fileno())):
+                raise FileError(f"{path}: was replaced since it was loaded; load it again")
+            old = source.read(offset, min(len(data), source.size - offset))
+            check_space(fd, max(0, offset + len(data) - source.size))
+            try:
+                write_at(fd, offset, data)
+                os.fsync(fd)
+            except BaseException as error:
+                _put_back(fd, source, offset, old, error)
+                raise
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise file_error(path, "cannot write (what was there is unchanged)", error) from error
+
+
+def _put_back(fd: int, source: FileSource, offset: int, old: bytes | bytearray, error: BaseException) -> None:
+    try:
+        os.ftruncate(fd, source.size)
+        try:
+            write_at(fd, offset, old)
+        except OSError:
+            if os.pread(fd, len(old), offset) != old:  # what could not be written may be what never changed
+                raise
+        os.fsync(fd)
+    except OSError as again:
+        remedy = "its first bytes are damaged, fetch or save it again" if old else f"cut it to {source.size} bytes"
+        raise FileError(
+            f"{source.name}: was written in part ({error}) and could not be put back ({again}); {remedy}"
+        ) from error

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from statedict.io.blocks import Block
+    from statedict.io.pipeline import Block
     from statedict.io.remote import Remote, Version
 
 try:

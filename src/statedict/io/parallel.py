@@ -1,18 +1,23 @@
-"""Jobs on a few threads, or on the caller's executor: bounded, in order, stopped by the first error."""
+"""Jobs on a few threads, or on the caller's executor: bounded, in order, stopped by the first error.
+
+Python raises `KeyboardInterrupt` between any two instructions of the main thread. `Thread.start` and
+`concurrent.futures` then lose a running thread, which goes on with what its caller has given up. So nothing here waits
+for a thread to begin, no lock is held across an instruction, and every step can be taken twice
+(docs/decisions/0020-interrupts-and-exits.md).
+"""
 
 from __future__ import annotations
 
 import os
-from _thread import start_new_thread
+from _thread import get_ident, start_new_thread
 from collections import deque
 from functools import partial
 from itertools import chain
 from operator import attrgetter
 from queue import Empty, SimpleQueue
-from threading import local
+from threading import Lock, local
 
 from statedict.errors import UnsupportedError, WorkerError
-from statedict.io.tasks import PATIENCE, Task, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,11 +36,86 @@ BATCH_ITEMS = 4096
 _DEATHS = {"BrokenExecutor", "KilledWorker"}  # of concurrent.futures and of dask.distributed
 _IN_FLIGHT = 256
 _IDLE = 10.0  # seconds after which a thread that nobody gives work ends
+_PATIENCE = 1.0  # seconds after which a wait looks again whether somebody is left who works
+_NOBODY = "nobody"
 _HERE = local()  # the pool whose thread this is
 FORKED = (
     "a process made by fork cannot reach a URL; "
     'use ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
 )
+
+
+class Task:
+    """A call that happens once, in the thread that gets to it first, or never if it is cancelled before.
+
+    Attributes:
+        value, error: what it returned or raised.
+    """
+
+    __slots__ = ("_call", "_end", "_over", "_taken", "error", "value")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call: Callable[[], Any] | None = call
+        self._taken: dict[str, object] = {}  # its setdefault says in one step, and again at each call, who came first
+        self._end = Lock()
+        self._end.acquire()
+        self._over = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or never begins."""
+        return self._over or self._taken.get("by") == _NOBODY
+
+    def run(self) -> bool:
+        """Make the call, unless somebody else does or it was cancelled; whether it was made here."""
+        me = get_ident()
+        try:
+            if self._taken.setdefault("by", me) == me and self._call is not None:
+                call, self._call = self._call, None
+                self.value = call()
+        except BaseException as error:
+            trace = error.__traceback__
+            self.error = error.with_traceback(trace and trace.tb_next)  # not this frame, which would hold the task
+        finally:
+            if self._taken.get("by") == me and not self._over:
+                self._over = True
+                self._end.release()
+        return self._taken.get("by") == me
+
+    def cancel(self) -> bool:
+        """Let it never begin; whether that came in time, or it is over anyway."""
+        self._taken.setdefault("by", _NOBODY)
+        return self.over
+
+    def wait(self, seconds: float = _PATIENCE) -> bool:
+        """Wait until it is over, but no longer than so many seconds; whether it is."""
+        if not self.over and self._end.acquire(timeout=seconds):
+            self._end.release()
+        return self.over
+
+    def result(self) -> Any:
+        """Return what it returned, or raise what it raised, once it is over."""
+        try:
+            if self.error is not None:
+                raise self.error
+            return self.value
+        finally:
+            del self  # or the error would hold this frame, and that the error
+
+
+def _settle(tasks: deque[Task]) -> None:
+    """Cancel tasks, and wait for those that have begun; an interrupt is raised when none of them runs."""
+    interrupt: BaseException | None = None
+    while tasks:
+        try:
+            if tasks[0].cancel() or tasks[0].wait():
+                tasks.popleft()
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def parallel(
@@ -123,7 +203,7 @@ class _Pool:
     def next(self) -> Any:
         """The result of the first task."""
         task = self.tasks[0]
-        while not task.wait(PATIENCE if self._count_workers() else 0):
+        while not task.wait(_PATIENCE if self._count_workers() else 0):
             self._help()
         return task.result()
 
@@ -131,11 +211,11 @@ class _Pool:
         """End the threads; none of them does anything more."""
         self._stopped = True
         try:
-            settle(self.tasks)
+            _settle(self.tasks)
         finally:
             for _ in self._workers:
                 self._queue.put(None)
-            settle(self._workers)
+            _settle(self._workers)
 
     def _count_workers(self) -> int:
         if any(worker.over for worker in self._workers):  # they had nothing to do for a while

@@ -18,9 +18,9 @@ import os
 from collections import OrderedDict
 
 from statedict.errors import CorruptFileError, FileError
-from statedict.io.blocks import PIECE
 from statedict.io.descriptor import check_space
 from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.pipeline import PIECE
 from statedict.io.source import ByteSource, FileSource
 from statedict.io.urls import NoRangesError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Protocol
 
-    from statedict.io.blocks import Block
+    from statedict.io.pipeline import Block
     from statedict.io.urls import Item
 
     Version = dict[str, str]

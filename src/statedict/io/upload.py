@@ -8,14 +8,14 @@ from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
 
 from statedict.errors import FileError
-from statedict.io.tasks import Task
+from statedict.io.parallel import Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO
 
-    from statedict.io.blocks import Block
+    from statedict.io.pipeline import Block
     from statedict.io.remote import Remote
 
 _BLOCK = 1 << 20

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import FileError, FormatError, LimitError, TreeError, UnknownFormatError
-from statedict.io.blocks import Sums, blocks, compute_sums
 from statedict.io.parallel import batches, parallel
+from statedict.io.pipeline import Sums, blocks, compute_sums
 from statedict.io.progress import Meter, meter
 from statedict.reports.verify import Nonfinite, VerifyReport
 from statedict.tensor.checks import Check, Found, Problem, refusal
@@ -16,7 +16,7 @@ from statedict.tensor.lazy import LazyTensor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from statedict.io.blocks import Block
+    from statedict.io.pipeline import Block
 
 _REMEDY = "fetch the file again, or save it again"
 _JOB = 32 << 20  # bytes that a thread takes at a time

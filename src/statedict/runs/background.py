@@ -16,7 +16,7 @@ from functools import partial
 from threading import main_thread
 
 from statedict.errors import RunError
-from statedict.io.tasks import Task
+from statedict.io.parallel import Task
 from statedict.runs import ending
 from statedict.tensor.segments import Arena
 

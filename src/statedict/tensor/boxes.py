@@ -17,9 +17,9 @@ from functools import partial
 from itertools import accumulate
 from threading import local
 
-from statedict.io.blocks import lowest
 from statedict.io.memory import allocate
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS
+from statedict.io.pipeline import lowest
 from statedict.io.source import ByteSource
 from statedict.tensor.arrays import contiguous_strides
 

@@ -9,8 +9,8 @@ from statedict.formats.torch.archive import directory as records_of
 from statedict.formats.torch.archive import folder_of, in_order, parse_our_record, placeless
 from statedict.formats.torch.packing import OURS, our_record
 from statedict.formats.torch.replaced_index import INDEX, directory, entries
-from statedict.io.blocks import compute_sums
-from statedict.io.in_place import same_file
+from statedict.io.descriptor import same_file
+from statedict.io.pipeline import compute_sums
 from statedict.io.source import BytesSource
 from statedict.io.zip import Record, find_end
 from statedict.io.zip_ends import END

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from statedict.io.blocks import Sums
-    from statedict.io.pipeline import Sink
+    from statedict.io.pipeline import Sink, Sums
     from statedict.io.source import ByteSource
 
     Stored = tuple[ByteSource, int, int]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.dtypes import DType
-from statedict.io.blocks import PIECE
 from statedict.io.parallel import parallel
+from statedict.io.pipeline import PIECE
 from statedict.io.progress import Meter
 from statedict.ops.diff.compare import BLOCK, Run
 from statedict.ops.diff.measure import CHUNK, convert, working_dtype

@@ -13,9 +13,9 @@ from threading import local
 from typing import Any
 
 from statedict.dtypes import DType
-from statedict.io.blocks import PIECE, lowest
 from statedict.io.memory import allocate
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, parallel
+from statedict.io.pipeline import PIECE, lowest
 from statedict.io.progress import Meter, meter
 from statedict.ops.diff.measure import Rule, Tally, add, comparable
 from statedict.tensor.labelled import Labelled

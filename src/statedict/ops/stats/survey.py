@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import LimitError
-from statedict.io.blocks import blocks
 from statedict.io.parallel import REMOTE_WORKERS, batches, parallel
+from statedict.io.pipeline import blocks
 from statedict.io.progress import Meter, meter
 from statedict.ops.optimizers import optimizers, owners
 from statedict.ops.stats.figures import computable, of_blocks
