@@ -12,11 +12,7 @@ _HERE = -100  # AT_FDCWD
 
 
 def sync_directory(directory: str) -> None:
-    """Make the names in a directory durable.
-
-    Raises:
-        FileError: the file system refuses.
-    """
+    """Make the names in a directory durable."""
     try:
         fd = os.open(directory, os.O_RDONLY)
     except OSError:  # a system that cannot open directories has nothing to sync
@@ -32,13 +28,8 @@ def sync_directory(directory: str) -> None:
 def exchange(one: str, other: str) -> bool:
     """Exchange two names in one step; a crash leaves both as they were, or both exchanged.
 
-    Linux: renameat2(2) with RENAME_EXCHANGE. macOS: renamex_np(2) with RENAME_SWAP.
-
-    Returns:
-        False if the system or the file system cannot; overlayfs cannot with folders of its lower layers.
-
-    Raises:
-        OSError: the file system refuses.
+    Linux: renameat2(2) with RENAME_EXCHANGE. macOS: renamex_np(2) with RENAME_SWAP. False if the system or the file
+    system cannot; overlayfs cannot with folders of its lower layers.
     """
     import ctypes
 

@@ -21,13 +21,10 @@ _LEAST = 1 << 18  # bytes worth a call
 
 
 class Descriptor:
-    """A file descriptor that closes when its owner has closed it and nobody uses it any more.
+    """An open file descriptor that closes when its owner has closed it and nobody uses it any more.
 
     A thread that goes on after its owner was interrupted writes into this file or not at all: never into another one
     that got the number meanwhile. As a context manager it gives the number to a user.
-
-    Args:
-        fd: an open descriptor, which now belongs to this object.
     """
 
     __slots__ = ("_closed", "_fds", "_users")
@@ -37,11 +34,7 @@ class Descriptor:
         self._fds, self._users, self._closed = [fd], list[None](), False
 
     def fileno(self) -> int:
-        """The number, for its owner.
-
-        Raises:
-            FileError: it is closed.
-        """
+        """The number, for its owner."""
         try:
             return self._fds[0]
         except IndexError:
@@ -63,11 +56,7 @@ class Descriptor:
             self._close()
 
     def close(self) -> None:
-        """Close it, or have the last of its users do so.
-
-        Raises:
-            OSError: the file system could not store the bytes.
-        """
+        """Close it, or have the last of its users do so."""
         self._closed = True
         if not self._users:
             self._close()
@@ -89,10 +78,7 @@ def _closed_error() -> FileError:
 
 
 def check_space(place: int | str, nbytes: int) -> None:
-    """Raise OSError unless so many bytes fit on the disk of an open file or a folder.
-
-    The file that the new one replaces stays until then, so its bytes do not count.
-    """
+    """Raise OSError unless so many bytes fit on the disk of an open file or a folder, beside the old ones."""
     disk = os.statvfs(place)
     free = disk.f_bavail * disk.f_frsize
     if nbytes > free:
@@ -114,8 +100,7 @@ def write_at(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None
 def write_back(fd: int, offset: int, size: int) -> None:
     """Have the disk begin to write a range that fsync will wait for; a hint, which never fails.
 
-    fsync of 900 MB takes as long as writing them into the page cache did. If the disk begins block by block, saving
-    takes 0.40 s instead of 0.57 (docs/decisions/0005-writing.md).
+    It makes saving 900 MB take 0.40 s instead of 0.57 (docs/decisions/0005-writing.md).
     """
     if size >= _LEAST:
         begin = _sync_file_range()
@@ -145,17 +130,8 @@ def same_file(one: ByteSource, other: ByteSource) -> bool:
 def overwrite(source: FileSource, offset: int, data: bytes) -> None:
     """Put bytes into an existing file, over its first ones or after its last one, and wait until they are on the disk.
 
-    That is not atomic, but a failure is undone: the file gets its old length and bytes back. Only a crash between the
-    first byte and the end of fsync leaves a part of the new bytes.
-
-    Args:
-        source: the file as it was read.
-        offset: where they go, at most its length.
-        data: the bytes.
-
-    Raises:
-        CorruptFileError: its bytes changed since it was opened.
-        FileError: it was replaced since then, or the file system refuses; what was there is unchanged.
+    A failure is undone: the file gets its old length and bytes back. Only a crash between the first byte and the end of
+    fsync leaves a part of the new bytes. A file that was changed or replaced since it was opened is an error.
     """
     path = source.name
     try:

@@ -7,6 +7,8 @@ bytes, as for a pickle; Python's own reader makes some fifty bytes of two, so th
 
 from __future__ import annotations
 
+from collections import Counter
+
 from statedict.errors import CorruptFileError, LimitError
 
 TYPE_CHECKING = False
@@ -118,12 +120,11 @@ def _decoder(constants: bool, **hooks: Any) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    node = dict(pairs)
+    if len(node) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"key {twice[:80]!r} stands twice")
-    return found
+    return node
 
 
 def _refuse(constant: str) -> float:

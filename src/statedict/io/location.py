@@ -34,12 +34,7 @@ def location(name: str) -> Location:
 
 
 class Location:
-    """A file or folder on this machine.
-
-    Attributes:
-        name: its path, or its URL.
-        workers: how many requests at a time are worth it.
-    """
+    """A file or folder on this machine; `workers` requests at a time are worth it."""
 
     __slots__ = ("name",)
 
@@ -49,12 +44,7 @@ class Location:
         self.name = name
 
     def open(self) -> FileSource | RemoteSource:
-        """Open the file.
-
-        Raises:
-            FileError: it is missing, or cannot be read.
-            MissingExtraError: the URL needs a package that is not installed.
-        """
+        """Open the file."""
         return FileSource(self.name)
 
     def is_folder(self) -> bool:
@@ -62,11 +52,7 @@ class Location:
         return os.path.isdir(self.name)
 
     def names(self) -> list[str] | None:
-        """The names in the folder, sorted; None if it is not a folder, or the server does not list.
-
-        Raises:
-            FileError: it cannot be listed.
-        """
+        """The names in the folder, sorted; None if it is not a folder, or the server does not list."""
         if not os.path.isdir(self.name):
             return None
         try:
@@ -96,11 +82,7 @@ class Location:
         return os.path.exists(self.name)
 
     def size(self) -> int:
-        """Bytes of the file, or of the files directly in the folder.
-
-        Raises:
-            FileError: it is missing, or cannot be read.
-        """
+        """Bytes of the file, or of the files directly in the folder."""
         try:
             if not os.path.isdir(self.name):
                 return os.path.getsize(self.name)
@@ -115,11 +97,7 @@ class Location:
         return root, os.path.realpath(os.path.join(root, file))
 
     def make_folder_above(self) -> None:
-        """Make the folder that it lies in, and those above, where there are folders.
-
-        Raises:
-            FileError: the file system refuses.
-        """
+        """Make the folder that it lies in, and those above, where there are folders."""
         folder = os.path.dirname(self.name)
         try:
             os.makedirs(folder or os.curdir, exist_ok=True)
@@ -127,11 +105,7 @@ class Location:
             raise file_error(folder, "cannot make the directory", error) from error
 
     def remove(self) -> None:
-        """Remove the file, or the folder with all that is in it.
-
-        Raises:
-            OSError: there is none, or the file system or the server refuses.
-        """
+        """Remove the file, or the folder with all that is in it."""
         if os.path.isdir(self.name):
             import shutil
 
@@ -154,10 +128,6 @@ class Location:
             overwrite: if false, an existing target is an error, also one that appears meanwhile.
             fsync: wait until the bytes and the name are on the disk.
             executor: does the sink's work.
-
-        Raises:
-            FileError: the target exists, is not a regular file, or the file system or the server refuses.
-            UnsupportedError: the URL is read-only.
         """
         path = os.path.realpath(self.name)
         mode = _mode_to_keep(path, overwrite)
@@ -213,10 +183,6 @@ class Location:
             fsync: wait until the bytes and the names are on the disk.
             executor: does the sinks' work, or uploads the objects, several at a time.
             nbytes: roughly how many bytes all of them have; checked against the disk before the first one.
-
-        Raises:
-            FileError: a file exists, the folder is a file, or the file system or the server refuses.
-            UnsupportedError: the URL is read-only, or the executor's workers are forks of this process.
         """
         folder = os.path.realpath(self.name)
         above, name = os.path.split(folder)

@@ -46,11 +46,7 @@ FORKED = (
 
 
 class Task:
-    """A call that happens once, in the thread that gets to it first, or never if it is cancelled before.
-
-    Attributes:
-        value, error: what it returned or raised.
-    """
+    """A call that happens once, in the thread that gets to it first, or never if it is cancelled before."""
 
     __slots__ = ("_call", "_end", "_over", "_taken", "error", "value")
 

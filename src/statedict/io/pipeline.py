@@ -59,14 +59,7 @@ class Part:
 
 
 class FileSink:
-    """A file, open for writing.
-
-    Attributes:
-        file: the file, open.
-        path: its name, by which the workers of an executor open it.
-        executor: does the writing, instead of a few threads.
-        durable: fsync will follow, so the disk may begin at once.
-    """
+    """An open file; with an executor, whose workers open it by its `path`. `durable`: fsync will follow."""
 
     __slots__ = ("durable", "executor", "file", "path")
 
@@ -173,9 +166,7 @@ def _write_by_name(path: str, crc: bool, batch: list[Part]) -> list[Sums]:
 class StreamSink:
     """A stream that takes one piece after the other.
 
-    Attributes:
-        write: takes a piece; it may keep it no longer than the call lasts.
-        expect: is told beforehand how many bytes will come, roughly.
+    `write` takes a piece, to hold no longer than the call lasts; `expect` hears roughly how many bytes will come.
     """
 
     __slots__ = ("expect", "write")
@@ -264,7 +255,7 @@ def _read_batch(batch: list[Fill]) -> None:
 
 
 class Sums:
-    """CRC-32 and XXH3-128 (hexadecimal) of a part's data."""
+    """CRC-32 and XXH3-128 (hexadecimal) of the data of a part."""
 
     __slots__ = ("crc", "digest")
 

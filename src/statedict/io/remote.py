@@ -81,11 +81,7 @@ _KEPT = 128  # blocks
 
 
 def at(url: str) -> Remote:
-    """What may lie behind a URL.
-
-    Raises:
-        MissingExtraError: the scheme needs a package that is not installed.
-    """
+    """What may lie behind a URL."""
     if url.startswith("hf:"):
         from statedict.io import hub as module
     else:
@@ -182,12 +178,7 @@ def _reopen(url: str, size: int, tag: str) -> RemoteSource:
 
 
 def open_url(url: str) -> RemoteSource | FileSource:
-    """What lies behind a URL; from a server that sends no ranges a copy in a temporary file, without a name.
-
-    Raises:
-        MissingFileError: there is no such object.
-        FileError: the server refuses or does not answer, or the disk has no room for the copy.
-    """
+    """Open a URL; from a server that sends no ranges, a copy in a temporary file without a name."""
     remote = at(url)
     try:
         return RemoteSource(url, remote)

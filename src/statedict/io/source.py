@@ -75,12 +75,7 @@ class ByteSource:
 
 
 class FileSource(ByteSource):
-    """A local file, held open, so that replacing it by rename leaves this one readable.
-
-    Args:
-        path: its name.
-        fd: a descriptor that is open already, which then belongs to this object.
-    """
+    """A local file, held open, so that replacing it by rename leaves this one readable; `fd` becomes its own."""
 
     __slots__ = ("__weakref__", "_fd", "_views", "identity", "name", "size")
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import namedtuple
 
 from statedict.errors import FileError, MissingFileError, UnsupportedError
+
+# a file or folder in a folder: bytes, seconds since 1970, whether it is a folder; zeros if a server tells less
+Item = namedtuple("Item", "size time folder")
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https", "hf")
 
@@ -90,21 +94,6 @@ def folder_of(name: str) -> str:
         name = re.split("[?#]", name, maxsplit=1)[0]
     folder = name.rstrip("/").rpartition("/")[0]
     return folder if is_url(folder) else name
-
-
-class Item:
-    """What a folder says of one of its files or folders; zeros where a server tells less.
-
-    Attributes:
-        size: bytes of a file.
-        time: when it was changed, in seconds since 1970.
-        folder: whether it is one.
-    """
-
-    __slots__ = ("folder", "size", "time")
-
-    def __init__(self, size: int, time: float, folder: bool) -> None:
-        self.size, self.time, self.folder = size, time, folder
 
 
 class NoRangesError(Exception):

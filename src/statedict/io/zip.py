@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 
 
 class Record(Slice):
-    """One stored record as a ByteSource; where its data begin is looked up at first use.
-
-    Attributes:
-        entry: what the directory says of it.
-        crc: its CRC-32.
-        base: the archive.
-    """
+    """One stored record; where its data begin is looked up at first use. `entry` is its row of the directory."""
 
     __slots__ = ("crc", "entry")
 
@@ -147,10 +141,8 @@ def _span(record: Record | Inflated) -> tuple[int, int]:
 def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
     """The records of an archive by name, in the order of its central directory.
 
-    Raises:
-        CorruptFileError: the directory is missing, lies outside the file, contradicts itself, or is not the only one
-            that a reader may find; or two names are one to some reader.
-        UnknownFormatError: an encrypted record, or a method other than stored and deflated.
+    Refuses a directory that is missing, outside the file or contradictory, or not the only one that a reader may find;
+    names that some reader takes for one; encryption; and methods other than stored and deflated.
     """
     count, offset, size, _ = find_end(source)
     problems: list[str] = []
@@ -203,12 +195,7 @@ def _unread(source: ByteSource, entry: Header, what: str) -> FormatError:
 
 
 def find_end(source: ByteSource) -> tuple[int, int, int, int]:
-    """The number of records, offset and size of the central directory, offset of the end record.
-
-    Raises:
-        TruncatedError: there is no end.
-        CorruptFileError: it contradicts itself or the file, or there is more than one reading of it.
-    """
+    """The number of records, offset and size of the central directory, offset of the end record."""
     ends = find_ends(source, source.size)
     if ends.problems and "truncated, fetch" not in ends.problems[0]:
         raise CorruptFileError(f"{source.name}: {ends.problems[0]}")

@@ -12,11 +12,12 @@ Source: PKWARE APPNOTE 6.3.10; miniz 3.0.2 as in PyTorch 2.13; CPython's Lib/zip
 from __future__ import annotations
 
 import struct
+from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import NamedTuple, Protocol
+    from typing import Protocol
 
     class Readable(Protocol):
         """Bytes at an offset."""
@@ -28,23 +29,10 @@ if TYPE_CHECKING:
         def read(self, offset: int, length: int) -> bytes | bytearray:
             """Some of them."""
 
-    class Reading(NamedTuple):
-        """One directory; `shift` is how far it lies behind the offset that is written, `at` where its end record is,
-        `wide` where its zip64 end record is (else `at`), `stop` where its archive ends.
-        """
 
-        place: int
-        size: int
-        records: int
-        shift: int
-        wide: int
-        at: int
-        stop: int
-
-else:
-    from collections import namedtuple
-
-    Reading = namedtuple("Reading", "place size records shift wide at stop")
+# a directory; `shift` is how far it lies behind the offset that is written, `at` where its end record is, `wide` where
+# its zip64 end record is (else `at`), `stop` where its archive ends
+Reading = namedtuple("Reading", "place size records shift wide at stop")
 
 END = struct.Struct("<4s4H2LH")
 END64 = struct.Struct("<4sQ2H2L4Q")
@@ -57,12 +45,7 @@ _WIDE_DAMAGED = "the zip64 end record is damaged"
 
 
 class Ends:
-    """What the end of an archive says.
-
-    Attributes:
-        readings: the directories that some reader follows; the first one is what Python's does.
-        problems: why not all of them follow the same.
-    """
+    """The directories that some reader follows, Python's first, and why not all readers follow the same."""
 
     __slots__ = ("problems", "readings")
 

@@ -10,33 +10,18 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import Counter, namedtuple
 
 from statedict.io.zip_ends import DAMAGED, END, END64, FULL16, FULL32, LOCATOR64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import NamedTuple
 
     from statedict.io.zip_ends import Readable
 
-    class Header(NamedTuple):
-        """One record; `at` is where its own header begins, or, if this is its own header, where its data begin."""
-
-        name: str
-        flags: int
-        method: int
-        crc: int
-        packed: int
-        unpacked: int
-        at: int
-        length: int
-
-else:
-    from collections import namedtuple
-
-    Header = namedtuple("Header", "name flags method crc packed unpacked at length")
-
+# a record; `at` is where its own header begins or, if this is its own header, where its data begin
+Header = namedtuple("Header", "name flags method crc packed unpacked at length")
 ALIGNMENT = 64
 _PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
 CENTRAL = struct.Struct("<4s6H3L5H2L")
@@ -197,8 +182,7 @@ def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
 
 
 def _twice(names: list[str]) -> str:
-    seen: set[str] = set()
-    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    return Counter(names).most_common(1)[0][0]
 
 
 def read_local(source: Readable, at: int, guess: int = 226) -> Header | None:
@@ -253,7 +237,7 @@ def differs(entry: Header, local: Header) -> str:
 
 def _coded_alike(entry: Header, local: Header) -> bool:
     """Whether the flags say the same of the bytes of a name, which are one a character only in a code page."""
-    return bool((entry.flags ^ local.flags) & UTF8) == (entry.length != local.length)
+    return bool((entry.flags ^ local.flags) & UTF8) is bool(entry.length != local.length)
 
 
 class ArchiveLayout:
