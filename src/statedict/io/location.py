@@ -270,9 +270,9 @@ class _Stored(Location):
         self._remote.delete()
 
     def publish(self, write: Write, *, overwrite: bool = True, **_: Any) -> None:
-        from statedict.io.upload import Upload
+        from statedict.io.remote import Upload, at
 
-        remote = self._remote
+        remote = at(self.name)
         if not overwrite and remote.exists():
             raise _exists_error(remote.name)
         with Upload(remote) as upload:

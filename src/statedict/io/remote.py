@@ -15,19 +15,24 @@ from __future__ import annotations
 
 import errno
 import os
+from _thread import start_new_thread
 from collections import OrderedDict
+from functools import partial
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryFile
 
 from statedict.errors import CorruptFileError, FileError
 from statedict.io.descriptor import check_space
-from statedict.io.parallel import REMOTE_WORKERS, parallel
+from statedict.io.parallel import REMOTE_WORKERS, Task, parallel
 from statedict.io.pipeline import PIECE
+from statedict.io.progress import meter
 from statedict.io.source import ByteSource, FileSource
 from statedict.io.urls import NoRangesError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any, Protocol
+    from typing import IO, Any, Protocol
 
     from statedict.io.pipeline import Block
     from statedict.io.urls import Item
@@ -78,6 +83,9 @@ if TYPE_CHECKING:
 _FIRST = 1 << 16  # of a file: enough for most headers
 _SMALL = 1 << 18  # reads up to this size are made of kept blocks
 _KEPT = 128  # blocks
+_BLOCK = 1 << 20
+_AHEAD = 8  # blocks that may wait for the server
+_SHORT = 0.1  # seconds between two looks whether the upload has failed
 
 
 def at(url: str) -> Remote:
@@ -113,8 +121,7 @@ class RemoteSource(ByteSource):
         self.check_range(offset, length)
         return self._from_blocks(offset, length)
 
-    def fill(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a range that has been checked."""
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         length = len(buffer)
         if length <= _SMALL:
             buffer[:] = self._from_blocks(offset, length)
@@ -187,10 +194,6 @@ def open_url(url: str) -> RemoteSource | FileSource:
 
 
 def _copy(remote: Remote) -> FileSource:
-    from tempfile import TemporaryFile
-
-    from statedict.io.progress import meter
-
     here = meter()
     pieces, size = remote.stream()
     with TemporaryFile() as file:
@@ -208,3 +211,101 @@ def _copy(remote: Remote) -> FileSource:
             what = f"its server sends no ranges, and it cannot be copied to a temporary file: {error.strerror}"
             raise FileError(error.errno, what, remote.name) from error
         return FileSource(remote.name, os.dup(file.fileno()))
+
+
+class Upload:
+    """A stream whose bytes another thread sends; if no thread can start, a temporary file holds them until the end."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote, self._size = remote, 0
+        self._queue: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+        self._places: SimpleQueue[None] = SimpleQueue()  # those in the queue that are free
+        self._buffer = bytearray()
+        self._task: Task | None = None
+        self._spool: IO[bytes] | None = None
+
+    def expect(self, nbytes: int) -> None:
+        """Announce roughly so many bytes."""
+        self._size = nbytes
+
+    def write(self, data: Block) -> None:
+        """Take a piece; it is copied."""
+        self._buffer += data
+        if len(self._buffer) >= _BLOCK:
+            self._send(bytes(self._buffer))
+            self._buffer.clear()
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._abandon(error)
+            return
+        try:
+            self._finish()
+        except BaseException as failed:
+            self._abandon(failed)
+            raise
+
+    def _finish(self) -> None:
+        task = self._begin()
+        if self._buffer:
+            self._send(bytes(self._buffer))
+        if self._spool is not None:
+            self._spool.seek(0)
+            self._remote.put(iter(partial(self._spool.read, _BLOCK), b""), self._size)
+            self._spool.close()
+            return
+        self._queue.put(None)
+        while not task.wait():
+            pass
+        task.result()
+
+    def _begin(self) -> Task:
+        if self._task is None:
+            for _ in range(_AHEAD):
+                self._places.put(None)
+            self._task = Task(partial(self._remote.put, self._pieces(), self._size))
+            try:
+                start_new_thread(self._task.run, ())
+            except (RuntimeError, MemoryError):  # the interpreter or the system gives no thread
+                self._spool = TemporaryFile()  # noqa: SIM115 (closed by the end of the upload)
+        return self._task
+
+    def _send(self, item: bytes) -> None:
+        task = self._begin()
+        if self._spool is not None:
+            self._spool.write(item)
+            return
+        while not task.over:
+            try:
+                self._places.get(timeout=_SHORT)
+            except Empty:
+                continue
+            self._queue.put(item)
+            return
+        task.result()
+        raise FileError(f"{self._remote.name}: the upload ended before the data did; try again")
+
+    def _pieces(self) -> Iterator[bytes]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            self._places.put(None)
+            yield item
+
+    def _abandon(self, error: BaseException) -> None:
+        """Have the upload fail, so that the store drops its parts, and wait until it has."""
+        if self._task is None:
+            return
+        try:
+            while True:
+                self._queue.get_nowait()
+        except Empty:
+            pass
+        self._queue.put(InterruptedError(str(error)))
+        while not self._task.cancel():
+            self._task.wait()
+        if self._spool is not None:
+            self._spool.close()

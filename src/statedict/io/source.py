@@ -22,19 +22,13 @@ _SHORT = 1 << 16  # copies up to here are not worth the call
 
 
 class ByteSource:
-    """Readable bytes of known size; a subclass says how to fill a buffer.
-
-    Attributes:
-        name: what messages call it.
-        size: its length in bytes.
-        fill: fills a buffer from an offset whose range has been checked.
-    """
+    """Readable bytes of known size; a subclass has `_fill`, which fills a buffer from an offset in a checked range."""
 
     __slots__ = ()
 
     name: str
     size: int
-    fill: Callable[[int, memoryview], object]
+    _fill: Callable[[int, memoryview], object]
 
     @property
     def in_memory(self) -> bool:
@@ -50,13 +44,13 @@ class ByteSource:
         """A copy of `length` bytes from `offset`."""
         self.check_range(offset, length)
         whole = zeros(length)
-        self.fill(offset, memoryview(whole))
+        self._fill(offset, memoryview(whole))
         return whole
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
         self.check_range(offset, len(buffer))
-        self.fill(offset, buffer)
+        self._fill(offset, buffer)
 
     def view(self, private: bool = False) -> memoryview | None:
         """All bytes without a copy, or None where that cannot be had.
@@ -129,8 +123,7 @@ class FileSource(ByteSource):
                 return data
         return super().read(offset, length)
 
-    def fill(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a range that has been checked."""
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         self._check_unchanged()
         done = 0
         while done < len(buffer):
@@ -190,8 +183,7 @@ class BytesSource(ByteSource):
         self.check_range(offset, length)
         return bytes(self._memory()[offset : offset + length])
 
-    def fill(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a range that has been checked."""
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self._memory()[offset : offset + len(buffer)]
 
     def view(self, private: bool = False) -> memoryview | None:
@@ -223,8 +215,7 @@ class AddressSource(ByteSource):
         self.check_range(offset, length)
         return ctypes.string_at(self.address + offset, length)
 
-    def fill(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a range that has been checked."""
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         if len(buffer) < _SHORT:
             buffer[:] = self.view()[offset : offset + len(buffer)]
             return
@@ -240,12 +231,12 @@ class AddressSource(ByteSource):
 class ComputedSource(ByteSource):
     """Bytes that a function makes on demand; what makes tensors is in boxes.py."""
 
-    __slots__ = ("fill", "name", "remote", "size")
+    __slots__ = ("_fill", "name", "remote", "size")
 
     remote: bool
 
     def __init__(self, size: int, fill: Any, name: str = "computed", remote: bool = False) -> None:
-        self.size, self.fill, self.name, self.remote = size, fill, name, remote
+        self.size, self._fill, self.name, self.remote = size, fill, name, remote
 
 
 class Slice(ByteSource):
@@ -277,8 +268,7 @@ class Slice(ByteSource):
         base, start = self.locate()
         return base.read(start + offset, length)
 
-    def fill(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a range that has been checked."""
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         base, start = self.locate()
         base.readinto(start + offset, buffer)
 

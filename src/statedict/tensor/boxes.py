@@ -91,8 +91,7 @@ class BoxSource(ByteSource):
             self._panel = limit // max(row, 1) * row
         return self._panel
 
-    def fill(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a range that has been checked."""
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         if 4 * len(buffer) >= min(self.panel, self.size):
             self._compute(offset, buffer)
             return
