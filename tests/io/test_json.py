@@ -117,7 +117,7 @@ def test_json_is_read_as_python_reads_it_unless_a_key_stands_twice(seed: int) ->
         (b"{", "Expecting property name"),
         (b"", "Expecting value"),
         (b'{"a":NaN}', "NaN is not a JSON number"),
-        (b"[-Infinity]", "-Infinity is no number"),
+        (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b'["\\ud800"]', "half of a surrogate pair"),
         (b'{"\\uDC00":1}', "half of a surrogate pair"),
         (b'["\xed\xa0\x80"]', "can't decode byte 0xed"),
