@@ -73,7 +73,7 @@ def show(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bo
 def _textconv_lines(file: str) -> list[str]:
     """What git compares; one line for a file that is no checkpoint, because git would give up on all files."""
     from statedict.formats import places
-    from statedict.io.blocks import compute_sums
+    from statedict.io.pipeline import compute_sums
     from statedict.render.textconv import lines
 
     source = places.open_checkpoint(to_name(file))
