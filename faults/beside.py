@@ -19,7 +19,8 @@ from faults.calls import apart, scratch
 from faults.shim import Shim
 from faults.work import MODES, FaultError, Manager, Mode, tree
 from statedict import report, runs
-from statedict.runs.look.listing import COMMITTED, UNFINISHED, listing
+from statedict.reports.runs import COMMITTED, UNFINISHED
+from statedict.runs.look.listing import listing
 
 ROUNDS = 25
 

@@ -26,7 +26,7 @@ from faults.proxy import Proxy, Remote
 from faults.shim import Shim
 from faults.work import JOBS, MODES, FaultError, Job, Manager, Mode, fill, go_on, look, tidy, tree
 from statedict.errors import RunError, StateDictError
-from statedict.runs.lease import LEASE
+from statedict.runs.lock import LEASE
 from statedict.runs.lock import _held as held
 
 BUCKET = "faults"

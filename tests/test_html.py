@@ -21,10 +21,10 @@ from statedict.reports.diff import TensorDiff
 from statedict.reports.edit import Change, EditReport
 from statedict.reports.figures import Histogram
 from statedict.reports.restore import Entry, RestoreReport
+from statedict.reports.runs import Pruned, RunVerified
 from statedict.reports.scan import Finding, ScanReport
 from statedict.reports.stats import GroupStats
 from statedict.reports.verify import Nonfinite, VerifyReport
-from statedict.runs.prune import Pruned
 from statedict.tensor.checks import Problem
 
 from .pages import parsed
@@ -105,12 +105,17 @@ def pruned() -> Any:
     return Pruned(dict.fromkeys(range(COUNT), HOSTILE), tuple(range(COUNT)), COUNT)
 
 
+def run_verified() -> Any:
+    return RunVerified(HOSTILE, dict.fromkeys(paths(), HOSTILE), tuple(paths()))
+
+
 SUBJECTS: dict[type, Callable[[], Any]] = {
     statedict.reports.Diff: diff,
     EditReport: edit,
     GroupStats: group_stats,
     Pruned: pruned,
     RestoreReport: restore,
+    RunVerified: run_verified,
     ScanReport: scan,
     statedict.StateDict: tree,
     statedict.reports.StatsReport: stats,

@@ -19,7 +19,7 @@ from statedict import CheckpointManager
 from statedict.errors import FileError, MissingFileError, RunError
 from statedict.io.remote import at
 from statedict.runs import background as retry
-from statedict.runs import lease
+from statedict.runs.lock import Lease
 
 from ..same import assert_same
 
@@ -174,7 +174,7 @@ def test_of_several_who_want_a_lock_that_has_run_out_one_gets_it(s3: Any, proxy:
 
     def take(n: int) -> bool:
         try:
-            lease.Lease(f"{RUN}/.lock", {"host": f"host{n}", "pid": os.getpid(), "id": str(n)}, taken)
+            Lease(f"{RUN}/.lock", {"host": f"host{n}", "pid": os.getpid(), "id": str(n)}, taken)
         except RunError:
             return False
         return True

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import statedict
 from statedict import CheckpointManager
 from statedict.errors import RunError
+from statedict.reports.runs import Checkpoint
 from statedict.runs import bisect
 from statedict.runs.look.bisection import fill_command
-from statedict.runs.look.listing import Checkpoint
 
 
 @pytest.fixture(scope="session")

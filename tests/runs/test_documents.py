@@ -22,9 +22,9 @@ from statedict import CheckpointManager
 from statedict.cli import cli
 from statedict.errors import CorruptFileError, FormatError, StateDictError
 from statedict.runs import about, blame, pin, prune, verify_run
-from statedict.runs.directory import _marker
-from statedict.runs.lease import parsed
+from statedict.runs.lock import parse_owner
 from statedict.runs.look.listing import listing
+from statedict.runs.manifest import digest
 
 At = Callable[[int], dict[str, Any]]
 
@@ -47,7 +47,7 @@ def commit(run: Path, fields: dict[str, Any] | str, step: int = 3) -> None:
     """Put a manifest in the place of another, committed by its digest."""
     data = (fields if isinstance(fields, str) else json.dumps(fields)).encode()
     (run / str(step) / "manifest.json").write_bytes(data)
-    (run / str(step) / "COMMITTED").write_bytes(_marker(data))
+    (run / str(step) / "COMMITTED").write_bytes(digest(data))
 
 
 COMMANDS = (
@@ -336,7 +336,7 @@ def test_files_of_odd_times_are_listed(seconds: int, made: Path, at: At) -> None
 )  # fmt: skip
 def test_what_makes_no_sense_in_a_lock_is_not_there(owner: dict[str, Any]) -> None:
     sound = {"host": "a", "pid": 5, "id": "b", "time": 1.5}
-    assert parsed(json.dumps(sound | owner).encode()) == {k: v for k, v in sound.items() if k not in owner}
+    assert parse_owner(json.dumps(sound | owner).encode()) == {k: v for k, v in sound.items() if k not in owner}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

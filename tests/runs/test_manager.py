@@ -120,7 +120,7 @@ def test_best_is_by_metric_and_mode_and_never_nan(run: Path, at: At) -> None:
         assert manager.best("loss", "max") == 1
         assert manager.best("score") == 2  # the mode is that of the policy
         assert manager.best("nothing") is None
-        with pytest.raises(RunError, match="neither 'min' nor 'max'"):
+        with pytest.raises(RunError, match="mode='least': expected 'min' or 'max'"):
             manager.best("loss", "least")
 
 

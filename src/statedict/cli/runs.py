@@ -20,8 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from statedict.runs.look.bisection import Tried
-    from statedict.runs.prune import Pruned
+    from statedict.reports.runs import Pruned, Tried
 
 _NAMES = ("ls", "show", "best", "verify", "prune", "pin", "unpin", "diff", "blame", "bisect")
 
@@ -74,7 +73,7 @@ def ls(directory: str, metrics: tuple[str, ...], sort: str | None, reverse: bool
 def show(directory: str, step: str, biggest: int, as_json: bool) -> None:
     """Show one checkpoint: its files, metrics, libraries, what it has not captured, its biggest tensors."""
     from statedict.cli.runs_text import description
-    from statedict.runs.look.description import about
+    from statedict.runs.look.listing import about
 
     found = about(directory, step, biggest=biggest)
     if as_json:
@@ -107,9 +106,11 @@ def best(directory: str, metric: str, mode: str, only_path: bool, as_json: bool)
 @JSON
 def verify(directory: str, steps: tuple[str, ...], quick: bool, as_json: bool) -> int:
     """Check the checkpoints of a run for damage, all of them by default. The exit status is 1 if one is damaged."""
+    from statedict.render import run_text
+
     with progress("checking"):
         report = verify_run(directory, steps, quick=quick)
-    echo_report(report, report.lines(), as_json)
+    echo_report(report, run_text.verified(report), as_json)
     return int(not report.ok)
 
 
@@ -211,11 +212,12 @@ def blame(directory: str, patterns: tuple[str, ...], everything: bool, as_json: 
     PATTERN is a glob over paths, such as 'layers.3.*'. Of the checkpoints that statedict wrote only what changed is
     read. Tensors with the same history stand together.
     """
+    from statedict.render import run_text
     from statedict.runs.look.history import blame
 
     with progress("comparing"):
         report = blame(directory, patterns)
-    echo_report(report, report.lines(None) if everything else report.lines(), as_json)
+    echo_report(report, run_text.blame(report, None) if everything else run_text.blame(report), as_json)
 
 
 @click.command()
@@ -231,6 +233,7 @@ def bisect(directory: str, test: str, good: str | None, bad: str | None, as_json
     and more to stop. {checkpoint} is the path of its file, or of its folder if another library wrote that; do not worry
     about quotes. Exit status: 0 found, 1 it is one of several, for some were skipped, 2 it stopped.
     """
+    from statedict.render import run_text
     from statedict.runs.look.bisection import bisect
 
     def tell(tried: Tried, left: int) -> None:
@@ -238,5 +241,5 @@ def bisect(directory: str, test: str, good: str | None, bad: str | None, as_json
             click.echo(printable(f"{tried.name}: {tried.verdict} ({tried.seconds:.1f} s), {left:,} left"))
 
     report = bisect(directory, test, good=good, bad=bad, tell=tell, stdout=sys.stderr if as_json else None)
-    echo_report(report, [str(report)], as_json)
+    echo_report(report, run_text.bisection(report), as_json)
     return int(not report.found)

@@ -1,4 +1,4 @@
-"""Lightning: a plugin that reads and writes its checkpoints, and a callback that keeps those of a run.
+"""Lightning: a plugin that reads and writes its checkpoints, and a callback that saves those of a run.
 
     from statedict.integrations.lightning import StatedictCallback, StatedictCheckpointIO
 
@@ -6,24 +6,19 @@
     trainer = Trainer(callbacks=[callback], plugins=[StatedictCheckpointIO()])
     trainer.fit(model, ckpt_path=callback.latest())
 
-What a checkpoint holds is what Lightning puts into it: the callback asks for it by `Trainer.save_checkpoint`, behind
-which another `CheckpointIO` stands for that moment. Both are Lightning's public interfaces, and so everything is there
-that `ModelCheckpoint` would have saved: loops, callbacks, data modules, precision, `on_save_checkpoint`.
+The callback calls `Trainer.save_checkpoint` while another `CheckpointIO` catches what Lightning saves. Both are public
+interfaces, so a checkpoint holds all that `ModelCheckpoint` would save: loops, callbacks, data modules, precision,
+`on_save_checkpoint`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statedict.adapters.collect import collect, copy_arrays
 from statedict.api.files import load, save, to_writable
-from statedict.collector import Paused
 from statedict.errors import FileError, MissingExtraError, RefusedError, RunError
-from statedict.integrations.fresh import refuse_over
 from statedict.integrations.plain import data, without_objects
 from statedict.io.location import location
 from statedict.io.urls import join, to_name
@@ -51,26 +46,24 @@ if TYPE_CHECKING:
 
     from statedict.api.files import Path
 
-_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters", "hparams")
-"""Where a checkpoint holds what a module was made with; going on with a run does not take it."""
+_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters", "hparams")  # which resuming does not need
 _KEY = "statedict"
 
 
 class StatedictCheckpointIO(CheckpointIO):
-    """Reads and writes Lightning's checkpoints without running code from them, whole or not at all, with digests.
+    """Reads and writes Lightning's checkpoints without running code from them, atomically, with digests.
 
-    Files are those of `torch.save`, or safetensors if the name says so; what reads Lightning's reads them. Every format
-    that `statedict.load` knows is read.
+    Writes the files of `torch.save`, or safetensors if the name says so; reads all that `statedict.load` reads.
 
-    What a module was made with (`save_hyperparameters`) is kept as far as it is data: OmegaConf's containers and
-    namespaces as dicts, paths as text, enumerations as their values. What is not, a module or a function, is left out
-    with a warning; when loading, too.
+    Hyperparameters (`save_hyperparameters`) become data: OmegaConf containers and namespaces become dicts, paths text,
+    enumerations their values. Others, such as a module or a function, are dropped with a warning, in saving and
+    loading.
 
     Args:
-        background: whether saving returns once the checkpoint is copied; the rest goes on in a thread.
+        background: whether saving returns once the checkpoint is copied; a thread does the rest.
 
-    >>> from statedict.integrations.lightning import StatedictCheckpointIO
     >>> import os, tempfile, torch
+    >>> from statedict.integrations.lightning import StatedictCheckpointIO
     >>> path = os.path.join(tempfile.mkdtemp(), "checkpoints", "epoch=1.ckpt")
     >>> plugin = StatedictCheckpointIO()
     >>> plugin.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "epoch": 1}, path)
@@ -86,13 +79,13 @@ class StatedictCheckpointIO(CheckpointIO):
         """Write a checkpoint.
 
         Args:
-            checkpoint: as Lightning has it.
+            checkpoint: from Lightning.
             path: the file, or its URL.
             storage_options: options of `statedict.save`: `{"format": "safetensors", "fsync": False}`.
 
         Raises:
-            UnsupportedError: a value that is no data, outside of the hyperparameters.
-            FileError: the file system refuses, now or for the save before, which went on in the background.
+            UnsupportedError: a value outside of the hyperparameters is not data.
+            FileError: the file system refuses, now or during the last save in the background.
         """
         target, options = to_name(path), storage_options or {}
         if not isinstance(options, dict):
@@ -103,22 +96,19 @@ class StatedictCheckpointIO(CheckpointIO):
             save(tree, target, **options)
             return
         self._background.surface(2)
-        room = self._background.room(waiting=True)
-        assert room is not None
-        try:
-            with Paused():
-                state = to_writable(copy_arrays(collect(tree), room))
-        except BaseException:
-            self._background.give_up(room)
-            raise
-        self._writing.add(target)
-        self._background.start(partial(self._save, state, target, options), room)
 
-    def _save(self, state: Any, target: str, options: dict[str, Any]) -> None:
-        try:
-            save(state, target, **options)
-        finally:
-            self._writing.discard(target)
+        def copy(room: Any) -> Any:
+            state = to_writable(copy_arrays(collect(tree), room))
+            self._writing.add(target)
+            return state
+
+        def write(state: Any) -> None:
+            try:
+                save(state, target, **options)
+            finally:
+                self._writing.discard(target)
+
+        self._background.save(copy, write)
 
     def load_checkpoint(self, path: Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint.
@@ -126,11 +116,11 @@ class StatedictCheckpointIO(CheckpointIO):
         Args:
             path: the file, or its URL.
             map_location: as for `torch.load`; None means the CPU.
-            weights_only: makes no difference: no code from the file is run.
+            weights_only: ignored, as no code from the file is run.
 
         Raises:
-            RefusedError: something outside of the hyperparameters could only be made by running code.
-            FormatError: it is no checkpoint, truncated or damaged.
+            RefusedError: only running code could make something outside of the hyperparameters.
+            FormatError: it is not a checkpoint, or damaged.
         """
         from statedict.torch import load as torch_load
         from statedict.torch.storages import from_tree
@@ -148,7 +138,7 @@ class StatedictCheckpointIO(CheckpointIO):
         return found
 
     def remove_checkpoint(self, path: Path) -> None:
-        """Remove a checkpoint; that there is none is no error."""
+        """Remove a checkpoint if it exists."""
         target = to_name(path)
         self._settle(target)
         try:
@@ -157,42 +147,37 @@ class StatedictCheckpointIO(CheckpointIO):
             pass
 
     def _settle(self, target: str) -> None:
-        """Wait for a checkpoint that is still being written."""
         if self._background is not None and target in self._writing:
             self._background.wait()
 
     def teardown(self) -> None:
-        """Wait until all is written.
-
-        Raises:
-            FileError: a save that went on in the background has failed.
-        """
+        """Wait until all is written; raise what failed in the background."""
         if self._background is not None:
             self._background.close()
             self._background.surface(2)
 
 
 class StatedictCallback(Checkpoint):
-    """Keeps the checkpoints of a run by a `CheckpointManager`: verified, by policy, saved while training goes on.
+    """Saves the checkpoints of a run with a `CheckpointManager`: verified, pruned by policy, beside training.
 
-    Each holds Lightning's whole checkpoint and the states of the random generators, so that a run goes on with
-    `trainer.fit(model, ckpt_path=callback.latest())`, with or without our `CheckpointIO`. It takes the place of
-    `ModelCheckpoint`; both may be there.
+    Each holds Lightning's whole checkpoint and the states of the random generators, so that
+    `trainer.fit(model, ckpt_path=callback.latest())` resumes a run, with or without our `CheckpointIO`. It replaces
+    `ModelCheckpoint`, or works beside it.
 
     Args:
-        directory: of the run; or its URL, which takes our `CheckpointIO` to go on from.
+        directory: the run, or its URL; resuming from a URL takes our `CheckpointIO`.
         save_every: as for `CheckpointManager`, in steps of the optimizer (`trainer.global_step`). None saves at the
-            end of each epoch. One that is due at the last step of an epoch is saved at its end, with the metrics of
-            the validation; one at a step with a validation, after it.
+            end of each epoch. A checkpoint due at the last step of an epoch or at a step with a validation is saved
+            after it, with its metrics.
         format: `"torch"`, which Lightning reads by itself, or `"safetensors"`, which takes our `CheckpointIO`.
         options: those of `CheckpointManager`: `keep=[3, BestN("val_loss")]`, `preemption=True`, …
 
     Raises:
-        RunError: an argument makes no sense; or, when training begins, a strategy that writes its own directories, or
-            a directory that has checkpoints when `latest()` was not asked for.
+        RunError: an argument is invalid; or, when training begins, the strategy writes its own directories, or the
+            directory has checkpoints and nobody called `latest()`.
 
-    >>> from statedict.integrations.lightning import StatedictCallback
     >>> import tempfile
+    >>> from statedict.integrations.lightning import StatedictCallback
     >>> callback = StatedictCallback(tempfile.mkdtemp(), keep=3)
     >>> callback.latest() is None
     True
@@ -201,19 +186,17 @@ class StatedictCallback(Checkpoint):
     def __init__(self, directory: Path, *, save_every: Any = None, format: str = "torch", **options: Any) -> None:
         super().__init__()
         self.manager = CheckpointManager(directory, save_every=save_every, format=format, **options)
-        self._best = [one for one in _policies(options.get("keep")) if isinstance(one, BestN)]
-        self._options = options
-        self._asked = False  # whether the caller knows what is there
+        keep = options.get("keep")
+        policies = getattr(keep, "policies", keep if isinstance(keep, list | tuple) else [keep])
+        self._best = [one for one in policies if isinstance(one, BestN)]
         self._each_epoch = save_every is None
-        self._seen = -1  # the step that was looked at last
+        self._seen = -1  # the last step that ended
         self._saved = -1
         self._due = False  # at the end of the epoch
         self._rng: Any = None
 
-    # what is there
-
     def latest(self) -> str | None:
-        """The file of the newest sound checkpoint, for `ckpt_path`; None if there is none, and training begins anew."""
+        """The file of the newest sound checkpoint, for `ckpt_path`; None if there is none."""
         return self._file(self.manager.latest())
 
     def best(self, metric: str, mode: str | None = None) -> str | None:
@@ -222,36 +205,31 @@ class StatedictCallback(Checkpoint):
 
     @property
     def best_model_path(self) -> str:
-        """What `ckpt_path="best"` means: by the `BestN` in `keep`; empty without one."""
+        """The file for `ckpt_path="best"`, by the `BestN` in `keep`; empty without one."""
         return (self.best(self._best[0].metric) or "") if self._best else ""
 
     def _file(self, step: int | None) -> str | None:
-        self._asked = True
         return None if step is None else Directory(self.manager.directory).data(step)
 
-    # Lightning's hooks
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot be saved."""
+        """Refuse strategies that write checkpoints themselves."""
         if stage == "fit" and type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint:
             kind = type(trainer.strategy).__name__
             raise RunError(f"{kind} writes checkpoints of its own, from all processes; use Lightning's ModelCheckpoint")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to begin anew over a run; put the random generators back, before loaders are made."""
-        if not self._asked:
-            refuse_over(self.manager.directory, self._options, "pass ckpt_path=callback.latest()")
-        self._asked = True
-        self._put_back(trainer)
+        """Refuse to begin anew over a run; restore the random generators before loaders are made."""
+        self.manager.check_new("training begins anew; pass ckpt_path=callback.latest()")
+        self._restore_rng(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Within an epoch once more: its loader was made before the checkpoint."""
+        """Restore the generators once more within an epoch, as its loader was made before the checkpoint."""
         self._seen, self._due = trainer.global_step, False
         if self._rng is not None and self._rng["within_epoch"]:
-            self._put_back(trainer)
+            self._restore_rng(trainer)
         self._rng = None
 
-    def _put_back(self, trainer: Trainer) -> None:
+    def _restore_rng(self, trainer: Trainer) -> None:
         if self._rng is not None and trainer.world_size == 1:
             rng().load_state_dict(self._rng["rng"])
 
@@ -260,7 +238,7 @@ class StatedictCallback(Checkpoint):
         checkpoint[_KEY] = {"rng": rng().state_dict(), "within_epoch": not trainer.is_last_batch}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take them out of it, if training goes on from it."""
+        """Take them out again, if training resumes."""
         self._rng = checkpoint.get(_KEY) if trainer.state.fn == "fit" else None
 
     def on_train_batch_end(
@@ -280,7 +258,7 @@ class StatedictCallback(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save again what was saved right before a validation within an epoch, now with its metrics."""
+        """Save again with the metrics of a validation within an epoch."""
         if self._saved == trainer.global_step and not trainer.sanity_checking and not trainer.is_last_batch:
             self._save(trainer)
 
@@ -291,16 +269,12 @@ class StatedictCallback(Checkpoint):
         self._due = False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Wait until all is committed.
-
-        Raises:
-            FileError: a save that went on in the background has failed.
-        """
+        """Wait until all is committed; raise what failed in the background."""
         if stage == "fit":
             self.manager.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Wait until all is committed; the error is told, and what it was saved for goes on."""
+        """Wait until all is committed; log an error, so that it does not hide the exception."""
         try:
             self.manager.close()
         except FileError as failed:
@@ -309,23 +283,27 @@ class StatedictCallback(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if _is_number(value)}
-        with _intercept(trainer.strategy) as taken:
+        strategy, catcher = trainer.strategy, _Catcher()
+        before, strategy.checkpoint_io = strategy.checkpoint_io, catcher
+        try:
             trainer.save_checkpoint(join(self.manager.directory, str(step)), weights_only=False)
+        finally:
+            strategy.checkpoint_io = before
         self._saved = step
-        for checkpoint in taken:  # none where this is not the first process
+        for checkpoint in catcher.checkpoints:  # none unless this is the first process
             self.manager.save(step, _data(checkpoint), metrics, force=True, overwrite=True)
 
 
-class _Taking(CheckpointIO):
-    """Takes checkpoints and writes none."""
+class _Catcher(CheckpointIO):
+    """Collects checkpoints and writes none."""
 
     def __init__(self) -> None:
-        self.taken: list[dict[str, Any]] = []
+        self.checkpoints: list[dict[str, Any]] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
-        self.taken.append(checkpoint)
+        self.checkpoints.append(checkpoint)
 
-    # abstract in Lightning's class, and never called: this one stands in while a checkpoint is taken
+    # abstract in Lightning's class, and never called
     def load_checkpoint(self, path: Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -333,29 +311,14 @@ class _Taking(CheckpointIO):
         raise NotImplementedError
 
 
-@contextmanager
-def _intercept(strategy: Strategy) -> Iterator[list[dict[str, Any]]]:
-    """What is saved meanwhile, in place of files."""
-    before, io = strategy.checkpoint_io, _Taking()
-    strategy.checkpoint_io = io
-    try:
-        yield io.taken
-    finally:
-        strategy.checkpoint_io = before
-
-
 def _data(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint as data. A class of hyperparameters becomes its name, for which Lightning has attributes."""
+    """A checkpoint as data; the class of hyperparameters becomes its name."""
     kinds = {key: f"{kind.__module__}.{kind.__qualname__}" for key, kind in checkpoint.items() if _is_kind(key, kind)}
     return data(checkpoint | kinds, _PARAMETERS)
 
 
 def _is_kind(key: str, value: Any) -> bool:
     return key.endswith("hparams_type") and isinstance(value, type | Opaque)
-
-
-def _policies(keep: Any) -> list[Any]:
-    return list(getattr(keep, "policies", keep if isinstance(keep, list | tuple) else [keep]))
 
 
 def _is_number(value: Any) -> bool:

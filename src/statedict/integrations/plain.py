@@ -1,4 +1,4 @@
-"""What of a checkpoint that a training library made is data, and what becomes of the rest."""
+"""Turn the checkpoint of a training library into data, and drop the rest."""
 
 from __future__ import annotations
 
@@ -22,78 +22,79 @@ _LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
 
 def data(checkpoint: dict[str, Any], optional: Collection[str] = ()) -> dict[str, Any]:
-    """A checkpoint whose values are data; its state_dicts are what they were.
+    """Convert a checkpoint to plain data; state_dicts stay the same objects.
 
-    OmegaConf's containers and namespaces become dicts, paths text, enumerations their values.
+    OmegaConf containers and namespaces become dicts, paths text, enumerations their values.
 
     Args:
         checkpoint: dicts, lists, arrays and values.
-        optional: keys of the root; what is no data below them is left out, with a warning.
+        optional: keys of the root; below them what is not data is dropped with a warning.
 
     Raises:
-        UnsupportedError: something is no data, somewhere else.
+        UnsupportedError: something else is not data.
 
     >>> import pathlib, types
     >>> data({"args": types.SimpleNamespace(root=pathlib.PurePosixPath("/data"), lr=0.1)})
     {'args': {'root': '/data', 'lr': 0.1}}
     """
     left: list[str] = []
-    made = {key: _data(value, str(key), left if key in optional else None) for key, value in checkpoint.items()}
+    made = {key: _convert(value, str(key), left if key in optional else None) for key, value in checkpoint.items()}
     _warn(left, "is saved without what is no data")
     return {key: value for key, value in made.items() if value is not _GONE}
 
 
 def without_objects(state: StateDict, optional: Collection[str], refusal: RefusedError) -> StateDict:
-    """A loaded checkpoint without inert objects: those below some keys of its root become the data that they hold.
+    """A loaded checkpoint in which inert objects below some keys of the root have become data.
 
-    What is no data is left out, and a warning names it.
+    What is not data is dropped with a warning.
 
     Raises:
-        RefusedError: the one that is given, for there are objects elsewhere.
+        RefusedError: `refusal`, as there are objects elsewhere.
     """
     left: list[str] = []
     kept = StateDict()
     for key, value in state.items():
-        made = _data(value, str(key), left) if key in optional else value
-        if made is not _GONE and inspect(StateDict({"": made})).opaque:
+        made = _convert(value, str(key), left) if key in optional else value
+        if made is _GONE:
+            continue
+        if inspect(StateDict({"": made})).opaque:
             raise refusal
-        if made is not _GONE:
-            kept[key] = made
+        kept[key] = made
     _warn(left, "is loaded without what only code could make")
     return kept
 
 
-def _data(value: Any, path: str, left: list[str] | None) -> Any:
-    """A value as data; itself if it is. `left` takes what is left out; None refuses it."""
+def _convert(value: Any, path: str, left: list[str] | None) -> Any:
+    """A value as data, the same object if it is. Adds what it drops to `left`; raises if that is None."""
     if isinstance(value, Opaque):
         held = _unwrap(value)
-        return _without(value.name, path, left) if held is _GONE else _data(held, path, left)
+        return _drop(value.name, path, left) if held is _GONE else _convert(held, path, left)
     if isinstance(value, enum.Enum):
-        return _data(value.value, path, left)
+        return _convert(value.value, path, left)
     if leaf(value) is not ...:
         return value
     if isinstance(value, Namespace | SimpleNamespace):
-        return _data(vars(value), path, left)
+        return _convert(vars(value), path, left)
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     omegaconf = sys.modules.get("omegaconf")
     if omegaconf is not None and isinstance(value, omegaconf.Container):
-        return _data(omegaconf.OmegaConf.to_container(value, resolve=False), path, left)
+        return _convert(omegaconf.OmegaConf.to_container(value, resolve=False), path, left)
     if isinstance(value, dict):
-        made = {key: _data(child, join(path, key), left) for key, child in value.items()}
+        made = {key: _convert(child, join(path, key), left) for key, child in value.items()}
         same = all(made[key] is child for key, child in value.items())
         return value if same else {key: child for key, child in made.items() if child is not _GONE}
     if isinstance(value, list | tuple):
-        items = [_data(child, join(path, index), left) for index, child in enumerate(value)]
+        items = [_convert(child, join(path, index), left) for index, child in enumerate(value)]
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
         kept = [item for item in items if item is not _GONE]
         return tuple(kept) if isinstance(value, tuple) else kept
-    return _without(f"{type(value).__module__}.{type(value).__qualname__}", path, left)
+    return _drop(f"{type(value).__module__}.{type(value).__qualname__}", path, left)
 
 
 def _unwrap(value: Opaque) -> Any:
-    """The data in an inert object of a kind that is known to be no more than that."""
+    """The data in an inert object of a kind that is known to hold nothing else."""
     module, _, kind = value.name.rpartition(".")
     state = value.state if isinstance(value.state, dict) else {}
     if kind == "AttributeDict" and module.split(".")[0] in _LIGHTNING:
@@ -107,7 +108,7 @@ def _unwrap(value: Opaque) -> Any:
     return _GONE
 
 
-def _without(kind: str, path: str, left: list[str] | None) -> Any:
+def _drop(kind: str, path: str, left: list[str] | None) -> Any:
     if left is None:
         raise UnsupportedError(f"{path}: a {kind} is no data; put its state_dict() there, or a value")
     left.append(f"{path} ({kind})")

@@ -34,14 +34,24 @@ def location(name: str) -> Location:
 
 
 class Location:
-    """A file or folder on this machine; `workers` requests at a time are worth it."""
+    """A file or folder on this machine.
+
+    Attributes:
+        workers: how many requests at a time are worth it.
+        has_folders: whether there are folders to make, rename and lock; a store has objects only.
+    """
 
     __slots__ = ("name",)
 
     workers = 1
+    has_folders = True
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def absolute(self) -> str:
+        """The name, whatever the current directory is."""
+        return os.path.abspath(self.name)
 
     def open(self) -> FileSource | RemoteSource:
         """Open the file."""
@@ -222,12 +232,16 @@ class _Stored(Location):
     __slots__ = ()
 
     workers = REMOTE_WORKERS
+    has_folders = False
 
     @property
     def _remote(self) -> Remote:
         from statedict.io.remote import at
 
         return at(self.name)
+
+    def absolute(self) -> str:
+        return self.name
 
     def open(self) -> FileSource | RemoteSource:
         from statedict.io.remote import open_url

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from statedict.render import diff_text, notebook, report_text, tree_text
+from statedict.render import diff_text, notebook, report_text, run_text, tree_text
 from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, page, table, tree
 from statedict.render.text import number, shape
 from statedict.reports import diff as kinds
@@ -15,6 +15,7 @@ from statedict.reports.diff import Diff, TensorDiff
 from statedict.reports.edit import EditReport
 from statedict.reports.figures import Figures
 from statedict.reports.restore import Entry, RestoreReport
+from statedict.reports.runs import Bisection, Blame, Pruned, RunVerified
 from statedict.reports.scan import ScanReport
 from statedict.reports.stats import Flag, GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, Summary, marked
@@ -291,6 +292,7 @@ HTML: dict[type, Callable[[Any], str]] = {
     EditReport: _edit,
     GroupStats: _tensor_stats,
     LazyTensor: notebook.tensor,
+    Pruned: run_text.pruned_html,
     RestoreReport: _restore,
     ScanReport: _scan,
     StateDict: notebook.html,
@@ -301,9 +303,13 @@ HTML: dict[type, Callable[[Any], str]] = {
     VerifyReport: _verify,
 }
 TEXT: dict[type, Callable[[Any], Iterable[str]]] = {
+    Bisection: run_text.bisection,
+    Blame: run_text.blame,
     Diff: diff_text.lines,
     EditReport: report_text.edit,
+    Pruned: run_text.pruned,
     RestoreReport: report_text.restore,
+    RunVerified: run_text.verified,
     ScanReport: report_text.scan,
     StatsReport: tree_text.stats_lines,
     Summary: lambda summary: [tree_text.total_line(summary)],
@@ -312,8 +318,12 @@ TEXT: dict[type, Callable[[Any], Iterable[str]]] = {
 
 
 def html(value: object) -> str:
-    """The HTML view of a value."""
-    return next(HTML[kind] for kind in type(value).__mro__ if kind in HTML)(value)
+    """The HTML view of a value; the text view where there is no other."""
+    for kind in type(value).__mro__:
+        if kind in HTML:
+            return HTML[kind](value)
+    head, *rest = TEXT[type(value)](value)
+    return page(head, listing(rest))
 
 
 def text(value: object) -> str:

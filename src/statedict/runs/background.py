@@ -1,6 +1,6 @@
-"""What goes on while training does: one save after the other, a bound on how many, errors that are not lost.
+"""Saves beside training: one after the other, a bound on their number, no error lost.
 
-Each save has a thread; ending.py has the program wait for it at its end, and tell of those that fail then.
+Each has a thread. ending.py makes the program wait for them at its end, and reports those that fail then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from threading import main_thread
 
+from statedict.collector import Paused
 from statedict.errors import RunError
 from statedict.io.parallel import Task
 from statedict.runs import ending
@@ -22,16 +23,18 @@ from statedict.tensor.segments import Arena
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     Result = TypeVar("Result")
 
 
 LOG = logging.getLogger("statedict.runs")
+_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET}
+_PAUSE = 0.5  # seconds before the first retry; each pause is four times the one before
 
 
 class Background:
-    """Carries out jobs one after the other; each has memory of its own until it is done.
+    """Runs jobs one after the other; each has memory of its own until it is done.
 
     Attributes:
         most: how many may be under way.
@@ -45,12 +48,25 @@ class Background:
         self._warnings: list[str] = []
         self._process = os.getpid()
 
-    def room(self, waiting: bool) -> Arena | None:
-        """Memory for a job; None if all of it is in use and nobody wants to wait.
+    def save(self, copy: Callable[[Arena], Any], write: Callable[[Any], None], wait: bool = True) -> bool:
+        """Copy into free memory and return; a thread, or this one if there is none, writes the copy.
 
-        Raises:
-            RunError: this process is a fork, made while jobs were under way.
+        Returns:
+            False if all memory is in use and the caller does not wait.
         """
+        room = self._find_room(wait)
+        if room is None:
+            return False
+        try:
+            with Paused():
+                state = copy(room)
+        except BaseException:  # a thread may still write into that room
+            self._rooms = [Arena() if one is room else one for one in self._rooms]
+            raise
+        self._start(partial(write, state), room)
+        return True
+
+    def _find_room(self, wait: bool) -> Arena | None:
         while True:
             self._check_process()
             under_way = [job for job in self._jobs if not job.over]
@@ -58,16 +74,11 @@ class Background:
             if free:
                 self._jobs = under_way
                 return free[0]
-            if not waiting:
+            if not wait:
                 return None
             under_way[0].finish()
 
-    def give_up(self, room: Arena) -> None:
-        """Never use a room again: whatever interrupted a copy into it, a thread may still write there."""
-        self._rooms = [Arena() if one is room else one for one in self._rooms]
-
-    def start(self, job: Callable[[], None], room: Arena) -> None:
-        """Carry out a job, in a room from `room`; at once where no thread can be started."""
+    def _start(self, job: Callable[[], None], room: Arena) -> None:
         task = _Job(partial(self._run, job), room, self._jobs[-1] if self._jobs else None)
         self._jobs = [*(one for one in self._jobs if not one.over), task]
         try:
@@ -83,7 +94,7 @@ class Background:
         except BaseException as error:
             LOG.error("%s", error)
             if not isinstance(error, Exception) and get_ident() == main_thread().ident:
-                raise  # an interrupt of who waits
+                raise  # an interrupt of the caller that waits
             self._errors[ending.add_error(error)] = error
 
     def warn(self, text: str) -> None:
@@ -91,13 +102,13 @@ class Background:
         self._warnings.append(text)
 
     def forget(self) -> None:
-        """Drop what there is to warn of and to raise; it has been logged."""
+        """Drop warnings and errors; they have been logged."""
         self._warnings.clear()
         self._take_errors()
 
     def surface(self, stacklevel: int) -> None:
-        """Warn of what there is to warn of, raise the first error of a job, with the others as notes; forget them."""
-        if self._process != os.getpid():  # they are those of another process
+        """Issue the warnings and raise the first error of a job, with the others as notes; forget them."""
+        if self._process != os.getpid():  # they belong to another process
             return
         while self._warnings:
             warnings.warn(self._warnings.pop(0), stacklevel=stacklevel + 1)
@@ -108,18 +119,13 @@ class Background:
             raise errors[0]
 
     def _take_errors(self) -> list[BaseException]:
-        """Those that nobody was told of, for whoever is told now; a job that fails meanwhile may add one."""
-        numbers = [*self._errors]
+        numbers = [*self._errors]  # a job that fails meanwhile may add one
         for number in numbers:
             ending.remove_error(number)
         return [self._errors.pop(number) for number in numbers]
 
     def wait(self) -> None:
-        """Until every job is done.
-
-        Raises:
-            RunError: this process is a fork, made while jobs were under way.
-        """
+        """Wait until every job is done."""
         self._check_process()
         for job in self._jobs:
             job.finish()
@@ -138,21 +144,16 @@ class Background:
 
 
 class _Job(Task):
-    """A job, its thread, and the job before it, which comes first.
-
-    Attributes:
-        room: its memory.
-    """
+    """A job, its memory, and the job that runs before it."""
 
     __slots__ = ("_before", "room")
 
     def __init__(self, call: Callable[[], None], room: Arena, before: _Job | None) -> None:
         super().__init__(call)
-        self.room = room
-        self._before: _Job | None = before
+        self.room, self._before = room, before
 
     def start(self) -> None:
-        """Run in a thread; here where there can be none, or when the program is at its end."""
+        """Run in a thread; right here if there is none, or the program ends."""
         if ending.begin(self):
             try:
                 # Thread.start waits until the thread runs: for ever, if memory is too short for it to begin
@@ -163,7 +164,7 @@ class _Job(Task):
         self._follow()
 
     def finish(self) -> None:
-        """Wait until it is over; do it here if no thread has begun it."""
+        """Wait until it is done; run it here if no thread has begun it."""
         while not self.wait():
             self._follow()
 
@@ -178,23 +179,8 @@ class _Job(Task):
             self.result()
 
 
-_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET}
-
-
-_PAUSE = 0.5  # seconds before the first retry; each pause is four times the one before
-
-
 def retry(work: Callable[[], Result], retries: int, what: str) -> Result:
-    """What a function returns; after an error that may pass it is called again.
-
-    Args:
-        work: leaves nothing behind that would keep it from being called again.
-        retries: how often it is called again.
-        what: could not be done, for the log.
-
-    Raises:
-        OSError: the error did not pass, or is of another kind.
-    """
+    """Call a function, again after an error that may pass."""
     pause = _PAUSE
     while True:
         try:

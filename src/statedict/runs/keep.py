@@ -1,39 +1,44 @@
-"""Policies: which checkpoints of a run stay, and when the next one is due. The names are Orbax's where it has them."""
+"""Policies: which checkpoints of a run stay, and when to save the next. Also checks of steps and metrics."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from statedict.errors import RunError
-from statedict.runs.arguments import whole_step
+from statedict.runs.manifest import WHOLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from statedict.reports.runs import Checkpoint
     from statedict.runs.manifest import Manifest
+
+    Ranked = TypeVar("Ranked", Manifest, Checkpoint)
 
 
 class Policy(Protocol):
-    """What says which checkpoints stay."""
+    """Decides which checkpoints stay."""
 
     def kept(self, checkpoints: Sequence[Manifest]) -> set[int]:
-        """The steps that stay, of checkpoints in the order of their steps."""
+        """The steps that stay; the checkpoints come in the order of steps."""
 
 
 class Schedule(Protocol):
-    """What says when a checkpoint is due."""
+    """Decides when to save."""
 
     def due(self, step: int, last: int | None, seconds: float) -> bool:
-        """Whether to save at a step, the one saved last being `last`, and so many seconds ago."""
+        """Whether to save at a step, given the step that was saved last and the seconds since then."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatestN:
-    """The latest n stay.
+    """Keep the latest n.
 
     >>> LatestN(0)
     Traceback (most recent call last):
@@ -53,7 +58,7 @@ class LatestN:
 
 @dataclass(frozen=True, slots=True)
 class BestN:
-    """The n with the best value of a metric stay; one without the metric, or with NaN, is none of them.
+    """Keep the n with the best value of a metric, ignoring those without it and NaN.
 
     Attributes:
         metric: its name, as given to `save`.
@@ -67,7 +72,7 @@ class BestN:
 
     def __post_init__(self) -> None:
         _check_positive(self, "n", self.n)
-        check_mode(self.mode)
+        one_of("mode", self.mode, ("min", "max"))
 
     def kept(self, checkpoints: Sequence[Manifest]) -> set[int]:
         """The best n."""
@@ -76,7 +81,7 @@ class BestN:
 
 @dataclass(frozen=True, slots=True)
 class EveryNSteps:
-    """Those stay whose step is a multiple of n; or: one is due at each of these."""
+    """Keep the steps that are multiples of n, or save at them."""
 
     n: int
 
@@ -94,10 +99,10 @@ class EveryNSteps:
 
 @dataclass(frozen=True, slots=True)
 class EveryNSeconds:
-    """Those stay that are at least so far apart in time; or: one is due after so many seconds.
+    """Keep checkpoints that are at least so far apart in time, or save after so many seconds.
 
     Attributes:
-        seconds: or a `datetime.timedelta`.
+        seconds: a number, or a `datetime.timedelta`.
     """
 
     seconds: float | timedelta
@@ -127,7 +132,7 @@ class EveryNSeconds:
 
 @dataclass(frozen=True, slots=True)
 class CustomSteps:
-    """Those of some steps stay; or: one is due at each of these."""
+    """Keep the given steps, or save at them."""
 
     steps: frozenset[int]
 
@@ -145,7 +150,7 @@ class CustomSteps:
 
 @dataclass(frozen=True, slots=True)
 class AnyPolicy:
-    """What any of several policies keeps, stays; or: one is due if it is by any of them.
+    """Keep what any of several policies keeps, or save when any of them does.
 
     >>> AnyPolicy([LatestN(2), BestN("loss")]).policies[0]
     LatestN(n=2)
@@ -158,36 +163,47 @@ class AnyPolicy:
 
     def kept(self, checkpoints: Sequence[Manifest]) -> set[int]:
         """What any of them keeps."""
-        found: set[int] = set()
-        for policy in self.policies:
-            found |= policy.kept(checkpoints)  # type: ignore[union-attr]
-        return found
+        return {step for policy in self.policies for step in policy.kept(checkpoints)}  # type: ignore[union-attr]
 
     def due(self, step: int, last: int | None, seconds: float) -> bool:
-        """Whether it is by any of them."""
+        """Whether any of them saves."""
         return any(policy.due(step, last, seconds) for policy in self.policies)  # type: ignore[union-attr]
 
 
 def to_policy(given: object) -> Policy | None:
-    """What `keep` means: a number is that of the latest ones, a list any of them, None everything.
+    """The policy that `keep` means: an int means `LatestN`, a list means any-of, None keeps everything."""
+    return None if given is None else _to_policy(given, "keep", LatestN, "kept")
 
-    Raises:
-        RunError: it is none of these.
-    """
-    if given is None:
-        return None
-    return _policy(given, "keep", LatestN, "kept")  # type: ignore[return-value]
+
+def to_schedule(given: object) -> Schedule | None:
+    """The schedule that `save_every` means: an int means steps, a timedelta means seconds, a list means any-of."""
+    return None if given is None else _to_policy(given, "save_every", EveryNSteps, "due")
+
+
+def _to_policy(given: Any, name: str, number: type, method: str) -> Any:
+    if hasattr(given, "__index__") and not isinstance(given, bool):
+        return number(operator.index(given))
+    if isinstance(given, timedelta) and method == "due":
+        return EveryNSeconds(given)
+    if isinstance(given, list | tuple) and given:
+        return AnyPolicy([_to_policy(one, name, number, method) for one in given])
+    parts = given.policies if isinstance(given, AnyPolicy) else (given,)
+    if isinstance(given, type) or not parts or not all(callable(getattr(part, method, None)) for part in parts):
+        raise RunError(
+            f"{name}={given!r:.80}: expected a number, a policy with the method {method}(), or a list of them"
+        )
+    return given
 
 
 def parse_policy(text: str) -> Policy:
-    """The policy that a word means, as the command line takes it.
+    """Parse a policy of the command line.
 
     Args:
         text: `3` or `latest:3`; `best:METRIC`, `best:METRIC:2` or `best:METRIC:2:max`; `every:1000`; `seconds:3600`;
             `steps:100,200`.
 
     Raises:
-        RunError: it means none.
+        RunError: it is malformed.
 
     >>> parse_policy("3"), parse_policy("best:val:acc:2:max"), parse_policy("every:1000")
     (LatestN(n=3), BestN(metric='val:acc', n=2, mode='max'), EveryNSteps(n=1000))
@@ -209,7 +225,7 @@ def parse_policy(text: str) -> Policy:
         return _WORDS[head](rest)
     except (KeyError, ValueError):
         raise RunError(
-            f"{text!r:.60}: is no policy; expected N, latest:N, best:METRIC[:N][:min|:max], every:N, seconds:N "
+            f"{text!r:.60}: not a policy; expected N, latest:N, best:METRIC[:N][:min|:max], every:N, seconds:N "
             "or steps:A,B"
         ) from None
 
@@ -222,42 +238,12 @@ _WORDS: dict[str, Callable[[str], Policy]] = {
 }
 
 
-def to_schedule(given: object) -> Schedule | None:
-    """What `save_every` means: a number is that of steps, a timedelta that of seconds, a list any of them.
-
-    Raises:
-        RunError: it is none of these.
-    """
-    if given is None:
-        return None
-    return _policy(given, "save_every", EveryNSteps, "due")  # type: ignore[return-value]
-
-
-def _policy(given: object, name: str, number: type, method: str) -> object:
-    if hasattr(given, "__index__") and not isinstance(given, bool):
-        return number(operator.index(given))
-    if isinstance(given, timedelta) and method == "due":
-        return EveryNSeconds(given)
-    if isinstance(given, list | tuple) and given:
-        return AnyPolicy([_policy(one, name, number, method) for one in given])  # type: ignore[misc]
-    parts = given.policies if isinstance(given, AnyPolicy) else (given,)
-    if isinstance(given, type) or not parts or not all(callable(getattr(part, method, None)) for part in parts):
-        raise RunError(f"{name}={given!r:.80}: is no number, no policy that can be used for it, and no list of them")
-    return given
-
-
-def rank(checkpoints: Iterable[Manifest], metric: str, mode: str) -> list[Manifest]:
-    """Those that have a metric, the best first; of equal ones the later first."""
-    check_mode(mode)
+def rank(checkpoints: Iterable[Ranked], metric: str, mode: str) -> list[Ranked]:
+    """The checkpoints that have a metric, the best first; of equal ones the later first."""
+    one_of("mode", mode, ("min", "max"))
     sign = 1 if mode == "min" else -1
     having = [one for one in checkpoints if not math.isnan(one.metrics.get(metric, math.nan))]
-    return sorted(having, key=lambda one: (sign * one.metrics[metric], -one.step))
-
-
-def check_mode(mode: str) -> None:
-    """Refuse what is neither `"min"` nor `"max"`."""
-    if mode not in ("min", "max"):
-        raise RunError(f"mode={mode!r}: is neither 'min' nor 'max'")
+    return sorted(having, key=lambda one: (sign * one.metrics[metric], 1 if one.step is None else -one.step))
 
 
 def _check_positive(policy: object, name: str, number: float) -> None:
@@ -265,3 +251,38 @@ def _check_positive(policy: object, name: str, number: float) -> None:
         raise RunError(f"{type(policy).__name__}({name}={number!r}): {name} must be 1 or more")
     if name == "n" and not isinstance(number, int):
         raise RunError(f"{type(policy).__name__}({name}={number!r}): {name} must be a whole number")
+
+
+def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    """Check that an argument is one of the known words."""
+    if given not in allowed:
+        raise RunError(f"{name}={given!r}: expected {' or '.join(map(repr, allowed))}")
+
+
+def whole_step(given: Any) -> int:
+    """A step as an int: a whole number from 0 to 2⁶³-1, numpy's too."""
+    try:
+        step = operator.index(given)
+    except TypeError:
+        step = -1
+    if not 0 <= step < WHOLE or isinstance(given, bool):
+        shown = repr(given) if abs(step) < WHOLE else f"{step:#x}"  # repr refuses thousands of digits
+        raise RunError(f"step={shown:.40}: expected a whole number of 0 or more, below 2**63")
+    return step
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as floats; arrays of one element count as numbers."""
+    if not isinstance(metrics, Mapping):
+        raise RunError(f"metrics={metrics!r:.40}: expected a dict of numbers by name")
+    found = {}
+    for name, value in metrics.items():
+        try:
+            str(name).encode()
+        except UnicodeEncodeError:
+            raise RunError(f"metrics: the name {name!r:.80} has half of a surrogate pair, which is no text") from None
+        try:
+            found[str(name)] = float(value.item() if hasattr(value, "item") else value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise RunError(f"metrics[{name!r}]={value!r:.40}: expected a number") from None
+    return found

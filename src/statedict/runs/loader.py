@@ -1,40 +1,47 @@
-"""ResumableLoader: a `torch.utils.data.DataLoader` that can go on in the middle of an epoch.
+"""ResumableLoader: a `torch.utils.data.DataLoader` that resumes in the middle of an epoch; what trees lack without it.
 
-The order of an epoch is not saved but made again: the generators are set to where they were when the epoch began, the
-sampler draws anew, and the batches that were given out are passed over.
+The order of an epoch is drawn again, not saved: the generators are set to their states at the start of the epoch, the
+sampler draws anew, and the batches that were given out are skipped.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from statedict.adapters import generators, join
-from statedict.errors import RestoreError, RunError
-from statedict.runs.rng import shared_generators
+from statedict.adapters import generators, join, stateful
+from statedict.adapters.collect import children, module_paths
+from statedict.errors import RestoreError, RunError, UnsupportedError
+from statedict.runs.rng import Rng, shared_generators
+from statedict.tensor.lazy import is_array
+from statedict.tree.walk import MAX_DEPTH
+from statedict.values import PLAIN
+
+_LOADERS = ("DataLoader", "Dataset", "Sampler")
+_REMEDY = "its position is lost, unless statedict.ResumableLoader(loader) stands for the loader"
 
 
 class ResumableLoader:
     """A `DataLoader` with a state: the epoch, and how many of its batches have been given out.
 
-    Iterate over it in place of the loader; all else that the loader has, it has too. The first iteration after a
-    restore goes on after the last batch that was given out, and every later one is a whole epoch. The order is the one
-    that it would have been: with `statedict.rng()` in the same tree for samplers that draw from the generators of the
-    process, and for those that are attributes of the loader, its samplers and datasets by itself.
+    Iterate over it instead of the loader; it has all attributes of the loader. The first iteration after a restore
+    continues after the last batch that was given out, every later one is a whole epoch. Put `statedict.rng()` into the
+    same tree if samplers draw from the generators of the process; generators that are attributes of the loader, its
+    samplers or datasets are saved with it.
 
-    Batches that were given out are passed over in the sampler, not loaded. Those that workers have loaded ahead are
-    loaded again. What runs in workers draws from generators that end with them: there the order is exact, and random
-    augmentations are others, unless `replay` is set.
+    Batches that were given out are skipped in the sampler, not loaded. What workers loaded ahead is loaded again. The
+    generators in workers end with them: the order is exact, but random augmentations differ unless `replay` is set.
 
     Args:
         loader: of map-style or iterable datasets, with or without workers. A sampler that draws from the generators of
-            the process does so before its first batch, as PyTorch's do.
-        replay: load again, and throw away, what was given out. Then what was drawn in workers is drawn again too,
-            except where `persistent_workers` have been through epochs before. An `IterableDataset` knows no other way.
+            the process must do so before its first batch, as PyTorch's do.
+        replay: load what was given out again and drop it, so that workers draw the same numbers again, except
+            `persistent_workers` that have been through epochs before. An `IterableDataset` always does.
 
     Attributes:
-        epoch: how many epochs have ended; one that is left before its end does when the next begins.
+        epoch: how many epochs have ended; an unfinished one ends when the next begins.
         position: how many batches of the epoch have been given out.
 
     Raises:
@@ -58,7 +65,7 @@ class ResumableLoader:
 
         _admit(loader, DataLoader)
         self.epoch = self.position = 0
-        self._given, self._own = loader, _generators(loader)
+        self._given, self._own = loader, _find_generators(loader)
         self._stream = isinstance(loader.dataset, IterableDataset)
         self._replay = replay or self._stream
         self._start: dict[str, Any] | None = None  # the generators at iter(); None between epochs
@@ -77,7 +84,7 @@ class ResumableLoader:
 
     @property
     def not_captured(self) -> str:
-        """What of the loader no state holds, in words; empty if nothing."""
+        """What the state lacks; empty if nothing."""
         workers = self._given.num_workers
         if not workers or (self._replay and not self._given.persistent_workers):
             return ""
@@ -90,7 +97,7 @@ class ResumableLoader:
         if self.epoch:
             self._warm_up()
         if self._start is not None:
-            batches = self._again(self._start)
+            batches = self._resume(self._start)
         else:
             self.position, self._start, self._first = 0, _read(self._live()), None
             batches = iter(self._loader)
@@ -98,7 +105,7 @@ class ResumableLoader:
         return self._give(batches, self._turn)
 
     def _warm_up(self) -> None:
-        """Start the workers that persist; only where they start does PyTorch draw a seed for them."""
+        """Start persistent workers, as PyTorch draws a seed for them only then."""
         if self._given.num_workers and self._given.persistent_workers and not self._warm:
             now = _read(self._live())
             self._sampler.skip = None
@@ -106,8 +113,8 @@ class ResumableLoader:
             self._sampler.skip = 0
             _write(self._live(), now)
 
-    def _again(self, start: dict[str, Any]) -> Iterator[Any]:
-        """The batches of the epoch that began with the generators so, without those that were given out."""
+    def _resume(self, start: dict[str, Any]) -> Iterator[Any]:
+        """The rest of the epoch that began with these states of the generators."""
         live = self._live()
         now = _read(live)
         _write(live, start)
@@ -115,7 +122,7 @@ class ResumableLoader:
             self._sampler.skip = 0 if self._replay else self.position
             batches: Iterator[Any] = iter(self._loader)
             _write(live, self._first or now)
-            self._sampler.pass_over()
+            self._sampler.skip_now()
             for _ in range(self.position if self._replay else 0):
                 next(batches, None)
         finally:
@@ -134,7 +141,7 @@ class ResumableLoader:
             self.end_epoch()
 
     def end_epoch(self) -> None:
-        """End an epoch that was left before its last batch, so that a state taken now does not go on with it."""
+        """End an unfinished epoch, so that a state taken now does not resume it."""
         if self._start is not None:
             self.epoch, self.position, self._start, self._first = self.epoch + 1, 0, None, None
             self._loaded, self._turn = False, self._turn + 1
@@ -143,7 +150,7 @@ class ResumableLoader:
         return shared_generators() | self._own
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, after the last batch that was given out."""
+        """The position after the last batch that was given out."""
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -154,11 +161,7 @@ class ResumableLoader:
         }
 
     def check_state_dict(self, state: Any) -> Iterator[str]:
-        """Why the loader cannot take a state.
-
-        Args:
-            state: of `state_dict`.
-        """
+        """Why the loader cannot take a state."""
         own, others = self._own, state.get("generators", {})
         if list(own) != list(others):
             yield f"generators: the loader has {list(own)}, the state {list(others)}"
@@ -174,10 +177,7 @@ class ResumableLoader:
             )
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on from a state at the next iteration.
-
-        Args:
-            state: of `state_dict`.
+        """Resume from a state at the next iteration.
 
         Raises:
             RestoreError: it is that of another loader.
@@ -198,7 +198,7 @@ class ResumableLoader:
 
 
 class _Indices:
-    """A sampler's iteration, of which so many are passed over before the first."""
+    """An iteration over a sampler that first skips so many."""
 
     def __init__(self, sampler: Any, left: int) -> None:
         self.indices, self.left = iter(sampler), left
@@ -207,17 +207,17 @@ class _Indices:
         return self
 
     def __next__(self) -> Any:
-        self.pass_over()
+        self.skip_now()
         return next(self.indices)
 
-    def pass_over(self) -> None:
+    def skip_now(self) -> None:
         for _ in range(self.left):
             next(self.indices, None)
         self.left = 0
 
 
 class _Skipping:
-    """A sampler that can begin later, until it has; with `skip=None` it is empty. All else is the sampler's."""
+    """A sampler that can start later, or be empty (`skip=None`)."""
 
     def __init__(self, sampler: Any) -> None:
         self._sampler = sampler
@@ -238,11 +238,10 @@ class _Skipping:
             raise AttributeError(name)
         return getattr(self._sampler, name)
 
-    def pass_over(self) -> None:
-        """Do now what would be done before the first batch."""
+    def skip_now(self) -> None:
         self.skip = 0
         if self.indices is not None:
-            self.indices.pass_over()
+            self.indices.skip_now()
 
 
 def _admit(loader: Any, kind: Any) -> None:
@@ -256,16 +255,16 @@ def _admit(loader: Any, kind: Any) -> None:
 
 
 def _skip_batches(loader: Any) -> tuple[Any, _Skipping]:
-    """A loader like this one, over the same samplers and dataset, and its sampler that can begin later."""
-    made = copy.copy(loader)
+    """A copy of a loader, and its sampler that can start later."""
+    twin = copy.copy(loader)
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
     sampler = _Skipping(getattr(loader, name))
-    vars(made).update({name: sampler, "_iterator": None})  # DataLoader forbids to set them
-    return made, sampler
+    vars(twin).update({name: sampler, "_iterator": None})  # DataLoader forbids setattr
+    return twin, sampler
 
 
-def _generators(loader: Any) -> dict[str, Any]:
-    """The generators that are attributes of a loader, of its samplers and its datasets, each by its path once."""
+def _find_generators(loader: Any) -> dict[str, Any]:
+    """Path → generator, of the attributes of a loader, its samplers and its datasets, each once."""
     from torch.utils.data import Dataset, Sampler
 
     found: dict[str, Any] = {}
@@ -277,15 +276,13 @@ def _generators(loader: Any) -> dict[str, Any]:
             several = isinstance(value, list | tuple) and len(value) and isinstance(value[0], Dataset)
             for key, one in enumerate(value) if several else [(None, value)]:
                 full = join(path, name if key is None else join(name, key))
-                if id(one) in seen:
-                    continue
-                if generators.accepts(one):
-                    found[full] = one
-                elif isinstance(one, Dataset | Sampler):
-                    todo.append((full, one))
-                else:
+                if id(one) in seen or not (generators.accepts(one) or isinstance(one, Dataset | Sampler)):
                     continue
                 seen.add(id(one))
+                if generators.accepts(one):
+                    found[full] = one
+                else:
+                    todo.append((full, one))
     return found
 
 
@@ -296,3 +293,63 @@ def _read(live: dict[str, Any]) -> dict[str, Any]:
 def _write(live: dict[str, Any], states: Any) -> None:
     for name, generator in live.items():
         generators.write(generator, states[name])
+
+
+def split_covered(tree: Any) -> tuple[Any, tuple[str, ...]]:
+    """The part of a tree that can be captured, and descriptions of the rest."""
+    left: list[str] = []
+    kept = _drop_loaders(tree, "", left)
+    has_rng = False
+    for path, node in _walk(kept, ""):
+        has_rng = has_rng or isinstance(node, Rng)
+        if isinstance(node, ResumableLoader) and node.not_captured:
+            left.append(f"{path}: {node.not_captured}")
+        elif _lacks_state(node, _LOADERS[:1]):  # others may be captured by their attributes
+            raise UnsupportedError(f"{_describe(node, path)}; {_REMEDY}. Only entries of dicts can be left out")
+    if not has_rng and module_paths(tree):
+        left.append("the states of random generators; put statedict.rng() into the tree")
+    return kept, tuple(left)
+
+
+def put_back(tree: Any, kept: Any) -> None:
+    """Copy what was restored into the captured part of a tree into the tree itself."""
+    if kept is not tree and type(kept) is dict:
+        for key, child in kept.items():
+            put_back(tree[key], child)
+            if type(tree[key]) is not dict:
+                tree[key] = child
+
+
+def _drop_loaders(node: Any, path: str, left: list[str]) -> Any:
+    """A dict without the loaders in it; itself if there are none."""
+    if type(node) is not dict:
+        return node
+    kept, before = {}, len(left)
+    for key, child in node.items():
+        full = join(path, key)
+        if _lacks_state(child):
+            left.append(f"{_describe(child, full)}; {_REMEDY}")
+        else:
+            kept[key] = _drop_loaders(child, full, left)
+    return kept if len(left) > before else node
+
+
+def _walk(node: Any, path: str, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """The nodes of a tree, down to arrays, plain values and objects with a state of their own."""
+    yield path, node
+    if id(node) in above or len(above) > MAX_DEPTH or _lacks_state(node, _LOADERS[:1]):
+        return
+    for key, child in (children(node) or {}).items():
+        if type(child) not in PLAIN and not is_array(child):
+            yield from _walk(child, join(path, key), above | {id(node)})
+
+
+def _describe(value: Any, path: str) -> str:
+    kind = type(value)
+    return f"{path}: a {kind.__module__}.{kind.__qualname__} without state_dict() and load_state_dict()"
+
+
+def _lacks_state(value: Any, names: tuple[str, ...] = _LOADERS) -> bool:
+    data = sys.modules.get("torch.utils.data")
+    kinds = () if data is None else tuple(getattr(data, name) for name in names)
+    return isinstance(value, kinds) and not stateful.accepts(value)

@@ -1,7 +1,11 @@
-"""One process writes into a run's directory at a time.
+"""One process at a time writes into a run's directory.
 
-On a disk it holds a POSIX lock on `.lock`, which the system releases when the process ends, however it does. In an
-object store `.lock` is an object, see lease.py. The file says who the owner is.
+On a disk it holds a POSIX lock on `.lock`, which the system releases when the process ends.
+
+In an object store `.lock` is an object that names its owner, renewed while that process lives. Every change is one
+conditional write, "if it is still what I saw", so one of two rivals wins and nobody takes what another holds. The
+object is never deleted: its owner leaves it empty. It is free when it is empty, when its process is known to have
+ended, and when nobody has renewed it for five minutes by the clocks of both hosts.
 """
 
 from __future__ import annotations
@@ -12,40 +16,51 @@ import os
 import socket
 import sys
 import time
+from _thread import start_new_thread
 from collections.abc import Callable
 from functools import partial
+from threading import Event
+from threading import Lock as Mutex
 from typing import Any
 from weakref import WeakMethod
 
-from statedict.errors import FileError, RunError, file_error
+from statedict.errors import FileError, FormatError, RunError, file_error
 from statedict.io.descriptor import Descriptor
-from statedict.io.urls import is_url, join, redact
-from statedict.runs.lease import Lease, parsed
-from statedict.runs.ranks import rank
+from statedict.io.json import parse
+from statedict.io.location import location
+from statedict.io.remote import at
+from statedict.io.urls import join, redact
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.io.remote import Version
 
 NAME = ".lock"
+LEASE = 300.0  # seconds
+_AHEAD = 86_400.0  # seconds by which the clock of another host may be ahead
+_TRIES = 5  # how often another may be quicker and give it back again
 _TAKEN = (errno.EACCES, errno.EAGAIN)  # another process has the lock
-_LONGEST = 4096  # bytes of what is in it
-_PROCESS = os.urandom(8).hex()  # with the number of the process: which one it is, also among those of other machines
-_held: dict[str, Lock] = {}
-"""What this process has locked; POSIX locks do not keep a process from itself."""
+_LONGEST = 4096  # bytes of the file
+_PROCESS = os.urandom(8).hex()  # with the pid it tells processes of several machines apart
+_RANKS = (  # of torchrun and accelerate, Open MPI, Slurm
+    ("RANK", "WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+)
+_held: dict[str, Lock] = {}  # what this process has locked, as POSIX locks do not keep a process from itself
 
 
 class Lock:
-    """The right to write into a directory; within a process who asks last has it.
+    """The right to write into a directory; within a process the last caller has it.
 
-    Args:
-        directory: of the run.
-        settle: waits until nothing of this owner is being written; called before another of this process takes over.
-
-    Raises:
-        RunError: another process has it.
+    `settle` is a method that waits for this owner's writes, before another owner in this process takes over.
     """
 
-    def __init__(self, directory: str, settle: Callable[[], None]) -> None:
+    def __init__(self, directory: str, settle: Callable[[], None] | None = None) -> None:
+        place = location(directory)
         self._name = join(directory, NAME)
-        self._key = self._name if is_url(directory) else os.path.realpath(directory)
-        self._settle = WeakMethod(settle)
+        self._key, _ = place.real_paths(NAME)
+        self._settle = WeakMethod(settle) if settle is not None else None
         self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": _PROCESS}
         self._file: Descriptor | None = None
         self._written = self._lost = False
@@ -57,26 +72,23 @@ class Lock:
             self._file, self._leased, self._written = before._file, before._leased, before._written
             self.renew()
             before._file = None
-        elif is_url(directory):
-            self._leased = Lease(self._name, self._owner, partial(_taken_error, self._name))
-        else:
+        elif place.has_folders:
             self._file = self._lock()
+        else:
+            self._leased = Lease(self._name, self._owner, partial(_taken_error, self._name))
         _held[self._key] = self
 
     @property
     def held(self) -> bool:
-        """Whether it is still that of this owner."""
+        """Whether this owner still has it."""
         lost = self._lost or (self._leased is not None and self._leased.lost)
         return _held.get(self._key) is self and self._owner["pid"] == os.getpid() and not lost
 
     def renew(self) -> None:
-        """See that no other process can have it.
+        """Make sure that no other process can have it.
 
-        It is asked for again, since whoever in this process opens and closes the file, to copy it for instance, gives
-        it away; and taken anew if its file was removed or replaced.
-
-        Raises:
-            RunError: another process has it, or had it meanwhile.
+        Code in this process that opens and closes the file, to copy it for instance, gives the lock away, so it is
+        taken again; and anew if its file was removed or replaced.
         """
         before = self._file
         if self._leased is not None:
@@ -88,7 +100,7 @@ class Lock:
                     before.close()
             if self._file is not None:
                 self._ask_again(self._file.fileno())
-        except FileError:  # whoever writes there now is told why
+        except FileError:  # the write that follows tells why
             pass
         except RunError:
             self._lost = True
@@ -97,12 +109,7 @@ class Lock:
             raise
 
     def guard(self) -> None:
-        """Raise if it is not this process's any more; in a store, ask for another five minutes.
-
-        Raises:
-            RunError: another process has it.
-            FileError: the store refuses or does not answer.
-        """
+        """Raise if this process has lost it; in a store, extend it by five minutes."""
         if self._leased is not None:
             self._leased.renew()
 
@@ -114,21 +121,21 @@ class Lock:
             self._leased.release()
         if self._file is not None:
             try:
-                self.renew()  # else what another one wrote there would go
+                self.renew()  # else the name of another owner could be erased
                 _write(self._file.fileno(), b"")
                 self._file.close()
             except (RunError, OSError):
-                pass  # it is closed even so
+                pass  # the file is closed all the same
         del _held[self._key]
 
     def _leave(self) -> None:
-        """End what is being written, for another owner of this process; in a fork, have nothing to do with the file."""
+        """Wait for this owner's writes, so that another of this process can take over; in a fork close the file."""
         if self._owner["pid"] == os.getpid():
-            finish = self._settle()
-            if finish is not None:
-                finish()
+            settle = self._settle() if self._settle is not None else None
+            if settle is not None:
+                settle()
         elif self._file is not None:
-            self._file.close()  # later it would take the lock away from this process
+            self._file.close()  # closed later it would release this process's lock
 
     def _is_in_place(self, file: Descriptor) -> bool:
         try:
@@ -137,18 +144,18 @@ class Lock:
             return False
 
     def _lock(self) -> Descriptor | None:
-        """The file, locked; None where there are no locks."""
+        """Open and lock the file; None where there are no locks."""
         if sys.platform == "win32":
             return None
         try:
-            # a link could lead to a file of somebody else's, and what is in the lock is replaced
+            # a link could lead to somebody else's file, which would be overwritten
             fd = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             doing = "is a link, remove it" if error.errno == errno.ELOOP else "cannot lock the directory of the run"
             raise file_error(self._name, doing, error) from error
         file, refused = Descriptor(fd), _ask(fd)
         if refused:
-            owner = parsed(os.pread(fd, _LONGEST, 0))
+            owner = parse_owner(os.pread(fd, _LONGEST, 0))
             file.close()
             if refused in _TAKEN:
                 raise _taken_error(self._name, owner)
@@ -159,7 +166,7 @@ class Lock:
     def _ask_again(self, fd: int) -> None:
         refused = _ask(fd)
         text = os.pread(fd, _LONGEST, 0)
-        owner = parsed(text)
+        owner = parse_owner(text)
         if refused in _TAKEN:
             raise _taken_error(self._name, owner)
         if self._owner.items() <= owner.items() or refused:
@@ -176,8 +183,8 @@ class Lock:
 
 
 def _ask(fd: int) -> int:
-    """Ask for the lock of a file; 0, or the number of the error."""
-    import fcntl  # which Windows has not
+    """Ask for the lock of a file; return 0 or the errno."""
+    import fcntl  # not on Windows
 
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,7 +194,7 @@ def _ask(fd: int) -> int:
 
 
 def _write(fd: int, text: bytes) -> bool:
-    """Say who the owner is, if that can be written; the lock holds without."""
+    """Write the owner, if that is possible; the lock holds without it."""
     try:
         os.ftruncate(fd, 0)
         return os.pwrite(fd, text, 0) == len(text)
@@ -199,8 +206,20 @@ def _who(owner: dict[str, Any]) -> str:
     return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
 
 
+def _find_rank() -> tuple[int, int]:
+    """The rank of this process and the number of ranks; (0, 1) if nothing tells. Never imports torch."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    for variables in _RANKS:
+        number, count = (os.environ.get(name, "") for name in variables)
+        if number.isdecimal() and count.isdecimal() and int(count) > 1:
+            return int(number), int(count)
+    return 0, 1
+
+
 def _taken_error(name: str, owner: dict[str, Any]) -> RunError:
-    number, count = rank()
+    number, count = _find_rank()
     remedy = "wait until it ends, or give this run a directory of its own"
     if count > 1:
         remedy = (
@@ -208,3 +227,110 @@ def _taken_error(name: str, owner: dict[str, Any]) -> RunError:
             "whole state; the others may restore from it"
         )
     return RunError(f"{redact(name)}: {_who(owner)} writes into this directory; {remedy}")
+
+
+class Lease:
+    """A lock in an object store, held until it is released or lost.
+
+    What the same owner wrote before counts as ours, since the answer may have been lost. `taken` makes the error for
+    another owner.
+
+    Attributes:
+        lost: whether another process has it.
+    """
+
+    def __init__(self, name: str, owner: dict[str, Any], taken: Callable[[dict[str, Any]], RunError]) -> None:
+        self._remote, self._owner, self._taken = at(name), owner, taken
+        self._mutex, self._stop = Mutex(), Event()
+        self._version: Version | None = None
+        self.lost = False
+        self._take()
+        try:
+            start_new_thread(self._keep, ())  # Thread.start waits for ever where memory is too short
+        except (RuntimeError, MemoryError):  # without a thread each save renews it
+            pass
+
+    def renew(self) -> None:
+        """Extend it by five minutes."""
+        with self._mutex:
+            version = None if self.lost else self._remote.write_if(self._text(), self._version)
+            if version is not None:
+                self._version = version
+                return
+            self._take(again=True)
+
+    def release(self) -> None:
+        """Give it back, if it is still this owner's."""
+        self._stop.set()
+        with self._mutex:
+            try:
+                self._remote.write_if(b"", self._version)
+            except FileError:
+                pass  # it runs out by itself
+
+    def _take(self, again: bool = False) -> None:
+        for _ in range(_TRIES):
+            there = self._remote.look()
+            owner = {} if there is None else parse_owner(there[0])
+            ours = all(owner.get(key) == value for key, value in self._owner.items())
+            if not (there is None or ours) and (again or not _is_free(owner, str(self._owner["host"]))):
+                self.lost = True
+                self._stop.set()
+                raise self._taken(owner)
+            version = self._remote.write_if(self._text(), None if there is None else there[1])
+            if version is not None:
+                self._version = version
+                return
+        raise self._taken({})
+
+    def _keep(self) -> None:
+        while not self._stop.wait(LEASE / 5):
+            try:
+                self.renew()
+            except (FileError, RunError):
+                pass  # next time; the next save tells
+
+    def _text(self) -> bytes:
+        """Never the same twice, so that a write whose answer was lost is known again."""
+        return (json.dumps(self._owner | {"time": time.time(), "write": os.urandom(4).hex()}) + "\n").encode()
+
+
+def parse_owner(text: bytes) -> dict[str, Any]:
+    """The valid fields of a lock; empty if it is damaged or free."""
+    try:
+        found = parse(text, "a lock")
+    except FormatError:
+        return {}
+    fields = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in fields if name in _FIELDS and _FIELDS[name](value)}
+
+
+def _is_name(value: object) -> bool:
+    return type(value) is str and len(value) < 300
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "host": _is_name,
+    "pid": lambda value: type(value) is int and 0 < value < 1 << 31,
+    "id": _is_name,
+    "time": lambda value: type(value) in (int, float) and 0 <= value < 1 << 40,
+}
+
+
+def _is_free(owner: dict[str, Any], host: str) -> bool:
+    """Whether its owner has ended, or has not renewed it."""
+    # a time far in the future comes from a wrong clock; it could say "held" for years
+    late = not -_AHEAD < time.time() - owner.get("time", 0) <= LEASE
+    return late or (owner.get("host") == host and not _is_alive(owner.get("pid")))
+
+
+def _is_alive(pid: int | None) -> bool:
+    if pid is None or pid == os.getpid():  # a container that restarts gives the same number
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

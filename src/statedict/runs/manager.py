@@ -1,4 +1,4 @@
-"""CheckpointManager: saves the checkpoints of a training run, finds the newest sound one, keeps what is to be kept."""
+"""CheckpointManager: save the checkpoints of a training run, find the newest sound one, prune the rest."""
 
 from __future__ import annotations
 
@@ -17,55 +17,53 @@ from statedict.api.files import load, to_writable, unwrap_root
 from statedict.api.live import restore
 from statedict.collector import Paused
 from statedict.errors import RunError
-from statedict.io.urls import is_url, to_name
+from statedict.io.location import location
+from statedict.io.urls import to_name
 from statedict.reports.restore import RestoreReport
+from statedict.reports.runs import Pruned
 from statedict.runs import ending
-from statedict.runs.arguments import numbers, one_of, whole_step
 from statedict.runs.background import LOG, Background, retry
-from statedict.runs.coverage import put_back, split_covered
 from statedict.runs.directory import Directory
-from statedict.runs.exclusive import Exclusive
-from statedict.runs.keep import Policy, Schedule, to_policy, to_schedule
+from statedict.runs.keep import Policy, Schedule, numbers, one_of, to_policy, to_schedule, whole_step
+from statedict.runs.loader import put_back, split_covered
+from statedict.runs.lock import Lock
+from statedict.runs.look.reader import Reader
 from statedict.runs.manifest import DATA, Manifest
-from statedict.runs.preemption import USUAL, Preemption
-from statedict.runs.prune import Pruned, plan, remove
+from statedict.runs.prune import plan, remove
+from statedict.runs.replaced import find_superseded, settle
 from statedict.runs.writer import Writer, libraries
 
-_EXISTING = ("error", "continue", "replace")
 
-
-class CheckpointManager(Exclusive):
+class CheckpointManager(Reader):
     """The checkpoints of a training run, in a directory of their own.
 
-    Each is a directory named by its step, which appears whole: a file that any tool opens, a manifest with digests, and
-    a marker. Saving copies the tree and returns; the rest goes on in a thread, and the program ends when that has.
-    One process at a time writes; any number may read.
+    Each is a folder named by its step, which appears whole: a file that any tool opens, a manifest with digests, and a
+    marker. Saving copies the tree and returns; a thread does the rest, and the program waits for it at its end. One
+    process at a time writes; any number may read.
 
     Args:
-        directory: where; made if it is not there. Or a URL (`s3://`, `gs://`, `az://`).
-        keep: which checkpoints stay, once a newer one is committed and verified: a number for the latest so many, a
-            policy (`LatestN`, `BestN`, `EveryNSteps`, `EveryNSeconds`, `CustomSteps`), or a list of them, of which any
-            keeps. None keeps all.
+        directory: a path or URL; made if missing.
+        keep: which checkpoints stay once a newer one is committed and verified: an int means `LatestN(int)`, a list
+            means any-of `LatestN`, `BestN`, `EveryNSteps`, `EveryNSeconds`, `CustomSteps`. None keeps all.
         save_every: when `save` saves: a number of steps, a `timedelta`, `EveryNSteps`, `EveryNSeconds`, `CustomSteps`,
             or a list of them. None saves at every call.
         format: `"safetensors"` or `"torch"`.
         background: whether `save` returns once the tree is copied.
-        in_flight: how many copies there may be at a time; each takes as much memory as a checkpoint.
+        in_flight: most copies at a time; each takes as much memory as a checkpoint.
         busy: what `save` does when there are as many: `"wait"`, or `"skip"` this one.
-        verify: how the newest is looked at before it counts: `"full"`, by its digests; `"quick"`, by its manifest,
-            headers and sizes; `"off"`.
-        existing: what the first `save` does in a directory that has checkpoints from which nothing was restored:
-            `"error"`, `"continue"`, or `"replace"` them once the new one is committed. After a `restore`, `"replace"`
-            removes those that come after the step that was restored. Pinned ones stay.
-        preemption: signals at which the next `save` saves, whatever `save_every` says, and ends the process with the
-            status 128 + signal. True means SIGTERM and SIGUSR1.
-        retries: how often a write is tried again after an error that may pass, such as EIO.
-        check: a tree like those that will be saved. It is written and taken away again, and its size is held against
-            the disk's room for all checkpoints that `keep` lets there be, so that a disk which is too small is known
-            before training begins.
+        verify: how `latest` checks a checkpoint: `"full"` by its digests; `"quick"` by its manifest, headers and
+            sizes; `"off"` not.
+        existing: what the first `save` does if the directory has checkpoints and nothing was restored: `"error"`,
+            `"continue"`, or `"replace"` them once the new one is committed. After a `restore`, `"replace"` removes
+            those after the restored step. Pinned ones stay.
+        preemption: signals at which the next `save` saves, whatever `save_every` says, and ends the process with status
+            128 + signal. True means SIGTERM and SIGUSR1.
+        retries: how often to repeat a write after an error that may pass, such as EIO.
+        check: a tree like those to come, to write and remove now, which finds a disk that is too small for all that
+            `keep` keeps before training begins.
 
     Raises:
-        RunError: an argument makes no sense.
+        RunError: an argument is invalid.
         FileError: the directory cannot be made or written.
 
     >>> import numpy, statedict, tempfile
@@ -101,35 +99,35 @@ class CheckpointManager(Exclusive):
     ) -> None:
         one_of("format", format, tuple(DATA))
         one_of("busy", busy, ("wait", "skip"))
-        one_of("existing", existing, _EXISTING)
+        one_of("existing", existing, ("error", "continue", "replace"))
         if type(in_flight) is not int or type(retries) is not int or in_flight < 1 or retries < 0:
             raise RunError(f"in_flight={in_flight}, retries={retries}: in_flight is 1 or more, retries 0 or more")
-        name = to_name(directory)
-        # a relative path is that of now, wherever the process goes afterwards
-        super().__init__(Directory(name if is_url(name) else os.path.abspath(name)), to_policy(keep), verify)
+        # absolute, as the process may change its directory later
+        super().__init__(Directory(location(to_name(directory)).absolute()), to_policy(keep), verify)
         self._save_every = to_schedule(save_every)
         self._existing, self._waits = existing, busy == "wait"
         self._background = Background(in_flight) if background else None
         self._messages = self._background or Background(1)
         self._writer = Writer(self._files, self._keep, format, retries, self._messages.warn)
-        self._of_thread = local()
-        self._owed = False  # whether a save has failed and none has followed
+        self._lock: Lock | None = None
+        self._last: int | None = None  # saved or restored by this manager
+        self._of_thread = local()  # `last`: saved in it; threads that save side by side come in any order
+        self._ordered = False  # whether the next step is known to come after those that are there
+        self._owed = False  # whether the last save failed
         self._process, self._one_at_a_time = os.getpid(), RLock()
         self._not_captured: tuple[str, ...] | None = None
         self._since = time.monotonic()
         self._retries = retries
-        retry(self._files.make, retries, "the directory could not be made")
-        signals = USUAL if preemption is True else tuple(preemption or ())
-        self._preemption = Preemption(signals) if signals else None
+        retry(self._files.place.make, retries, "the directory could not be made")
+        signals = ending.USUAL if preemption is True else tuple(preemption or ())
+        self._preemption = ending.Preemption(signals) if signals else None
         if check is not None:
             self._rehearse(check)
 
     @property
     def preempted(self) -> bool:
-        """Whether a signal has said that the process is to end; the next `save` saves and ends it."""
+        """Whether a signal has announced the end of the process; the next `save` saves and ends it."""
         return self._preemption is not None and self._preemption.received != 0
-
-    # saving
 
     def should_save(self, step: int) -> bool:
         """Whether `save` would save at a step."""
@@ -146,24 +144,24 @@ class CheckpointManager(Exclusive):
         force: bool = False,
         overwrite: bool = False,
     ) -> bool:
-        """Save a checkpoint, if one is due. In the background, what happens to the tree afterwards does not reach it.
+        """Save a checkpoint if one is due. In the background, later changes of the tree do not reach it.
 
         Args:
             step: 0 or more.
             tree: as for `statedict.save`: models, optimizers, schedulers, samplers, `statedict.rng()`, plain values.
-                Loaders without a state are left out; what is, is logged at the first save and in the manifest.
+                Loaders without a state are left out, which is logged at the first save and written into the manifest.
             metrics: name → number.
             force: save whatever `save_every` says.
             overwrite: replace a checkpoint of that step.
 
         Returns:
-            Whether it was saved, or is about to be: not if it is not due, if it was saved or restored last, or if
+            Whether it is or will be saved: not if it is not due, if the step was saved or restored last, or if
             `busy="skip"`.
 
         Raises:
-            SystemExit: a signal has come, and the checkpoint is committed.
-            RunError: the step is there already, or those of another run are, or another process writes here.
-            FileError: the disk refuses, now or for the save before, which went on in the background.
+            SystemExit: a signal came, and the checkpoint is committed.
+            RunError: the step or those of another run are there already, or another process writes here.
+            FileError: the disk refuses, now or during the last save in the background.
             UnsupportedError: a value that no file can hold.
         """
         if os.getpid() != self._process:
@@ -175,19 +173,31 @@ class CheckpointManager(Exclusive):
         step, measured = whole_step(step), numbers({} if metrics is None else metrics)
         with self._one_at_a_time:
             saved = (force or self.should_save(step)) and self._save(step, tree, measured, force, overwrite)
-            self._end_if_preempted()
+            if self._preemption is not None and self._preemption.received:
+                self.wait()
+                self.close()
+                sys.exit(self._preemption.status)
         return saved
 
     def _save(self, step: int, tree: Any, measured: dict[str, float], force: bool, overwrite: bool) -> bool:
         if self._last == step and not overwrite and not (self._owed and not self._files.committed(step)):
             return False
         self._admit(step, overwrite)
-        kept, self._not_captured = self._covered(tree)
-        manifest = Manifest(step, time.time(), measured, libraries(), not_captured=self._not_captured)
+        kept, left = split_covered(tree)
+        if self._not_captured is None:
+            for what in left:
+                LOG.warning("not captured: %s", what)
+        self._not_captured = left
+        manifest = Manifest(step, time.time(), measured, libraries(), not_captured=left)
         if self._background is None:
             with Paused():
                 self._write(to_writable(kept), manifest)
-        elif not self._start(self._background, kept, manifest, self._waits or force or self.preempted):
+        elif not self._background.save(
+            lambda room: unwrap_root(copy_arrays(collect(kept), room)),
+            partial(self._write, manifest=manifest),
+            self._waits or force or self.preempted,
+        ):
+            LOG.info("step %d is not saved, %d are still being written", step, self._background.most)
             return False
         self._last = self._of_thread.last = step
         self._since = time.monotonic()
@@ -201,66 +211,103 @@ class CheckpointManager(Exclusive):
             raise
         self._owed = False
 
-    def _start(self, background: Background, tree: Any, manifest: Manifest, waiting: bool) -> bool:
-        room = background.room(waiting)
-        if room is None:
-            LOG.info("step %d is not saved, %d are still being written", manifest.step, background.most)
-            return False
-        try:
-            with Paused():
-                state = unwrap_root(copy_arrays(collect(tree), room))
-        except BaseException:
-            background.give_up(room)
-            raise
-        background.start(partial(self._write, state, manifest), room)
-        return True
-
-    def _end_if_preempted(self) -> None:
-        if self._preemption is not None and self._preemption.received:
-            self.wait()
-            self.close()
-            sys.exit(self._preemption.status)
-
-    def _covered(self, tree: Any) -> tuple[Any, tuple[str, ...]]:
-        kept, left = split_covered(tree)
-        if self._not_captured is None:
-            for what in left:
-                LOG.warning("not captured: %s", what)
-        return kept, left
-
     def _rehearse(self, tree: Any) -> None:
         kept, left = split_covered(tree)
         with Paused():
             root = to_writable(kept)
-        lock = self._locked()
+        lock = self._take_lock()
         try:
             self._writer.rehearse(root, Manifest(0, time.time(), {}, libraries(), not_captured=left))
         finally:
             lock.release()
 
+    def _admit(self, step: int, overwrite: bool) -> None:
+        """Refuse a step that is there, and another run's directory; the first time lock and clean the directory."""
+        if self._lock is None or not self._lock.held:
+            self._begin(step, overwrite)
+            return
+        self._lock.renew()
+        if not self._ordered:
+            self._check_order(step, overwrite, self._files.steps())
+        if overwrite:
+            return
+        there = step not in self._writer.replaced and self._files.committed(step)
+        if there and step not in find_superseded(self._files) and self._files.damage(step, "quick") is None:
+            raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
+        if step < getattr(self._of_thread, "last", step):
+            self._messages.wait()  # a later step may be under way
+            self._check_order(step, overwrite, self._files.steps())
+
+    def _begin(self, step: int, overwrite: bool) -> None:
+        lock = self._take_lock()
+        try:
+            there = self._files.steps()
+            if self._existing == "replace":
+                self._writer.replaced = [one for one in there if self._last is None or one > self._last]
+            self._check_new("nothing was restored; restore(tree)", there)
+            self._check_order(step, overwrite, there)
+            for clean in (self._files.clean, partial(settle, self._files)):
+                retry(clean, self._retries, "what is left over could not be removed")
+        except BaseException:
+            lock.release()
+            raise
+        self._lock, self._known, self._existing = lock, True, "continue"
+
+    def check_new(self, remedy: str) -> None:
+        """Refuse to begin training over checkpoints that nobody asked for, unless `existing` allows it.
+
+        Args:
+            remedy: what is wrong, and how to go on from them.
+        """
+        if self._existing == "error" and not self._known:
+            self._check_new(remedy, self._files.steps())
+        self._known = True
+
+    def _check_new(self, remedy: str, there: list[int]) -> None:
+        if there and self._existing == "error" and not self._known:
+            raise RunError(
+                f"{self._files}: has {len(there):,} checkpoints, up to step {there[-1]}, and {remedy} to go on, "
+                "existing='replace' to begin anew, or name another directory"
+            )
+
+    def _check_order(self, step: int, overwrite: bool, there: list[int]) -> None:
+        """Refuse a step before existing ones, which would be taken for the newest."""
+        past = {*self._writer.replaced} | find_superseded(self._files)
+        after = [one for one in there if one >= step + overwrite and one not in past]
+        later = [one for one in after if self._files.damage(one, self._verify) is None]
+        if later:
+            raise RunError(
+                f"{self._files}: has step {later[-1]}, which is not before step {step}; restore(tree) from it, or make "
+                "a manager with existing='replace', which removes what comes after the step that it restores"
+            )
+        self._ordered = True
+
+    def _take_lock(self) -> Lock:
+        take = partial(Lock, self._files.path, self._messages.wait)
+        lock = retry(take, self._retries, "the directory could not be locked")
+        self._files.place.guard = lock.guard
+        return lock
+
     @property
     def not_captured(self) -> tuple[str, ...]:
-        """What the tree that was saved last had and its checkpoint has not, in words."""
+        """What the last saved tree had and its checkpoint lacks."""
         return self._not_captured or ()
 
     def restore(self, tree: Any, step: int | None = None, **options: Any) -> RestoreReport:
-        """Put a checkpoint back into live objects; the newest sound one by default.
-
-        What is being saved is waited for first.
+        """Put a checkpoint back into live objects; the newest sound one by default. Waits for saves under way.
 
         Args:
             tree: as for `save`.
-            step: which one; one that is damaged is an error.
+            step: which one; a damaged one is an error.
             options: those of `statedict.restore`.
 
         Returns:
-            What happened to every entry; its `step` says which checkpoint it was.
+            The report of `statedict.restore`, with the step.
 
         Raises:
             MissingFileError: there is no checkpoint, or not that one.
             CorruptFileError: that step is damaged.
-            RestoreError: it does not fit, and nothing was written.
-            RunError: this process is a fork, made while a save was under way.
+            RestoreError: it does not fit; nothing was written.
         """
         self.wait()
         kept, _ = split_covered(tree)
@@ -268,22 +315,14 @@ class CheckpointManager(Exclusive):
         def use(chosen: int) -> RestoreReport:
             return replace(restore(kept, load(self._files.data(chosen)), **options), step=chosen)
 
-        report = self._opened(step, use)
+        report = self._open(step, use)
         if report.written:
             put_back(tree, kept)
             self._last, self._ordered = report.step, False
         return report
 
-    # the end
-
     def prune(self, *, dry_run: bool = False) -> Pruned:
-        """Remove what `keep` does not keep; that happens by itself after each save.
-
-        Args:
-            dry_run: remove nothing.
-
-        Returns:
-            What stays, and why; what is removed.
+        """Remove what `keep` does not keep, as each save does; with `dry_run` only report it.
 
         Raises:
             RunError: another process writes here.
@@ -296,35 +335,33 @@ class CheckpointManager(Exclusive):
         return retry(self._prune, self._retries, "some could not be removed")
 
     def _prune(self) -> Pruned:
-        lock = None
-        if self._lock is not None and self._lock.held:
-            self._lock.renew()
-        else:
-            lock = self._locked()
+        held = self._lock is not None and self._lock.held
+        lock = self._lock if self._lock is not None and held else self._take_lock()
+        lock.renew()
         try:
             found = plan(self._files, self._keep, set())
             remove(self._files, found)
+            return found
         finally:
-            if lock is not None:
+            if not held:
                 lock.release()
-        return found
 
     def wait(self) -> None:
-        """Until all that was saved is committed.
+        """Wait until everything saved is committed.
 
         Raises:
-            FileError: one of them could not be.
-            RunError: this process is a fork, made while a save was under way.
+            FileError: a save failed.
+            RunError: this process is a fork of one that saves.
         """
         if self._background is not None:
             self._background.wait()
         self._messages.surface(2)
 
     def close(self) -> None:
-        """Wait, and let others write into the directory. In a fork there is nothing to wait for.
+        """Wait, and let others write into the directory; in a fork there is nothing to wait for.
 
         Raises:
-            FileError: a save that went on in the background has failed.
+            FileError: a save in the background failed.
         """
         try:
             if os.getpid() == self._process:
@@ -350,4 +387,4 @@ class CheckpointManager(Exclusive):
             LOG.error("%s", failed)
             error.add_note("\n".join([f"and a save failed: {failed}", *getattr(failed, "__notes__", ())]))
             if not isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
-                ending.add_error(failed)  # who closes a generator or cancels a task is not shown its error
+                ending.add_error(failed)  # whoever closes a generator or cancels a task does not see its error

@@ -1,12 +1,12 @@
-"""What a checkpoint's directory says of itself.
+"""What a checkpoint's directory says about itself.
 
     100/                        named by its step
         checkpoint.safetensors  the tree: a file as `statedict.save` writes it; or checkpoint.pth
         manifest.json           what is in it, with digests
         COMMITTED               the digest of manifest.json, written last
 
-Without the last file it is no checkpoint. The manifest is JSON: `format`, `version`, `step`, `time` (UTC), `metrics`,
-`libraries`, `files` (name and bytes), `entries` (path, dtype, shape, digest of each tensor), `not_captured`. See
+Without COMMITTED it is no checkpoint. The manifest is JSON: `format`, `version`, `step`, `time` (UTC), `metrics`,
+`libraries`, `files` (name → bytes), `entries` (path, dtype, shape, digest of each tensor), `not_captured`. See
 docs/format.md.
 """
 
@@ -19,13 +19,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from statedict.errors import CorruptFileError
+from statedict import formats
+from statedict.errors import CorruptFileError, UnsupportedError
+from statedict.formats.places import open_file
+from statedict.io.json import parse
+from statedict.io.urls import redact
+from statedict.tensor.checks import Check, Problem
 
 NAME = "manifest.json"
 MARKER = "COMMITTED"
 DATA = {"safetensors": "checkpoint.safetensors", "torch": "checkpoint.pth"}
-WHOLE = 1 << 63
-"""Numbers of steps, bytes and elements are below this."""
+WHOLE = 1 << 63  # steps, bytes and elements are below this
 
 _FORMAT = "statedict checkpoint"
 _VERSION = 1
@@ -40,7 +44,7 @@ class Entry:
         path: its path.
         dtype: PyTorch's name.
         shape: sizes.
-        digest: XXH3-128 of its bytes, in hexadecimal; in a .pth that of the storage that it lies in.
+        digest: XXH3-128 of its bytes, in hexadecimal; in a .pth that of its storage.
     """
 
     path: str
@@ -51,16 +55,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """What a checkpoint says about itself.
 
     Attributes:
         step: the step of training.
         time: when it was saved, in seconds since 1970.
-        metrics: by name.
+        metrics: name → value.
         libraries: name → version.
         files: name → bytes.
         entries: its tensors, in order.
-        not_captured: what the tree had and this has not, in words.
+        not_captured: what the saved tree had and the checkpoint lacks.
     """
 
     step: int
@@ -73,17 +77,17 @@ class Manifest:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its files."""
+        """Total size of its files."""
         return sum(self.files.values())
 
     def encoded(self) -> bytes:
-        """As the file holds it."""
+        """The bytes of the file."""
         fields = {
             "format": _FORMAT,
             "version": _VERSION,
             "step": self.step,
             "time": datetime.fromtimestamp(self.time, UTC).isoformat(),
-            "metrics": {name: _number(value) for name, value in self.metrics.items()},
+            "metrics": {name: one if math.isfinite(one) else str(float(one)) for name, one in self.metrics.items()},
             "libraries": dict(self.libraries),
             "files": dict(self.files),
             "not_captured": list(self.not_captured),
@@ -93,16 +97,22 @@ class Manifest:
         return f'{head[:-2]},\n "entries": [\n{rows}\n ]\n}}\n'.encode()
 
 
+def encode(manifest: Manifest, file: str) -> bytes:
+    """Encode a manifest that reads back the same, or raise: JSON joins two halves of a surrogate pair."""
+    data = manifest.encoded()
+    if b"\\ud" in data:
+        for before, after in zip(manifest.entries, decode(data, redact(file)).entries, strict=True):
+            if before != after:
+                raise UnsupportedError(
+                    f"{before.path!r:.80}: holds the two halves of a surrogate pair, which a manifest would join; "
+                    "rename it"
+                )
+    return data
+
+
 def decode(data: bytes, where: str) -> Manifest:
-    """The manifest in a file.
-
-    Raises:
-        CorruptFileError: it is none.
-        LimitError: it would take more memory than its size justifies.
-    """
-    # names in a tree may hold what is no text, such as half of a surrogate pair, so those of tensors may too
-    from statedict.io.json import parse
-
+    """Decode a manifest."""
+    # names of tensors may hold what is not text, such as half of a surrogate pair
     found = parse(data, where, surrogates=True)
     try:
         if found["format"] != _FORMAT:
@@ -111,12 +121,15 @@ def decode(data: bytes, where: str) -> Manifest:
             raise CorruptFileError(
                 f"{where}: is of version {found['version']!r:.20}, this statedict reads {_VERSION}; update statedict"
             )
+        files = {name: parse_whole(size) for name, size in found["files"].items()}
+        for name in files.keys() - {*DATA.values()}:
+            raise ValueError(f"{name!r:.80} is none of a checkpoint's files, {' and '.join(DATA.values())}")
         return Manifest(
             parse_whole(found["step"]),
-            _time(found["time"]),
-            {_text(name): _metric(value) for name, value in found["metrics"].items()},
-            {_text(name): _text(version) for name, version in found["libraries"].items()},
-            {_is_ours(name): parse_whole(size) for name, size in found["files"].items()},
+            _parse_time(found["time"]),
+            {_parse_text(name): _parse_metric(value) for name, value in found["metrics"].items()},
+            {_parse_text(name): _parse_text(version) for name, version in found["libraries"].items()},
+            files,
             tuple(
                 Entry(str(path), str(kind), tuple(map(parse_whole, shape)), str(digest))
                 for path, kind, shape, digest in found["entries"]
@@ -129,43 +142,42 @@ def decode(data: bytes, where: str) -> Manifest:
         raise CorruptFileError(f"{where}: is no manifest of a checkpoint ({type(error).__name__}: {error})") from None
 
 
-def _text(value: Any) -> str:
-    """A name that any program can print and write.
-
-    Raises:
-        ValueError: it has half of a surrogate pair.
-    """
+def _parse_text(value: Any) -> str:
     text = str(value)
-    text.encode()
+    text.encode()  # half of a surrogate pair raises a ValueError: not every program can print and write it
     return text
 
 
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(float(value))
-
-
-def _metric(value: Any) -> float:
+def _parse_metric(value: Any) -> float:
     return _INFINITE[value] if isinstance(value, str) else float(value)
 
 
-def _is_ours(name: str) -> str:
-    if name not in DATA.values():
-        raise ValueError(f"{name!r:.80} is none of a checkpoint's files, {' and '.join(DATA.values())}")
-    return name
-
-
-def _time(text: str) -> float:
-    """Seconds since 1970 of a time that calendars have in UTC, too."""
+def _parse_time(text: str) -> float:
     seconds = datetime.fromisoformat(text).astimezone(UTC).timestamp()
-    return datetime.fromtimestamp(seconds, UTC).timestamp()  # the last microsecond of 9999 rounds up
+    return datetime.fromtimestamp(seconds, UTC).timestamp()  # the last microsecond of 9999 rounds up, and raises
 
 
 def parse_whole(value: Any) -> int:
-    """A number of steps, bytes or elements in a document.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Check that a value of a document is a number of steps, bytes or elements."""
     if type(value) is not int or not 0 <= value < WHOLE:
         raise ValueError(f"{value!r:.40} is no whole number")
     return value
+
+
+def digest(manifest: bytes) -> bytes:
+    """The marker for the bytes of a manifest."""
+    from xxhash import xxh3_128_hexdigest
+
+    return f"xxh3_128 {xxh3_128_hexdigest(manifest)}\n".encode()
+
+
+def read_entries(file: str) -> tuple[Entry, ...]:
+    """Read the tensors of a file with their digests, from its index alone."""
+    found: list[Entry] = []
+    for item in formats.checks(open_file(file))[1]:
+        if isinstance(item, Problem):
+            raise CorruptFileError(f"{redact(file)}: {item}")
+        if isinstance(item, Check):
+            digest = item.digest or ""
+            found += [Entry(path, one.dtype.name, tuple(one.shape), digest) for path, one in item.tensors]
+    return tuple(found)

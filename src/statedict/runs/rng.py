@@ -1,4 +1,4 @@
-"""The states of the generators of random numbers that a process shares: Python's, NumPy's, PyTorch's."""
+"""The states of the random generators that a process shares: Python's, NumPy's, PyTorch's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from statedict.tree.state_dict import StateDict
 
 
 class Rng:
-    """The generators that a process shares, as a thing with a state: put it into a tree that is saved and restored.
+    """The random generators that a process shares, as an object with a state to save and restore in a tree.
 
-    Python's `random`, NumPy's global generator, PyTorch's on the CPU and on each accelerator. Generators of their own
-    (`torch.Generator`, `numpy.random.Generator`) are not among them; they can stand in the tree themselves.
+    Python's `random`, NumPy's global generator, PyTorch's on the CPU and on each accelerator. Other generators
+    (`torch.Generator`, `numpy.random.Generator`) can stand in the tree themselves.
 
     >>> import random, statedict
     >>> state = statedict.capture({"rng": statedict.rng()})
@@ -28,24 +28,20 @@ class Rng:
     """
 
     def state_dict(self) -> StateDict:
-        """The state of each; of an accelerator that is not in use yet, none."""
+        """The state of each generator; nothing for an accelerator that is not in use yet."""
         state = StateDict({name: read(generator) for name, generator in shared_generators().items()})
-        name, module = _accelerator()
+        name, module = _find_accelerator()
         if name:
-            state[name] = _device_states(module)
+            state[name] = _read_devices(module)
         return state
 
     def check_state_dict(self, state: Any) -> Iterator[str]:
-        """Why the generators here cannot take a state.
-
-        Args:
-            state: of `state_dict`.
-        """
+        """Why the generators here cannot take a state."""
         for key, generator in shared_generators().items():
             for action, path, detail in faults(read(generator), state.get(key), key) if key in state else ():
                 if action != "unexpected":
                     yield f"{path}: {detail}"
-        name, module = _accelerator()
+        name, module = _find_accelerator()
         count = module.device_count() if name else 0
         if state.get(name) and len(state[name]) != count:
             yield (
@@ -54,20 +50,17 @@ class Rng:
             )
 
     def load_state_dict(self, state: Any) -> None:
-        """Set each to its state.
-
-        Args:
-            state: of `state_dict`.
+        """Set each generator to its state.
 
         Raises:
-            RestoreError: the state is that of other generators, or of more or other devices, than there are.
+            RestoreError: the state is that of other generators, or of another number of devices.
         """
         for fault in self.check_state_dict(state):
             raise RestoreError(fault)
         for key, generator in shared_generators().items():
             if key in state:
                 write(generator, state[key])
-        name, module = _accelerator()
+        name, module = _find_accelerator()
         if state.get(name):
             states = to_framework(state[name])
             if hasattr(module, "set_rng_state_all"):
@@ -77,12 +70,12 @@ class Rng:
 
 
 def rng() -> Rng:
-    """The generators of random numbers that the process shares; see `Rng`."""
+    """The random generators that the process shares; see `Rng`."""
     return Rng()
 
 
 def shared_generators() -> dict[str, Any]:
-    """The generators behind the functions of `random`, `numpy.random` and `torch`, the last if it is loaded."""
+    """The generators behind `random`, `numpy.random`, and `torch` if it is loaded."""
     import numpy
 
     found = {"python": random._inst, "numpy": numpy.random.mtrand._rand}
@@ -90,7 +83,7 @@ def shared_generators() -> dict[str, Any]:
     return found if torch is None else found | {"torch": torch.default_generator}
 
 
-def _accelerator() -> tuple[str, Any]:
+def _find_accelerator() -> tuple[str, Any]:
     """The name and the module of the accelerator, such as `torch.cuda`; an empty name without one."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.accelerator.is_available():
@@ -100,8 +93,7 @@ def _accelerator() -> tuple[str, Any]:
     return (name, module) if hasattr(module, "get_rng_state") else ("", None)
 
 
-def _device_states(module: Any) -> list[Any]:
-    """The state of each device, and none before the first use of one, which this must not be."""
+def _read_devices(module: Any) -> list[Any]:
     if hasattr(module, "is_initialized") and not module.is_initialized():
-        return []
+        return []  # reading a state would initialize the devices
     return list(module.get_rng_state_all()) if hasattr(module, "get_rng_state_all") else [module.get_rng_state()]

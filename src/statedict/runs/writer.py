@@ -1,4 +1,4 @@
-"""A checkpoint on its way to the disk: written, tried again, compared with the one before; then the old ones go."""
+"""Write a checkpoint: retry, compare it with the last one, then prune."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from statedict import __version__
 from statedict.api.look import verify
 from statedict.errors import CorruptFileError, FileError, file_error
 from statedict.runs.background import retry
-from statedict.runs.directory import Directory
+from statedict.runs.directory import Directory, Result
 from statedict.runs.keep import Policy
 from statedict.runs.manifest import Entry, Manifest
 from statedict.runs.prune import plan, remove
@@ -27,41 +27,44 @@ class Writer:
     """Writes checkpoints into a directory, one at a time.
 
     Attributes:
-        replaced: steps that are removed once the next one is committed.
+        replaced: steps to remove once the next one is committed.
     """
 
     def __init__(
         self, files: Directory, keep: Policy | None, format: str, retries: int, warn: Callable[[str], None]
     ) -> None:
         self._files, self._keep, self._format, self._retries, self._warn = files, keep, format, retries, warn
-        self._before: tuple[int, tuple[Entry, ...]] | None = None
+        self._before: tuple[int, list[Entry]] | None = None
         self.replaced: list[int] = []
 
     def __call__(self, root: Any, manifest: Manifest) -> None:
-        """Write one.
-
-        Raises:
-            FileError: it was not committed.
-            CorruptFileError: it was, and is not as it was written; nothing was pruned.
-        """
+        """Write one."""
         step = manifest.step
         commit = partial(self._files.commit, root, manifest, self._format)
         if self.replaced:
             commit = partial(commit, announce=partial(announce, self._files, step, self.replaced))
-        try:
-            written = retry(commit, self._retries, f"step {step} could not be saved")
-        except OSError as error:
-            raise _failure(f"step {step} was not saved", error) from error
+        written = self._retry(commit, f"step {step} could not be saved", f"step {step} was not saved")
         self._compare(written)
         if self._keep is not None or self.replaced:
-            try:
-                retry(partial(self._prune, step), self._retries, f"after step {step} others could not be removed")
-            except OSError as error:
-                raise _failure(f"step {step} is saved, and others could not be removed", error) from error
+            self._retry(
+                partial(self._prune, step),
+                f"after step {step} others could not be removed",
+                f"step {step} is saved, and others could not be removed",
+            )
+
+    def _retry(self, work: Callable[[], Result], what: str, failure: str) -> Result:
+        try:
+            return retry(work, self._retries, what)
+        except OSError as error:
+            if error.errno is None:
+                raise FileError(f"{failure}: {error}") from error
+            raise file_error(str(error.filename or ""), failure, error) from error
 
     def _compare(self, written: Manifest) -> None:
-        before, self._before = self._before, (written.step, _trained_entries(written.entries))
-        if before is not None and before[0] != written.step and before[1] and before[1] == self._before[1]:
+        # what training changes: floating tensors of some size, not states of generators nor counts of steps
+        trained = [one for one in written.entries if "float" in one.dtype and one.shape not in ((), (1,))]
+        before, self._before = self._before, (written.step, trained)
+        if before is not None and before[0] != written.step and before[1] and before[1] == trained:
             self._warn(
                 f"{self._files}: steps {before[0]} and {written.step} have the same weights; is the model that is "
                 "saved the one that is trained?"
@@ -78,18 +81,14 @@ class Writer:
             remove(self._files, plan(self._files, self._keep, {step}))
 
     def rehearse(self, root: Any, manifest: Manifest) -> None:
-        """See whether the disk has room for as many checkpoints as there will be; write one, and take it away.
+        """Check that the disk has room for all checkpoints to come; write one, and remove it."""
 
-        Raises:
-            FileError: the disk is too small, or refuses.
-        """
-        commit = partial(self._files.commit, root, manifest, self._format, dry_run=True)
-        try:
+        def attempt() -> None:
             if not self._files.remote:
                 self._check_room(covered_bytes([tensor for _, tensor in tensors_of(root)]))
-            retry(commit, self._retries, "a checkpoint could not be saved for a try")
-        except OSError as error:
-            raise _failure("no step could be saved here", error) from error
+            self._files.commit(root, manifest, self._format, dry_run=True)
+
+        self._retry(attempt, "a checkpoint could not be saved for a try", "no step could be saved here")
 
     def _check_room(self, nbytes: int) -> None:
         found = os.statvfs(self._files.path)
@@ -108,14 +107,3 @@ def libraries() -> dict[str, str]:
     """Name → version of what makes checkpoints here."""
     versions = {"statedict": __version__, "python": platform.python_version()}
     return versions | {name: str(sys.modules[name].__version__) for name in ("numpy", "torch") if name in sys.modules}
-
-
-def _trained_entries(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    """The entries that training changes: floating ones of some size, not states of generators nor counts of steps."""
-    return tuple(one for one in entries if "float" in one.dtype and one.shape not in ((), (1,)))
-
-
-def _failure(what: str, error: OSError) -> FileError:
-    if error.errno is None:
-        return FileError(f"{what}: {error}")
-    return file_error(str(error.filename or ""), what, error)

@@ -1,4 +1,4 @@
-"""Which step broke a run: a test is carried out at steps chosen by halves, as `git bisect run` does with commits."""
+"""Which step broke a run: halve the checkpoints and test, as `git bisect run` does with commits."""
 
 from __future__ import annotations
 
@@ -8,81 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from statedict.errors import RunError
 from statedict.io.location import location
-from statedict.io.urls import is_url, redact, to_name
-from statedict.runs.look.listing import Checkpoint, find, listing
-from statedict.values import count
+from statedict.io.urls import redact, to_name
+from statedict.reports.runs import Bisection, Checkpoint, Tried
+from statedict.runs.look.listing import find, listing
 
 GOOD, BAD, SKIP = "good", "bad", "skip"
 _SKIP = 125
 _PLACE = re.compile(r"(?<!\$)\{(checkpoint|step|name)\}")
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """A checkpoint that was tested.
-
-    Attributes:
-        name: its name.
-        step: its step.
-        verdict: `good`, `bad` or `skip`.
-        seconds: how long the test took.
-    """
-
-    name: str
-    step: int | None
-    verdict: str
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON."""
-        return {"checkpoint": self.name, "step": self.step, "verdict": self.verdict, "seconds": round(self.seconds, 3)}
-
-
-@dataclass(frozen=True, slots=True)
-class Bisection:
-    """What `bisect` found.
-
-    Attributes:
-        directory: of the run.
-        good: the last checkpoint that is known to be good.
-        bad: the first one that is known to be bad.
-        between: names of those between the two, which could not be tested; empty if `bad` is the first bad one.
-        tried: what was tested, in that order.
-    """
-
-    directory: str
-    good: Checkpoint
-    bad: Checkpoint
-    between: tuple[str, ...]
-    tried: tuple[Tried, ...]
-
-    @property
-    def found(self) -> bool:
-        """Whether `bad` is the first bad one for sure."""
-        return not self.between
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON."""
-        return {
-            "directory": self.directory,
-            "found": self.found,
-            "good": self.good.to_json(),
-            "bad": self.bad.to_json(),
-            "between": list(self.between),
-            "tried": [one.to_json() for one in self.tried],
-        }
-
-    def __str__(self) -> str:
-        tests = count(len(self.tried), "test")
-        if self.found:
-            return f"{self.bad.name} is the first bad checkpoint, {self.good.name} the last good one ({tests})"
-        names = ", ".join((*self.between, self.bad.name))
-        return f"the first bad checkpoint is one of {names}; those before {self.bad.name} were skipped ({tests})"
+_QUOTES = {"": ('"', '"'), '"': ("", ""), "'": ("'\"", "\"'")}  # quote → what stands around a variable inside it
 
 
 def bisect(
@@ -96,78 +34,49 @@ def bisect(
 ) -> Bisection:
     """Find the first checkpoint for which a test fails, with as few tests as halving takes.
 
-    Both ends are tested first. The checkpoints that are damaged or have no step are left out; of a run that goes on,
-    those that are pruned meanwhile are skipped.
+    Both ends are tested first. Damaged checkpoints and those without a step are left out; those that are pruned
+    meanwhile are skipped.
 
     Args:
-        directory: of a run, or its URL; whoever wrote it.
-        test: a command for the shell, with `{checkpoint}` (the path of its file or folder), `{step}` or `{name}` in it;
-            they are also in the variables `STATEDICT_CHECKPOINT`, `STATEDICT_STEP` and `STATEDICT_NAME`. Its exit
-            status means: 0 good, 125 cannot be tested, 1 to 127 bad, above: stop. Or a function of a `Checkpoint` that
-            returns whether it is good, None if that cannot be told.
-        good: a step or name that is good; the first one by default.
-        bad: a later one that is bad; the last one by default.
-        tell: called after each test with what it found and how many checkpoints are left between good and bad.
-        stdout: where a command's output goes, as for `subprocess.run`.
+        directory: the run, or its URL, by any writer.
+        test: a shell command with `{checkpoint}` (the path of its file or folder), `{step}` or `{name}` in it, which
+            are also in `STATEDICT_CHECKPOINT`, `STATEDICT_STEP` and `STATEDICT_NAME`. Exit status: 0 good, 125 cannot
+            be tested, 1 to 127 bad, above: stop. Or a function of a `Checkpoint` that returns whether it is good, None
+            if it cannot tell.
+        good: a step or name that is good; the first by default.
+        bad: a later one that is bad; the last by default.
+        tell: called after each test with the result and how many checkpoints are left between good and bad.
+        stdout: where the command's output goes, as for `subprocess.run`.
 
     Raises:
         RunError: the good end is bad, the bad end is good, there are too few checkpoints, or the command says stop.
-        StateDictError: what `listing` raises.
+        StateDictError: as `listing`.
 
-    >>> import numpy, tempfile
-    >>> import statedict
-    >>> from statedict.runs import bisect
+    >>> import numpy, tempfile, statedict
     >>> with statedict.CheckpointManager(tempfile.mkdtemp(), background=False) as manager:
     ...     for step in range(10, 110, 10):
     ...         _ = manager.save(step, {"w": numpy.array([step, numpy.nan if step > 60 else 1])})
-    >>> print(bisect(manager.directory, lambda one: not statedict.stats(one.path).total.nan))
+    >>> print(statedict.runs.bisect(manager.directory, lambda one: not statedict.stats(one.path).total.nan))
     70 is the first bad checkpoint, 60 the last good one (5 tests)
     """
-    where = redact(to_name(directory))
-    everything = listing(directory)
-    line = [one for one in everything if one.usable and one.step is not None]
-    first, last = _end(everything, line, good, 0, where), _end(everything, line, bad, len(line) - 1, where)
+    where, every = redact(to_name(directory)), listing(directory)
+    line = [one for one in every if one.usable and one.step is not None]
+    first = 0 if good is None else _find_end(every, line, good, where)
+    last = len(line) - 1 if bad is None else _find_end(every, line, bad, where)
     if first >= last:
         raise RunError(
             f"{where}: good is {line[first].name}, bad {line[last].name}; the good one has to come first"
             if line and (good is not None or bad is not None)
             else f"{where}: has {len(line)} checkpoints that can be tested, two are needed"
         )
-    tried: list[Tried] = []
-    skipped: set[int] = set()
-
-    def verdict(at: int, left: int) -> str:
-        began = time.monotonic()
-        one = line[at]
-        said = _ran(test, one, stdout) if isinstance(test, str) else _word(test(one))
-        tried.append(Tried(one.name, one.step, said, time.monotonic() - began))
-        if said == SKIP:
-            skipped.add(at)
-        if tell is not None:
-            tell(tried[-1], left)
-        return said
-
-    low = _verify_end(verdict, line, first, last, GOOD, None if good is None else where)
-    high = _verify_end(verdict, line, last, low, BAD, None if bad is None else where)
-    while True:
-        between = [at for at in range(low + 1, high) if at not in skipped]
-        if not between:
-            break
-        middle = min(between, key=lambda at: abs(2 * at - low - high))
-        said = verdict(middle, len(between) - 1)
-        if said == GOOD:
-            low = middle
-        elif said == BAD:
-            high = middle
-    return Bisection(where, line[low], line[high], tuple(line[at].name for at in range(low + 1, high)), tuple(tried))
+    search = _Search(line, partial(_run, test, stdout=stdout) if isinstance(test, str) else test, tell)
+    low = search.check_end(first, last, GOOD, good is not None)
+    high = search.check_end(last, low, BAD, bad is not None)
+    return search.halve(where, low, high)
 
 
-def _end(
-    everything: Sequence[Checkpoint], line: list[Checkpoint], given: str | int | None, usual: int, where: str
-) -> int:
-    if given is None:
-        return usual
-    one = find(everything, given, where)
+def _find_end(every: Sequence[Checkpoint], line: list[Checkpoint], which: str | int, where: str) -> int:
+    one = find(every, which, where)
     if one not in line:
         raise RunError(
             f"{where}: {one.name} cannot be tested; it is {one.state}{' and has no step' * (one.step is None)}"
@@ -175,30 +84,52 @@ def _end(
     return line.index(one)
 
 
-def _verify_end(
-    verdict: Callable[[int, int], str], line: list[Checkpoint], end: int, other: int, wanted: str, given: str | None
-) -> int:
-    """The end that is what it has to be; one that was not named and cannot be tested is passed over."""
-    towards = 1 if other > end else -1
-    for at in range(end, other, towards):
-        said = verdict(at, abs(other - at) - 1)
-        if said == wanted:
-            return at
-        if said != SKIP:
-            remedy = (
-                "the test fails there, too: does it run at all?" if wanted == GOOD else "the test passes there, too"
-            )
-            raise RunError(f"{line[at].name} is {said}, expected it to be {wanted}; {remedy}")
-        if given is not None:
-            raise RunError(f"{line[at].name} was to be {wanted}, and the test skips it; name another one")
-    raise RunError(f"the test skips all checkpoints from {line[end].name} to {line[other].name}")
+class _Search:
+    def __init__(
+        self, line: list[Checkpoint], test: Callable[[Checkpoint], Any], tell: Callable[[Tried, int], None] | None
+    ) -> None:
+        self._line, self._test, self._tell = line, test, tell
+        self._tried: list[Tried] = []
+        self._skipped: set[int] = set()
+
+    def _try(self, at: int, left: int) -> str:
+        began, one = time.monotonic(), self._line[at]
+        answer = self._test(one)
+        verdict = SKIP if answer is None else GOOD if answer else BAD
+        self._tried.append(Tried(one.name, one.step, verdict, time.monotonic() - began))
+        if verdict == SKIP:
+            self._skipped.add(at)
+        if self._tell is not None:
+            self._tell(self._tried[-1], left)
+        return verdict
+
+    def check_end(self, end: int, other: int, wanted: str, named: bool) -> int:
+        """Test an end; if it cannot be tested and the caller did not name it, try the next one towards the other."""
+        line = self._line
+        for at in range(end, other, 1 if other > end else -1):
+            verdict = self._try(at, abs(other - at) - 1)
+            if verdict == wanted:
+                return at
+            if verdict != SKIP:
+                remedy = "fails there, too: does it run at all?" if wanted == GOOD else "passes there, too"
+                raise RunError(f"{line[at].name} is {verdict}, expected it to be {wanted}; the test {remedy}")
+            if named:
+                raise RunError(f"{line[at].name} was to be {wanted}, and the test skips it; name another one")
+        raise RunError(f"the test skips all checkpoints from {line[end].name} to {line[other].name}")
+
+    def halve(self, where: str, low: int, high: int) -> Bisection:
+        while between := [at for at in range(low + 1, high) if at not in self._skipped]:
+            middle = min(between, key=lambda at: abs(2 * at - low - high))
+            verdict = self._try(middle, len(between) - 1)
+            if verdict == GOOD:
+                low = middle
+            elif verdict == BAD:
+                high = middle
+        names = tuple(one.name for one in self._line[low + 1 : high])
+        return Bisection(where, self._line[low], self._line[high], names, tuple(self._tried))
 
 
-def _word(answer: Any) -> str:
-    return SKIP if answer is None else GOOD if answer else BAD
-
-
-def _ran(command: str, one: Checkpoint, stdout: Any) -> str:
+def _run(command: str, one: Checkpoint, stdout: Any) -> bool | None:
     words = {"checkpoint": one.path, "step": str(one.step), "name": one.name}
     variables = {_variable(name): word for name, word in words.items()}
     sys.stdout.flush()
@@ -208,18 +139,14 @@ def _ran(command: str, one: Checkpoint, stdout: Any) -> str:
     status = 128 - done.returncode if done.returncode < 0 else done.returncode
     if status >= 128:
         raise RunError(f"{one.name}: the test ended with status {status}, which means stop: {command}")
-    return GOOD if status == 0 else SKIP if status == _SKIP or _is_gone(one) else BAD
-
-
-def _is_gone(one: Checkpoint) -> bool:
-    """Whether a run that goes on has pruned it meanwhile, so that the test could only fail."""
-    if is_url(one.path):
-        return one.kind == "statedict" and not location(one.path).exists()
-    return not os.path.exists(one.path)
+    place = location(one.path)
+    # a checkpoint that was pruned meanwhile fails any test; of folders in a store only the list tells
+    gone = status not in (0, _SKIP) and not place.exists() and place.names() is None
+    return None if gone or status == _SKIP else status == 0
 
 
 def fill_command(command: str) -> str:
-    r"""A command for the shell with variables in the place of `{checkpoint}`, `{step}` and `{name}`, quoted as needed.
+    r"""Replace `{checkpoint}`, `{step}` and `{name}` in a shell command by variables, quoted as needed.
 
     What is in a variable is never read as a command, whatever a file is called.
 
@@ -244,10 +171,6 @@ def fill_command(command: str) -> str:
             out.append(character)
             at += 1
     return "".join(out)
-
-
-# what stands around a variable within which quotes
-_QUOTES = {"": ('"', '"'), '"': ("", ""), "'": ("'\"", "\"'")}
 
 
 def _variable(name: str) -> str:

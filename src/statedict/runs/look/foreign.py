@@ -1,4 +1,4 @@
-"""Checkpoints that others wrote into a directory: recognised by their names and their content, read and never changed.
+"""Checkpoints that others wrote into a directory: recognised by name and content, never changed.
 
 | kind | looks like | metrics are |
 |---|---|---|
@@ -10,16 +10,15 @@
 | `sharded` | `model.safetensors.index.json` | none |
 | `torch`, `safetensors`, … | `step_500.pt`, `500.pth`: a file of that format | in its name |
 
-The step is the number behind `step` or `iter` in the name; without one that behind `epoch`; without that the one which
-ends it, if nothing else or a word for a checkpoint stands before it (`500`, `ckpt-500`, `model_500`). Any other number
-is part of a name (`resnet50`, `2024-11-22`). Names of a series of one (best, last, final) without `step` have none.
+The step is the number behind `step` or `iter` in the name, else the one behind `epoch`, else the one at the end if
+nothing or a word for a checkpoint stands before it (`500`, `ckpt-500`, `model_500`). Any other number is part of the
+name (`resnet50`, `2024-11-22`). `best`, `last` and `final` without `step` have no step.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -30,6 +29,7 @@ from statedict.formats import places
 from statedict.io.json import parse, read_document
 from statedict.io.location import location
 from statedict.io.urls import Item, join, redact
+from statedict.reports.runs import DAMAGED, FOREIGN, Checkpoint
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _INDEX = ".index.json"
@@ -53,31 +53,8 @@ _NUMBERED = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """A checkpoint of another writer.
-
-    Attributes:
-        step: from its name; None if that has none.
-        path: the file or folder, or its URL.
-        kind: of the table above.
-        nbytes: of the file, or of the files in the folder.
-        time: when it was changed, in seconds since 1970.
-        metrics: by name.
-        damage: why it is none that can be opened; None if nothing is known against it.
-    """
-
-    step: int | None
-    path: str
-    kind: str
-    nbytes: int
-    time: float
-    metrics: Mapping[str, float]
-    damage: str | None = None
-
-
 def step_of(name: str) -> int | None:
-    """The step that a name has.
+    """The step in a name.
 
     >>> [step_of(name) for name in ("epoch=3-step=500.ckpt", "ckpt-500.pth", "epoch_3.pt", "best-7.pt", "resnet50.pt")]
     [500, 500, 3, None, None]
@@ -109,40 +86,47 @@ def _stem(name: str) -> str:
     return re.sub(r"-v\d+$", "", name)
 
 
-def recognize(directory: str, name: str, item: Item) -> Foreign | None:
-    """The checkpoint of that name in a directory; None if it is none."""
+def recognize(directory: str, inside: Mapping[str, Item], name: str) -> Checkpoint | None:
+    """The checkpoint that another writer left under a name in a directory; None if it is something else."""
     if name.startswith(".") or _BESIDE.fullmatch(name):
         return None
+    path, item = join(directory, name), inside[name]
     try:
         places.inside(directory, name)
     except FormatError as error:
-        step = step_of(name) if item.folder or name.endswith((_INDEX, *_SUFFIXES)) else None
-        path = join(directory, name)
-        return None if step is None else Foreign(step, path, "link", 0, item.time, metrics_of(name), str(error))
-    return _folder(join(directory, name), name) if item.folder else _file(directory, name, item)
+        if step_of(name) is None or not (item.folder or name.endswith((_INDEX, *_SUFFIXES))):
+            return None
+        return _make(path, name, "link", 0, item.time, metrics_of(name), error)
+    return _read_folder(path, name) if item.folder else _read_file(path, inside, name)
 
 
-def _folder(path: str, name: str) -> Foreign | None:
-    inside = location(path).contents() or {}
-    files = {one: item for one, item in inside.items() if not item.folder}
+def _make(
+    path: str, name: str, kind: str, nbytes: int, time: float, metrics: Mapping[str, float], error: object = None
+) -> Checkpoint:
+    state, damage = (FOREIGN, "") if error is None else (DAMAGED, str(error))
+    return Checkpoint(step_of(name), path, kind, nbytes, time, metrics, state, False, name, damage)
+
+
+def _read_folder(path: str, name: str) -> Checkpoint | None:
+    files = {one: item for one, item in (location(path).contents() or {}).items() if not item.folder}
     kind = next((kind for kind, is_one in _FOLDERS.items() if is_one(files)), None)
     if kind is None:
         return None
-    damage = None
+    damage: StateDictError | None = None
     try:
         places.entry(path)
     except FormatError as error:
         if kind == "folder":
             return None
-        damage = str(error)
-    nbytes, time = sum(item.size for item in files.values()), max(item.time for item in files.values())
+        damage = error
     metrics: dict[str, float] = {}
     if kind == "transformers":
         try:
             metrics = _read_log(places.inside(path, _TRAINER), step_of(name))
         except StateDictError as error:
-            damage = damage or str(error)
-    return Foreign(step_of(name), path, kind, nbytes, time, metrics, damage)
+            damage = damage or error
+    nbytes, time = sum(item.size for item in files.values()), max(item.time for item in files.values())
+    return _make(path, name, kind, nbytes, time, metrics, damage)
 
 
 _FOLDERS: dict[str, Any] = {
@@ -154,7 +138,7 @@ _FOLDERS: dict[str, Any] = {
 
 
 def _read_log(path: str, step: int | None) -> dict[str, float]:
-    """The numbers of the log's records of a step, or of its last step."""
+    """The metrics that a Trainer logged at a step, or at its last step."""
     state = parse(read_document(location(path).open()), redact(path), constants=True)
     try:
         records = [record for record in state["log_history"] if isinstance(record, dict)]
@@ -167,62 +151,52 @@ def _read_log(path: str, step: int | None) -> dict[str, float]:
             if type(value) in (int, float) and not _NOT_METRICS.fullmatch(key)
         }
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise FormatError(f"{redact(path)}: is no log of a Trainer ({type(error).__name__}: {error})") from None
+        raise FormatError(f"{redact(path)}: not the log of a Trainer ({type(error).__name__}: {error})") from None
 
 
-def _file(directory: str, name: str, item: Item) -> Foreign | None:
-    path = join(directory, name)
+def _read_file(path: str, inside: Mapping[str, Item], name: str) -> Checkpoint | None:
+    item, metrics = inside[name], metrics_of(name)
     if name.endswith(_INDEX):
-        return Foreign(step_of(name), path, "sharded", _of_shards(directory, name), item.time, metrics_of(name))
+        first, _, suffix = name.removesuffix(_INDEX).rpartition(".")
+        shards = re.compile(re.escape(first or suffix) + r"-\d+-of-\d+\..*")
+        nbytes = sum(one.size for shard, one in inside.items() if shards.fullmatch(shard))
+        return _make(path, name, "sharded", nbytes, item.time, metrics)
     if not name.endswith(_SUFFIXES) or _SHARD.search(name):
         return None
-    step, metrics = step_of(name), metrics_of(name)
     try:
         kind = formats.detect(location(path).open())
         if name.endswith(".ckpt"):
-            scores = _scores(path, name)
+            scores = _read_scores(path, name)
             if scores is not None:
                 kind, metrics = "lightning", scores | metrics
     except (FormatError, FileError) as error:
-        if step is None or name.endswith(".bin") or isinstance(error, MissingFileError):
+        if step_of(name) is None or name.endswith(".bin") or isinstance(error, MissingFileError):
             return None
-        return Foreign(step, path, "file", item.size, item.time, metrics, str(error))
-    return Foreign(step, path, kind, item.size, item.time, metrics)
+        return _make(path, name, "file", item.size, item.time, metrics, error)
+    return _make(path, name, kind, item.size, item.time, metrics)
 
 
-def _of_shards(directory: str, name: str) -> int:
-    stem = name.removesuffix(_INDEX)
-    first, _, suffix = stem.rpartition(".")
-    shards = re.compile(re.escape(first or suffix) + r"-\d+-of-\d+\..*")
-    return sum(item.size for one, item in (location(directory).contents() or {}).items() if shards.fullmatch(one))
-
-
-def _scores(path: str, name: str) -> dict[str, float] | None:
-    """The scores that Lightning's callbacks gave a checkpoint; None if Lightning has not written it."""
+def _read_scores(path: str, name: str) -> dict[str, float] | None:
+    """The scores that Lightning's callbacks gave a checkpoint; None if Lightning did not write it."""
     state = load(path)
     if "pytorch-lightning_version" not in state:
         return None
     callbacks = state.get("callbacks")
-    return dict(_list_callbacks(callbacks, name)) if isinstance(callbacks, dict) else {}
-
-
-def _list_callbacks(callbacks: Mapping[Any, Any], name: str) -> Iterator[tuple[str, float]]:
-    for callback in callbacks.values():
+    found: dict[str, float] = {}
+    for callback in callbacks.values() if isinstance(callbacks, dict) else ():
         if not isinstance(callback, dict) or not isinstance(callback.get("monitor"), str):
             continue
         best = callback.get("best_k_models")
-        scores = (
-            {PurePosixPath(path).name: score for path, score in best.items() if isinstance(path, str)}
-            if isinstance(best, dict)
-            else {}
-        )
+        best = best if isinstance(best, dict) else {}
+        scores = {PurePosixPath(path).name: score for path, score in best.items() if isinstance(path, str)}
         chosen = callback.get("best_model_path")
         if isinstance(chosen, str) and PurePosixPath(chosen).name == name:
             scores.setdefault(name, callback.get("best_model_score"))
-        score = scores.get(name, callback.get("current_score"))
+        score: Any = scores.get(name, callback.get("current_score"))
         try:
-            yield callback["monitor"], float(score)  # type: ignore[arg-type]
+            found[callback["monitor"]] = float(score)
         except FormatError:
             raise
-        except (TypeError, ValueError, OverflowError, RuntimeError):  # it is no number, or one that no float holds
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # not a number that a float holds
             pass
+    return found
