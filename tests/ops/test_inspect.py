@@ -12,7 +12,7 @@ import statedict
 from statedict.ops.inspect import is_model, state_dicts
 from statedict.reports.summary import Total
 from statedict.tensor.lazy import as_lazy
-from statedict.tree.optimizer import is_optimizer
+from statedict.tree.layout import is_optimizer
 from statedict.values import Opaque
 
 from ..work import assert_linear, steps

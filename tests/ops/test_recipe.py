@@ -9,7 +9,13 @@ import torch
 
 import statedict
 from statedict import alter
-from statedict.ops.alter.steps import VERBS, apply, describe, parsed_index, read_plan
+from statedict.ops.alter import steps
+from statedict.ops.alter.steps import VERBS, describe, parsed_index, read_plan
+from statedict.tree.layout import Layout
+
+
+def apply(tree: statedict.StateDict, step: Any) -> Any:
+    return steps.apply(Layout(tree), step).tree
 
 
 def state() -> statedict.StateDict:

@@ -13,7 +13,7 @@ from statedict.tensor.arrays import format_boxes
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
-from statedict.tree.optimizer import is_optimizer
+from statedict.tree.layout import is_optimizer
 from statedict.tree.walk import free_name, label, nest, walk
 from statedict.values import Opaque, shorten
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.alter.outline import Layout
 from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.optimizer import find_model, is_optimizer, names_of
+from statedict.tree.layout import Layout, is_optimizer
+from statedict.tree.optimizer import find_model, names_of
 from statedict.tree.walk import label
 from statedict.values import abbreviate, count
 

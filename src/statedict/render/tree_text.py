@@ -14,7 +14,7 @@ from statedict.render.text import number, printable, shape, table
 from statedict.reports.stats import GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, Summary, Total, marked
 from statedict.tensor.lazy import as_lazy, is_array
-from statedict.tree.optimizer import is_optimizer
+from statedict.tree.layout import is_optimizer
 from statedict.tree.state_dict import StateDict, transform
 from statedict.values import count, human_bytes, shorten
 

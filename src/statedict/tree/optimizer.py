@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from statedict.errors import TreeError
 from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tree.layout import Layout
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH
 
@@ -41,22 +42,12 @@ _FACTORED = (("row_var", "col_var", 1), ("exp_avg_sq_row", "exp_avg_sq_col", 0))
 """What Adafactor keeps of rows and of columns, and whether an averaged dimension stays: PyTorch, transformers."""
 
 
-class Placed(Protocol):
-    """What a `Layout` knows."""
-
-    home: dict[str, str]
-    dicts: dict[str, Any]
-
-    def tensors(self) -> dict[str, LazyTensor]:
-        """Path → tensor."""
-
-
-def find_model(state: Any, layout: Placed) -> Linked | None:
+def find_model(state: Any, layout: Layout) -> Linked | None:
     """The first model that an optimizer fits."""
     return next(iter(fits(state, layout)), None)
 
 
-def fits(state: Any, layout: Placed) -> list[Linked]:
+def fits(state: Any, layout: Layout) -> list[Linked]:
     """The models whose parameters an optimizer's state may be for: by names if it has some, or by order and shapes.
 
     Of several those whose shapes are the same, if there are such.
@@ -131,7 +122,7 @@ def names_of(groups: Sequence[Any]) -> list[list[str]] | None:
     return found if 0 < len(set(flat)) == len(flat) else None
 
 
-def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Placed) -> Iterator[tuple[str, Shape]]:
+def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Layout) -> Iterator[tuple[str, Shape]]:
     """What may be the parameters among the tensors of a dict: each once, without the buffers of batch norms."""
     seen = set()
     for path, tensor in tensors.items():
@@ -354,13 +345,3 @@ def _embed(shapes: Sequence[Shape | None], parameters: Sequence[tuple[str, Shape
         if len(found) < len(shapes) and shapes[len(found)] in (None, shape):
             found.append(name)
     return found if len(found) == len(shapes) else None
-
-
-def is_optimizer(node: Any) -> bool:
-    """Whether a dict is what an optimizer's `state_dict()` gives."""
-    return (
-        isinstance(node, dict)
-        and isinstance(node.get("state"), dict)
-        and isinstance(node.get("param_groups"), list)
-        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in node["param_groups"])
-    )

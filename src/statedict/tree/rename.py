@@ -100,9 +100,8 @@ def rename(rules: Mapping[str, str], paths: Iterable[str]) -> Renaming:
     taken: dict[str, str] = {}
     for path in paths:
         new = result[path] = apply(path)
-        if new in taken:
+        if taken.setdefault(new, path) is not path:
             raise RenameError(f"{taken[new]!r} and {path!r} both become {new!r}; change the rules so that they differ")
-        taken[new] = path
     if apply.idle():
         example = f", such as {next(iter(result))!r}" if result else ""
         raise RenameError(
@@ -188,6 +187,8 @@ def _step(old: str, new: str) -> Callable[[str], str | None]:
     )  # fmt: skip
     match = re.compile(text + r"(\..*)?", re.DOTALL).fullmatch
     groups = [token for token in left if isinstance(token, _Term) or token == "*"]
+    if not numbers and len(_names(left)) == len(groups) - left.count("*"):
+        return _text_step(match, groups, right)
 
     def step(path: str) -> str | None:
         found = match(path)
@@ -209,6 +210,35 @@ def _step(old: str, new: str) -> Callable[[str], str | None]:
                 return None
         made = _fill(right, stars, bound)
         return None if made is None else (made + (rest or "")).removeprefix("." if not made else "")
+
+    return step
+
+
+def _text_step(
+    match: Callable[[str], re.Match[str] | None], groups: list[str | _Term], right: list[str | _Term]
+) -> Callable[[str], str | None]:
+    """A step without numbers and without a name that stands in two places: text goes from groups into a template."""
+    stars = (number for number, token in enumerate(groups, 1) if token == "*")
+    named = {token.name: number for number, token in enumerate(groups, 1) if isinstance(token, _Term)}
+    parts: list[str] = []
+    picked: list[int] = []
+    for token in right:
+        if isinstance(token, _Term) or token == "*":
+            parts.append("%s")
+            picked.append(named[token.name] if isinstance(token, _Term) else next(stars))
+        else:
+            parts.append(token[1:].replace("%", "%%"))
+    template, rest = "".join(parts), len(groups) + 1
+    if not picked:
+        template %= ()
+
+    def step(path: str) -> str | None:
+        found = match(path)
+        if found is None:
+            return None
+        made = template % found.group(*picked) if picked else template
+        after = found[rest]
+        return made if not after else made + after if made else after[1:]
 
     return step
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 
 from statedict.errors import PatternError, TreeError
@@ -11,7 +13,7 @@ from statedict.values import Opaque, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
 MAX_DEPTH = 200
@@ -21,43 +23,55 @@ MAX_CHARACTERS = 1 << 28
 _SHORT = 100
 
 
+Patterns = str | Sequence[str]
+"""A glob over paths, or several. One that matches a path takes all below it."""
+
+
 def matches(path: str, patterns: Iterable[str]) -> bool:
     """Whether a glob matches the path or a parent of it.
 
     >>> matches("model.head.weight", ["*.head"]), matches("model.header", ["*.head"])
     (True, False)
     """
-    from fnmatch import fnmatchcase
-
-    keys = path.split(".")
-    above = [".".join(keys[:count]) for count in range(1, len(keys) + 1)]
-    return any(fnmatchcase(part, pattern) for pattern in patterns for part in above)
+    return any(_compile(pattern)(path) for pattern in patterns)
 
 
-def chosen(paths: Iterable[str], patterns: Sequence[str] | str, kind: str) -> dict[str, None]:
+@lru_cache(1024)
+def _compile(pattern: str) -> Callable[[str], object]:
+    import re
+    from fnmatch import translate
+
+    glob = translate(pattern)
+    return re.compile(glob[: glob.rindex(")") + 1] + r"(?s:\..*)?").fullmatch
+
+
+def filter_paths(paths: Iterable[str], patterns: Patterns, kind: str) -> dict[str, None]:
     """The paths that match any of some patterns, in order.
 
     Args:
         paths: of tensors or entries.
-        patterns: a glob or several; each must match something.
-        kind: what the paths are called in the error: "tensor" or "entry".
+        patterns: each must match something.
+        kind: what the error calls the paths: "tensor" or "entry".
 
     Raises:
         PatternError: a pattern matches nothing.
 
-    >>> list(chosen(["model.w", "model.b", "epoch"], "model", "entry"))
+    >>> list(filter_paths(["model.w", "model.b", "epoch"], "model", "entry"))
     ['model.w', 'model.b']
     """
     every = dict.fromkeys(paths)
-    globs = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    for glob in globs:
-        if not any(matches(path, (glob,)) for path in every):
-            raise unmatched(glob, len(every), kind)
-    return {path: None for path in every if matches(path, globs)}
+    hits: set[str] = set()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        match = _compile(pattern)
+        found = [path for path in every if match(path)]
+        if not found:
+            raise no_match_error(pattern, len(every), kind)
+        hits.update(found)
+    return every if len(hits) == len(every) else {path: None for path in every if path in hits}
 
 
-def unmatched(pattern: str, count: int, kind: str) -> PatternError:
-    """The error for a pattern that matches none of so many paths."""
+def no_match_error(pattern: str, count: int, kind: str) -> PatternError:
+    """The error for a pattern that matches none of `count` paths."""
     return PatternError(f"no {kind} of {count:,} matches {pattern!r}; fix or remove the pattern")
 
 
@@ -111,14 +125,18 @@ def nest(rows: list[tuple[str, Any]], group: Callable[[list[tuple[str, Any]]], A
     return found
 
 
-def walk(tree: Any) -> Iterator[tuple[str, Any]]:
-    """(path, leaf) in order; paths repeat where two entries have one path."""
+def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, leaf) in order, below a path; paths repeat where two entries have one path.
+
+    Raises:
+        TreeError: as `encode`.
+    """
     found: list[tuple[str, Any]] = []
-    encode(tree, lambda path, leaf: found.append((path, leaf)), lambda value: None)
+    encode(tree, lambda path, leaf: found.append((path, leaf)), lambda value: None, path)
     return iter(found)
 
 
-def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any] = to_json) -> Any:
+def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any] = to_json, path: str = "") -> Any:
     """A JSON-ready skeleton of the tree, with `put(path, leaf)` in the place of each leaf.
 
     A dict whose keys are strings that do not begin with `$` is a JSON object, a list an array; every other container
@@ -128,6 +146,7 @@ def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any
         tree: any nesting of dicts, lists, tuples and Opaques.
         put: makes what stands for a leaf.
         plain: makes the JSON of a key and of a value in `_metadata`.
+        path: the tree's own.
 
     An object that an Opaque of it refers to again, as omegaconf's nodes do to their parents, is only named there.
 
@@ -203,4 +222,4 @@ def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any
         active = around
         return result
 
-    return visit(tree, "")
+    return visit(tree, path)

@@ -19,7 +19,7 @@ from statedict.ops.stats.survey import survey
 from statedict.reports.stats import StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, TensorInfo
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import label, matches, unmatched
+from statedict.tree.walk import label, matches, no_match_error
 
 COLUMNS = (
     "name", "at", "dtype", "shape", "elements", "bytes", "role", "inferred", "tied", "computed",
@@ -106,7 +106,7 @@ class Patterns:
 
     def __init__(self, globs: Sequence[str] | None) -> None:
         self.globs = globs
-        self.unmatched = set(globs or ())
+        self.unseen = set(globs or ())
         self.names = set[str]()  # of tensors in all checkpoints
 
     def stats(self, one: Opened, executor: Executor | None) -> StatsReport:
@@ -116,14 +116,14 @@ class Patterns:
         names = list(one.state.tensors())
         self.names.update(names)
         here = [glob for glob in self.globs if any(matches(name, (glob,)) for name in names)]
-        self.unmatched -= set(here)
+        self.unseen -= set(here)
         return survey(one.state if here else StateDict(), here or None, executor)
 
     def check(self) -> None:
         """Raise an error for a pattern without a match in any checkpoint."""
-        if self.unmatched:
-            glob = min(self.unmatched)
-            raise unmatched(glob, len(self.names), "tensor")
+        if self.unseen:
+            glob = min(self.unseen)
+            raise no_match_error(glob, len(self.names), "tensor")
 
 
 def _moment(path: str, optimizer: Optimizer, key: Any) -> tuple[str, str] | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from statedict.ops.alter.steps import Step, apply, describe
 from statedict.reports.edit import Change, EditReport
-from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tensor.lazy import as_lazy, is_array
+from statedict.tree.layout import Layout
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import walk
 
 
 def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple[StateDict, EditReport]:
@@ -19,31 +19,32 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
         AlterError: a step cannot be done.
         RenameError: a rule is malformed or matches nothing, or two entries get one path.
     """
-    before = now = dict(_entries(state))
+    layout = Layout(state)
+    before = now = layout.entries()
     changes = []
     for step in steps:
-        state = apply(state, step)
-        old, now = now, dict(_entries(state))
-        altered = (path for path, leaf in now.items() if path in old and not _same(old[path], leaf))
+        layout = apply(layout, step)
+        old, now = now, layout.entries()
+        altered = (path for path, leaf in now.items() if path in old and not _is_same(old[path], leaf))
         added, removed = (tuple(p for p in one if p not in other) for one, other in ((now, old), (old, now)))
         changes.append(Change(describe(step), added, removed, tuple(altered)))
-    counts, sizes = zip(_totals(before), _totals(now), strict=True)
-    return state, EditReport(tuple(changes), counts, sizes, written)
+    held, holds = ([leaf for leaf in entries.values() if is_array(leaf)] for entries in (before, now))
+    nbytes = _count_bytes(held)
+    same = [*map(id, held)] == [*map(id, holds)]
+    sizes = nbytes, nbytes if same else _count_bytes(holds)
+    return layout.tree, EditReport(tuple(changes), (len(held), len(holds)), sizes, written)
 
 
-def _entries(state: StateDict) -> Iterator[tuple[str, Any]]:
-    for path, leaf in walk(state):
-        yield path, as_lazy(leaf) if is_array(leaf) else leaf
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, LazyTensor) and isinstance(other, LazyTensor):
-        if one is other or one.region == other.region:
-            return True
-        return not one.nbytes and not other.nbytes and (one.dtype, one.shape) == (other.dtype, other.shape)
+def _is_same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if is_array(one) and is_array(other):
+        one, other = as_lazy(one), as_lazy(other)
+        alike = one.dtype is other.dtype and one.shape == other.shape
+        return alike and (not one.nbytes or bool(one.region == other.region))
     return type(one) is type(other) and bool(one == other)
 
 
-def _totals(entries: dict[str, Any]) -> tuple[int, int]:
-    tensors = [leaf for leaf in entries.values() if isinstance(leaf, LazyTensor)]
-    return len(tensors), sum({tensor.region: tensor.nbytes for tensor in tensors}.values())
+def _count_bytes(tensors: Iterable[Any]) -> int:
+    """Bytes of tensors, tied ones once."""
+    return sum({tensor.region: tensor.nbytes for tensor in map(as_lazy, tensors)}.values())

@@ -22,9 +22,9 @@ from numbers import Integral, Number
 from typing import Any
 
 from statedict.errors import AlterError, RenameError
+from statedict.ops.alter import tensors
 from statedict.ops.alter import verbs as alter
-from statedict.ops.alter.outline import Layout
-from statedict.tree.state_dict import StateDict
+from statedict.tree.layout import Layout
 
 Step = Mapping[str, Any]
 
@@ -47,13 +47,13 @@ class Verb:
     """An operation in a plan.
 
     Attributes:
-        apply: takes the state, the value of the operation's own key, and the other arguments.
+        apply: takes the layout, the value of the operation's own key, and the other arguments.
         own: the kind of the value of the operation's own key.
         required: arguments that it needs.
         optional: those that it may have.
     """
 
-    apply: Callable[..., StateDict]
+    apply: Callable[..., Layout]
     own: Kind
     required: Mapping[str, Kind] = field(default_factory=dict)
     optional: Mapping[str, Kind] = field(default_factory=dict)
@@ -102,50 +102,49 @@ _SHAPE = Kind(
 _NUMBER = Kind("a number", lambda value: isinstance(value, Number))
 
 
-def _check_names(before: StateDict, after: StateDict) -> StateDict:
-    old = Layout(before).leaves
-    for path in Layout(after).leaves:
-        if path not in old and not _is_name(path):
+def _check_names(before: Layout, after: Layout) -> Layout:
+    for path in after.leaves:
+        if (not path or path[-1] == ".") and path not in before.leaves:
             raise AlterError(f"{path!r}: is no name for an entry; its last part is empty")
     return after
 
 
-def _rename(state: StateDict, renames: Mapping[str, str]) -> StateDict:
-    return _check_names(state, alter.rename(state, renames))
+def _rename(layout: Layout, renames: Mapping[str, str]) -> Layout:
+    return _check_names(layout, alter.rename.on_layout(layout, renames))
 
 
-def _prefix(state: StateDict, text: str, only: Any = "*") -> StateDict:
-    return _check_names(state, alter.prefix(state, text, only))
+def _prefix(layout: Layout, text: str, only: Any = "*") -> Layout:
+    return _check_names(layout, alter.prefix.on_layout(layout, text, only))
 
 
-def _cast(state: StateDict, kind: str, only: Any = "*") -> StateDict:
-    return alter.cast(state, kind, only)
+def _cast(layout: Layout, kind: str, only: Any = "*") -> Layout:
+    return tensors.cast.on_layout(layout, kind, only)
 
 
-def _slice(state: StateDict, patterns: Any, index: str) -> StateDict:
-    return alter.slice(state, patterns, parsed_index(index))
+def _slice(layout: Layout, patterns: Any, index: str) -> Layout:
+    return tensors.slice.on_layout(layout, patterns, parsed_index(index))
 
 
-def _strip(state: StateDict, _: bool) -> StateDict:
-    return alter.strip(state)
+def _strip(layout: Layout, _: bool) -> Layout:
+    return alter.strip.on_layout(layout)
 
 
 VERBS: dict[str, Verb] = {
-    "keep": Verb(alter.select, _PATTERNS),
-    "drop": Verb(alter.drop, _PATTERNS),
+    "keep": Verb(alter.select.on_layout, _PATTERNS),
+    "drop": Verb(alter.drop.on_layout, _PATTERNS),
     "strip": Verb(_strip, _TRUE),
     "rename": Verb(_rename, _RULES),
     "prefix": Verb(_prefix, _TEXT, {}, {"only": _PATTERNS}),
     "cast": Verb(_cast, _DTYPE, {}, {"only": _PATTERNS}),
-    "transpose": Verb(alter.transpose, _PATTERNS, {}, {"dims": _WHOLES}),
-    "reshape": Verb(alter.reshape, _PATTERNS, {"shape": _SHAPE}),
+    "transpose": Verb(tensors.transpose.on_layout, _PATTERNS, {}, {"dims": _WHOLES}),
+    "reshape": Verb(tensors.reshape.on_layout, _PATTERNS, {"shape": _SHAPE}),
     "slice": Verb(_slice, _PATTERNS, {"index": _INDEX}),
-    "pad": Verb(alter.pad, _PATTERNS, {"shape": _SHAPE}, {"value": _NUMBER}),
-    "split": Verb(alter.split, _TEXT, {"into": _NAMES}, {"dim": _WHOLE, "sizes": _SIZES}),
-    "fuse": Verb(alter.fuse, _PATHS, {"into": _NAME}, {"dim": _WHOLE}),
-    "tie": Verb(alter.tie, _TIES),
-    "untie": Verb(alter.untie, _PATTERNS),
-    "set": Verb(alter.set, _TEXT, {"value": _ANYTHING}),
+    "pad": Verb(tensors.pad.on_layout, _PATTERNS, {"shape": _SHAPE}, {"value": _NUMBER}),
+    "split": Verb(tensors.split.on_layout, _TEXT, {"into": _NAMES}, {"dim": _WHOLE, "sizes": _SIZES}),
+    "fuse": Verb(tensors.fuse.on_layout, _PATHS, {"into": _NAME}, {"dim": _WHOLE}),
+    "tie": Verb(alter.tie.on_layout, _TIES),
+    "untie": Verb(alter.untie.on_layout, _PATTERNS),
+    "set": Verb(alter.set.on_layout, _TEXT, {"value": _ANYTHING}),
 }
 
 
@@ -186,16 +185,16 @@ def read_plan(text: str, name: str) -> list[Step]:
     return steps
 
 
-def apply(state: StateDict, step: Step) -> StateDict:
-    """The state after one step.
+def apply(layout: Layout, step: Step) -> Layout:
+    """The layout after one step.
 
     Raises:
         AlterError: the step names no operation, or not what it needs, or it cannot be done; the message names it.
         RenameError: a rule is malformed or matches nothing, or two entries get one path.
 
     >>> import statedict
-    >>> state = statedict.load("examples/checkpoint.pth")
-    >>> list(apply(apply(state, {"strip": True}), {"keep": "fc3"}))
+    >>> layout = Layout(statedict.load("examples/checkpoint.pth"))
+    >>> list(apply(apply(layout, {"strip": True}), {"keep": "fc3"}).leaves)
     ['fc3.weight', 'fc3.bias']
     """
     if not isinstance(step, Mapping):
@@ -218,7 +217,7 @@ def apply(state: StateDict, step: Step) -> StateDict:
         if not kinds[key].holds(value):
             raise AlterError(f"{describe(step)}: {key!r}: expected {kinds[key].expected}, got {value!r}")
     try:
-        return verb.apply(state, step[verbs[0]], **arguments)
+        return verb.apply(layout, step[verbs[0]], **arguments)
     except (AlterError, RenameError) as error:
         raise type(error)(f"{describe(step)}: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:

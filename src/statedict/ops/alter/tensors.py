@@ -14,15 +14,17 @@ from typing import Any
 
 from statedict.dtypes import DType, dtype
 from statedict.errors import AlterError
-from statedict.ops.alter.outline import Layout, Made, Outline, Patterns, each, rebuild
+from statedict.ops.alter.follow import Made
+from statedict.ops.alter.outline import map_tensors, on_trees, rebuild
 from statedict.tensor.assembled import assemble, map_elements
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree import rename as rules
-from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import unmatched
+from statedict.tree.layout import Layout
+from statedict.tree.walk import Patterns, no_match_error
 
 
-def cast(state: StateDict, kind: DType | str, patterns: Patterns = "*") -> StateDict:
+@on_trees
+def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
     """Convert tensors to another dtype, as PyTorch rounds; moments follow, step counts do not.
 
     Without patterns those of floating point; with patterns all that match.
@@ -56,7 +58,7 @@ def cast(state: StateDict, kind: DType | str, patterns: Patterns = "*") -> State
             raise AlterError(f"{tensor!r}: the imaginary part would be lost; take the real part in Python first")
         return map_elements(tensor, wanted, partial(_convert, wanted))
 
-    return each(state, patterns, make)
+    return map_tensors(state, patterns, make)
 
 
 _NUMBERS = ("float", "int", "uint", "bool", "complex")
@@ -76,7 +78,8 @@ def _convert(wanted: DType, values: Any) -> Any:
         return values.astype(wanted.numpy)
 
 
-def transpose(state: StateDict, patterns: Patterns, dims: Sequence[int] | None = None) -> StateDict:
+@on_trees
+def transpose(state: Layout, patterns: Patterns, dims: Sequence[int] | None = None) -> Layout:
     """Exchange dimensions.
 
     Args:
@@ -102,10 +105,11 @@ def transpose(state: StateDict, patterns: Patterns, dims: Sequence[int] | None =
         shape, strides = (tuple(some[d] for d in order) for some in (tensor.shape, tensor.stride()))
         return tensor.replace(shape=shape, strides=strides).contiguous()
 
-    return each(state, patterns, make)
+    return map_tensors(state, patterns, make)
 
 
-def reshape(state: StateDict, patterns: Patterns, shape: Sequence[int]) -> StateDict:
+@on_trees
+def reshape(state: Layout, patterns: Patterns, shape: Sequence[int]) -> Layout:
     """Give tensors another shape of as many elements; one size may be -1.
 
     Raises:
@@ -129,10 +133,11 @@ def reshape(state: StateDict, patterns: Patterns, shape: Sequence[int]) -> State
             raise AlterError(f"{tensor!r}: has {tensor.numel():,} elements, which {tuple(shape)} does not")
         return result
 
-    return each(state, patterns, make)
+    return map_tensors(state, patterns, make)
 
 
-def slice(state: StateDict, patterns: Patterns, index: Any) -> StateDict:
+@on_trees
+def slice(state: Layout, patterns: Patterns, index: Any) -> Layout:
     """Take a part of tensors, by integers, slices and `...`.
 
     Raises:
@@ -151,10 +156,11 @@ def slice(state: StateDict, patterns: Patterns, index: Any) -> StateDict:
         except (IndexError, ValueError) as error:
             raise AlterError(f"{tensor!r}: {error}") from error
 
-    return each(state, patterns, make)
+    return map_tensors(state, patterns, make)
 
 
-def pad(state: StateDict, patterns: Patterns, shape: Sequence[int], value: float = 0) -> StateDict:
+@on_trees
+def pad(state: Layout, patterns: Patterns, shape: Sequence[int], value: float = 0) -> Layout:
     """Enlarge tensors at the end of each dimension; -1 leaves one as it is.
 
     Raises:
@@ -176,7 +182,7 @@ def pad(state: StateDict, patterns: Patterns, shape: Sequence[int], value: float
         wanted = tuple(own if size == -1 else size for size, own in zip(shape, tensor.shape, strict=True))
         return assemble(tensor.dtype, wanted, [((0,) * tensor.ndim, tensor)], tensor.storage.source.name, value)
 
-    return each(state, patterns, make)
+    return map_tensors(state, patterns, make)
 
 
 def _holds(kind: DType, value: Any) -> bool:
@@ -196,9 +202,8 @@ def _holds(kind: DType, value: Any) -> bool:
         return False
 
 
-def split(
-    state: StateDict, path: str, into: Sequence[str], dim: int = 0, sizes: Sequence[int] | None = None
-) -> StateDict:
+@on_trees
+def split(state: Layout, path: str, into: Sequence[str], dim: int = 0, sizes: Sequence[int] | None = None) -> Layout:
     """Make several tensors of one, such as q, k and v of a fused projection.
 
     Args:
@@ -218,14 +223,14 @@ def split(
     """
     if isinstance(into, str) or not into:
         raise AlterError(f"{into!r}: expected a list of new names")
-    layout = Layout(state)
     steps = [rules.Rules({path: new}) for new in into]
-    outline: Outline = {}
+    outline: dict[str, str | Made] = {}
     run: list[str] = []  # the entries of one module, whose first parts come before their second ones
 
-    def put(new: str, made: Made) -> None:
+    def put(new: str, made: str | Made) -> None:
         if new in outline:
-            raise AlterError(f"{made.sources[0]!r} and {outline[new].sources[0]!r} both become {new!r}")
+            old, other = (part if isinstance(part, str) else part.sources[0] for part in (made, outline[new]))
+            raise AlterError(f"{old!r} and {other!r} both become {new!r}")
         outline[new] = made
 
     def flush() -> None:
@@ -234,18 +239,18 @@ def split(
                 put(step(old), Made((old,), partial(_piece, number, len(into), dim, sizes, old)))
         run.clear()
 
-    for old, leaf in layout.leaves.items():
+    for old, leaf in state.leaves.items():
         hit = is_array(leaf) and steps[0].matches(old)
         if run and not (hit and old.rpartition(".")[0] == run[-1].rpartition(".")[0]):
             flush()
         if hit:
             run.append(old)
         else:
-            put(old, Made((old,)))
+            put(old, old)
     flush()
-    if all(made.make is None for made in outline.values()):
-        raise unmatched(path, sum(map(is_array, layout.leaves.values())), "tensor")
-    return rebuild(layout, outline)
+    if all(isinstance(made, str) for made in outline.values()):
+        raise no_match_error(path, sum(map(is_array, state.leaves.values())), "tensor")
+    return rebuild(state, outline)
 
 
 def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, path: str, tensor: LazyTensor) -> LazyTensor:
@@ -259,7 +264,8 @@ def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, path:
     return tensor[tuple(index)]
 
 
-def fuse(state: StateDict, paths: Sequence[str], into: str, dim: int = 0) -> StateDict:
+@on_trees
+def fuse(state: Layout, paths: Sequence[str], into: str, dim: int = 0) -> Layout:
     """Make one tensor of several, one after the other along a dimension: the inverse of `split`.
 
     Args:
@@ -277,30 +283,29 @@ def fuse(state: StateDict, paths: Sequence[str], into: str, dim: int = 0) -> Sta
     >>> fuse(parts, ["a", "b"], "fc3")["fc3.weight"].shape
     (10, 84)
     """
-    layout = Layout(state)
     found: dict[str, dict[int, str]] = {}
     taken: dict[str, str] = {}
     for number, pattern in enumerate(paths):
         step = rules.Rules({pattern: into})
-        for old, leaf in layout.leaves.items():
+        for old, leaf in state.leaves.items():
             if is_array(leaf) and old not in taken and step.matches(old):
                 new = taken[old] = step(old)
                 found.setdefault(new, {})[number] = old
     if not found:
-        raise unmatched(", ".join(paths), sum(map(is_array, layout.leaves.values())), "tensor")
-    outline: Outline = {}
-    for old in layout.leaves:
+        raise no_match_error(", ".join(paths), sum(map(is_array, state.leaves.values())), "tensor")
+    outline: dict[str, str | Made] = {}
+    for old in state.leaves:
         new = taken.get(old, old)
         if old not in taken:
             if new in found:
                 raise AlterError(f"{old!r}: is there already; what is fused needs another name")
-            outline[new] = Made((old,))
+            outline[new] = old
         elif new not in outline:
             if len(found[new]) < len(paths):
                 absent = next(pattern for number, pattern in enumerate(paths) if number not in found[new])
                 raise AlterError(f"{new}: has no part for {absent!r}")
             outline[new] = Made(tuple(found[new][number] for number in range(len(paths))), partial(_join, dim, new))
-    return rebuild(layout, outline)
+    return rebuild(state, outline)
 
 
 def _join(dim: int, path: str, *parts: LazyTensor) -> LazyTensor:

@@ -1,42 +1,28 @@
-"""New states from old ones: pure functions that read no tensor. What they return is computed when it is read or saved.
+"""New states from old ones: pure functions that read no tensor. What they return is computed when read or saved.
 
-Patterns are globs over paths; one that matches a path takes all below it. What is done to a parameter is done to the
-moments and names that optimizers in the same tree keep of it.
+Patterns are globs over paths; one that matches a path takes all below it. What is done to a parameter is done to its
+moments and names in the optimizers of the same tree.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.alter.outline import (
-    Layout,
-    Made,
-    Outline,
-    Patterns,
-    chosen_tensors,
-    each,
-    filter_entries,
-    rebuild,
-    with_own_storage,
-    without,
-)
-from statedict.ops.alter.tensors import cast as cast
-from statedict.ops.alter.tensors import fuse as fuse
-from statedict.ops.alter.tensors import pad as pad
-from statedict.ops.alter.tensors import reshape as reshape
-from statedict.ops.alter.tensors import slice as slice
-from statedict.ops.alter.tensors import split as split
-from statedict.ops.alter.tensors import transpose as transpose
-from statedict.tensor.lazy import is_array
+from statedict.ops.alter.follow import Made, with_own_storage
+from statedict.ops.alter.outline import filter_entries, filter_tensors, on_trees, rebuild
+from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree import rename as rules
-from statedict.tree.optimizer import is_optimizer
+from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.state_dict import StateDict, like
-from statedict.tree.walk import label
+from statedict.tree.walk import Patterns, label
 
 
-def select(state: StateDict, patterns: Patterns) -> StateDict:
+@on_trees
+def select(state: Layout, patterns: Patterns) -> Layout:
     """Keep what matches, and nothing else.
 
     Args:
@@ -54,7 +40,8 @@ def select(state: StateDict, patterns: Patterns) -> StateDict:
     return filter_entries(state, patterns, True)
 
 
-def drop(state: StateDict, patterns: Patterns) -> StateDict:
+@on_trees
+def drop(state: Layout, patterns: Patterns) -> Layout:
     """Keep what does not match.
 
     Args:
@@ -71,7 +58,8 @@ def drop(state: StateDict, patterns: Patterns) -> StateDict:
     return filter_entries(state, patterns, False)
 
 
-def strip(state: StateDict) -> StateDict:
+@on_trees
+def strip(state: Layout) -> Layout:
     """The model's state_dict alone, without optimizers, schedulers and plain values.
 
     Several models stay in a dict under their keys.
@@ -83,19 +71,19 @@ def strip(state: StateDict) -> StateDict:
     >>> list(strip(statedict.load("examples/checkpoint.pth")))[:2]
     ['conv1.weight', 'conv1.bias']
     """
-    layout = Layout(state)
-    homes = dict.fromkeys(layout.home[path] for path in layout.tensors())
+    tensors = [path for path, leaf in state.leaves.items() if is_array(leaf)]
+    homes = dict.fromkeys(state.home[path] for path in tensors)
     if not homes:
         raise AlterError("nothing is left without optimizers and plain values; there is no model in it")
     if len(homes) == 1:
         (home,) = homes
-        node = layout.dicts[home]
-        return like(node, StateDict((key, value) for key, value in node.items() if is_array(value)))
-    outline = {path: Made((path,)) for path in layout.tensors()}
-    return rebuild(without(layout, layout.optimizers), outline)
+        node = state.dicts[home]
+        return Layout(like(node, StateDict((key, value) for key, value in node.items() if is_array(value))))
+    return rebuild(state, {path: path for path in tensors}, state.optimizers)
 
 
-def rename(state: StateDict, renames: Mapping[str, str]) -> StateDict:
+@on_trees
+def rename(state: Layout, renames: Mapping[str, str]) -> Layout:
     """Give entries other paths, by the rules of `statedict.tree.rename`.
 
     Args:
@@ -110,16 +98,15 @@ def rename(state: StateDict, renames: Mapping[str, str]) -> StateDict:
     >>> list(rename(state, {"fc{n}": "head.{n}"}))[-2:]
     ['head.3.weight', 'head.3.bias']
     """
-    layout = Layout(state)
-    paths = [*layout.leaves, *layout.optimizers]
-    new = rules.rename(renames, paths).paths
-    for path in layout.optimizers:
+    new = rules.rename(renames, [*state.leaves, *state.optimizers]).paths
+    for path in state.optimizers:
         if new[path] != path:
-            raise AlterError(f"{path!r}: an optimizer is not renamed by rules; change its key in Python")
-    return rebuild(layout, {new[path]: Made((path,)) for path in layout.leaves})
+            raise AlterError(f"{path!r}: rules do not rename an optimizer; change its key in Python")
+    return rebuild(state, {new[path]: path for path in state.leaves})
 
 
-def prefix(state: StateDict, text: str, patterns: Patterns = "*") -> StateDict:
+@on_trees
+def prefix(state: Layout, text: str, patterns: Patterns = "*") -> Layout:
     """Put a text before the names of the tensors, within the dicts that hold them; `-text` takes it away.
 
     Args:
@@ -134,26 +121,24 @@ def prefix(state: StateDict, text: str, patterns: Patterns = "*") -> StateDict:
     >>> list(prefix(statedict.load("examples/checkpoint.pth"), "net.")["model_state"])[0]
     'net.conv1.weight'
     """
-    layout = Layout(state)
-    chosen = chosen_tensors(layout, patterns)
-    outline: Outline = {}
-    done = False
-    for path in layout.leaves:
+    chosen = filter_tensors(state, patterns)
+    outline: dict[str, str] = {}
+    for path in state.leaves:
         new = path
         if path in chosen:
-            below = layout.home[path] + "." if layout.home[path] else ""
+            below = state.home[path] + "." if state.home[path] else ""
             name = path[len(below) :]
             new = below + (name.removeprefix(text[1:]) if text.startswith("-") else text + name)
-        done = done or new != path
         if new in outline:
-            raise AlterError(f"{outline[new].sources[0]!r} and {path!r} both become {new!r}")
-        outline[new] = Made((path,))
-    if not done:
+            raise AlterError(f"{outline[new]!r} and {path!r} both become {new!r}")
+        outline[new] = path
+    if all(new == path for new, path in outline.items()):
         raise AlterError(f"no name begins with {text.removeprefix('-')!r}")
-    return rebuild(layout, outline)
+    return rebuild(state, outline)
 
 
-def tie(state: StateDict, names: Mapping[str, str]) -> StateDict:
+@on_trees
+def tie(state: Layout, names: Mapping[str, str]) -> Layout:
     """Let entries share the bytes of others; they are stored once.
 
     Args:
@@ -169,16 +154,14 @@ def tie(state: StateDict, names: Mapping[str, str]) -> StateDict:
     >>> tied["head.weight"].storage is tied["fc3.weight"].storage
     True
     """
-    layout = Layout(state)
-    outline: Outline = {path: Made((path,)) for path in layout.leaves if path not in names}
-    for path, other in names.items():
-        if other not in layout.leaves or not is_array(layout.leaves[other]) or other in names:
+    for other in names.values():
+        if not is_array(state.leaves.get(other)) or other in names:
             raise AlterError(f"{other!r}: there is no such tensor to share, or it shares another's itself")
-        outline[path] = Made((other,))
-    return rebuild(layout, outline)
+    return rebuild(state, {path: path for path in state.leaves if path not in names} | dict(names))
 
 
-def untie(state: StateDict, patterns: Patterns = "*") -> StateDict:
+@on_trees
+def untie(state: Layout, patterns: Patterns = "*") -> Layout:
     """Let tensors that share bytes have their own; they are stored apart.
 
     Raises:
@@ -190,10 +173,12 @@ def untie(state: StateDict, patterns: Patterns = "*") -> StateDict:
     >>> apart["head.weight"].region == apart["fc3.weight"].region
     False
     """
-    return each(state, patterns, with_own_storage, moments=False)
+    chosen = filter_tensors(state, patterns)
+    return _replace_leaves(state, {path: with_own_storage(as_lazy(state.leaves[path])) for path in chosen})
 
 
-def set(state: StateDict, path: str, value: Any) -> StateDict:
+@on_trees
+def set(state: Layout, path: str, value: Any) -> Layout:
     """Give an entry a value, an old one or a new one, in lists and optimizers too. The moments of a parameter stay.
 
     Args:
@@ -205,21 +190,26 @@ def set(state: StateDict, path: str, value: Any) -> StateDict:
     >>> set(statedict.load("examples/checkpoint.pth"), "epoch", 0)["epoch"]
     0
     """
-    layout = Layout(state)
-    if path in layout.dicts or path in layout.optimizers:
+    if path in state.dicts or path in state.optimizers:
         raise AlterError(f"{path!r}: is a whole dict; name an entry in it")
-    if path in layout.leaves:
-        layout.leaves[path] = value
-        return rebuild(layout, {path: Made((path,)) for path in layout.leaves})
-    inside = _set_inside(state, path, value, False)
-    if isinstance(inside, StateDict):
-        return inside
-    return rebuild(layout, {p: Made((p,)) for p in layout.leaves} | {path: Made((), None, value)})
+    if path in state.leaves:
+        return _replace_leaves(state, {path: value})
+    inside = _set_inside(state.tree, path, value, False)
+    if inside is not None:
+        return Layout(inside)
+    return rebuild(state, {p: p for p in state.leaves} | {path: Made(value=value)})
+
+
+def _replace_leaves(layout: Layout, values: Mapping[str, Any]) -> Layout:
+    """Other values under the same paths; optimizers stay as they are."""
+    changed = copy(layout)
+    changed.leaves = {**layout.leaves, **values}
+    return rebuild(changed, {path: path for path in layout.leaves})
 
 
 def _set_inside(node: Any, path: str, value: Any, inside: bool) -> Any:
-    """A tree with a value at a path that leads into a list or an optimizer; None where it does not."""
-    inside = inside or is_optimizer(node) or type(node) in (list, tuple)
+    """A tree with a value at a path into a list, a Counter or an optimizer; None if the path leads into none."""
+    inside = inside or is_optimizer(node) or type(node) in (list, tuple, Counter)
     if type(node) in (list, tuple):
         head, _, rest = path.partition(".")
         if not head.isdecimal() or int(head) >= len(node):
@@ -230,12 +220,18 @@ def _set_inside(node: Any, path: str, value: Any, inside: bool) -> Any:
         return None if made is None and rest else type(node)(items)
     if not isinstance(node, dict):
         return None
+    new = Counter(node) if type(node) is Counter else like(node, StateDict(node))
     for key, child in node.items():
         name = label(key)
         if name == path and inside:
-            return like(node, StateDict(node | {key: value}))
+            new[key] = value
+            return new
         if path.startswith(name + "."):
             made = _set_inside(child, path[len(name) + 1 :], value, inside)
             if made is not None:
-                return like(node, StateDict(node | {key: made}))
-    return like(node, StateDict(node | {path: value})) if inside and "." not in path else None
+                new[key] = made
+                return new
+    if not inside or "." in path:
+        return None
+    new[path] = value
+    return new

@@ -15,7 +15,7 @@ from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff, ValueDiff
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.rename import modules
-from statedict.tree.walk import chosen
+from statedict.tree.walk import filter_paths
 from statedict.values import same_value
 
 _TIES = 10
@@ -57,7 +57,7 @@ def compare_trees(
 
 def _keep(a: Entries, b: Entries, only: Sequence[str]) -> None:
     tables: list[dict[str, Any]] = [a.tensors, a.values, b.tensors, b.values]
-    keep = chosen((path for table in tables for path in table), only, "entry")
+    keep = filter_paths((path for table in tables for path in table), only, "entry")
     for table in tables:
         for path in [path for path in table if path not in keep]:
             del table[path]

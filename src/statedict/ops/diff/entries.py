@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.alter.outline import Layout
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.optimizer import find_model, infer, is_optimizer, names_of, parameter_size
+from statedict.tree.layout import Layout, is_optimizer
+from statedict.tree.optimizer import find_model, infer, names_of, parameter_size
 from statedict.tree.walk import free_name, label, walk
 from statedict.values import Opaque
 

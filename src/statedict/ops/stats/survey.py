@@ -21,7 +21,7 @@ from statedict.reports.summary import Optimizer
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import storage_bytes
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import chosen
+from statedict.tree.walk import filter_paths
 
 _JOB = 32 << 20  # bytes that a thread takes at a time
 _AHEAD = 64
@@ -97,7 +97,7 @@ def _choose(state: StateDict, only: Sequence[str] | str | None) -> dict[str, Laz
     tensors = state.tensors()
     if only is None:
         return tensors
-    return {name: tensors[name] for name in chosen(tensors, only, "tensor")}
+    return {name: tensors[name] for name in filter_paths(tensors, only, "tensor")}
 
 
 def _check_bound(tensors: list[LazyTensor]) -> None:

@@ -24,7 +24,7 @@ from statedict.runs.directory import LOOKS, Directory
 from statedict.runs.look.listing import listing, look_again
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import chosen, matches
+from statedict.tree.walk import filter_paths, matches
 
 _BATCH = 512  # tensors that are compared at a time
 _GONE = "was removed meanwhile"
@@ -66,7 +66,7 @@ def blame(
             break
     if not looker.names:
         raise RunError(f"{files}: has no checkpoint with a step that can be read")
-    chosen(seen, globs, "tensor")
+    filter_paths(seen, globs, "tensor")
     return Blame(str(files), tuple(looker.names), looker.histories(), skipped)
 
 
