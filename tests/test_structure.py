@@ -34,7 +34,6 @@ LONG_FUNCTIONS = {
     "api/live.py restore": 67,
     "pickles/machine.py run": 161,  # the loop over opcodes, whose speed is that of opening a file
     "scanner/globals.py _run": 191,  # the same of the scan
-    "tree/walk.py encode": 86,
 }
 MOST_COMPLEX = 25
 COMPLEX_FUNCTIONS = {"pickles/machine.py run": 47, "scanner/globals.py _run": 60}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
 from statedict.dtypes import DType, import_torch
 from statedict.errors import CorruptFileError, PathError, TreeError, UnsupportedError
 from statedict.shown import Viewed
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import numpy_arrays, torch_tensors
-from statedict.tree.walk import MAX_DEPTH, encode, free_name, label, walk
+from statedict.tree.walk import MAX_DEPTH, encode, free_name, label, visit, walk
 from statedict.values import Device, Opaque, Size, distinct, from_json
 
 TYPE_CHECKING = False
@@ -130,7 +130,6 @@ class FlatState(dict[str, "Any"]):
 
 
 _MISSING: Any = object()
-_ACTIVE: Any = object()
 
 
 def like(origin: Any, new: StateDict) -> StateDict:
@@ -300,35 +299,22 @@ def transform(
         leaf: makes the new leaf.
         container: makes the new dict from its entries and the old dict; a StateDict by default.
     """
-    made: dict[int, Any] = {}
-    keep: list[Any] = []
     build = container or (lambda entries, origin: like(origin, StateDict(entries)))
+    objects: list[tuple[Opaque, dict[str, Any]]] = []
 
-    def visit(node: Any, depth: int) -> Any:
-        known = made.get(id(node), _MISSING)
-        if known is _MISSING:
-            keep.append(node)  # an id is only unique while its object lives
-            made[id(node)] = _ACTIVE
-            known = made[id(node)] = make(node, depth + 1)
-        elif known is _ACTIVE:
-            raise TreeError("the tree contains itself")
-        return known
+    def make(node: Any, below: Any) -> Any:
+        if isinstance(node, dict):
+            return build(below, node)
+        if not isinstance(node, Opaque):
+            return type(node)(below)
+        objects.append((Opaque(node.name), below))
+        return objects[-1][0]
 
-    def make(node: Any, depth: int) -> Any:
-        if depth > MAX_DEPTH + 1:
-            raise TreeError(f"nested deeper than {MAX_DEPTH}")
-        if isinstance(node, dict) and not isinstance(node, Counter):
-            return build({key: visit(child, depth) for key, child in node.items()}, node)
-        if type(node) in (list, tuple):
-            return type(node)([visit(child, depth) for child in node])
-        if isinstance(node, Opaque):
-            new = made[id(node)] = Opaque(node.name)  # before its parts, which may refer to it
-            for slot in ("args", "state", "items", "entries"):
-                setattr(new, slot, visit(getattr(node, slot), depth))
-            return new
-        return leaf(node)
-
-    return visit(tree, 0)
+    result = visit(tree, lambda path, value: leaf(value), make, once=True)
+    for new, parts in objects:
+        for slot, value in parts.items():
+            setattr(new, slot, value)
+    return result
 
 
 def realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: Callable[[Any], Any]) -> Any:

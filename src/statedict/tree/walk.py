@@ -125,18 +125,121 @@ def nest(rows: list[tuple[str, Any]], group: Callable[[list[tuple[str, Any]]], A
     return found
 
 
+def visit(
+    tree: Any, leaf: Callable[[str, Any], Any], build: Callable[[Any, Any], Any], path: str = "", once: bool = False
+) -> Any:
+    """What `build` makes of the root, bottom-up: the one recursion over trees.
+
+    Args:
+        tree: any nesting of dicts, lists, tuples and Opaques. Everything else, Counters included, is a leaf.
+        leaf: makes the result for a leaf, from its path and value.
+        build: makes the result for a container, from it and the results below it: a dict by its keys, or a list. An
+            Opaque comes with an empty dict, which is filled afterwards: slot → result. Where an Opaque refers to one
+            around it, as omegaconf's nodes do to their parents, the dict stays empty.
+        path: the root's.
+        once: visit each object once; what stands in several places has one result.
+
+    Raises:
+        TreeError: a container contains itself, is nested deeper than 200, or has over 20 million entries, or over
+            100,000 if that is because it holds few containers many times, or its paths have over 2²⁸ characters.
+    """
+    return _Visitor(leaf, build, once).enter(tree, path)
+
+
+class _Visitor:
+    def __init__(self, leaf: Callable[[str, Any], Any], build: Callable[[Any, Any], Any], once: bool) -> None:
+        self.leaf, self.build, self.once = leaf, build, once
+        self.count = self.characters = self.depth = 0
+        self.fresh = MAX_SHARED  # entries that a tree of so many different containers may have
+        self.seen: set[int] = set()
+        self.active: set[int] = set()  # the containers around, up to the nearest Opaque: only an Opaque cuts a loop
+        self.objects: set[int] = set()  # the Opaques around
+        self.known: dict[int, tuple[Any, Any]] = {}  # with the object, whose id is only its own while it lives
+
+    def enter(self, node: Any, path: str) -> Any:
+        if self.once and id(node) in self.known:
+            return self.known[id(node)][1]
+        kind = type(node)
+        if kind is list or kind is tuple or (isinstance(node, dict) and kind is not Counter):
+            size, enter = len(node), self.enter
+            prefix = path + "." if path else ""
+            is_dict = isinstance(node, dict)
+            plain = is_dict and {*map(type, node)} <= {str}
+            names = node if plain else map(label, node) if is_dict else map(str, range(size))
+            self.check(node, path, size, len(prefix) * size + sum(map(len, names)))
+            self.depth += 1
+            self.active.add(id(node))
+            below: Any
+            if plain:
+                below = {key: enter(child, prefix + key) for key, child in node.items()}
+            elif is_dict:
+                below = {key: enter(child, prefix + label(key)) for key, child in node.items()}
+            else:
+                below = [enter(child, f"{prefix}{index}") for index, child in enumerate(node)]
+            result = self.build(node, below)
+            self.active.discard(id(node))
+            self.depth -= 1
+        elif isinstance(node, Opaque):
+            return self.enter_object(node, path)
+        else:
+            result = self.leaf(path, node)
+        if self.once:
+            self.known[id(node)] = node, result
+        return result
+
+    def enter_object(self, node: Opaque, path: str) -> Any:
+        parts: dict[str, Any] = {}
+        result = self.build(node, parts)
+        if id(node) in self.objects:
+            return result
+        self.check(node, path, 4, 4 * len(path))
+        self.known[id(node)] = node, result
+        around = self.active
+        if not self.once:
+            self.active = set()
+        self.objects.add(id(node))
+        self.depth += 1
+        for slot in ("args", "state", "items", "entries"):
+            if (value := getattr(node, slot)) is not None:  # the entries of a dict read as the object's own
+                below = path if isinstance(value, dict) else f"{path}.{slot}" if path else slot
+                parts[slot] = self.enter(value, below)
+        self.depth -= 1
+        self.objects.discard(id(node))
+        self.active = around
+        return result
+
+    def check(self, node: Any, path: str, entries: int, characters: int) -> None:
+        """Count what is in a container, and raise the error for one beyond the bounds."""
+        if id(node) not in self.seen:
+            self.seen.add(id(node))
+            self.fresh += 100 * entries
+        self.count += entries
+        self.characters += characters
+        if self.characters > MAX_CHARACTERS:
+            what = f"the paths have more than {MAX_CHARACTERS:,} characters"
+        elif self.depth > MAX_DEPTH:
+            what = f"nested deeper than {MAX_DEPTH}"
+        elif id(node) in self.active:
+            what = "the tree contains itself here"
+        elif self.count > min(self.fresh, MAX_ENTRIES):
+            what = f"more than {min(self.fresh, MAX_ENTRIES):,} entries; containers that are shared multiply"
+        else:
+            return
+        raise TreeError(f"{path[:80]!r}: {what}")
+
+
 def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(path, leaf) in order, below a path; paths repeat where two entries have one path.
 
     Raises:
-        TreeError: as `encode`.
+        TreeError: as `visit`.
     """
     found: list[tuple[str, Any]] = []
-    encode(tree, lambda path, leaf: found.append((path, leaf)), lambda value: None, path)
+    visit(tree, lambda path, leaf: found.append((path, leaf)), lambda node, below: None, path)
     return iter(found)
 
 
-def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any] = to_json, path: str = "") -> Any:
+def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any] = to_json) -> Any:
     """A JSON-ready skeleton of the tree, with `put(path, leaf)` in the place of each leaf.
 
     A dict whose keys are strings that do not begin with `$` is a JSON object, a list an array; every other container
@@ -146,80 +249,23 @@ def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any
         tree: any nesting of dicts, lists, tuples and Opaques.
         put: makes what stands for a leaf.
         plain: makes the JSON of a key and of a value in `_metadata`.
-        path: the tree's own.
-
-    An object that an Opaque of it refers to again, as omegaconf's nodes do to their parents, is only named there.
 
     Raises:
-        TreeError: a container contains itself, is nested deeper than 200, or has over 20 million entries, or over
-            100,000 if that is because it holds few containers many times, or its paths have over 2²⁸ characters.
+        TreeError: as `visit`.
     """
-    count = characters = depth = 0
-    fresh = MAX_SHARED  # entries that a tree of so many different containers may have
-    seen: set[int] = set()
-    active: set[int] = set()  # the containers around, up to the nearest Opaque: without one a loop cannot be cut
-    objects: set[int] = set()  # the Opaques around
 
-    def visit(node: Any, prefix: str) -> Any:
-        nonlocal count, characters, fresh, depth
-        count += 1
-        characters += len(prefix)
-        if characters > MAX_CHARACTERS:
-            raise TreeError(f"{prefix[:80]!r}: the paths have more than {MAX_CHARACTERS:,} characters")
-        kind = type(node)
-        if isinstance(node, dict) and kind is not Counter:
-            make = dict_node
-        elif kind is list or kind is tuple:
-            make = sequence_node
-        elif isinstance(node, Opaque):
-            make = opaque_node
-        else:
-            return put(prefix, node)
-        if id(node) in objects:
-            return {"$opaque": node.name}
-        if id(node) not in seen:
-            seen.add(id(node))
-            fresh += 100 * (4 if make is opaque_node else len(node))
-        if count > min(fresh, MAX_ENTRIES):
-            raise TreeError(f"{prefix[:80]!r}: more than {count - 1:,} entries; containers that are shared multiply")
-        if depth > MAX_DEPTH:
-            raise TreeError(f"{prefix[:80]!r}: nested deeper than {MAX_DEPTH}")
-        if id(node) in active:
-            raise TreeError(f"{prefix[:80]!r}: the tree contains itself here")
-        depth += 1
-        active.add(id(node))
-        result = make(node, prefix + "." if prefix else "")
-        active.discard(id(node))
-        depth -= 1
-        return result
-
-    def dict_node(node: Any, prefix: str) -> Any:
+    def build(node: Any, below: Any) -> Any:
+        if isinstance(node, Opaque):
+            below["$opaque"] = node.name
+            return below
+        if not isinstance(node, dict):
+            return below if type(node) is list else {"$tuple": below}
         metadata = getattr(node, "_metadata", None)
         if metadata is None and all(type(key) is str and key[:1] != "$" for key in node):
-            return {key: visit(value, prefix + key) for key, value in node.items()}
-        result: dict[str, Any] = {
-            "$dict": [[plain(key), visit(value, prefix + label(key))] for key, value in node.items()]
-        }
+            return below
+        result: dict[str, Any] = {"$dict": [[plain(key), child] for key, child in below.items()]}
         if metadata is not None:
             result["metadata"] = encode(metadata, lambda _, leaf: plain(leaf), plain)
         return result
 
-    def sequence_node(node: Any, prefix: str) -> Any:
-        children = [visit(value, f"{prefix}{index}") for index, value in enumerate(node)]
-        return children if type(node) is list else {"$tuple": children}
-
-    def opaque_node(node: Any, prefix: str) -> Any:
-        nonlocal active
-        around, active = active, set()
-        objects.add(id(node))
-        result = {"$opaque": node.name}
-        for slot in ("args", "state", "items", "entries"):
-            value = getattr(node, slot)
-            if value is not None:
-                inline = isinstance(value, dict)  # its entries read as the object's own
-                result[slot] = visit(value, prefix.removesuffix(".") if inline else prefix + slot)
-        objects.discard(id(node))
-        active = around
-        return result
-
-    return visit(tree, path)
+    return visit(tree, put, build)
