@@ -1,11 +1,9 @@
-"""PyTorch's tensors that are more than strided memory: sparse, quantized, nested, meta, subclasses.
-
-Each becomes an Opaque that keeps its parts under plain names, so that every inner tensor has a path:
+"""PyTorch's tensors beyond strided memory. Each becomes an Opaque whose parts have names, and so paths.
 
     torch.sparse_coo         indices, values, size, is_coalesced
     torch.sparse_csr/bsr     crow_indices, col_indices, values, size
     torch.sparse_csc/bsc     ccol_indices, row_indices, values, size
-    torch.per_tensor_affine  int_repr, dtype, scale, zero_point       (and the other quantization schemes)
+    torch.per_tensor_affine  int_repr, dtype, scale, zero_point       (also the other quantization schemes)
     torch.nested             values, sizes, strides, offsets
     torch.jagged             values, offsets, lengths …
     torch.meta               dtype, size, stride                      a shape without values
@@ -21,7 +19,7 @@ from math import prod
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError
 from statedict.pickles.constructors import TypedStorage, as_parameter, check_geometry, check_grad, tensor
-from statedict.pickles.objects import Global
+from statedict.pickles.objects import Global, table
 from statedict.tensor.attributes import drop_compiler
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
@@ -30,18 +28,22 @@ from statedict.values import device as check_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
-_INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32", "quint4x2": "uint8", "quint2x4": "uint8"}
+# bits in a quantized storage: the integers in it, how many a byte holds
+_INTEGERS = {
+    "qint8": ("int8", 1),
+    "quint8": ("uint8", 1),
+    "qint32": ("int32", 1),
+    "quint4x2": ("uint8", 2),
+    "quint2x4": ("uint8", 4),
+}
 _JAGGED = "torch.jagged"
-_COST = 1024  # of an Opaque with its parts
-_SPARSE: dict[str, tuple[str, ...]] = {
+_PLAIN = ("torch.Tensor", "torch.nn.parameter.Parameter")
+SPARSE = {
     "torch.sparse_coo": ("indices", "values", "size", "is_coalesced"),
-    "torch.sparse_csr": ("crow_indices", "col_indices", "values", "size"),
-    "torch.sparse_bsr": ("crow_indices", "col_indices", "values", "size"),
-    "torch.sparse_csc": ("ccol_indices", "row_indices", "values", "size"),
-    "torch.sparse_bsc": ("ccol_indices", "row_indices", "values", "size"),
+    **dict.fromkeys(("torch.sparse_csr", "torch.sparse_bsr"), ("crow_indices", "col_indices", "values", "size")),
+    **dict.fromkeys(("torch.sparse_csc", "torch.sparse_bsc"), ("ccol_indices", "row_indices", "values", "size")),
 }
 _QSCHEMES = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric",
              "per_channel_affine_float_qparams")  # fmt: skip
@@ -58,39 +60,38 @@ def _layout(name: Any) -> Opaque:
 
 
 def _sparse(layout: Any, data: Any) -> Opaque:
-    names = _SPARSE.get(getattr(layout, "name", ""))
+    names = SPARSE.get(getattr(layout, "name", ""))
     if names is None or type(data) is not tuple or not len(names) - 1 <= len(data) <= len(names):
         return Opaque("torch._utils._rebuild_sparse_tensor", (layout, data))
     return _parts(layout.name, **dict(zip(names, data, strict=False)))
 
 
-def _make_quantized(
+def _quantized(
     storage: Any, offset: Any, size: Any, stride: Any, quantizer: Any, requires_grad: Any = False, hooks: Any = None
 ) -> Opaque:
     scheme = quantizer[0] if type(quantizer) is tuple and quantizer else None
     name = getattr(scheme, "name", "")
     if type(storage) is not TypedStorage or not name:
         raise CorruptFileError("a quantized tensor without a storage or a scheme")
-    kind = BY_NAME.get(_INTEGERS.get(storage.dtype.name, storage.dtype.name), storage.dtype)
-    packed = {"quint4x2": 2, "quint2x4": 4}.get(storage.dtype.name, 1)
+    nbytes = storage.storage.nbytes
+    integers, packed = _INTEGERS.get(storage.dtype.name, (storage.dtype.name, 1))
+    kind = BY_NAME.get(integers, storage.dtype)
     if packed > 1:  # several elements a byte: the bytes as they are
         if not isinstance(size, tuple) or not all(type(n) is int and n >= 0 for n in size):
             raise CorruptFileError("a quantized tensor with a shape of something that is no size")
-        if prod(size) > packed * storage.storage.nbytes:
-            raise CorruptFileError(f"a quantized tensor of shape {size} in {storage.storage.nbytes:,} bytes")
-        integers = tensor(storage.storage, kind, 0, (storage.storage.nbytes,), (1,))
-        held = {"packed": integers, "size": size, "stride": stride, "dtype": storage.dtype}
+        needed = -(-prod(size) // packed)
+        held = {"packed": tensor(storage.storage, kind, 0, (nbytes,), (1,)), "size": size, "stride": stride}
     else:
-        integers = tensor(storage.storage, kind, storage.place(offset), size, stride)
-        if integers.nbytes > storage.storage.nbytes:
-            raise CorruptFileError(f"a quantized tensor of shape {size} in {storage.storage.nbytes:,} bytes")
-        held = {"int_repr": integers, "dtype": storage.dtype}
+        made = tensor(storage.storage, kind, storage.place(offset), size, stride)
+        needed, held = made.nbytes, {"int_repr": made}
+    if needed > nbytes:
+        raise CorruptFileError(f"a quantized tensor of shape {size} in {nbytes:,} bytes")
     fields = _check_quantizer(name, quantizer[1:], size, requires_grad)
-    return _parts(name, **held, **dict(zip(fields, quantizer[1:], strict=True)))
+    return _parts(name, **held, dtype=storage.dtype, **dict(zip(fields, quantizer[1:], strict=True)))
 
 
 def _check_quantizer(name: str, numbers: tuple[Any, ...], size: Any, requires_grad: Any) -> tuple[str, ...]:
-    """The names of a quantizer's numbers, which PyTorch's kernels believe."""
+    """The names of a quantizer's numbers, which PyTorch's kernels do not check."""
     if requires_grad is True:
         raise CorruptFileError("a quantized tensor that requires a gradient, which it cannot have")
     if "per_channel" not in name:
@@ -115,11 +116,11 @@ def _is_small(number: Any) -> bool:
     return type(number) is int and -(1 << 63) <= number < 1 << 63
 
 
-def _make_nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Opaque:
+def _nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Opaque:
     return _parts("torch.nested", values=buffer, sizes=sizes, strides=strides, offsets=offsets)
 
 
-def _make_jagged(parts: Any) -> Opaque:
+def _jagged(parts: Any) -> Opaque:
     if not isinstance(parts, dict):
         raise CorruptFileError("a jagged tensor without its parts")
     return Opaque(_JAGGED, state=StateDict(parts))
@@ -138,7 +139,7 @@ def _wrapper(cls: Any, dtype: Any, size: Any, stride: Any, offset: Any, layout: 
     return _parts(getattr(cls, "name", "torch.Tensor"), dtype=dtype, size=size, stride=stride)
 
 
-def _make_moved(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -> Any:
+def _of_device(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -> Any:
     check_device(device)
     if not isinstance(data, LazyTensor) or (type(dtype) is DType and dtype is not data.dtype):
         return _parts("a tensor of another device", data=data, dtype=dtype, device=device)
@@ -149,11 +150,11 @@ def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = Non
     made = as_parameter(data, requires_grad is True)
     if made is None:
         return data
-    return _with_attributes(made, "torch.nn.parameter.Parameter", drop_compiler(attributes(state)))
+    return _with_attributes(made, _PLAIN[1], drop_compiler(attributes(state)))
 
 
 def _with_attributes(made: LazyTensor, name: str, held: dict[Any, Any] | None) -> Any:
-    """The tensor with its attributes; a part of a larger one stays a label, for it is not the tensor of that name."""
+    """The tensor with its attributes, or a label for a part of a larger tensor."""
     if held and held.get("global_shape") is not None:
         return Opaque(name, state=StateDict({"data": made} | held))
     made.attributes = held
@@ -161,7 +162,7 @@ def _with_attributes(made: LazyTensor, name: str, held: dict[Any, Any] | None) -
 
 
 def attributes(state: Any) -> dict[Any, Any]:
-    """The attributes in a state, which is a dict, or a pair of one for `__dict__` and one for `__slots__`."""
+    """The attributes in a state: a dict, or a pair of dicts for `__dict__` and `__slots__`."""
     parts = state if type(state) is tuple else (state,)
     if not all(part is None or isinstance(part, dict) for part in parts):
         return {"state": state}
@@ -180,59 +181,42 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
     if isinstance(inner, Opaque) and inner.name == _JAGGED:
         return inner  # its attributes are its parts again
     held = drop_compiler(attributes(state)) or {}
-    if isinstance(inner, LazyTensor) and name in ("torch.Tensor", "torch.nn.parameter.Parameter"):
+    if isinstance(inner, LazyTensor) and name in _PLAIN:
         return _with_attributes(inner.replace(), name, held or None)
     if isinstance(inner, Opaque) and isinstance(inner.state, dict):
         return Opaque(name, state=StateDict(held | dict(inner.state)))
-    if name in ("torch.Tensor", "torch.nn.parameter.Parameter") and not held:
+    if name in _PLAIN and not held:
         return inner
     return Opaque(name, state=StateDict({"data": inner} | held))
 
 
-# what a subclass may be rebuilt from: nothing whose cost grows with arguments that are not charged, or that nests
-_INNER = {
-    "torch.nested._internal.nested_tensor._rebuild_njt",
-    *(
-        f"torch._utils._rebuild_{name}"
-        for name in (
-            "tensor_v2",
-            "tensor_v3",
-            "parameter",
-            "sparse_tensor",
-            "qtensor",
-            "nested_tensor",
-            "meta_tensor_no_storage",
-            "wrapper_subclass",
-            "device_tensor_from_cpu_tensor",
-            "device_tensor_from_numpy",
-        )
-    ),
-}
-
-
-def _globals(**functions: Callable[..., Any]) -> dict[str, Global]:
-    return {
-        f"torch._utils {name}": Global(f"torch._utils.{name}", build, cost=_COST) for name, build in functions.items()
-    }
-
-
+_NJT = "torch.nested._internal.nested_tensor _rebuild_njt"
+# what a subclass may be rebuilt from: nothing that nests, or costs more than its arguments are charged with
+_INNER = {_NJT.replace(" ", ".")} | {
+    f"torch._utils._rebuild_{name}"
+    for name in (
+        "tensor_v2", "tensor_v3", "parameter", "sparse_tensor", "qtensor", "nested_tensor", "meta_tensor_no_storage",
+        "wrapper_subclass", "device_tensor_from_cpu_tensor", "device_tensor_from_numpy",
+    )
+}  # fmt: skip
 COMPOSITES: dict[str, Any] = {
-    **_globals(
-        _rebuild_sparse_tensor=_sparse,
-        _rebuild_qtensor=_make_quantized,
-        _rebuild_nested_tensor=_make_nested,
-        _rebuild_meta_tensor_no_storage=_meta,
-        _rebuild_wrapper_subclass=_wrapper,
-        _rebuild_device_tensor_from_cpu_tensor=_make_moved,
-        _rebuild_device_tensor_from_numpy=_make_moved,
-        _rebuild_xla_tensor=_make_moved,
-        _rebuild_parameter_with_state=_parameter_with_state,
+    **table(
+        {
+            "torch._utils _rebuild_sparse_tensor": _sparse,
+            "torch._utils _rebuild_qtensor": _quantized,
+            "torch._utils _rebuild_nested_tensor": _nested,
+            "torch._utils _rebuild_meta_tensor_no_storage": _meta,
+            "torch._utils _rebuild_wrapper_subclass": _wrapper,
+            "torch._utils _rebuild_device_tensor_from_cpu_tensor": _of_device,
+            "torch._utils _rebuild_device_tensor_from_numpy": _of_device,
+            "torch._utils _rebuild_xla_tensor": _of_device,
+            "torch._utils _rebuild_parameter_with_state": _parameter_with_state,
+            "torch._tensor _rebuild_from_type": _from_type,
+            "torch._tensor _rebuild_from_type_v2": _from_type,
+            _NJT: _jagged,
+        },
+        cost=1024,
     ),
-    "torch.nested._internal.nested_tensor _rebuild_njt": Global(
-        "torch.nested._internal.nested_tensor._rebuild_njt", _make_jagged, cost=_COST
-    ),
-    "torch._tensor _rebuild_from_type": Global("torch._tensor._rebuild_from_type", _from_type, cost=_COST),
-    "torch._tensor _rebuild_from_type_v2": Global("torch._tensor._rebuild_from_type_v2", _from_type, cost=_COST),
-    "torch.serialization _get_layout": Global("torch.serialization._get_layout", _layout),
+    **table({"torch.serialization _get_layout": _layout}),
     **{f"torch {scheme}": Global(f"torch.{scheme}") for scheme in _QSCHEMES},  # a state would stay in an Opaque
 }

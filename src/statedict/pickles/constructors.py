@@ -1,8 +1,4 @@
-"""What the globals of a checkpoint stand for: the allow-list of data.
-
-Everything here builds plain data from plain data. Names are "module name" as GLOBAL spells them; Python 2's names for
-the same things stand beside.
-"""
+"""The allow-list of data: constructors of plain data from plain data, by "module name" as GLOBAL spells them."""
 
 from __future__ import annotations
 
@@ -12,9 +8,9 @@ from functools import partial
 from statedict.dtypes import BY_NAME, BY_STORAGE, DType, is_torch_dtype, is_torch_storage, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import BytesSource
-from statedict.pickles.budget import DICT
+from statedict.pickles.budget import DICT, OBJECT
 from statedict.pickles.keys import Keys
-from statedict.pickles.objects import Global
+from statedict.pickles.objects import Global, table
 from statedict.tensor.arrays import MAX_DIMS, find_shape_fault
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage
@@ -23,17 +19,21 @@ from statedict.values import Device, Opaque, Size, device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
+_MAX_SIZE = 1 << 60
+
+
 class TypedStorage(LazyTensor):
-    """A storage as a pickle refers to it, which is a tensor of one dimension where it stands by itself.
+    """A storage as a pickle refers to it; by itself it is a tensor of one dimension.
 
     Args:
         storage: the bytes.
         dtype: of the elements.
-        shift: where it begins, in elements, for a storage that is a view of another one.
-        numel: how many elements it has; by default all that follow.
+        shift: for a view of another storage, its first element.
+        numel: the number of elements; by default all that follow.
     """
 
     __slots__ = ()
@@ -45,7 +45,7 @@ class TypedStorage(LazyTensor):
         self.requires_grad, self.parameter, self.attributes = False, False, None
 
     def place(self, offset: Any) -> Any:
-        """The element of the underlying storage where this one has its element `offset`."""
+        """The element of the underlying storage that is element `offset` here."""
         return offset + self.offset // self.dtype.itemsize if self.offset and type(offset) is int else offset
 
 
@@ -60,12 +60,12 @@ class StorageType(Opaque):
 
 
 def storage_type(kind: Any, numel: int, nbytes: int) -> StorageType | None:
-    """The storage class that a pickle names, also one that no table has, for its bytes tell how large an element is.
+    """The storage class that a pickle names as `kind`; the size of its elements tells one that no table has.
 
     Args:
-        kind: what the pickle has for it.
-        numel: how many elements it says that there are.
-        nbytes: how many bytes there are.
+        kind: what the pickle holds.
+        numel: the number of elements, by the pickle.
+        nbytes: the number of bytes in the file.
     """
     if type(kind) is StorageType:
         return kind
@@ -77,29 +77,13 @@ def storage_type(kind: Any, numel: int, nbytes: int) -> StorageType | None:
     return StorageType(labelled_dtype(name, nbytes // numel * 8 if numel else 8, storage=name), kind.name)
 
 
-_MAX_SIZE = 1 << 60
-
-
 def tensor(
-    storage: Storage,
-    dtype: DType,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    requires_grad: object = False,
+    storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, requires_grad: object = False
 ) -> LazyTensor:
-    """A LazyTensor from numbers out of a file, each of them checked.
-
-    Args:
-        storage: the bytes.
-        dtype: of the elements.
-        offset: of the first element, in elements.
-        shape: sizes, at most 64 of them.
-        strides: in elements.
-        requires_grad: as PyTorch recorded it.
+    """A LazyTensor from numbers in a file, all checked; offset and strides count elements.
 
     Raises:
-        CorruptFileError: numbers that make no sense, or elements outside the storage.
+        CorruptFileError: the numbers make no sense, or elements lie outside the storage.
     """
     if not dtype.bits:
         return _of_unknown_size(storage, dtype, offset, shape, strides, requires_grad)
@@ -145,11 +129,7 @@ def check_grad(dtype: DType) -> None:
 
 
 def check_geometry(size: Any, stride: Any, dtype: Any) -> None:
-    """Check what stands for the shape of a tensor without bytes, or whose bytes are elsewhere.
-
-    Raises:
-        CorruptFileError: PyTorch can make no tensor of it.
-    """
+    """Raise CorruptFileError unless PyTorch can make a tensor of this shape, whose bytes are elsewhere or nowhere."""
     if type(dtype) is not DType:
         raise CorruptFileError(f"a tensor whose dtype is a {type(dtype).__name__}")
     for name, numbers in (("size", size), ("stride", stride)):
@@ -166,7 +146,7 @@ def check_geometry(size: Any, stride: Any, dtype: Any) -> None:
 def _of_unknown_size(
     storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, requires_grad: object
 ) -> Labelled:
-    """A tensor whose elements have a size that is not known, but no less than a bit each."""
+    """A tensor whose elements have an unknown size of at least one bit."""
     try:
         made = tensor(Storage(storage.source, 0, 8 * storage.nbytes), BY_NAME["uint8"], offset, shape, strides)
     except CorruptFileError as error:
@@ -180,22 +160,14 @@ def _of_unknown_size(
 
 
 def _tensor_v2(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: Any = False,
-    hooks: Any = None,
-    metadata: Any = None,
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, hooks: Any = None, bits: Any = None
 ) -> Any:
     if type(storage) is not TypedStorage:
-        return Opaque(
-            "torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, requires_grad, hooks, metadata)
-        )
+        return Opaque("torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, requires_grad, hooks, bits))
     if storage.offset:
         offset = storage.place(offset)
     made = tensor(storage.storage, storage.dtype, offset, size, stride, requires_grad)
-    return _with_bits(made, metadata) if metadata is not None else made
+    return _with_bits(made, bits) if bits is not None else made
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
@@ -203,14 +175,14 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
 
 
 def _tensor_v3(
-    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, bits: Any = None
 ) -> Any:
     name = dtype.name.removeprefix("torch.") if type(dtype) is Global else ""
     known = labelled_dtype(name) if is_torch_dtype(name) else dtype
     if type(storage) is not TypedStorage or type(known) is not DType:
         return Opaque("torch._utils._rebuild_tensor_v3", (storage, offset, size, stride, requires_grad, hooks, dtype))
     made = tensor(storage.storage, known, offset, size, stride, requires_grad)
-    return _with_bits(made, metadata) if metadata is not None else made
+    return _with_bits(made, bits) if bits is not None else made
 
 
 def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
@@ -240,28 +212,37 @@ def _as_bits(conj: bool, neg: bool, values: Any) -> Any:
     return numpy.negative(values) if neg else values
 
 
-class _Tensor(LazyTensor):
-    """A tensor as PyTorch pickled it before `_rebuild_tensor`: its state is still to come, in place, for the memo."""
+class Pending(LazyTensor):
+    """A tensor whose state is still to come; it becomes a LazyTensor in place, for the memo may hold it."""
 
     __slots__ = ()
 
-    def set_state(self, state: Any) -> LazyTensor:
-        if type(state) is not tuple or len(state) != 4 or type(state[0]) is not TypedStorage:
-            raise CorruptFileError("a tensor with a state that is none")
-        made = _tensor_v2(*state)
+    def become(self, made: LazyTensor) -> LazyTensor:
+        """Take all attributes of a tensor."""
         for slot in LazyTensor.__slots__:
             setattr(self, slot, getattr(made, slot))
         self.__class__ = LazyTensor  # type: ignore[assignment]
         return self
 
 
-_NOTHING = Storage(BytesSource(b""), 0, 0)  # of all that have no state yet: one each would cost more than the tensor
+class _OldTensor(Pending):
+    """A tensor as PyTorch pickled it before `_rebuild_tensor`."""
+
+    __slots__ = ()
+
+    def set_state(self, state: Any) -> LazyTensor:
+        if type(state) is not tuple or len(state) != 4 or type(state[0]) is not TypedStorage:
+            raise CorruptFileError("a tensor with a state that is none")
+        return self.become(_tensor_v2(*state))
+
+
+_NOTHING = Storage(BytesSource(b""), 0, 0)  # shared, for one each would cost more than the tensor
 
 
 def _old_tensor(*args: Any) -> LazyTensor:
     if args:
         raise CorruptFileError("a tensor that is made from arguments, not from its state")
-    return _Tensor(BY_NAME["float32"], (0,), _NOTHING)
+    return _OldTensor(BY_NAME["float32"], (0,), _NOTHING)
 
 
 def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
@@ -270,7 +251,7 @@ def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
 
 
 def as_parameter(data: Any, requires_grad: bool) -> LazyTensor | None:
-    """The tensor as a `torch.nn.Parameter`; None for what is no tensor."""
+    """The tensor as a `torch.nn.Parameter`; None for anything else."""
     if type(data) not in (LazyTensor, Labelled):
         return None
     if requires_grad:
@@ -321,11 +302,6 @@ def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     return text.encode(encoding)
 
 
-def _no_bytes() -> bytes:
-    """What protocol 2 makes of `b""`; other bytes come through `_encode`."""
-    return b""
-
-
 def _bytes(data: Any = b"") -> bytes:
     if type(data) is not bytes:
         raise CorruptFileError(f"bytes of a {type(data).__name__}")
@@ -358,38 +334,50 @@ def _device(kind: Any, index: Any = None) -> Device:
     return device(kind if index is None else f"{kind}:{index}")
 
 
-def _both(*names: str) -> list[str]:
-    """A builtin under Python 3's and Python 2's module name."""
-    return [f"{module} {name}" for module in ("builtins", "__builtin__") for name in names]
+def _both(name: str, build: Callable[..., Any], bulk: int = 1, cost: int = OBJECT) -> dict[str, Global]:
+    """A builtin under Python 3's and Python 2's name of its module."""
+    return dict.fromkeys((f"builtins {name}", f"__builtin__ {name}"), Global(name, build, bulk, cost))
 
 
 DATA: dict[str, Any] = {
-    "collections OrderedDict": Global("collections.OrderedDict", _ordered_dict),
-    "collections defaultdict": Global("collections.defaultdict", _default_dict),
-    "collections Counter": Global("collections.Counter", _counter),
-    "_codecs encode": Global("_codecs.encode", _encode),
-    "torch Size": Global("torch.Size", _size),
-    "torch device": Global("torch.device", _device),
-    "torch._utils _rebuild_tensor": Global("torch._utils._rebuild_tensor", _tensor, bulk=8),
-    "torch._utils _rebuild_tensor_v2": Global("torch._utils._rebuild_tensor_v2", _tensor_v2, bulk=7, cost=2048),
-    "torch._utils _rebuild_tensor_v3": Global("torch._utils._rebuild_tensor_v3", _tensor_v3, bulk=8, cost=2048),
-    "torch._utils _rebuild_parameter": Global("torch._utils._rebuild_parameter", _parameter, bulk=8),
-    **{
-        f"{module} {name}": Global(f"{module}.{name}", _old_tensor)
-        for module in ("torch", "torch.cuda")
-        for name in ("Tensor", *(kind.replace("Storage", "Tensor") for kind in BY_STORAGE))
-    },
-    "torch.storage UntypedStorage": StorageType(BY_NAME["uint8"], "torch.storage.UntypedStorage"),
-    **{name: Global("set", _set, bulk=0, cost=DICT) for name in _both("set")},
-    **{name: Global("frozenset", _frozenset, bulk=0, cost=DICT) for name in _both("frozenset")},
-    **{name: Global("bytes", _no_bytes) for name in _both("bytes")},
-    **{name: Global("complex", _complex) for name in _both("complex")},
-    **{name: Global("bytearray", _bytearray) for name in _both("bytearray")},
-    **{name: Global("bytes", _bytes) for name in _both("bytes")},
+    **table(
+        {
+            "collections OrderedDict": _ordered_dict,
+            "collections defaultdict": _default_dict,
+            "collections Counter": _counter,
+            "_codecs encode": _encode,
+            "torch Size": _size,
+            "torch device": _device,
+        }
+    ),
+    **table(
+        {
+            "torch._utils _rebuild_tensor": lambda storage, offset, size, stride: _tensor_v2(
+                storage, offset, size, stride
+            ),
+            "torch._utils _rebuild_parameter": _parameter,
+        },
+        bulk=8,
+    ),
+    **table({"torch._utils _rebuild_tensor_v2": _tensor_v2}, bulk=7, cost=2048),
+    **table({"torch._utils _rebuild_tensor_v3": _tensor_v3}, bulk=8, cost=2048),
+    **_both("set", _set, bulk=0, cost=DICT),
+    **_both("frozenset", _frozenset, bulk=0, cost=DICT),
+    **_both("complex", _complex),
+    **_both("bytearray", _bytearray),
+    **_both("bytes", _bytes),
     **{f"torch {name}": kind for name, kind in BY_NAME.items()},
+    "torch.storage UntypedStorage": StorageType(BY_NAME["uint8"], "torch.storage.UntypedStorage"),
     **{
         f"{module} {name}": StorageType(kind, f"{module}.{name}")
         for module in ("torch", "torch.cuda")
         for name, kind in BY_STORAGE.items()
     },
+    **table(
+        {
+            f"{module} {name}": _old_tensor
+            for module in ("torch", "torch.cuda")
+            for name in ("Tensor", *(kind.replace("Storage", "Tensor") for kind in BY_STORAGE))
+        }
+    ),
 }

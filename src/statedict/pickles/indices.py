@@ -1,7 +1,7 @@
-"""Whether the indices of sparse, nested and jagged tensors lie within them, before PyTorch makes these.
+"""Checks that the indices of sparse, nested and jagged tensors lie within them, before PyTorch makes these.
 
-PyTorch checks none of it by default, and its kernels follow an index out of bounds to foreign memory. The facts of
-each tensor of indices are found by reading it once, whoever refers to it:
+By default PyTorch checks nothing, and its kernels follow an index out of bounds to foreign memory. Each tensor of
+indices is read once, whoever refers to it:
 
     sparse COO           indices (sparse dims, nnz): each below its size; ascending where they claim to be coalesced
     sparse CSR/BSR       crow_indices (…, rows + 1): from 0 to nnz, never falling, no row longer than it is wide
@@ -20,6 +20,7 @@ from collections import Counter
 from math import prod
 
 from statedict.errors import CorruptFileError, LimitError
+from statedict.pickles.composites import SPARSE
 from statedict.tensor.lazy import LazyTensor
 from statedict.values import Size
 
@@ -38,7 +39,7 @@ class Indices:
     """Reads tensors of indices, each once.
 
     Args:
-        storages: of the file; indices in any other memory are not the ones that PyTorch would see.
+        storages: of the file; PyTorch would not see indices in any other memory.
     """
 
     def __init__(self, storages: Iterable[Storage]) -> None:
@@ -51,11 +52,11 @@ class Indices:
 
         Args:
             name: of its kind, `torch.sparse_coo`.
-            parts: as composites.py names them.
+            parts: by the names of composites.py.
 
         Raises:
             CorruptFileError: it breaks an invariant of its kind.
-            LimitError: to check it would take more than the file's size justifies.
+            LimitError: the check would take more than the file's size justifies.
         """
         check = _KINDS.get(name)
         if check is not None:
@@ -64,16 +65,14 @@ class Indices:
     def tensor(self, parts: Mapping[str, Any], part: str, ndim: int | None = None) -> LazyTensor:
         """A part that holds integers."""
         found = _tensor(parts, part)
-        if found.dtype.name not in ("int64", "int32"):
-            raise _wrong(part, "int64 or int32", str(found.dtype))
+        _expect(found.dtype.name in ("int64", "int32"), part, "int64 or int32", found.dtype)
         if found.storage not in self._storages or found.nbytes > found.storage.nbytes:
             raise LimitError(f"{part}: {found.nbytes:,} bytes of indices would be copied; refused")
-        if ndim is not None and found.ndim != ndim:
-            raise _wrong(part, f"{ndim} dimensions", f"shape {found.shape}")
+        _expect(ndim is None or found.ndim == ndim, part, f"{ndim} dimensions", f"shape {found.shape}")
         return found
 
     def facts(self, find: Any, *tensors: LazyTensor) -> Any:
-        """What `find` finds in the values of some tensors of one shape a batch."""
+        """The result of `find` for the values of some tensors."""
         key = (find, *(tensor.region for tensor in tensors))
         if key not in self._known:
             for tensor in tensors:
@@ -84,48 +83,46 @@ class Indices:
         return self._known[key]
 
 
-def _wrong(what: str, expected: str, got: str) -> CorruptFileError:
-    return CorruptFileError(f"{what}: expected {expected}, got {got}")
+def _expect(holds: object, what: str, expected: object, got: object) -> None:
+    if not holds:
+        raise CorruptFileError(f"{what}: expected {expected}, got {got}")
+
+
+def _expect_within(least: int, most: int, what: str, bound: int, before: str = "0 to") -> None:
+    _expect(least >= 0 and most <= bound, what, f"{before} {bound:,}", f"{least if least < 0 else most:,}")
 
 
 def _tensor(parts: Mapping[str, Any], part: str) -> LazyTensor:
-    found = parts.get(part)
-    if type(found) is not LazyTensor:
-        raise _wrong(part, "a tensor", "none" if found is None else f"a {type(found).__name__}")
-    return found
+    found: Any = parts.get(part)
+    _expect(type(found) is LazyTensor, part, "a tensor", "none" if found is None else f"a {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
 
 
 def _size(parts: Mapping[str, Any]) -> tuple[int, ...]:
     size: Any = parts.get("size")
-    if type(size) not in (tuple, Size) or not all(type(n) is int and 0 <= n < 1 << 63 for n in size):
-        raise _wrong("size", "a torch.Size", repr(size)[:100])
+    valid = type(size) in (tuple, Size) and all(type(n) is int and 0 <= n < 1 << 63 for n in size)
+    _expect(valid, "size", "a torch.Size", repr(size)[:100])
     return tuple(size)
 
 
-def _coo(indices: Indices, parts: Mapping[str, Any]) -> None:
+def _check_coo(indices: Indices, parts: Mapping[str, Any]) -> None:
     size, values, coalesced = _size(parts), _tensor(parts, "values"), parts.get("is_coalesced")
     at = indices.tensor(parts, "indices", 2)
-    if at.dtype.name != "int64":
-        raise _wrong("indices", "int64", str(at.dtype))
+    _expect(at.dtype.name == "int64", "indices", "int64", at.dtype)
     dims, count = at.shape
-    if values.ndim < 1 or values.shape[0] != count:
-        raise _wrong("values", f"one for each of {count:,} indices", f"shape {values.shape}")
-    if dims + values.ndim - 1 != len(size) or values.shape[1:] != size[dims:]:
-        raise _wrong("size", f"{dims} sizes and then {values.shape[1:]}", f"{size}")
-    if type(coalesced) not in (bool, type(None)):
-        raise _wrong("is_coalesced", "True or False", f"a {type(coalesced).__name__}")
-    if not count:
-        return
-    if coalesced and count > 1 and not dims:  # indices of no bytes, of which there may be any number
-        raise _wrong("indices", "at most one without axes, for they are coalesced", f"{count:,}")
-    if not dims:
+    _expect(values.shape[:1] == (count,), "values", f"one for each of {count:,} indices", f"shape {values.shape}")
+    fits = dims + values.ndim - 1 == len(size) and values.shape[1:] == size[dims:]
+    _expect(fits, "size", f"{dims} sizes and then {values.shape[1:]}", size)
+    _expect(type(coalesced) in (bool, type(None)), "is_coalesced", "True or False", f"a {type(coalesced).__name__}")
+    if count and not dims:  # indices of no bytes, of which there may be any number
+        few = not coalesced or count == 1
+        _expect(few, "indices", "at most one without axes, for they are coalesced", f"{count:,}")
+    if not count or not dims:
         return
     ascending, bounds = indices.facts(_extents, at)
     for axis, (least, most) in enumerate(bounds):
-        if least < 0 or most >= size[axis]:
-            raise _wrong(f"indices of axis {axis}", f"0 to {size[axis] - 1:,}", f"{least if least < 0 else most:,}")
-    if coalesced and not ascending:
-        raise _wrong("indices", "an ascending order, for they are coalesced", "another one")
+        _expect_within(least, most, f"indices of axis {axis}", size[axis] - 1)
+    _expect(ascending or not coalesced, "indices", "an ascending order, for they are coalesced", "another one")
 
 
 def _extents(indices: Any) -> tuple[bool, list[tuple[int, int]]]:
@@ -145,36 +142,31 @@ def _check_compressed(
 ) -> None:
     size, values = _size(parts), _tensor(parts, "values")
     outer_at, inner_at = indices.tensor(parts, outer), indices.tensor(parts, inner)
-    batch = outer_at.ndim - 1
-    if batch < 0 or inner_at.ndim != batch + 1 or inner_at.dtype is not outer_at.dtype:
-        raise _wrong(inner, f"{outer_at.ndim} dimensions of {outer_at.dtype}, as {outer}", _describe(inner_at))
-    if values.ndim < batch + 1 + 2 * blocked or len(size) != values.ndim + 1 - 2 * blocked:
-        raise _wrong("values", f"the dimensions of size {size}", f"shape {values.shape}")
+    batch, shape = outer_at.ndim - 1, f"shape {values.shape}"
+    alike = batch >= 0 and inner_at.ndim == batch + 1 and inner_at.dtype is outer_at.dtype
+    _expect(alike, inner, f"{outer_at.ndim} dimensions of {outer_at.dtype}, as {outer}", _describe(inner_at))
+    fits = values.ndim >= batch + 1 + 2 * blocked and len(size) == values.ndim + 1 - 2 * blocked
+    _expect(fits, "values", f"the dimensions of size {size}", shape)
     count, blocks = inner_at.shape[batch], values.shape[batch + 1 : batch + 3] if blocked else (1, 1)
-    if values.shape[batch] != count:
-        raise _wrong("values", f"one for each of {count:,} {inner}", f"shape {values.shape}")
-    if not size[:batch] == outer_at.shape[:batch] == inner_at.shape[:batch] == values.shape[:batch]:
-        raise _wrong("batch dimensions", f"{size[:batch]}, as in size", f"{outer_at.shape[:batch]}")
-    if values.shape[batch + 1 + 2 * blocked :] != size[batch + 2 :]:
-        raise _wrong("values", f"dense dimensions {size[batch + 2 :]}", f"shape {values.shape}")
-    if 0 in blocks or any(n % block for n, block in zip(size[batch:], blocks, strict=False)):
-        raise _wrong("blocks", f"a divisor of each of {size[batch : batch + 2]}", f"{tuple(blocks)}")
+    _expect(values.shape[batch] == count, "values", f"one for each of {count:,} {inner}", shape)
+    alike = size[:batch] == outer_at.shape[:batch] == inner_at.shape[:batch] == values.shape[:batch]
+    _expect(alike, "batch dimensions", f"{size[:batch]}, as in size", outer_at.shape[:batch])
+    dense = size[batch + 2 :]
+    _expect(values.shape[batch + 1 + 2 * blocked :] == dense, "values", f"dense dimensions {dense}", shape)
+    whole = 0 not in blocks and not any(n % block for n, block in zip(size[batch:], blocks, strict=False))
+    _expect(whole, "blocks", f"a divisor of each of {size[batch : batch + 2]}", tuple(blocks))
     rows, width = size[batch + axis] // blocks[axis], size[batch + 1 - axis] // blocks[1 - axis]
-    if outer_at.shape[batch] != rows + 1:
-        raise _wrong(outer, f"{rows + 1:,} numbers", f"{outer_at.shape[batch]:,}")
+    _expect(outer_at.shape[batch] == rows + 1, outer, f"{rows + 1:,} numbers", f"{outer_at.shape[batch]:,}")
     if not prod(size[:batch]):
         return
     first, last, shortest, longest = indices.facts(_steps, outer_at)
-    if first != (0, 0) or last != (count, count):
-        raise _wrong(outer, f"0 to begin and {count:,} to end with", f"{first[1] or first[0]:,} and {last[1]:,}")
-    if shortest < 0 or longest > width:
-        raise _wrong(outer, f"steps of 0 to {width:,}", f"{shortest if shortest < 0 else longest:,}")
+    ends = first == (0, 0) and last == (count, count)
+    _expect(ends, outer, f"0 to begin and {count:,} to end with", f"{first[1] or first[0]:,} and {last[1]:,}")
+    _expect_within(shortest, longest, outer, width, "steps of 0 to")
     if count:
         least, most, ascending = indices.facts(_within, outer_at, inner_at)
-        if least < 0 or most >= width:
-            raise _wrong(inner, f"0 to {width - 1:,}", f"{least if least < 0 else most:,}")
-        if not ascending:
-            raise _wrong(inner, f"an ascending order within each of the {rows:,}", "another one")
+        _expect_within(least, most, inner, width - 1)
+        _expect(ascending, inner, f"an ascending order within each of the {rows:,}", "another one")
 
 
 def _describe(tensor: LazyTensor) -> str:
@@ -207,18 +199,16 @@ def _within(outer: Any, inner: Any) -> tuple[int, int, bool]:
 def _check_nested(indices: Indices, parts: Mapping[str, Any]) -> None:
     values, offsets = _tensor(parts, "values"), indices.tensor(parts, "offsets", 1)
     sizes, strides = indices.tensor(parts, "sizes", 2), indices.tensor(parts, "strides", 2)
-    if {sizes.dtype.name, strides.dtype.name, offsets.dtype.name} != {"int64"}:
-        raise _wrong("sizes, strides and offsets", "int64", f"{sizes.dtype}, {strides.dtype}, {offsets.dtype}")
-    if values.ndim != 1 or values.strides is not None:
-        raise _wrong("values", "one dimension without gaps", f"shape {values.shape}")
-    if strides.shape != sizes.shape or offsets.shape != sizes.shape[:1]:
-        raise _wrong("sizes, strides and offsets", "a row for each tensor", f"{sizes.shape}, {strides.shape}")
-    if not offsets.shape[0]:
-        return
-    least, end = indices.facts(_ends, sizes, strides, offsets)
-    if least < 0 or end > values.shape[0]:
+    what, kinds = "sizes, strides and offsets", (sizes.dtype, strides.dtype, offsets.dtype)
+    _expect({kind.name for kind in kinds} == {"int64"}, what, "int64", ", ".join(map(str, kinds)))
+    dense = values.ndim == 1 and values.strides is None
+    _expect(dense, "values", "one dimension without gaps", f"shape {values.shape}")
+    alike = strides.shape == sizes.shape and offsets.shape == sizes.shape[:1]
+    _expect(alike, what, "a row for each tensor", f"{sizes.shape}, {strides.shape}")
+    if offsets.shape[0]:
+        least, end = indices.facts(_ends, sizes, strides, offsets)
         got = "a negative number" if least < 0 else f"{end:,}"
-        raise _wrong("sizes, strides and offsets", f"elements up to {values.shape[0]:,}", got)
+        _expect(least >= 0 and end <= values.shape[0], what, f"elements up to {values.shape[0]:,}", got)
 
 
 def _ends(sizes: Any, strides: Any, offsets: Any) -> tuple[int, int]:
@@ -236,22 +226,20 @@ def _ends(sizes: Any, strides: Any, offsets: Any) -> tuple[int, int]:
 
 def _check_jagged(indices: Indices, parts: Mapping[str, Any]) -> None:
     values, offsets, ragged = _tensor(parts, "values"), indices.tensor(parts, "offsets", 1), parts.get("_ragged_idx", 1)
-    if type(ragged) is not int or not 1 <= ragged <= values.ndim:
-        raise _wrong("_ragged_idx", f"1 to {values.ndim}", repr(ragged)[:100])
-    if not offsets.shape[0]:
-        raise _wrong("offsets", "at least one", "none")
-    most = values.shape[ragged - 1]
+    inside = type(ragged) is int and 1 <= ragged <= values.ndim
+    _expect(inside, "_ragged_idx", f"1 to {values.ndim}", repr(ragged)[:100])
+    _expect(offsets.shape[0], "offsets", "at least one", "none")
+    most, count = values.shape[ragged - 1], offsets.shape[0] - 1
     lengths = None if parts.get("lengths") is None else indices.tensor(parts, "lengths", 1)
-    if lengths is not None and (lengths.shape[0] != offsets.shape[0] - 1 or lengths.dtype is not offsets.dtype):
-        raise _wrong("lengths", f"{offsets.shape[0] - 1:,} of {offsets.dtype}", _describe(lengths))
+    alike = lengths is None or (lengths.shape[0] == count and lengths.dtype is offsets.dtype)
+    _expect(alike, "lengths", f"{count:,} of {offsets.dtype}", "" if lengths is None else _describe(lengths))
     (first, _), (last, _), shortest, _ = indices.facts(_steps, offsets)
-    if first < 0 or shortest < 0 or last > most:
-        got = "a negative number or step" if min(first, shortest) < 0 else f"{last:,}"
-        raise _wrong("offsets", f"rising numbers up to {most:,}", got)
-    if lengths is not None and lengths.shape[0]:
+    got = "a negative number or step" if min(first, shortest) < 0 else f"{last:,}"
+    rising = first >= 0 and shortest >= 0 and last <= most
+    _expect(rising, "offsets", f"rising numbers up to {most:,}", got)
+    if lengths is not None and count:
         least, end = indices.facts(_reach, offsets, lengths)
-        if least < 0 or end > most:
-            raise _wrong("lengths", f"0 or more, from the offsets up to {most:,}", f"{least if least < 0 else end:,}")
+        _expect_within(least, end, "lengths", most, "0 or more, from the offsets up to")
 
 
 def _reach(offsets: Any, lengths: Any) -> tuple[int, int]:
@@ -259,14 +247,13 @@ def _reach(offsets: Any, lengths: Any) -> tuple[int, int]:
 
 
 # the layout → the outer and inner indices, the axis of the outer ones, whether values are blocks
-_LAYOUTS: dict[str, tuple[Any, ...]] = {
-    "torch.sparse_csr": ("crow_indices", "col_indices", 0, False),
-    "torch.sparse_bsr": ("crow_indices", "col_indices", 0, True),
-    "torch.sparse_csc": ("ccol_indices", "row_indices", 1, False),
-    "torch.sparse_bsc": ("ccol_indices", "row_indices", 1, True),
+_LAYOUTS = {
+    layout: (*names[:2], int(layout.endswith("c")), "_bs" in layout)
+    for layout, names in SPARSE.items()
+    if layout != "torch.sparse_coo"
 }
 _KINDS: dict[str, Any] = {
-    "torch.sparse_coo": _coo,
+    "torch.sparse_coo": _check_coo,
     **dict.fromkeys(_LAYOUTS, _check_compressed),
     "torch.nested": _check_nested,
     "torch.jagged": _check_jagged,

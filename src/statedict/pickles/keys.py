@@ -1,7 +1,7 @@
-"""Which keys a dict or a set from a file may have.
+"""The keys that a dict or a set from a file may have.
 
-Hashing a nested tuple can take for ever, and so can a dict whose keys all have one hash. Python guards strings and
-bytes against the latter, by a secret; it does not guard numbers and tuples.
+Hashing a nested tuple can take for ever, and so can a dict whose keys share one hash. Python protects strings and bytes
+against the latter by a secret, but not numbers and tuples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COMPOUND = (tuple, frozenset, Size, complex, int)
 
 
 class Keys:
-    """Lets through the keys of dicts and sets that cost little to hash and to compare, whatever a file does."""
+    """Checks that the keys of dicts and sets cost little to hash and to compare."""
 
     __slots__ = ("_alike",)
 
@@ -34,16 +34,12 @@ class Keys:
         return len(self._alike)
 
     def check(self, key: Any) -> Any:
-        """The key.
-
-        Raises:
-            LimitError: it is none of those that the bounds above allow.
-        """
+        """Return the key, or raise LimitError if it exceeds the bounds above."""
         kind = type(key)
         if kind in _SIMPLE or (kind is int and -(1 << 63) <= key < 1 << 64) or isinstance(key, Opaque):
             return key
         if kind in _COMPOUND and self._is_small(key):
-            # unlike those of strings, the hashes of these can be chosen, and a dict of one hash is a list
+            # a file can choose these hashes, and a dict of one hash is as slow as a list
             alike = self._alike.setdefault(hash(key), [])
             if key not in alike:
                 if len(alike) == _MAX_ALIKE:
@@ -70,11 +66,7 @@ class Keys:
 
 
 def check_twins(keys: list[Any]) -> None:
-    """Refuse a dict in which a dtype and its name are two keys: they are equal here, and one would be lost.
-
-    Raises:
-        FormatError: there are such keys.
-    """
+    """Raise FormatError if a dtype and its name are both keys: they are equal here, and one would be lost."""
     names = {key.name for key in keys if type(key) is DType}
     if twins := names.intersection(key for key in keys if type(key) is str):
         raise FormatError(f"a dict has the keys torch.{min(twins)} and {min(twins)!r}, which are equal here")

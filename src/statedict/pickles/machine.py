@@ -1,20 +1,18 @@
 """A pickle reader that executes nothing.
 
 A pickle is a program for a stack machine, and Python's own reader runs it: it imports what the program names and
-calls it. This machine interprets the same opcodes (protocols 0 to 5) over plain data. A global that stands in the
-caller's table of constructors builds data; every other one becomes an inert `Opaque` that keeps its name and whatever
-the program would have handed to it. Nothing is imported, called or looked up by a name from the file.
+calls it. This machine interprets the same opcodes (protocols 0 to 5) over plain data. A global in the caller's table of
+constructors builds data; any other becomes an inert `Opaque` with its name and its arguments. Nothing is imported,
+called or looked up by a name from the file.
 
 Bounds, for a pickle of n bytes:
-    memory   at most 64 MB + 20 n, the pickle itself included; the caller may grant more for each byte (budget.py).
-    time     linear in n. Arguments of constructors are charged by their length, so a long one that is reused draws
-             on the budget each time.
+    memory   at most 64 MB + 20 n, including the pickle; the caller may grant more for each byte (budget.py).
+    time     linear in n. Arguments of constructors are charged by their length, each time they are used.
     keys     of dicts and sets: strings, bytes, numbers of up to 4,096 bits, None, globals, and tuples and frozensets of
-             up to 64 of these in all; 64 of them may have one hash; for hashing or comparing anything else can be
-             made to take for ever.
-    lengths  of strings and integers are checked against what is left of the pickle before anything is allocated;
-             names of globals have up to 1,000 characters, numbers in decimal digits what Python allows (4,300).
-Nesting is not bounded here, for it costs this machine nothing; whoever walks the result bounds it (walk.MAX_DEPTH).
+             up to 64 of these in all; at most 64 with one hash. A pickle can make hashing of other keys take for ever.
+    lengths  of strings and integers are checked against the rest of the pickle before anything is allocated; names of
+             globals have up to 1,000 characters, numbers in decimal digits as many as Python allows (4,300).
+Nesting is not bounded here, for it costs this machine nothing; walk.MAX_DEPTH bounds it for whoever walks the result.
 
 Source: pickles/opcodes.py. What Python's unpicklers read differently is refused: odd spellings of numbers, and
 operations that go past the end of their frame.
@@ -24,16 +22,10 @@ from __future__ import annotations
 
 import struct
 
-from statedict.errors import (
-    CorruptFileError,
-    FormatError,
-    StateDictError,
-    TruncatedError,
-    is_failure_of_code,
-)
+from statedict.errors import CorruptFileError, FormatError, StateDictError, TruncatedError, is_failure_of_code
 from statedict.pickles.budget import DICT, ENTRY, FACTOR, MEMO, OBJECT, TEXT, TUPLE
 from statedict.pickles.objects import Builder, Global, name_call
-from statedict.pickles.opcodes import COUNTED, LINES, OPCODES
+from statedict.pickles.opcodes import LINES, OPCODES, TO_MARK
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
@@ -54,23 +46,20 @@ def load(
     start: int = 0,
     factor: int = FACTOR,
 ) -> tuple[Any, int]:
-    """Read one pickle.
+    """Read one pickle; the object, and the offset after its STOP.
 
     Args:
         data: the bytes.
         constructors: `"module name"` → a `Global`, or the value that the name stands for.
-        persistent_load: makes the object of a persistent id.
+        persistent_load: returns the object of a persistent id.
         where: names the pickle in messages.
-        start: where in `data` it begins.
+        start: its offset in `data`.
         factor: bytes of memory for each byte of the pickle.
-
-    Returns:
-        The object and the offset after its STOP.
 
     Raises:
         TruncatedError: it ends early; the message names the byte.
         CorruptFileError: it makes no sense; the message names the byte.
-        LimitError: it goes beyond the bounds above.
+        LimitError: it exceeds the bounds above.
 
     >>> import pickle, os
     >>> load(pickle.dumps({"epoch": 3, "run": os.system}), {})[0]
@@ -228,7 +217,7 @@ class _Machine(Builder):
                 elif op == 0x88:  # NEWTRUE
                     stack.append(True)
                 elif op == 0x63:  # GLOBAL
-                    found, position = self.spelled(op, position)
+                    found, position = self.read_global(op, position)
                     stack.append(found)
                 elif op == 0x93:  # STACK_GLOBAL
                     name, module = stack.pop(), stack.pop()
@@ -257,9 +246,11 @@ class _Machine(Builder):
             self.position = position
 
     def rare(self, op: int, position: int) -> int:
-        """The opcodes that modern pickles seldom use."""
-        if op in COUNTED:  # a length, then that many bytes
-            row = COUNTED[op]
+        """The opcodes that modern pickles seldom use; the offset after it."""
+        row = OPCODES.get(op)
+        if row is None:
+            raise FormatError(f"opcode {bytes([op])!r} is not one that a file may hold")
+        if row.layout == "counted":
             begin = position + row.width
             end = begin + int.from_bytes(self.data[position:begin], "little")
             if end > len(self.data):
@@ -268,24 +259,24 @@ class _Machine(Builder):
             self.charge(TEXT + 4 * (end - begin))
             self.stack.append(row.read(self.data[begin:end]))
             return end
-        if op in LINES:
+        if row.layout == "line":
             return self.take_line(op, position)
         if op == 0x69:  # INST
-            found, position = self.spelled(op, position)
+            found, position = self.read_global(op, position)
             items = self.pop_mark()
             self.charge(OBJECT + TUPLE + 8 * len(items))
             self.stack.append(self.call(found, tuple(items)))
-            return position
-        if op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
-            row = OPCODES[op]
-            end = position + row.width
-            self.stack.append(self.find("copyreg", f"extension {row.read(self.data[position:end])}"))
-            return end
-        self.rearrange(op)
-        return position
+        elif row.layout == "fixed":  # EXT1, EXT2, EXT4
+            code = row.read(self.data[position : position + row.width])
+            self.stack.append(self.find("copyreg", f"extension {code}"))
+        elif row.takes == TO_MARK:
+            self.take_marked(op)
+        else:
+            self.rearrange(op)
+        return position + row.width
 
     def take_line(self, op: int, position: int) -> int:
-        """The opcodes whose argument ends with a line feed."""
+        """The opcodes whose argument ends with a line feed; the offset after it."""
         stack = self.stack
         raw, position = self.line(position)
         self.charge(TEXT + 4 * len(raw))
@@ -301,41 +292,38 @@ class _Machine(Builder):
             stack.append(value)
         return position
 
+    def take_marked(self, op: int) -> None:
+        """The opcodes without an argument that take all above the last mark."""
+        stack, items = self.stack, self.pop_mark()
+        if op == 0x64:  # DICT
+            self.charge(DICT + ENTRY * len(items))
+            stack.append(StateDict())
+            self.set_items(stack[-1], items)
+        elif op == 0x6C:  # LIST
+            self.charge(OBJECT + MEMO * len(items))
+            stack.append(items)
+        elif op == 0x90:  # ADDITEMS
+            self.add(stack[-1], items)
+        elif op == 0x91:  # FROZENSET
+            self.charge(DICT + 2 * ENTRY * len(items))
+            stack.append(frozenset(map(self.key, items)))
+        elif op == 0x6F:  # OBJ
+            self.charge(OBJECT + TUPLE + 16 * len(items))
+            stack.append(self.call(items[0], tuple(items[1:])))
+
     def rearrange(self, op: int) -> None:
-        """The opcodes without an argument."""
+        """The other opcodes without an argument."""
         stack, marks = self.stack, self.marks
         if op == 0x30:  # POP
             if marks and marks[-1] == len(stack):
                 marks.pop()
             else:
                 self.drop(stack.pop())
-        elif op == 0x31:  # POPMARK
-            self.pop_mark()
         elif op == 0x32:  # DUP
             stack.append(stack[-1])
-        elif op == 0x64:  # DICT
-            items = self.pop_mark()
-            self.charge(DICT + ENTRY * len(items))
-            stack.append(StateDict())
-            self.set_items(stack[-1], items)
-        elif op == 0x6C:  # LIST
-            items = self.pop_mark()
-            self.charge(OBJECT + MEMO * len(items))
-            stack.append(items)
         elif op == 0x8F:  # EMPTY_SET
             self.charge(DICT)
             stack.append(set())
-        elif op == 0x90:  # ADDITEMS
-            items = self.pop_mark()
-            self.add(stack[-1], items)
-        elif op == 0x91:  # FROZENSET
-            items = self.pop_mark()
-            self.charge(DICT + 2 * ENTRY * len(items))
-            stack.append(frozenset(map(self.key, items)))
-        elif op == 0x6F:  # OBJ
-            items = self.pop_mark()
-            self.charge(OBJECT + TUPLE + 16 * len(items))
-            stack.append(self.call(items[0], tuple(items[1:])))
         elif op == 0x92:  # NEWOBJ_EX
             named, args = stack.pop(), stack.pop()
             self.charge(2 * OBJECT)
@@ -372,7 +360,7 @@ class _Machine(Builder):
             raise CorruptFileError(f"an operation goes past the end of its frame at byte {frame:,}")
         return 0
 
-    def spelled(self, op: int, position: int) -> tuple[Any, int]:
+    def read_global(self, op: int, position: int) -> tuple[Any, int]:
         """The global whose module and name are two lines."""
         module, position = self.line(position)
         name, position = self.line(position)

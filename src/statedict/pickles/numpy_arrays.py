@@ -6,8 +6,8 @@
     _frombuffer(bytes, dtype, shape, order, axes)                      since protocol 5; axes since numpy 2.4, for
                                                                        order "K": (2, 0, 1) as `transpose` takes them
 
-A dtype may be given by its class instead of its code, as ml_dtypes' and numpy's records are. An array becomes a
-LazyTensor over the bytes in the pickle. One of Python objects, strings or records stays an Opaque.
+A class may stand for the code of a dtype (ml_dtypes, records). An array of numbers becomes a LazyTensor over the bytes
+in the pickle; any other stays an Opaque.
 Source: numpy/_core/src/multiarray/methods.c and descriptor.c (numpy 2.4), `array_reduce` and `arraydescr_reduce`;
 numpy/_core/numeric.py, `_frombuffer`.
 """
@@ -19,6 +19,8 @@ import struct
 from statedict.dtypes import BY_NAME, DType, labelled_dtype
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource, swap_bytes
+from statedict.pickles.budget import OBJECT
+from statedict.pickles.constructors import Pending
 from statedict.pickles.objects import Global
 from statedict.tensor.arrays import contiguous_strides, find_shape_fault
 from statedict.tensor.lazy import LazyTensor, Storage
@@ -26,6 +28,7 @@ from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 IN_PICKLE = "pickle"  # the name of the source of an array
@@ -41,23 +44,16 @@ _CODES: dict[str, tuple[str, str]] = {
 class NumpyType(Opaque):
     """A numpy dtype: its code or its class, its byte order and, for numbers, our dtype."""
 
-    __slots__ = ("_label", "code", "kind", "order")
+    __slots__ = ("code", "kind", "label", "order")
 
     def __init__(self, code: str, kind: DType | None = None) -> None:
         super().__init__("numpy.dtype", (code,))
-        self._label = ""
         self.code, self.order = code, "<"
         self.kind = BY_NAME[_CODES[code][0]] if code in _CODES else kind
-
-    @property
-    def label(self) -> str:
-        """What to call a scalar of it, made once for all of them."""
-        if not self._label:
-            self._label = f"numpy scalar of {self.code}"
-        return self._label
+        self.label = ""  # of its scalars, one text for all of them
 
     def set_state(self, state: Any) -> NumpyType:
-        """Take the byte order; fields and subarrays make it one that we only label."""
+        """Take the byte order; with fields or subarrays it is only a label."""
         if type(state) is not tuple or len(state) < 5:
             raise CorruptFileError("a numpy dtype with a state that is none")
         if state[1] in ("<", ">", "|"):
@@ -67,9 +63,7 @@ class NumpyType(Opaque):
         return self
 
 
-class _Array(LazyTensor):
-    """An array whose state is still to come; it becomes a LazyTensor then, in place, for the memo may hold it."""
-
+class _Array(Pending):
     __slots__ = ()
 
     def set_state(self, state: Any) -> Any:
@@ -77,16 +71,11 @@ class _Array(LazyTensor):
             raise CorruptFileError("a numpy array with a state that is none")
         _, shape, kind, fortran, raw = state
         made = array(raw, kind, shape, "F" if fortran else "C")
-        if isinstance(made, Opaque):
-            return made
-        for slot in LazyTensor.__slots__:
-            setattr(self, slot, getattr(made, slot))
-        self.__class__ = LazyTensor  # type: ignore[assignment]
-        return self
+        return made if isinstance(made, Opaque) else self.become(made)
 
 
 def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
-    """The tensor, or an Opaque for elements that are no numbers."""
+    """The tensor, or an Opaque for elements other than numbers."""
     if not isinstance(kind, Opaque) or type(shape) is not tuple:
         raise CorruptFileError("a numpy array without a dtype or a shape")
     if isinstance(kind, NumpyType) and (kind.code[:10], kind.order) == ("ml_dtypes.", "<") and type(raw) is bytes:
@@ -111,17 +100,12 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
         raise CorruptFileError(f"a numpy array of shape {shape} and dtype {kind.code} has {len(raw):,} bytes")
     if kind.order == ">":
         raw = swap_bytes(BytesSource(raw), 0, len(raw), kind.kind).read(0, len(raw))
-    strides = None
-    if order == "F" and len(shape) > 1 and numel:
-        steps = [1]
-        for n in shape[:-1]:
-            steps.append(steps[-1] * n)
-        strides = tuple(steps)
+    strides = contiguous_strides(shape[::-1])[::-1] if order == "F" and len(shape) > 1 and numel else None
     return LazyTensor(kind.kind, shape, Storage(BytesSource(raw, IN_PICKLE), 0, len(raw)), 0, strides)
 
 
 def _of_ml_dtypes(name: str, nbytes: int, shape: tuple[Any, ...]) -> DType | None:
-    """A dtype of ml_dtypes that our table does not have: bytes under its name."""
+    """A dtype of ml_dtypes that our table lacks: bytes under its name."""
     numel = 1
     for n in shape:
         if type(n) is not int or not 0 <= n <= nbytes:
@@ -166,6 +150,7 @@ def _scalar(kind: Any, raw: Any = b"") -> Any:
     if type(raw) is str:
         raw = raw.encode("latin-1")
     if kind.kind is None or kind.code not in _CODES or type(raw) is not bytes:
+        kind.label = kind.label or f"numpy scalar of {kind.code}"
         return Opaque(kind.label, (raw,))
     if len(raw) != kind.kind.itemsize:
         raise CorruptFileError(f"a numpy scalar of dtype {kind.code} has {len(raw):,} bytes")
@@ -173,23 +158,16 @@ def _scalar(kind: Any, raw: Any = b"") -> Any:
     return complex(*numbers) if len(numbers) == 2 else numbers[0]
 
 
-def _modules(name: str, *modules: str) -> list[str]:
-    return [f"{module} {name}" for module in modules]
+def _of_core(module: str, name: str, build: Callable[..., Any], cost: int = OBJECT) -> dict[str, Global]:
+    """A function under the names of its module in numpy 1 and 2."""
+    function = Global(f"numpy.core.{module}.{name}", build, cost=cost)
+    return dict.fromkeys((f"numpy.{core}.{module} {name}" for core in ("core", "_core")), function)
 
 
 NUMPY: dict[str, Any] = {
     "numpy dtype": Global("numpy.dtype", _dtype),
     "numpy ndarray": Global("numpy.ndarray"),
-    **dict.fromkeys(
-        _modules("_reconstruct", "numpy.core.multiarray", "numpy._core.multiarray"),
-        Global("numpy.core.multiarray._reconstruct", _reconstruct, cost=1024),
-    ),
-    **dict.fromkeys(
-        _modules("scalar", "numpy.core.multiarray", "numpy._core.multiarray"),
-        Global("numpy.core.multiarray.scalar", _scalar),
-    ),
-    **dict.fromkeys(
-        _modules("_frombuffer", "numpy.core.numeric", "numpy._core.numeric"),
-        Global("numpy.core.numeric._frombuffer", _frombuffer, cost=1024),
-    ),
+    **_of_core("multiarray", "_reconstruct", _reconstruct, 1024),
+    **_of_core("multiarray", "scalar", _scalar),
+    **_of_core("numeric", "_frombuffer", _frombuffer, 1024),
 }

@@ -1,7 +1,7 @@
-"""What a pickle's program builds: data, by the caller's constructors, or inert labels.
+"""The objects that a pickle's program builds: data, by the caller's constructors, or inert labels.
 
-`machine` reads opcodes; here are the memo, the globals and the objects that they act on. What each costs is charged
-before it is made (budget.py).
+`machine` reads opcodes; here are the memo, the globals and the objects that they act on. Each object is charged before
+it is made (budget.py).
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_NAME = 1000
-_MODULE = {"_parameters", "_buffers", "_modules"}
+_MODULE = dict.fromkeys(("_parameters", "_buffers", "_modules"))
 
 
 class Global(Opaque):
-    """A global that the pickle names: with a `build` it makes data, without one its calls become Opaque.
+    """A global that the pickle names; as a value, an Opaque with a name and nothing else.
 
-    Where the pickle holds it as a value it is what every class is there: an Opaque with a name and nothing else.
-    A call with fewer than `bulk` arguments makes one small object; one with more makes up to `cost` bytes besides what
-    it takes to copy its arguments.
+    `build` makes data of a call; without it a call becomes an Opaque. A call with fewer than `bulk` arguments makes one
+    small object; any other makes up to `cost` bytes besides copies of its arguments.
     """
 
     __slots__ = ("build", "bulk", "cost")
@@ -36,6 +35,11 @@ class Global(Opaque):
     def __init__(self, name: str, build: Callable[..., Any] | None = None, bulk: int = 1, cost: int = OBJECT) -> None:
         super().__init__(name)
         self.build, self.bulk, self.cost = build, bulk, cost
+
+
+def table(builds: dict[str, Callable[..., Any]], bulk: int = 1, cost: int = OBJECT) -> dict[str, Global]:
+    """The globals of some constructors, by "module name"."""
+    return {name: Global(name.replace(" ", "."), build, bulk, cost) for name, build in builds.items()}
 
 
 class Builder:
@@ -49,12 +53,8 @@ class Builder:
         position: int,
         factor: int,
     ) -> None:
-        self.data, self.constructors, self.persistent_load, self.position = (
-            data,
-            constructors,
-            persistent_load,
-            position,
-        )
+        self.data, self.constructors, self.persistent_load = data, constructors, persistent_load
+        self.position = position
         self.budget = Budget(position, factor)
         self.charge = self.budget.charge
         self.globals: dict[str, Any] = {}
@@ -65,7 +65,7 @@ class Builder:
         self.keys = Keys()
 
     def put(self, index: int, value: Any) -> None:
-        """Keep a value in the memo."""
+        """Store a value in the memo."""
         memo = self.memo
         if index < len(memo):
             memo[index] = value
@@ -93,7 +93,7 @@ class Builder:
         return found
 
     def call(self, function: Any, args: Any) -> Any:
-        """What calling a global makes; a label, where no constructor is known."""
+        """The result of a call; a label where no constructor is known."""
         if not isinstance(args, tuple):  # the C unpickler refuses it, the Python one takes its items
             raise CorruptFileError(f"calls something with a {type(args).__name__}, which is no tuple of arguments")
         if type(function) is not Global or function.build is None:
@@ -108,7 +108,7 @@ class Builder:
         return function.build(*args)
 
     def charge_copies(self, args: tuple[Any, ...]) -> None:
-        """Charge what it would cost to copy each of the arguments."""
+        """Charge copies of all arguments."""
         for argument in args:
             if isinstance(argument, str):
                 self.charge(2 * weigh(argument))
@@ -126,7 +126,7 @@ class Builder:
         return self.persistent_load(identifier)
 
     def set_items(self, target: Any, items: list[Any]) -> None:
-        """Set entries of a dict, or of a label; keys and values take turns."""
+        """Set entries of a dict or a label; `items` alternates keys and values."""
         if len(items) % 2:
             raise CorruptFileError("a key has no value")
         if type(target) is Opaque:
@@ -146,7 +146,7 @@ class Builder:
             check_twins(items[::2])
 
     def key(self, key: Any) -> Any:
-        """A key of a dict or a set."""
+        """Check a key of a dict or a set."""
         noted = len(self.keys)
         self.keys.check(key)
         if len(self.keys) > noted:
@@ -175,9 +175,9 @@ class Builder:
             raise CorruptFileError(f"adds to a {type(target).__name__}")
 
     def build(self, target: Any, state: Any) -> Any:
-        """An object with its state; what stands in its place from now on."""
+        """Give an object its state; the object that replaces it."""
         if type(target) is Opaque:
-            target.state = self.module(state) if isinstance(state, dict) and state.keys() >= _MODULE else state
+            target.state = self.module(state) if isinstance(state, dict) and state.keys() >= _MODULE.keys() else state
         elif isinstance(target, StateDict):
             metadata = state.get("_metadata") if isinstance(state, dict) else None
             if isinstance(metadata, dict):
@@ -196,16 +196,16 @@ class Builder:
         return target
 
     def drop(self, value: Any) -> None:
-        """Forget what was called only to give an object its state, as `copyreg` allows, but not the state."""
+        """Drop a value, but keep the state that a call gives to another object, as `copyreg` allows."""
         args = value.args if type(value) is Opaque else None
         if type(args) is not tuple or len(args) != 2 or type(args[0]) is not Opaque or args[0].state is not None:
             return
-        if value.name != name_call(args[0]):  # else it is a call of that object, which stands before the arguments
+        if value.name != name_call(args[0]):  # else it is a call of that object
             self.build(*args)
 
     def module(self, state: dict[Any, Any]) -> dict[Any, Any]:
-        """The attributes of a `torch.nn.Module` with its parameters, buffers and modules by their own names."""
-        members = [state[name] for name in ("_parameters", "_buffers", "_modules")]
+        """The attributes of a `torch.nn.Module`, with its parameters, buffers and modules under their own names."""
+        members = [state[name] for name in _MODULE]
         if not all(isinstance(held, dict) for held in members):
             return state
         self.charge(2 * DICT + 2 * ENTRY * sum(map(len, (state, *members))))
@@ -217,18 +217,18 @@ class Builder:
         return flat
 
     def replace(self, old: Any, new: Any) -> None:
-        """Put `new` where the memo holds `old`."""
+        """Put `new` where the memo last holds `old`."""
         memo = self.memo
-        at = len(memo) - 1
-        while at >= 0 and memo[at] is not old:
-            at -= 1
-        self.charge(len(memo) - at)
-        if at >= 0:
-            memo[at] = new
+        for at in range(len(memo) - 1, -1, -1):
+            if memo[at] is old:
+                memo[at] = new
+                self.charge(len(memo) - at)
+                return
+        self.charge(len(memo) + 1)
 
 
 def name_call(function: Any) -> str:
-    """What to call the result of calling something that is not in the table."""
+    """The name of the result of a call of something that is not in the table."""
     if type(function) is Global:
         return function.name
     return f"{function.name}()"[:_MAX_NAME] if type(function) is Opaque else f"a call of {type(function).__name__}"

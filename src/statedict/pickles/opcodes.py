@@ -1,10 +1,9 @@
-"""The opcodes of pickle: the one table that the reader (`machine`) and the scan (`globals`) share.
+"""The opcodes of pickle: the table that the reader (`machine`) and the scan (`globals`) share.
 
-Each row says how an opcode's argument is laid out, what its bytes become, and how many values it takes from the stack
-and leaves there. Python has two unpicklers, in C and in Python, and they read some texts differently: the C one ends a
-number at a NUL, reads `I0300` as octal and `I+1` as a bool, and accepts an infinity only by its name; the Python one
-accepts spaces. No pickler writes such a text. So an argument has one spelling here, the one that picklers write, and
-every other one is damage.
+A row gives the layout and the meaning of an opcode's argument, and its effect on the stack. Python has two unpicklers,
+in C and in Python, and they read some texts differently: the C one ends a number at a NUL, reads `I0300` as octal and
+`I+1` as a bool, and accepts an infinity only by its name; the Python one accepts spaces. Picklers write none of these.
+So an argument has one spelling here, the picklers' own, and every other spelling is damage.
 
 Source: CPython's Lib/pickletools.py for the table, Lib/pickle.py and Modules/_pickle.c (3.11 to 3.14) for the texts.
 """
@@ -20,21 +19,20 @@ from statedict.errors import CorruptFileError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, NamedTuple
 
     class Opcode(NamedTuple):
         """One row.
 
         Attributes:
-            code: the byte.
-            name: as pickletools calls it.
-            layout: of its argument: `none`, `fixed`, `counted` (a length, then so many bytes), `line` (ends with a line
+            code, name: as in pickletools.
+            layout: of the argument: `none`, `fixed`, `counted` (a length, then so many bytes), `line` (ends with a line
                 feed) or `lines` (two of them).
-            width: of a fixed argument, or of the length of a counted one, in bytes.
-            takes: how many values it takes from the stack; `TO_MARK` for all above the last mark, and the mark.
-            leaves: how many values it leaves in their place.
-            read: what becomes of the argument's bytes. It raises a ValueError or a CorruptFileError if it cannot be.
+            width: bytes of a fixed argument, or of the length of a counted one.
+            takes: how many values it takes from the stack; `TO_MARK` for the last mark and all values above it.
+            leaves: how many values it leaves there.
+            read: converts the bytes of the argument, or raises ValueError or CorruptFileError.
         """
 
         code: int
@@ -87,10 +85,6 @@ def _decimal(raw: bytes) -> int:
     return int(raw)
 
 
-def _int(raw: bytes) -> int | bool:
-    return _BOOLEANS[raw] if raw in _BOOLEANS else _decimal(raw)
-
-
 def _index(raw: bytes) -> int:
     if not raw.isdigit() or (raw[0] == 0x30 and len(raw) > 1):
         raise _differs(raw, "a memo index")
@@ -115,14 +109,10 @@ def _unicode(raw: bytes) -> str:
     return str(raw, "utf-8", "surrogatepass")
 
 
-def _name(raw: bytes) -> str:
+def _name(raw: bytes, encoding: str = "utf-8") -> str:
     if not raw:
         raise CorruptFileError("a global without a name")
-    return raw.decode()
-
-
-def _ascii(raw: bytes) -> str:
-    return raw.decode("ascii")
+    return raw.decode(encoding)
 
 
 def _uint(raw: bytes) -> int:
@@ -133,100 +123,46 @@ def _sint(raw: bytes) -> int:
     return int.from_bytes(raw, "little", signed=True)
 
 
-def _double(raw: bytes) -> float:
-    return float(struct.unpack(">d", raw)[0])
+def _rows(names: str, layout: str, takes: int, leaves: int, read: Callable[[bytes], Any] = bytes) -> Iterator[Opcode]:
+    """Rows that differ in code, name and width only, given as `4A:BININT:4`."""
+    for text in names.split():
+        code, name, *width = text.split(":")
+        yield Opcode(int(code, 16), name, layout, int(width[0]) if width else 0, takes, leaves, read)
 
 
-def _no_argument(raw: bytes) -> None:
-    return None
-
-
-def _plain(code: int, name: str, takes: int, leaves: int) -> Opcode:
-    return Opcode(code, name, "none", 0, takes, leaves, _no_argument)
-
-
-def _fixed(code: int, name: str, width: int, takes: int, leaves: int, read: Callable[[bytes], Any]) -> Opcode:
-    return Opcode(code, name, "fixed", width, takes, leaves, read)
-
-
-def _counted(code: int, name: str, width: int, read: Callable[[bytes], Any]) -> Opcode:
-    return Opcode(code, name, "counted", width, 0, 1, read)
-
-
-def _line(code: int, name: str, takes: int, leaves: int, read: Callable[[bytes], Any]) -> Opcode:
-    return Opcode(code, name, "line", 0, takes, leaves, read)
-
-
-_ROWS = [
-    _plain(0x28, "MARK", 0, 0),
-    _plain(0x29, "EMPTY_TUPLE", 0, 1),
-    _plain(0x2E, "STOP", 1, 0),
-    _plain(0x30, "POP", 1, 0),
-    _plain(0x31, "POP_MARK", TO_MARK, 0),
-    _plain(0x32, "DUP", 1, 2),
-    _counted(0x42, "BINBYTES", 4, bytes),
-    _counted(0x43, "SHORT_BINBYTES", 1, bytes),
-    _line(0x46, "FLOAT", 0, 1, _float),
-    _fixed(0x47, "BINFLOAT", 8, 0, 1, _double),
-    _line(0x49, "INT", 0, 1, _int),
-    _fixed(0x4A, "BININT", 4, 0, 1, _sint),
-    _fixed(0x4B, "BININT1", 1, 0, 1, _uint),
-    _line(0x4C, "LONG", 0, 1, lambda raw: _decimal(raw.removesuffix(b"L"))),
-    _fixed(0x4D, "BININT2", 2, 0, 1, _uint),
-    _plain(0x4E, "NONE", 0, 1),
-    _line(0x50, "PERSID", 0, 1, _ascii),
-    _plain(0x51, "BINPERSID", 1, 1),
-    _plain(0x52, "REDUCE", 2, 1),
-    _line(0x53, "STRING", 0, 1, _unquote),
-    _counted(0x54, "BINSTRING", 4, as_text),
-    _counted(0x55, "SHORT_BINSTRING", 1, as_text),
-    _line(0x56, "UNICODE", 0, 1, lambda raw: raw.decode("raw-unicode-escape")),
-    _counted(0x58, "BINUNICODE", 4, _unicode),
-    _plain(0x5D, "EMPTY_LIST", 0, 1),
-    _plain(0x61, "APPEND", 2, 1),
-    _plain(0x62, "BUILD", 2, 1),
-    Opcode(0x63, "GLOBAL", "lines", 0, 0, 1, _name),
-    _plain(0x64, "DICT", TO_MARK, 1),
-    _plain(0x65, "APPENDS", TO_MARK, 0),
-    _line(0x67, "GET", 0, 1, _index),
-    _fixed(0x68, "BINGET", 1, 0, 1, _uint),
-    Opcode(0x69, "INST", "lines", 0, TO_MARK, 1, lambda raw: _name(raw) if raw.isascii() else _ascii(raw)),
-    _fixed(0x6A, "LONG_BINGET", 4, 0, 1, _uint),
-    _plain(0x6C, "LIST", TO_MARK, 1),
-    _plain(0x6F, "OBJ", TO_MARK, 1),
-    _line(0x70, "PUT", 0, 0, _index),
-    _fixed(0x71, "BINPUT", 1, 0, 0, _uint),
-    _fixed(0x72, "LONG_BINPUT", 4, 0, 0, _uint),
-    _plain(0x73, "SETITEM", 3, 1),
-    _plain(0x74, "TUPLE", TO_MARK, 1),
-    _plain(0x75, "SETITEMS", TO_MARK, 0),
-    _plain(0x7D, "EMPTY_DICT", 0, 1),
-    _fixed(0x80, "PROTO", 1, 0, 0, _uint),
-    _plain(0x81, "NEWOBJ", 2, 1),
-    _fixed(0x82, "EXT1", 1, 0, 1, _uint),
-    _fixed(0x83, "EXT2", 2, 0, 1, _uint),
-    _fixed(0x84, "EXT4", 4, 0, 1, _sint),
-    _plain(0x85, "TUPLE1", 1, 1),
-    _plain(0x86, "TUPLE2", 2, 1),
-    _plain(0x87, "TUPLE3", 3, 1),
-    _plain(0x88, "NEWTRUE", 0, 1),
-    _plain(0x89, "NEWFALSE", 0, 1),
-    _counted(0x8A, "LONG1", 1, _long),
-    _counted(0x8B, "LONG4", 4, _long),
-    _counted(0x8C, "SHORT_BINUNICODE", 1, _unicode),
-    _counted(0x8D, "BINUNICODE8", 8, _unicode),
-    _counted(0x8E, "BINBYTES8", 8, bytes),
-    _plain(0x8F, "EMPTY_SET", 0, 1),
-    _plain(0x90, "ADDITEMS", TO_MARK, 0),
-    _plain(0x91, "FROZENSET", TO_MARK, 1),
-    _plain(0x92, "NEWOBJ_EX", 3, 1),
-    _plain(0x93, "STACK_GLOBAL", 2, 1),
-    _plain(0x94, "MEMOIZE", 0, 0),
-    _fixed(0x95, "FRAME", 8, 0, 0, _uint),
-    _counted(0x96, "BYTEARRAY8", 8, bytearray),
-    _plain(0x97, "NEXT_BUFFER", 0, 1),
-    _plain(0x98, "READONLY_BUFFER", 1, 1),
-]
-OPCODES: dict[int, Opcode] = {row.code: row for row in _ROWS}
+OPCODES: dict[int, Opcode] = {
+    row.code: row
+    for row in (
+        *_rows("28:MARK 94:MEMOIZE", "none", 0, 0),
+        *_rows("29:EMPTY_TUPLE 4E:NONE 5D:EMPTY_LIST 7D:EMPTY_DICT 88:NEWTRUE 89:NEWFALSE", "none", 0, 1),
+        *_rows("8F:EMPTY_SET 97:NEXT_BUFFER", "none", 0, 1),
+        *_rows("2E:STOP 30:POP", "none", 1, 0),
+        *_rows("51:BINPERSID 85:TUPLE1 98:READONLY_BUFFER", "none", 1, 1),
+        *_rows("32:DUP", "none", 1, 2),
+        *_rows("52:REDUCE 61:APPEND 62:BUILD 81:NEWOBJ 86:TUPLE2 93:STACK_GLOBAL", "none", 2, 1),
+        *_rows("73:SETITEM 87:TUPLE3 92:NEWOBJ_EX", "none", 3, 1),
+        *_rows("31:POP_MARK 65:APPENDS 75:SETITEMS 90:ADDITEMS", "none", TO_MARK, 0),
+        *_rows("64:DICT 6C:LIST 6F:OBJ 74:TUPLE 91:FROZENSET", "none", TO_MARK, 1),
+        *_rows("71:BINPUT:1 72:LONG_BINPUT:4 80:PROTO:1 95:FRAME:8", "fixed", 0, 0, _uint),
+        *_rows("4B:BININT1:1 4D:BININT2:2 68:BINGET:1 6A:LONG_BINGET:4 82:EXT1:1 83:EXT2:2", "fixed", 0, 1, _uint),
+        *_rows("4A:BININT:4 84:EXT4:4", "fixed", 0, 1, _sint),
+        *_rows("47:BINFLOAT:8", "fixed", 0, 1, lambda raw: struct.unpack(">d", raw)[0]),
+        *_rows("42:BINBYTES:4 43:SHORT_BINBYTES:1 8E:BINBYTES8:8", "counted", 0, 1),
+        *_rows("96:BYTEARRAY8:8", "counted", 0, 1, bytearray),
+        *_rows("54:BINSTRING:4 55:SHORT_BINSTRING:1", "counted", 0, 1, as_text),
+        *_rows("58:BINUNICODE:4 8C:SHORT_BINUNICODE:1 8D:BINUNICODE8:8", "counted", 0, 1, _unicode),
+        *_rows("8A:LONG1:1 8B:LONG4:4", "counted", 0, 1, _long),
+        *_rows("46:FLOAT", "line", 0, 1, _float),
+        *_rows("49:INT", "line", 0, 1, lambda raw: _BOOLEANS[raw] if raw in _BOOLEANS else _decimal(raw)),
+        *_rows("4C:LONG", "line", 0, 1, lambda raw: _decimal(raw.removesuffix(b"L"))),
+        *_rows("50:PERSID", "line", 0, 1, lambda raw: raw.decode("ascii")),
+        *_rows("53:STRING", "line", 0, 1, _unquote),
+        *_rows("56:UNICODE", "line", 0, 1, lambda raw: raw.decode("raw-unicode-escape")),
+        *_rows("67:GET", "line", 0, 1, _index),
+        *_rows("70:PUT", "line", 0, 0, _index),
+        *_rows("63:GLOBAL", "lines", 0, 1, _name),
+        *_rows("69:INST", "lines", TO_MARK, 1, lambda raw: _name(raw, "ascii")),
+    )
+}
 COUNTED = {row.code: row for row in OPCODES.values() if row.layout == "counted"}
 LINES = {row.code: row for row in OPCODES.values() if row.layout == "line"}

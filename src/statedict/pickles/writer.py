@@ -3,17 +3,16 @@
 Tensors become the calls that PyTorch writes:
 
     _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, OrderedDict())
-    _rebuild_tensor_v3(the same, dtype)              for dtypes that are younger than the typed storages, known or not
+    _rebuild_tensor_v3(the same, dtype)              for dtypes younger than the typed storages, known or not
     _rebuild_parameter(tensor, requires_grad, OrderedDict())
-    _rebuild_parameter_with_state(tensor, requires_grad, OrderedDict(), attributes)   for one that has any
+    _rebuild_parameter_with_state(tensor, requires_grad, OrderedDict(), attributes)
     _rebuild_from_type_v2(_rebuild_tensor_v2, torch.Tensor, its arguments, attributes)
     storage = persistent id ("storage", torch.FloatStorage, key, "cpu", number of elements)
 
-An `Opaque` is written only where the caller lists its name: the index of a distributed checkpoint consists of such
-records, and nothing else may have any.
+An `Opaque` is written only if the caller lists its name, as for the records in the index of a distributed checkpoint.
 
 Source: torch/_tensor.py `_reduce_ex_internal`, torch/_weights_only_unpickler.py (PyTorch 2.13). Limits: integers of up
-to 255 bytes, and a value that is shared (the same list in two places) is written twice.
+to 255 bytes; a shared value (the same list in two places) is written twice.
 """
 
 from __future__ import annotations
@@ -48,10 +47,9 @@ def dumps(
 
     Args:
         tree: dicts, lists, tuples, LazyTensors and plain values.
-        place: for each tensor its storage's key, the storage's size and the tensor's offset in bytes, its strides.
-        path: what messages call the root.
-        records: the names of objects that may be written: with a state as what `__newobj__` makes and BUILD fills,
-            without one as a call.
+        place: returns a tensor's storage key, the storage's size and the tensor's offset in bytes, and its strides.
+        path: the root in messages.
+        records: names of objects to write: with a state by `__newobj__` and BUILD, without one as a call.
 
     Raises:
         UnsupportedError: a value that `torch.load(weights_only=True)` would refuse; the message names its path.
@@ -77,14 +75,9 @@ class _Writer:
         self.depth = 0
 
     def value(self, value: Any, path: str) -> None:
-        write = _VALUES.get(type(value))
+        write = _VALUES.get(type(value)) or next((w for kind, w in _SUBCLASSES if isinstance(value, kind)), None)
         if write is None:
-            for kind, candidate in _SUBCLASSES:
-                if isinstance(value, kind):
-                    write = candidate
-                    break
-            else:
-                raise UnsupportedError(_refusal(value, path))
+            raise UnsupportedError(_refusal(value, path))
         if write in _NESTED:
             self.depth += 1
             if self.depth > MAX_DEPTH:
@@ -94,22 +87,22 @@ class _Writer:
         else:
             write(self, value, path)
 
-    def named(self, name: str) -> bytes:
-        """A global, spelled out at its first use and taken from the memo later."""
+    def refer(self, name: str) -> bytes:
+        """A global: in full the first time, then from the memo."""
         known = self.memo.get(name)
         if known is not None:
             return known
         module, _, attribute = name.rpartition(".")
-        return self.spelled(name, b"c" + module.encode() + b"\n" + attribute.encode() + b"\n")
+        return self.define(name, b"c" + module.encode() + b"\n" + attribute.encode() + b"\n")
 
-    def spelled(self, name: str, out: bytes) -> bytes:
-        """What is spelled out now, and taken from the memo by this name from now on."""
+    def define(self, name: str, out: bytes) -> bytes:
+        """Something in full, with a place in the memo for later."""
         index = len(self.memo)
         self.memo[name] = b"h" + bytes([index]) if index < 256 else b"j" + _U4.pack(index)
         return out + (b"q" + bytes([index]) if index < 256 else b"r" + _U4.pack(index))
 
     def call(self, name: str, *args: Any) -> None:
-        self.out.append(self.named(name))
+        self.out.append(self.refer(name))
         self.tuple(args, "")
         self.out.append(b"R")
 
@@ -130,43 +123,43 @@ class _Writer:
         if not (kind.itemsize or isinstance(tensor, Labelled)) or (kind.kind == "raw" and not later):
             raise UnsupportedError(f"{path}: PyTorch has no dtype {kind}; save it as .safetensors")
         if kind.kind == "quantized":
-            raise UnsupportedError(
-                f"{path}: a bare {kind} tensor lacks its scale; save its integers, scale and zero point"
-            )
-        named, globals_before = self.named, len(self.memo)
-        young = not kind.storage
-        out = []
+            text = f"{path}: a bare {kind} tensor lacks its scale; save its integers, scale and zero point"
+            raise UnsupportedError(text)
+        refer, defined = self.refer, len(self.memo)
+        grad, young, wrapper = b"\x88" if tensor.requires_grad else b"\x89", not kind.storage, ""
         if tensor.parameter:
-            out += [named("torch._utils._rebuild_parameter" + "_with_state" * bool(noted)), b"("]
+            wrapper = "torch._utils._rebuild_parameter" + "_with_state" * bool(noted)
         elif noted:
-            out += [named("torch._tensor._rebuild_from_type_v2"), b"("]
-        out.append(named("torch._utils._rebuild_tensor_v3" if young else "torch._utils._rebuild_tensor_v2"))
+            wrapper = "torch._tensor._rebuild_from_type_v2"
         typed = bool(noted) and not tensor.parameter
-        out.append((named("torch.Tensor") if typed else b"") + b"((" + _text("storage"))
-        out.append(named("torch.storage.UntypedStorage" if young else f"torch.{kind.storage}"))
-        head, out = b"".join(out), [_text("cpu"), _int(size if young else size // kind.itemsize)]
-        out.append(b"tQ" + _int(offset // (kind.itemsize or 1)) + self.ints(tensor.shape) + self.ints(strides))
-        out.append(b"\x88" if tensor.requires_grad and not tensor.parameter else b"\x89")
-        out.append(named("collections.OrderedDict"))
-        out.append(b")R")
-        if young:
-            out.append(named(f"torch.{kind.name}"))
-        out.append(b"t" if typed else b"tR")
-        if tensor.parameter:
-            out += (b"\x88" if tensor.requires_grad else b"\x89", named("collections.OrderedDict"), b")R")
-            out += () if noted else (b"tR",)
-        tail = b"".join(out)
+        head = (
+            (refer(wrapper) + b"(" if wrapper else b"")
+            + refer("torch._utils._rebuild_tensor_v3" if young else "torch._utils._rebuild_tensor_v2")
+            + (refer("torch.Tensor") if typed else b"")
+            + (b"((" + _text("storage"))
+            + refer("torch.storage.UntypedStorage" if young else f"torch.{kind.storage}")
+        )
+        tail = (
+            (_text("cpu") + _int(size if young else size // kind.itemsize) + b"tQ")
+            + (_int(offset // (kind.itemsize or 1)) + self.ints(tensor.shape) + self.ints(strides))
+            + (b"\x89" if tensor.parameter else grad)
+            + (refer("collections.OrderedDict") + b")R")
+            + (refer(f"torch.{kind.name}") if young else b"")
+            + (b"t" if typed else b"tR")
+            + (grad + refer("collections.OrderedDict") + b")R" if tensor.parameter else b"")
+            + (b"tR" if tensor.parameter and not noted else b"")
+        )
         self.out += (head, _text(key), tail)
         if noted:
             self.bare = True
             self.value(noted, path)
             self.bare = False
             self.out.append(b"tR")
-        elif len(self.memo) == globals_before:  # nothing here is spelled out for the first time
+        elif len(self.memo) == defined:  # no global is in full here
             self.tensors[alike] = head, tail
 
     def attributes(self, tensor: LazyTensor, path: str) -> dict[str, Any]:
-        """What the file keeps of a tensor's attributes: data that `torch.load(weights_only=True)` accepts."""
+        """The attributes that the file keeps: data that `torch.load(weights_only=True)` accepts."""
         assert tensor.attributes is not None
         kept: dict[str, Any] = {}
         for name, value in data_of(tensor.attributes).items():
@@ -183,7 +176,8 @@ class _Writer:
     def ints(self, numbers: tuple[int, ...]) -> bytes:
         known = self.shapes.get(numbers)
         if known is None:
-            known = self.shapes[numbers] = _sequence([_int(n) for n in numbers])
+            begin, end = _tuple_ends(len(numbers))
+            known = self.shapes[numbers] = begin + b"".join(map(_int, numbers)) + end
         return known
 
     def record(self, value: Opaque, path: str) -> None:
@@ -193,84 +187,67 @@ class _Writer:
         if known is not None:
             self.out.append(known)
             return
-        start, spelled_before = len(self.out), len(self.memo)
-        self.out.append(self.named(value.name))
+        start, defined = len(self.out), len(self.memo)
+        self.out.append(self.refer(value.name))
         self.tuple(value.args, path)
-        if value.state is None:
-            self.out.append(b"R")
-        else:
+        if type(value.state) is dict:
+            self.out.append(b"\x81}(")
+            for name, field in value.state.items():
+                self.out.append(self.memo.get(name) or self.define(name, _text(name)))
+                self.value(field, path)
+            self.out.append(b"ub")
+        elif value.state is not None:
             self.out.append(b"\x81")
-            if type(value.state) is dict:
-                self.fields(value.state, path)
-            else:
-                self.value(value.state, path)
+            self.value(value.state, path)
             self.out.append(b"b")
-        if len(self.memo) == spelled_before:  # nothing in it is spelled out for the first time
+        else:
+            self.out.append(b"R")
+        if len(self.memo) == defined:  # nothing is in full here
             whole = self.written[id(value)] = b"".join(self.out[start:])
             self.out[start:] = [whole]
 
-    def fields(self, state: dict[str, Any], path: str) -> None:
-        self.out.append(b"}(")
-        for name, value in state.items():
-            self.out.append(self.memo.get(name) or self.spelled(name, _text(name)))
-            self.value(value, path)
-        self.out.append(b"u")
-
     def dict(self, items: Any, path: str) -> None:
         metadata = getattr(items, "_metadata", None)
-        self.out.append(b"}" if metadata is None else self.named("collections.OrderedDict") + b")R")
-        self.pairs(items, path)
+        self.out.append(b"}" if metadata is None else self.refer("collections.OrderedDict") + b")R")
+        if items:
+            self.out.append(b"(")
+            dot = path + "." if path else ""
+            for key, value in items.items():
+                if type(key) is str:
+                    self.out.append(_text(key))
+                else:
+                    self.value(key, f"{dot}{key} (the key)")
+                self.value(value, f"{dot}{key}")
+            self.out.append(b"u")
         if metadata is not None:
             self.value({"_metadata": metadata}, path)
             self.out.append(b"b")
 
-    def pairs(self, items: Any, path: str) -> None:
-        if not items:
-            return
-        self.out.append(b"(")
-        dot = path + "." if path else ""
-        for key, value in items.items():
-            if type(key) is str:
-                self.out.append(_text(key))
-            else:
-                self.value(key, f"{dot}{key} (the key)")
-            self.value(value, f"{dot}{key}")
-        self.out.append(b"u")
-
     def list(self, items: Any, path: str) -> None:
-        self.out.append(b"]")
-        if items:
-            self.out.append(b"(")
-            dot = path + "." if path else ""
-            for index, value in enumerate(items):
-                self.value(value, f"{dot}{index}")
-            self.out.append(b"e")
+        self.items(items, path, *((b"](", b"e") if items else (b"]", b"")))
 
     def tuple(self, items: Any, path: str) -> None:
-        if len(items) > 3:
-            self.out.append(b"(")
+        self.items(items, path, *_tuple_ends(len(items)))
+
+    def items(self, items: Any, path: str, begin: bytes, end: bytes) -> None:
+        self.out.append(begin)
         dot = path + "." if path else ""
         for index, value in enumerate(items):
             self.value(value, f"{dot}{index}")
-        self.out.append((b")", b"\x85", b"\x86", b"\x87")[len(items)] if len(items) <= 3 else b"t")
+        self.out.append(end)
 
     def int(self, value: int, path: str) -> None:
         try:
             self.out.append(_int(value))
         except OverflowError:
-            raise UnsupportedError(
-                f"{path or 'the root'}: an integer of over 255 bytes; torch.load could not read it"
-            ) from None
+            text = f"{path or 'the root'}: an integer of over 255 bytes; torch.load could not read it"
+            raise UnsupportedError(text) from None
 
     def dtype(self, value: DType, path: str) -> None:
         if value.kind == "raw" and not is_torch_dtype(value.name):
-            raise UnsupportedError(
-                f"{path or 'the root'}: PyTorch has no dtype {value}; drop it, or save as .safetensors"
-            )
-        self.out.append(self.named(f"torch.{value.name}"))
-
-    def set(self, items: Any, path: str) -> None:
-        self.call("builtins.set", sorted(items, key=repr))
+            text = f"{path or 'the root'}: PyTorch has no dtype {value}; drop it, or save as .safetensors"
+            raise UnsupportedError(text)
+        self.out.append(self.refer(f"torch.{value.name}"))
 
 
 def _text(text: str) -> bytes:
@@ -291,18 +268,17 @@ def _int(value: int) -> bytes:
     return b"\x8a" + bytes([len(raw)]) + raw
 
 
-def _sequence(parts: list[bytes]) -> bytes:
-    if len(parts) > 3:
-        return b"(" + b"".join(parts) + b"t"
-    return b"".join(parts) + (b")", b"\x85", b"\x86", b"\x87")[len(parts)]
+def _tuple_ends(count: int) -> tuple[bytes, bytes]:
+    return (b"", (b")", b"\x85", b"\x86", b"\x87")[count]) if count <= 3 else (b"(", b"t")
 
 
 def _refusal(value: Any, path: str) -> str:
-    what = f"an object of class {value.name}" if isinstance(value, Opaque) else f"a {type(value).__qualname__}"
+    what, remedy = f"a {type(value).__qualname__}", " after converting it"
+    if isinstance(value, Opaque):
+        what, remedy = f"an object of class {value.name}", ", which keeps it as a label"
     return (
         f"{path or 'the root'}: {what} is not data that torch.load(weights_only=True) accepts; "
-        "drop it, or save as .safetensors"
-        + (", which keeps it as a label" if isinstance(value, Opaque) else " after converting it")
+        f"drop it, or save as .safetensors{remedy}"
     )
 
 
@@ -322,7 +298,7 @@ _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
     Opaque: _Writer.record,
     tuple: _Writer.tuple,
     list: _Writer.list,
-    set: _Writer.set,
+    set: lambda w, v, p: w.call("builtins.set", sorted(v, key=repr)),
     Counter: lambda w, v, p: w.call("collections.Counter", dict(v)),
 }
 _SUBCLASSES: tuple[tuple[type, Callable[[_Writer, Any, str], None]], ...] = (
