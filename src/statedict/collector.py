@@ -1,19 +1,15 @@
-"""Python's garbage collector, paused while a hundred thousand objects are made that all stay.
+"""A pause of Python's garbage collector while many objects are made that all stay.
 
-Each new thousand would make it scan all of them again: at 100,000 tensors that is half of the time.
+It would scan all of them again for each new thousand: at 100,000 tensors that is half of the time.
 """
 
 from __future__ import annotations
 
 import gc
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 class Paused:
-    """A context in which the collector is off; nested ones and a collector that was off before are respected.
+    """A context in which the collector is off; afterwards it is as before.
 
     >>> import gc
     >>> with Paused():
@@ -25,8 +21,6 @@ class Paused:
         self._was_on = gc.isenabled()
         gc.disable()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._was_on:
             gc.enable()

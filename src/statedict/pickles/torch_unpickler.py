@@ -1,8 +1,9 @@
 """PyTorch's unpickler for `weights_only=True`, over pickles that our machine has read with `CHECKED`.
 
-It makes the objects; our machine has seen that their numbers fit the file and that they cost what the pickle's size
-justifies. Both take the same names for the same things, so nothing that one checks is something else to the other.
-The only module here that imports PyTorch; only `statedict.torch` imports it.
+PyTorch makes the objects; our machine has checked that their numbers fit the file and that their cost fits the pickle's
+size. Both take the same names for the same things. The only module here that imports PyTorch; only `statedict.torch`
+imports it.
+
 Source: torch/_weights_only_unpickler.py (PyTorch 2.6 to 2.15).
 """
 
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
 
 
 def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, map_location: Any = "cpu") -> Any:
-    """The object in a pickle.
+    """The object in a pickle of protocol 2 that our machine has read with `CHECKED`.
 
     Args:
-        data: a pickle of protocol 2 that our machine has read with `CHECKED`.
-        persistent_load: makes the storage of a persistent id.
+        data: the pickle.
+        persistent_load: returns the storage of a persistent id.
         encoding: of strings of Python 2.
         map_location: where functions that rebuild tensors of other devices put them.
 
@@ -49,20 +50,16 @@ def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, 
 
 @cache
 def _reader(jagged: bool, marked: bool) -> torch_private.Unpickler:
-    return torch_private.Unpickler(_allow_list(jagged, marked))
-
-
-def _allow_list(jagged: bool, marked: bool) -> dict[str, Any]:
-    """PyTorch's table of what a pickle may name, with numpy's arrays and scalars, without what a number makes large.
+    """An unpickler with PyTorch's table and numpy's arrays and scalars, but nothing that a number makes large.
 
     Args:
-        jagged: with jagged tensors, whose module is imported for them; they are in no table since PyTorch 2.15.
+        jagged: with jagged tensors, whose module is imported for them; no table has them since PyTorch 2.15.
         marked: with what PyTorch 2.14 and before noted in them for its compiler.
     """
     storage = torch.serialization.StorageType("ByteStorage")
     theirs = torch_private.default_globals() or {}
     nested = torch_private.look_up("_utils._rebuild_nested_tensor")
-    return {
+    allowed: dict[str, Any] = {
         **{name: known for name, known in theirs.items() if ".sparse." not in name},  # classes that check no index
         "torch._utils._rebuild_sparse_tensor": _sparse_tensor,
         **({} if nested is None else {"torch._utils._rebuild_nested_tensor": nested}),
@@ -70,10 +67,11 @@ def _allow_list(jagged: bool, marked: bool) -> dict[str, Any]:
         **{name: known for known, name in numpy_globals()},
         **torch_private.jagged_globals(jagged, marked),
     }
+    return torch_private.Unpickler(allowed)
 
 
 def numpy_globals() -> list[tuple[Any, str]]:
-    """What a pickle names for numpy's arrays and scalars of numbers, as `safe_globals` takes it."""
+    """The names in pickles of numpy's arrays and scalars of numbers, as `safe_globals` takes them."""
     import numpy
 
     functions: list[Any] = [numpy.zeros(1).__reduce__()[0], numpy.float32(1).__reduce__()[0]]
@@ -85,10 +83,7 @@ def numpy_globals() -> list[tuple[Any, str]]:
 
 
 def _sparse_tensor(layout: Any, data: Any) -> Any:
-    """A sparse tensor, as `torch._utils._rebuild_sparse_tensor` makes it.
-
-    That one notes each for a check after loading, in a list whose place depends on the release.
-    """
+    """A sparse tensor, as `torch._utils._rebuild_sparse_tensor` makes it, but without its check after loading."""
     if layout is torch.sparse_coo and len(data) in (3, 4):
         return torch.sparse_coo_tensor(*data[:3], is_coalesced=data[3] if len(data) == 4 else None)
     if layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc) and len(data) == 4:
@@ -100,7 +95,7 @@ _REMEDY = "nothing was run, and statedict.load opens the file with it as an iner
 
 
 class _NumberType(NumpyType):
-    """A numpy dtype of numbers; numpy itself would believe whatever a file says of others."""
+    """A numpy dtype of numbers; numpy does not check the state of others."""
 
     __slots__ = ()
 
@@ -123,9 +118,9 @@ def _never(*args: Any) -> Any:
 
 
 def _skip_copy(name: str, copied: Callable[..., Any]) -> Global:
-    """A function of PyTorch's that copies tensors, for such as repeat no bytes and keep their dtype.
+    """A function of PyTorch's that copies tensors, for those that repeat no bytes and keep their dtype.
 
-    A copy of another would take what its shape says, at each call, whatever the size of the file.
+    A copy of any other takes what its shape says, at each call, whatever the size of the file.
     """
     known = DATA[name]
 
@@ -166,24 +161,30 @@ _ATTRIBUTES = {"_values": "values", "_offsets": "offsets", "_lengths": "lengths"
 
 
 class Allowed:
-    """The allow-list of one load, which notes what is made of indices, so that it is checked before PyTorch makes it.
+    """The allow-list of one load. It records tensors made of indices, to check them before PyTorch makes them.
 
-    What a program builds and drops is noted too, and so are parts that it puts in the place of others.
+    It includes tensors that a program drops, and parts that it replaces.
     """
 
     __slots__ = ("_noted", "constructors")
 
     def __init__(self) -> None:
         self._noted: list[tuple[str, dict[str, Any], Opaque]] = []
+        rebuild = "torch._utils _rebuild_"
+        jagged, typed = _JAGGED.replace("._rebuild", " _rebuild"), "torch._tensor _rebuild_from_type"
         self.constructors = CHECKED | {
             name: Global(known.name, partial(note, known.build), known.bulk, known.cost)
-            for note, names in ((self._parts, _OF_PARTS), (self._subclass, _SUBCLASSES), (self._parameter, _PARAMETERS))
+            for note, names in (
+                (self._parts, (f"{rebuild}sparse_tensor", f"{rebuild}nested_tensor", jagged)),
+                (self._subclass, (typed, f"{typed}_v2")),
+                (self._parameter, (f"{rebuild}parameter_with_state",)),
+            )
             for name in names
             for known in (CHECKED[name],)
         }
 
     def check(self, tree: Any, storages: Iterable[Storage], where: str) -> None:
-        """Check all indices that were noted.
+        """Check all indices.
 
         Args:
             tree: what the pickle describes, for the names of tensors.
@@ -236,16 +237,7 @@ class Allowed:
 
 
 def _path(tree: Any, made: Opaque) -> str:
-    """Where in the tree a tensor of several parts stands."""
+    """The path of a tensor of several parts."""
     tensors = {id(part) for part in dict(made.children()).values() if isinstance(part, LazyTensor)}
     found = (path.rpartition(".")[0] for path, tensor in tensors_of(tree) if id(tensor) in tensors)
     return next(found, "") or "the tensor"
-
-
-_OF_PARTS = (
-    "torch._utils _rebuild_sparse_tensor",
-    "torch._utils _rebuild_nested_tensor",
-    "torch.nested._internal.nested_tensor _rebuild_njt",
-)
-_SUBCLASSES = ("torch._tensor _rebuild_from_type", "torch._tensor _rebuild_from_type_v2")
-_PARAMETERS = ("torch._utils _rebuild_parameter_with_state",)
