@@ -130,7 +130,7 @@ WRONG: dict[str, tuple[Described, str]] = {
     "coo, below 0": (coo([[-1], [4]], ONE, (3, 5), False), "indices of axis 0: expected 0 to 2, got -1"),
     "coo, before PyTorch had coalesced": (coo([[3], [4]], ONE, (3, 5)), "indices of axis 0: expected 0 to 2, got 3"),
     "coo, of no rows": (coo([[0]], ONE, (0,), False), "indices of axis 0: expected 0 to -1, got 0"),
-    "coo, falling": (coo([[1, 0]], TWO, (3,), True), "indices: expected an ascending order, for they are coalesced"),
+    "coo, falling": (coo([[1, 0]], TWO, (3,), True), "indices: expected ascending order, as they are coalesced"),
     "coo, twice": (coo([[1, 1], [0, 0]], TWO, (3, 3), True), "indices: expected an ascending order"),
     "coo, falling within a row": (coo([[0, 1, 1], [0, 2, 1]], torch.ones(3), (3, 3), True), "expected an ascending"),
     "coo, fewer values": (coo([[1, 2]], ONE, (3,), False), r"values: expected one for each of 2 indices, got .*\(1,\)"),

@@ -106,7 +106,7 @@ def test_quantized_tensors_of_more_than_their_bytes_are_refused() -> None:
 
 
 def test_subclasses_are_rebuilt_by_what_rebuilds_tensors_only() -> None:
-    with pytest.raises(CorruptFileError, match="a tensor subclass that is rebuilt by bytearray"):
+    with pytest.raises(CorruptFileError, match="a tensor subclass rebuilt by bytearray"):
         load(b"ctorch._tensor\n_rebuild_from_type_v2\n(c__builtin__\nbytearray\nca\nb\nJ\xff\xff\xff\x7f\x85}tR.", DATA)
 
 

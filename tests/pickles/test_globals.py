@@ -280,9 +280,9 @@ def test_constants_that_may_hide_a_pickle_are_handed_on() -> None:
     [
         (b"", "ends early"),
         (b"\x80\x04", "ends early"),
-        (b"\xff", "is no opcode"),
+        (b"\xff", "is not an opcode"),
         (b"cos\nsystem\nR", "empty stack"),
-        (b"cos\nsystem\n\xff", "is no opcode"),
+        (b"cos\nsystem\n\xff", "is not an opcode"),
         (b"t.", "empty stack"),
         (b".", "without a value"),
         (b"B\xff\xff\xff\xffabc", "4,294,967,295 bytes goes past the end"),

@@ -78,7 +78,7 @@ def _quantized(
     kind = BY_NAME.get(integers, storage.dtype)
     if packed > 1:  # several elements a byte: the bytes as they are
         if not isinstance(size, tuple) or not all(type(n) is int and n >= 0 for n in size):
-            raise CorruptFileError("a quantized tensor with a shape of something that is no size")
+            raise CorruptFileError("a quantized tensor whose shape is not made of sizes")
         needed = -(-prod(size) // packed)
         held = {"packed": tensor(storage.storage, kind, 0, (nbytes,), (1,)), "size": size, "stride": stride}
     else:
@@ -93,10 +93,10 @@ def _quantized(
 def _check_quantizer(name: str, numbers: tuple[Any, ...], size: Any, requires_grad: Any) -> tuple[str, ...]:
     """The names of a quantizer's numbers, which PyTorch's kernels do not check."""
     if requires_grad is True:
-        raise CorruptFileError("a quantized tensor that requires a gradient, which it cannot have")
+        raise CorruptFileError("a quantized tensor that requires a gradient, which PyTorch does not allow")
     if "per_channel" not in name:
         if len(numbers) not in (1, 2) or type(numbers[0]) is not float or not all(map(_is_small, numbers[1:])):
-            raise CorruptFileError("a quantized tensor whose scale and zero point are no numbers")
+            raise CorruptFileError("a quantized tensor whose scale and zero point are not numbers")
         return ("scale", "zero_point")[: len(numbers)]
     axis = numbers[2] if len(numbers) == 3 else None
     if type(axis) is not int or not 0 <= axis < len(size):
@@ -108,7 +108,7 @@ def _check_quantizer(name: str, numbers: tuple[Any, ...], size: Any, requires_gr
             what = f"a quantized tensor of shape {tuple(size)}: expected {size[axis]:,} {part}"
             raise CorruptFileError(f"{what}, got {str(count)[:40]}")
         if type(values) is list and not all(type(n) is float or _is_small(n) for n in values):
-            raise CorruptFileError(f"a quantized tensor whose {part} are no numbers")
+            raise CorruptFileError(f"a quantized tensor whose {part} are not numbers")
     return "scales", "zero_points", "axis"
 
 
@@ -175,7 +175,7 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
         raise CorruptFileError("a tensor subclass without arguments")
     build = function.build if type(function) is Global else None
     if build is not None and function.name not in _INNER:
-        raise CorruptFileError(f"a tensor subclass that is rebuilt by {function.name}")
+        raise CorruptFileError(f"a tensor subclass rebuilt by {function.name}")
     inner = build(*args) if build is not None else Opaque(getattr(function, "name", "?"), args)
     name = getattr(kind, "name", "torch.Tensor")
     if isinstance(inner, Opaque) and inner.name == _JAGGED:

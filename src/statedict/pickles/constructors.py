@@ -88,7 +88,7 @@ def tensor(
     if not dtype.bits:
         return _of_unknown_size(storage, dtype, offset, shape, strides, requires_grad)
     if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
-        raise CorruptFileError("a tensor whose shape, strides or offset are no numbers")
+        raise CorruptFileError("a tensor whose shape, strides or offset are not numbers")
     if len(shape) != len(strides) or len(shape) > MAX_DIMS:
         raise CorruptFileError(
             f"a tensor of {len(shape):,} sizes and {len(strides):,} strides, over {MAX_DIMS} or unequal"
@@ -97,7 +97,7 @@ def tensor(
     for axis in range(len(shape) - 1, -1, -1):
         n, stride = shape[axis], strides[axis]
         if type(n) is not int or type(stride) is not int or not (0 <= n < _MAX_SIZE and 0 <= stride < _MAX_SIZE):
-            raise CorruptFileError(f"a tensor whose axis {axis} has a size or a stride that is none")
+            raise CorruptFileError(f"a tensor whose axis {axis} has a size or a stride that is not valid")
         if n != 1:
             if stride != expected:
                 contiguous = False
@@ -125,7 +125,7 @@ def tensor(
 def check_grad(dtype: DType) -> None:
     """Raise CorruptFileError unless a tensor of this dtype can require a gradient."""
     if dtype.kind not in ("float", "complex", "raw"):  # what a dtype of no table is cannot be told
-        raise CorruptFileError(f"a tensor of {dtype} that requires a gradient, which only floating point numbers have")
+        raise CorruptFileError(f"a tensor of {dtype} that requires a gradient; only floating point tensors can")
 
 
 def check_geometry(size: Any, stride: Any, dtype: Any) -> None:
@@ -134,7 +134,7 @@ def check_geometry(size: Any, stride: Any, dtype: Any) -> None:
         raise CorruptFileError(f"a tensor whose dtype is a {type(dtype).__name__}")
     for name, numbers in (("size", size), ("stride", stride)):
         if type(numbers) not in (tuple, Size) or not all(type(n) is int and 0 <= n < _MAX_SIZE for n in numbers):
-            raise CorruptFileError(f"a tensor whose {name} is no tuple of numbers from 0 to 2**60")
+            raise CorruptFileError(f"a tensor whose {name} is not a tuple of numbers from 0 to 2**60")
     if len(size) != len(stride):
         raise CorruptFileError(f"a tensor of {len(size):,} sizes and {len(stride):,} strides")
     reach = sum((n - 1) * step for n, step in zip(size, stride, strict=True) if n) + 1
@@ -193,9 +193,9 @@ def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
     if not (conj or neg):
         return made
     if made.dtype.kind == "raw":
-        raise FormatError(f"a {made.dtype} tensor is conjugated or negated when it is read, which takes a known dtype")
+        raise FormatError(f"a {made.dtype} tensor needs a known dtype to be conjugated or negated when it is read")
     if (conj and made.dtype.kind != "complex") or (neg and made.dtype.name not in _NEGATED):
-        raise CorruptFileError(f"a tensor of {made.dtype} that is to be conjugated or negated")
+        raise CorruptFileError(f"a tensor of {made.dtype} that is conjugated or negated")
     from statedict.tensor.assembled import map_elements
 
     return map_elements(made, made.dtype, partial(_as_bits, conj, neg))
@@ -232,7 +232,7 @@ class _OldTensor(Pending):
 
     def set_state(self, state: Any) -> LazyTensor:
         if type(state) is not tuple or len(state) != 4 or type(state[0]) is not TypedStorage:
-            raise CorruptFileError("a tensor with a state that is none")
+            raise CorruptFileError("a tensor without a valid state")
         return self.become(_tensor_v2(*state))
 
 
@@ -241,7 +241,7 @@ _NOTHING = Storage(BytesSource(b""), 0, 0)  # shared, for one each would cost mo
 
 def _old_tensor(*args: Any) -> LazyTensor:
     if args:
-        raise CorruptFileError("a tensor that is made from arguments, not from its state")
+        raise CorruptFileError("a tensor made from arguments, not from its state")
     return _OldTensor(BY_NAME["float32"], (0,), _NOTHING)
 
 
@@ -272,7 +272,7 @@ def _ordered_dict(items: Any = ()) -> StateDict:
 
 def _counter(counts: Any = ()) -> Any:
     if not isinstance(counts, dict) and counts != ():
-        raise CorruptFileError("a Counter of something that is no dict")
+        raise CorruptFileError("a Counter of something other than a dict")
     if any(type(count) not in (int, float, bool) for count in dict(counts).values()):
         return Opaque("collections.Counter", (counts,))
     return Counter(dict(counts))
@@ -298,7 +298,7 @@ def _sequence(items: Any) -> Any:
 
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     if type(text) is not str or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise CorruptFileError("bytes encoded in a way that pickle does not use")
+        raise CorruptFileError("bytes in an encoding that pickle does not use")
     return text.encode(encoding)
 
 
@@ -318,19 +318,19 @@ def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> bytearray:
 
 def _complex(real: Any, imag: Any = 0.0) -> complex:
     if type(real) not in (int, float) or type(imag) not in (int, float):
-        raise CorruptFileError("a complex number of something that is no number")
+        raise CorruptFileError("a complex number of something other than numbers")
     return complex(real, imag)
 
 
 def _size(items: Any = ()) -> Size:
     if not all(type(item) is int and -(1 << 63) <= item < 1 << 63 for item in _sequence(items)):
-        raise CorruptFileError("a torch.Size of something that is no integer of 64 bits")
+        raise CorruptFileError("a torch.Size of something other than 64 bit integers")
     return Size(items)
 
 
 def _device(kind: Any, index: Any = None) -> Device:
     if type(kind) is not str or not (index is None or (type(index) is int and 0 <= index < 1000)):
-        raise CorruptFileError("a device whose name or index is none")
+        raise CorruptFileError("a device without a valid name and index")
     return device(kind if index is None else f"{kind}:{index}")
 
 

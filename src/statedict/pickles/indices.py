@@ -78,7 +78,7 @@ class Indices:
             for tensor in tensors:
                 self._read[tensor.storage] += tensor.nbytes
                 if self._read[tensor.storage] > _READS * tensor.storage.nbytes + _ALLOWANCE:
-                    raise LimitError("many views of the same indices; to check all of them would take too long")
+                    raise LimitError("too many views of the same indices to check")
             self._known[key] = find(*(tensor.numpy() for tensor in tensors))
         return self._known[key]
 
@@ -116,13 +116,13 @@ def _check_coo(indices: Indices, parts: Mapping[str, Any]) -> None:
     _expect(type(coalesced) in (bool, type(None)), "is_coalesced", "True or False", f"a {type(coalesced).__name__}")
     if count and not dims:  # indices of no bytes, of which there may be any number
         few = not coalesced or count == 1
-        _expect(few, "indices", "at most one without axes, for they are coalesced", f"{count:,}")
+        _expect(few, "indices", "at most one without axes, as they are coalesced", f"{count:,}")
     if not count or not dims:
         return
     ascending, bounds = indices.facts(_extents, at)
     for axis, (least, most) in enumerate(bounds):
         _expect_within(least, most, f"indices of axis {axis}", size[axis] - 1)
-    _expect(ascending or not coalesced, "indices", "an ascending order, for they are coalesced", "another one")
+    _expect(ascending or not coalesced, "indices", "ascending order, as they are coalesced", "another one")
 
 
 def _extents(indices: Any) -> tuple[bool, list[tuple[int, int]]]:
@@ -166,7 +166,7 @@ def _check_compressed(
     if count:
         least, most, ascending = indices.facts(_within, outer_at, inner_at)
         _expect_within(least, most, inner, width - 1)
-        _expect(ascending, inner, f"an ascending order within each of the {rows:,}", "another one")
+        _expect(ascending, inner, f"ascending order within each of the {rows:,}", "another one")
 
 
 def _describe(tensor: LazyTensor) -> str:

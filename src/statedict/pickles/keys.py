@@ -46,7 +46,7 @@ class Keys:
                     raise LimitError(f"more than {_MAX_ALIKE} keys with one hash; the pickle is hostile")
                 alike.append(key)
             return key
-        raise LimitError(f"a key is a {kind.__name__}, which could be made to hash for ever")
+        raise LimitError(f"a key is a {kind.__name__}, which can take for ever to hash")
 
     def _is_small(self, key: Any) -> bool:
         pending, seen = [key], 0

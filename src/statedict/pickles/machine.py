@@ -173,7 +173,7 @@ class _Machine(Builder):
                     position += 4
                 elif op == 0x94:  # MEMOIZE
                     if far_memo:
-                        raise CorruptFileError("a memo that is filled in two ways at once")
+                        raise CorruptFileError("a memo filled in two ways at once")
                     memo.append(stack[-1])
                 elif op == 0x8C:  # SHORT_BINUNICODE
                     end = position + 1 + data[position]
@@ -249,7 +249,7 @@ class _Machine(Builder):
         """The opcodes that modern pickles seldom use; the offset after it."""
         row = OPCODES.get(op)
         if row is None:
-            raise FormatError(f"opcode {bytes([op])!r} is not one that a file may hold")
+            raise FormatError(f"opcode {bytes([op])!r} is not allowed in a file")
         if row.layout == "counted":
             begin = position + row.width
             end = begin + int.from_bytes(self.data[position:begin], "little")
@@ -328,10 +328,10 @@ class _Machine(Builder):
             named, args = stack.pop(), stack.pop()
             self.charge(2 * OBJECT)
             if not isinstance(named, dict) or not isinstance(args, tuple):
-                raise CorruptFileError("calls something with arguments that are no tuple and no dict")
+                raise CorruptFileError("a call whose arguments are not a tuple and a dict")
             stack[-1] = Opaque(name_call(stack[-1]), (args, named)) if named else self.call(stack[-1], args)
         else:
-            raise FormatError(f"opcode {bytes([op])!r} is not one that a file may hold")
+            raise FormatError(f"opcode {bytes([op])!r} is not allowed in a file")
 
     def pop_mark(self) -> list[Any]:
         mark = self.marks.pop()

@@ -55,7 +55,7 @@ class NumpyType(Opaque):
     def set_state(self, state: Any) -> NumpyType:
         """Take the byte order; with fields or subarrays it is only a label."""
         if type(state) is not tuple or len(state) < 5:
-            raise CorruptFileError("a numpy dtype with a state that is none")
+            raise CorruptFileError("a numpy dtype without a valid state")
         if state[1] in ("<", ">", "|"):
             self.order = "<" if state[1] == "|" else state[1]
         if state[2] is not None or state[3] is not None:
@@ -68,7 +68,7 @@ class _Array(Pending):
 
     def set_state(self, state: Any) -> Any:
         if type(state) is not tuple or len(state) != 5:
-            raise CorruptFileError("a numpy array with a state that is none")
+            raise CorruptFileError("a numpy array without a valid state")
         _, shape, kind, fortran, raw = state
         made = array(raw, kind, shape, "F" if fortran else "C")
         return made if isinstance(made, Opaque) else self.become(made)
@@ -90,7 +90,7 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     numel = 1
     for n in shape:
         if type(n) is not int or n < 0:
-            raise CorruptFileError("a numpy array with a shape of something that is no size")
+            raise CorruptFileError("a numpy array whose shape is not made of sizes")
         if numel <= len(raw):  # else it is wrong already, and would only grow
             numel *= n
     numel = 0 if 0 in shape else numel
@@ -116,7 +116,7 @@ def _of_ml_dtypes(name: str, nbytes: int, shape: tuple[Any, ...]) -> DType | Non
 
 def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:
     if shape != (0,):  # the state brings the real one
-        raise CorruptFileError("a numpy array that is made with a shape of its own")
+        raise CorruptFileError("a numpy array made with a shape before its state")
     if type(kind) is not Global or kind.name != "numpy.ndarray":
         return Opaque("numpy.core.multiarray._reconstruct", (Opaque(getattr(kind, "name", "?")), shape, code))
     return _Array(BY_NAME["uint8"], (0,), Storage(BytesSource(b"", IN_PICKLE), 0, 0))
@@ -127,7 +127,7 @@ def _frombuffer(raw: Any, kind: Any, shape: Any, order: Any = "C", axes: Any = N
     if order != "K" or axes is None or isinstance(made, Opaque):
         return made
     if type(axes) is not tuple or {*map(type, axes)} - {int} or sorted(axes) != [*range(len(shape))]:
-        raise CorruptFileError("a numpy array whose axes are in no order")
+        raise CorruptFileError("a numpy array whose axes are not a permutation")
     steps = contiguous_strides(shape)
     shape, strides = tuple(shape[axis] for axis in axes), tuple(steps[axis] for axis in axes)
     return made.replace(shape=shape, strides=None if strides == contiguous_strides(shape) else strides)

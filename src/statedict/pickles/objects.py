@@ -79,7 +79,7 @@ class Builder:
     def find(self, module: Any, name: Any) -> Any:
         """The global of a name."""
         if type(module) is not str or type(name) is not str:
-            raise CorruptFileError("a global is named by something that is no string")
+            raise CorruptFileError("a global whose name is not a string")
         if len(module) + len(name) > _MAX_NAME:
             raise LimitError(f"a global's name has {len(module) + len(name):,} characters, over {_MAX_NAME:,}")
         full = f"{module} {name}"
@@ -95,7 +95,7 @@ class Builder:
     def call(self, function: Any, args: Any) -> Any:
         """The result of a call; a label where no constructor is known."""
         if not isinstance(args, tuple):  # the C unpickler refuses it, the Python one takes its items
-            raise CorruptFileError(f"calls something with a {type(args).__name__}, which is no tuple of arguments")
+            raise CorruptFileError(f"calls something with a {type(args).__name__}, expected a tuple of arguments")
         if type(function) is not Global or function.build is None:
             name = name_call(function)
             if type(function) is not Opaque:

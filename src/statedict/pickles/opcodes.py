@@ -101,7 +101,7 @@ def _float(raw: bytes) -> float:
 
 def _long(raw: bytes) -> int:
     if len(raw) > _LONGEST:
-        raise CorruptFileError(f"an integer of {len(raw):,} bytes, which is more than can be shown")
+        raise CorruptFileError(f"an integer of {len(raw):,} bytes, too many to show")
     return int.from_bytes(raw, "little", signed=True)
 
 

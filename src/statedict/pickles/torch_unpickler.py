@@ -88,7 +88,7 @@ def _sparse_tensor(layout: Any, data: Any) -> Any:
         return torch.sparse_coo_tensor(*data[:3], is_coalesced=data[3] if len(data) == 4 else None)
     if layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc) and len(data) == 4:
         return torch.sparse_compressed_tensor(*data, layout=layout)
-    raise CorruptFileError(f"a sparse tensor of layout {layout} that is described wrongly")
+    raise CorruptFileError(f"a sparse tensor of layout {layout} with a wrong description")
 
 
 _REMEDY = "nothing was run, and statedict.load opens the file with it as an inert label"
@@ -109,12 +109,12 @@ class _NumberType(NumpyType):
 def _number_type(code: Any, align: Any = False, copy: Any = False) -> NumpyType:
     made = _NumberType(code.decode("ascii", "replace") if type(code) is bytes else code)
     if made.kind is None:
-        raise RefusedError(f"a numpy dtype {str(code)[:100]!r} that is no number; {_REMEDY}")
+        raise RefusedError(f"a numpy dtype {str(code)[:100]!r} that is not a number; {_REMEDY}")
     return made
 
 
 def _never(*args: Any) -> Any:
-    raise RefusedError(f"a numpy array that is made without its data; {_REMEDY}")
+    raise RefusedError(f"a numpy array made without its data; {_REMEDY}")
 
 
 def _skip_copy(name: str, copied: Callable[..., Any]) -> Global:
@@ -217,7 +217,7 @@ class Allowed:
     def _subclass(self, build: Callable[..., Any], *args: Any) -> Any:
         function, kind, _, state = (*args, None)[:4]
         if (getattr(function, "name", "") == _JAGGED) != (getattr(kind, "name", "") == _NESTED):
-            raise CorruptFileError("a jagged tensor that is rebuilt as another class, or another one as jagged")
+            raise CorruptFileError("a jagged tensor rebuilt as another class, or another class rebuilt as jagged")
         made = build(*args)
         if getattr(kind, "name", "") == _NESTED:
             self._attributes(made, state)

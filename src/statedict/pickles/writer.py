@@ -240,7 +240,7 @@ class _Writer:
         try:
             self.out.append(_int(value))
         except OverflowError:
-            text = f"{path or 'the root'}: an integer of over 255 bytes; torch.load could not read it"
+            text = f"{path or 'the root'}: an integer of over 255 bytes; torch.load cannot read it"
             raise UnsupportedError(text) from None
 
     def dtype(self, value: DType, path: str) -> None:

@@ -96,7 +96,7 @@ def _look_into_zip(scan: Scan, part: Part, ends: Ends) -> None:
 
 def _add_shift(scan: Scan, part: Part, shift: int) -> None:
     where = f"{abs(shift):,} bytes {'behind' if shift > 0 else 'before'} where its end says"
-    text = f"the zip directory lies {where}; something stands before the archive, or it is forged"
+    text = f"the zip directory lies {where}; something precedes the archive, or it is forged"
     scan.add_damage(part.label, text)
 
 

@@ -58,7 +58,7 @@ class Budget:
         """Subtract a cost, or raise LimitError."""
         self.left -= cost
         if self.left < 0:
-            raise LimitError("unpacks to, or asks to go through, more than 64 MB + 20 times its size")
+            raise LimitError("takes more than 64 MB + 20 times its size to unpack or read")
 
 
 class Part:

@@ -132,7 +132,7 @@ class Walk(Names):
                     self.put(index, stack[-1])
                 elif op == 0x80:  # PROTO
                     if data[at : at + 1] > b"\5":
-                        raise CorruptFileError(f"there is no protocol {data[at]}")
+                        raise CorruptFileError(f"protocol {data[at]} does not exist")
                     at += 1
                 elif op == 0x94:  # MEMOIZE
                     if self.filled == len(memo):
@@ -245,7 +245,7 @@ class Walk(Names):
                     else:
                         stack.append(here if op in (0x53, 0x56) else UNKNOWN)
                 else:
-                    raise CorruptFileError(f"{bytes([op])!r} is no opcode")
+                    raise CorruptFileError(f"{bytes([op])!r} is not an opcode")
         except (CorruptFileError, LimitError) as error:
             self.problem = str(error)
             self.truncated = isinstance(error, TruncatedError)

@@ -216,7 +216,7 @@ class Scan:
             if part.role != TENSOR and part.read(at, 64).lstrip()[:1] in (b"{", b"["):
                 self._look_into_json(part.cut(at))
             if part.role == EXPECTED:
-                self.add_damage(part.label, "is no pickle, though its place says that it is one; it looks damaged")
+                self.add_damage(part.label, "is not a pickle, although its name says so; it looks damaged")
             if not gap and (part.role != WHOLE or _HARMLESS.match(part.read(0, 16))):
                 return
         self.search_through(part, max(first, at if done is None else done.end), part.size)
@@ -246,7 +246,7 @@ class Scan:
                     try:
                         data = binascii.a2b_base64(held.encode())  # skips what is not base64, as the loader does
                     except ValueError as error:
-                        self.add_damage(part.label_of(key), f"is no base64 ({error})")
+                        self.add_damage(part.label_of(key), f"is not base64 ({error})")
                     else:
                         self.look_into(part.inner(key, BytesSource(data, key), EXPECTED))
 

@@ -183,12 +183,12 @@ RECORDS = {
     ),
 }  # fmt: skip
 _KINDS = {
-    COMPUTED: "its name is computed or over 1,000 characters, so what it is cannot be told",
-    EXTENSION: "a number of copyreg's registry, so what it is cannot be told",
+    COMPUTED: "its name is computed or over 1,000 characters, so it cannot be identified",
+    EXTENSION: "a number of copyreg's registry, so it cannot be identified",
     ALTERED: "something is stored in it: loading changes it for the whole process",
     OBJECTS: "an array of Python objects: each element is unpickled, and numpy.load needs allow_pickle=True",
     NESTED: "whatever unpacks it runs what it names",
-    MORE: "more globals than any file of data names",
+    MORE: "more globals than a file of data names",
 }
 
 
@@ -212,18 +212,18 @@ def grade(ref: GlobalRef, allowed: Container[str]) -> tuple[str, str]:
     if f"{module} {name}" in allowed:
         return DATA, "builds data"
     if not _MODULE.fullmatch(module):
-        return DANGEROUS, "the module's name is none that an import statement could hold"
+        return DANGEROUS, "no import statement could hold this module name"
     if not module.isascii():
-        return DANGEROUS, "the module's name has letters beyond ASCII, which may look like another name"
+        return DANGEROUS, "the module name has letters beyond ASCII, which may look like another name"
     if "." in name:
         return DANGEROUS, "reaches through a module or a class by a dotted name"
     if not _NAME.fullmatch(name):
-        return DANGEROUS, "a name that no program has"
+        return DANGEROUS, "not a valid Python name"
     why = _alarm(module, name)
     if why:
         return DANGEROUS, why
     if name.startswith("__") and name.endswith("__"):
-        return DANGEROUS, "an inner attribute of Python's"
+        return DANGEROUS, "a special attribute of Python"
     if module.startswith("__torch__"):
         return OPAQUE, "a class in the archive's own TorchScript code; kept inert"
     if module == "__main__":
