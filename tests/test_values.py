@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, UnsupportedError
+from statedict.pickles.objects import Global
 from statedict.values import KINDS, Device, Opaque, Size, from_json, parse_bytes, to_json
 
 sizes = st.lists(st.integers(0, 1 << 40), max_size=5).map(Size)
@@ -139,6 +140,7 @@ def test_opaque_objects_are_compared_by_what_they_hold_and_hashed_by_what_they_a
     assert all(one != other for other in (Opaque("a.B"), Opaque("a.C", (1,), {"x": 2}, [3], {"k": 4}), "Opaque('a.B')"))
     assert len({one, Opaque("a.B", (1,), {"x": 2}, [3], {"k": 4})}) == 2
     assert repr(one) == "Opaque('a.B')"
+    assert Global("a.B") == Opaque("a.B")
 
 
 @given(values)

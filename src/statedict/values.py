@@ -93,6 +93,11 @@ class Opaque:
             elif value is not None and value != ():
                 yield slot, value
 
+    def __eq__(self, other: object) -> bool:  # a dataclass would not equal its subclasses, such as a pickle's globals
+        if not isinstance(other, Opaque):
+            return NotImplemented
+        return all(getattr(self, slot) == getattr(other, slot) for slot in Opaque.__slots__)
+
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:

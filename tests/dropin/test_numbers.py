@@ -57,8 +57,8 @@ def moved(device: Any) -> Any:
 
 # what is wrong → the object, and what the message says
 WRONG: dict[str, tuple[Any, str]] = {
-    "a device with a negative index": (Described(torch.device, "cuda", -5), "device whose name or index"),
-    "a device with a huge index": (Described(torch.device, "cuda", HUGE), "device whose name or index"),
+    "a device with a negative index": (Described(torch.device, "cuda", -5), "device without a valid name and index"),
+    "a device with a huge index": (Described(torch.device, "cuda", HUGE), "device without a valid name and index"),
     "a device with an index of two bytes": (Described(torch.device, "cuda", 300), "'cuda:300' is no device"),
     "a device with a huge index in its name": (Described(torch.device, f"cuda:{HUGE}"), "is no device"),
     "a device with a zero byte": (Described(torch.device, "cu\0da"), "is no device"),
