@@ -25,7 +25,7 @@ from statedict.io.urls import join, to_name
 from statedict.runs.background import LOG, Background
 from statedict.runs.directory import Directory
 from statedict.runs.keep import BestN
-from statedict.runs.manager import CheckpointManager
+from statedict.runs.manager import CheckpointManager, check_new
 from statedict.runs.rng import rng
 from statedict.values import Opaque
 
@@ -219,7 +219,7 @@ class StatedictCallback(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to begin anew over a run; restore the random generators before loaders are made."""
-        self.manager.check_new("training begins anew; pass ckpt_path=callback.latest()")
+        check_new(self.manager, "training begins anew; pass ckpt_path=callback.latest()")
         self._restore_rng(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,7 +26,7 @@ import numpy
 from statedict.api.files import save
 from statedict.errors import MissingExtraError, RunError
 from statedict.io.location import location
-from statedict.runs.manager import CheckpointManager
+from statedict.runs.manager import CheckpointManager, check_new
 from statedict.runs.places import file_errors, hidden_name
 from statedict.runs.rng import Rng, rng
 
@@ -108,7 +108,7 @@ class StatedictCallback(TrainerCallback):
         """Refuse models that are spread over processes, and to begin anew over a run."""
         if args.world_size > 1 and (args.fsdp or args.deepspeed):
             raise RunError("FSDP and DeepSpeed spread a model over processes; use the Trainer's own save_strategy")
-        self.manager.check_new("training begins anew; pass resume_from_checkpoint=callback.latest()")
+        check_new(self.manager, "training begins anew; pass resume_from_checkpoint=callback.latest()")
         self._training, self._waiting, self._saved = True, False, -1
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

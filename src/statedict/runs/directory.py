@@ -80,30 +80,30 @@ class Directory:
         for _ in range(LOOKS):
             names = self._names()
             steps = sorted({int(name) for name in names if is_step(name)} | {*self.place.find_waiting(names)})
-            committed = parallel(partial(self._committed, names), steps, workers=self.location.workers)
+            committed = parallel(partial(self._is_committed, names), steps, workers=self.location.workers)
             found = [step for step, there in zip(steps, committed, strict=True) if there]
             if found or self._names() == names:  # else all were removed meanwhile, and others may have come
                 break
         return found
 
-    def torn(self) -> list[int]:
+    def torn_steps(self) -> list[int]:
         """Steps on a disk that have lost their manifest or marker; in an object store these are still being written."""
         if self.remote:
             return []
         names, torn = self._names(), []
         for step in (int(name) for name in names if is_step(name)):
-            if not self._committed(names, step):
+            if not self._is_committed(names, step):
                 inside = {*(location(self.folder(step)).names() or ())}  # listed once: it may be replaced meanwhile
                 if inside and inside <= PARTS and not {NAME, MARKER} <= inside:
                     torn.append(step)
         return torn
 
-    def committed(self, step: int) -> bool:
+    def is_committed(self, step: int) -> bool:
         """Whether a step is committed; a link out of the directory counts, as damaged."""
-        return self._committed(None, step)
+        return self._is_committed(None, step)
 
-    def _committed(self, names: list[str] | None, step: int) -> bool:
-        """As `committed`, given the names in the directory; notes in which folder the step is."""
+    def _is_committed(self, names: list[str] | None, step: int) -> bool:
+        """As `is_committed`, given the names in the directory; notes in which folder the step is."""
         self._waiting.pop(step, None)
         if self._is_whole(str(step)):
             return True
@@ -117,7 +117,7 @@ class Directory:
 
     def _is_whole(self, name: str) -> bool:
         try:
-            return {NAME, MARKER} <= {*(location(self.inner(name)).names() or ())}
+            return {NAME, MARKER} <= {*(location(self.inner_path(name)).names() or ())}
         except MissingFileError:
             return False
         except FormatError:
@@ -126,11 +126,11 @@ class Directory:
     def names_of(self, folder: str) -> set[str]:
         """The names in a folder of the directory; empty if it is gone, or a link out of the directory."""
         try:
-            return {*(location(self.inner(folder)).names() or ())}
+            return {*(location(self.inner_path(folder)).names() or ())}
         except (FormatError, MissingFileError):
             return set()
 
-    def inner(self, *names: str) -> str:
+    def inner_path(self, *names: str) -> str:
         """The path of something in the directory; a link out of there is a FormatError."""
         path = self.path
         for name in names:
@@ -144,11 +144,11 @@ class Directory:
             return []
 
     def _read(self, step: int, name: str) -> bytes:
-        return read(self.inner(self.name(step), name))
+        return read(self.inner_path(self.name(step), name))
 
-    def seen(self, step: int) -> object | None:
+    def identity(self, step: int) -> object | None:
         """A value that changes when a checkpoint is removed, replaced or moved; None if there is none."""
-        if not self.committed(step):
+        if not self.is_committed(step):
             return None
         folder = self.folder(step)
         try:
@@ -161,11 +161,11 @@ class Directory:
     def marker(self, step: int) -> bytes | None:
         """The marker of a checkpoint, which no other checkpoint ever has; None if there is none."""
         try:
-            return self._read(step, MARKER) if self.committed(step) else None
+            return self._read(step, MARKER) if self.is_committed(step) else None
         except (MissingFileError, FormatError):
             return None
 
-    def steadily(self, step: int, look: Callable[[], Result]) -> Result:
+    def read_steadily(self, step: int, look: Callable[[], Result]) -> Result:
         """Call a function that reads a checkpoint, again if the checkpoint changed meanwhile.
 
         Others write, replace and remove during the call, so only an error about a checkpoint that stayed the same
@@ -176,19 +176,19 @@ class Directory:
         except (FormatError, OSError):
             pass
         for _ in range(LOOKS):
-            before = self.seen(step)
+            before = self.identity(step)
             if before is None:
                 break
             try:
                 return look()
             except (FormatError, OSError):
-                if self.seen(step) == before:
+                if self.identity(step) == before:
                     raise
         raise GoneError(errno.ENOENT, f"step {step} was removed meanwhile", str(self))
 
     def manifest(self, step: int) -> Manifest:
         """The manifest of a checkpoint."""
-        return self.steadily(step, partial(self._manifest, step))
+        return self.read_steadily(step, partial(self._manifest, step))
 
     def _manifest(self, step: int) -> Manifest:
         folder = self.folder(step)
@@ -200,9 +200,9 @@ class Directory:
             raise CorruptFileError(f"{redact(folder)}: its manifest is that of step {found.step}; rename the directory")
         return found
 
-    def brief(self, step: int) -> Manifest:
+    def brief_manifest(self, step: int) -> Manifest:
         """The manifest without entries, cached as long as the marker stays the same; raises as `manifest`."""
-        return self.steadily(step, partial(self._read_brief, step))
+        return self.read_steadily(step, partial(self._read_brief, step))
 
     def _read_brief(self, step: int) -> Manifest:
         marker = self._read(step, MARKER)
@@ -217,7 +217,7 @@ class Directory:
             found, unread, gone = list[Manifest](), dict[int, str](), False
             for step in self.steps():
                 try:
-                    found.append(self.brief(step))
+                    found.append(self.brief_manifest(step))
                 except GoneError:
                     gone = True
                 except (FormatError, FileError) as error:
@@ -229,10 +229,10 @@ class Directory:
     def data(self, step: int) -> str:
         """The file with a checkpoint's tree."""
         if not self.remote:
-            self.committed(step)  # notes where it is
-        names = location(self.inner(self.name(step))).names() or ()
+            self.is_committed(step)  # notes where it is
+        names = location(self.inner_path(self.name(step))).names() or ()
         name = next((name for name in DATA.values() if name in names), DATA["safetensors"])
-        return self.inner(self.name(step), name)
+        return self.inner_path(self.name(step), name)
 
     def damage(self, step: int, level: str = "full") -> str | None:
         """What is wrong with a committed checkpoint; None if nothing is.
@@ -241,7 +241,7 @@ class Directory:
         `"off"` the manifest.
         """
         try:
-            self.steadily(step, partial(self._check, step, level))
+            self.read_steadily(step, partial(self._check, step, level))
         except GoneError:
             self.damaged.discard(step)
             raise
@@ -257,7 +257,7 @@ class Directory:
         if level == "off":
             return
         for name, size in manifest.files.items():
-            path = self.inner(self.name(step), name)
+            path = self.inner_path(self.name(step), name)
             if location(path).open().size != size:
                 raise CorruptFileError(f"{redact(path)}: has not the {size:,} bytes that were committed")
         signature = self.place.signature(self.folder(step), manifest)
@@ -294,7 +294,7 @@ class Directory:
             put_bytes(encode(written[0], file), sink)
 
         def mark() -> bytes:
-            marker = digest(written[0].encoded())
+            marker = digest(written[0].to_bytes())
             if not dry_run:
                 announce(marker)
             return marker
@@ -335,7 +335,7 @@ class Directory:
         """The steps that are never pruned."""
         name = redact(join(self.path, PINS))
         try:
-            pinned = parse(read(self.inner(PINS)), name)["pinned"]
+            pinned = parse(read(self.inner_path(PINS)), name)["pinned"]
             if type(pinned) is not list:
                 raise TypeError(f"a {type(pinned).__name__}")
             return {parse_whole(step) for step in pinned}

@@ -72,7 +72,7 @@ class BestN:
 
     def __post_init__(self) -> None:
         _check_positive(self, "n", self.n)
-        one_of("mode", self.mode, ("min", "max"))
+        check_choice("mode", self.mode, ("min", "max"))
 
     def kept(self, checkpoints: Sequence[Manifest]) -> set[int]:
         """The best n."""
@@ -137,7 +137,7 @@ class CustomSteps:
     steps: frozenset[int]
 
     def __init__(self, steps: Iterable[int]) -> None:
-        object.__setattr__(self, "steps", frozenset(whole_step(step) for step in steps))
+        object.__setattr__(self, "steps", frozenset(check_step(step) for step in steps))
 
     def kept(self, checkpoints: Sequence[Manifest]) -> set[int]:
         """These steps."""
@@ -240,7 +240,7 @@ _WORDS: dict[str, Callable[[str], Policy]] = {
 
 def rank(checkpoints: Iterable[Ranked], metric: str, mode: str) -> list[Ranked]:
     """The checkpoints that have a metric, the best first; of equal ones the later first."""
-    one_of("mode", mode, ("min", "max"))
+    check_choice("mode", mode, ("min", "max"))
     sign = 1 if mode == "min" else -1
     having = [one for one in checkpoints if not math.isnan(one.metrics.get(metric, math.nan))]
     return sorted(having, key=lambda one: (sign * one.metrics[metric], 1 if one.step is None else -one.step))
@@ -253,13 +253,13 @@ def _check_positive(policy: object, name: str, number: float) -> None:
         raise RunError(f"{type(policy).__name__}({name}={number!r}): {name} must be a whole number")
 
 
-def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
     """Check that an argument is one of the known words."""
     if given not in allowed:
         raise RunError(f"{name}={given!r}: expected {' or '.join(map(repr, allowed))}")
 
 
-def whole_step(given: Any) -> int:
+def check_step(given: Any) -> int:
     """A step as an int: a whole number from 0 to 2⁶³-1, numpy's too."""
     try:
         step = operator.index(given)
@@ -271,7 +271,7 @@ def whole_step(given: Any) -> int:
     return step
 
 
-def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+def to_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics as floats; arrays of one element count as numbers."""
     if not isinstance(metrics, Mapping):
         raise RunError(f"metrics={metrics!r:.40}: expected a dict of numbers by name")

@@ -68,7 +68,7 @@ class Lock:
         before = _held.get(self._key)
         if before is not None:
             before._leave()
-        if before is not None and before.held:
+        if before is not None and before.is_held:
             self._file, self._leased, self._written = before._file, before._leased, before._written
             self.renew()
             before._file = None
@@ -79,7 +79,7 @@ class Lock:
         _held[self._key] = self
 
     @property
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether this owner still has it."""
         lost = self._lost or (self._leased is not None and self._leased.lost)
         return _held.get(self._key) is self and self._owner["pid"] == os.getpid() and not lost
@@ -115,7 +115,7 @@ class Lock:
 
     def release(self) -> None:
         """Give it back."""
-        if not self.held:
+        if not self.is_held:
             return
         if self._leased is not None:
             self._leased.release()

@@ -24,7 +24,7 @@ from statedict.reports.runs import Pruned
 from statedict.runs import ending
 from statedict.runs.background import LOG, Background, retry
 from statedict.runs.directory import Directory
-from statedict.runs.keep import Policy, Schedule, numbers, one_of, to_policy, to_schedule, whole_step
+from statedict.runs.keep import Policy, Schedule, check_choice, check_step, to_numbers, to_policy, to_schedule
 from statedict.runs.loader import put_back, split_covered
 from statedict.runs.lock import Lock
 from statedict.runs.look.reader import Reader
@@ -97,9 +97,9 @@ class CheckpointManager(Reader):
         retries: int = 3,
         check: Any = None,
     ) -> None:
-        one_of("format", format, tuple(DATA))
-        one_of("busy", busy, ("wait", "skip"))
-        one_of("existing", existing, ("error", "continue", "replace"))
+        check_choice("format", format, tuple(DATA))
+        check_choice("busy", busy, ("wait", "skip"))
+        check_choice("existing", existing, ("error", "continue", "replace"))
         if type(in_flight) is not int or type(retries) is not int or in_flight < 1 or retries < 0:
             raise RunError(f"in_flight={in_flight}, retries={retries}: in_flight is 1 or more, retries 0 or more")
         # absolute, as the process may change its directory later
@@ -170,7 +170,7 @@ class CheckpointManager(Reader):
             self._messages.forget()  # they have been logged, and this is the last chance
         else:
             self._messages.surface(2)
-        step, measured = whole_step(step), numbers({} if metrics is None else metrics)
+        step, measured = check_step(step), to_numbers({} if metrics is None else metrics)
         with self._one_at_a_time:
             saved = (force or self.should_save(step)) and self._save(step, tree, measured, force, overwrite)
             if self._preemption is not None and self._preemption.received:
@@ -180,7 +180,7 @@ class CheckpointManager(Reader):
         return saved
 
     def _save(self, step: int, tree: Any, measured: dict[str, float], force: bool, overwrite: bool) -> bool:
-        if self._last == step and not overwrite and not (self._owed and not self._files.committed(step)):
+        if self._last == step and not overwrite and not (self._owed and not self._files.is_committed(step)):
             return False
         self._admit(step, overwrite)
         kept, left = split_covered(tree)
@@ -223,7 +223,7 @@ class CheckpointManager(Reader):
 
     def _admit(self, step: int, overwrite: bool) -> None:
         """Refuse a step that is there, and another run's directory; the first time lock and clean the directory."""
-        if self._lock is None or not self._lock.held:
+        if self._lock is None or not self._lock.is_held:
             self._begin(step, overwrite)
             return
         self._lock.renew()
@@ -231,7 +231,7 @@ class CheckpointManager(Reader):
             self._check_order(step, overwrite, self._files.steps())
         if overwrite:
             return
-        there = step not in self._writer.replaced and self._files.committed(step)
+        there = step not in self._writer.replaced and self._files.is_committed(step)
         if there and step not in find_superseded(self._files) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
         if step < getattr(self._of_thread, "last", step):
@@ -252,16 +252,6 @@ class CheckpointManager(Reader):
             lock.release()
             raise
         self._lock, self._known, self._existing = lock, True, "continue"
-
-    def check_new(self, remedy: str) -> None:
-        """Refuse to begin training over checkpoints that nobody asked for, unless `existing` allows it.
-
-        Args:
-            remedy: what is wrong, and how to go on from them.
-        """
-        if self._existing == "error" and not self._known:
-            self._check_new(remedy, self._files.steps())
-        self._known = True
 
     def _check_new(self, remedy: str, there: list[int]) -> None:
         if there and self._existing == "error" and not self._known:
@@ -335,7 +325,7 @@ class CheckpointManager(Reader):
         return retry(self._prune, self._retries, "some could not be removed")
 
     def _prune(self) -> Pruned:
-        held = self._lock is not None and self._lock.held
+        held = self._lock is not None and self._lock.is_held
         lock = self._lock if self._lock is not None and held else self._take_lock()
         lock.renew()
         try:
@@ -388,3 +378,10 @@ class CheckpointManager(Reader):
             error.add_note("\n".join([f"and a save failed: {failed}", *getattr(failed, "__notes__", ())]))
             if not isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
                 ending.add_error(failed)  # whoever closes a generator or cancels a task does not see its error
+
+
+def check_new(manager: CheckpointManager, remedy: str) -> None:
+    """Refuse to begin training over checkpoints that nobody asked for; `remedy` says how to go on from them."""
+    if manager._existing == "error" and not manager._known:
+        manager._check_new(remedy, manager._files.steps())
+    manager._known = True

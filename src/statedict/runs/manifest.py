@@ -80,7 +80,7 @@ class Manifest:
         """Total size of its files."""
         return sum(self.files.values())
 
-    def encoded(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """The bytes of the file."""
         fields = {
             "format": _FORMAT,
@@ -99,7 +99,7 @@ class Manifest:
 
 def encode(manifest: Manifest, file: str) -> bytes:
     """Encode a manifest that reads back the same, or raise: JSON joins two halves of a surrogate pair."""
-    data = manifest.encoded()
+    data = manifest.to_bytes()
     if b"\\ud" in data:
         for before, after in zip(manifest.entries, decode(data, redact(file)).entries, strict=True):
             if before != after:

@@ -67,7 +67,7 @@ def settle(files: Directory) -> None:
         files.remove(step)
     left = _Replaced({step: there[step] for step in sorted(there.keys() & pins)})
     if not left.steps:
-        path = files.inner(NAME)
+        path = files.inner_path(NAME)
         with file_errors(path, "cannot remove"):
             try:
                 location(path).remove()
@@ -95,7 +95,7 @@ def _marker(files: Directory, step: int) -> str | None:
 def _read(files: Directory) -> _Replaced | None:
     name = redact(join(files.path, NAME))
     try:
-        data = read(files.inner(NAME))
+        data = read(files.inner_path(NAME))
     except MissingFileError:
         return None
     try:
@@ -126,4 +126,4 @@ def _write(files: Directory, replaced: _Replaced) -> None:
     if replaced.before:
         fields["before"] = replaced.before
     data = (json.dumps(fields) + "\n").encode()
-    location(files.inner(NAME)).publish(partial(put_bytes, data))
+    location(files.inner_path(NAME)).publish(partial(put_bytes, data))

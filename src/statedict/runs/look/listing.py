@@ -99,7 +99,7 @@ def _find_past(files: Directory, inside: Mapping[str, Item]) -> set[int]:
 
 def _make_ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None:
     try:
-        return files.steadily(step, partial(_read, files, pins, step))
+        return files.read_steadily(step, partial(_read, files, pins, step))
     except GoneError:
         return None
     except (FormatError, FileError) as error:
@@ -112,7 +112,7 @@ def _read(files: Directory, pins: set[int], step: int) -> Checkpoint:
     folder, manifest = files.folder(step), files.manifest(step)
     sizes = {one: item.size for one, item in (location(folder).contents() or {}).items()}
     for one, size in manifest.files.items():
-        files.inner(files.name(step), one)
+        files.inner_path(files.name(step), one)
         if sizes.get(one) != size:
             has = f"has {sizes[one]:,} bytes" if one in sizes else "is not there"
             raise CorruptFileError(f"{redact(join(folder, one))}: {has}, committed were {size:,}")
@@ -204,7 +204,7 @@ def _about(files: Directory, one: Checkpoint, biggest: int) -> About:
         found = About(str(files), one, manifest.files, manifest.libraries, manifest.not_captured)
     else:
         try:
-            files.inner(*one.path.removeprefix(f"{files.path}/").split("/"))
+            files.inner_path(*one.path.removeprefix(f"{files.path}/").split("/"))
             inside = location(one.path).contents() or {}
         except FormatError:  # a link out of the directory
             inside = {}

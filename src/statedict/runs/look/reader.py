@@ -10,7 +10,7 @@ from typing import TypeVar
 from statedict.api.files import load
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
 from statedict.runs.directory import LEVELS, LOOKS, Directory, GoneError
-from statedict.runs.keep import BestN, Policy, one_of, rank, whole_step
+from statedict.runs.keep import BestN, Policy, check_choice, check_step, rank
 from statedict.runs.manifest import MARKER, NAME
 from statedict.runs.replaced import find_superseded
 from statedict.tree.state_dict import StateDict
@@ -22,7 +22,7 @@ class Reader:
     """Read-only base of `CheckpointManager`."""
 
     def __init__(self, files: Directory, keep: Policy | None, verify: str) -> None:
-        one_of("verify", verify, LEVELS)
+        check_choice("verify", verify, LEVELS)
         self._files, self._keep, self._verify = files, keep, verify
         self._known = False  # whether the caller knows what is there
 
@@ -44,7 +44,7 @@ class Reader:
         """
         self._known = True
         level = self._verify if verify is None else verify
-        one_of("verify", level, LEVELS)
+        check_choice("verify", level, LEVELS)
         found, damaged = _retry(lambda: self._find_newest(level))
         for step, damage in damaged.items():
             warnings.warn(f"step {step} is passed over, it is damaged: {damage}", stacklevel=2)
@@ -52,7 +52,7 @@ class Reader:
 
     def _find_newest(self, level: str) -> tuple[int | None, dict[int, str]]:
         """The newest sound step, and what is wrong with those after it."""
-        torn, damaged = self._files.torn(), dict[int, str]()
+        torn, damaged = self._files.torn_steps(), dict[int, str]()
         steps = {*self._files.steps(), *torn}
         for step in sorted(steps - find_superseded(self._files), reverse=True):
             damage = f"{MARKER} or {NAME} is missing" if step in torn else self._files.damage(step, level)
@@ -87,7 +87,7 @@ class Reader:
         Raises:
             FileError: there is no such step.
         """
-        return dict(self._files.brief(self._check_step(step)).metrics)
+        return dict(self._files.brief_manifest(self._check_step(step)).metrics)
 
     def load(self, step: int | None = None) -> StateDict:
         """Load a checkpoint lazily; the newest sound one by default.
@@ -102,11 +102,11 @@ class Reader:
 
         def attempt() -> Result:
             chosen = self._choose(step)
-            before = self._files.seen(chosen)
+            before = self._files.identity(chosen)
             try:
                 return use(chosen)
             except (FormatError, FileError):
-                if step is None and (before is None or self._files.seen(chosen) != before):
+                if step is None and (before is None or self._files.identity(chosen) != before):
                     raise GoneError(errno.ENOENT, f"step {chosen} was removed meanwhile", str(self._files)) from None
                 raise
 
@@ -126,8 +126,8 @@ class Reader:
         return step
 
     def _check_step(self, step: int) -> int:
-        step = whole_step(step)
-        if not self._files.committed(step):
+        step = check_step(step)
+        if not self._files.is_committed(step):
             there = self._files.steps()
             held = f"it has {', '.join(map(str, there[-5:]))}" if there else "it has none"
             raise MissingFileError(errno.ENOENT, f"step {step} is not committed there; {held}", str(self._files))
