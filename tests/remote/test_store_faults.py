@@ -17,7 +17,7 @@ from faults.proxy import Proxy
 import statedict
 from statedict import CheckpointManager
 from statedict.errors import FileError, MissingFileError, RunError
-from statedict.io.remote import at
+from statedict.io.remote import connect
 from statedict.runs import background as retry
 from statedict.runs.lock import Lease
 
@@ -49,7 +49,7 @@ def body(s3: Any, key: str) -> bytes:
 def test_what_a_conditional_write_has_written_is_known_whatever_becomes_of_the_answer(
     s3: Any, proxy: Proxy, fault: str
 ) -> None:
-    one = at("s3://bucket/one")
+    one = connect("s3://bucket/one")
     proxy.arm(fault, 1, "")
     version = one.write_if(b"first", None)
     assert version is not None
@@ -112,7 +112,7 @@ def test_an_upload_that_the_server_has_forgotten_is_not_called_a_missing_bucket(
     with pytest.raises(FileError, match=r"the server has ended the upload \(404\)") as caught:
         statedict.save(TREE, "s3://bucket/a.safetensors")
     assert not isinstance(caught.value, MissingFileError)
-    assert at("s3://bucket/a.safetensors").exists() == (before is not None)
+    assert connect("s3://bucket/a.safetensors").exists() == (before is not None)
 
 
 def test_codes_tell_a_missing_bucket_from_a_missing_upload(s3: Any, proxy: Proxy) -> None:
@@ -121,7 +121,7 @@ def test_codes_tell_a_missing_bucket_from_a_missing_upload(s3: Any, proxy: Proxy
     with pytest.raises(MissingFileError, match="no such object"):
         statedict.load("s3://bucket/NoSuchBucket.safetensors")
     with pytest.raises(MissingFileError, match="no such bucket"):
-        at("s3://nowhere/a").write_if(b"x", None)
+        connect("s3://nowhere/a").write_if(b"x", None)
 
 
 def elsewhere(**more: Any) -> bytes:

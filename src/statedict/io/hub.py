@@ -34,7 +34,7 @@ def _file_system() -> Any:
     return HfFileSystem()
 
 
-def at(url: str) -> Remote:
+def connect(url: str) -> Remote:
     """What may lie behind a URL."""
     return _HubFile(url)
 

@@ -236,9 +236,9 @@ class _Stored(Location):
 
     @property
     def _remote(self) -> Remote:
-        from statedict.io.remote import at
+        from statedict.io.remote import connect
 
-        return at(self.name)
+        return connect(self.name)
 
     def absolute(self) -> str:
         return self.name
@@ -284,9 +284,9 @@ class _Stored(Location):
         self._remote.delete()
 
     def publish(self, write: Write, *, overwrite: bool = True, **_: Any) -> None:
-        from statedict.io.remote import Upload, at
+        from statedict.io.remote import Upload, connect
 
-        remote = at(self.name)
+        remote = connect(self.name)
         if not overwrite and remote.exists():
             raise _exists_error(remote.name)
         with Upload(remote) as upload:
@@ -318,10 +318,10 @@ class _Stored(Location):
 
 
 def _find_existing(urls: Iterable[str]) -> list[str]:
-    return [url for url in parallel(_existing, urls, workers=REMOTE_WORKERS) if url]
+    return [url for url in parallel(_url_if_exists, urls, workers=REMOTE_WORKERS) if url]
 
 
-def _existing(url: str) -> str:
+def _url_if_exists(url: str) -> str:
     return url if location(url).exists() else ""
 
 

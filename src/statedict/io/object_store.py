@@ -40,7 +40,7 @@ _TRIES, _PAUSE = 4, 0.2  # of a conditional write; seconds, each pause twice the
 _PROCESS = os.getpid()  # obstore does not survive a fork
 
 
-def at(url: str) -> Remote:
+def connect(url: str) -> Remote:
     """What may lie behind a URL."""
     _check_process()
     name = redact(url)

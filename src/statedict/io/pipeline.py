@@ -192,7 +192,7 @@ class StreamSink:
 
         for part in parts:
             self.write(part.head)
-            sums.append(sums_of(_in_order(part), use=forward))
+            sums.append(_sum_blocks(_in_order(part), use=forward))
             if part.tail is not None:
                 self.write(part.tail(sums[-1].crc, part.size))
         return sums
@@ -203,7 +203,7 @@ class StreamSink:
         Raises:
             CorruptFileError: they were not the same the second time.
         """
-        before = list(parallel(_sums, parts, workers=_workers(parts)))
+        before = list(parallel(_sum_part, parts, workers=_workers(parts)))
         self.write(head(before))
         for part, one, other in zip(parts, before, self.put(parts), strict=True):
             if one.digest != other.digest:
@@ -222,7 +222,7 @@ def _in_order(part: Part) -> Iterator[tuple[int, Block]]:
         yield at, block
 
 
-def _sums(part: Part) -> Sums:
+def _sum_part(part: Part) -> Sums:
     return compute_sums(part.source, part.start, part.size, crc=False)
 
 
@@ -275,10 +275,10 @@ def compute_sums(
 
     `use` gets the offset of each block and the block, while it lies in the processor's cache.
     """
-    return sums_of(blocks(source, start, size), crc, digest, use)
+    return _sum_blocks(blocks(source, start, size), crc, digest, use)
 
 
-def sums_of(
+def _sum_blocks(
     blocks: Iterable[tuple[int, Block]],
     crc: bool = True,
     digest: bool = True,
@@ -309,7 +309,7 @@ def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, mem
     most = PIECE if source.remote else BLOCK
     if memory is None and len(getattr(_THREAD, "block", b"")) < most:
         _THREAD.block = allocate(most)
-    file, ahead = (None, 0) if memory is not None else lowest(source)
+    file, ahead = (None, 0) if memory is not None else locate_file(source)
     for at in range(start, start + size, most):
         check_wanted()
         length = min(most, start + size - at)
@@ -323,7 +323,7 @@ def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, mem
         yield at, block
 
 
-def lowest(source: Any) -> tuple[int | None, int]:
+def locate_file(source: Any) -> tuple[int | None, int]:
     """The descriptor of the file that a source is a range of, None if it is not a file, and where the range begins."""
     offset = 0
     while hasattr(source, "locate"):

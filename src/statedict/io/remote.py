@@ -88,13 +88,13 @@ _AHEAD = 8  # blocks that may wait for the server
 _SHORT = 0.1  # seconds between two looks whether the upload has failed
 
 
-def at(url: str) -> Remote:
+def connect(url: str) -> Remote:
     """What may lie behind a URL."""
     if url.startswith("hf:"):
         from statedict.io import hub as module
     else:
         from statedict.io import object_store as module  # type: ignore[no-redef]
-    return module.at(url)
+    return module.connect(url)
 
 
 class RemoteSource(ByteSource):
@@ -155,21 +155,21 @@ class RemoteSource(ByteSource):
         try:
             data, size, tag = self._remote.get(start, end)
         except FileError as error:
-            if error.errno != errno.ERANGE or self._size_now() == self.size:
+            if error.errno != errno.ERANGE or self._current_size() == self.size:
                 raise
-            raise self._replaced() from None
+            raise self._replaced_error() from None
         if size != self.size or tag != self._tag:
-            raise self._replaced()
+            raise self._replaced_error()
         self._check_length(data, end - start)
         return data
 
-    def _size_now(self) -> int:
+    def _current_size(self) -> int:
         try:
             return self._remote.size()
         except FileError:
             return self.size
 
-    def _replaced(self) -> CorruptFileError:
+    def _replaced_error(self) -> CorruptFileError:
         return CorruptFileError(f"{self.name}: was replaced since it was loaded; load it again")
 
     def _check_length(self, data: Block, length: int) -> None:
@@ -178,7 +178,7 @@ class RemoteSource(ByteSource):
 
 
 def _reopen(url: str, size: int, tag: str) -> RemoteSource:
-    source = RemoteSource(url, at(url))
+    source = RemoteSource(url, connect(url))
     if (source.size, source._tag) != (size, tag):
         raise FileError(f"{source.name}: changed since it was loaded; load it again")
     return source
@@ -186,7 +186,7 @@ def _reopen(url: str, size: int, tag: str) -> RemoteSource:
 
 def open_url(url: str) -> RemoteSource | FileSource:
     """Open a URL; from a server that sends no ranges, a copy in a temporary file without a name."""
-    remote = at(url)
+    remote = connect(url)
     try:
         return RemoteSource(url, remote)
     except NoRangesError:

@@ -62,9 +62,9 @@ class ByteSource:
     def check_range(self, offset: int, length: int) -> None:
         """Raise CorruptFileError unless `length` bytes from `offset` lie within the source."""
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise CorruptFileError(self._outside(f"bytes {offset:,} to {offset + length:,} lie outside"))
+            raise CorruptFileError(self._range_message(f"bytes {offset:,} to {offset + length:,} lie outside"))
 
-    def _outside(self, what: str) -> str:
+    def _range_message(self, what: str) -> str:
         return f"{self.name}: {what} the file ({self.size:,} bytes); it looks truncated or damaged, fetch it again"
 
 
@@ -102,9 +102,9 @@ class FileSource(ByteSource):
 
     def _check_unchanged(self) -> None:
         if _identity(os.fstat(self._fd)) != self.identity:
-            raise self._changed()
+            raise self._changed_error()
 
-    def _changed(self) -> CorruptFileError:
+    def _changed_error(self) -> CorruptFileError:
         text = "was shortened or overwritten in place since it was loaded; load it again"
         return CorruptFileError(f"{self.name}: {text}")
 
@@ -132,7 +132,7 @@ class FileSource(ByteSource):
             except OSError as error:
                 raise file_error(self.name, f"cannot read byte {offset + done:,}", error) from error
             if count == 0:
-                raise self._changed()
+                raise self._changed_error()
             done += count
 
     def view(self, private: bool = False) -> memoryview:
@@ -280,7 +280,7 @@ class Slice(ByteSource):
         start = self.locate()[1]
         return whole[start : start + self.size]
 
-    def _outside(self, what: str) -> str:
+    def _range_message(self, what: str) -> str:
         place = f"(bytes {self._start:,} to {self._start + self.size:,})"
         return f"{self.name}: {what} of their part of the file {place}; it looks damaged, fetch it again"
 

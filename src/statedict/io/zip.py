@@ -71,7 +71,7 @@ class Record(Slice):
             self._start = local.at
         return self._base, self._start
 
-    def _outside(self, what: str) -> str:
+    def _range_message(self, what: str) -> str:
         return f"{self.label}: {what} the record ({self.size:,} bytes)"
 
 
@@ -128,7 +128,7 @@ class Inflated(BytesSource):
     def _size_error(self) -> CorruptFileError:
         return CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
 
-    def _outside(self, what: str) -> str:
+    def _range_message(self, what: str) -> str:
         return f"{self.label}: {what} the record ({self.size:,} bytes)"
 
 
@@ -154,7 +154,7 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         if problems:
             break
         if flags & UNREADABLE:
-            raise _unread(source, entry, "is encrypted; decrypt the archive first")
+            raise _unreadable_error(source, entry, "is encrypted; decrypt the archive first")
         if header + packed > offset:
             raise CorruptFileError(
                 f"{source.name}: record {name!r} overlaps the zip directory; it is damaged or forged"
@@ -169,7 +169,7 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
         elif method == DEFLATED:
             records[name] = Inflated(record, unpacked)
         else:
-            raise _unread(source, entry, f"is compressed by method {method}; unpack the archive first")
+            raise _unreadable_error(source, entry, f"is compressed by method {method}; unpack the archive first")
     if problems:
         raise CorruptFileError(f"{source.name}: {problems[0]}")
     if not apart:  # mostly another order of the directory; reading what overlaps could take the square of the size
@@ -185,7 +185,7 @@ def _check_overlap(source: ByteSource, records: dict[str, Record | Inflated]) ->
         reach = end
 
 
-def _unread(source: ByteSource, entry: Header, what: str) -> FormatError:
+def _unreadable_error(source: ByteSource, entry: Header, what: str) -> FormatError:
     """What the directory says of a record that cannot be read, if the record itself says so too."""
     local = read_local(source, entry.at)
     if local is None or (local.flags & UNREADABLE, local.method) != (entry.flags & UNREADABLE, entry.method):
@@ -200,7 +200,7 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
     if ends.problems and "truncated, fetch" not in ends.problems[0]:
         raise CorruptFileError(f"{source.name}: {ends.problems[0]}")
     if not ends.readings or ends.problems:
-        raise _endless(source)
+        raise _no_end_error(source)
     reading, *others = ends.readings
     if reading.shift > 0:
         before = find_ends(source, reading.shift)
@@ -231,7 +231,7 @@ def refuse_behind(source: ByteSource, end: int) -> None:
         )
 
 
-def _endless(source: ByteSource) -> TruncatedError:
+def _no_end_error(source: ByteSource) -> TruncatedError:
     length = min(source.size, END.size + FULL16)
     tail = bytes(source.read(source.size - length, length))
     zeros = len(tail) - len(tail.rstrip(b"\0"))

@@ -152,7 +152,7 @@ def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
     """Names that some reader takes for one another."""
     forged = "it is damaged or forged"
     if len(set(names)) < len(names):
-        yield f"record {_twice(names)!r} stands twice in the zip directory; {forged}"
+        yield f"record {_find_duplicate(names)!r} stands twice in the zip directory; {forged}"
         return
     joined = "\0".join(names)
     if joined.count("\0") >= max(len(names), 1):
@@ -163,13 +163,13 @@ def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
         others = [other for name, other in aliases if other != name]
         spelled = [name.replace("\\", "/") for name in names + others]
         if len(set(spelled)) < len(spelled):
-            yield f"some readers take two records for {_twice(spelled)!r}; {forged}"
+            yield f"some readers take two records for {_find_duplicate(spelled)!r}; {forged}"
     lowered = joined.lower().split("\0")
     folder = names[0].partition("/")[0].lower() + "/" if names and "/" in names[0] else "/"
     if folder == "/" or not {f"{folder}version", f"{folder}.data/version"} & set(lowered):
         return  # no archive for PyTorch, which alone looks names up without regard to case
     if len(set(lowered)) < len(lowered):
-        yield f"PyTorch takes two records for {_twice(lowered)!r}, whose names differ in case only; {forged}"
+        yield f"PyTorch takes two records for {_find_duplicate(lowered)!r}, whose names differ in case only; {forged}"
     head = names[0][: len(folder)]
     for name, low in zip(names, lowered, strict=True):
         if name == low and name.startswith(head):
@@ -181,7 +181,7 @@ def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
             return
 
 
-def _twice(names: list[str]) -> str:
+def _find_duplicate(names: list[str]) -> str:
     return Counter(names).most_common(1)[0][0]
 
 
@@ -214,7 +214,7 @@ def differs(entry: Header, local: Header) -> str:
         (sums == entry[3:6] or (deferred and sums == (0, 0, 0)))
         and (entry.name, entry.method) == (local.name, local.method)
         and not (entry.flags ^ local.flags) & (UNREADABLE | DEFERRED)
-        and (entry.name.isascii() or _coded_alike(entry, local))
+        and (entry.name.isascii() or _has_same_encoding(entry, local))
     ):
         return ""
     for what, said, here in (
@@ -224,7 +224,7 @@ def differs(entry: Header, local: Header) -> str:
     ):
         if said != here:
             return f"the {what} in its own header is {here!r}, in the zip directory {said!r}"
-    if not entry.name.isascii() and not _coded_alike(entry, local):
+    if not entry.name.isascii() and not _has_same_encoding(entry, local):
         return "by its own header its name is coded otherwise than by the zip directory"
     for what, said, here in zip(("CRC-32", "packed size", "size"), entry[3:6], sums, strict=True):
         if said != here and not (deferred and here == 0) and here != FULL32:
@@ -235,7 +235,7 @@ def differs(entry: Header, local: Header) -> str:
     return ""
 
 
-def _coded_alike(entry: Header, local: Header) -> bool:
+def _has_same_encoding(entry: Header, local: Header) -> bool:
     """Whether the flags say the same of the bytes of a name, which are one a character only in a code page."""
     return bool((entry.flags ^ local.flags) & UTF8) is bool(entry.length != local.length)
 

@@ -28,7 +28,7 @@ from statedict.errors import FileError, FormatError, RunError, file_error
 from statedict.io.descriptor import Descriptor
 from statedict.io.json import parse
 from statedict.io.location import location
-from statedict.io.remote import at
+from statedict.io.remote import connect
 from statedict.io.urls import join, redact
 
 TYPE_CHECKING = False
@@ -240,7 +240,7 @@ class Lease:
     """
 
     def __init__(self, name: str, owner: dict[str, Any], taken: Callable[[dict[str, Any]], RunError]) -> None:
-        self._remote, self._owner, self._taken = at(name), owner, taken
+        self._remote, self._owner, self._taken = connect(name), owner, taken
         self._mutex, self._stop = Mutex(), Event()
         self._version: Version | None = None
         self.lost = False

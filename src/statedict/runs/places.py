@@ -231,7 +231,7 @@ class Store(_Place):
 
     def commit(self, step: int, files: Files, mark: Callable[[], bytes], dry_run: bool) -> None:
         """Write the objects of a checkpoint, the marker last."""
-        from statedict.io.remote import at
+        from statedict.io.remote import connect
 
         folder = join(self._path, str(step))
         self.remove(step, folder)  # what was never committed, or is to be replaced
@@ -240,7 +240,7 @@ class Store(_Place):
                 location(join(folder, name)).publish(write)
             marker = mark()
             self.guard()
-            if not dry_run and at(join(folder, MARKER)).write_if(marker, None) is None:
+            if not dry_run and connect(join(folder, MARKER)).write_if(marker, None) is None:
                 raise RunError(f"{redact(folder)}: another process committed this step; is a run there twice?")
         except RunError:
             raise

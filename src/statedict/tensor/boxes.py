@@ -19,7 +19,7 @@ from threading import local
 
 from statedict.io.memory import allocate
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS
-from statedict.io.pipeline import lowest
+from statedict.io.pipeline import locate_file
 from statedict.io.source import ByteSource
 from statedict.tensor.arrays import contiguous_strides
 
@@ -284,7 +284,7 @@ class _Reader:
 
     def __init__(self, source: ByteSource, item: int, offset: int) -> None:
         self.source, self.item, self.offset = source, item, offset
-        self.file, self.ahead = lowest(source)
+        self.file, self.ahead = locate_file(source)
         self.gap = _GAP_COMPUTED if self.file is None else _GAP
 
     def run(self, at: int, buffer: memoryview) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from statedict.dtypes import DType
 from statedict.io.memory import allocate
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, parallel
-from statedict.io.pipeline import PIECE, lowest
+from statedict.io.pipeline import PIECE, locate_file
 from statedict.io.progress import Meter, meter
 from statedict.ops.diff.measure import Rule, Tally, add, comparable
 from statedict.tensor.labelled import Labelled
@@ -55,7 +55,7 @@ class Run:
             if memory is not None:
                 return memory[at : at + size]
         block = _buffer(side)[:size]
-        file, ahead = lowest(self.source)
+        file, ahead = locate_file(self.source)
         # the file itself where there is one: its checks, at the first block, cost as much as reading half a block
         if file is None or not first or os.preadv(file, [block], ahead + at) != size:
             self.source.readinto(at, block)
