@@ -192,7 +192,7 @@ class StreamSink:
 
         for part in parts:
             self.write(part.head)
-            sums.append(_sum_blocks(_in_order(part), use=forward))
+            sums.append(compute_sums(part.source, part.start, part.size, use=forward, read=_in_order))
             if part.tail is not None:
                 self.write(part.tail(sums[-1].crc, part.size))
         return sums
@@ -210,16 +210,14 @@ class StreamSink:
                 raise CorruptFileError(f"{part.source.name}: changed while it was read; nothing was written, try again")
 
 
-def _in_order(part: Part) -> Iterator[tuple[int, Block]]:
-    """The blocks of a part; of a remote one several are under way at a time."""
-    if not part.source.remote:
-        yield from blocks(part.source, part.start, part.size)
-        return
-    end = part.start + part.size
-    pieces = [(at, min(PIECE, end - at)) for at in range(part.start, end, PIECE)]
-    data = parallel(lambda piece: part.source.read(*piece), pieces, workers=REMOTE_WORKERS, ahead=REMOTE_WORKERS)
-    for (at, _), block in zip(pieces, data, strict=True):
-        yield at, block
+def _in_order(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, Block]]:
+    """The blocks of a range; of a remote one several are under way at a time."""
+    if not source.remote:
+        return blocks(source, start, size)
+    end = start + size
+    pieces = [(at, min(PIECE, end - at)) for at in range(start, end, PIECE)]
+    data = parallel(lambda piece: source.read(*piece), pieces, workers=REMOTE_WORKERS, ahead=REMOTE_WORKERS)
+    return zip((at for at, _ in pieces), data, strict=True)
 
 
 def _sum_part(part: Part) -> Sums:
@@ -270,26 +268,17 @@ def compute_sums(
     crc: bool = True,
     digest: bool = True,
     use: Callable[[int, Block], object] | None = None,
+    read: Callable[[ByteSource, int, int], Iterable[tuple[int, Block]]] | None = None,
 ) -> Sums:
-    """The sums of a range, read once; without `crc` that is 0, without `digest` empty.
+    """The sums of a range, read once, by `blocks` or `read`; without `crc` that is 0, without `digest` empty.
 
     `use` gets the offset of each block and the block, while it lies in the processor's cache.
     """
-    return _sum_blocks(blocks(source, start, size), crc, digest, use)
-
-
-def _sum_blocks(
-    blocks: Iterable[tuple[int, Block]],
-    crc: bool = True,
-    digest: bool = True,
-    use: Callable[[int, Block], object] | None = None,
-) -> Sums:
-    """As `compute_sums`, of blocks that come with their offsets."""
     from xxhash import xxh3_128
     from zlib_ng.zlib_ng import crc32
 
     hasher, crc_so_far = xxh3_128(), 0
-    for at, block in blocks:
+    for at, block in (read or blocks)(source, start, size):
         if crc:
             crc_so_far = crc32(block, crc_so_far)
         if digest:

@@ -1,14 +1,8 @@
-"""Bytes behind a URL: a ByteSource over ranges, and files that appear there whole or not at all.
-
-    s3://BUCKET/KEY  gs://BUCKET/KEY  az://CONTAINER/KEY  http(s)://HOST/PATH     object_store.py
-    hf://ORG/NAME[@REVISION]/PATH                                               hub.py
+"""Bytes behind a URL: a ByteSource over ranges, and uploads that appear whole or not at all.
 
 A request asks for a range and its answer tells the object's size, so opening a file takes one. Small reads come from
-blocks that are kept, large ones are cut into pieces of which several are under way. An object that changes between two
-answers is noticed by its size and its tag.
-
-Writing makes a stream that is cut into the parts of a multipart upload; the object is there when the last part is, and
-an error or an interruption ends the upload without it.
+blocks in memory, large ones are cut into pieces of which several are under way. If an object changes between two
+answers, its size or its tag differs.
 """
 
 from __future__ import annotations
@@ -47,19 +41,16 @@ if TYPE_CHECKING:
             """The URL without what is secret in it."""
 
         def get(self, start: int, end: int) -> tuple[Block, int, str]:
-            """Bytes of a range, fewer at the end; the size of the whole, and what changes when it does.
+            """Bytes of a range, fewer at the end; the size of the whole; a tag that changes with the object.
 
-            Raises:
-                NoRangesError: the server sends the whole instead.
-                MissingFileError: there is no such object.
-                FileError: the server refuses or does not answer; ERANGE if it sends another range.
+            NoRangesError: the server sends the whole instead. FileError with ERANGE: it sends another range.
             """
 
         def stream(self) -> tuple[Iterator[Block], int]:
             """All of its bytes, and how many there are (-1: nobody knows)."""
 
         def size(self) -> int:
-            """How many bytes there are, without reading them."""
+            """Bytes of the object, without reading them."""
 
         def exists(self) -> bool:
             """Whether there is such an object."""
@@ -68,16 +59,16 @@ if TYPE_CHECKING:
             """The files and folders of this folder; None where the server does not list."""
 
         def put(self, pieces: Iterator[bytes], size: int) -> None:
-            """Write the object of pieces; if they raise, nothing is there afterwards."""
+            """Write the object, if its pieces do not raise."""
 
         def look(self) -> tuple[bytes, Version] | None:
             """The bytes of a small object and its version; None if there is none."""
 
         def write_if(self, data: bytes, seen: Version | None) -> Version | None:
-            """Write a small object if it is still the version that was seen; what was written, None if it is not."""
+            """Replace the version `seen` (None: no object) and return the new version; None if there is another one."""
 
         def delete(self) -> None:
-            """Take it away."""
+            """Delete the object."""
 
 
 _FIRST = 1 << 16  # of a file: enough for most headers

@@ -240,27 +240,27 @@ class ComputedSource(ByteSource):
 
 
 class Slice(ByteSource):
-    """A range of another source."""
+    """A range of another source, its `base`."""
 
-    __slots__ = ("_base", "_start", "name", "size")
+    __slots__ = ("_start", "base", "name", "size")
 
     def __init__(self, base: ByteSource, start: int, size: int, name: str = "") -> None:
         base.check_range(start, size)
-        self._base, self._start, self.size, self.name = base, start, size, name or base.name
+        self.base, self._start, self.size, self.name = base, start, size, name or base.name
 
     def locate(self) -> tuple[ByteSource, int]:
         """The source that it is a range of, and where it begins there."""
-        return self._base, self._start
+        return self.base, self._start
 
     @property
     def in_memory(self) -> bool:
         """As the source that it is a range of."""
-        return self._base.in_memory
+        return self.base.in_memory
 
     @property
     def remote(self) -> bool:
         """As the source that it is a range of."""
-        return self._base.remote
+        return self.base.remote
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
@@ -274,7 +274,7 @@ class Slice(ByteSource):
 
     def view(self, private: bool = False) -> memoryview | None:
         """Its part of the other source's view."""
-        whole = self._base.view(private)
+        whole = self.base.view(private)
         if whole is None:
             return None
         start = self.locate()[1]

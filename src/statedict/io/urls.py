@@ -26,10 +26,7 @@ def is_url(name: str) -> bool:
 
 
 def to_name(path: str | bytes | os.PathLike[str]) -> str:
-    """A path as text; a `file://` URL as the path that it means; the scheme of any other in small letters.
-
-    Raises:
-        FileError: no such scheme is known.
+    """A path as text; a `file://` URL as the path that it means; another scheme, if it is known, in small letters.
 
     >>> to_name("file:///tmp/my%20model.pth")
     '/tmp/my model.pth'

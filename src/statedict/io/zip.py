@@ -37,13 +37,8 @@ class Record(Slice):
     in_memory = False
 
     def __init__(self, base: ByteSource, entry: Header) -> None:
-        self._base, self.entry, self._start, self.name = base, entry, -1, base.name
+        self.base, self.entry, self._start, self.name = base, entry, -1, base.name
         self.crc, self.size = entry[3], entry[4]
-
-    @property
-    def base(self) -> ByteSource:
-        """The archive."""
-        return self._base
 
     @property
     def label(self) -> str:
@@ -53,7 +48,7 @@ class Record(Slice):
     def locate(self) -> tuple[ByteSource, int]:
         """The archive and the offset of this record's first byte in it."""
         if self._start < 0:
-            base, entry = self._base, self.entry
+            base, entry = self.base, self.entry
             if entry.at + 30 > base.size:
                 raise CorruptFileError(
                     f"{self.label}: its header lies past the end of the file; the file looks truncated"
@@ -69,7 +64,7 @@ class Record(Slice):
             if difference := differs(entry, local):
                 raise CorruptFileError(f"{self.label}: {difference}; the archive is damaged or forged")
             self._start = local.at
-        return self._base, self._start
+        return self.base, self._start
 
     def _range_message(self, what: str) -> str:
         return f"{self.label}: {what} the record ({self.size:,} bytes)"
