@@ -61,7 +61,7 @@ def device(text: object) -> Device:
     is_kind = kind.isascii() and kind.replace("_", "").isalnum() and not kind[:1].isdecimal()
     is_index = index.isascii() and index.isdecimal() and (index == "0" or index[0] != "0") and int(index) <= 127
     if not is_kind or (colon and not is_index):
-        raise CorruptFileError(f"{str(text)[:100]!r} is no device; expected its type and its number, as cuda:0")
+        raise CorruptFileError(f"{str(text)[:100]!r} is not a device; expected a type and an index, as cuda:0")
     return Device(text)
 
 

@@ -215,7 +215,7 @@ def test_a_header_of_others_is_changed_in_place_too(run: Run, tmp_path: Path) ->
         (("out.pth", "--rename", "model_state.*.weight=model_state.w"), "both become 'model_state.w'"),
         (("out.pth", "--rename", "nothing=x"), "matches the rule"),
         (("out.pth", "--cast", "float33"), "unknown dtype 'float33'"),
-        (("out.pth", "--reshape", "epoch=a,b"), "'a,b' is no list of numbers"),
+        (("out.pth", "--reshape", "epoch=a,b"), "'a,b' is not a list of numbers"),
         (("out.pth", "--slice", "model_state.fc3.bias=x"), "'x': is no index"),
         (("out.pth", "--plan", "missing.toml"), "missing.toml: cannot open: No such file"),
         (("out.pth", "--plan", "."), ".: cannot open: "),
@@ -224,7 +224,7 @@ def test_a_header_of_others_is_changed_in_place_too(run: Run, tmp_path: Path) ->
             "--rename: 'epoch' is given twice, as 'b' and as 'c'",
         ),
         (("out.pth", "--tie", "a=x", "--tie", "a=y"), "--tie: 'a' is given twice, as 'x' and as 'y'"),
-        (("out.pth", "--plan", "checkpoint.pth"), "checkpoint.pth: is no text"),
+        (("out.pth", "--plan", "checkpoint.pth"), "checkpoint.pth: is not text"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_status_2_and_nothing_is_written(

@@ -196,7 +196,7 @@ def test_a_device_of_a_name_of_its_own_is_written_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["weird:name", "a:b:1", "", "cuda:", "cuda:128", "cuda:-1", "cuda:01", "1", "\ud800"])
 def test_a_device_that_could_not_be_read_again_is_not_written(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"is no device; expected its type and its number, as cuda:0"):
+    with pytest.raises(UnsupportedError, match=r"is not a device; expected a type and an index, as cuda:0"):
         dumps(Device(name), no_tensors)
-    with pytest.raises(UnsupportedError, match=r"^d: .* is no device"):
+    with pytest.raises(UnsupportedError, match=r"^d: .* is not a device"):
         statedict.save({"d": Device(name)}, tmp_path / "x.safetensors")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 FILE = click.argument("file", type=click.Path())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,15 +68,23 @@ $ statedict show altered.safetensors --depth 2
 @click.command()
 def demo() -> None:
     """Show, alter, save and compare a real checkpoint, step by step."""
-    with _playground():
-        names: dict[str, Any] = {}
+    here = Path(__file__).parent
+    candidates = [here / "checkpoint.pth", here.parents[2] / "examples" / "checkpoint.pth"]
+    source = next((path for path in candidates if path.exists()), None)
+    if source is None:
+        raise MissingFileError(f"{candidates[0]}: the example checkpoint is missing; install statedict again")
+    # commands find the `statedict` beside this Python first
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    names: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        shutil.copy(source, directory)
         for kind, text in steps(STORY):
             if kind == "$":
                 click.echo(click.style(f"$ {text}", fg="green"))
-                subprocess.run(text, shell=True, check=True, env=_environment())
+                subprocess.run(text, shell=True, check=True, env=os.environ | {"PATH": path})
             elif kind == ">>>":
-                first, *more = text.split("\n")
-                click.echo(click.style("\n".join([f">>> {first}", *(f"... {line}" for line in more)]), fg="green"))
+                typed = text.replace("\n", "\n... ")
+                click.echo(click.style(f">>> {typed}", fg="green"))
                 exec(compile(text + "\n", "<demo>", "single"), names)
             else:
                 click.echo(click.style(text, bold=True))
@@ -83,42 +92,10 @@ def demo() -> None:
 
 def steps(story: str) -> Iterator[tuple[str, str]]:
     """(kind, text) of each step: `$` a command, `>>>` Python with its continuation lines, or prose."""
-    python: list[str] = []
-    for line in story.strip("\n").split("\n"):
-        if line.startswith("... "):
-            python.append(line[4:])
-            continue
-        if python:
-            yield ">>>", "\n".join(python)
-            python = []
-        if line.startswith(">>> "):
-            python = [line[4:]]
-        elif line.startswith("$ "):
-            yield "$", line[2:]
+    for text in re.split(r"\n(?!\.\.\. )", story.strip("\n")):
+        if text.startswith(">>> "):
+            yield ">>>", text.removeprefix(">>> ").replace("\n... ", "\n")
+        elif text.startswith("$ "):
+            yield "$", text.removeprefix("$ ")
         else:
-            yield "", line
-    if python:
-        yield ">>>", "\n".join(python)
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the `statedict` that stands beside this Python first on the path."""
-    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
-
-
-@contextlib.contextmanager
-def _playground() -> Iterator[None]:
-    """A temporary working directory with the example checkpoint in it."""
-    here = Path(__file__).parent
-    candidates = [here / "checkpoint.pth", here.parents[2] / "examples" / "checkpoint.pth"]
-    source = next((path for path in candidates if path.exists()), None)
-    if source is None:
-        raise MissingFileError(f"{candidates[0]}: the example checkpoint is missing; install statedict again")
-    before = os.getcwd()
-    with tempfile.TemporaryDirectory() as directory:
-        shutil.copy(source, directory)
-        os.chdir(directory)
-        try:
-            yield
-        finally:
-            os.chdir(before)
+            yield "", text

@@ -142,7 +142,7 @@ def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise click.UsageError(f"--{option}: {text!r} is no list of numbers such as 10,-1") from None
+        raise click.UsageError(f"--{option}: {text!r} is not a list of numbers such as 10,-1") from None
 
 
 def _merge(option: str, old: Any, new: Any) -> Any:
@@ -161,4 +161,4 @@ def _read_plan(path: str) -> list[Step]:
     except OSError as error:
         raise file_error(path, "cannot open", error) from error
     except UnicodeDecodeError as error:
-        raise AlterError(f"{path}: is no text: {error}") from error
+        raise AlterError(f"{path}: is not text: {error}") from error

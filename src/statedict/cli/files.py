@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -17,12 +18,6 @@ from statedict.io.location import location
 from statedict.io.urls import redact
 from statedict.render.text import printable
 from statedict.values import human_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from statedict.reports.scan import ScanReport
 
 _STATUS = {"dangerous": 1, "opaque": 1, "unreadable": 2, "data": 0}
 
@@ -162,7 +157,7 @@ def scan(files: tuple[str, ...], as_json: bool) -> int:
     return 1 if 1 in found else max(found)
 
 
-def _scan(file: str) -> ScanReport:
+def _scan(file: str) -> Any:
     from dataclasses import replace
 
     from statedict.api import look

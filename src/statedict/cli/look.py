@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -15,13 +17,6 @@ from statedict.io.urls import redact, to_name
 from statedict.render.text import printable, shape
 from statedict.tree.state_dict import StateDict
 from statedict.values import count, human_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
-    from statedict.reports.stats import StatsReport
 
 
 @click.command()
@@ -107,13 +102,13 @@ def stats(file: str, only: Sequence[str] | None, depth: int | None, as_json: boo
     if as_json:
         echo_json({"file": redact(file), **report.to_json()})
     elif as_csv:
-        click.echo(_csv(report), nl=False)
+        click.echo(_csv(report.tensors), nl=False)
     else:
         echo_title(file, f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements")
         echo_lines(stats_lines(report, depth))
 
 
-def _csv(report: StatsReport) -> str:
+def _csv(tensors: Sequence[Any]) -> str:
     import csv
     import io
 
@@ -121,7 +116,7 @@ def _csv(report: StatsReport) -> str:
     names = ("name", "dtype", "shape", "elements", "min", "max", "mean", "std", "l2", "zeros", "nan", "inf")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*names, "denormal", "edge", "dead_rows", "tied", "parameter", "inferred"))
-    for tensor in report.tensors:
+    for tensor in tensors:
         record = tensor.to_json()
         del record["histogram"]
         record["shape"] = shape(tensor.shape) if tensor.shape else ""

@@ -10,16 +10,13 @@ import json
 import re
 import shlex
 from ast import literal_eval
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import click
 
 from statedict.io.urls import redact
 from statedict.render.text import printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
 
 SCHEMA = 1
 

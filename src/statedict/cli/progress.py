@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
@@ -11,10 +12,6 @@ import click
 
 from statedict.io.progress import Meter
 from statedict.values import human_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _AFTER = 1.0  # seconds
 _EVERY = 0.1

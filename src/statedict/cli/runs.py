@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -13,14 +14,9 @@ from statedict.cli.progress import progress
 from statedict.errors import RunError
 from statedict.io.urls import redact, to_name
 from statedict.render.text import printable
+from statedict.reports.runs import Pruned, Tried
 from statedict.runs.look.listing import find, listing, verify_run
 from statedict.values import human_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from statedict.reports.runs import Pruned, Tried
 
 _NAMES = ("ls", "show", "best", "verify", "prune", "pin", "unpin", "diff", "blame", "bisect")
 

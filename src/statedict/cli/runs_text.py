@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import click
@@ -11,16 +12,10 @@ import click
 from statedict.io.location import location
 from statedict.io.urls import join
 from statedict.render.text import number, printable, shape, table
-from statedict.reports.runs import DAMAGED, UNFINISHED, Checkpoint
+from statedict.reports.runs import DAMAGED, UNFINISHED, About, Checkpoint
 from statedict.runs.directory import Directory
 from statedict.runs.look.listing import listing
 from statedict.values import count, human_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from statedict.reports.runs import About
 
 _COLOURS = {DAMAGED: "red", UNFINISHED: "yellow"}
 _BARS = "▁▂▃▄▅▆▇█"

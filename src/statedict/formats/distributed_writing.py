@@ -28,7 +28,7 @@ from statedict.io.pipeline import Part, StreamSink, put_bytes
 from statedict.io.progress import Meter
 from statedict.io.source import BytesSource
 from statedict.pickles.writer import dumps
-from statedict.tensor.attributes import left_out
+from statedict.tensor.attributes import left_out_note
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
@@ -108,7 +108,7 @@ def plan_files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sin
     template = _follow(root, (), entries)
     noted = [(name, value.attributes) for name, (_, value) in entries.items() if isinstance(value, LazyTensor)]
     if left := [f"{name}.{key}" for name, held in noted for key in held or ()]:
-        warnings.warn(left_out(left), stacklevel=2)
+        warnings.warn(left_out_note(left), stacklevel=2)
     chunks, places = _chunks(entries)
     files = _place(chunks, most)
     index = _index(entries, places, template, getattr(root, "metadata", {}))

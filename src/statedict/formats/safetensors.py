@@ -57,12 +57,12 @@ def read(source: ByteSource) -> Any:
 def checks(source: ByteSource) -> Iterator[Found]:
     """The header and every tensor, with their digests where the file has them."""
     from statedict.io.source import BytesSource
-    from statedict.tensor.checks import Check, Problem, refusal, tensors_by_storage
+    from statedict.tensor.checks import Check, Problem, group_tensors, refusal
 
     raw, metadata, tensors = _header(source)
     held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     try:
-        held = tensors_by_storage(put_together(dict(tensors), metadata, source.name))
+        held = group_tensors(put_together(dict(tensors), metadata, source.name), lambda storage: storage)
     except FormatError as error:
         yield refusal(error, source.name, "header")
     count = len(tensors) + 1

@@ -13,7 +13,7 @@ from statedict.dtypes import BY_NAME, MAX_NAME, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, TreeError, UnsupportedError
 from statedict.io.json import parse
 from statedict.tensor.arrays import find_shape_fault
-from statedict.tensor.attributes import data_of, left_out
+from statedict.tensor.attributes import data_of, left_out_note
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict, decode
@@ -36,7 +36,7 @@ def taken_apart(tree: Any) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     plan = _Plan()
     skeleton = encode(tree, plan.put)
     if plan.left_out:
-        warnings.warn(left_out(plan.left_out), stacklevel=2)
+        warnings.warn(left_out_note(plan.left_out), stacklevel=2)
     own = _strings(getattr(tree, "metadata", {}))
     metadata = plan.aliases | {"format": "pt"} | own
     says_nothing_new = skeleton == {name: {"$tensor": name} for name in plan.tensors}

@@ -24,7 +24,7 @@ from struct import Struct
 from statedict.dtypes import DType, is_torch_dtype
 from statedict.errors import CorruptFileError, TreeError, UnsupportedError
 from statedict.tensor.arrays import find_shape_fault
-from statedict.tensor.attributes import data_of, left_out
+from statedict.tensor.attributes import data_of, left_out_note
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.walk import MAX_DEPTH
@@ -58,7 +58,7 @@ def dumps(
     writer = _Writer(place, records)
     writer.value(tree, path)
     if writer.left_out:
-        warnings.warn(left_out(writer.left_out), stacklevel=2)
+        warnings.warn(left_out_note(writer.left_out), stacklevel=2)
     return b"\x80\x02" + b"".join(writer.out) + b"."
 
 

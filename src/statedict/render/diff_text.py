@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from statedict.ops.diff.rank import FULL, LOW_RANK, ROUNDING, SMALL
-from statedict.render.text import capped, shape, table
+from statedict.render.text import limit_lines, shape, table
 from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, LowRank, Measures, TensorDiff, ValueDiff
 from statedict.values import count, same_value, shorten
@@ -68,7 +68,7 @@ def summary(diff: Diff) -> str:
 def _group(title: str, rows: list[tuple[str, str]], limit: int | None) -> Iterator[str]:
     if rows:
         yield title
-        yield from (f"  {line}" for line in capped(table(rows[:limit]), len(rows), limit))
+        yield from (f"  {line}" for line in limit_lines(table(rows[:limit]), len(rows), limit))
 
 
 def tensor(tensor: TensorDiff) -> tuple[str, str]:
@@ -145,7 +145,7 @@ def _ranks(diff: Diff, limit: int | None) -> Iterator[str]:
     yield rank_summary([change for _, change in found])
     yield "rank of the change"
     rows = [_RANKS, *((path, *_rank_cells(change)) for path, change in found[:limit])]
-    yield from (f"  {line}" for line in capped(table(rows, range(1, 6)), len(found), limit))
+    yield from (f"  {line}" for line in limit_lines(table(rows, range(1, 6)), len(found), limit))
 
 
 def rank_summary(changes: list[LowRank]) -> str:

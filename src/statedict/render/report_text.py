@@ -21,7 +21,7 @@ _LONGEST = 80  # characters of a global
 _COLOURS = {DANGEROUS: "red", OPAQUE: "yellow", UNREADABLE: "yellow", DATA: "green"}
 _MEANING = {
     DANGEROUS: "opening it with pickle.load or torch.load(weights_only=False) can run code",
-    OPAQUE: "it names what is no data; statedict keeps that inert, pickle.load would import and use it",
+    OPAQUE: "it names objects that are not data; statedict keeps them inert, pickle.load would import and use them",
     UNREADABLE: "a part could not be read to its end; what was found until there is data",
     DATA: "no pickle in it names what runs code",
 }

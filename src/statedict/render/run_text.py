@@ -7,7 +7,7 @@ from itertools import groupby
 
 from statedict.render.diff_text import measures
 from statedict.render.html import fold, listing, page, table
-from statedict.render.text import capped, shape
+from statedict.render.text import limit_lines, shape
 from statedict.reports.runs import Bisection, Blame, History, Pruned, RunVerified
 from statedict.values import abbreviate, count
 
@@ -35,8 +35,8 @@ def blame(report: Blame, limit: int | None = _SHOWN) -> Iterator[str]:
                     f"{each.name}  {measures(each.measures, cosine=False) if each.measures else each.note}"
                     for each in one.changes[:limit]
                 )
-                yield from (f"    {line}" for line in capped(changes, len(one.changes), limit))
-        yield from (f"  {line}" for line in capped((), len(group), limit))
+                yield from (f"    {line}" for line in limit_lines(changes, len(one.changes), limit))
+        yield from (f"  {line}" for line in limit_lines((), len(group), limit))
     if limit is not None and len(groups) > limit:
         yield f"… and {sum(map(len, groups[limit:])):,} tensors with {len(groups) - limit:,} other histories"
     for number, (name, some) in enumerate(groupby(report.broken, key=lambda one: one.broken and one.broken.name)):

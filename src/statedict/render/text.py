@@ -58,7 +58,7 @@ def table(
         yield "  ".join(style(at, padded) if style else padded)
 
 
-def capped(lines: Iterable[str], count: int, limit: int | None) -> Iterator[str]:
+def limit_lines(lines: Iterable[str], count: int, limit: int | None) -> Iterator[str]:
     """Lines of the first items, and how many more there are."""
     yield from lines
     if limit is not None and count > limit:

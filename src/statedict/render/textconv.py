@@ -3,9 +3,9 @@
     model.fc.weight = float32[10, 84]  min -0.2818  max 0.3481  l2 3.253  xxh3_128 6be0…
     epoch = 60
 
-The same content gives the same text, whatever the format and the order in which it is stored: lines are sorted, with
-numbers by their size. What an optimizer keeps stands under the names of its parameters, as in entries.py. The digest is
-that of the elements in their order, as in the safetensors files that we write; the figures are there to be read.
+The same content gives the same text, whatever the format and the order: lines are sorted, with numbers by size.
+Optimizer state is listed under the names of its parameters, as in entries.py. The digest is that of the elements in
+order, as in the safetensors files that we write.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ _FIGURES = ("min", "max", "l2")
 
 
 def lines(state: Any) -> list[str]:
-    """The lines of a state.
-
-    Args:
-        state: a StateDict, or any tree of dicts, lists, arrays and values. Its tensors are read, block by block.
+    """The lines of a tree of dicts, lists, arrays and values. It reads the tensors block by block.
 
     >>> import numpy
     >>> for line in lines({"model": {"fc.bias": numpy.array([1.0, 2.0, 2.0])}, "epoch": 60}):
@@ -40,7 +37,7 @@ def lines(state: Any) -> list[str]:
     """
     entries = Entries(state)
     match_optimizers(entries, Entries({}))
-    tensors = survey(StateDict(entries.tensors)).tensors  # first, for it has a bound on what is read again and again
+    tensors = survey(StateDict(entries.tensors)).tensors  # first, because it limits repeated reads
     sums = digests(entries.tensors)
     found = [(one.name, _tensor(one, sums[one.name])) for one in tensors]
     found += [(path, _short(_text(value))) for path, value in entries.values.items()]
@@ -60,7 +57,7 @@ def _tensor(tensor: TensorStats, digest: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as Python writes it; sets in a fixed order."""
+    """A value as Python writes it, with sets sorted."""
     if isinstance(value, set | frozenset):
         return f"{type(value).__name__}({', '.join(sorted(map(_text, value)))})"
     if type(value) in (list, tuple):
@@ -79,7 +76,7 @@ def _short(text: str) -> str:
 
 
 def _members(entries: Entries) -> Iterator[tuple[str, str]]:
-    """The parameters of each group, where they have names; those without are a list among the values."""
+    """The parameters of each group that have names."""
     for path in entries.optimizers:
         names, inferred = entries.named(path)
         dot = path + "." if path else ""
@@ -88,5 +85,5 @@ def _members(entries: Entries) -> Iterator[tuple[str, str]]:
 
 
 def _place(line: tuple[str, str]) -> str:
-    """The path with its numbers as long as they are, so that 2 comes before 10; equal paths keep their order."""
+    """The path as a sort key in which 2 comes before 10."""
     return re.sub(r"\d+", lambda number: f"{len(number[0]):09}{number[0]}", line[0])

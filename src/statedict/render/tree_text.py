@@ -38,15 +38,10 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         if len(summary.dtypes) > 1:
             rows.append(("total", f"{summary.total.tensors:,}", "", *_numbers(summary.total), ""))
         yield from table(rows, _RIGHT, _style)
-    roles: dict[str, Total] = {}
-    for tensor in summary.tensors:
-        one = Total(1, tensor.elements, tensor.nbytes) if tensor.tied is None else Total(1)
-        roles[tensor.role] = roles.get(tensor.role, Total()) + one
-    if roles:
+    if roles := summary.roles:
         yield ""
-        yield ", ".join(
-            f"{_ROLES[role]} {sums.elements:,} ({human_bytes(sums.nbytes)})" for role, sums in roles.items()
-        )
+        parts = (f"{_ROLES[role]} {sums.elements:,} ({human_bytes(sums.nbytes)})" for role, sums in roles.items())
+        yield ", ".join(parts)
     for optimizer in summary.optimizers:
         yield ""
         for at, line in enumerate(groups(optimizer)):
@@ -57,7 +52,7 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         yield f"wasted {human_bytes(summary.wasted)}: storages hold more than their views; saving it again drops that"
     if summary.opaque:
         kinds = ", ".join(printable(name) for name in summary.opaque)
-        yield f"opaque {sum(summary.opaque.values()):,}: objects that are no data, kept inert ({kinds})"
+        yield f"opaque {sum(summary.opaque.values()):,}: objects that are not data, kept inert ({kinds})"
 
 
 def groups(optimizer: Optimizer) -> list[str]:

@@ -76,7 +76,7 @@ def _summary(report: Summary) -> str:
         tree(report.root, line, lambda node: (len(node.children), node.children)),
         fold("dtypes", dtypes),
         *map(_groups, report.optimizers[:20]),
-        fold("objects that are no data, kept inert", listing(opaque)),
+        fold("objects that are not data, kept inert", listing(opaque)),
         tone="look" if troubles else "",
     )
 

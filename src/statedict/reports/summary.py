@@ -153,6 +153,15 @@ class Summary(Shown):
         """Sums over all tensors."""
         return self.root.total
 
+    @property
+    def roles(self) -> dict[str, Total]:
+        """Sums by the role of tensors."""
+        sums: dict[str, Total] = {}
+        for tensor in self.tensors:
+            one = Total(1, tensor.elements, tensor.nbytes) if tensor.tied is None else Total(1)
+            sums[tensor.role] = sums.get(tensor.role, Total()) + one
+        return sums
+
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
         from dataclasses import asdict

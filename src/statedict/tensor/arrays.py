@@ -299,7 +299,7 @@ def torch_view(storage: Any, kind: DType, shape: tuple[int, ...], strides: Strid
     return empty.set_(storage, offset, shape, contiguous_strides(shape) if strides is None else strides)
 
 
-def indexed(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple[int, ...], Strides, int]:
+def apply_index(shape: tuple[int, ...], strides: Strides, index: Any) -> tuple[tuple[int, ...], Strides, int]:
     """Shape, strides and first element of `array[index]` for integers, slices, `...` and `None`."""
     items = index if isinstance(index, tuple) else (index,)
     dims = sum(item is not None and item is not Ellipsis for item in items)

@@ -62,7 +62,7 @@ def is_data(value: Any) -> bool:
     return True
 
 
-def left_out(names: list[str]) -> str:
+def left_out_note(names: list[str]) -> str:
     """The note about attributes that a file cannot hold."""
     return f"attributes of tensors that the file cannot hold are left out: {abbreviate(names)}"
 

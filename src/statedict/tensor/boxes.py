@@ -193,33 +193,25 @@ def _panel_limit(source: ByteSource, shape: Shape, strides: Strides) -> int:
 
 
 def copy_box(source: ByteSource, kind: DType, offset: int, strides: Strides, corner: Shape, out: Any) -> None:
-    """Copy the box of a strided tensor at a corner; see `copy`."""
-    ahead = sum(place * stride for place, stride in zip(corner, strides, strict=True))
-    copy(source, kind, offset + ahead * kind.itemsize, strides, out)
+    """Copy the box at a corner of a strided tensor, whose first element is at the byte `offset` of a source.
 
-
-def copy(source: ByteSource, kind: DType, offset: int, strides: Strides | None, out: Any) -> None:
-    """Copy a strided box, whose first element is at the byte `offset` of a source.
-
-    Strides are in elements, not negative; None means row-major. `out` is an array of raw elements, of any layout, with
-    the shape of the box.
+    Strides are in elements, not negative. `out` is an array of raw elements, of any layout, with the shape of the box.
     """
     import numpy
 
     if not out.size:
         return
-    if strides is None:
-        strides = contiguous_strides(out.shape)
     item = kind.itemsize
+    offset += sum(place * stride for place, stride in zip(corner, strides, strict=True)) * item
     span = sum((n - 1) * s for n, s in zip(out.shape, strides, strict=True)) + 1
     source.check_range(offset, span * item)
     if isinstance(source, BoxSource) and source.kind is kind:
         found = _find_axes(source, offset, strides, out.shape)
         if found is not None:  # the box is one in the shape of its source, too
-            corner, axes = found
+            start, axes = found
             flat = out[(*(0 if n == 1 else slice(None) for n in out.shape), ...)]
             turned = flat.transpose([axis for axis in axes if axis is not None])
-            source.at(corner, turned[(*(None if axis is None else slice(None) for axis in axes), ...)])
+            source.at(start, turned[(*(None if axis is None else slice(None) for axis in axes), ...)])
             return
     memory = source.view() if source.in_memory else None
     if memory is not None:

@@ -9,11 +9,13 @@ from statedict.values import Opaque, abbreviate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import Any
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any, TypeVar
 
     from statedict.io.source import ByteSource
     from statedict.tensor.lazy import Storage
+
+    K = TypeVar("K")
 
 _LONGEST = 1000  # characters of a path: paths in a chain of dicts would grow with the square of its length
 
@@ -129,26 +131,16 @@ def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
     return found
 
 
-def tensors_by_storage(tree: Any) -> dict[Storage, list[tuple[str, LazyTensor]]]:
-    """(path, tensor) of every tensor in a tree, by its storage."""
-    found: dict[Storage, list[tuple[str, LazyTensor]]] = {}
+def group_tensors(tree: Any, key: Callable[[Storage], K]) -> dict[K, list[tuple[str, LazyTensor]]]:
+    """(path, tensor) of every tensor in a tree, by a key of its storage."""
+    groups: dict[K, list[tuple[str, LazyTensor]]] = {}
     for path, tensor in tensors_of(tree):
-        found.setdefault(tensor.storage, []).append((path, tensor))
-    return found
-
-
-def tensors_by_part(
-    tree: Any, names: Mapping[Storage, str], other: str = ""
-) -> dict[str, list[tuple[str, LazyTensor]]]:
-    """(path, tensor) of every tensor in a tree, by the name of its storage; `other` if it has none."""
-    parts: dict[str, list[tuple[str, LazyTensor]]] = {}
-    for path, tensor in tensors_of(tree):
-        parts.setdefault(names.get(tensor.storage, other), []).append((path, tensor))
-    return parts
+        groups.setdefault(key(tensor.storage), []).append((path, tensor))
+    return groups
 
 
 def by_storage(tree: Any, names: Mapping[Storage, str] | None = None) -> Iterator[Check]:
     """A Check for each storage of a tree whose file has no sums."""
-    for storage, tensors in tensors_by_storage(tree).items():
+    for storage, tensors in group_tensors(tree, lambda storage: storage).items():
         part = (names or {}).get(storage, tensors[0][0])
         yield Check(part, storage.source, storage.offset, storage.nbytes, tuple(tensors))

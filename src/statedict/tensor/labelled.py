@@ -96,7 +96,7 @@ class Labelled(LazyTensor):
         if self.is_view:
             raise self._size_error("is a view of a storage and cannot be copied out of it")
         if numel and self.nbytes % numel:
-            raise self._size_error("has no whole number of bytes an element")
+            raise self._size_error("does not have a whole number of bytes per element")
         return self.nbytes // numel if numel else 0
 
     def _size_error(self, what: str) -> UnsupportedError:

@@ -11,8 +11,8 @@ from statedict.io.pipeline import fill
 from statedict.io.source import AddressSource, address_view
 from statedict.tensor.arrays import (
     Strides,
+    apply_index,
     contiguous_strides,
-    indexed,
     is_numpy,
     is_torch,
     mark_written,
@@ -205,7 +205,7 @@ class LazyTensor(OperatorErrors):
         return self  # immutable, like the file behind it
 
     def __getitem__(self, index: Any) -> LazyTensor:
-        shape, strides, start = indexed(self.shape, self.stride(), index)
+        shape, strides, start = apply_index(self.shape, self.stride(), index)
         if not self.dtype.itemsize:
             raise UnsupportedError(f"{self!r}: elements of {self.dtype.bits} bits cannot be sliced; read .raw()")
         numel = math.prod(shape)

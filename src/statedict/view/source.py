@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import astuple
 from typing import Any
 
 from statedict import formats
@@ -16,8 +17,8 @@ from statedict.io.location import location
 from statedict.ops.optimizers import owners
 from statedict.ops.stats.flags import roles
 from statedict.ops.stats.survey import survey
-from statedict.reports.stats import StatsReport, TensorStats
-from statedict.reports.summary import Node, Optimizer, TensorInfo
+from statedict.reports.stats import StatsReport
+from statedict.reports.summary import Node, Optimizer
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import label, matches, no_match_error
 
@@ -55,21 +56,13 @@ class Opened:
 
     def head(self, found: StatsReport) -> dict[str, Any]:
         """The file on the page: sizes, dtypes, what deserves a look."""
-        sums: dict[str, list[int]] = {}
-        for tensor in self.summary.tensors:
-            row = sums.setdefault(tensor.role, [0, 0, 0])
-            row[0] += 1
-            if tensor.tied is None:
-                row[1] += tensor.elements
-                row[2] += tensor.nbytes
-        total = self.summary.total
         return {
             "name": self.name,
             "format": self.format,
             "size": self.size,
-            "total": [total.tensors, total.elements, total.nbytes],
-            "roles": sums,
-            "dtypes": {name: [one.tensors, one.elements, one.nbytes] for name, one in self.summary.dtypes.items()},
+            "total": [*astuple(self.summary.total)],
+            "roles": {role: [*astuple(sums)] for role, sums in self.summary.roles.items()},
+            "dtypes": {name: [*astuple(sums)] for name, sums in self.summary.dtypes.items()},
             "wasted": self.summary.wasted,
             "opaque": self.summary.opaque,
             "flags": [[flag.name, flag.kind, flag.what] for flag in found.flags],
@@ -79,6 +72,10 @@ class Opened:
     def tensors(self, found: StatsReport) -> dict[str, Any]:
         """A row for each tensor, in the order of `COLUMNS`; dtypes, roles and series by number."""
         tables: dict[str, dict[str, int]] = {"dtypes": {}, "roles": {}, "series": {}}
+
+        def lookup(table: str, name: str) -> int:
+            return tables[table].setdefault(name, len(tables[table]))
+
         infos = {tensor.path: tensor for tensor in self.summary.tensors}
         siblings = roles([tensor.name for tensor in found.tensors], self.owned)
         rows = []
@@ -91,7 +88,23 @@ class Opened:
                 series = series and series + moment[1]
             elif siblings.get(tensor.name):
                 series, depth = place(at)
-            rows.append(_row(tensor, infos.get(tensor.name), at, series, depth, tables))
+            info, bins = infos.get(tensor.name), tensor.histogram
+            row: list[Any] = [
+                tensor.name,
+                None if at == tensor.name else at,
+                lookup("dtypes", tensor.dtype),
+                tensor.shape,
+                tensor.elements,
+                info.nbytes if info is not None else 0,
+                lookup("roles", info.role if info is not None else "tensor"),
+                int(info is not None and info.inferred),
+                tensor.tied,
+                int(tensor.computed),
+            ]
+            row += [number(getattr(tensor, name)) for name in ("min", "max", "mean", "std", "l2", "rms")]
+            row += [tensor.zeros, tensor.nan, tensor.inf, tensor.denormal, tensor.edge, tensor.dead_rows]
+            row.append([bins.exponent, bins.negative, bins.positive] if tensor.computed else None)
+            rows.append([*row, lookup("series", series) if series else -1, depth or None])
         return {"columns": COLUMNS, "tensors": rows} | {name: list(table) for name, table in tables.items()}
 
     def values(self) -> list[Any]:
@@ -129,40 +142,6 @@ class Patterns:
 def _moment(path: str, optimizer: Optimizer, key: Any) -> tuple[str, str] | None:
     name, state = optimizer.names.get(key), f"{optimizer.path}.state.".removeprefix(".")
     return None if name is None else (state + name, path[len(state + label(key)) :])
-
-
-def _row(
-    tensor: TensorStats,
-    info: TensorInfo | None,
-    at: str,
-    series: str,
-    depth: tuple[int, ...],
-    tables: dict[str, dict[str, int]],
-) -> list[Any]:
-    bins = tensor.histogram
-    found = [number(getattr(tensor, name)) for name in ("min", "max", "mean", "std", "l2", "rms")]
-    counts = [tensor.zeros, tensor.nan, tensor.inf, tensor.denormal, tensor.edge, tensor.dead_rows]
-    return [
-        tensor.name,
-        None if at == tensor.name else at,
-        _lookup(tables["dtypes"], tensor.dtype),
-        tensor.shape,
-        tensor.elements,
-        info.nbytes if info is not None else 0,
-        _lookup(tables["roles"], info.role if info is not None else "tensor"),
-        int(info is not None and info.inferred),
-        tensor.tied,
-        int(tensor.computed),
-        *found,
-        *counts,
-        [bins.exponent, bins.negative, bins.positive] if tensor.computed else None,
-        _lookup(tables["series"], series) if series else -1,
-        depth or None,
-    ]
-
-
-def _lookup(table: dict[str, int], name: str) -> int:
-    return table.setdefault(name, len(table))
 
 
 def number(value: Any) -> Any:

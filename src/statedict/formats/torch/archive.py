@@ -92,7 +92,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
     from statedict.formats.torch.faults import check, faults
     from statedict.formats.torch.replaced_index import earlier
-    from statedict.tensor.checks import refusal, tensors_by_part
+    from statedict.tensor.checks import group_tensors, refusal
 
     records = directory(source)
     folder, digests = "", list[str]()
@@ -104,7 +104,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
             digests = parse_our_record(held[OURS])["digests"]
         tree, storages = _tree(held)
         places = {found: f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
-        tensors = tensors_by_part(tree, places, "data.pkl")
+        tensors = group_tensors(tree, lambda storage: places.get(storage, "data.pkl"))
     except FormatError as error:
         yield refusal(error, source.name)
     order = [name.removeprefix(folder) or name for name in records]

@@ -55,12 +55,12 @@ def read(source: ByteSource) -> StateDict:
 def checks(source: ByteSource) -> Iterator[Found]:
     """Every record with its CRC-32 and its tensors, and the archive's own structure."""
     from statedict.formats.torch.faults import check, faults
-    from statedict.tensor.checks import tensors_by_part
+    from statedict.tensor.checks import group_tensors
 
     records = read_directory(source)
     yield from faults(source, records)
     tree, places = _tree(records, source.name)
-    tensors = tensors_by_part(tree, places)
+    tensors = group_tensors(tree, lambda storage: places.get(storage, ""))
     for name, record in records.items():
         yield check(name, record, tuple(tensors.get(name, ())))
 

@@ -12,7 +12,7 @@ from statedict.io.zip_table import read_local
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
-from statedict.tensor.checks import tensors_by_part
+from statedict.tensor.checks import group_tensors
 from statedict.tensor.lazy import Storage
 
 TYPE_CHECKING = False
@@ -70,7 +70,8 @@ def _list_storages(source: ByteSource) -> tuple[dict[str, int], dict[str, list[s
     if name != "data.pkl":
         raise TruncatedError("the pickle does not come first")
     tree = load(source.read(start, min(source.size - start, _MAX_PICKLE)), DATA, storage, source.name)[0]
-    tensors = tensors_by_part(tree, {storage: name for name, storage in storages.items()})
+    names = {storage: name for name, storage in storages.items()}
+    tensors = group_tensors(tree, lambda storage: names.get(storage, ""))
     return sizes, {name: [path for path, _ in those] for name, those in tensors.items()}
 
 
