@@ -96,11 +96,7 @@ def table(
 ) -> Safe:
     """A table of at most 200 items, and how many more there are; nothing without items.
 
-    Args:
-        head: names of the columns.
-        items: one for each row.
-        cells: makes the row of an item: texts, numbers, `Safe` HTML, None.
-        tone: of the row of an item: `bad`, `look` or nothing.
+    `cells` makes the row of an item, of texts, numbers, `Safe` HTML and None; `tone` makes `bad`, `look` or nothing.
     """
     if not items:
         return Safe("")
@@ -143,12 +139,9 @@ def tree(
     line: Callable[[str, Any], Safe],
     below: Callable[[Any], tuple[int, Sequence[tuple[str, Any]]]],
 ) -> Safe:
-    """Nested lists of at most 2,000 rows, 500 of one container.
+    """The children of a node as nested lists of at most 2,000 rows, 500 of one container.
 
-    Args:
-        node: the root; the tree shows its children.
-        line: makes the row of a key and a node.
-        below: how many children a node has, and keys and nodes of at least the first 500.
+    `line` makes the row of a key and a node; `below` counts the children of a node and lists at least the first 500.
     """
     left = TREE_ROWS
 
@@ -176,15 +169,7 @@ def entry(key: str, *facts: object) -> Safe:
 
 
 def histogram(counts: Sequence[int], label: str, width: int, height: int, names: Sequence[str] = ()) -> Safe:
-    """Bars in proportion to the highest one, at least a pixel high.
-
-    Args:
-        counts: of each bin.
-        label: for screen readers.
-        width: in pixels.
-        height: in pixels.
-        names: of the bins, shown under the pointer.
-    """
+    """Bars in proportion to the highest one, at least a pixel high; the names of bins show under the pointer."""
     most = max(counts, default=0)
     if not most:
         return Safe("")

@@ -36,10 +36,7 @@ def table(
 ) -> Iterator[str]:
     r"""Rows of cells as lines with aligned columns; nothing wraps, and no cell can begin a line.
 
-    Args:
-        rows: the cells of each row.
-        right: the columns to align to the right.
-        style: colours the padded cells of a row, given its number.
+    Columns in `right` are aligned to the right; `style` colours the padded cells of a row, given its number.
 
     >>> print(*table([("a", "1"), ("bcd", "200")], right=(1,)), sep="\n")
     a      1

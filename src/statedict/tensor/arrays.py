@@ -65,15 +65,7 @@ def contiguous_strides(shape: tuple[int, ...]) -> Strides:
 
 @dataclass(slots=True, eq=False)
 class Memory:
-    """A live array taken apart.
-
-    Attributes:
-        dtype, shape, strides: of the array; strides are None if it is contiguous.
-        address, nbytes: its storage.
-        offset: its first byte in the storage.
-        owner: keeps the storage alive.
-        device, requires_grad, parameter: of a torch tensor.
-    """
+    """A live array: the address and size of its storage, which `owner` keeps alive, and its first byte there."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -88,11 +80,9 @@ class Memory:
 
 
 class Part:
-    """What a torch tensor says if it is part of a larger one that lies on several ranks.
+    """A torch tensor that is part of a larger one: the shape of the whole, and the tensor's pieces.
 
-    Attributes:
-        shape: of the whole.
-        pieces: for each piece its corner in the whole, its corner in the tensor, and its sizes.
+    A piece is its corner in the whole, its corner in the tensor, and its sizes.
     """
 
     def __init__(self, shape: Strides, pieces: tuple[tuple[Strides, Strides, Strides], ...]) -> None:

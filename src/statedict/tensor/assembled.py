@@ -33,17 +33,10 @@ def assemble(
     remote: bool = False,
     lack: Lack | None = None,
 ) -> LazyTensor:
-    """A tensor of chunks that do not overlap.
+    """A tensor of chunks that do not overlap; errors call it `name`, and `remote` says where unfetched chunks are.
 
-    Args:
-        kind: its dtype.
-        shape: its shape.
-        chunks: what it consists of.
-        name: what errors call it.
-        fill: the value of elements that no chunk covers.
-        remote: whether chunks that are not fetched yet are.
-        lack: if elements that no chunk covers are missing, the boxes that are there, and what makes the error for
-            reading another box.
+    Elements that no chunk covers have the value `fill`, or are missing: then `lack` has the boxes that are there, and a
+    function that makes the error for reading another box.
 
     Raises:
         UnsupportedError: elements are not whole numbers of bytes.

@@ -113,13 +113,12 @@ def _steps(name: str) -> list[str]:
     return []
 
 
-def order(things: Sequence[Any], sources: Sequence[Any]) -> list[tuple[int | None, Any]]:
-    """Each thing with its step; more than two are sorted by step, if the names of all sources have one."""
+def sort_steps(sources: Sequence[Any]) -> list[tuple[int | None, Any]]:
+    """Each source with its step; more than two are sorted by step, if the names of all have one."""
     steps = [step_of(source) for source in sources]
-    pairs = list(zip(steps, things, strict=True))
-    if len(pairs) < 3 or None in steps or len(set(steps)) < len(steps):
-        return [(None, thing) for thing in things]
-    return sorted(pairs, key=lambda pair: pair[0] or 0)
+    if len(steps) < 3 or None in steps or len(set(steps)) < len(steps):
+        return [(None, source) for source in sources]
+    return sorted(zip(steps, sources, strict=True), key=lambda pair: pair[0] or 0)
 
 
 def step_of(source: Any) -> int | None:

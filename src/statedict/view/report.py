@@ -15,7 +15,7 @@ from statedict.io.location import location
 from statedict.io.pipeline import put_bytes
 from statedict.io.urls import to_name
 from statedict.runs.directory import LOOKS
-from statedict.view.compared import changes, compare, expand, history, order, point
+from statedict.view.compared import changes, compare, expand, history, point, sort_steps
 from statedict.view.source import Opened, Patterns
 
 TYPE_CHECKING = False
@@ -99,37 +99,26 @@ def report(
     globs = None if only is None else (only,) if isinstance(only, str) else tuple(only)
     with Paused():
         for _ in range(LOOKS):
-            every = expand(sources)
-            of_runs = [not any(source is one for one in sources) for source in every]
-            steps = order([partial(_open, *pair) for pair in zip(every, of_runs, strict=True)], every)
-            page = _page(steps, Patterns(globs), title, executor)
+            page = _page(sources, Patterns(globs), title, executor)
             if page is not None:
                 return page
     raise RunError("the checkpoints are removed before they can be read; try again")
 
 
-def _open(source: Any, may_go: bool) -> Opened | None:
-    """Open a file; None if it belongs to a live run and was pruned meanwhile."""
-    try:
-        return Opened(source)
-    except MissingFileError:
-        if may_go:
-            return None
-        raise
-
-
-def _page(
-    steps: list[tuple[int | None, Any]], pick: Patterns, title: str | None, executor: Executor | None
-) -> Page | None:
+def _page(sources: Sequence[Any], pick: Patterns, title: str | None, executor: Executor | None) -> Page | None:
     """The page; None if all checkpoints were removed before they were opened."""
+    steps = sort_steps(expand(sources))
     run = len(steps) > 2
     first: tuple[Opened, Any] | None = None
     points = []
-    for number, (step, open_) in enumerate(steps):
-        one: Opened | None = open_()
-        if one is None:
-            continue
-        end = one, pick.stats(one, executor)
+    for number, (step, source) in enumerate(steps):
+        try:
+            checkpoint = Opened(source)
+        except MissingFileError:
+            if any(source is given for given in sources):
+                raise
+            continue  # a live run pruned it meanwhile
+        end = checkpoint, pick.stats(checkpoint, executor)
         first = first or end
         if run:
             points.append(point(step, number, *end))
@@ -139,7 +128,7 @@ def _page(
     pick.check()
     last, stats = files[-1], figures[-1]
     data: dict[str, Any] = {"kind": "run" if run else "pair" if len(files) == 2 else "one"}
-    data["files"] = [one.head(found) for one, found in zip(files, figures, strict=True)]
+    data["files"] = [file.head(found) for file, found in zip(files, figures, strict=True)]
     data |= last.tensors(stats)
     data["values"] = last.values()
     if len(files) == 2:
@@ -147,7 +136,7 @@ def _page(
         data["change"] = changes(difference, files[0].tensors(figures[0]), data)
     if run:
         data["run"] = history(points, steps[0][0] is not None)
-    title = title or " → ".join(_short([one.name for one in files]))
+    title = title or " → ".join(_short([file.name for file in files]))
     return Page(title, data | {"title": title})
 
 
