@@ -52,6 +52,13 @@ _RENAME_IN_PLACE = """
 statedict.edit(copy, None, [{'rename': {before + '.{n}.weight': after + '.{n}.weight'}}])
 before, after = after, before
 """
+_EDIT = "result = statedict.edit(path, None, [{}], dry_run=True)"
+_STEPS = (
+    "{'rename': {'layers.{n}': 'blocks.{n}'}}",
+    "{'cast': 'bf16'}",
+    "{'drop': 'blocks.1*'}",
+    "{'prefix': 'model.'}",
+)
 _SERVE = """
 import os, sys
 sys.path.insert(0, {!r})
@@ -103,6 +110,17 @@ CHANGES: list[Row] = [
             within=0.01,
         )
         for suffix in ("safetensors", "pth")
+    ),
+    *(
+        Row(
+            f"plan {name} of 20,000 tensors, .{suffix}",
+            f"small-20000.{suffix}",
+            Side("load alone", "result = statedict.load(path)", "import statedict"),
+            Side("edit(dry_run=True)", _EDIT.format(", ".join(steps)), "import statedict"),
+            target,
+        )
+        for suffix in ("safetensors", "pth")
+        for name, steps, target in (("a rename", _STEPS[:1], 1 / 2), ("four steps", _STEPS, 1 / 4))
     ),
     *_changes(
         "cast 2 GB from float32 to bfloat16",
