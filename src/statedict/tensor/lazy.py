@@ -129,9 +129,9 @@ class LazyTensor(OperatorErrors):
         """
         new = object.__new__(type(self))
         for slot in self._slots:
-            setattr(new, slot, getattr(self, slot))
-        for slot, value in changes.items():
-            setattr(new, slot, value)
+            setattr(new, slot, changes.pop(slot) if slot in changes else getattr(self, slot))
+        if changes:
+            raise AttributeError(f"{type(self).__name__} has no attribute {next(iter(changes))!r}")
         return new
 
     @property
