@@ -48,12 +48,14 @@ def find_model(state: Any, layout: Layout) -> Linked | None:
 
 
 def fits(state: Any, layout: Layout) -> list[Linked]:
-    """The models whose parameters an optimizer's state may be for: by names if it has some, or by order and shapes.
+    """The models whose parameters an optimizer's state may be for: by its names, or else by order and shapes.
 
-    Of several those whose shapes are the same, if there are such.
+    If the shapes of some are the same as those of the state, only these.
     """
-    groups, entries, tensors = state["param_groups"], state["state"], layout.tensors()
-    names, (sizes, kept) = names_of(groups), _sizes(groups, entries)
+    groups, tensors = state["param_groups"], layout.tensors()
+    names, (sizes, kept) = names_of(groups), _sizes(groups, state["state"])
+    parameters = {} if names is not None else _group_parameters(tensors, layout)
+    keys = [key for group in groups for key in group["params"]]
     found: list[Linked] = []
     for certain in (True, False):
         for base in layout.dicts if not found else ():
@@ -63,29 +65,41 @@ def fits(state: Any, layout: Layout) -> list[Linked]:
                 if not all(path in tensors for group in some for path in group):
                     continue
             else:
-                then = dict(_parameters(tensors, base, layout))
+                then = parameters.get(base, {})
                 some = _guess(sizes, [list(then)], then, list(then), kept, certain) if then else None
-                if some is None or not (certain or _plausible(sizes, some, then)):
+                if some is None or not (certain or _is_plausible(sizes, some, then)):
                     continue
-            keys = (key for group in groups for key in group["params"])
             found.append((base, dict(zip(keys, (path for group in some for path in group), strict=True))))
     flat = [size for group in sizes for size in group]
     exact = [
-        one
-        for one in found
-        if all(size in (None, tensors[path].shape) for size, path in zip(flat, one[1].values(), strict=False))
+        (base, owners)
+        for base, owners in found
+        if all(size in (None, tensors[path].shape) for size, path in zip(flat, owners.values(), strict=False))
     ]
     return exact or found
 
 
-def _plausible(sizes: Sizes, names: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> bool:
+def _group_parameters(tensors: Mapping[str, LazyTensor], layout: Layout) -> dict[str, dict[str, Shape]]:
+    """Path of a dict → what may be the parameters in it: each tensor once, without the buffers of batch norms."""
+    found: dict[str, dict[str, Shape]] = {}
+    seen = set()
+    for path, tensor in tensors.items():
+        home, region = layout.home[path], tensor.region
+        buffer = tensor.dtype.kind not in ("float", "complex") or path.endswith(("running_mean", "running_var"))
+        if not buffer and (home, region) not in seen:
+            seen.add((home, region))
+            found.setdefault(home, {})[path] = tensor.shape
+    return found
+
+
+def _is_plausible(sizes: Sizes, names: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> bool:
     """Whether what is kept may be of these parameters: of their shapes, or of less."""
     pairs = zip((size for group in sizes for size in group), (name for some in names for name in some), strict=True)
     return all(size is None or size == then[name] or _is_less(size, then[name]) for size, name in pairs)
 
 
 def _is_less(size: Shape, shape: Shape) -> bool:
-    """Whether a shape may be of something that an optimizer reduces a parameter to."""
+    """Whether an optimizer may reduce a parameter of a shape to something of this size."""
     if math.prod(size) <= 1 or len(size) < len(shape):
         return math.prod(size) <= math.prod(shape)
     return len(size) == len(shape) and all(one in (1, other) for one, other in zip(size, shape, strict=True))
@@ -120,17 +134,6 @@ def names_of(groups: Sequence[Any]) -> list[list[str]] | None:
         found.append(names)
     flat = [name for names in found for name in names]
     return found if 0 < len(set(flat)) == len(flat) else None
-
-
-def _parameters(tensors: Mapping[str, LazyTensor], base: str, layout: Layout) -> Iterator[tuple[str, Shape]]:
-    """What may be the parameters among the tensors of a dict: each once, without the buffers of batch norms."""
-    seen = set()
-    for path, tensor in tensors.items():
-        region = tensor.region
-        buffer = tensor.dtype.kind not in ("float", "complex") or path.endswith(("running_mean", "running_var"))
-        if layout.home[path] == base and not buffer and region not in seen:
-            seen.add(region)
-            yield path, tensor.shape
 
 
 def leaves(kept: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
