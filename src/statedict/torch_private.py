@@ -1,8 +1,6 @@
 """The names of PyTorch that are private or not in every release, and what serves where one is missing.
 
-Only this module asks for them, so that a release that drops or changes one costs a detour and no file. Where PyTorch
-has a public name that does as well, that one is used and nothing is listed here.
-
+Only this module asks for them, so that a release that drops or changes one costs a detour and no file.
 Source: PyTorch 2.6 to 2.15. tests/test_torch_private.py hides each name, then loads, saves and restores.
 """
 
@@ -12,6 +10,7 @@ import importlib
 import io
 import sys
 import warnings
+from collections import deque
 from functools import cache
 from types import FunctionType
 
@@ -43,11 +42,9 @@ NAMES: dict[str, str] = {
 
 
 def look_up(name: str, owner: Any = None) -> Any:
-    """What a name of the table stands for, or None where it is missing.
+    """Look up a name of the table; None if it is missing.
 
-    Args:
-        name: a key of `NAMES`.
-        owner: the object whose attribute the last part is; by default what the other parts name.
+    `owner` has the last part as its attribute; by default it is what the other parts name.
     """
     if name not in NAMES:
         raise LookupError(f"{name} is not in the table of private names")
@@ -59,11 +56,8 @@ def look_up(name: str, owner: Any = None) -> Any:
     return getattr(owner, last, None)
 
 
-# writing
-
-
 def writes_no_bytes() -> bool:
-    """Whether PyTorch was asked for tensors without bytes: by FakeTensorMode, or by `torch.serialization.skip_data`."""
+    """Whether PyTorch writes tensors without bytes: in FakeTensorMode, or in `torch.serialization.skip_data`."""
     local, fake = look_up("serialization._serialization_tls"), look_up("_guards.active_fake_mode")
     skips = getattr(local, "skip_data", None)
     if fake is not None and skips is not None:
@@ -77,8 +71,8 @@ def writes_no_bytes() -> bool:
     return b"\xa7" * 8 not in file.getvalue()
 
 
-def user_setting(name: str, default: Any) -> Any:
-    """What a user set in `torch.utils.serialization.config`, as `save.storage_alignment`."""
+def get_user_setting(name: str, default: Any) -> Any:
+    """Return a setting of `torch.utils.serialization.config`, such as `save.storage_alignment`."""
     try:
         importlib.import_module("torch.utils.serialization")
     except ImportError:
@@ -89,47 +83,39 @@ def user_setting(name: str, default: Any) -> Any:
     return found
 
 
-def storage_of(typed: Any) -> Any:
-    """The `UntypedStorage` of a `TypedStorage`."""
+def get_storage(typed: Any) -> Any:
+    """Return the `UntypedStorage` of a `TypedStorage`."""
     found = look_up("storage.TypedStorage._untyped_storage", typed)
-    return _quietly(typed.untyped) if found is None else found
+    return _call_quietly(typed.untyped) if found is None else found
 
 
-def storage_class(typed: Any, name: str) -> Any:
-    """The class that a pickle names for a `TypedStorage`.
-
-    Args:
-        typed: the storage.
-        name: of the class as our table of dtypes has it.
-    """
+def get_storage_class(typed: Any, name: str) -> Any:
+    """Return the class that a pickle names for a `TypedStorage`; `name` is its name in our table of dtypes."""
     import torch
 
     ask = look_up("storage.TypedStorage._pickle_storage_type", typed)
     return getattr(torch, name if ask is None else ask())
 
 
-def typed_storage(untyped: Any, dtype: Any) -> Any:
-    """A `TypedStorage` over an `UntypedStorage`, which PyTorch's rebuilding functions take."""
+def make_typed_storage(untyped: Any, dtype: Any) -> Any:
+    """Make a `TypedStorage` over an `UntypedStorage`, as PyTorch's rebuilding functions take it."""
     import torch
 
     kind: Any = torch.storage.TypedStorage
     try:
         return kind(wrap_storage=untyped, dtype=dtype, _internal=True)
     except TypeError:  # without the argument that keeps it from warning
-        return _quietly(lambda: kind(wrap_storage=untyped, dtype=dtype))
+        return _call_quietly(lambda: kind(wrap_storage=untyped, dtype=dtype))
 
 
-def _quietly(function: Callable[[], Any]) -> Any:
+def _call_quietly(function: Callable[[], Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return function()
 
 
-# reading
-
-
-def renamed_modules() -> Mapping[str, str]:
-    """Python 2's name of a module → Python 3's, as PyTorch's unpickler takes them."""
+def get_renamed_modules() -> Mapping[str, str]:
+    """Map Python 2's names of modules to Python 3's, as PyTorch's unpickler does."""
     found: Mapping[str, str] | None = look_up("_utils.IMPORT_MAPPING")
     return dict(importlib.import_module("_compat_pickle").IMPORT_MAPPING) if found is None else found
 
@@ -137,21 +123,21 @@ def renamed_modules() -> Mapping[str, str]:
 class Unpickler:
     """PyTorch's unpickler for `weights_only=True`, with another table of what a pickle may name.
 
-    Its own table, and what `add_safe_globals` adds to it, are for all threads at once, so that its code runs over
-    globals of our own here.
+    Its own table, and what `add_safe_globals` adds to it, are for all threads at once, so its code runs over other
+    globals here.
     """
 
     def __init__(self, allowed: Mapping[str, Any]) -> None:
         self._theirs = sys.modules["torch"]._weights_only_unpickler
         self._local = look_up("serialization._serialization_tls")
-        unchecked = _Unchecked()
+        forgotten: deque[Any] = deque(maxlen=0)  # sparse tensors to check afterwards; ours are checked before
         self._load: Any = FunctionType(
             look_up("_weights_only_unpickler.Unpickler").load.__code__,
             vars(self._theirs)
             | {
                 "_get_allowed_globals": lambda: allowed,
-                "_sparse_tensors_to_validate": unchecked,  # PyTorch 2.7 to 2.13
-                "_get_sparse_tensors_to_validate": lambda: unchecked,
+                "_sparse_tensors_to_validate": forgotten,  # PyTorch 2.7 to 2.13
+                "_get_sparse_tensors_to_validate": lambda: forgotten,
             },
         )
 
@@ -168,86 +154,68 @@ class Unpickler:
             self._local.map_location = None
 
 
-class _Unchecked:
-    """Takes the sparse tensors that PyTorch would check afterwards; ours are checked when they are made."""
-
-    def append(self, tensor: Any) -> None:
-        """Forget it."""
-
-
 # {"w": [a call of the function `made` with the storage of the persistent id ("storage",)]}
 _TRIAL = b"\x80\x02}q\x00X\x01\x00\x00\x00w]cstatedict\nmade\n(X\x07\x00\x00\x00storage\x85QtRas."
 
 
-def default_globals() -> dict[str, Any] | None:
-    """PyTorch's table of what a pickle may name; None where it is not to be had."""
+def get_default_globals() -> dict[str, Any] | None:
+    """Return PyTorch's table of what a pickle may name; None if it is missing."""
     found = look_up("_weights_only_unpickler._get_allowed_globals")
     return None if found is None else dict(found())
 
 
-def jagged_globals(jagged: bool, marked: bool) -> dict[str, Any]:
-    """What a pickle of jagged tensors names.
+def get_jagged_globals(jagged: bool, marked: bool) -> dict[str, Any]:
+    """Return what a pickle of `jagged` tensors names.
 
-    Args:
-        jagged: the tensors.
-        marked: notes for PyTorch's compiler in their attributes, whose module takes a second to import.
+    `marked` adds the notes for PyTorch's compiler in their attributes, whose module takes a second to import.
     """
+    wanted = {"nested._internal.nested_tensor": ["NestedTensor", "_rebuild_njt"]} if jagged else {}
+    wanted |= {"_dynamo.decorators": ["_DimRange"]} if marked else {}
     found: dict[str, Any] = {}
-    for wanted, module, names in (
-        (jagged, "nested._internal.nested_tensor", ("NestedTensor", "_rebuild_njt")),
-        (marked, "_dynamo.decorators", ("_DimRange",)),
-    ):
-        if wanted:
-            try:
-                importlib.import_module(f"torch.{module}")
-            except ImportError:
-                continue
-            holder = look_up(module)
-            found |= {f"torch.{module}.{name}": getattr(holder, name) for name in names if hasattr(holder, name)}
+    for module, names in wanted.items():
+        try:
+            importlib.import_module(f"torch.{module}")
+        except ImportError:
+            continue
+        holder = look_up(module)
+        found |= {f"torch.{module}.{name}": getattr(holder, name) for name in names if hasattr(holder, name)}
     return found
 
 
 @cache
 def unpickler_works() -> bool:
-    """Whether PyTorch's unpickler is there and does what `Unpickler` takes for granted; it is tried once."""
-    if default_globals() is None or not hasattr(look_up("serialization._serialization_tls"), "map_location"):
+    """Whether PyTorch's unpickler works as `Unpickler` expects; tried once."""
+    if get_default_globals() is None or not hasattr(look_up("serialization._serialization_tls"), "map_location"):
         return False
     try:
-        read = Unpickler({"statedict.made": _make_storage})
+        read = Unpickler({"statedict.made": lambda storage: ("made", storage)})
         return bool(read(_TRIAL, lambda key: [*key, 1]) == {"w": [("made", ["storage", 1])]})
     except Exception:  # of whatever kind: it is not the unpickler that we know
         return False
 
 
-def _make_storage(storage: Any) -> Any:
-    return "made", storage
-
-
-# modules
-
-
-def usual_load() -> Any:
-    """`Module._load_from_state_dict`, which most modules have unchanged; None where there is none."""
+def get_usual_load() -> Any:
+    """Return `Module._load_from_state_dict`, which most modules inherit; None if it is missing."""
     return look_up("nn.Module._load_from_state_dict")
 
 
 def find_load(module: Any) -> Any:
-    """How the class of a module loads its own tensors."""
+    """Return how the class of a module loads its own tensors."""
     return look_up("nn.Module._load_from_state_dict", type(module))
 
 
-def pre_hooks(module: Any) -> Any:
-    """What a module calls before it loads, by number; None where that cannot be told."""
+def get_pre_hooks(module: Any) -> Any:
+    """Return the hooks that run before a module loads, by number; None if they are missing."""
     return look_up("nn.Module._load_state_dict_pre_hooks", module)
 
 
 def is_watched(module: Any) -> bool:
-    """Whether something is called after a module has loaded."""
+    """Whether hooks run after a module has loaded."""
     hooks = look_up("nn.Module._load_state_dict_post_hooks", module)
     return hooks is None or bool(hooks)
 
 
-def parts(module: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]] | None:
-    """Its own parameters, buffers and modules by name, with those that are None; None where they are not to be had."""
+def get_parts(module: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]] | None:
+    """Return a module's own parameters, buffers and modules by name, with None for empty ones; None if missing."""
     found = tuple(look_up(f"nn.Module.{name}", module) for name in ("_parameters", "_buffers", "_modules"))
     return None if None in found else (found[0], found[1], found[2])

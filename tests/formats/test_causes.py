@@ -148,7 +148,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "an encrypted zip archive": (zipped(flags=b"\1\0"), "'weights.bin' is encrypted", "decrypt"),
     "a zip archive encrypted by AES": (zipped(flags=b"\1\0", method=b"\x63\0"), "is encrypted", "decrypt"),
     "a zip archive of another compression": (zipped(method=b"\x0e\0"), "compressed by method 14", "unpack"),
-    "a zip archive of something else": (zipped(), "none of its members is a checkpoint", "it holds weights.bin"),
+    "a zip archive of something else": (zipped(), "without a checkpoint among its members", "it holds weights.bin"),
     "what OpenSSL encrypted": (plain(b"Salted__" + bytes(range(40))), "encrypted", "decrypt"),
     "a tar archive of something else": (
         tar,
@@ -170,7 +170,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "HDF5, as Keras writes": (plain(b"\x89HDF\r\n\x1a\n" + bytes(100), "model.h5"), "HDF5", "h5py"),
     "GGUF": (plain(b"GGUF\3\0\0\0" + bytes(100)), "GGUF", "package gguf"),
     "npy": (npy, r"\.npy file", "load it with numpy"),
-    "npz": (npz, "none of its members is a checkpoint", r"it holds w\.npy"),
+    "npz": (npz, "without a checkpoint among its members", r"it holds w\.npy"),
     "a PNG": (plain(b"\x89PNG\r\n\x1a\n" + bytes(20)), "image", "fetch it from another address"),
     "a JPEG": (plain(b"\xff\xd8\xff\xe0" + bytes(20)), "image", "fetch it from another address"),
     "a PDF": (plain(b"%PDF-1.7\n" + bytes(20)), "PDF", "fetch it from another address"),

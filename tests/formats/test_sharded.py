@@ -183,7 +183,7 @@ def test_an_index_that_names_itself_or_another_index_is_refused(tmp_path: Path) 
 )
 def test_an_index_that_is_none_is_damaged(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.index.json").write_text(text)
-    with pytest.raises(statedict.errors.CorruptFileError, match="is JSON but no index of shards"):
+    with pytest.raises(statedict.errors.CorruptFileError, match="is JSON but not an index of shards"):
         statedict.load(tmp_path / "x.index.json")
 
 

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import statedict
-from statedict.formats.torch.archive import directory
-from statedict.formats.torch.faults import faults
+from statedict.formats.torch.archive import read_records
+from statedict.formats.torch.structure import find_faults
 from statedict.io.source import FileSource
 from statedict.io.zip_table import ArchiveLayout
 from statedict.pickles.writer import dumps
@@ -397,4 +397,4 @@ def test_archives_beyond_32_and_16_bits_get_a_new_index_too(sizes: list[int], tm
     with zipfile.ZipFile(path) as archive:
         assert archive.read("archive/byteorder") == b"little"
     source = FileSource(str(path))
-    assert list(faults(source, directory(source))) == []
+    assert list(find_faults(source, read_records(source))) == []

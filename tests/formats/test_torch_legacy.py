@@ -236,7 +236,7 @@ def test_a_class_with_its_source_text_is_only_named(tmp_path: Path) -> None:
         (("storage", torch.FloatStorage, "1", "cpu", -1, None), "storage that is described wrongly"),
         (("storage", "float", "1", "cpu", 1, None), "storage that is described wrongly"),
         (("storage", torch.FloatStorage, "1", "cpu", 3, ("2", -1, 2)), "view of a storage"),
-        (("file", "/etc/passwd"), "names no storage"),
+        (("file", "/etc/passwd"), "does not name a storage"),
         (("storage", torch.FloatStorage, "9", "cpu", 3, None), "storage '9' is missing"),
         (("storage", torch.FloatStorage, "1", "cpu", 9, None), "has 4 elements, its tensors need more"),
     ],
@@ -311,7 +311,7 @@ def test_numbers_in_a_tar_archive_that_make_no_sense_are_refused(tmp_path: Path)
     for tensors, message in (
         (entry + struct.pack("<ixxxx", 1 << 20), "described wrongly"),
         (entry + struct.pack("<ixxxxqqq", 1, 5, 1, 0), "ends at byte 20 of a storage of 8"),
-        (pickled(1 << 60), "count that is none"),
+        (pickled(1 << 60), "an impossible count"),
         (pickled(1) + pickled([1]), "described wrongly"),
     ):
         tar(path, {"a": Kept(10)}, storage, tensors)

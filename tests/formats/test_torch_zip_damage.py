@@ -47,7 +47,7 @@ def test_an_archive_without_its_directory_looks_truncated(path: Path) -> None:
 def test_an_archive_without_data_pkl_was_not_written_by_torch(path: Path) -> None:
     with pytest.raises(
         statedict.errors.UnknownFormatError,
-        match=r"zip archive without data\.pkl and none of its members is a checkpoint",
+        match=r"zip archive without data\.pkl and without a checkpoint among its members",
     ):
         statedict.load(rezip(path, **{"data.pkl": None}))
 
@@ -88,9 +88,9 @@ def test_a_tensor_that_leaves_its_storage_is_refused(path: Path, pickle: bytes) 
     ("identifier", "message"),
     [
         (("storage", "no class", "0", "cpu", 10), "described wrongly"),
-        (("module", None, "0", "cpu", 10), "names no storage"),
-        (("storage",), "names no storage"),
-        ("0", "names no storage"),
+        (("module", None, "0", "cpu", 10), "does not name a storage"),
+        (("storage",), "does not name a storage"),
+        ("0", "does not name a storage"),
     ],
     ids=["kind", "tag", "short", "no tuple"],
 )

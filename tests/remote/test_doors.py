@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import statedict
 from statedict.cli import cli
 from statedict.errors import FormatError, StateDictError
-from statedict.formats.places import inside
+from statedict.formats.places import resolve_inside
 
 from .servers import Server, WithRanges, serving
 
@@ -108,7 +108,7 @@ def test_an_index_behind_a_url_names_no_other_host(form: str, folder: str, watch
     "folder", ["https://host", "http://host:80/a", "s3://bucket", "gs://bucket/a/b", "hf://org/name", "", "a/b", "/a"]
 )
 def test_a_name_leads_below_its_folder_and_nowhere_else(folder: str, name: str) -> None:
-    path = inside(folder, name)
+    path = resolve_inside(folder, name)
     assert path.startswith(f"{folder}/" if folder else "")
     assert ("://" in path) is ("://" in folder)
     assert "?" not in path if folder.startswith("http") else name in path

@@ -13,7 +13,7 @@ import pytest
 
 import statedict
 from statedict.errors import CorruptFileError, FileError, MissingFileError
-from statedict.formats.causes import explain_unopened, of_folder
+from statedict.formats.causes import describe_folder, explain_unopened
 from statedict.io import remote
 from statedict.io.location import location
 from statedict.io.urls import redact, to_name
@@ -190,7 +190,7 @@ def test_the_permissions_of_a_url_are_no_matter_of_chmod(files: Path, web: Serve
     assert "chmod" not in str(caught.value)
     assert "s3cr3t" not in str(caught.value)
     assert "chmod" in str(explain_unopened("a.pth", FileError(13, "no", "a.pth")))
-    assert "s3cr3t" not in of_folder("http://host/?s3cr3t", [])
+    assert "s3cr3t" not in describe_folder("http://host/?s3cr3t", [])
 
 
 def test_a_fork_of_a_process_that_has_used_obstore_says_so_and_does_not_hang(files: Path, web: Server) -> None:

@@ -43,10 +43,10 @@ class Rehearsal:
 
 def special(modules: Iterable[tuple[str, Any]]) -> dict[str, bool]:
     """The paths of the modules that load in a way of their own → whether by a method, not by hooks before it only."""
-    usual, found = torch_private.usual_load(), dict[str, bool]()
+    usual, found = torch_private.get_usual_load(), dict[str, bool]()
     for path, child in modules:
         by_method = usual is None or torch_private.find_load(child) is not usual
-        if by_method or torch_private.pre_hooks(child) != {}:
+        if by_method or torch_private.get_pre_hooks(child) != {}:
             found[path] = by_method
     return found
 
@@ -68,7 +68,7 @@ def rehearse(
     """
     import torch
 
-    if torch_private.usual_load() is None:
+    if torch_private.get_usual_load() is None:
         return None
 
     places: dict[str, Any] = {}
@@ -125,7 +125,7 @@ class _Rehearsing:
         except Exception as error:  # a hook's own
             self.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
         self.left.difference_update(name for name in before if entries.get(name) is not before[name])
-        ours = load is not torch_private.usual_load()
+        ours = load is not torch_private.get_usual_load()
         for name, called in self.names.get(path, ()):
             if name not in missing and (name in entries or ours):
                 self.held[called] = self.origins.get(id(entries.get(name)), "")
@@ -153,7 +153,7 @@ def _twin(module: Any, made: dict[int, Any]) -> Any:
     inside["_parameters"] = {name: _shell(tensor) for name, tensor in parameters.items()}
     inside["_buffers"] = {name: _shell(tensor) for name, tensor in buffers.items()}
     inside["_modules"] = {name: child and _twin(child, made) for name, child in modules.items()}
-    hooks = torch_private.pre_hooks(module)
+    hooks = torch_private.get_pre_hooks(module)
     if hooks is None:
         raise TypeError(f"{type(module).__name__}: what it calls before it loads is not known")
     inside["_load_state_dict_pre_hooks"] = OrderedDict(
@@ -164,7 +164,7 @@ def _twin(module: Any, made: dict[int, Any]) -> Any:
 
 def _parts(module: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     """Its own parameters, buffers and modules by name."""
-    found = torch_private.parts(module)
+    found = torch_private.get_parts(module)
     if found is None:
         raise TypeError(f"{type(module).__name__}: its parts are not to be had")
     return found

@@ -181,7 +181,7 @@ def _is_odd(name: str, entry: Any, reader: Reader) -> bool:
 def _is_foreign(module: Any, path: str) -> bool:
     """Whether a module's way of loading is not one of torch.nn's, which only read older versions."""
     child = module.get_submodule(path)
-    method, calls = torch_private.find_load(child), torch_private.pre_hooks(child)
+    method, calls = torch_private.find_load(child), torch_private.get_pre_hooks(child)
     hooks = (getattr(hook, "hook", hook) for hook in (calls or {}).values())
     return not all(str(getattr(way, "__module__", "")).startswith("torch.nn.") for way in (method, *hooks))
 

@@ -230,7 +230,7 @@ def _check_in_place(src: Any, max_shard_size: int | str | None) -> None:
 
 def _save_in_place(state: StateDict, before: StateDict, path: str, format: str | None, how: dict[str, Any]) -> None:
     if not _rewrite_in_place(path, state, before, format):
-        target, kind = places.replaced_path(path, formats.detect(places.open_checkpoint(path)))
+        target, kind = places.resolve_target(path, formats.detect(places.open_checkpoint(path)))
         save(state, target, format=format or kind, **how)
 
 
@@ -245,7 +245,7 @@ def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str |
     target = to_name(dst)
     if (
         format is None
-        and not formats.suffix_of(target)
+        and not formats.get_suffix(target)
         and is_path(src)
         and location(split(src)[0]).names() is not None
     ):

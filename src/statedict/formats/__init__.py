@@ -1,23 +1,25 @@
-"""Formats: one module a kind of file; here the table. The protocol is in `kinds.py`, with how files begin.
+"""Formats: one module a kind of file; here the table, to which `kinds.py` adds how files begin.
 
-To add one: a module with `read`, `checks` and, if it can, `write` and `rewrite`, or `files` if it is a folder; a row in
-`KINDS`; if it writes, an entry in `tests/formats/conftest.py`, whose conformance suite it then runs.
+A format's module has `read(source)`, which returns the tree and reads no tensor, and `checks(source)`, which yields the
+parts of the file, notes, and what is wrong with its structure. If it can be written it has `write(tree, sink)`, or
+`files(tree, most)` for a folder: name of each file → what writes it, the index last. To add one, see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 
 from statedict.errors import FormatError, UnsupportedError
-from statedict.formats.kinds import KINDS, Hinted, hinted
+from statedict.formats.kinds import KINDS, Row, hint_at_download, run_checks
 from statedict.formats.kinds import detect as detect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
     from typing import Any
 
-    from statedict.formats.kinds import Format
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
 
@@ -28,88 +30,61 @@ _HOLDERS = {  # the modules of the formats whose files hold other checkpoints
     "distributed": "statedict.formats.distributed",
     "sharded": "statedict.formats.sharded",
 }
-FORMATS = {name: row.at(_HOLDERS[name]) if row.parts else row for name, row in KINDS.items()}
+FORMATS = {
+    name: row if row.module else Row(row.magic, _HOLDERS[name], folder=row.folder) for name, row in KINDS.items()
+}
 WRITABLE = [name for name, row in FORMATS.items() if row.suffixes or row.folder]
+_SUFFIXES = {suffix: name for name, row in FORMATS.items() for suffix in row.suffixes}
 _FOREIGN = (".gguf", ".onnx", ".h5", ".hdf5", ".npz", ".npy", ".keras", ".tflite", ".pb", ".zip", ".pkl", ".json")
-_FOLDERS = " or ".join(name for name in WRITABLE if FORMATS[name].folder)
 
 
 def read(source: ByteSource, name: str | None = None) -> Any:
-    """The tree in a file of this format, or of the one that its content shows."""
-    with Hinted(source.name):
-        return by_name(name or detect(source)).read(source)
+    """Read the tree in a file, in the format `name` or the one that is detected."""
+    with hint_at_download(source.name):
+        return load_format(name or detect(source)).read(source)
 
 
 def checks(source: ByteSource) -> tuple[str, Iterator[Found]]:
-    """The format of a file, and what there is to check in it."""
-    with Hinted(source.name):
+    """Detect the format of a file and list the checks of its parts."""
+    with hint_at_download(source.name):
         name = detect(source)
-    return name, hinted(source, FORMATS[name].load())
+    return name, run_checks(source, FORMATS[name].load())
 
 
-def by_name(name: str) -> Format:
-    """The format of a name.
-
-    Raises:
-        FormatError: there is none.
-    """
+def load_format(name: str) -> ModuleType:
+    """Import the module of a format; FormatError if there is no such format."""
     if name not in FORMATS:
         raise FormatError(f"no format {name!r}; there are {', '.join(FORMATS)}")
     return FORMATS[name].load()
 
 
-def writer(name: str) -> Format:
-    """The format of a name, if it can be written.
-
-    Raises:
-        FormatError: there is none, or it can only be read.
-    """
-    module = by_name(name)
+def load_writer(name: str) -> ModuleType:
+    """As `load_format`; FormatError, too, if the format can only be read."""
+    module = load_format(name)
     if name not in WRITABLE:
         raise FormatError(f"{name} files are read, not written; formats for writing are {', '.join(WRITABLE)}")
     return module
 
 
 def rewrite(tree: Any, source: ByteSource, before: Any, name: str | None = None) -> tuple[int, bytes] | None:
-    """What to put where in a file so that it holds a tree of its own tensors under other names, with other values.
+    """Compute the offset and bytes that turn a file into `tree`, which holds the file's own tensors.
 
-    Args:
-        tree: of LazyTensors and plain values.
-        source: the file as it is.
-        before: the tree that was read from it.
-        name: the format that it should have then; by default its own.
-
-    Returns:
-        An offset and bytes; None where the file has to be written anew.
+    Returns None if the file must be written anew. `before` is the tree that was read from it; `name` is the format to
+    write, by default the file's.
     """
-    import importlib
-
     kind = detect(source)
     if not FORMATS[kind].in_place or name not in (None, kind):
         return None
-    found: tuple[int, bytes] | None
-    found = importlib.import_module(FORMATS[kind].in_place).rewrite(tree, source, before)
-    return found
+    return importlib.import_module(FORMATS[kind].in_place).rewrite(tree, source, before)  # type: ignore[no-any-return]
 
 
-def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> tuple[Format, bool]:
-    """The format in which a path is written, and whether that is as a folder, by its `files`.
+def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> tuple[ModuleType, bool]:
+    """Choose the format for a path, and whether to write a folder, with its `files`.
 
-    A slash at the end, or shards, mean a folder; any other name is a file. Without a format a folder is one of
-    safetensors, or a distributed checkpoint where one is replaced; the suffix of a file says its format, torch without
-    any.
-
-    Args:
-        path: the target.
-        name: the format that is asked for.
-        sharded: several files are asked for.
-
-    Raises:
-        FormatError: nothing is written under such a name, or not in that format.
-        UnsupportedError: a folder is asked for, and the format is a file.
+    A slash at the end, or `sharded`, means a folder: safetensors, unless it replaces a distributed checkpoint. For any
+    other path the suffix decides; without one it is torch.
     """
-    suffix = suffix_of(path)
-    by_suffix = next((name for name, row in FORMATS.items() if suffix in row.suffixes), "")
+    suffix = get_suffix(path)
     folder = sharded or path.endswith("/")
     if name is None:
         if os.path.isfile(os.path.join(path, ".metadata")):
@@ -117,26 +92,26 @@ def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> 
         elif folder:
             name = "safetensors"
         else:
-            name = by_suffix if suffix else "torch"
+            name = _SUFFIXES.get(suffix) if suffix else "torch"
     if not name:
         raise FormatError(
             f"{path}: {suffix} is the suffix of no format that is written; name a file that ends in "
-            f"{', '.join(suffix for row in FORMATS.values() for suffix in row.suffixes)}, or a folder that ends in /, "
-            f"or give the format: {', '.join(WRITABLE)}"
+            f"{', '.join(_SUFFIXES)}, or a folder that ends in /, or give the format: {', '.join(WRITABLE)}"
         )
-    module = writer(name)
-    if not folder and FORMATS[name].folder != name:
+    module, folder_format = load_writer(name), FORMATS[name].folder
+    if not folder and folder_format != name:
         return module, False
-    if not FORMATS[name].folder:
+    if not folder_format:
         what = "shards are" if sharded else "a folder is"
-        raise UnsupportedError(f"{path}: {what} written as {_FOLDERS}, not as {name}")
-    if (by_suffix or suffix in _FOREIGN) and not path.endswith("/") and not os.path.isdir(path):
+        those = " or ".join(name for name in WRITABLE if FORMATS[name].folder)
+        raise UnsupportedError(f"{path}: {what} written as {those}, not as {name}")
+    if suffix in (*_SUFFIXES, *_FOREIGN) and not path.endswith("/") and not os.path.isdir(path):
         stem = path[: -len(suffix)]
         raise FormatError(f"{path}: is the name of a file, and a folder is written; name a folder such as {stem}/")
-    return FORMATS[FORMATS[name].folder].load(), True
+    return FORMATS[folder_format].load(), True
 
 
-def suffix_of(path: str) -> str:
-    """The suffix of a path in small letters; that of a tar archive with the one before."""
+def get_suffix(path: str) -> str:
+    """Return the suffix of a path in lower case; for `.tar`, with the suffix before it."""
     stem, suffix = os.path.splitext(path.lower())
     return os.path.splitext(stem)[1] + suffix if suffix == ".tar" else suffix

@@ -1,4 +1,4 @@
-"""What lies under a checkpoint's name and is none: what it is, and what to do about it."""
+"""Why a file or folder is not a checkpoint, and what to do about it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import errno
 import os
 import re
 
-from statedict.errors import FileError, MissingFileError, UnknownFormatError
-from statedict.io.urls import is_url, redact
+from statedict.errors import FileError, MissingFileError
+from statedict.io.urls import redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,14 +95,8 @@ def _ends(names: list[str], suffixes: tuple[str, ...]) -> bool:
     return any(name.endswith(suffixes) for name in names)
 
 
-def of_file(head: bytes, size: int, formats: str) -> str:
-    """What a file is that begins like no checkpoint, with the remedy.
-
-    Args:
-        head: its first bytes.
-        size: how many it has.
-        formats: the names of what is known.
-    """
+def describe_file(head: bytes, size: int, formats: str) -> str:
+    """Say what a file is that is not a checkpoint, and the remedy; `head` is the first of its `size` bytes."""
     if not head:
         return "is empty; fetch or save it again"
     if not head.strip(b"\0"):
@@ -110,50 +104,37 @@ def of_file(head: bytes, size: int, formats: str) -> str:
     if not head[:16].strip(b"\0"):
         return "begins with zero bytes where its header should be; its write or download was cut short, fetch it again"
     head = head.removeprefix(b"\xef\xbb\xbf")  # a text's mark of UTF-8
+    text = " ".join(head.decode("utf-8", "ignore").split())
+    line = repr(text[:80])[1:-1] + "…" * (len(text) > 80) if text.isprintable() and len(text) > len(head) / 2 else ""
     for pattern, what in _STRANGERS:
         if re.match(pattern, head, re.DOTALL):
-            said = _text(head) if head.lstrip()[:1] in (b"{", b"<") and size < 4096 else ""
-            return what.replace(";", f" ({said});", 1) if said else what
-    if _text(head) and b"\n" in head + b"\n":
-        return f"is text ({_text(head)}); name the checkpoint, or fetch it again"
+            quoted = line and head.lstrip()[:1] in (b"{", b"<") and size < 4096
+            return what.replace(";", f" ({line});", 1) if quoted else what
+    if line:
+        return f"is text ({line}); name the checkpoint, or fetch it again"
     short = f"; it has only {size:,} bytes and looks truncated, fetch it again" if size < 64 else ""
     return f"no known checkpoint begins with {head[:8]!r}; formats are {formats}{short}"
 
 
-def _text(head: bytes) -> str:
-    """The beginning of a text in one line; nothing for what is none."""
-    text = " ".join(head.decode("utf-8", "ignore").split())
-    return repr(text[:80])[1:-1] + "…" * (len(text) > 80) if text.isprintable() and len(text) > len(head) / 2 else ""
-
-
-def of_folder(path: str, names: list[str]) -> str:
-    """What a folder is in which nothing can be opened, with the remedy; empty where its names do not tell."""
+def describe_folder(path: str, names: list[str]) -> str:
+    """Say what a folder is that has no checkpoint, and the remedy; empty if its names do not tell."""
     return next((f"{redact(path)}: {what}" for shows, what in _FOLDERS if shows(names)), "")
 
 
 def find_unfinished(path: str) -> str:
-    """Why a file looks like an unfinished download: its name or what lies beside it."""
-    ending = next((ending for ending in _UNFINISHED if path.endswith(ending)), "")
-    if ending:
-        return f"its name ends with {ending}, so the download is not finished; let it finish"
-    ending = next((ending for ending in _UNFINISHED if os.path.exists(path + ending)), "")
-    return f"{os.path.basename(path)}{ending} lies beside it, so the download is not finished; let it finish" * bool(
-        ending
+    """Say why a file looks like an unfinished download: its name, or a file beside it."""
+    why = next((f"its name ends with {ending}" for ending in _UNFINISHED if path.endswith(ending)), "") or next(
+        (f"{os.path.basename(path)}{ending} lies beside it" for ending in _UNFINISHED if os.path.exists(path + ending)),
+        "",
     )
+    return f"{why}, so the download is not finished; let it finish" if why else ""
 
 
 def explain_unopened(path: str, error: FileError) -> FileError:
-    """The error for a file that cannot be opened, with what else is known of it."""
-    if is_url(path):
-        return error
+    """Add the cause to the error for a local file that cannot be opened, if it can be told."""
     cause = find_unfinished(path)
     if os.path.islink(path) and isinstance(error, MissingFileError):
         cause = f"it is a symbolic link to {os.readlink(path)}, which is not there; fetch that or link anew"
     elif error.errno == errno.EACCES:
         cause = "you may not read it; ask its owner, or change its permissions with chmod"
     return type(error)(error.errno, f"{error.strerror}; {cause}", path) if cause else error
-
-
-def stranger(name: str, head: bytes, size: int, formats: str) -> UnknownFormatError:
-    """The error for a file that is no checkpoint."""
-    return UnknownFormatError(f"{name}: {of_file(head, size, formats)}")

@@ -1,4 +1,4 @@
-"""The tensors of a `torch.distributed.checkpoint` directory: chunks put together, or what there is of them.
+"""The tensors of a `torch.distributed.checkpoint` directory, assembled from chunks.
 
 A tensor whose chunks are not all there (a rank's file is missing, or not every rank saved) opens all the same. It knows
 which boxes are there (`LazyTensor.present_boxes`); these can be read, and reading another is an error that names them.
@@ -29,60 +29,65 @@ if TYPE_CHECKING:
     from statedict.tensor.boxes import Box, Shape
     from statedict.tensor.lazy import Storage
 
-    Chunk = tuple[Shape, Shape, Slice]
-    "Where it begins, its sizes, and where it is."
-    Keys = tuple[str | int, ...]
 
-
+OURS = "statedict"  # an attribute of the index, which PyTorch does not have: what the names do not say of the tree
 REMEDY = "fetch the files of the other ranks, or save it from all ranks"
 _MAX_APART = 4096  # chunks that are compared pair by pair
 _MAX_SIZE = 1 << 60
 
 
-class Tensors:
-    """What makes them.
+def format_key(key: Any) -> str:
+    """Format a key as PyTorch's planner does in names."""
+    return f"torch.{key}" if isinstance(key, DType) else str(key)
 
-    Attributes:
-        places: (name, where its chunk begins) → where that is in the files; None for values.
-        where: names the index in messages.
-        lost: the files that are not there.
+
+def get_fields(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object in the metadata."""
+    return value.state if isinstance(value, Opaque) and isinstance(value.state, dict) else {}
+
+
+class Tensors:
+    """Assembles the tensors of a directory.
+
+    `places` maps (name, offsets of a chunk), or (name, None) for a value, to where it lies in the files. `where` names
+    the index in messages; `lost` lists the missing files.
     """
 
     def __init__(self, places: dict[tuple[Any, ...], Slice], where: str, lost: Sequence[str] = ()) -> None:
         self.places, self.where, self.lost = places, where, lost
-        self.storages: dict[tuple[Any, ...], Storage] = {}  # names that share a chunk are tied
+        self._storages: dict[tuple[Any, ...], Storage] = {}  # names that share a chunk are tied
 
-    def tensor(self, name: str, entry: dict[str, Any]) -> LazyTensor:
-        """A tensor as the index describes it.
-
-        Raises:
-            CorruptFileError: the description makes no sense.
-        """
-        size, kind = entry.get("size"), _dtype(entry.get("properties"))
+    def make(self, name: str, entry: dict[str, Any]) -> LazyTensor:
+        """Make a tensor from its description; FormatError if the index contradicts itself or claims too much."""
+        where = f"{self.where}: {name!r}"
+        size, (kind, grad) = entry.get("size"), _read_properties(entry.get("properties"))
         if not isinstance(size, Size) or kind is None or not (kind.itemsize or kind.kind == "raw"):
-            raise CorruptFileError(f"{self.where}: {name!r} has no size or dtype")
+            raise CorruptFileError(f"{where} has no size or dtype")
         if fault := find_shape_fault(size, kind.itemsize or 1):
-            raise CorruptFileError(f"{self.where}: {name!r} has a size that no tensor has: {fault}")
+            raise CorruptFileError(f"{where} has a size that no tensor has: {fault}")
         shape = tuple(size)
-        boxes = [self._box(name, shape, fields(chunk)) for chunk in entry["chunks"]]
-        whole = self._check(name, shape, boxes)
+        boxes = [self._read_box(name, shape, get_fields(chunk)) for chunk in entry["chunks"]]
+        whole = self._covers(name, shape, boxes)
         chunks = [(*box, place) for box in boxes if (place := self.places.get((name, box[0]))) is not None]
         if not kind.bits:
             kind = _infer_size(kind, [place for _, sizes, place in chunks if 0 not in sizes], name)
-        self._check_claim(name, kind, chunks)
+        there = sum(place.size for _, _, place in chunks)
+        nbytes = sum(prod(sizes) for _, sizes, _ in chunks) * kind.itemsize
+        if nbytes > max(EXPANDED, 1024 * there):
+            raise LimitError(f"{where} takes {nbytes:,} bytes, its chunks have {there:,}; the metadata is forged")
         first = chunks[0][2] if chunks else None
-        parts = [(offsets, partial(_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
+        parts = [(offsets, partial(_read_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
         held = tuple((offsets, sizes) for offsets, sizes, _ in chunks)
-        lack = None if whole and len(chunks) == len(boxes) else (held, partial(self._error, name, shape, held))
+        lack = None if whole and len(chunks) == len(boxes) else (held, partial(self._missing_error, name, shape, held))
         source = first.name if first else name
         tensor = assemble(kind, shape, parts, source, remote=bool(first and first.remote), lack=lack)
         storage = tensor.storage
         if first is not None and len(chunks) == 1 and storage.nbytes:
             file, begin = first.locate()
-            storage = self.storages.setdefault((id(file), begin, first.size, shape, kind.name, held), storage)
-        return tensor.replace(storage=storage, requires_grad=_properties(entry["properties"])[2] is True)
+            storage = self._storages.setdefault((id(file), begin, first.size, shape, kind.name, held), storage)
+        return tensor.replace(storage=storage, requires_grad=grad)
 
-    def _box(self, name: str, shape: Shape, chunk: dict[str, Any]) -> Box:
+    def _read_box(self, name: str, shape: Shape, chunk: dict[str, Any]) -> Box:
         offsets, sizes = chunk.get("offsets"), chunk.get("sizes")
         if not isinstance(offsets, Size) or not isinstance(sizes, Size) or not len(offsets) == len(sizes) == len(shape):
             raise CorruptFileError(f"{self.where}: a chunk of {name!r} is described wrongly")
@@ -90,28 +95,21 @@ class Tensors:
             raise CorruptFileError(f"{self.where}: a chunk of {name!r} lies outside of the tensor")
         return tuple(offsets), tuple(sizes)
 
-    def _check(self, name: str, shape: Shape, boxes: list[Box]) -> bool:
-        """Whether chunks make up their tensor, each of whose elements must not be in two of them."""
+    def _covers(self, name: str, shape: Shape, boxes: list[Box]) -> bool:
+        """Whether the chunks, which must not overlap, cover the whole tensor."""
         numel, whole = sum(prod(sizes) for _, sizes in boxes), prod(shape)
         if numel == whole and _tile(shape, boxes):
             return True
-        if numel >= whole or not _do_not_overlap(shape, boxes):
+        if numel >= whole or not _are_apart(shape, boxes):
             raise CorruptFileError(
                 f"{self.where}: the chunks of {name!r} have {numel:,} elements, do not make up its {whole:,} and "
                 "overlap; the metadata is damaged"
             )
         return False
 
-    def _check_claim(self, name: str, kind: DType, chunks: list[Chunk]) -> None:
-        """Refuse chunks that claim more bytes than their parts of the files justify."""
-        held = sum(place.size for _, _, place in chunks)
-        nbytes = sum(prod(sizes) for _, sizes, _ in chunks) * kind.itemsize
-        if nbytes > max(EXPANDED, 1024 * held):
-            raise LimitError(
-                f"{self.where}: {name!r} takes {nbytes:,} bytes, its chunks have {held:,}; the metadata is forged"
-            )
-
-    def _error(self, name: str, shape: Shape, held: tuple[Box, ...], corner: Shape, sizes: Shape) -> CorruptFileError:
+    def _missing_error(
+        self, name: str, shape: Shape, held: tuple[Box, ...], corner: Shape, sizes: Shape
+    ) -> CorruptFileError:
         missing = f"; missing: {', '.join(self.lost[:3])}{', …' * (len(self.lost) > 3)}" if self.lost else ""
         return CorruptFileError(
             f"{self.where}: {name!r}: {format_boxes([(corner, sizes)])} is not all there; of its shape {shape} "
@@ -119,16 +117,10 @@ class Tensors:
         )
 
 
-def fields(value: Any) -> dict[str, Any]:
-    """The attributes of an object in the metadata."""
-    return value.state if isinstance(value, Opaque) and isinstance(value.state, dict) else {}
-
-
 def _tile(size: Shape, chunks: list[Box]) -> bool:
     """Whether chunks with as many elements as the tensor cover it.
 
-    They do if each element is in an odd number of them, which their corners tell: all but those of the tensor itself
-    cancel out in pairs.
+    They do if each element is in an odd number of chunks. Then all corners cancel out in pairs but those of the tensor.
     """
     axes = [a for a in range(len(size)) if any(sizes[a] != size[a] for _, sizes in chunks)]
     if 0 in size or not axes:
@@ -142,7 +134,7 @@ def _tile(size: Shape, chunks: list[Box]) -> bool:
     return not odd
 
 
-def _do_not_overlap(shape: Shape, boxes: list[Box]) -> bool:
+def _are_apart(shape: Shape, boxes: list[Box]) -> bool:
     """Whether no two chunks overlap."""
     held = [box for box in boxes if 0 not in box[1]]
     for axis in range(len(shape)):
@@ -150,7 +142,7 @@ def _do_not_overlap(shape: Shape, boxes: list[Box]) -> bool:
         if all(end <= begin for (_, end), (begin, _) in pairwise(runs)):
             return True
     if len(held) > _MAX_APART or any(n > _MAX_SIZE for n in shape):
-        raise LimitError(f"a tensor of which only a part is there, in {len(held):,} chunks")
+        raise LimitError(f"an incomplete tensor of {len(held):,} chunks, over {_MAX_APART:,} or too large")
     import numpy
 
     begins = numpy.array([begin for begin, _ in held], "i8").reshape(len(held), len(shape))
@@ -160,44 +152,35 @@ def _do_not_overlap(shape: Shape, boxes: list[Box]) -> bool:
     )
 
 
-def _properties(properties: Any) -> tuple[Any, ...]:
-    """What TensorProperties says, whose state is a tuple or, in old ones, a dict: dtype, layout, requires_grad."""
+def _read_properties(properties: Any) -> tuple[DType | None, bool]:
+    """Return dtype and requires_grad of TensorProperties, whose state is a tuple or, in old ones, a dict."""
     state = properties.state if isinstance(properties, Opaque) else None
     if isinstance(state, dict):
-        return tuple(map(state.get, ("dtype", "layout", "requires_grad")))
-    return (*state, None, None, None) if type(state) is tuple else (None, None, None)
-
-
-def _dtype(properties: Any) -> DType | None:
-    found = _properties(properties)[0]
+        state = tuple(map(state.get, ("dtype", "layout", "requires_grad")))
+    found, _, grad, *_ = (*state, None, None, None) if type(state) is tuple else (None, None, None)
     name = found.name.removeprefix("torch.") if type(found) is Global else ""
-    return labelled_dtype(name) if is_torch_dtype(name) else found if isinstance(found, DType) else None
-
-
-def _chunk(kind: DType, sizes: Shape, place: Slice, name: str) -> LazyTensor:
-    """A chunk, which is a file of torch.save in itself."""
-    tensor = read_part(place)
-    if isinstance(tensor, Labelled) and tensor.dtype.name == kind.name and tensor.element_bytes() * 8 == kind.bits:
-        tensor = LazyTensor(kind, tensor.shape, tensor.storage)
-    if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
-        raise CorruptFileError(f"{place.name}: the chunk of {name!r} is not the tensor that the metadata describes")
-    return tensor
+    kind = labelled_dtype(name) if is_torch_dtype(name) else found
+    return kind if isinstance(kind, DType) else None, grad is True
 
 
 def _infer_size(kind: DType, places: list[Slice], name: str) -> DType:
-    """A dtype that no table has, with the size of its elements as the first chunk has them."""
+    """Give a dtype from no table the element size of the first chunk."""
     if not places:
         return labelled_dtype(kind.name, 8)
     tensor = read_part(places[0])
     if not isinstance(tensor, Labelled) or tensor.dtype.name != kind.name:
-        raise CorruptFileError(f"{places[0].name}: the chunk of {name!r} is not the tensor that the metadata describes")
+        raise _no_chunk_error(places[0], name)
     return labelled_dtype(kind.name, 8 * tensor.element_bytes())
 
 
-OURS = "statedict"
-"""An attribute of the index that PyTorch has none of: what the names do not say of the tree."""
+def _read_chunk(kind: DType, sizes: Shape, place: Slice, name: str) -> LazyTensor:
+    tensor = read_part(place)
+    if isinstance(tensor, Labelled) and tensor.dtype.name == kind.name and tensor.element_bytes() * 8 == kind.bits:
+        tensor = LazyTensor(kind, tensor.shape, tensor.storage)
+    if not isinstance(tensor, LazyTensor) or tensor.shape != sizes or tensor.dtype is not kind:
+        raise _no_chunk_error(place, name)
+    return tensor
 
 
-def key_text(key: Any) -> str:
-    """A key as PyTorch's planner puts it into a name."""
-    return f"torch.{key}" if isinstance(key, DType) else str(key)
+def _no_chunk_error(place: Slice, name: str) -> CorruptFileError:
+    return CorruptFileError(f"{place.name}: the chunk of {name!r} is not the tensor that the metadata describes")

@@ -38,23 +38,16 @@ def _storage(stream: Any) -> TypedStorage:
     return found
 
 
-_CONSTRUCTORS = DATA | {
-    "torch.storage _load_from_bytes": Global("torch.storage._load_from_bytes", _storage, cost=4096),
-}
+_CONSTRUCTORS = DATA | {"torch.storage _load_from_bytes": Global("torch.storage._load_from_bytes", _storage, cost=4096)}
 
 
 def read(source: ByteSource) -> Any:
-    """The object in the file: arrays as LazyTensors, foreign classes as Opaque.
-
-    Raises:
-        TruncatedError: it ends early.
-        CorruptFileError: it is damaged.
-    """
+    """Read the object in the file: arrays as LazyTensors, foreign classes as Opaque."""
     return _load(source)[0]
 
 
 def _load(source: ByteSource) -> tuple[Any, int]:
-    """The object, and where its pickle ends."""
+    """Return the object, and where its pickle ends."""
     data = source.read(0, source.size)
     tree, end = load(data, _CONSTRUCTORS, None, source.name)
     if data[end : end + 4] == b"PK\7\x08":
@@ -67,7 +60,7 @@ def _load(source: ByteSource) -> tuple[Any, int]:
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
-    """The arrays, which lie in the pickle and have no sums."""
+    """List the arrays, which lie in the pickle and have no checksums."""
     from statedict.tensor.checks import by_storage
 
     tree, end = _load(source)

@@ -1,9 +1,10 @@
-"""Where the files of a checkpoint are: the file by which a folder is opened, what lies beside it, and no further."""
+"""Locate the files of a checkpoint and their parts."""
 
 from __future__ import annotations
 
 import os
 import re
+from itertools import pairwise
 
 from statedict.errors import (
     ExistingFileError,
@@ -20,10 +21,13 @@ from statedict.io.urls import folder_of, join, redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import TypeVar
 
     from statedict.io.remote import RemoteSource
     from statedict.io.source import ByteSource
+
+    T = TypeVar("T")
 
 # what a folder is opened by, in this order; without any of them by the only index or the only whole file of weights in
 # it, such as `model.fp16.safetensors`
@@ -44,100 +48,84 @@ _ENTRIES = (
 
 
 def open_checkpoint(path: str) -> FileSource | RemoteSource:
-    """The file of a path or URL, or the one by which a folder is opened.
-
-    Raises:
-        FileError: it is missing or cannot be read.
-        UnknownFormatError: the folder holds no checkpoint.
-    """
+    """Open the file at a path or URL, or the entry file of a folder."""
     if location(path).is_folder():
-        return open_file(entry(path))
+        return open_file(find_entry(path))
     try:
         return open_file(path)
     except MissingFileError:
-        inner = entry(path)  # of a store only asking tells whether it is a file or a folder
+        inner = find_entry(path)  # of a store only asking tells whether it is a file or a folder
         if inner == path:
             raise
         return open_file(inner)
 
 
 def open_file(path: str) -> FileSource | RemoteSource:
-    """The file.
-
-    Raises:
-        FileError: it is missing or cannot be read; the message says what else may be known.
-    """
+    """Open a file; the error names the cause if it can be told."""
+    place = location(path)
     try:
-        return location(path).open()
+        return place.open()
     except FileError as error:
+        if not place.has_folders:
+            raise
         from statedict.formats.causes import explain_unopened
 
         raise explain_unopened(path, error) from error.__cause__
 
 
-def open_files(paths: Iterable[str]) -> dict[str, FileSource | RemoteSource | FileError]:
-    """The files of a checkpoint, several at a time where they are far away; an error in place of what is not opened."""
-    wanted = list(paths)
-    workers = max((location(path).workers for path in wanted), default=1)
-    return dict(zip(wanted, parallel(_opened_or_not, wanted, workers=workers), strict=True))
+def open_files(folder: str, files: Iterable[str]) -> dict[str, FileSource | RemoteSource | FileError]:
+    """Open the files that an index names; one that cannot be opened maps to its error."""
+    paths = {file: resolve_inside(folder, file) for file in dict.fromkeys(files)}
+    return dict(zip(paths, parallel(_open_or_error, paths.values(), workers=location(folder).workers), strict=True))
 
 
-def _opened_or_not(path: str) -> FileSource | RemoteSource | FileError:
+def _open_or_error(path: str) -> FileSource | RemoteSource | FileError:
     try:
         return open_file(path)
     except FileError as error:
         return error
 
 
-def entry(path: str) -> str:
-    """The file by which a folder is opened; any other path as it is.
-
-    Raises:
-        UnknownFormatError: the folder holds no checkpoint, or several.
-        FormatError: that file is a link out of the folder.
-    """
+def find_entry(path: str) -> str:
+    """Return the file that opens a folder, or any other path unchanged."""
     names = location(path).names_with(_ENTRIES)
     if names is None:
         return path
-    found = [name for name in _ENTRIES if name in names] or _others(names)
+    found = [name for name in _ENTRIES if name in names] or _find_weights(names)
     if not found or (len(found) > 1 and found[0] not in _ENTRIES):
-        from statedict.formats.causes import of_folder
+        from statedict.formats.causes import describe_folder
 
         held = f"has several: {', '.join(found)}" if found else f"holds {', '.join(names[:3]) or 'nothing'}"
         raise UnknownFormatError(
-            (not found and of_folder(path, names))
+            (not found and describe_folder(path, names))
             or f"{redact(path)}: is a folder without .metadata, model.safetensors, pytorch_model.bin or one "
             f"*.index.json; it {held}; name the file to open"
         )
-    return inside(path, found[0])
+    return resolve_inside(path, found[0])
 
 
-def _others(names: list[str]) -> list[str]:
-    """The indexes among the files of a folder, or the files of weights that are no shards."""
+def _find_weights(names: list[str]) -> list[str]:
+    """List the indexes in a folder or, without any, the weights that are not shards."""
     indexes = [name for name in names if re.search(r"\.index\.([^.]+\.)?json$", name)]
     weights = [name for name in names if re.search(r"\.safetensors$|^(diffusion_)?pytorch_model\..*bin$", name)]
     return indexes or [name for name in weights if not re.search(r"-\d+-of-\d+\.", name)]
 
 
-def inside(folder: str, file: str) -> str:
-    """The path of what a checkpoint's folder, its index or another document names, if it lies in that folder.
+def resolve_inside(folder: str, file: str) -> str:
+    """Resolve a name from a file, such as an index, and refuse it if it leads out of the folder.
 
-    Every name that comes out of a file goes through here. What comes out is no URL, or one below that of the folder.
-    The one link that may leave it is that of a Hugging Face cache, from `snapshots/REVISION/…` to `blobs/…`.
-
-    Raises:
-        FormatError: it does not, by its name or by a symbolic link.
+    Every name that comes from a file goes through here. The result is a URL only if the folder is one. Only links in a
+    Hugging Face cache may leave the folder, from `snapshots/REVISION/…` to `blobs/…`.
     """
     refused = bool(
         file in ("", os.curdir)
         or "\0" in file
-        or not _is_text(file)
+        or not _is_encodable(file)
         or os.path.isabs(file)
         or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]", file)
         or ".." in file.replace("\\", "/").split("/")
     )
-    direct = os.path.basename(file) == file
-    if not refused and (not direct or os.path.islink(join(folder, file))):
+    if not refused and (os.path.basename(file) != file or os.path.islink(join(folder, file))):
         root, real = location(folder).real_paths(file)
         cache, is_snapshot, _ = root.rpartition("/snapshots/")
         allowed = [root.rstrip(os.sep) + os.sep] + ([cache + "/blobs/"] if is_snapshot else [])
@@ -150,61 +138,67 @@ def inside(folder: str, file: str) -> str:
     return join(folder, file)
 
 
-def beside(source: ByteSource) -> str:
-    """The folder in which the other files of a checkpoint lie.
+def _is_encodable(name: str) -> bool:
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
 
-    Raises:
-        FormatError: the source is no file of its own, but lies in an archive.
-    """
+
+def get_folder(source: ByteSource) -> str:
+    """Return the folder that holds the other files of a checkpoint."""
     name = getattr(source, "url", source.name if isinstance(source, FileSource) else None)
     if name is None:
         raise FormatError(f"{source.name}: names files beside it and lies in an archive; unpack the archive first")
     return folder_of(name)
 
 
-def replaced_path(path: str, kind: str) -> tuple[str, str]:
-    """What is written to replace a checkpoint in place: its file, or its folder; and its format.
-
-    Args:
-        path: as it was opened.
-        kind: the format that was found there.
-
-    Raises:
-        UnsupportedError: the format is not written, or not in place.
-    """
+def resolve_target(path: str, kind: str) -> tuple[str, str]:
+    """Return the file or folder to write, and its format, to replace a checkpoint of the format `kind`."""
     if kind == "distributed":
         inner = path.rstrip("/").endswith("/.metadata") or path == ".metadata"
         return (folder_of(path) or os.curdir) if inner else path, kind
     kind = "torch" if kind == "torch-legacy" else kind
     if kind not in ("torch", "safetensors"):
         raise UnsupportedError(f"{redact(path)}: is {kind}, which is not altered in place; name another file or folder")
-    return entry(path) if location(path).is_folder() else path, kind
+    return find_entry(path) if location(path).is_folder() else path, kind
 
 
 def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource]) -> None:
-    """Whether files can be written into a folder, and are what it is opened by then.
-
-    Raises:
-        ExistingFileError: it holds another checkpoint, by which it would still be opened.
-        UnsupportedError: it is a remote one that is read while it is written.
-    """
+    """Check that files can be written into a folder, and that the folder opens by them then."""
     wanted = {*files}
     entry_file = next((name for name in _ENTRIES if name in wanted), _ENTRIES[0])
-    before = _ENTRIES[: _ENTRIES.index(entry_file)]
     inside = folder.rstrip("/") + "/"
     if any(source.remote and source.name.startswith(inside) for source in sources):
         raise UnsupportedError(f"{redact(folder)}: is read while it is written, file by file; name another folder")
-    other = [name for name in location(folder).names() or () if name in before]
-    if other:
+    before = _ENTRIES[: _ENTRIES.index(entry_file)]
+    if other := [name for name in location(folder).names() or () if name in before]:
         raise ExistingFileError(
             f"{redact(join(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; "
             "name another folder, or take it away"
         )
 
 
-def _is_text(name: str) -> bool:
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
-    return True
+def group_by_size(sizes: Mapping[T, int], most: int | None) -> list[list[T]]:
+    """Group neighbours up to `most` bytes; a larger item gets a group of its own."""
+    groups: list[list[T]] = []
+    total = 0
+    for item, size in sizes.items():
+        if not groups or (most is not None and total + size > most):
+            groups.append([])
+            total = 0
+        groups[-1].append(item)
+        total += size
+    return groups
+
+
+def find_gaps(ranges: Iterable[tuple[int, int]], size: int, unit: str = "byte") -> Iterator[str]:
+    """Say where ranges (begin, end) do not cover so many bytes once each.
+
+    >>> list(find_gaps([(3, 5), (0, 2)], 5))
+    ['leave a hole at byte 2 (to 3)']
+    """
+    for (_, end), (begin, _) in pairwise([(0, 0), *sorted(ranges), (size, size)]):
+        if begin != end:
+            what = "overlap" if begin < end else "leave a hole"
+            yield f"{what} at {unit} {min(begin, end):,} (to {max(begin, end):,})"

@@ -16,11 +16,11 @@ Source: the README of huggingface/safetensors 0.8. Limits: a header of 100 MB.
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 
 from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
-from statedict.formats.skeleton import put_together, taken_apart
+from statedict.formats.places import find_gaps
+from statedict.formats.skeleton import put_together, take_apart
 from statedict.io.descriptor import same_file
 from statedict.io.json import parse
 from statedict.io.pipeline import Part
@@ -45,21 +45,17 @@ _MARKER = json.dumps(_DIGESTS).encode() + b':"xxh3_128 '
 
 
 def read(source: ByteSource) -> Any:
-    """The tree in the file, lazily: the header is read, no tensor is.
-
-    Raises:
-        CorruptFileError: the header is not what the format says, or promises bytes that the file does not have.
-    """
-    _, metadata, tensors = _header(source)
+    """Read the tree lazily: only the header is read."""
+    _, metadata, tensors = _read_header(source)
     return put_together(tensors, metadata, source.name)
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
-    """The header and every tensor, with their digests where the file has them."""
+    """List the header and every tensor, with digests if the file has them."""
     from statedict.io.source import BytesSource
     from statedict.tensor.checks import Check, Problem, group_tensors, refusal
 
-    raw, metadata, tensors = _header(source)
+    raw, metadata, tensors = _read_header(source)
     held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     try:
         held = group_tensors(put_together(dict(tensors), metadata, source.name), lambda storage: storage)
@@ -83,12 +79,12 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
 
 def _looks_signed(text: str, count: int) -> bool:
-    """Whether a text in the metadata is that of the digests, of which a byte of the key may be damaged."""
+    """Whether a metadata text looks like our digests, even under a damaged key."""
     return text.startswith("xxh3_128 ") and [len(digest) for digest in text.split(" ")[1:]] == [32] * count
 
 
-def _header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTensor]]:
-    """The header as it stands in the file, its `__metadata__`, its tensors."""
+def _read_header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTensor]]:
+    """Return the raw header, its `__metadata__` and its tensors."""
     name = source.name
     if source.size < 8:
         raise TruncatedError(f"{name}: {source.size} bytes are too few for a header; the file looks truncated")
@@ -96,26 +92,21 @@ def _header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTe
     if length > min(_MAX_HEADER, source.size - 8):
         raise TruncatedError(
             f"{name}: the header claims {length:,} bytes, the file has {source.size - 8:,} and the format allows "
-            f"{_MAX_HEADER:,}; the file looks truncated or is no safetensors file"
+            f"{_MAX_HEADER:,}; the file looks truncated or is not a safetensors file"
         )
     raw = bytes(source.read(8, length))
-    header = _parse(raw, name)
-    metadata = header.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata  # null is none for safetensors, too
-    if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
-        raise CorruptFileError(f"{name}: __metadata__ is not a dict of strings")
-    return raw, metadata, _tensors(source, header, 8 + length)
-
-
-def _parse(raw: bytes, name: str) -> dict[str, Any]:
     header = parse(raw, f"{name}: the header", keys=_count_keys)
     if not isinstance(header, dict):
         raise CorruptFileError(f"{name}: the header is a JSON {type(header).__name__}, not an object")
-    return header
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # safetensors allows null
+    if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
+        raise CorruptFileError(f"{name}: __metadata__ is not a dict of strings")
+    return raw, metadata, _make_tensors(source, header, 8 + length)
 
 
 def _count_keys(header: Any) -> tuple[int, int]:
-    """The keys of a header and of what is in it, or -1 of something else; the colons in the texts of the metadata."""
+    """Count the keys of a header and its entries, or -1 if it is malformed, and the colons in its metadata."""
     try:
         metadata = header.get("__metadata__", {})
         colons = sum(text.count(":") for text in metadata.values())
@@ -124,7 +115,7 @@ def _count_keys(header: Any) -> tuple[int, int]:
         return -1, 0
 
 
-def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str, LazyTensor]:
+def _make_tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
     ranges: list[tuple[int, int]] = []
     for key, entry in header.items():
@@ -145,7 +136,7 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
                 f"{source.name}: tensor {key!r} is described wrongly ({error}); the file is damaged"
             ) from error
         if start + end > source.size:
-            raise _cut(source, header, key, start)
+            raise _truncated_error(source, header, key, start)
         storage = Storage(source, start + begin, end - begin)
         if kind is None:
             ranges.append((begin, end))
@@ -162,12 +153,13 @@ def _tensors(source: ByteSource, header: dict[str, Any], start: int) -> dict[str
             )
         ranges.append((begin, end))
         tensors[key] = LazyTensor(kind, tuple(shape), storage)
-    _check_coverage(source, ranges, source.size - start)
+    for gap in find_gaps(ranges, source.size - start, "data byte"):
+        raise CorruptFileError(f"{source.name}: the tensors {gap}; the file is damaged, or bytes were appended")
     return tensors
 
 
-def _cut(source: ByteSource, header: dict[str, Any], key: str, start: int) -> TruncatedError:
-    """The error for a tensor past the end: the header tells how long the file should be."""
+def _truncated_error(source: ByteSource, header: dict[str, Any], key: str, start: int) -> TruncatedError:
+    """The error for a tensor past the end; the header tells how long the file should be."""
     begin, end = header[key]["data_offsets"]
     try:
         whole = start + max(entry["data_offsets"][1] for entry in header.values())
@@ -179,26 +171,12 @@ def _cut(source: ByteSource, header: dict[str, Any], key: str, start: int) -> Tr
     )
 
 
-def _check_coverage(source: ByteSource, ranges: list[tuple[int, int]], size: int) -> None:
-    ranges.sort()
-    for (_, end), (begin, _) in pairwise([(0, 0), *ranges, (size, size)]):
-        if begin != end:
-            what = "overlap" if begin < end else "leave a hole"
-            raise CorruptFileError(
-                f"{source.name}: the tensors {what} at data byte {min(begin, end):,} (to {max(begin, end):,}); "
-                "the file is damaged, or bytes were appended"
-            )
-
-
 def _make_labelled(
     source: ByteSource, key: str, code: Any, numel: int, shape: tuple[int, ...], storage: Storage
 ) -> LazyTensor:
-    """A tensor of a dtype that our table does not have yet: bytes under its code.
-
-    They need not be a whole number of bits an element, for blocks may share a scale.
-    """
+    """Make a tensor of a dtype from no table; blocks may share a scale, so its bits may not divide evenly."""
     if type(code) is not str or not (code.isascii() and code.isprintable()) or not 0 < len(code) <= MAX_NAME:
-        raise CorruptFileError(f"{source.name}: tensor {key!r} has an unknown dtype {code!r:.100}, which is no name")
+        raise CorruptFileError(f"{source.name}: tensor {key!r} has the dtype {code!r:.100}, which is not a name")
     if not numel and storage.nbytes:
         raise CorruptFileError(f"{source.name}: tensor {key!r} has no elements and {storage.nbytes:,} bytes")
     if numel and storage.nbytes * 8 % numel == 0 and storage.nbytes:
@@ -207,14 +185,9 @@ def _make_labelled(
 
 
 def write(tree: Any, sink: Sink) -> None:
-    """Write the tree; its leaves are LazyTensors and plain values.
-
-    Raises:
-        UnsupportedError: a value that is no data, or more than 100 MB of header.
-    """
-    tensors, metadata = taken_apart(tree)
-    metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(tensors) + 1)])
-    parts: list[Part] = []
+    """Write a tree of LazyTensors and plain values."""
+    tensors, metadata = take_apart(tree)
+    metadata[_DIGESTS] = _reserve_digests(len(tensors))
     position = 0
     places: dict[str, tuple[int, int]] = {}
     # larger elements first keeps every tensor aligned without padding, which the format forbids
@@ -226,10 +199,10 @@ def write(tree: Any, sink: Sink) -> None:
     if len(raw) > _MAX_HEADER:
         raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth")
     start = 8 + len(raw)
+    parts: list[Part] = []
     for name, (begin, end) in places.items():
-        tensor = tensors[name]
-        storage = tensor.storage
-        parts.append(Part(start + begin, storage.source, storage.offset + tensor.offset, end - begin))
+        storage = tensors[name].storage
+        parts.append(Part(start + begin, storage.source, storage.offset + tensors[name].offset, end - begin))
 
     def head(sums: list[Sums]) -> bytes:
         digests = dict(zip(places, (s.digest for s in sums), strict=True))
@@ -240,20 +213,10 @@ def write(tree: Any, sink: Sink) -> None:
 
 
 def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | None:
-    """What to put where in a file so that it holds a tree of the same bytes under other names.
-
-    Args:
-        tree: of LazyTensors and plain values.
-        source: the file as it is.
-        before: the tree that was read from it; the header says all that is needed here.
-
-    Returns:
-        0, and as many bytes as length and header take now; None where the tree has other tensors than the file, or its
-        header takes more room.
-    """
-    raw, old_metadata, old = _header(source)
+    """As `formats.rewrite`: a new header at byte 0; None if the tensors differ or the header has no room."""
+    raw, old_metadata, old = _read_header(source)
     start = 8 + len(raw)
-    tensors, metadata = taken_apart(tree)
+    tensors, metadata = take_apart(tree)
     there = {(t.storage.offset + t.offset, t.nbytes): name for name, t in old.items()}
     places: dict[str, tuple[int, int]] = {}
     origins: list[str] = []
@@ -268,7 +231,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
     digests = dict(zip(old, old_metadata.get(_DIGESTS, "").split(" ")[2:], strict=False))
     signed = len(digests) == len(old) and _looks_signed(old_metadata[_DIGESTS], len(old) + 1)
     if signed:
-        metadata[_DIGESTS] = " ".join(["xxh3_128", *[_NO_DIGEST] * (len(tensors) + 1)])
+        metadata[_DIGESTS] = _reserve_digests(len(tensors))
     if not old_metadata and metadata == {"format": "pt"}:
         metadata = {}  # it would take room that may not be there
     new = _describe(tensors, metadata, places)
@@ -280,7 +243,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
 
 
 def _describe(tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]) -> bytes:
-    """The header."""
+    """Encode the header."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for name, tensor in tensors.items():
         shape = tensor.shape
@@ -289,11 +252,15 @@ def _describe(tensors: dict[str, LazyTensor], metadata: dict[str, str], places: 
                 raise UnsupportedError(f"{name}: safetensors has no shape for a single pair of 4 bit elements")
             shape = (*shape[:-1], 2 * shape[-1])
         header[name] = {"dtype": tensor.dtype.safetensors, "shape": shape, "data_offsets": places[name]}
-    return _dump(header)
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _reserve_digests(count: int) -> str:
+    return " ".join(["xxh3_128", *[_NO_DIGEST] * (count + 1)])
 
 
 def _sign(raw: bytes, digests: list[str]) -> bytes:
-    """Put the digests in the place that was kept for them, the header's own over the header with zeros there."""
+    """Fill in the digests; that of the header is taken while its own place holds zeros."""
     from xxhash import xxh3_128_hexdigest
 
     at = raw.index(_MARKER) + len(_MARKER)
@@ -302,7 +269,3 @@ def _sign(raw: bytes, digests: list[str]) -> bytes:
     signed[at + 33 : at + 33 + len(tail)] = tail
     signed[at : at + 32] = xxh3_128_hexdigest(signed).encode()
     return bytes(signed)
-
-
-def _dump(header: dict[str, Any]) -> bytes:
-    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

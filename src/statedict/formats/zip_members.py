@@ -8,7 +8,7 @@ is read.
 from __future__ import annotations
 
 from statedict.errors import FormatError, UnknownFormatError
-from statedict.formats.kinds import part_checks, read_part
+from statedict.formats.kinds import check_part, read_part
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
 from statedict.tree.state_dict import StateDict
@@ -17,7 +17,6 @@ from statedict.values import Opaque
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
@@ -27,11 +26,7 @@ _RESERVE, _FACTOR = 8 << 20, 2  # the bytes to which deflated members may unpack
 
 
 def read(source: ByteSource) -> StateDict:
-    """The tree of the archive's members, lazily.
-
-    Raises:
-        UnknownFormatError: none of them is a checkpoint.
-    """
+    """Read the tree of the archive's members, lazily."""
     tree = StateDict()
     found = False
     together = Together()
@@ -39,45 +34,37 @@ def read(source: ByteSource) -> StateDict:
     for name, record in read_directory(source).items():
         if name.endswith("/"):
             continue
+        tree[name] = Opaque(f"a file of {record.size:,} bytes")
         if isinstance(record, Inflated):
             budget -= record.size
             if budget < 0:
-                tree[name] = Opaque(f"a file of {record.size:,} bytes")
                 continue
         try:
             with together:
                 tree[name] = read_part(record)
             found = True
         except FormatError:
-            tree[name] = _other(record)
+            try:
+                if record.size <= _MAX_TEXT:
+                    tree[name] = bytes(record.read(0, record.size)).decode()
+            except (UnicodeDecodeError, FormatError):
+                pass
     if not found:
         raise UnknownFormatError(
-            f"{source.name}: is a zip archive without data.pkl and none of its members is a checkpoint; "
+            f"{source.name}: is a zip archive without data.pkl and without a checkpoint among its members; "
             f"it holds {', '.join(list(tree)[:3]) or 'nothing'}"
         )
     return tree
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
-    """The checks of each member that is a checkpoint, the CRC-32 of all others, and the archive's own structure."""
-    from statedict.formats.torch.faults import check, faults
+    """List the checks of the checkpoints, the CRC-32 of the other members; check the archive's structure."""
+    from statedict.formats.torch.structure import find_faults, make_check
     from statedict.tensor.checks import within
 
     records = read_directory(source)
-    yield from faults(source, records)
-    tree = read(source)
-    for name, record in records.items():
-        if name.endswith("/"):
-            continue
-        yield check(name, record)
-        if not isinstance(tree[name], str | Opaque):
-            yield from within(part_checks(record), name, name)
-
-
-def _other(record: Any) -> Any:
-    if record.size <= _MAX_TEXT:
-        try:
-            return bytes(record.read(0, record.size)).decode()
-        except (UnicodeDecodeError, FormatError):
-            pass
-    return Opaque(f"a file of {record.size:,} bytes")
+    yield from find_faults(source, records)
+    for name, held in read(source).items():
+        yield make_check(name, records[name])
+        if not isinstance(held, str | Opaque):
+            yield from within(check_part(records[name]), name, name)

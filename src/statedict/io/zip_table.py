@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # a record; `at` is where its own header begins or, if this is its own header, where its data begin
 Header = namedtuple("Header", "name flags method crc packed unpacked at length")
 ALIGNMENT = 64
+OURS = ".statedict.json"  # the last record of an archive of torch.save that we wrote
 _PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")

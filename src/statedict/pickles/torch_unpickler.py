@@ -57,7 +57,7 @@ def _reader(jagged: bool, marked: bool) -> torch_private.Unpickler:
         marked: with what PyTorch 2.14 and before noted in them for its compiler.
     """
     storage = torch.serialization.StorageType("ByteStorage")
-    theirs = torch_private.default_globals() or {}
+    theirs = torch_private.get_default_globals() or {}
     nested = torch_private.look_up("_utils._rebuild_nested_tensor")
     allowed: dict[str, Any] = {
         **{name: known for name, known in theirs.items() if ".sparse." not in name},  # classes that check no index
@@ -65,7 +65,7 @@ def _reader(jagged: bool, marked: bool) -> torch_private.Unpickler:
         **({} if nested is None else {"torch._utils._rebuild_nested_tensor": nested}),
         **dict.fromkeys(("torch.storage.UntypedStorage", "torch.storage.TypedStorage"), storage),
         **{name: known for known, name in numpy_globals()},
-        **torch_private.jagged_globals(jagged, marked),
+        **torch_private.get_jagged_globals(jagged, marked),
     }
     return torch_private.Unpickler(allowed)
 
@@ -150,7 +150,7 @@ CHECKED = DATA | {
 CHECKED |= {
     f"{old} {name}": CHECKED[f"{module} {name}"]
     for module, name in map(str.split, list(CHECKED))
-    for old, new in torch_private.renamed_modules().items()
+    for old, new in torch_private.get_renamed_modules().items()
     if new == module
 }
 

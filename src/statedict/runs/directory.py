@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from statedict import formats
 from statedict.api.look import verify
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
-from statedict.formats.places import inside
+from statedict.formats.places import resolve_inside
 from statedict.io.json import parse, read_document
 from statedict.io.location import location
 from statedict.io.parallel import parallel
@@ -134,7 +134,7 @@ class Directory:
         """The path of something in the directory; a link out of there is a FormatError."""
         path = self.path
         for name in names:
-            path = inside(path, name)
+            path = resolve_inside(path, name)
         return path
 
     def _names(self) -> list[str]:
@@ -301,7 +301,7 @@ class Directory:
 
         if self.place.untidy:
             self.clean()
-        files: Files = {name: partial(formats.writer(format).write, root), NAME: describe}
+        files: Files = {name: partial(formats.load_writer(format).write, root), NAME: describe}
         self.place.commit(manifest.step, files, mark, dry_run)
         self._sound.pop(manifest.step, None)
         self.damaged.discard(manifest.step)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
-from typing import Any, NamedTuple
+import tempfile
+from collections.abc import Callable, Mapping
+from mmap import MAP_SHARED
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch.serialization import load as torch_load  # bound now, for whoever puts ours in the place of theirs
@@ -15,36 +19,33 @@ from statedict.api.look import inspect
 from statedict.collector import Paused
 from statedict.errors import (
     CorruptFileError,
+    DeviceError,
     EncodingError,
     RefusedError,
     StateDictError,
     UnsupportedError,
     is_failure_of_code,
 )
+from statedict.formats import places
 from statedict.formats.torch import archive as torch_zip
 from statedict.formats.torch import legacy as torch_legacy
-from statedict.io.zip import refuse_behind
+from statedict.io.memory import allocate
+from statedict.io.pipeline import fill
+from statedict.io.source import BytesSource, FileSource, Slice
+from statedict.io.urls import to_name
+from statedict.io.zip import Record, refuse_behind
+from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.pickles.opcodes import as_text
 from statedict.pickles.torch_unpickler import Allowed, numpy_globals, unpickle
+from statedict.tensor.arrays import torch_storage
 from statedict.tensor.checks import tensors_of
-from statedict.torch.storages import (
-    Location,
-    from_tree,
-    map_storages,
-    open_file,
-    placing,
-    read_storages,
-    without_memory,
-)
-from statedict.tree.state_dict import StateDict
+from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.tensor.segments import torch_tensors
+from statedict.tree.state_dict import StateDict, realize, torch_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import IO, Any
-
     from statedict.io.source import ByteSource
-    from statedict.tensor.lazy import Storage
 
 
 def load(
@@ -59,14 +60,14 @@ def load(
     """Load what `torch.save` wrote, as `torch.load` does, without running anything from it.
 
     Args:
-        f: a path, or a file object that can `read`, `seek` and `tell`; it is read from its position on. Every other
+        f: a path, or a file object that can `read`, `seek` and `tell`, which is read from its position on. Every other
             format that `statedict.load` knows opens too, as plain dicts of torch tensors.
         map_location: as for `torch.load`, but None puts everything on the CPU, wherever it was saved.
         pickle_module: None or `pickle`; another one would run code.
-        weights_only: makes no difference: data is loaded, numpy's too, and no code is run. What
+        weights_only: ignored: data is loaded, numpy's too, and no code is run. What
             `torch.serialization.add_safe_globals` names is allowed, as with `torch.load`.
         mmap: map the file instead of reading it; for paths of the zip format.
-        pickle_load_args: `encoding`, for strings of Python 2; what else `pickle.load` takes makes no difference.
+        pickle_load_args: `encoding`, for strings of Python 2; the other arguments of `pickle.load` are ignored.
 
     Returns:
         The object: tensors that share storages share them again, with `requires_grad`, Parameters, attributes.
@@ -83,33 +84,33 @@ def load(
     {'w': tensor([1., 1.]), 'epoch': 3}
     """
     if pickle_module not in (None, pickle):
-        raise _refuse("pickle_module", f"the module {pickle_module.__name__!r} would run code from the file")
+        raise _refusal("pickle_module", f"the module {pickle_module.__name__!r} would run code from the file")
     unknown = pickle_load_args.keys() - {"encoding", "errors", "fix_imports", "buffers"}
     if unknown:
         raise TypeError(f"load() got an unexpected keyword argument {min(unknown)!r}")
     encoding = pickle_load_args.get("encoding", "utf-8")
-    mmap = torch_private.user_setting("load.mmap", False) if mmap is None else mmap
-    given = Location(map_location)
-    source, start = open_file(f)
+    mmap = torch_private.get_user_setting("load.mmap", False) if mmap is None else mmap
+    given = _Location(map_location)
+    source, start = _open_file(f)
     with Paused():
         allowed = Allowed()
         found = _read(f, source, start, allowed)
         allowed.check(found.tree, found.storages.values(), source.name)
         given.check({storage.device for storage in found.storages.values()}, source.name)
-        refusal = ""
+        reason = ""
         if found.pickled[:2] == b"\x80\x02":
             try:
                 return _build(f, start, found, given, mmap, encoding)
             except pickle.UnpicklingError as error:
-                refusal = str(error)
+                reason = str(error)
         noted = [tensor.attributes for _, tensor in tensors_of(found.tree) if tensor.attributes]
         labels = inspect(StateDict({"": found.tree, "attributes": noted})).opaque
         if labels:
-            raise _refuse(source.name, refusal or f"it holds objects of {', '.join(labels)}")
-        return from_tree(found.tree, not mmap, given.location)
+            raise _refusal(source.name, reason or f"it holds objects of {', '.join(labels)}")
+        return _from_tree(found.tree, not mmap, given.location)
 
 
-def _refuse(where: str, why: str) -> RefusedError:
+def _refusal(where: str, why: str) -> RefusedError:
     why = why if why.startswith("Weights only load failed") else f"Weights only load failed. {why}"
     return RefusedError(
         f"{where}: {why}\nNothing was run. statedict.load opens the file with such objects as inert labels; "
@@ -118,8 +119,46 @@ def _refuse(where: str, why: str) -> RefusedError:
     )
 
 
+def _open_file(f: Any) -> tuple[ByteSource, int]:
+    """Open the bytes from the file's position on; return the position, too."""
+    if isinstance(f, str | os.PathLike):
+        return places.open_checkpoint(to_name(f)), 0
+    try:
+        f.seek(f.tell())
+    except (AttributeError, io.UnsupportedOperation) as error:
+        raise type(error)(
+            f"{error}. You can only torch.load from a file that is seekable. "
+            "Please pre-load the data into a buffer like io.BytesIO and try to load from it instead."
+        ) from error
+    start, name = f.tell(), str(getattr(f, "name", type(f).__name__))
+    file: Any = f.file if isinstance(f, tempfile._TemporaryFileWrapper) else f
+    raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
+    if type(raw) is io.FileIO:  # and no class of the caller's, which may decode what it reads
+        file.flush()
+        whole = FileSource(name, os.dup(file.fileno()))
+        return Slice(whole, start, whole.size - start), start
+    if type(f) is io.BytesIO:
+        return BytesSource(memoryview(f.getvalue())[start:], name), start
+    f.seek(0, os.SEEK_END)
+    data = allocate(f.tell() - start)
+    f.seek(start)
+    done = count = 0
+    while done < len(data):
+        if hasattr(f, "readinto"):
+            count = f.readinto(data[done:])
+        else:
+            piece = f.read(len(data) - done)
+            count = len(piece)
+            data[done : done + count] = piece
+        if not count:
+            break
+        done += count
+    f.seek(start)
+    return BytesSource(data[:done], name), start
+
+
 class _Found(NamedTuple):
-    """What our machine read of a file, and the bytes of the pickle that PyTorch reads too."""
+    """What our machine read of a file, and the pickle that PyTorch reads too."""
 
     format: str
     source: ByteSource
@@ -131,11 +170,10 @@ class _Found(NamedTuple):
 def _read(f: Any, source: ByteSource, start: int, allowed: Allowed) -> _Found:
     name = formats.detect(source)
     if name == "torch":
-        records = torch_zip.members(source)
+        records = torch_zip.read_members(source)
         if "constants.pkl" in records:
-            raise _refuse(
-                source.name, "Cannot use ``weights_only=True`` with TorchScript archives passed to ``torch.load``"
-            )
+            why = "Cannot use ``weights_only=True`` with TorchScript archives passed to ``torch.load``"
+            raise _refusal(source.name, why)
         serialization = torch.serialization
         big = serialization.get_default_load_endianness() is serialization.LoadEndianness.BIG
         tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=allowed.constructors)
@@ -149,27 +187,24 @@ def _read(f: Any, source: ByteSource, start: int, allowed: Allowed) -> _Found:
         else:  # what follows may be saved into the same file
             f.seek(start + size)
         return _Found(name, source, tree, storages, pickled)
-    return _Found(name, source, formats.by_name(name).read(source), {}, b"")
+    return _Found(name, source, formats.load_format(name).read(source), {}, b"")
 
 
-def _build(f: Any, start: int, found: _Found, given: Location, mmap: bool, encoding: str) -> Any:
-    """The objects that PyTorch's unpickler makes.
-
-    Raises:
-        pickle.UnpicklingError: it refuses something.
-    """
+def _build(f: Any, start: int, found: _Found, given: _Location, mmap: bool, encoding: str) -> Any:
+    """Build the objects by PyTorch's unpickler; UnpicklingError if it refuses something."""
     location, where, storages = given.location, found.source.name, found.storages
     is_path = isinstance(f, str | os.PathLike)
     bare = torch_private.writes_no_bytes() or str(location) == "meta"
     mapped = mmap and found.format == "torch" and is_path  # what else is to be mapped, PyTorch refuses with its reason
     try:
         if not torch_private.unpickler_works() or mmap != mapped:
-            return _by_torch(f, start, location, mmap)
+            return _load_by_torch(f, start, location, mmap)
         if bare:  # only PyTorch makes these, of what stands up to our rules
-            _unpickle(found.pickled, without_memory(storages), lambda storage, _: storage, None, encoding, where)
-            return _by_torch(f, start, location, mmap)
-        own = map_storages(storages, f) if mapped else read_storages(storages)
-        return _unpickle(found.pickled, own, placing(location), location, encoding, where)
+            meta = {key: torch.UntypedStorage(storage.nbytes, device="meta") for key, storage in storages.items()}
+            _unpickle(found, meta, lambda storage, _: storage, None, encoding)
+            return _load_by_torch(f, start, location, mmap)
+        own = _map_storages(storages, f) if mapped else _read_storages(storages)
+        return _unpickle(found, own, _make_placer(location), location, encoding)
     except (pickle.UnpicklingError, StateDictError, MemoryError):
         raise
     except Exception as error:
@@ -182,13 +217,13 @@ def _build(f: Any, start: int, found: _Found, given: Location, mmap: bool, encod
         if bare:
             raise UnsupportedError(f"{where}: PyTorch does not make it without data ({error})") from error
         raise CorruptFileError(
-            f"{where}: its pickle describes no object ({str(error)[:500]!r}); "
+            f"{where}: its pickle does not describe an object ({str(error)[:500]!r}); "
             "it is damaged, or map_location or an allowed class does not fit"
         ) from error
 
 
-def _by_torch(f: Any, start: int, map_location: Any, mmap: bool) -> Any:
-    """What `torch.load` makes of a file that our machine has read."""
+def _load_by_torch(f: Any, start: int, map_location: Any, mmap: bool) -> Any:
+    """Let `torch.load` build what our machine has read."""
     if not isinstance(f, str | os.PathLike):
         f.seek(start)
     device = "cpu" if map_location is None else map_location
@@ -199,14 +234,9 @@ def _by_torch(f: Any, start: int, map_location: Any, mmap: bool) -> Any:
 
 
 def _unpickle(
-    data: bytes,
-    storages: Mapping[Any, Any],
-    place: Callable[[Any, str], Any],
-    map_location: Any,
-    encoding: str,
-    where: str,
+    found: _Found, storages: Mapping[Any, Any], place: Callable[[Any, str], Any], map_location: Any, encoding: str
 ) -> Any:
-    """What PyTorch makes of the pickle over these storages."""
+    """Let PyTorch unpickle over these storages."""
     placed: dict[Any, Any] = {}
     made: dict[Any, Any] = {}
 
@@ -215,7 +245,7 @@ def _unpickle(
         if type(key) is bytes:  # from Python 2, with encoding="bytes"
             key, device = as_text(key), device.decode("ascii")
         if key not in storages:
-            raise CorruptFileError(f"{where}: storage {key!r} is not in the file")
+            raise CorruptFileError(f"{found.source.name}: storage {key!r} is not in the file")
         untyped = placed.get(key)
         if untyped is None:
             untyped = placed[key] = place(storages[key], device)
@@ -225,7 +255,99 @@ def _unpickle(
             part = untyped
             if name != key:
                 part = untyped[offset * dtype.itemsize : (offset + size) * dtype.itemsize]
-            made[name, dtype] = torch_private.typed_storage(part, dtype)
+            made[name, dtype] = torch_private.make_typed_storage(part, dtype)
         return made[name, dtype]
 
-    return unpickle(data, persistent_load, encoding, "cpu" if map_location is None else map_location)
+    return unpickle(found.pickled, persistent_load, encoding, "cpu" if map_location is None else map_location)
+
+
+class _Location:
+    """Where `map_location` puts tensors.
+
+    `location` is what PyTorch gets; `error` is what the caller's own function raised.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self.error: Exception | None = None
+        self.location = self._call if callable(given) else given
+
+    def _call(self, storage: Any, location: str) -> Any:
+        try:
+            return self._given(storage, location)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def check(self, devices: set[str], where: str) -> None:
+        """Check that PyTorch has the devices, unless the caller's own function decides."""
+        if self._given is None or callable(self._given):
+            return
+        place = _make_placer(self._given)
+        for name in sorted(devices):
+            try:
+                place(torch.UntypedStorage(0), name)
+            except RuntimeError as error:
+                raise DeviceError(f"{where}: no place for what was saved from {name[:100]!r}: {error}") from error
+
+
+def _make_placer(map_location: Any) -> Callable[[Any, str], Any]:
+    """Make the function that puts a storage, given its device when it was saved, where `torch.load` does."""
+    default: Any = torch.serialization.default_restore_location
+    where: Any = "cpu" if map_location is None else map_location
+    where = str(where) if isinstance(where, torch.device) else where
+
+    def place(storage: Any, device: str) -> Any:
+        if isinstance(where, dict):
+            return default(storage, where.get(device, device))
+        if isinstance(where, str | bytes):
+            return default(storage, where)
+        placed = where(storage, device)
+        return default(storage, device) if placed is None else placed
+
+    return place
+
+
+def _read_storages(storages: Mapping[Any, Storage]) -> dict[Any, Any]:
+    """Read storages into memory of their own, which nothing in a file can make grow."""
+    buffers = {key: allocate(storage.nbytes) for key, storage in storages.items()}
+    fill((storage.source, storage.offset, buffers[key]) for key, storage in storages.items())
+    empty = torch.UntypedStorage(0)[:0]
+    return {key: torch_storage(buffer) if len(buffer) else empty for key, buffer in buffers.items()}
+
+
+def _map_storages(storages: Mapping[Any, Storage], path: Any) -> dict[Any, Any]:
+    """Map the file and slice storages out of it; read those that do not lie in it as they are."""
+    whole: Any = None
+    made: dict[Any, Any] = {}
+    shared = torch.serialization.get_default_mmap_options() == MAP_SHARED
+    for key, storage in storages.items():
+        if not isinstance(storage.source, Record) or not storage.nbytes:
+            continue
+        if shared:
+            archive, begin = storage.source.locate()
+            begin += storage.offset
+            if whole is None:
+                whole = torch.UntypedStorage.from_file(os.fspath(path), True, archive.size)
+            made[key] = whole[begin : begin + storage.nbytes]
+        elif (data := storage.view(private=True)) is not None:
+            made[key] = torch_storage(data)
+    return made | _read_storages({key: storage for key, storage in storages.items() if key not in made})
+
+
+def _from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
+    """Build the objects of a tree that PyTorch's unpickler does not read."""
+    place = None if map_location is None else _make_placer(map_location)
+
+    def tensor(lazy: LazyTensor, real: Any) -> Any:
+        if lazy.storage.source.name == IN_PICKLE:
+            return real.numpy()
+        if place is not None:
+            real = real.to(place(real.untyped_storage(), lazy.storage.device).device)
+        grad = lazy.requires_grad
+        made = torch.nn.Parameter(real, grad) if lazy.parameter else real.requires_grad_(grad)
+        for name, value in (lazy.attributes or {}).items():
+            setattr(made, name, _from_tree(value, copy, map_location))
+        return made
+
+    return realize(tree, lambda lazy: list(map(tensor, lazy, torch_tensors(lazy, copy))), torch_value)

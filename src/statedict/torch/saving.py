@@ -5,21 +5,18 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from typing import IO, Any
 
 import torch
 from torch.serialization import save as torch_save
 
 from statedict import torch_private
 from statedict.dtypes import dtype as known_dtype
-from statedict.formats.torch import archive as torch_zip
+from statedict.formats.torch.archive import RECORDS, Packing
 from statedict.io.location import Location
 from statedict.io.pipeline import FileSink, StreamSink
 from statedict.io.source import AddressSource
 from statedict.io.zip_table import ALIGNMENT
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import IO, Any
 
 
 def save(
@@ -37,8 +34,8 @@ def save(
     Args:
         obj: anything that pickle takes.
         f: a path, which is replaced whole or not at all, or a file object that can `write`.
-        pickle_module: another one than `pickle`, and what `torch.utils.serialization.config.save` changes in the
-            file, is left to PyTorch's own writer.
+        pickle_module: another one than `pickle` is left to PyTorch's own writer, and so is what
+            `torch.utils.serialization.config.save` changes in the file.
         pickle_protocol: of the pickle within the file.
 
     Raises:
@@ -54,38 +51,38 @@ def save(
         raise AttributeError("expected 'f' to be string, path, or a file-like object with a 'write' attribute")
     plain = pickle_module is pickle and _use_new_zipfile_serialization and not torch_private.writes_no_bytes()
     plain = plain and torch.serialization.get_crc32_options()
-    plain = plain and torch_private.user_setting("save.storage_alignment", ALIGNMENT) == ALIGNMENT
-    archive = _archive(obj, pickle_protocol, not _disable_byteorder_record) if plain else None
+    plain = plain and torch_private.get_user_setting("save.storage_alignment", ALIGNMENT) == ALIGNMENT
+    archive = _lay_out(obj, pickle_protocol, not _disable_byteorder_record) if plain else None
 
     def write(file: Any) -> None:
         torch_save(obj, file, pickle_module, pickle_protocol, _use_new_zipfile_serialization, _disable_byteorder_record)
 
-    def publishable(sink: FileSink) -> None:
+    def write_file(sink: FileSink) -> None:
         if archive is not None:
-            torch_zip.pack(sink, *archive)
+            archive.write(sink)
         else:
             with open(sink.fd, "wb", closefd=False) as file:
                 write(file)
 
     if isinstance(f, str | os.PathLike):
-        Location(os.fsdecode(f)).publish(publishable)
+        Location(os.fsdecode(f)).publish(write_file)
     elif archive is not None:
-        torch_zip.pack(StreamSink(f.write), *archive)
+        archive.write(StreamSink(f.write))
         f.flush()
     else:
         write(f)
 
 
-def _archive(obj: object, protocol: int, order: bool) -> tuple[bytes, list[Any], dict[str, bytes]] | None:
-    """The pickle, the storages and the small records of a file; None where a storage has no bytes."""
+def _lay_out(obj: object, protocol: int, order: bool) -> Packing | None:
+    """Lay out the archive of an object; None if a storage has no bytes."""
     storages: list[Any] = []
     keys: dict[int, str] = {}
     dtypes: dict[int, torch.dtype] = {}
 
     def persistent_id(value: Any) -> Any:
         if isinstance(value, torch.storage.TypedStorage):
-            storage, dtype = torch_private.storage_of(value), value.dtype
-            kind = torch_private.storage_class(value, known_dtype(dtype).storage)
+            storage, dtype = torch_private.get_storage(value), value.dtype
+            kind = torch_private.get_storage_class(value, known_dtype(dtype).storage)
             numel = storage.nbytes() // dtype.itemsize
         elif isinstance(value, torch.UntypedStorage):
             storage, dtype, numel = value, torch.uint8, value.nbytes()
@@ -109,8 +106,9 @@ def _archive(obj: object, protocol: int, order: bool) -> tuple[bytes, list[Any],
     if any(storage.device.type == "meta" for storage in storages):
         return None
     memory = [storage.cpu() for storage in storages]
-    records = {"byteorder": b"little"} if order else {}
+    records = RECORDS if order else {}
     if sum(m.nbytes() for m in memory) < 1 << 31 and all(m.nbytes() for m in memory):
         # PyTorch may compute where the records are, as its own writer would have placed them: so are ours then
         records = {".format_version": b"1", ".storage_alignment": str(ALIGNMENT).encode()} | records
-    return file.getvalue(), [(AddressSource(m.data_ptr(), m.nbytes(), m), 0, m.nbytes()) for m in memory], records
+    sources = [(AddressSource(m.data_ptr(), m.nbytes(), m), 0, m.nbytes()) for m in memory]
+    return Packing(file.getvalue(), sources, records)

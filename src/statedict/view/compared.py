@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from statedict.errors import PatternError, UnknownFormatError
-from statedict.formats.places import entry
+from statedict.formats.places import find_entry
 from statedict.io.location import location
 from statedict.io.urls import to_name
 from statedict.ops.diff.differ import compare_trees
@@ -107,7 +107,7 @@ def _steps(name: str) -> list[str]:
     if not location(name).is_folder():
         return []
     try:
-        entry(name)
+        find_entry(name)
     except UnknownFormatError:
         return [one.path for one in listing(name) if one.usable and one.step is not None]
     return []

@@ -21,18 +21,12 @@ from __future__ import annotations
 
 from itertools import chain, repeat
 
-from statedict.errors import (
-    CorruptFileError,
-    FormatError,
-    LimitError,
-    TruncatedError,
-    UnknownFormatError,
-    UnsupportedError,
-)
-from statedict.formats.torch.packing import OURS, RECORDS, Packing
+from statedict.errors import CorruptFileError, FormatError, LimitError, UnknownFormatError, UnsupportedError
 from statedict.io.json import parse
-from statedict.io.source import swap_bytes
+from statedict.io.pipeline import Part
+from statedict.io.source import BytesSource, swap_bytes
 from statedict.io.zip import Inflated, read_directory
+from statedict.io.zip_table import OURS, ArchiveLayout
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage, storage_type
 from statedict.pickles.machine import load
@@ -49,125 +43,104 @@ from statedict.values import Opaque
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from typing import Any
+    from typing import Any, NoReturn
 
-    from statedict.formats.torch.packing import Stored
-    from statedict.io.pipeline import Sink
+    from statedict.io.pipeline import Sink, Sums
     from statedict.io.source import ByteSource
     from statedict.io.zip import Record
     from statedict.tensor.checks import Found
 
+    Records = dict[str, Record | Inflated]
+    Stored = tuple[ByteSource, int, int]
+    """A storage to write: source, first byte and size."""
+
+RECORDS = {"byteorder": b"little"}
+
 
 def read(source: ByteSource) -> Any:
-    """The tree in the file, lazily: the pickle is read, no storage is.
-
-    Raises:
-        UnknownFormatError: an archive without `data.pkl`.
-        CorruptFileError: a storage that the pickle refers to is missing or too small, or the archive is damaged.
-    """
-    records = members(source)
-    tree, _ = _tree(records)
+    """Read the tree lazily: only the pickle is read."""
+    records = read_members(source)
+    tree, _ = _read_tree(records)
     if OURS in records and isinstance(tree, StateDict):
-        tree.metadata = parse_our_record(records[OURS])["metadata"]
+        tree.metadata, _ = parse_our_record(records[OURS])
     return tree
 
 
-def _tree(records: dict[str, Record | Inflated]) -> tuple[Any, dict[str, dict[str, Storage]]]:
-    """The tree, and the storages by folder and key."""
+def _read_tree(records: Records) -> tuple[Any, dict[Storage, str]]:
+    """Return the tree, and the record of each storage."""
     with Together():
         tree, storages = unpickle(records)
-        places = {"data": storages}
+        places = {storage: f"data/{key}" for key, storage in storages.items()}
         if "constants.pkl" not in records or not _is_module(tree):
             return tree, places
-        tree = _attributes(tree)
-        constants, places["constants"] = unpickle(records, "constants")
+        tree = _unwrap_modules(tree)
+        constants, storages = unpickle(records, "constants")
     if isinstance(constants, LazyTensor) or constants:
         tree.setdefault("constants", constants)
-    return tree, places
+    return tree, places | {storage: f"constants/{key}" for key, storage in storages.items()}
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
-    """Every record with its CRC-32 and, where we wrote it, its digest; the structure of the archive."""
+    """List every record with its CRC-32 and, if we wrote it, its digest; check the archive's structure."""
     from dataclasses import replace
 
-    from statedict.formats.torch.faults import check, faults
-    from statedict.formats.torch.replaced_index import earlier
-    from statedict.tensor.checks import group_tensors, refusal
+    from statedict.formats.torch.structure import find_earlier, find_faults, make_check
+    from statedict.tensor.checks import refusal, tensors_by_part
 
-    records = directory(source)
+    records = read_records(source)
     folder, digests = "", list[str]()
     tensors: dict[str, list[tuple[str, LazyTensor]]] = {}
     try:
-        folder = folder_of(records, source.name)
-        held = _has_record(records, folder)
+        folder = find_folder(records, source.name)
+        held = _strip_folder(records, folder)
         if OURS in held:
-            digests = parse_our_record(held[OURS])["digests"]
-        tree, storages = _tree(held)
-        places = {found: f"{where}/{key}" for where, those in storages.items() for key, found in those.items()}
-        tensors = group_tensors(tree, lambda storage: places.get(storage, "data.pkl"))
+            _, digests = parse_our_record(held[OURS])
+        tree, places = _read_tree(held)
+        tensors = tensors_by_part(tree, places, "data.pkl")
     except FormatError as error:
         yield refusal(error, source.name)
     order = [name.removeprefix(folder) or name for name in records]
-    if digests and not in_order(order, digests):
+    if digests and not is_in_order(order, digests):
         yield "another program packed the archive anew, so its digests cannot be told apart; CRC-32 only"
         digests = []
     for part, record, digest in zip(order, records.values(), chain(digests, repeat(None)), strict=False):
-        yield check(part, record, tuple(tensors.get(part, ())), digest)
-    before = earlier(source, records)
+        yield make_check(part, record, tuple(tensors.get(part, ())), digest)
+    before = find_earlier(source, records)
     for older in before:
-        for name, record in older.replaced.items():
-            yield check(f"{name.removeprefix(folder)} of the first {older.source.size:,} bytes", record)
+        for name, record in older.records.items():
+            if name not in older.kept:
+                yield make_check(f"{name.removeprefix(folder)} of the first {older.source.size:,} bytes", record)
     if before:
         yield (
             f"its index was replaced in place, {len(before):,}×; its first {before[0].source.size:,} bytes are what it "
-            "was before, and a file that is written anew has none of that"
+            "was before; write it anew to drop that"
         )
-    for problem in faults(source, records, folder + OURS):
+    for problem in find_faults(source, records, folder + OURS):
         part = problem.part.removeprefix(folder)
         yield replace(problem, part=part, tensors=tuple(path for path, _ in tensors.get(part, ())))
 
 
-def members(source: ByteSource) -> dict[str, Record | Inflated]:
-    """The records of the archive by their names within its folder: `data.pkl`, `data/0`, `version`.
-
-    Raises:
-        UnknownFormatError: an archive without `data.pkl`.
-    """
-    records = directory(source)
-    return _has_record(records, folder_of(records, source.name))
+def read_members(source: ByteSource) -> Records:
+    """Return the records by their names in the archive's folder: `data.pkl`, `data/0`, `version`."""
+    records = read_records(source)
+    return _strip_folder(records, find_folder(records, source.name))
 
 
-def in_order(order: list[str], digests: list[str]) -> bool:
-    """Whether digests are those of the records of an archive, of which the names are given."""
-    return (order[0], order[-1], len(order)) == ("data.pkl", OURS, len(digests) + 1)
-
-
-def directory(source: ByteSource) -> dict[str, Record | Inflated]:
-    """The records of the archive by their full names.
-
-    Raises:
-        CorruptFileError: there is no directory that makes sense; the message says what is there.
-    """
+def read_records(source: ByteSource) -> Records:
+    """Return the records by full name; without a directory, the error says what is there instead."""
     try:
         return read_directory(source)
     except CorruptFileError as error:
-        from statedict.formats.torch.replaced_index import cut_short
-        from statedict.formats.torch.truncated import what_is_left
+        from statedict.formats.torch.truncated import explain_cut
 
-        found = cut_short(source)
-        if found is None and isinstance(error, TruncatedError):
-            found = what_is_left(source, error)
+        found = explain_cut(source, error)
         if found is None:
             raise
         raise found from error
 
 
-def folder_of(records: dict[str, Record | Inflated], where: str) -> str:
-    """What stands before `data.pkl` in its name: the first folder of the first record, where PyTorch looks, if it does.
-
-    Raises:
-        UnknownFormatError: there is none.
-    """
+def find_folder(records: Records, where: str) -> str:
+    """Return the folder of `data.pkl`, with its slash; PyTorch looks in that of the first record."""
     first = next(iter(records), "").partition("/")[0] + "/"
     if f"{first}data.pkl" in records:
         return first
@@ -177,43 +150,40 @@ def folder_of(records: dict[str, Record | Inflated], where: str) -> str:
     return min(folders, key=len)
 
 
-def _has_record(records: dict[str, Record | Inflated], folder: str) -> dict[str, Record | Inflated]:
+def _strip_folder(records: Records, folder: str) -> Records:
     return {name[len(folder) :]: record for name, record in records.items() if name.startswith(folder)}
 
 
-def unpickle(
-    records: dict[str, Record | Inflated],
-    name: str = "data",
-    big_endian: bool = False,
-    constructors: Mapping[str, Any] = DATA,
-) -> tuple[Any, dict[str, Storage]]:
-    """What the pickle `NAME.pkl` holds, and the storages in `NAME/` that it refers to.
+def read_byteorder(records: Mapping[str, Record | Inflated], folder: str = "") -> bytes | None:
+    """Return what the record `byteorder` says; None without one."""
+    order = records.get(folder + "byteorder")
+    return None if order is None else bytes(order.read(0, min(order.size, 16))).strip()
 
-    Args:
-        records: what `members` returns.
-        name: `data` or `constants`.
-        big_endian: the byte order of a file that does not say.
-        constructors: the allow-list.
+
+def unpickle(
+    records: Records, name: str = "data", big_endian: bool = False, constructors: Mapping[str, Any] = DATA
+) -> tuple[Any, dict[str, Storage]]:
+    """Return the object in `NAME.pkl`, and the storages in `NAME/` that it refers to.
+
+    `records` come from `read_members`; `big_endian` is the byte order of a file that does not say.
     """
-    order = records.get("byteorder")
-    swap = big_endian if order is None else bytes(order.read(0, min(order.size, 16))).strip() == b"big"
+    order = read_byteorder(records)
+    swap = big_endian if order is None else order == b"big"
     storages: dict[str, Storage] = {}
 
     def storage(identifier: Any) -> TypedStorage:
         if type(identifier) is not tuple or len(identifier) < 5 or identifier[0] != "storage":
-            raise CorruptFileError("a persistent id that names no storage")
+            raise CorruptFileError("a persistent id that does not name a storage")
         _, kind, key, device, numel = identifier[:5]
-        described = type(key) is str and type(device) is str and type(numel) is int
-        if not described or numel < 0:
+        if type(key) is not str or type(device) is not str or type(numel) is not int or numel < 0:
             raise CorruptFileError("a storage that is described wrongly")
+        record = records.get(f"{name}/{key}")
         if type(kind) is not StorageType:
-            record = records.get(f"{name}/{key}")
             kind = storage_type(kind, numel, record.size if record is not None else 0)
             if kind is None:
                 raise CorruptFileError("a storage that is described wrongly")
         found = storages.get(key)
         if found is None:
-            record = records.get(f"{name}/{key}")
             if record is None:
                 raise CorruptFileError(f"storage {name}/{key} is missing from the archive; save it again")
             found = storages[key] = Storage(record, 0, record.size, device)
@@ -237,12 +207,12 @@ def unpickle(
 
 
 def _is_module(value: Any) -> bool:
-    """Whether it is a module of TorchScript, by the name that only its compiler gives."""
+    """Whether a value is a TorchScript module, by a name that only its compiler gives."""
     return type(value) is Opaque and value.name.startswith("__torch__.") and isinstance(value.state, StateDict)
 
 
-def _attributes(module: Opaque) -> Any:
-    """The attributes of a module of TorchScript and of those below it."""
+def _unwrap_modules(module: Opaque) -> Any:
+    """Replace a TorchScript module, and those below it, by their attributes."""
     pending, seen = [module.state], {id(module.state)}
     while pending:
         attributes = pending.pop()
@@ -255,38 +225,30 @@ def _attributes(module: Opaque) -> Any:
     return module.state
 
 
-def parse_our_record(record: Record | Inflated) -> dict[str, Any]:
-    """The caller's strings and the digests in our own record."""
+def parse_our_record(record: Record | Inflated) -> tuple[dict[str, str], list[str]]:
+    """Return the caller's strings, and the digests of the other records."""
     found = parse(bytes(record.read(0, record.size)), record.label, surrogates=True)
     try:
         metadata, digests = found.get("metadata", {}), found.get("digests", {}).get("xxh3_128", [])
         if type(digests) is list and all(type(text) is str for text in [*metadata.values(), *digests]):
-            return {"metadata": metadata, "digests": digests}
-        raise ValueError("metadata or digests that are no strings")
+            return metadata, digests
+        raise ValueError("metadata or digests that are not strings")
     except (ValueError, AttributeError) as error:
         raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
 
 
-def write(tree: Any, sink: Sink) -> None:
-    """Write the tree; its leaves are LazyTensors and plain values.
+def is_in_order(names: list[str], digests: list[str]) -> bool:
+    """Whether records with these names are as we wrote them: each but the last, ours, has a digest."""
+    return (names[0], names[-1], len(names)) == ("data.pkl", OURS, len(digests) + 1)
 
-    Raises:
-        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
-    """
-    data, storages = pickle_tree(tree)
-    pack(sink, data, storages, RECORDS, getattr(tree, "metadata", None))
+
+def write(tree: Any, sink: Sink) -> None:
+    """Write a tree of LazyTensors and plain values."""
+    Packing(*pickle_tree(tree), metadata=getattr(tree, "metadata", None)).write(sink)
 
 
 def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
-    """The pickle of a tree, and its storages: source, first byte and size of each.
-
-    Args:
-        tree: of LazyTensors and plain values.
-        path: what messages call the root.
-
-    Raises:
-        UnsupportedError: a value that `torch.load(weights_only=True)` would refuse.
-    """
+    """Return the pickle of a tree, and its storages; `path` names the root in messages."""
     leaves = {id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values()
     noted = (tensors_of(leaf.attributes) for leaf in leaves if leaf.attributes)
     tensors = [*leaves, *{id(tensor): tensor for found in noted for _, tensor in found}.values()]
@@ -294,36 +256,69 @@ def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
     by_tensor = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
 
     def place(tensor: LazyTensor) -> tuple[str, int, int, tuple[int, ...]]:
-        where = by_tensor.get(id(tensor))
-        if where is None:
-            raise placeless(tensor)
+        where = by_tensor.get(id(tensor)) or refuse_place(tensor)
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
     return dumps(tree, place, path), [(segment.source, segment.start, segment.size) for segment in segments]
 
 
-def placeless(tensor: LazyTensor) -> UnsupportedError:
-    """The error for a tensor that is no leaf of the tree."""
-    return UnsupportedError(f"{tensor!r}: a tensor in a key or in _metadata has no place in the file; drop it")
+def refuse_place(tensor: LazyTensor) -> NoReturn:
+    """Refuse a tensor that is not a leaf of the tree."""
+    raise UnsupportedError(f"{tensor!r}: a tensor in a key or in _metadata has no place in the checkpoint; drop it")
 
 
-def pack(
-    sink: Sink,
-    data: bytes,
-    storages: Iterable[Stored],
-    records: dict[str, bytes],
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """Write an archive.
+class Packing:
+    """An archive that is laid out and not yet written.
 
-    Args:
-        sink: what it is written into.
-        data: the pickle.
-        storages: source, first byte and size of each.
-        records: what stands between the pickle and the storages.
-        metadata: strings of the caller's.
+    `records` go between the pickle `data` and the storages; `metadata` holds the caller's strings; `at` is the offset
+    in the output. `size` counts all bytes; `parts` are the records but the last one, at their offsets.
     """
-    archive = Packing(data, storages, records, metadata)
-    sink.reserve(archive.size)
-    archive.write(sink)
+
+    __slots__ = ("_at", "_last", "_layout", "_metadata", "parts", "size")
+
+    def __init__(
+        self,
+        data: bytes,
+        storages: Iterable[Stored],
+        records: dict[str, bytes] = RECORDS,
+        metadata: dict[str, str] | None = None,
+        at: int = 0,
+    ) -> None:
+        self._layout, self._metadata, self._at = ArchiveLayout(), metadata, at
+        self.parts: list[Part] = []
+        small = {"data.pkl": data, **records}
+        for name, (source, start, size) in [
+            *((name, (BytesSource(record, name), 0, len(record))) for name, record in small.items()),
+            *((f"data/{index}", storage) for index, storage in enumerate(storages)),
+            ("version", (BytesSource(b"3\n", "version"), 0, 2)),
+        ]:
+            _, header, data_at = self._layout.add("archive/" + name, size)
+            self.parts.append(Part(at + data_at, source, start, size, header, self._layout.descriptor))
+        self._last = self._layout.add(f"archive/{OURS}", len(encode_our_record(["0" * 32] * len(self.parts), metadata)))
+        self.size = self._layout.position + len(self._layout.directory([0] * (len(self.parts) + 1)))
+
+    def write(self, sink: Sink) -> None:
+        """Write the archive."""
+        sink.reserve(self.size)
+        sink.put([self.end(sink.put(self.parts, crc=True))])
+
+    def end(self, sums: list[Sums]) -> Part:
+        """Return what follows the parts, given their sums: our record and the directory."""
+        from zlib_ng.zlib_ng import crc32
+
+        own = encode_our_record([s.digest for s in sums], self._metadata)
+        crc = crc32(own)
+        rest = own + self._layout.descriptor(crc, len(own)) + self._layout.directory([*(s.crc for s in sums), crc])
+        _, header, at = self._last
+        return Part(self._at + at, BytesSource(rest), 0, len(rest), header)
+
+
+def encode_our_record(digests: list[str], metadata: dict[str, str] | None) -> bytes:
+    """Encode our record: the digests of those before it, and the caller's strings."""
+    import json
+
+    content: dict[str, Any] = {"digests": {"xxh3_128": digests}}
+    if metadata:
+        content["metadata"] = dict(metadata)
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from statedict.io.zip import Record
     from statedict.tensor.checks import Found
 
+    Records = dict[str, Record | Inflated]
+
 # the codes of dtypes in the schema
 _DTYPES = {
     1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64",
@@ -44,88 +46,78 @@ _INPUTS = "data/sample_inputs/"
 
 
 def read(source: ByteSource) -> StateDict:
-    """The tree of the models in the archive, lazily.
-
-    Raises:
-        CorruptFileError: a description that makes no sense, or a storage that is missing or too small.
-    """
+    """Read the tree of the models, lazily."""
     return _tree(read_directory(source), source.name)[0]
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
-    """Every record with its CRC-32 and its tensors, and the archive's own structure."""
-    from statedict.formats.torch.faults import check, faults
-    from statedict.tensor.checks import group_tensors
+    """List every record with its CRC-32 and its tensors; check the archive's structure."""
+    from statedict.formats.torch.structure import find_faults, make_check
+    from statedict.tensor.checks import tensors_by_part
 
     records = read_directory(source)
-    yield from faults(source, records)
+    yield from find_faults(source, records)
     tree, places = _tree(records, source.name)
     tensors = group_tensors(tree, lambda storage: places.get(storage, ""))
     for name, record in records.items():
-        yield check(name, record, tuple(tensors.get(name, ())))
+        yield make_check(name, record, tuple(tensors.get(name, ())))
 
 
-def _tree(records: dict[str, Record | Inflated], where: str) -> tuple[StateDict, dict[Storage, str]]:
-    """The tree, and the record of each storage in it."""
+def _tree(records: Records, where: str) -> tuple[StateDict, dict[Storage, str]]:
+    """Return the tree, and the record of each storage."""
     root = next((name[: -len("archive_format")] for name in records if name.endswith("/archive_format")), None)
     if root is None:
         raise UnknownFormatError(f"{where}: is a zip archive that torch.export did not write")
-    storages: dict[str, Storage] = {}
-    pickled: dict[str, Any] = {}
+    made: dict[tuple[str, bool], Any] = {}
     models: dict[str, StateDict] = {}
     together = Together()
-    for part, folder in _CONFIGS.items():
-        suffix = f"_{folder.split('/')[1]}_config.json"
+    for part, below in _CONFIGS.items():
+        folder, suffix = root + below, f"_{below.split('/')[1]}_config.json"
         for name, record in records.items():
-            if name.startswith(root + folder) and name.endswith(suffix):
-                model = models.setdefault(name[len(root + folder) : -len(suffix)], StateDict())
-                entries = StateDict()
-                for key, entry in _config(record).items():
-                    with together:
-                        entries[key] = _entry(records, storages, pickled, root + folder, entry, f"{where}: {key!r:.80}")
-                if not part:
-                    model.update(entries)
-                elif entries:
-                    model.setdefault(part, entries)
+            if not (name.startswith(folder) and name.endswith(suffix)):
+                continue
+            found = parse(bytes(_check_stored(record).read(0, record.size)), record.label)
+            try:
+                config = dict(found["config"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise CorruptFileError(
+                    f"{record.label}: describes no tensors ({error}); the file is damaged"
+                ) from error
+            model = models.setdefault(name[len(folder) : -len(suffix)], StateDict())
+            entries = StateDict()
+            for key, entry in config.items():
+                with together:
+                    entries[key] = _entry(records, made, folder, entry, f"{where}: {key!r:.80}")
+            if not part:
+                model.update(entries)
+            elif entries:
+                model.setdefault(part, entries)
+    folder = root + _INPUTS
     for name, record in records.items():
-        if name.startswith(root + _INPUTS) and name.endswith(".pt"):
+        if name.startswith(folder) and name.endswith(".pt"):
             with together:
                 inputs = read_part(_check_stored(record))
-            models.setdefault(name[len(root + _INPUTS) : -3], StateDict()).setdefault("sample_inputs", inputs)
+            models.setdefault(name[len(folder) : -3], StateDict()).setdefault("sample_inputs", inputs)
     tree = next(iter(models.values())) if len(models) == 1 else StateDict(models)
-    return tree, {storage: name for name, storage in storages.items()}
+    return tree, {storage: name for (name, pickled), storage in made.items() if not pickled}
 
 
 def _check_stored(record: Record | Inflated) -> Record:
-    """The record, which may be read whole, for it is not larger than the archive."""
+    """Return a record if it is not compressed, so that it is not larger than the archive."""
     if isinstance(record, Inflated):
         raise CorruptFileError(f"{record.label}: is compressed, which PyTorch does not do; save it again")
     return record
 
 
-def _config(record: Record | Inflated) -> dict[str, Any]:
-    found = parse(bytes(_check_stored(record).read(0, record.size)), record.label)
-    try:
-        return dict(found["config"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CorruptFileError(f"{record.label}: describes no tensors ({error}); the file is damaged") from error
-
-
-def _entry(
-    records: dict[str, Record | Inflated],
-    storages: dict[str, Storage],
-    pickled: dict[str, Any],
-    folder: str,
-    entry: Any,
-    where: str,
-) -> Any:
+def _entry(records: Records, made: dict[tuple[str, bool], Any], folder: str, entry: Any, where: str) -> Any:
+    """Make a tensor; `made` caches storages and the trees of torch.save's files by name."""
     try:
         name = folder + entry["path_name"]
         record = records[name]
         if entry["use_pickle"]:
-            if name not in pickled:
-                pickled[name] = read_part(_check_stored(record))
-            return pickled[name]
+            if (name, True) not in made:
+                made[name, True] = read_part(_check_stored(record))
+            return made[name, True]
         meta = entry["tensor_meta"]
         code = meta["dtype"]
         if type(code) is not int or code < 1:
@@ -139,11 +131,9 @@ def _entry(
         raise CorruptFileError(
             f"{where}: is described wrongly or missing ({error!r:.100}); the file is damaged"
         ) from error
-    storage = storages.setdefault(name, Storage(record, 0, record.size))
+    storage = made.setdefault((name, False), Storage(record, 0, record.size))
     try:
-        made = tensor(storage, kind, offset, shape, strides, grad)
+        found = tensor(storage, kind, offset, shape, strides, grad)
     except CorruptFileError as error:
         raise CorruptFileError(f"{where}: {error}") from error
-    if entry.get("is_param") is True:
-        return as_parameter(made, grad is True)
-    return made
+    return as_parameter(found, grad is True) if entry.get("is_param") is True else found

@@ -52,7 +52,7 @@ _CONTAINERS = (tuple, list, dict, set, frozenset)  # none of which is a key
 
 
 class _Stream:
-    """Pickles and numbers one after the other in a source."""
+    """Reads pickles and numbers one after the other."""
 
     def __init__(
         self,
@@ -62,30 +62,30 @@ class _Stream:
         constructors: Mapping[str, Any] = DATA,
         longest: int = _MAX_PICKLE,
     ) -> None:
-        self.source, self.position, self.constructors, self.longest = source, position, constructors, longest
+        self.source, self.position, self._constructors, self._longest = source, position, constructors, longest
         self.end = source.size if end is None else end
 
-    def pickle(self, persistent_load: Callable[[Any], Any] | None = None) -> Any:
-        """The next pickle; read in growing pieces, for nothing says how long it is."""
-        window = min(_WINDOW, self.longest)
+    def read_pickle(self, persistent_load: Callable[[Any], Any] | None = None) -> Any:
+        """Read the next pickle, in growing pieces, as nothing says how long it is."""
+        window = min(_WINDOW, self._longest)
         while True:
             data = self.source.read(self.position, min(window, self.end - self.position))
             try:
                 where = f"{self.source.name}: from byte {self.position:,}"
-                value, length = load(data, self.constructors, persistent_load, where)
+                value, length = load(data, self._constructors, persistent_load, where)
             except TruncatedError:
                 if self.position + len(data) == self.end:
                     raise
-                if window >= self.longest:
-                    what = f"a pickle of over {self.longest:,} bytes"
+                if window >= self._longest:
+                    what = f"a pickle of over {self._longest:,} bytes"
                     raise LimitError(f"{self.source.name}: byte {self.position:,}: {what}") from None
                 window *= 4
             else:
                 self.position += length
                 return value
 
-    def numbers(self, layout: str) -> tuple[int, ...]:
-        """Little-endian integers."""
+    def read_numbers(self, layout: str) -> tuple[int, ...]:
+        """Read little-endian integers."""
         size = struct.calcsize("<" + layout)
         if self.position + size > self.end:
             raise TruncatedError(f"{self.source.name}: ends at byte {self.end:,} within a header; fetch it again")
@@ -93,31 +93,38 @@ class _Stream:
         self.position += size
         return found
 
-    def skip(self, size: int, what: str) -> int:
-        """Go past the bytes of a storage; where they begin."""
-        start = self.position
-        if start + size > self.end:
+    def place_storage(self, storage: Storage, kind: DType, what: str, swap: bool = False) -> None:
+        """Read the number of a storage's elements, note where they are and skip them."""
+        (numel,) = self.read_numbers("q")
+        start, nbytes = self.position, numel * kind.itemsize
+        if numel < 0 or nbytes < storage.nbytes:
+            raise CorruptFileError(f"{self.source.name}: {what} has {numel:,} elements, its tensors need more")
+        if start + nbytes > self.end:
             raise TruncatedError(
-                f"{self.source.name}: {what}: bytes {start:,} to {start + size:,} lie past the end of the file "
+                f"{self.source.name}: {what}: bytes {start:,} to {start + nbytes:,} lie past the end of the file "
                 f"({self.end:,} bytes); the file looks truncated, fetch it again"
             )
-        self.position += size
-        return start
+        self.position, storage.offset, storage.nbytes = start + nbytes, start, nbytes
+        if swap:
+            storage.source, storage.offset = swap_bytes(self.source, start, nbytes, kind), 0
+
+    def read_entries(self) -> Iterator[tuple[Any, Any, Any]]:
+        """Read a count and yield as many tuples of three; the caller reads what follows each."""
+        count = self.read_pickle()
+        if type(count) is not int or not 0 <= count <= self.end:
+            raise CorruptFileError(f"{self.source.name}: an impossible count")
+        for _ in range(count):
+            yield _check_fields(self.read_pickle(), 3)
 
 
 def read(source: ByteSource) -> Any:
-    """The tree in the file, lazily.
-
-    Raises:
-        TruncatedError: it ends within a pickle or a storage.
-        CorruptFileError: it contradicts itself.
-    """
+    """Read the tree, lazily."""
     with Together():
         return _read_tar(source) if is_tar(source) else _unpickle_alone(source)[0]
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
-    """The storages, which have no sums, and whether the file ends with the last of them."""
+    """List the storages, which have no checksums, and check that the file ends with the last one."""
     from statedict.tensor.checks import Problem, by_storage
 
     if is_tar(source):
@@ -131,27 +138,27 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
 
 def _unpickle_alone(source: ByteSource) -> tuple[Any, dict[Any, Storage], int]:
-    """The tree in a file, its storages by key, and where they end, behind which no archive may lie."""
+    """Return the tree, the storages by key and where they end; refuse an archive behind them."""
     tree, storages, _, end = unpickle(source)
     refuse_behind(source, end)
     return tree, storages, end
 
 
 def is_tar(source: ByteSource) -> bool:
-    """Whether it is the tar archive, not the stream."""
+    """Whether the file is the tar archive, not the stream."""
     return source.size > 262 and bytes(source.read(257, 5)) == b"ustar"
 
 
 def unpickle(
     source: ByteSource, constructors: Mapping[str, Any] = DATA, longest: int = _MAX_PICKLE
 ) -> tuple[Any, dict[Any, Storage], tuple[int, int], int]:
-    """The tree in a stream, its storages by key, where its pickle begins and ends, and where the file ends."""
+    """Return the tree in a stream, its storages by key, the range of its pickle, and where the file ends."""
     stream = _Stream(source, constructors=constructors, longest=longest)
-    if stream.pickle() != MAGIC:
+    if stream.read_pickle() != MAGIC:
         raise CorruptFileError(f"{source.name}: begins with a pickle that is not PyTorch's magic number")
-    if stream.pickle() != 1001:
+    if stream.read_pickle() != 1001:
         raise CorruptFileError(f"{source.name}: a legacy file of an unknown protocol")
-    system = stream.pickle()
+    system = stream.read_pickle()
     swap = isinstance(system, dict) and system.get("little_endian") is False
     storages: dict[Any, tuple[Storage, StorageType]] = {}
 
@@ -159,7 +166,7 @@ def unpickle(
         if type(identifier) is tuple and identifier[:1] in (("module",), (b"module",)) and len(identifier) > 1:
             return identifier[1]  # a class with its source text; the class is all that the tree refers to
         if type(identifier) is not tuple or len(identifier) != 6 or identifier[0] not in ("storage", b"storage"):
-            raise CorruptFileError("a persistent id that names no storage")
+            raise CorruptFileError("a persistent id that does not name a storage")
         _, kind, key, device, numel, view = identifier
         if type(key) not in (str, bytes) or type(numel) is not int or numel < 0 or storage_type(kind, 0, 0) is None:
             raise CorruptFileError("a storage that is described wrongly")
@@ -181,35 +188,24 @@ def unpickle(
         return TypedStorage(storage, kind.dtype, 0, numel)
 
     start = stream.position
-    tree = stream.pickle(persistent)
+    tree = stream.read_pickle(persistent)
     end = stream.position
-    keys = stream.pickle()
+    keys = stream.read_pickle()
     if type(keys) is not list:
         raise CorruptFileError(f"{source.name}: the list of storages is missing")
     for key in keys:
         if type(key) not in (str, bytes) or key not in storages:
             raise CorruptFileError(f"{source.name}: the list of storages names one that nothing refers to")
         storage, kind = storages[key]
-        _place(stream, storage, kind.dtype, f"storage {key}", swap)
+        stream.place_storage(storage, kind.dtype, f"storage {key}", swap)
     missing = storages.keys() - set(keys)
     if missing:
         raise CorruptFileError(f"{source.name}: storage {next(iter(missing))!r} is missing; save it again")
     return tree, {key: storage for key, (storage, _) in storages.items()}, (start, end), stream.position
 
 
-def _place(stream: _Stream, storage: Storage, kind: DType, what: str, swap: bool = False) -> None:
-    """Read a storage's number of elements and note where they are."""
-    itemsize = kind.itemsize
-    (numel,) = stream.numbers("q")
-    if numel < 0 or numel * itemsize < storage.nbytes:
-        raise CorruptFileError(f"{stream.source.name}: {what} has {numel:,} elements, its tensors need more")
-    storage.offset, storage.nbytes = stream.skip(numel * itemsize, what), numel * itemsize
-    if swap:
-        storage.source, storage.offset = swap_bytes(stream.source, storage.offset, storage.nbytes, kind), 0
-
-
 def _read_tar(source: ByteSource) -> Any:
-    members = _members(source)
+    members = _list_members(source)
     for name in _TAR:
         if name not in members:
             foreign = members and not members.keys() & {"sys_info", *_TAR}
@@ -218,27 +214,25 @@ def _read_tar(source: ByteSource) -> Any:
             raise kind(f"{source.name}: a tar archive without {name!r}, so torch.save did not write it; {remedy}")
     stream = _Stream(source, *members["storages"])
     storages: dict[Any, TypedStorage] = {}
-    for _ in range(_count(stream)):
-        key, device, kind = _fields(stream.pickle(), 3)
+    for key, device, kind in stream.read_entries():
         if type(kind) is not StorageType:
             raise CorruptFileError(f"{source.name}: storage {key!r} without a type")
         storage = Storage(source, 0, 0, str(device))
-        _place(stream, storage, kind.dtype, f"storage {key}")
+        stream.place_storage(storage, kind.dtype, f"storage {key}")
         storages[key] = TypedStorage(storage, kind.dtype)
-    for view in stream.pickle() or ():
-        key, root, shift, numel = _fields(view, 4)
+    for view in stream.read_pickle() or ():
+        key, root, shift, numel = _check_fields(view, 4)
         if root not in storages or type(shift) is not int or type(numel) is not int or min(shift, numel) < 0:
             raise CorruptFileError(f"{source.name}: the view {key!r} of a storage is described wrongly")
         storages[key] = TypedStorage(storages[root].storage, storages[root].dtype, shift, numel)
     stream = _Stream(source, *members["tensors"])
     tensors: dict[str, LazyTensor] = {}
-    for _ in range(_count(stream)):
-        key, root, _ = _fields(stream.pickle(), 3)
-        (ndim,) = stream.numbers("ixxxx")
+    for key, root, _ in stream.read_entries():
+        (ndim,) = stream.read_numbers("ixxxx")
         if not 0 <= ndim <= 64 or root not in storages:
             raise CorruptFileError(f"{source.name}: tensor {key!r} is described wrongly")
-        shape, strides = stream.numbers(f"{ndim}q"), stream.numbers(f"{ndim}q")
-        (offset,) = stream.numbers("q")
+        shape, strides = stream.read_numbers(f"{ndim}q"), stream.read_numbers(f"{ndim}q")
+        (offset,) = stream.read_numbers("q")
         typed = storages[root]
         tensors[str(key)] = tensor(typed.storage, typed.dtype, typed.place(offset), shape, strides)
 
@@ -250,24 +244,17 @@ def _read_tar(source: ByteSource) -> Any:
             raise CorruptFileError(f"tensor {key[:40]!r} is missing from the archive")
         return tensors[key]
 
-    return _Stream(source, *members["pickle"]).pickle(persistent)
+    return _Stream(source, *members["pickle"]).read_pickle(persistent)
 
 
-def _count(stream: _Stream) -> int:
-    count = stream.pickle()
-    if type(count) is not int or not 0 <= count <= stream.end:
-        raise CorruptFileError(f"{stream.source.name}: a count that is none")
-    return count
-
-
-def _fields(value: Any, count: int) -> Any:
+def _check_fields(value: Any, count: int) -> Any:
     if type(value) is not tuple or len(value) != count or any(isinstance(item, _CONTAINERS) for item in value):
         raise CorruptFileError("an index entry that is described wrongly")
     return value
 
 
-def _members(source: ByteSource) -> dict[str, tuple[int, int]]:
-    """Regular files in a tar archive: name → first byte and end."""
+def _list_members(source: ByteSource) -> dict[str, tuple[int, int]]:
+    """Map the name of each regular file in a tar archive to its first byte and its end."""
     members: dict[str, tuple[int, int]] = {}
     position = 0
     while position + 512 <= source.size:

@@ -92,7 +92,7 @@ def recognize(directory: str, inside: Mapping[str, Item], name: str) -> Checkpoi
         return None
     path, item = join(directory, name), inside[name]
     try:
-        places.inside(directory, name)
+        places.resolve_inside(directory, name)
     except FormatError as error:
         if step_of(name) is None or not (item.folder or name.endswith((_INDEX, *_SUFFIXES))):
             return None
@@ -114,7 +114,7 @@ def _read_folder(path: str, name: str) -> Checkpoint | None:
         return None
     damage: StateDictError | None = None
     try:
-        places.entry(path)
+        places.find_entry(path)
     except FormatError as error:
         if kind == "folder":
             return None
@@ -122,7 +122,7 @@ def _read_folder(path: str, name: str) -> Checkpoint | None:
     metrics: dict[str, float] = {}
     if kind == "transformers":
         try:
-            metrics = _read_log(places.inside(path, _TRAINER), step_of(name))
+            metrics = _read_log(places.resolve_inside(path, _TRAINER), step_of(name))
         except StateDictError as error:
             damage = damage or error
     nbytes, time = sum(item.size for item in files.values()), max(item.time for item in files.values())
