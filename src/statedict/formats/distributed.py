@@ -96,7 +96,6 @@ def _list_stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, An
 
 
 def _read_leaves(index: ByteSource, metadata: dict[str, Any]) -> dict[Any, Any]:
-    """Read the entries by name."""
     stored = list(_list_stored(metadata, index.name))
     files = places.open_files(places.get_folder(index), (file for _, _, file, _, _ in stored))
     lost = {file: source for file, source in files.items() if isinstance(source, FileError)}

@@ -135,7 +135,6 @@ def _tile(size: Shape, chunks: list[Box]) -> bool:
 
 
 def _are_apart(shape: Shape, boxes: list[Box]) -> bool:
-    """Whether no two chunks overlap."""
     held = [box for box in boxes if 0 not in box[1]]
     for axis in range(len(shape)):
         runs = sorted((begin[axis], begin[axis] + sizes[axis]) for begin, sizes in held)

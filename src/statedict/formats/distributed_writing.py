@@ -86,7 +86,7 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
     if left := [f"{name}.{key}" for name, held in noted for key in held or ()]:
         warnings.warn(left_out(left), stacklevel=2)
     chunks = _make_chunks(entries)
-    placed = _place(list(dict.fromkeys(chunks.values())), most)
+    placed = _place_in_files(list(dict.fromkeys(chunks.values())), most)
     index = _make_index(entries, chunks, template, getattr(root, "metadata", {}))
     writes: dict[str, Callable[[Sink], None]] = {name: partial(_write, held) for name, held in placed.items()}
     return writes | {".metadata": partial(put_bytes, index)}
@@ -102,7 +102,7 @@ def _follow(node: Any, keys: Keys, entries: Entries) -> Any:
         template = StateDict((key, _follow(value, (*keys, format_key(key)), entries)) for key, value in node.items())
         template._metadata = getattr(node, "_metadata", None)
         return template
-    if type(node) is list and not _is_entry(node):
+    if type(node) is list and not _is_single_entry(node):
         return [_follow(value, (*keys, index), entries) for index, value in enumerate(node)]
     _add(node, keys, entries)
     return True if isinstance(node, LazyTensor) and node.parameter else None
@@ -117,10 +117,9 @@ def _add(value: Any, keys: Keys, entries: Entries) -> None:
     entries[name] = keys, value
 
 
-def _is_entry(items: list[Any]) -> bool:
-    """Whether a list is a single entry."""
+def _is_single_entry(items: list[Any]) -> bool:
     return not any(
-        isinstance(item, dict | LazyTensor) or (type(item) is list and not _is_entry(item)) for item in items
+        isinstance(item, dict | LazyTensor) or (type(item) is list and not _is_single_entry(item)) for item in items
     )
 
 
@@ -161,8 +160,7 @@ def _make_chunks(entries: Entries) -> dict[str, Chunk]:
     return chunks
 
 
-def _place(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:
-    """Place the chunks in files."""
+def _place_in_files(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:
     sizes: dict[tuple[int, ...], int] = {}
     for chunk in chunks:
         lengths = (len(chunk.data), *(size for _, _, size in chunk.storages))

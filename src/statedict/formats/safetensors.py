@@ -140,7 +140,7 @@ def _make_tensors(source: ByteSource, header: dict[str, Any], start: int) -> dic
         storage = Storage(source, start + begin, end - begin)
         if kind is None:
             ranges.append((begin, end))
-            tensors[key] = _make_labelled(source, key, code, numel, tuple(shape), storage)
+            tensors[key] = _make_labelled(f"{source.name}: tensor {key!r}", code, numel, tuple(shape), storage)
             continue
         if kind.safetensors == "F4":  # its shape counts the halves of our bytes
             if not shape or shape[-1] % 2:
@@ -171,14 +171,12 @@ def _truncated_error(source: ByteSource, header: dict[str, Any], key: str, start
     )
 
 
-def _make_labelled(
-    source: ByteSource, key: str, code: Any, numel: int, shape: tuple[int, ...], storage: Storage
-) -> LazyTensor:
+def _make_labelled(where: str, code: Any, numel: int, shape: tuple[int, ...], storage: Storage) -> LazyTensor:
     """Make a tensor of a dtype from no table; blocks may share a scale, so its bits may not divide evenly."""
     if type(code) is not str or not (code.isascii() and code.isprintable()) or not 0 < len(code) <= MAX_NAME:
-        raise CorruptFileError(f"{source.name}: tensor {key!r} has the dtype {code!r:.100}, which is not a name")
+        raise CorruptFileError(f"{where} has the dtype {code!r:.100}, which is not a name")
     if not numel and storage.nbytes:
-        raise CorruptFileError(f"{source.name}: tensor {key!r} has no elements and {storage.nbytes:,} bytes")
+        raise CorruptFileError(f"{where} has no elements and {storage.nbytes:,} bytes")
     if numel and storage.nbytes * 8 % numel == 0 and storage.nbytes:
         return LazyTensor(labelled_dtype(code, storage.nbytes * 8 // numel, code), shape, storage)
     return Labelled(labelled_dtype(code, 0, code), shape, storage)
@@ -194,7 +192,7 @@ def write(tree: Any, sink: Sink) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
         places[name] = position, position + tensor.nbytes
         position += tensor.nbytes
-    raw = _describe(tensors, metadata, places)
+    raw = _encode_header(tensors, metadata, places)
     raw += b" " * (-(8 + len(raw)) % 64)
     if len(raw) > _MAX_HEADER:
         raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth")
@@ -234,7 +232,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
         metadata[_DIGESTS] = _reserve_digests(len(tensors))
     if not old_metadata and metadata == {"format": "pt"}:
         metadata = {}  # it would take room that may not be there
-    new = _describe(tensors, metadata, places)
+    new = _encode_header(tensors, metadata, places)
     if len(new) > len(raw):
         return None
     new += b" " * (len(raw) - len(new))
@@ -242,8 +240,9 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
     return 0, len(new).to_bytes(8, "little") + new
 
 
-def _describe(tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]) -> bytes:
-    """Encode the header."""
+def _encode_header(
+    tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]
+) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for name, tensor in tensors.items():
         shape = tensor.shape

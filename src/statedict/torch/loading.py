@@ -142,17 +142,15 @@ def _open_file(f: Any) -> tuple[ByteSource, int]:
     f.seek(0, os.SEEK_END)
     data = allocate(f.tell() - start)
     f.seek(start)
-    done = count = 0
-    while done < len(data):
+    done, count = 0, 1
+    while count and done < len(data):
         if hasattr(f, "readinto"):
             count = f.readinto(data[done:])
         else:
             piece = f.read(len(data) - done)
             count = len(piece)
             data[done : done + count] = piece
-        if not count:
-            break
-        done += count
+        done += count or 0
     f.seek(start)
     return BytesSource(data[:done], name), start
 
@@ -223,7 +221,6 @@ def _build(f: Any, start: int, found: _Found, given: _Location, mmap: bool, enco
 
 
 def _load_by_torch(f: Any, start: int, map_location: Any, mmap: bool) -> Any:
-    """Let `torch.load` build what our machine has read."""
     if not isinstance(f, str | os.PathLike):
         f.seek(start)
     device = "cpu" if map_location is None else map_location
@@ -236,7 +233,6 @@ def _load_by_torch(f: Any, start: int, map_location: Any, mmap: bool) -> Any:
 def _unpickle(
     found: _Found, storages: Mapping[Any, Any], place: Callable[[Any, str], Any], map_location: Any, encoding: str
 ) -> Any:
-    """Let PyTorch unpickle over these storages."""
     placed: dict[Any, Any] = {}
     made: dict[Any, Any] = {}
 

@@ -47,7 +47,7 @@ _INPUTS = "data/sample_inputs/"
 
 def read(source: ByteSource) -> StateDict:
     """Read the tree of the models, lazily."""
-    return _tree(read_directory(source), source.name)[0]
+    return _read_tree(read_directory(source), source.name)[0]
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
@@ -57,13 +57,13 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
     records = read_directory(source)
     yield from find_faults(source, records)
-    tree, places = _tree(records, source.name)
-    tensors = group_tensors(tree, lambda storage: places.get(storage, ""))
+    tree, places = _read_tree(records, source.name)
+    tensors = tensors_by_part(tree, places)
     for name, record in records.items():
         yield make_check(name, record, tuple(tensors.get(name, ())))
 
 
-def _tree(records: Records, where: str) -> tuple[StateDict, dict[Storage, str]]:
+def _read_tree(records: Records, where: str) -> tuple[StateDict, dict[Storage, str]]:
     """Return the tree, and the record of each storage."""
     root = next((name[: -len("archive_format")] for name in records if name.endswith("/archive_format")), None)
     if root is None:
@@ -87,7 +87,7 @@ def _tree(records: Records, where: str) -> tuple[StateDict, dict[Storage, str]]:
             entries = StateDict()
             for key, entry in config.items():
                 with together:
-                    entries[key] = _entry(records, made, folder, entry, f"{where}: {key!r:.80}")
+                    entries[key] = _read_entry(records, made, folder, entry, f"{where}: {key!r:.80}")
             if not part:
                 model.update(entries)
             elif entries:
@@ -109,7 +109,7 @@ def _check_stored(record: Record | Inflated) -> Record:
     return record
 
 
-def _entry(records: Records, made: dict[tuple[str, bool], Any], folder: str, entry: Any, where: str) -> Any:
+def _read_entry(records: Records, made: dict[tuple[str, bool], Any], folder: str, entry: Any, where: str) -> Any:
     """Make a tensor; `made` caches storages and the trees of torch.save's files by name."""
     try:
         name = folder + entry["path_name"]

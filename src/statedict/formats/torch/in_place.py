@@ -36,8 +36,8 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
     if not _can_be_appended_to(source, records, folder, old[folder + "data.pkl"]):
         return None
     tensors = {id(tensor): tensor for _, tensor in tensors_of(tree)}
-    regions = _regions(list(tensors.values()), source)
-    if regions is None or regions != _regions([tensor for _, tensor in tensors_of(before)], source):
+    regions = _find_regions(list(tensors.values()), source)
+    if regions is None or regions != _find_regions([tensor for _, tensor in tensors_of(before)], source):
         return None
     metadata = getattr(tree, "metadata", None)
     if metadata and folder + OURS not in records:
@@ -82,7 +82,7 @@ def _can_be_appended_to(source: ByteSource, records: Records, folder: str, entry
     )
 
 
-def _regions(tensors: list[LazyTensor], source: ByteSource) -> set[Region] | None:
+def _find_regions(tensors: list[LazyTensor], source: ByteSource) -> set[Region] | None:
     """List the bytes that tensors see; None if one lies elsewhere, or shares a record but not its storage."""
     found: set[Region] = set()
     storages: dict[str, object] = {}

@@ -52,8 +52,6 @@ _CONTAINERS = (tuple, list, dict, set, frozenset)  # none of which is a key
 
 
 class _Stream:
-    """Reads pickles and numbers one after the other."""
-
     def __init__(
         self,
         source: ByteSource,

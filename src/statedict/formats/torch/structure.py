@@ -109,7 +109,7 @@ def _compare_with_itself(source: ByteSource, records: Records, begin: int, kept:
     ordered: list[tuple[int, str, Header | None]] = []
     at = directory_at
     for name, entry in read_entries(source, records).items():
-        record = get_stored(records[name])
+        record = _get_stored(records[name])
         at += len(entry)
         header_at = record.entry.at
         local = read_local(source, header_at, record.entry.length)
@@ -126,7 +126,7 @@ def _compare_with_itself(source: ByteSource, records: Records, begin: int, kept:
     wide = _read_wide_end(source, count, directory_at, directory_size, end_at)
     for (_, name, local), (following, *_) in pairwise([*ordered, (directory_at, "", None)]):
         if local is not None:
-            yield from _check_after(source, name, local, get_stored(records[name]), records[name].size, following)
+            yield from _check_after(source, name, local, _get_stored(records[name]), records[name].size, following)
     yield from _check_surplus(source, begin, ordered[0][0] if ordered else directory_at, "before the first record")
     yield from _check_surplus(source, at, directory_end, "in the zip directory")
     yield from _check_surplus(source, directory_end + len(wide), end_at, "after the zip directory")
@@ -179,7 +179,7 @@ class Earlier:
     kept: dict[str, bytes]
 
 
-def get_stored(record: Record | Inflated) -> Record:
+def _get_stored(record: Record | Inflated) -> Record:
     """Return a record as it lies in the archive."""
     return record.packed if isinstance(record, Inflated) else record
 
@@ -222,7 +222,7 @@ def find_earlier(source: ByteSource, records: Records) -> list[Earlier]:
 
 
 def _find_previous(file: ByteSource, now: ByteSource, records: Records) -> Earlier | None:
-    start = get_stored(next(iter(records.values()))).entry.at if records else 0
+    start = _get_stored(next(iter(records.values()))).entry.at if records else 0
     # a directory below would be read again and again for archives one within the other
     if start <= END.size or find_end(now)[1] < start or bytes(file.read(start - END.size, 4)) != b"PK\5\6":
         return None
@@ -231,7 +231,7 @@ def _find_previous(file: ByteSource, now: ByteSource, records: Records) -> Earli
         older = read_directory(source)
     except FormatError:
         return None
-    kept = [name for name, record in records.items() if get_stored(record).entry.at < start]
+    kept = [name for name, record in records.items() if _get_stored(record).entry.at < start]
     if not older.keys() >= set(kept) or not all(map(is_index, older.keys() - set(kept))):
         return None
     before = read_entries(source, older)
