@@ -34,7 +34,7 @@ def take_apart(tree: Any) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     plan = _Plan()
     skeleton = encode(tree, plan.put)
     if plan.left_out:
-        warnings.warn(left_out(plan.left_out), stacklevel=2)
+        warnings.warn(left_out_note(plan.left_out), stacklevel=2)
     strings = getattr(tree, "metadata", {})
     for key, value in strings.items():
         if type(key) is not str or type(value) is not str or _SURROGATES.search(key + value):

@@ -85,7 +85,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     from dataclasses import replace
 
     from statedict.formats.torch.structure import find_earlier, find_faults, make_check
-    from statedict.tensor.checks import refusal, tensors_by_part
+    from statedict.tensor.checks import group_tensors, refusal
 
     records = read_records(source)
     folder, digests = "", list[str]()
@@ -96,7 +96,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         if OURS in held:
             _, digests = parse_our_record(held[OURS])
         tree, places = _read_tree(held)
-        tensors = tensors_by_part(tree, places, "data.pkl")
+        tensors = group_tensors(tree, lambda storage: places.get(storage, "data.pkl"))
     except FormatError as error:
         yield refusal(error, source.name)
     order = [name.removeprefix(folder) or name for name in records]

@@ -53,12 +53,12 @@ def read(source: ByteSource) -> StateDict:
 def checks(source: ByteSource) -> Iterator[Found]:
     """List every record with its CRC-32 and its tensors; check the archive's structure."""
     from statedict.formats.torch.structure import find_faults, make_check
-    from statedict.tensor.checks import tensors_by_part
+    from statedict.tensor.checks import group_tensors
 
     records = read_directory(source)
     yield from find_faults(source, records)
     tree, places = _read_tree(records, source.name)
-    tensors = tensors_by_part(tree, places)
+    tensors = group_tensors(tree, lambda storage: places.get(storage, ""))
     for name, record in records.items():
         yield make_check(name, record, tuple(tensors.get(name, ())))
 
