@@ -205,7 +205,7 @@ def test_a_trainer_s_state_that_is_a_link_is_not_followed(made: Path, at: At, tm
 def test_pins_and_the_lock_are_no_links(made: Path, at: At, tmp_path: Path) -> None:
     (tmp_path / "pins").write_text('{"pinned":[1]}')
     (made / "pins.json").symlink_to(tmp_path / "pins")
-    with pytest.raises(CorruptFileError, match=r"pins\.json: is no list of pinned steps; remove it"):
+    with pytest.raises(CorruptFileError, match=r"pins\.json: not a list of pinned steps; remove it"):
         prune(made, keep=1, dry_run=True)
     (made / "pins.json").unlink()
     (tmp_path / "diary").write_text("dear diary")
@@ -286,7 +286,7 @@ def test_a_document_that_is_no_json_of_ours_is_damaged(text: str, made: Path, at
     with pytest.warns(UserWarning, match="step 3 is passed over, it is damaged"):
         assert CheckpointManager(made).latest() == 2
     (made / "pins.json").write_text(text)
-    with pytest.raises(CorruptFileError, match=r"pins\.json: is no list of pinned steps"):
+    with pytest.raises(CorruptFileError, match=r"pins\.json: not a list of pinned steps"):
         prune(made, keep=1)
     (made / ".lock").write_text(text)
     (made / "checkpoint-7").mkdir()
@@ -302,7 +302,7 @@ def test_a_document_that_is_no_json_of_ours_is_damaged(text: str, made: Path, at
 )
 def test_pins_that_are_no_steps_are_damaged(pinned: Any, made: Path, at: At) -> None:
     (made / "pins.json").write_text(json.dumps({"pinned": pinned}))
-    with pytest.raises(CorruptFileError, match=r"pins\.json: is no list of pinned steps"):
+    with pytest.raises(CorruptFileError, match=r"pins\.json: not a list of pinned steps"):
         prune(made, keep=1, dry_run=True)
     use(made, at(0))
 

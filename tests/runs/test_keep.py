@@ -121,7 +121,7 @@ def test_pins_that_cannot_be_read_stop_the_pruning(run: Path, at: At) -> None:
         for step in range(3):
             manager.save(step, at(step))
     (run / "pins.json").write_text("{")
-    with pytest.raises(ValueError, match=r"pins\.json: is no list of pinned steps"):
+    with pytest.raises(ValueError, match=r"pins\.json: not a list of pinned steps"):
         CheckpointManager(run, keep=1).prune()
     assert CheckpointManager(run).steps() == [0, 1, 2]
 

@@ -256,7 +256,7 @@ def test_a_folder_that_another_named_by_a_step_is_listed_and_left_alone(tmp_path
     assert shown(tmp_path)[:2] == [(1, "1", "statedict", "committed"), (5, "5", "folder", "foreign")]
     assert (tmp_path / "6" / "checkpoint.pth").exists()
     manager = CheckpointManager(tmp_path, existing="continue", background=False)
-    with manager, pytest.raises(RunError, match="is no checkpoint of ours"):
+    with manager, pytest.raises(RunError, match="not a checkpoint of ours"):
         manager.save(7, {"w": numpy.ones(1)})
     assert (tmp_path / "7" / "notes.txt").read_text() == "precious"
 

@@ -502,7 +502,7 @@ def test_leftovers_are_never_chosen_and_are_cleaned_by_who_writes_next(run: Path
     with CheckpointManager(run, existing="continue") as manager:
         manager.save(5, at(5))  # in the place of one that was never committed
         manager.save(9, at(9))
-        with pytest.raises(RunError, match="is no checkpoint of ours and would be replaced"):
+        with pytest.raises(RunError, match="not a checkpoint of ours and would be replaced"):
             manager.wait()
         assert manager.steps() == [1, 2, 5]
     assert os.listdir(run / "9") == ["mine"]

@@ -127,7 +127,7 @@ def test_a_folder_of_the_users_own_that_is_named_by_a_step_is_not_replaced(run: 
         (run / "9" / name).write_text("mine")
     with (
         CheckpointManager(run, background=False) as manager,
-        pytest.raises(RunError, match="is no checkpoint of ours and would be replaced"),
+        pytest.raises(RunError, match="not a checkpoint of ours and would be replaced"),
     ):
         manager.save(9, {"w": numpy.ones(3)}, overwrite=True)
     assert [(run / "9" / name).read_text() for name in names] == ["mine"] * len(names)

@@ -241,5 +241,5 @@ def test_a_pinned_step_of_a_run_that_was_replaced_stays_and_is_never_the_newest(
 @pytest.mark.parametrize("text", ["", "[]", '{"steps": {"x": "00"}}', '{"by": "1", "steps": {}}', '{"steps": 3}'])
 def test_a_damaged_list_of_what_was_replaced_is_an_error_that_names_it(run: Path, text: str) -> None:
     (run / ".replaced.json").write_text(text)
-    with pytest.raises(CorruptFileError, match=r"\.replaced\.json: is no list of replaced steps"):
+    with pytest.raises(CorruptFileError, match=r"\.replaced\.json: not a list of replaced steps"):
         CheckpointManager(run).latest()

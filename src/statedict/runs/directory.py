@@ -194,7 +194,9 @@ class Directory:
         folder = self.folder(step)
         data, marker = (self._read(step, name) for name in (NAME, MARKER))
         if marker != digest(data):
-            raise CorruptFileError(f"{redact(join(folder, NAME))}: is not as committed; {MARKER} has another digest")
+            raise CorruptFileError(
+                f"{redact(join(folder, NAME))}: differs from what was committed; {MARKER} has another digest"
+            )
         found = decode(data, redact(join(folder, NAME)))
         if found.step != step:
             raise CorruptFileError(f"{redact(folder)}: its manifest is that of step {found.step}; rename the directory")
@@ -259,7 +261,7 @@ class Directory:
         for name, size in manifest.files.items():
             path = self.inner_path(self.name(step), name)
             if location(path).open().size != size:
-                raise CorruptFileError(f"{redact(path)}: has not the {size:,} bytes that were committed")
+                raise CorruptFileError(f"{redact(path)}: its size is not the {size:,} bytes that were committed")
         signature = self.place.signature(self.folder(step), manifest)
         if self._sound.get(step) == signature:
             return
@@ -342,7 +344,7 @@ class Directory:
         except MissingFileError:
             return set()
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(f"{name}: is no list of pinned steps; remove it and pin again") from error
+            raise CorruptFileError(f"{name}: not a list of pinned steps; remove it and pin again") from error
 
     def pin(self, steps: set[int]) -> None:
         """Set the steps that are never pruned."""

@@ -43,8 +43,8 @@ class CheckpointManager(Reader):
 
     Args:
         directory: a path or URL; made if missing.
-        keep: which checkpoints stay once a newer one is committed and verified: an int means `LatestN(int)`, a list
-            means any-of `LatestN`, `BestN`, `EveryNSteps`, `EveryNSeconds`, `CustomSteps`. None keeps all.
+        keep: which checkpoints stay once a newer one is committed and verified: a policy (`LatestN`, `BestN`,
+            `EveryNSteps`, `EveryNSeconds`, `CustomSteps`); an int means `LatestN(int)`, a list any-of, None all.
         save_every: when `save` saves: a number of steps, a `timedelta`, `EveryNSteps`, `EveryNSeconds`, `CustomSteps`,
             or a list of them. None saves at every call.
         format: `"safetensors"` or `"torch"`.
@@ -52,7 +52,7 @@ class CheckpointManager(Reader):
         in_flight: most copies at a time; each takes as much memory as a checkpoint.
         busy: what `save` does when there are as many: `"wait"`, or `"skip"` this one.
         verify: how `latest` checks a checkpoint: `"full"` by its digests; `"quick"` by its manifest, headers and
-            sizes; `"off"` not.
+            sizes; `"off"` by its manifest.
         existing: what the first `save` does if the directory has checkpoints and nothing was restored: `"error"`,
             `"continue"`, or `"replace"` them once the new one is committed. After a `restore`, `"replace"` removes
             those after the restored step. Pinned ones stay.

@@ -123,7 +123,7 @@ def decode(data: bytes, where: str) -> Manifest:
             )
         files = {name: parse_whole(size) for name, size in found["files"].items()}
         for name in files.keys() - {*DATA.values()}:
-            raise ValueError(f"{name!r:.80} is none of a checkpoint's files, {' and '.join(DATA.values())}")
+            raise ValueError(f"{name!r:.80} expected {' or '.join(DATA.values())}")
         return Manifest(
             parse_whole(found["step"]),
             _parse_time(found["time"]),
@@ -139,7 +139,7 @@ def decode(data: bytes, where: str) -> Manifest:
     except CorruptFileError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CorruptFileError(f"{where}: is no manifest of a checkpoint ({type(error).__name__}: {error})") from None
+        raise CorruptFileError(f"{where}: not the manifest of a checkpoint ({type(error).__name__}: {error})") from None
 
 
 def _parse_text(value: Any) -> str:
@@ -160,7 +160,7 @@ def _parse_time(text: str) -> float:
 def parse_whole(value: Any) -> int:
     """Check that a value of a document is a number of steps, bytes or elements."""
     if type(value) is not int or not 0 <= value < WHOLE:
-        raise ValueError(f"{value!r:.40} is no whole number")
+        raise ValueError(f"{value!r:.40} is not a whole number below 2**63")
     return value
 
 

@@ -122,7 +122,7 @@ class Disk(_Place):
             exists = os.path.lexists(folder)
             if not dry_run and exists and not _is_replaceable(folder):
                 raise RunError(
-                    f"{folder}: is no checkpoint of ours and would be replaced; move it away, or name another directory"
+                    f"{folder}: not a checkpoint of ours and would be replaced; move it away, or name another directory"
                 )
             self.untidy = True
             if not dry_run and not exists:

@@ -108,7 +108,7 @@ def _read(files: Directory) -> _Replaced | None:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(
-            f"{name}: is no list of replaced steps ({type(error).__name__}: {error}); remove it, and the steps "
+            f"{name}: not a list of replaced steps ({type(error).__name__}: {error}); remove it, and the steps "
             "of the run that was replaced"
         ) from None
 
