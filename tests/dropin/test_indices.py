@@ -132,7 +132,7 @@ WRONG: dict[str, tuple[Described, str]] = {
     "coo, of no rows": (coo([[0]], ONE, (0,), False), "indices of axis 0: expected 0 to -1, got 0"),
     "coo, falling": (coo([[1, 0]], TWO, (3,), True), "indices: expected ascending order, as they are coalesced"),
     "coo, twice": (coo([[1, 1], [0, 0]], TWO, (3, 3), True), "indices: expected ascending order"),
-    "coo, falling within a row": (coo([[0, 1, 1], [0, 2, 1]], torch.ones(3), (3, 3), True), "expected an ascending"),
+    "coo, falling within a row": (coo([[0, 1, 1], [0, 2, 1]], torch.ones(3), (3, 3), True), "expected ascending order"),
     "coo, fewer values": (coo([[1, 2]], ONE, (3,), False), r"values: expected one for each of 2 indices, got .*\(1,\)"),
     "coo, other dense sizes": (coo([[1]], torch.ones(1, 4), (3, 5), False), r"size: expected 1 sizes and then \(4,\)"),
     "coo, of floats": (coo([[1.0]], ONE, (3,), False), "indices: expected int64 or int32, got float32"),
@@ -196,7 +196,7 @@ for layout in LAYOUTS:
             ("wrong in the second batch", [[0, 1, 1, 2]] * 2, [[0, 1], [0, 2]], values(2, 2), (2, *wide),
              f"{inner}: expected 0 to 1, got 2"),
             ("unsorted in the second batch", [[0, 2, 2, 2]] * 2, [[0, 1], [1, 0]], values(2, 2), (2, *wide),
-             f"{inner}: expected an ascending"),
+             f"{inner}: expected ascending order"),
         )
     }  # fmt: skip
     WRONG[f"{layout}, of floats"] = (
