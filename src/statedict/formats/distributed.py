@@ -27,8 +27,8 @@ from statedict.formats.distributed_tensors import OURS, REMEDY, Tensors, format_
 from statedict.formats.kinds import check_part, read_part
 from statedict.io.source import Slice
 from statedict.pickles.budget import RECORDS, Together
-from statedict.pickles.keys import Keys
 from statedict.pickles.machine import load
+from statedict.pickles.objects import Keys
 from statedict.pickles.tables import DATA
 from statedict.tensor.arrays import format_boxes
 from statedict.tensor.lazy import LazyTensor

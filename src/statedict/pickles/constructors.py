@@ -9,8 +9,7 @@ from statedict.dtypes import BY_NAME, BY_STORAGE, DType, is_torch_dtype, is_torc
 from statedict.errors import CorruptFileError, FormatError
 from statedict.io.source import BytesSource
 from statedict.pickles.budget import DICT, OBJECT
-from statedict.pickles.keys import Keys
-from statedict.pickles.objects import Global, table
+from statedict.pickles.objects import Global, Keys, table
 from statedict.tensor.arrays import MAX_DIMS, find_shape_fault
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage

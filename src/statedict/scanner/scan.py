@@ -22,29 +22,10 @@ from statedict.io.tar import is_tar
 from statedict.pickles.constructors import StorageType
 from statedict.pickles.tables import DATA
 from statedict.reports.scan import OPAQUE, WORST_FIRST, Finding, ScanReport
-from statedict.scanner.archives import (
-    SEARCH,
-    look_into_archive,
-    look_into_gap,
-    look_into_member,
-    look_into_packed,
-    look_into_tar,
-)
+from statedict.scanner import archives, recognize
 from statedict.scanner.containers import EXPECTED, TENSOR, WHOLE, Budget, Part, find_compression, local_member
 from statedict.scanner.globals import Walk, walk
 from statedict.scanner.names import NESTED, OBJECTS, GlobalRef
-from statedict.scanner.recognize import (
-    ALLOWED,
-    GLANCE,
-    IDENTIFIERS,
-    OPCODE,
-    PATIENCE,
-    PICKLE,
-    STRONG,
-    cost_of,
-    find_beginnings,
-    is_pickle,
-)
 from statedict.scanner.verdicts import grade
 
 TYPE_CHECKING = False
@@ -126,7 +107,7 @@ class Scan:
         if len(self.found) >= MAX_FINDINGS:
             raise LimitError(f"has more than {MAX_FINDINGS:,} findings")
         count = max(ref.count, 1)  # what no opcode names stands once
-        verdict, why = grade(ref, ALLOWED)
+        verdict, why = grade(ref, recognize.ALLOWED)
         self.found[key] = Finding(label, ref.offset, ref.module, ref.name, verdict, why, ref.called, count)
 
     def add_unread(self, label: str, what: str, why: str, offset: int = 0) -> None:
@@ -148,15 +129,15 @@ class Scan:
         if part.depth > _MAX_DEPTH:
             self.add_unread(part.label, "something", f"nested over {_MAX_DEPTH} levels deep")
             return
-        archive = look_into_archive(self, part, head)
+        archive = archives.look_into_archive(self, part, head)
         array, codec = head[:6] == b"\x93NUMPY", find_compression(head)
         if array:
             self._look_into_array(part, head)
         if is_tar(head):
-            look_into_tar(self, part)
+            archives.look_into_tar(self, part)
             archive = True
         if codec:
-            look_into_packed(self, part, codec, role="" if part.role == WHOLE else part.role)
+            archives.look_into_packed(self, part, codec, role="" if part.role == WHOLE else part.role)
         if not (archive or array or codec):
             self.follow(part)
         elif head[:1] == b"P":
@@ -173,11 +154,11 @@ class Scan:
         line, newline, _ = part.read(0, _FIRST_LINE).partition(b"\n")
         if not newline or not line.isascii():
             return
-        found = walk(part.read, fuel=self.budget.left // OPCODE, patience=GLANCE)
-        self.budget.spend(cost_of(found))
+        found = walk(part.read, fuel=self.budget.left // recognize.OPCODE, patience=recognize.GLANCE)
+        self.budget.spend(recognize.cost_of(found))
         known = {(finding.module, finding.name) for finding in self.found.values()}
         for ref in found.globals:
-            plausible = IDENTIFIERS.fullmatch(f"{ref.module}.{ref.name}")  # else it is bytes of a record
+            plausible = recognize.IDENTIFIERS.fullmatch(f"{ref.module}.{ref.name}")  # else it is bytes of a record
             if plausible and (ref.module, ref.name) not in known:
                 self.add(part.label, ref)
 
@@ -193,7 +174,7 @@ class Scan:
             width = int(plain[1]) * (4 if b"U" in plain[0].split(b"'")[3] else 1)
             end = length + width * math.prod(int(count) for count in plain[2].split(b",") if count.strip())
             if end < part.size:
-                look_into_gap(self, part, end, part.size)
+                archives.look_into_gap(self, part, end, part.size)
 
     def follow(self, part: Part, at: int = 0, *, gap: bool = False) -> None:
         """Read pickles one after the other, and search what is between and behind them."""
@@ -270,13 +251,13 @@ class Scan:
     def search_through(self, part: Part, begin: int, end: int, *, listed: bool = True) -> None:
         """Find what is hidden in bytes of no known form; `listed` says that records have a directory."""
         done = begin
-        for base in range(begin, end, SEARCH - _OVERLAP):
-            data = part.read(base, min(SEARCH, end - base))
-            for start in find_beginnings(data, done - base):
+        for base in range(begin, end, archives.SEARCH - _OVERLAP):
+            data = part.read(base, min(archives.SEARCH, end - base))
+            for start in recognize.find_beginnings(data, done - base):
                 place = base + start
                 if place < done:
                     continue
-                self.budget.spend(PICKLE)
+                self.budget.spend(recognize.PICKLE)
                 if not data.startswith(b"PK\3\4", start):
                     found = self._pickle(part.cut(0, end), place, hidden=True)
                     done = done if found is None else found.end
@@ -285,23 +266,23 @@ class Scan:
                 if inner is not None:
                     if listed:
                         self.add_damage(part.label_of(inner.name), "stands in no directory of a zip archive")
-                    look_into_member(self, part, inner)
+                    archives.look_into_member(self, part, inner)
                     honest = part.read(inner.end, 2) == b"PK"  # else what it spans may hide another
                     done = max(place + 4, inner.end if honest else inner.start)
 
     def _pickle(self, part: Part, at: int, *, hidden: bool = False, torch: bool = False) -> Walk | None:
         """Walk over the pickle at an offset, if there is one, and record what it names."""
         tensor = part.role == TENSOR
-        sure = not tensor and STRONG.match(part.read(at, 2)) is not None
-        patience = GLANCE if tensor else 1 << 62 if sure or part.role else PATIENCE
+        sure = not tensor and recognize.STRONG.match(part.read(at, 2)) is not None
+        patience = recognize.GLANCE if tensor else 1 << 62 if sure or part.role else recognize.PATIENCE
 
         def nested(begin: int, length: int, decode: Any) -> None:
             self._look_into_constant(
                 part.cut(begin, begin + length).inner(f"bytes at {begin:,}"), length, decode, begin
             )
 
-        found = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // OPCODE, patience=patience)
-        known = is_pickle(found, part, sure and not hidden)
+        found = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // recognize.OPCODE, patience=patience)
+        known = recognize.is_pickle(found, part, sure and not hidden)
         if known:
             self.pickles += 1
             for ref in found.globals:
@@ -312,9 +293,9 @@ class Scan:
             if found.problem and not hidden:
                 text = f"the pickle at byte {at:,} breaks off at byte {found.end:,}: {found.problem}"
                 self.add_damage(part.label, text)
-        elif found.problem and found.opcodes > PATIENCE and not tensor:
+        elif found.problem and found.opcodes > recognize.PATIENCE and not tensor:
             self.add_unread(part.label, "something that begins as a pickle", "it goes on without naming anything", at)
-        self.budget.spend(cost_of(found))
+        self.budget.spend(recognize.cost_of(found))
         return found if known else None
 
     def _look_into_constant(self, part: Part, length: int, decode: Any, at: int) -> None:
