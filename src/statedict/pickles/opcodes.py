@@ -63,7 +63,7 @@ def as_text(raw: bytes) -> str | bytes:
         return raw
 
 
-def _differs(raw: bytes, what: str) -> CorruptFileError:
+def _spelling_error(raw: bytes, what: str) -> CorruptFileError:
     return CorruptFileError(f"{what} spelled {raw[:40]!r}, which Python's unpicklers read differently or not at all")
 
 
@@ -71,7 +71,7 @@ def _unquote(raw: bytes) -> str | bytes:
     if len(raw) < 2 or raw[0] != raw[-1] or raw[0] not in b"\"'":
         raise CorruptFileError("a string without its quotes")
     if not _ESCAPED.fullmatch(raw, 1, len(raw) - 1):
-        raise _differs(raw, "a string")
+        raise _spelling_error(raw, "a string")
     import codecs
 
     return as_text(codecs.escape_decode(raw[1:-1])[0])
@@ -81,13 +81,13 @@ def _decimal(raw: bytes) -> int:
     if raw.isdigit() and raw[0] != 0x30:  # most of them, fast
         return int(raw)
     if not _INTEGER.fullmatch(raw):
-        raise _differs(raw, "a number")
+        raise _spelling_error(raw, "a number")
     return int(raw)
 
 
 def _index(raw: bytes) -> int:
     if not raw.isdigit() or (raw[0] == 0x30 and len(raw) > 1):
-        raise _differs(raw, "a memo index")
+        raise _spelling_error(raw, "a memo index")
     if len(raw) > 10 or (index := int(raw)) >= _MAX_INDEX:
         raise CorruptFileError(f"a memo index of {len(raw)} digits")
     return index
@@ -95,7 +95,7 @@ def _index(raw: bytes) -> int:
 
 def _float(raw: bytes) -> float:
     if not _FLOAT.fullmatch(raw) or (math.isinf(value := float(raw)) and b"inf" not in raw):
-        raise _differs(raw, "a number")
+        raise _spelling_error(raw, "a number")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Goes through the parts of a file, and records what the pickles among them name.
+"""Goes through the parts of a file, and records the globals that the pickles among them name.
 
 The first bytes say what a part is. A zip archive is taken apart by its directory and by its local headers, a stream of
 pickles one by one, a file of PyTorch before 1.6 by the sizes of its storages. The rest is searched for PROTO, for
