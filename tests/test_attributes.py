@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import subprocess
 import sys
@@ -35,6 +37,13 @@ DATA: dict[str, Any] = {
     "$name": "a name that the skeleton has for itself",
 }
 LOADED = {**DATA, "shape_of_whole": (4, 6), "kind": statedict.dtype("bfloat16"), "home": "cuda:1"}
+JSON = {
+    **LOADED,
+    "shape_of_whole": {"$size": [4, 6]},
+    "kind": {"$dtype": "bfloat16"},
+    "home": {"$device": "cuda:1"},
+    "groups": ["a", {"b": {"$tuple": [1, 2.5]}}],
+}
 FORMATS = ["x.pth", "x.safetensors"]
 
 
@@ -148,8 +157,29 @@ def test_show_says_what_a_tensor_carries() -> None:
     state = {"w": noted(nn.Parameter(torch.ones(2)), {"lr_scale": 0.5, "hook": print})}
     text = statedict.inspect(state).root.children[0][1].note
     assert ".lr_scale = 0.5" in text
-    assert ".hook is no data" in text
+    assert ".hook is not data" in text
     assert "lr_scale, hook" in as_lazy(state["w"])._repr_html_()
+
+
+def test_the_json_of_inspect_has_the_attributes(tmp_path: Path) -> None:
+    statedict.save(tree(), tmp_path / "x.pth")
+    record = json.loads(json.dumps(statedict.inspect(tmp_path / "x.pth").to_json(), allow_nan=False))
+    assert {tensor["name"]: tensor["attributes"] for tensor in record["tensors"]} == {
+        "w": JSON,
+        "frozen": {"lr_scale": 2},
+        "tied": JSON,
+        "buffer": {"persistent": True, "_is_buffer": True},
+        "young": {"tag": "x"},
+        "plain": None,
+    }
+
+
+def test_the_json_of_inspect_has_a_text_for_an_attribute_that_is_not_data() -> None:
+    (tensor,) = statedict.inspect({"w": noted(torch.ones(2), {"hook": print, "scale": math.inf})}).to_json()["tensors"]
+    assert tensor["attributes"] == {
+        "hook": "Opaque('builtins.builtin_function_or_method')",
+        "scale": {"$float": "inf"},
+    }
 
 
 def test_attributes_that_the_compiler_sets_are_none_of_ours(tmp_path: Path) -> None:

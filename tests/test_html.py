@@ -19,11 +19,10 @@ from statedict.render import html
 from statedict.render.html import ROWS, histogram, page, table, text
 from statedict.reports.diff import TensorDiff
 from statedict.reports.edit import Change, EditReport
-from statedict.reports.figures import Histogram
 from statedict.reports.restore import Entry, RestoreReport
 from statedict.reports.runs import Pruned, RunVerified
 from statedict.reports.scan import Finding, ScanReport
-from statedict.reports.stats import GroupStats
+from statedict.reports.stats import GroupStats, Histogram
 from statedict.reports.verify import Nonfinite, VerifyReport
 from statedict.tensor.checks import Problem
 

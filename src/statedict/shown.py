@@ -1,4 +1,4 @@
-"""How an object shows itself in a notebook and at a prompt.
+"""How an object shows itself in a notebook and at a prompt, and what it is as JSON.
 
 The views are in `statedict.render`, above the objects; `statedict/__init__.py` connects them by `use`.
 """
@@ -20,6 +20,29 @@ def use(load: Callable[[], Any]) -> None:
     _load = load
 
 
+def to_record(value: Any) -> dict[str, Any]:
+    """The JSON of a dataclass, field by field, and of all that it holds; a number that is not finite is null."""
+    from dataclasses import fields
+
+    return {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
+
+
+def _to_json(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if hasattr(value, "__dataclass_fields__"):
+        return to_record(value)
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, float):
+        from math import isfinite
+
+        return value if isfinite(value) else None
+    return value
+
+
 class Viewed:
     """An object with an HTML view in notebooks."""
 
@@ -33,6 +56,10 @@ class Shown(Viewed):
     """A report: its HTML view in notebooks, and at a prompt the first lines of its text."""
 
     __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ready for `json.dumps`."""
+        return to_record(self)
 
     def __str__(self) -> str:
         return str(_load().text(self))

@@ -143,6 +143,12 @@ def test_objects_in_keys_and_sets_are_named() -> None:
     assert found.at("by.lab.Color('red')") is state["by"][red]
 
 
+def test_objects_in_sets_are_text_in_json() -> None:
+    summary = statedict.inspect({"both": {Opaque("lab.Color", ("red",))}, "list": [1, 2.5, float("nan")]})
+    values = json.loads(json.dumps(summary.to_json(), allow_nan=False))["values"]
+    assert values == {"both": "{Opaque('lab.Color')}", "list.0": 1, "list.1": 2.5, "list.2": {"$float": "nan"}}
+
+
 def test_a_path_is_opened_as_load_opens_it() -> None:
     assert statedict.inspect("examples/checkpoint.pth") == statedict.inspect(statedict.load("examples/checkpoint.pth"))
     with pytest.raises(statedict.errors.MissingFileError):

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from statedict.dtypes import BY_NAME, DType
 from statedict.io.source import BytesSource
-from statedict.ops.diff.compare import compare
-from statedict.ops.diff.measure import Rule, Tally
+from statedict.ops.diff.compare import Rule, Tally, compare
 from statedict.reports.diff import Measures
 from statedict.tensor.lazy import LazyTensor, Storage
 

@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 import statedict
 from statedict import alter
 from statedict.dtypes import BY_NAME
+from statedict.ops.jobs import whole_elements
 from statedict.ops.stats import figures as measuring
-from statedict.reports.figures import Figures, combine
+from statedict.ops.stats.figures import combine
+from statedict.reports.stats import Figures
 
 HALVES = {"complex32": "f2", "bcomplex32": BY_NAME["bfloat16"].numpy, "complex64": "f4", "complex128": "f8"}
-KINDS = [kind for kind in BY_NAME.values() if measuring.computable(kind)]
+KINDS = [kind for kind in BY_NAME.values() if measuring.is_computable(kind)]
 CLOSE = 1e-12  # of the largest magnitude
 
 
@@ -144,7 +146,7 @@ def test_the_figures_are_those_of_numpy(content: tuple[statedict.DType, bytes]) 
 def test_it_does_not_matter_where_blocks_end(content: tuple[statedict.DType, bytes], size: int) -> None:
     kind, data = content
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    agrees(measuring.of_blocks(kind, iter(pieces)), data, kind)
+    agrees(measuring.compute_figures(kind, whole_elements(iter(pieces), kind.itemsize)), data, kind)
 
 
 @given(contents(), st.lists(st.integers(0, 600), max_size=6))
@@ -152,7 +154,7 @@ def test_parts_combine_to_the_whole(content: tuple[statedict.DType, bytes], cuts
     kind, data = content
     places = sorted({0, len(data), *(min(cut * kind.itemsize, len(data)) for cut in cuts)})
     parts = [
-        measuring.of_blocks(kind, [data[start:stop]])
+        measuring.compute_figures(kind, [data[start:stop]])
         for start, stop in zip(places, [*places[1:], len(data)], strict=True)
     ]
     agrees(combine(parts), data, kind)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 import statedict
-from statedict.reports.verify import VerifyReport
+from statedict.reports.verify import Nonfinite, VerifyReport
 from statedict.tensor.checks import Problem
 
 from .test_verify import FLAT, changed, written
@@ -110,6 +110,19 @@ def test_a_bomb_of_zeros_is_unpacked_in_pieces(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 0x55
     path.write_bytes(data)
     assert "data/0: " in str(statedict.verify(path))
+
+
+def test_nan_is_counted_in_a_deflated_record_whose_pieces_end_within_elements(tmp_path: Path) -> None:
+    values = numpy.random.default_rng(0).standard_normal(700_001).astype("f4")
+    values[[5, 600_000]] = numpy.nan
+    statedict.save({"w": values}, tmp_path / "x.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pth") as old,
+        zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert statedict.verify(tmp_path / "y.pth", values=True).nonfinite == (Nonfinite("w", 700_001, 2, 0),)
 
 
 def test_views_without_end_are_not_counted_without_end(tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def diff(
     >>> found.changed[0].change.verdict, found.changed[0].change.adapter
     ('low-rank', 2)
     """
+    from statedict.ops.diff.compare import Rule
     from statedict.ops.diff.differ import compare_trees
-    from statedict.ops.diff.measure import Rule
 
     if deep and names_only:
         raise ValueError("names_only reads no tensor, and deep takes their numbers; ask for one of them")

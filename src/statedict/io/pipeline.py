@@ -294,22 +294,29 @@ def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, mem
     if stream is not None and (start, size) == (0, source.size):  # what is unpacked is not kept
         yield from stream(BLOCK)
         return
-    memory = source.view() if source.in_memory else None
     most = PIECE if source.remote else BLOCK
-    if memory is None and len(getattr(_THREAD, "block", b"")) < most:
-        _THREAD.block = allocate(most)
-    file, ahead = (None, 0) if memory is not None else locate_file(source)
     for at in range(start, start + size, most):
         check_wanted()
-        length = min(most, start + size - at)
-        if memory is not None:
-            block = memory[at : at + length]
-        else:
-            block = _THREAD.block[:length]
-            # the file itself where there is one: its checks, at the first block, cost as much as reading half a block
-            if file is None or at == start or os.preadv(file, [block], ahead + at) != length:
-                source.readinto(at, block)
-        yield at, block
+        yield at, read_block(source, at, min(most, start + size - at), at > start)
+
+
+def read_block(source: ByteSource, at: int, size: int, again: bool, side: int = 0) -> memoryview:
+    """Up to `PIECE` bytes: where they lie in memory, or in this thread's block for the side, 0 or 1.
+
+    `again` says that the caller has read from the source before.
+    """
+    memory = source.view() if source.in_memory else None
+    if memory is not None:
+        return memory[at : at + size]
+    held: dict[int, memoryview] = _THREAD.__dict__.setdefault("blocks", {})
+    if side not in held or len(held[side]) < size:
+        held[side] = allocate(max(size, BLOCK))
+    block = held[side][:size]
+    file, ahead = locate_file(source)
+    # the file itself where there is one: its checks, at the first block, cost as much as reading half a block
+    if file is None or not again or os.preadv(file, [block], ahead + at) != size:
+        source.readinto(at, block)
+    return block
 
 
 def locate_file(source: Any) -> tuple[int | None, int]:

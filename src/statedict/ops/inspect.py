@@ -8,16 +8,18 @@ from typing import Any
 
 from statedict.collector import Paused
 from statedict.ops.optimizers import optimizers
-from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, marked
+from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, mark_inferred
 from statedict.tensor.arrays import format_boxes
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
 from statedict.tree.layout import is_optimizer
 from statedict.tree.walk import free_name, label, nest, walk
-from statedict.values import Opaque, shorten
+from statedict.values import Opaque, abbreviate, shorten
 
 _SHORT = 60
+
+_Rows = list[tuple[str, Node]]
 
 
 def is_model(node: Any) -> bool:
@@ -80,12 +82,12 @@ class _Builder:
             return self.optimizer(value, path)
         if isinstance(value, dict) and type(value) is not Counter:
             role = "parameter" if role == "tensor" and is_model(value) else role
-            return _group(self.children(value.items(), path, role, parameter), marked(parameter, self.inferred))
+            return _group(self.children(value.items(), path, role, parameter), mark_inferred(parameter, self.inferred))
         if isinstance(value, Opaque):
             if id(value) in self.objects:
                 return Node(note=f"the object of {value.name} that holds it")
             self.objects.add(id(value))
-            self.opaque[value.name] = self.opaque.get(value.name, 0) + 1
+            self.count(value)
             children = self.children(value.children(), path, role, parameter)
             self.objects.discard(id(value))
             return _group(children, f"object of {value.name}")
@@ -101,15 +103,12 @@ class _Builder:
 
     def children(self, items: Iterable[tuple[Any, Any]], path: str, role: str, parameter: str | None) -> _Rows:
         dot = path + "." if path else ""
-        return nest(
-            [(key, self.node(key, value, dot + key, role, parameter)) for key, value in map(self.named, items)], _group
-        )
-
-    def named(self, item: tuple[Any, Any]) -> tuple[str, Any]:
-        """The entry with what its key is called."""
-        key, value = item
-        self.count(key)
-        return label(key), value
+        rows: _Rows = []
+        for key, value in items:
+            self.count(key)
+            name = label(key)
+            rows.append((name, self.node(name, value, dot + name, role, parameter)))
+        return nest(rows, _group)
 
     def count(self, key: Any) -> None:
         """Count the objects in a key or a set."""
@@ -120,21 +119,29 @@ class _Builder:
                 self.count(item)
 
     def tensor(self, key: str, tensor: LazyTensor, path: str, role: str, parameter: str | None) -> Node:
-        elements, nbytes = tensor.numel(), tensor.nbytes
-        tied = self.regions.setdefault(tensor.region, path)
         if role == "parameter" and key.rpartition(".")[2] in BUFFERS:
             role = "buffer"
-        first = None if tied == path else tied
-        name = free_name(path, self.tensors)
-        guess = parameter is not None and self.inferred
-        info = TensorInfo(name, tensor.dtype.name, tuple(tensor.shape), elements, nbytes, role, parameter, guess, first)
-        self.tensors[name] = info
-        total = Total(1, elements, nbytes) if first is None else Total(1)
+        first = self.regions.setdefault(tensor.region, path)
+        tied = None if first == path else first
+        info = TensorInfo(
+            path=free_name(path, self.tensors),
+            dtype=tensor.dtype.name,
+            shape=tuple(tensor.shape),
+            elements=tensor.numel(),
+            nbytes=tensor.nbytes,
+            role=role,
+            parameter=parameter,
+            inferred=parameter is not None and self.inferred,
+            tied=tied,
+            attributes=tensor.attributes,
+        )
+        self.tensors[info.path] = info
+        total = Total(1, info.elements, info.nbytes) if tied is None else Total(1)
         self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
         self.lazy.append(tensor)
-        there = f"only {format_boxes(tensor.present_boxes)}" if tensor.present_boxes is not None else ""
-        noted = _noted(tensor.attributes) if tensor.attributes else ""
-        return Node(info, note=" ".join(filter(None, (f"= {tied}" if first else "", there, noted))), total=total)
+        part = f"only {format_boxes(tensor.present_boxes)}" if tensor.present_boxes is not None else ""
+        notes = (f"= {tied}" if tied is not None else "", part, _note_attributes(tensor.attributes or {}))
+        return Node(info, note=" ".join(filter(None, notes)), total=total)
 
     def optimizer(self, value: Any, path: str) -> Node:
         found = self.optimizers.get(path, Optimizer(path))
@@ -154,9 +161,6 @@ class _Builder:
         return _group(rows, "optimizer")
 
 
-_Rows = list[tuple[str, Node]]
-
-
 def _group(rows: _Rows, note: str = "") -> Node:
     tensors = elements = nbytes = 0
     for _, row in rows:
@@ -166,8 +170,8 @@ def _group(rows: _Rows, note: str = "") -> Node:
     return Node(note=note, children=tuple(rows), total=Total(tensors, elements, nbytes))
 
 
-def _noted(attributes: dict[Any, Any]) -> str:
-    """The attributes of a tensor, those that are no data marked."""
+def _note_attributes(attributes: dict[Any, Any]) -> str:
     data = data_of(attributes)
-    rows = [f".{n} = {shorten(repr(v), _SHORT)}" if n in data else f".{n} is no data" for n, v in attributes.items()]
-    return ", ".join(rows[:3]) + f" and {len(rows) - 3:,} more" * (len(rows) > 3)
+    return abbreviate(
+        [f".{n} = {shorten(repr(v), _SHORT)}" if n in data else f".{n} is not data" for n, v in attributes.items()]
+    )

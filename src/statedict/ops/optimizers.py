@@ -1,4 +1,4 @@
-"""What the optimizers in a checkpoint say: whose state is whose, their groups, and the seeds of trouble."""
+"""The optimizers in a checkpoint: whose state is whose, their groups and troubles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> li
     >>> found.path, found.model, found.names[0], found.inferred, found.groups[0][1]["lr"], found.troubles
     ('optimizer_state', 'model_state', 'conv1.weight', True, 0.001, {})
     """
-    if not _has_one(tree):
+    if not _has_optimizer(tree):
         return []
     if is_optimizer(tree):
         return [_describe("", tree, None, item)]
@@ -43,17 +43,23 @@ def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> li
 def owners(found: Iterable[Optimizer], paths: Iterable[str]) -> dict[str, tuple[Optimizer, Any]]:
     """Path of a tensor that an optimizer keeps for a parameter → the optimizer, and the key of the parameter."""
     entries = {f"{one.path}.state.".removeprefix(".") + label(key): (one, key) for one in found for key in one.keys}
-    kept: dict[str, tuple[Optimizer, Any]] = {}
+    owned: dict[str, tuple[Optimizer, Any]] = {}
     for path in paths if entries else ():
         above = path
-        while above and path not in kept:
+        while above and path not in owned:
             above = above.rpartition(".")[0]
             if above in entries:
-                kept[path] = entries[above]
-    return kept
+                owned[path] = entries[above]
+    return owned
 
 
-def _has_one(tree: Any) -> bool:
+def names_by_key(groups: Any, names: Iterable[Any]) -> dict[Any, str]:
+    """Key of each parameter → its name, of names group by group."""
+    pairs = zip(groups, names, strict=True)
+    return {key: name for group, some in pairs for key, name in zip(group["params"], some, strict=True)}
+
+
+def _has_optimizer(tree: Any) -> bool:
     pending, seen = [tree], set[int]()
     while pending:
         node = pending.pop()
@@ -73,34 +79,32 @@ def _describe(path: str, state: Any, layout: Layout | None, item: Callable[[Lazy
     if not all(type(key) in (int, str) for group in groups for key in group["params"]):
         return Optimizer(path, keys=keys, groups=settings)
     found = find_model(state, layout) if layout is not None else None
-    own = _by_key(groups)
-    names, model = own, None
+    stored = names_of(groups)
+    names, model = names_by_key(groups, stored) if stored else {}, None
     if found is not None:
         model, paths = found
         names = {key: name.removeprefix(f"{model}." if model else "") for key, name in paths.items()}
-    troubles = dict(_troubles(state, names, item))
-    return Optimizer(path, model, keys, names, bool(names) and not own, settings, troubles)
+    troubles = dict(_find_troubles(state, names, item))
+    return Optimizer(path, model, keys, names, bool(names) and not stored, settings, troubles)
 
 
-def _by_key(groups: Any) -> dict[Any, str]:
-    """The names that the state itself has."""
-    pairs = zip(groups, names_of(groups) or (), strict=False)
-    return {key: name for group, names in pairs for key, name in zip(group["params"], names, strict=True)}
-
-
-def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], Any] | None) -> Iterator[tuple[str, str]]:
+def _find_troubles(
+    state: Any, names: dict[Any, str], item: Callable[[LazyTensor], Any] | None
+) -> Iterator[tuple[str, str]]:
     held = state["state"]
     known = dict.fromkeys(key for group in state["param_groups"] for key in group["params"])
 
-    def said(keys: list[Any]) -> str:
+    def name(keys: list[Any]) -> str:
         return abbreviate([names.get(key, label(key)) for key in keys])
 
     without = [key for key in known if key not in held]
-    if without and len(without) < len(known) and not _of_all(held):
-        yield "missing state", f"{count(len(without), 'parameter')} of {len(known):,} without state: {said(without)}"
+    # torch.optim.LBFGS keeps one entry for all parameters together
+    shared = len(held) == 1 and any(isinstance(entry, dict) and "func_evals" in entry for entry in held.values())
+    if without and len(without) < len(known) and not shared:
+        yield "missing state", f"{count(len(without), 'parameter')} of {len(known):,} without state: {name(without)}"
     stale = [key for key in held if type(key) is int and key not in known]
     if stale:
-        yield "stale state", f"stale state of {count(len(stale), 'parameter')} in no group: {said(stale)}"
+        yield "stale state", f"stale state of {count(len(stale), 'parameter')} in no group: {name(stale)}"
     steps: dict[Any, list[Any]] = {}
     for key, entries in held.items():
         step = entries.get("step") if isinstance(entries, dict) else None
@@ -112,9 +116,4 @@ def _troubles(state: Any, names: dict[Any, str], item: Callable[[LazyTensor], An
     if len(steps) > 1:
         usual = max(steps, key=lambda number: len(steps[number]))
         other = [key for number, keys in steps.items() if number != usual for key in keys]
-        yield "steps", f"{count(len(other), 'parameter')} not at step {usual:,.0f} as the others: {said(other)}"
-
-
-def _of_all(held: Any) -> bool:
-    """Whether one entry is kept for all parameters together, as by `torch.optim.LBFGS`."""
-    return len(held) == 1 and any(isinstance(entry, dict) and "func_evals" in entry for entry in held.values())
+        yield "steps", f"{count(len(other), 'parameter')} not at step {usual:,.0f} as the others: {name(other)}"

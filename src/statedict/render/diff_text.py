@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from statedict.ops.diff.rank import FULL, LOW_RANK, ROUNDING, SMALL
 from statedict.render.text import limit_lines, shape, table
 from statedict.reports import diff as kinds
-from statedict.reports.diff import Diff, LowRank, Measures, TensorDiff, ValueDiff
+from statedict.reports.diff import (
+    FULL,
+    ROUNDING,
+    SMALL,
+    VERDICTS,
+    Diff,
+    LowRank,
+    Measures,
+    TensorDiff,
+    ValueDiff,
+)
 from statedict.values import count, same_value, shorten
 
 LIMIT = 20
 _LONGEST = 60
-_VERDICTS = (FULL, LOW_RANK, ROUNDING, SMALL)
 _RANKS = ("", "rows×columns", "effective rank", "top 1", "top 8", "adapter", "method")
 _NO_ADAPTER = {ROUNDING: "rounding?", SMALL: "small"}
 
@@ -141,7 +149,7 @@ def _ranks(diff: Diff, limit: int | None) -> Iterator[str]:
     if not found:
         yield "no changed matrix"
         return
-    found.sort(key=lambda item: (_VERDICTS.index(item[1].verdict), -(item[1].adapter or 0), -item[1].effective_rank))
+    found.sort(key=lambda item: (VERDICTS.index(item[1].verdict), -(item[1].adapter or 0), -item[1].effective_rank))
     yield rank_summary([change for _, change in found])
     yield "rank of the change"
     rows = [_RANKS, *((path, *_rank_cells(change)) for path, change in found[:limit])]

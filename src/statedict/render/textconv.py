@@ -18,7 +18,7 @@ from statedict.ops.diff.entries import Entries, match_optimizers
 from statedict.ops.diff.match import digests
 from statedict.ops.stats.survey import survey
 from statedict.reports.stats import TensorStats
-from statedict.reports.summary import marked
+from statedict.reports.summary import mark_inferred
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
@@ -78,10 +78,10 @@ def _short(text: str) -> str:
 def _members(entries: Entries) -> Iterator[tuple[str, str]]:
     """The parameters of each group that have names."""
     for path in entries.optimizers:
-        names, inferred = entries.named(path)
+        names, inferred = entries.find_names(path)
         dot = path + "." if path else ""
         for number, group in enumerate(names or ()):
-            yield from ((f"{dot}param_groups.{number}.params", marked(name, inferred)) for name in group)
+            yield from ((f"{dot}param_groups.{number}.params", mark_inferred(name, inferred)) for name in group)
 
 
 def _place(line: tuple[str, str]) -> str:

@@ -12,7 +12,7 @@ from statedict.errors import FormatError
 from statedict.ops.inspect import state_dicts
 from statedict.render.text import number, printable, shape, table
 from statedict.reports.stats import GroupStats, StatsReport, TensorStats
-from statedict.reports.summary import Node, Optimizer, Summary, Total, marked
+from statedict.reports.summary import Node, Optimizer, Summary, Total, mark_inferred
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.layout import is_optimizer
 from statedict.tree.state_dict import StateDict, transform
@@ -145,7 +145,7 @@ def _stats_rows(report: StatsReport, depth: int | None) -> Iterator[tuple[str, .
 def _tensor_row(tensor: TensorStats) -> tuple[str, ...]:
     figures = _figures(tensor) if tensor.computed else ("",) * 7
     notes = [f"= {printable(tensor.tied)}"] if tensor.tied else []
-    notes += [printable(marked(tensor.parameter, tensor.inferred))] if tensor.parameter else []
+    notes += [printable(mark_inferred(tensor.parameter, tensor.inferred))] if tensor.parameter else []
     name = shorten(printable(tensor.name), _NAME)
     return name, tensor.dtype, shape(tensor.shape), *figures[:-1], "  ".join([figures[-1], *notes])
 

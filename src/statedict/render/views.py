@@ -13,12 +13,11 @@ from statedict.render.text import number, shape
 from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff
 from statedict.reports.edit import EditReport
-from statedict.reports.figures import Figures
 from statedict.reports.restore import Entry, RestoreReport
 from statedict.reports.runs import Bisection, Blame, Pruned, RunVerified
 from statedict.reports.scan import ScanReport
-from statedict.reports.stats import Flag, GroupStats, StatsReport, TensorStats
-from statedict.reports.summary import Node, Optimizer, Summary, marked
+from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
+from statedict.reports.summary import Node, Optimizer, Summary, mark_inferred
 from statedict.reports.verify import VerifyReport
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
@@ -145,7 +144,7 @@ def _tensor_cells(one: TensorStats) -> tuple[Any, ...]:
         figures = *_figures(one)[:-1], f"= {one.tied}"
     else:
         figures = _figures(one) if one.computed else (*(None,) * len(_FIGURES), "not computed")
-    return one.name, one.dtype, shape(one.shape), *figures, marked(one.parameter, one.inferred)
+    return one.name, one.dtype, shape(one.shape), *figures, mark_inferred(one.parameter, one.inferred)
 
 
 def _card(one: TensorStats | GroupStats) -> Safe:

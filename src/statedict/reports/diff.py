@@ -4,60 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from statedict.errors import UnsupportedError
-from statedict.shown import Shown, Viewed
+from statedict.reports.summary import value_to_json
+from statedict.shown import Shown, Viewed, to_record
 from statedict.tree.walk import matches
-from statedict.values import to_json
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """How far two tensors are apart. Numbers that are not finite are counted, and left out of all other measures.
-
-    Attributes:
-        elements: how many there are.
-        changed: how many of them differ.
-        nonfinite: how many of those that differ are NaN or infinite on either side.
-        max_abs: the largest difference.
-        relative: the norm of the difference, divided by the norm of the first tensor.
-        cosine: of the angle between the two; None where one of them is zero.
-    """
+    """How far two tensors are apart. Numbers that are not finite are counted and excluded from everything else."""
 
     elements: int
-    changed: int
-    nonfinite: int
-    max_abs: float | int
-    relative: float
-    cosine: float | None
+    changed: int  # how many of them differ
+    nonfinite: int  # how many of those that differ are NaN or infinite on either side
+    max_abs: float | int  # the largest difference
+    relative: float  # the norm of the difference, divided by the norm of the first tensor
+    cosine: float | None  # of the angle between the two; None if one of them is zero
 
     @property
     def share(self) -> float:
-        """How large a part of the elements differs, from 0 to 1."""
+        """The part of the elements that differs, from 0 to 1."""
         return self.changed / self.elements if self.elements else 0.0
 
     @property
     def beyond(self) -> bool:
-        """Whether nothing finite stands against anything finite and differs, so that there is nothing to measure."""
+        """Whether every difference involves NaN or infinity, so that no distance can be measured."""
         return 0 < self.changed == self.nonfinite
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON; what is infinite is null."""
-        found = asdict(self) | {"share": self.share}
-        return {key: None if type(v) is float and not math.isfinite(v) else v for key, v in found.items()}
+        """All fields, and the share, ready for `json.dumps`."""
+        return to_record(self) | {"share": self.share}
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A prefix in the place of another.
-
-    Attributes:
-        before: in the first state, empty for none.
-        after: in the second one.
-        count: how many tensors it moves.
-    """
+    """A prefix that replaces another one: `before` in the first state, `after` in the second, for `count` tensors."""
 
     before: str
     after: str
@@ -67,7 +51,7 @@ class Moved:
         return " → ".join(f"{prefix}.*" if prefix else "*" for prefix in (self.before, self.after))
 
     def __call__(self, path: str) -> str | None:
-        """The path that one of the first state has in the second; None where the prefix is another."""
+        """The path in the second state of a path in the first; None if it has another prefix."""
         if self.before and not path.startswith(self.before + "."):
             return None
         rest = path[len(self.before) + 1 :] if self.before else path
@@ -76,155 +60,114 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The change of one matrix.
+    """The rank of the change of one matrix."""
 
-    Attributes:
-        rows: the first dimension.
-        columns: all others together.
-        verdict: `low-rank`: an adapter of rank `adapter` and rounding explain it; `full`: none does that was looked
-            for; `rounding`: most of it may be rounding, so that its rank cannot be told; `small`: the matrix has no
-            room for an adapter.
-        adapter: the smallest rank of an adapter that explains it; None where the verdict is another.
-        rank: how many singular values stand out of what rounding makes; at least so many where `bounded`.
-        effective_rank: of those, exp(H(σ / Σσ)), H Shannon's entropy (Roy and Vetterli, EUSIPCO 2007); at most this
-            where `bounded`.
-        stable_rank: the energy divided by that of the first direction.
-        top: shares of the energy in the first 1, 4, 8, … directions.
-        rounding: the share of the energy that rounding is expected to make; above 1 where the change is less than that.
-        method: `svd`, `gram` or `randomized, 64 directions`.
-        bounded: whether more directions stand out than were looked for.
-        nonfinite: numbers that are not finite in the change, and left out.
-    """
-
-    rows: int
-    columns: int
+    rows: int  # the first dimension
+    columns: int  # all others together
+    # `low-rank`: an adapter of rank `adapter` and rounding explain the change; `full`: no adapter that was tried
+    # does; `rounding`: most of it may be rounding, so that its rank is unknown; `small`: the matrix has no room for
+    # an adapter
     verdict: str
-    adapter: int | None
-    rank: int
+    adapter: int | None  # the smallest rank of an adapter that explains it; None for other verdicts
+    rank: int  # how many singular values stand out of the rounding; at least so many if `bounded`
+    # of those, exp(H(σ / Σσ)), H Shannon's entropy (Roy and Vetterli, EUSIPCO 2007); at most this if `bounded`
     effective_rank: float
-    stable_rank: float
-    top: tuple[tuple[int, float], ...]
+    stable_rank: float  # the energy divided by that of the first direction
+    top: tuple[tuple[int, float], ...]  # shares of the energy in the first 1, 4, 8, … directions
+    # the share of the energy that rounding is expected to make; above 1 if the change is less than that
     rounding: float
-    method: str
-    bounded: bool = False
-    nonfinite: int = 0
+    method: str  # `svd`, `gram` or `randomized, 64 directions`
+    bounded: bool = False  # whether more directions stand out than were computed
+    nonfinite: int = 0  # how many numbers of the change are not finite, and excluded
 
     def share(self, directions: int) -> float:
-        """The share of the energy in the first directions; of fewer ones where these were not looked for."""
+        """The share of the energy in the first directions, as far as they were computed."""
         return max((share for count, share in self.top if count <= directions), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON; what is infinite is null."""
-        record = asdict(self)
-        return (
-            {"matrix": [record.pop("rows"), record.pop("columns")]}
-            | record
-            | {
-                "top": {str(count): share for count, share in self.top},
-                "rounding": self.rounding if math.isfinite(self.rounding) else None,
-            }
-        )
+        """All fields, ready for `json.dumps`."""
+        record = to_record(self)
+        matrix = {"matrix": [record.pop("rows"), record.pop("columns")]}
+        return matrix | record | {"top": {str(count): share for count, share in self.top}}
 
 
 IDENTICAL, CLOSE, CHANGED, RETYPED, RESHAPED, RENAMED, ADDED, REMOVED = KINDS_OF_CHANGE = (
     "identical", "close", "changed", "retyped", "reshaped", "renamed", "added", "removed",
 )  # fmt: skip
+FULL, LOW_RANK, ROUNDING, SMALL = VERDICTS = "full", "low-rank", "rounding", "small"  # of changes
+_KEYS = ("relative", "max_abs", "share", "cosine", "path")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff(Viewed):
-    """What became of one tensor.
+    """What became of one tensor."""
 
-    Attributes:
-        kind: `identical`, `close` (within the tolerance), `changed`, `retyped`, `reshaped`, `renamed`, `added` or
-            `removed`.
-        before: its path in the first state; None if it was added.
-        after: its path in the second one; None if it was removed. A moved tensor has another one than `before`.
-        dtypes: in the first and in the second state.
-        shapes: likewise.
-        measures: how far they are apart, where that was looked at.
-        equal: whether the values are equal, for one that is retyped or reshaped; None where it was not looked at.
-        same_as: for an added one, a tensor of the first state that has the same bytes, where that proves nothing.
-        passed: whether it counts as no difference.
-        change: the rank of the change, for a changed matrix, where that was asked for.
-    """
-
+    # `identical`, `close` (within the tolerance), `changed`, `retyped`, `reshaped`, `renamed`, `added` or `removed`
     kind: str
-    before: str | None
-    after: str | None
-    dtypes: tuple[str | None, str | None]
+    before: str | None  # its path in the first state; None if it was added
+    after: str | None  # its path in the second one; None if it was removed
+    dtypes: tuple[str | None, str | None]  # in the first and in the second state
     shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
-    measures: Measures | None = None
+    measures: Measures | None = None  # how far the two are apart, if measured
+    # for a retyped or reshaped tensor whether the values are equal; None if they were not compared
     equal: bool | None = None
+    # for an added one, a tensor of the first state with the same bytes, if that does not prove a renaming
     same_as: str | None = None
-    passed: bool = False
-    change: LowRank | None = None
+    passed: bool = False  # whether it counts as no difference
+    change: LowRank | None = None  # the rank of the change, for a changed matrix, on request
 
     @property
     def path(self) -> str:
-        """Where it is now, or was if it is no more."""
+        """Its path in the second state; in the first one if it was removed."""
         return str(self.before if self.after is None else self.after)
 
     @property
     def relative(self) -> float:
-        """The norm of the difference by that of the first one; 0.0 where it was not measured."""
+        """The norm of the difference, divided by the norm of the first tensor; 0.0 if not measured."""
         return 0.0 if self.measures is None else self.measures.relative
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON."""
-        found: dict[str, Any] = {"name": self.path}
+        """All fields that are known, ready for `json.dumps`."""
+        record: dict[str, Any] = {"name": self.path}
         if self.before != self.after and None not in (self.before, self.after):
-            found["before"] = self.before
+            record["before"] = self.before
         for name, (one, other) in (("dtype", self.dtypes), ("shape", self.shapes)):
-            found[name] = [one, other] if one != other and None not in (one, other) else other if one is None else one
+            record[name] = [one, other] if one != other and None not in (one, other) else other if one is None else one
         if self.measures is not None:
-            found |= self.measures.to_json()
-        found |= {k: v for k, v in (("equal", self.equal), ("same_as", self.same_as)) if v is not None}
-        if self.change is not None:
-            found["change"] = self.change.to_json()
-        return found
+            record |= self.measures.to_json()
+        record |= {k: v for k, v in (("equal", self.equal), ("same_as", self.same_as)) if v is not None}
+        return record if self.change is None else record | {"change": self.change.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
 class ValueDiff:
-    """What became of one value that is no tensor.
+    """What became of one value that is not a tensor."""
 
-    Attributes:
-        kind: `changed`, `added` or `removed`.
-        path: its path.
-        before: the value in the first state; None if it was added.
-        after: the value in the second one; None if it was removed.
-    """
-
-    kind: str
+    kind: str  # `changed`, `added` or `removed`
     path: str
-    before: Any = None
-    after: Any = None
+    before: Any = None  # the value in the first state; None if it was added
+    after: Any = None  # the value in the second one; None if it was removed
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON."""
-        found: dict[str, Any] = {"path": self.path}
-        if self.kind != ADDED:
-            found["before"] = _json(self.before)
-        if self.kind != REMOVED:
-            found["after"] = _json(self.after)
-        return found
+        """The path and the values that exist, ready for `json.dumps`."""
+        before = {} if self.kind == ADDED else {"before": value_to_json(self.before)}
+        after = {} if self.kind == REMOVED else {"after": value_to_json(self.after)}
+        return {"path": self.path} | before | after
+
+
+class _OfKind:
+    """The tensors of one kind, as a property of a Diff."""
+
+    def __init__(self, kind: str, doc: str) -> None:
+        self.kind, self.__doc__ = kind, doc
+
+    def __get__(self, report: Diff, _: type) -> tuple[TensorDiff, ...]:
+        return tuple(tensor for tensor in report.tensors if tensor.kind == self.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Diff(Shown):
     """How two states differ.
-
-    Attributes:
-        a: what the first one is called.
-        b: what the second one is called.
-        tensors: every tensor of either, in the order of the second state, then those that were removed.
-        values: every value that differs.
-        equal_values: how many values are equal.
-        moved: prefixes that stand in the place of others; the tensors themselves may be identical.
-        notes: what deserves a word and is no difference.
-        names_only: whether only names, dtypes, shapes and values were compared; `identical` means no more than that.
-        deep: whether the rank of each change was looked at.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
@@ -237,15 +180,25 @@ class Diff(Shown):
       fc4.bias  float32  10
     """
 
-    a: str
-    b: str
+    a: str  # the name of the first one
+    b: str  # the name of the second one
+    # every tensor of either, in the order of the second state, then those that were removed
     tensors: tuple[TensorDiff, ...]
-    values: tuple[ValueDiff, ...] = ()
-    equal_values: int = 0
-    moved: tuple[Moved, ...] = ()
-    notes: tuple[str, ...] = ()
+    values: tuple[ValueDiff, ...] = ()  # every value that differs
+    equal_values: int = 0  # how many values are equal
+    moved: tuple[Moved, ...] = ()  # prefixes that replace others; the tensors themselves may be identical
+    notes: tuple[str, ...] = ()  # remarks that are no difference
+    # whether only names, dtypes, shapes and values were compared; `identical` means no more than that
     names_only: bool = False
-    deep: bool = False
+    deep: bool = False  # whether the ranks of changes were computed
+
+    close = _OfKind(CLOSE, "Tensors that differ within the tolerance.")
+    changed = _OfKind(CHANGED, "Tensors of the same dtype and shape with other values.")
+    retyped = _OfKind(RETYPED, "Tensors of another dtype.")
+    reshaped = _OfKind(RESHAPED, "Tensors of another shape.")
+    renamed = _OfKind(RENAMED, "Tensors whose bytes are under another name.")
+    added = _OfKind(ADDED, "Tensors that only the second state has.")
+    removed = _OfKind(REMOVED, "Tensors that only the first state has.")
 
     @property
     def same(self) -> bool:
@@ -256,44 +209,6 @@ class Diff(Shown):
     def identical(self) -> int:
         """How many tensors are identical, those that moved with a prefix included."""
         return sum(tensor.kind == IDENTICAL for tensor in self.tensors)
-
-    @property
-    def close(self) -> tuple[TensorDiff, ...]:
-        """Tensors that differ within the tolerance."""
-        return self._of(CLOSE)
-
-    @property
-    def changed(self) -> tuple[TensorDiff, ...]:
-        """Tensors of the same dtype and shape with other values."""
-        return self._of(CHANGED)
-
-    @property
-    def retyped(self) -> tuple[TensorDiff, ...]:
-        """Tensors of another dtype."""
-        return self._of(RETYPED)
-
-    @property
-    def reshaped(self) -> tuple[TensorDiff, ...]:
-        """Tensors of another shape."""
-        return self._of(RESHAPED)
-
-    @property
-    def renamed(self) -> tuple[TensorDiff, ...]:
-        """Tensors whose bytes are under another name."""
-        return self._of(RENAMED)
-
-    @property
-    def added(self) -> tuple[TensorDiff, ...]:
-        """Tensors that the second state alone has."""
-        return self._of(ADDED)
-
-    @property
-    def removed(self) -> tuple[TensorDiff, ...]:
-        """Tensors that the first state alone has."""
-        return self._of(REMOVED)
-
-    def _of(self, kind: str) -> tuple[TensorDiff, ...]:
-        return tuple(tensor for tensor in self.tensors if tensor.kind == kind)
 
     def __iter__(self) -> Iterator[TensorDiff]:
         return iter(self.tensors)
@@ -312,14 +227,13 @@ class Diff(Shown):
         Args:
             kinds: `"changed"`, `"renamed"`, …; all by default.
             only: globs over paths, for values too.
-            where: says of a tensor whether it stays.
+            where: a predicate of a tensor.
 
         Raises:
-            ValueError: there is no such kind.
+            ValueError: an unknown kind.
         """
         for kind in kinds:
-            if kind not in KINDS_OF_CHANGE:
-                raise ValueError(f"{kind!r}: is none of {', '.join(KINDS_OF_CHANGE)}")
+            _check_word(kind, KINDS_OF_CHANGE)
         globs = None if only is None else (only,) if isinstance(only, str) else tuple(only)
         tensors = tuple(
             tensor
@@ -341,16 +255,19 @@ class Diff(Shown):
             reverse: the largest first.
 
         Raises:
-            ValueError: there is no such key.
+            ValueError: an unknown key.
         """
         if isinstance(key, str):
-            if key not in ("relative", "max_abs", "share", "cosine", "path"):
-                raise ValueError(f"{key!r}: is none of relative, max_abs, share, cosine, path")
-            key = _by(key)
+            _check_word(key, _KEYS)
+            key = partial(_sort_value, key)
         return replace(self, tensors=tuple(sorted(self.tensors, key=key, reverse=reverse)))
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON; a number that is not finite is null or a string."""
+        """All fields, ready for `json.dumps`; a number that is not finite is null or a string."""
+
+        def of_kinds(items: Iterable[TensorDiff | ValueDiff], *kinds: str) -> dict[str, Any]:
+            return {kind: [item.to_json() for item in items if item.kind == kind] for kind in kinds}
+
         return {
             "a": self.a,
             "b": self.b,
@@ -358,40 +275,26 @@ class Diff(Shown):
             "names_only": self.names_only,
             "deep": self.deep,
             "identical": self.identical,
-            **{kind: [t.to_json() for t in self._of(kind)] for kind in (CLOSE, CHANGED, RETYPED, RESHAPED)},
+            **of_kinds(self.tensors, CLOSE, CHANGED, RETYPED, RESHAPED),
             "renamed": [[tensor.before, tensor.after] for tensor in self.renamed],
-            "moved": [{"before": rule.before, "after": rule.after, "count": rule.count} for rule in self.moved],
-            **{kind: [t.to_json() for t in self._of(kind)] for kind in (ADDED, REMOVED)},
-            "values": {
-                "identical": self.equal_values,
-                **{kind: [v.to_json() for v in self.values if v.kind == kind] for kind in (CHANGED, ADDED, REMOVED)},
-            },
+            "moved": [to_record(rule) for rule in self.moved],
+            **of_kinds(self.tensors, ADDED, REMOVED),
+            "values": {"identical": self.equal_values, **of_kinds(self.values, CHANGED, ADDED, REMOVED)},
             "notes": list(self.notes),
         }
 
 
-def _by(name: str) -> Callable[[TensorDiff], Any]:
-    def key(tensor: TensorDiff) -> Any:
-        if name == "path":
-            return tensor.path
-        if tensor.measures is None:
-            return -math.inf
-        if tensor.measures.nonfinite and name in ("relative", "max_abs"):
-            return math.inf  # what became NaN, or was, changed most
-        found = getattr(tensor.measures, name)
-        return -math.inf if found is None else found
-
-    return key
+def _check_word(word: str, allowed: tuple[str, ...]) -> None:
+    if word not in allowed:
+        raise ValueError(f"unknown {word!r}; expected one of {', '.join(allowed)}")
 
 
-def _json(value: Any) -> Any:
-    """A value as JSON; one that has none, such as an Opaque, as its text."""
-    if type(value) in (list, tuple):
-        items = [_json(item) for item in value]
-        return items if type(value) is list else {"$tuple": items}
-    if type(value) is dict:
-        return {str(key): _json(item) for key, item in value.items()}
-    try:
-        return to_json(value)
-    except UnsupportedError:
-        return repr(value)
+def _sort_value(name: str, tensor: TensorDiff) -> Any:
+    if name == "path":
+        return tensor.path
+    if tensor.measures is None:
+        return -math.inf
+    if tensor.measures.nonfinite and name in ("relative", "max_abs"):
+        return math.inf  # a tensor that became NaN, or was, changed most
+    value = getattr(tensor.measures, name)
+    return -math.inf if value is None else value

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from statedict.shown import Shown
+from statedict.shown import Shown, to_record
 
 RESTORED = ("restored", "renamed", "cast", "reshaped", "tied", "untied", "overridden", "differs", "made")
 
@@ -29,7 +29,7 @@ class Entry:
             differs         restored, but at odds with another part of the tree
 
             In `problems` also `shape`, `dtype`, `kind`, `tie`, `groups`, `version` and others, by what is wrong.
-        detail: why, or what changed; empty where nothing is to be said.
+        detail: why, or what changed; may be empty.
     """
 
     path: str
@@ -41,23 +41,15 @@ class Entry:
 class RestoreReport(Shown):
     """What `restore` did with every entry, or with `dry_run` would do.
 
-    `str(report)` is a summary, `entries` and `to_json()` have all of it.
-
-    Attributes:
-        entries: what becomes of each entry.
-        problems: what forbids it; only after a dry run, for otherwise they are an error.
-        written: whether it was done.
-        notes: how names were read: prefixes and wrappers that were set aside, rules, versions.
-        hints: what to do about the problems, ready to copy.
-        step: which checkpoint of a run it was.
+    `str(report)` is a summary; `entries` and `to_json()` list every entry.
     """
 
-    entries: tuple[Entry, ...]
-    problems: tuple[Entry, ...] = ()
-    written: bool = True
-    notes: tuple[str, ...] = ()
-    hints: tuple[str, ...] = ()
-    step: int | None = None
+    entries: tuple[Entry, ...]  # what becomes of each entry
+    problems: tuple[Entry, ...] = ()  # what forbids it; only after a dry run, for otherwise they are an error
+    written: bool = True  # whether it was done
+    notes: tuple[str, ...] = ()  # how names were read: prefixes and wrappers that were set aside, rules, versions
+    hints: tuple[str, ...] = ()  # how to fix the problems, ready to copy
+    step: int | None = None  # the step of the checkpoint, if it is one of a run
 
     def counts(self) -> dict[str, int]:
         """Entries by action."""
@@ -68,13 +60,5 @@ class RestoreReport(Shown):
         return [entry.path for entry in (*self.entries, *self.problems) if entry.action == action]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON."""
-        return {
-            "written": self.written,
-            "step": self.step,
-            "notes": list(self.notes),
-            "hints": list(self.hints),
-            "counts": self.counts(),
-            "entries": [asdict(entry) for entry in self.entries],
-            "problems": [asdict(entry) for entry in self.problems],
-        }
+        """All fields, and the counts, ready for `json.dumps`."""
+        return {"written": self.written, "step": self.step, "counts": self.counts()} | to_record(self)

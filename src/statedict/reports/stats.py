@@ -2,44 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import PathError
-from statedict.reports.figures import Figures
 from statedict.reports.summary import Optimizer
-from statedict.shown import Shown, Viewed
+from statedict.shown import Shown, Viewed, to_record
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many finite elements that are not 0 lie between powers of two."""
+
+    exponent: int = 0  # that of the first bin
+    negative: tuple[int, ...] = ()  # entry i counts what is in (-2 ** (exponent + i + 1), -2 ** (exponent + i)]
+    positive: tuple[int, ...] = ()  # entry i counts what is in [2 ** (exponent + i), 2 ** (exponent + i + 1))
+
+    def counts(self, zeros: int = 0, octaves: int = 4) -> list[int]:
+        """The largest octaves below 0, from the outermost; all that is closer to 0; the largest octaves above it.
+
+        >>> Histogram(0, (1, 2), (4, 8)).counts(zeros=3, octaves=1)
+        [2, 8, 8]
+        """
+        counts = [0] * (2 * octaves + 1)
+        for side, sign in ((self.negative, -1), (self.positive, 1)):
+            for index, count in enumerate(side):
+                counts[octaves + sign * max(octaves - (len(side) - 1 - index), 0)] += count
+        counts[octaves] += zeros
+        return counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Statistics of some elements. NaN and infinities are counted and excluded from everything else."""
+
+    elements: int = 0
+    finite: int = 0  # how many are finite
+    # the smallest and the largest; of the modulus of complex numbers. None if no element is finite.
+    min: float | None = None
+    max: float | None = None
+    mean: float | complex | None = None  # complex if an element is
+    deviation: float | None = None  # the standard deviation of the population; `std` is that of a sample
+    zeros: int = 0  # how many are 0
+    nan: int = 0  # how many are NaN, or infinite
+    inf: int = 0
+    denormal: int = 0  # how many are closer to 0 than the dtype's smallest normal number, and not 0
+    edge: int = 0  # how many are as large as the dtype allows
+    histogram: Histogram = Histogram()  # by powers of two; of the modulus of complex numbers
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation of a sample, as `torch.Tensor.std`; None for less than two finite elements."""
+        if self.deviation is None or self.finite < 2:
+            return None
+        return self.deviation * math.sqrt(self.finite / (self.finite - 1))
+
+    @property
+    def rms(self) -> float | None:
+        """The root mean square."""
+        if self.mean is None or self.deviation is None:
+            return None
+        return math.hypot(self.mean.real, self.mean.imag, self.deviation)
+
+    @property
+    def l2(self) -> float | None:
+        """The root of the sum of squares; infinite beyond float64."""
+        rms = self.rms
+        return None if rms is None else rms * math.sqrt(self.finite)
+
+    def record(self) -> dict[str, Any]:
+        """The figures, ready for `json.dumps`: a complex number as [re, im], a number beyond float64 as `"inf"`."""
+        names = ("elements", "min", "max", "mean", "std", "l2", "zeros", "nan", "inf", "denormal", "edge")
+        return {name: _strict(getattr(self, name)) for name in names} | {"histogram": to_record(self.histogram)}
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, complex):
+        return [_strict(value.real), _strict(value.imag)]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStats(Figures, Viewed):
-    """The figures of one tensor.
-
-    Attributes:
-        name: its path.
-        dtype: PyTorch's name.
-        shape: sizes.
-        tied: the path of an earlier tensor with the same bytes, which alone counts for modules and in total.
-        dead_rows: how many entries along the first dimension are all 0; None where there are no rows.
-        computed: whether there are figures; packed dtypes and those of less than a byte have none.
-        parameter: for optimizer state the name of its parameter, where the file has names or they can be inferred.
-        inferred: whether that name is inferred from the model's order and shapes.
-    """
+    """The figures of one tensor."""
 
     name: str
-    dtype: str
+    dtype: str  # PyTorch's name
     shape: tuple[int, ...]
+    # the path of an earlier tensor with the same bytes, which alone counts for modules and in total
     tied: str | None = None
+    # how many entries along the first dimension are all 0; None for less than two dimensions
     dead_rows: int | None = None
-    computed: bool = True
-    parameter: str | None = None
-    inferred: bool = False
+    computed: bool = True  # whether there are figures; packed dtypes and those of less than a byte have none
+    parameter: str | None = None  # for optimizer state the name of its parameter, where known
+    inferred: bool = False  # whether that name is inferred from the model's order and shapes
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON; what was not computed is null."""
+        """All fields, ready for `json.dumps`; what was not computed is null."""
         record = self.record()
         if not self.computed:
-            record = {key: value if key == "elements" else None for key, value in record.items()}
+            record = dict.fromkeys(record) | {"elements": self.elements}
         head = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
         tail = {"dead_rows": self.dead_rows, "tied": self.tied, "parameter": self.parameter, "inferred": self.inferred}
         return head | record | tail
@@ -47,79 +110,50 @@ class TensorStats(Figures, Viewed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStats(Figures, Viewed):
-    """The figures of several tensors together.
+    """The figures of several tensors together."""
 
-    Attributes:
-        name: the path of the module, the dtype, or nothing for all.
-        tensors: how many there are; tied ones count once, and those that were not computed do not.
-    """
-
-    name: str
-    tensors: int
+    name: str  # the path of the module, or the dtype; empty for all
+    tensors: int  # how many there are; tied ones count once, and those that were not computed do not
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON."""
+        """All fields, ready for `json.dumps`."""
         return {"name": self.name, "tensors": self.tensors} | self.record()
 
 
 @dataclass(frozen=True, slots=True)
+class Flag:
+    """Something that deserves a look."""
+
+    name: str  # the tensor's path, or the optimizer's
+    # `nan`, `inf`, `zeros`, `constant`, `dead rows`, `exploded`, `denormal` or `edge`; of an optimizer `missing
+    # state`, `stale state` or `steps`
+    kind: str
+    what: str  # the finding, in words
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
 class StatsReport(Shown):
-    """What `stats` found.
+    """What `stats` found."""
 
-    Attributes:
-        tensors: every tensor in order.
-        modules: every module in order: what has a path above a tensor.
-        dtypes: every dtype in order.
-        total: all together.
-        flags: what deserves a look.
-        optimizers: those that have some of the tensors, with their groups and the names of their parameters.
-    """
-
-    tensors: tuple[TensorStats, ...]
-    modules: tuple[GroupStats, ...]
-    dtypes: tuple[GroupStats, ...]
-    total: GroupStats
-    flags: tuple[Flag, ...]
+    tensors: tuple[TensorStats, ...]  # every tensor in order
+    modules: tuple[GroupStats, ...]  # every module in order: each prefix of a tensor's path
+    dtypes: tuple[GroupStats, ...]  # every dtype in order
+    total: GroupStats  # all together
+    flags: tuple[Flag, ...]  # what deserves a look
+    # those that have some of the tensors, with their groups and the names of their parameters
     optimizers: tuple[Optimizer, ...] = ()
 
     def __getitem__(self, name: str) -> TensorStats | GroupStats:
         """The figures of a tensor, or of a module.
 
         Raises:
-            PathError: there is none of that name.
+            PathError: there is no tensor or module of that name.
         """
         everything: tuple[TensorStats | GroupStats, ...] = (*self.tensors, *self.modules)
         for one in everything:
             if one.name == name:
                 return one
         raise PathError(f"no tensor and no module {name!r}")
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON."""
-        return {
-            "tensors": [tensor.to_json() for tensor in self.tensors],
-            "modules": [module.to_json() for module in self.modules],
-            "dtypes": [kind.to_json() for kind in self.dtypes],
-            "total": self.total.to_json(),
-            "flags": [asdict(flag) for flag in self.flags],
-            "optimizers": [one.to_json() for one in self.optimizers],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """Something that deserves a look.
-
-    Attributes:
-        name: the tensor's path, or the optimizer's.
-        kind: `nan`, `inf`, `zeros`, `constant`, `dead rows`, `exploded`, `denormal` or `edge`; of an optimizer
-            `missing state`, `stale state` or `steps`.
-        what: what was found, in words.
-    """
-
-    name: str
-    kind: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.what}"

@@ -3,52 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from statedict.shown import Shown
+from statedict.errors import UnsupportedError
+from statedict.shown import Shown, to_record
 from statedict.tree.walk import label
-from statedict.values import KINDS, Opaque
+from statedict.values import to_json
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """An optimizer's state in a tree.
-
-    Attributes:
-        path: its path.
-        model: the path of the state that its parameters are in; None where that cannot be told.
-        keys: those of the entries in `state`.
-        names: key of such an entry → the name of its parameter in the model, where that can be told.
-        inferred: whether the names come from the model's order and shapes and not from the file.
-        groups: for each group how many parameters it has, and its hyperparameters.
-        troubles: what deserves a look: `missing state`, `stale state`, `steps` → in words.
-    """
+    """An optimizer's state in a tree."""
 
     path: str
-    model: str | None = None
-    keys: tuple[Any, ...] = ()
-    names: dict[Any, str] = field(default_factory=dict)
-    inferred: bool = False
+    model: str | None = None  # the path of the state that holds its parameters; None if unknown
+    keys: tuple[Any, ...] = ()  # the keys of `state`
+    names: dict[Any, str] = field(default_factory=dict)  # key → the name of its parameter in the model, where known
+    inferred: bool = False  # whether the names are inferred from the model's order and shapes
+    # for each group how many parameters it has, and its hyperparameters
     groups: tuple[tuple[int, dict[str, Any]], ...] = ()
+    # what deserves a look: `missing state`, `stale state` or `steps` → in words
     troubles: dict[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        """Its path, or `optimizer` where it is the whole."""
+        """Its path, or `optimizer` if it is the whole tree."""
         return self.path or "optimizer"
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON; a hyperparameter without a JSON form becomes a string."""
+        """All fields but `keys`; a hyperparameter without a JSON form becomes a string."""
+        groups = [
+            {"parameters": count} | {label(key): _plain(value) for key, value in group.items()}
+            for count, group in self.groups
+        ]
         return {
             "path": self.path,
             "model": self.model,
             "names": {label(key): name for key, name in self.names.items()},
             "inferred": self.inferred,
-            "groups": [
-                {"parameters": count} | {label(key): _plain(value) for key, value in group.items()}
-                for count, group in self.groups
-            ],
+            "groups": groups,
             "troubles": list(self.troubles.values()),
         }
 
@@ -60,12 +57,22 @@ def _plain(value: Any) -> Any:
     return value if simple else repr(value)
 
 
-def marked(name: str | None, inferred: bool) -> str:
-    """The name of a parameter, marked if it is inferred."""
+def value_to_json(value: Any) -> Any:
+    """The JSON of a value in a checkpoint; of an Opaque, or another without a JSON form, its `repr`."""
+    if type(value) in (list, tuple):
+        items = [value_to_json(item) for item in value]
+        return items if type(value) is list else {"$tuple": items}
+    if isinstance(value, dict) and type(value) is not Counter:
+        return {str(key): value_to_json(item) for key, item in value.items()}
+    try:
+        return to_json(value)
+    except UnsupportedError:
+        return repr(value)
+
+
+def mark_inferred(name: str | None, inferred: bool) -> str:
+    """The name of a parameter, with a mark if it is inferred."""
     return f"{name} (inferred)" if name and inferred else name or ""
-
-
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,71 +89,49 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor.
+    """One tensor."""
 
-    Attributes:
-        path: its path in the tree.
-        dtype: PyTorch's name.
-        shape: sizes.
-        elements: their product.
-        nbytes: bytes of the elements.
-        role: `parameter`, `buffer`, `optimizer` or `tensor`, as its place and name show.
-        parameter: for optimizer state the name of its parameter, where the file has names or they can be inferred.
-        inferred: whether that name is inferred from the model's order and shapes.
-        tied: the path of an earlier tensor with the same bytes.
-    """
-
-    path: str
-    dtype: str
+    path: str  # its path in the tree
+    dtype: str  # PyTorch's name
     shape: tuple[int, ...]
-    elements: int
-    nbytes: int
-    role: str
-    parameter: str | None = None
-    inferred: bool = False
-    tied: str | None = None
+    elements: int  # their product
+    nbytes: int  # bytes of the elements
+    role: str  # `parameter`, `buffer`, `optimizer` or `tensor`, by its place and name
+    parameter: str | None = None  # for optimizer state the name of its parameter, where known
+    inferred: bool = False  # whether that name is inferred from the model's order and shapes
+    tied: str | None = None  # the path of an earlier tensor with the same bytes
+    # its Python attributes, as `LazyTensor.attributes`; None if it has none
+    attributes: dict[Any, Any] | None = field(default=None, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, with `name` for the path; an attribute without a JSON form becomes a string."""
+        record = to_record(self)
+        attributes = self.attributes and {str(name): value_to_json(value) for name, value in self.attributes.items()}
+        return {"name": record.pop("path")} | record | {"attributes": attributes}
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One row of the tree.
+    """One row of the tree."""
 
-    Attributes:
-        tensor: what it is, if it is a tensor.
-        value: its text, if it is a plain value.
-        note: what else is to be said, such as the parameter that an optimizer's entry belongs to.
-        children: (key, row) of what is below it; keys with dots are nested by module.
-        total: sums over the subtree.
-    """
-
-    tensor: TensorInfo | None = None
-    value: str | None = None
-    note: str = ""
-    children: tuple[tuple[str, Node], ...] = ()
-    total: Total = Total()
+    tensor: TensorInfo | None = None  # the tensor, if it is one
+    value: str | None = None  # its text, if it is a plain value
+    note: str = ""  # a remark, such as the parameter that an optimizer's entry belongs to
+    children: tuple[tuple[str, Node], ...] = ()  # (key, row) of what is below it; keys with dots are nested by module
+    total: Total = Total()  # sums over the subtree
 
 
 @dataclass(frozen=True, slots=True)
 class Summary(Shown):
-    """What `inspect` found.
+    """What `inspect` found."""
 
-    Attributes:
-        root: the tree.
-        tensors: every tensor in order.
-        values: path → plain value.
-        dtypes: PyTorch's name → sums.
-        wasted: bytes of storages that no tensor covers (a small view of a large storage).
-        opaque: qualified name → how often, of objects that are no data.
-        optimizers: those in it, with their groups and what deserves a look.
-    """
-
-    root: Node
-    tensors: tuple[TensorInfo, ...]
-    values: dict[str, Any]
-    dtypes: dict[str, Total]
-    wasted: int
-    opaque: dict[str, int] = field(default_factory=dict)
-    optimizers: tuple[Optimizer, ...] = ()
+    root: Node  # the tree
+    tensors: tuple[TensorInfo, ...]  # every tensor in order
+    values: dict[str, Any]  # path → plain value
+    dtypes: dict[str, Total]  # PyTorch's name → sums
+    wasted: int  # bytes of storages that no tensor covers (a small view of a large storage)
+    opaque: dict[str, int] = field(default_factory=dict)  # qualified name → how often, of objects that are not data
+    optimizers: tuple[Optimizer, ...] = ()  # those in it, with their groups and troubles
 
     @property
     def total(self) -> Total:
@@ -163,19 +148,12 @@ class Summary(Shown):
         return sums
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON."""
-        from dataclasses import asdict
-
-        from statedict.values import to_json
-
-        def plain(value: Any) -> Any:
-            return repr(value) if isinstance(value, Opaque) or type(value) not in KINDS else to_json(value)
-
+        """All fields but the tree, and the total, ready for `json.dumps`."""
         return {
-            "tensors": [{"name": t.path} | {k: v for k, v in asdict(t).items() if k != "path"} for t in self.tensors],
-            "values": {path: plain(value) for path, value in self.values.items()},
-            "dtypes": {name: asdict(total) for name, total in self.dtypes.items()},
-            "total": asdict(self.total),
+            "tensors": [tensor.to_json() for tensor in self.tensors],
+            "values": {path: value_to_json(value) for path, value in self.values.items()},
+            "dtypes": {name: to_record(total) for name, total in self.dtypes.items()},
+            "total": to_record(self.total),
             "wasted": self.wasted,
             "opaque": self.opaque,
             "optimizers": [one.to_json() for one in self.optimizers],

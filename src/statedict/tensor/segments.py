@@ -17,7 +17,7 @@ from statedict.tensor.lazy import LazyTensor, Storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from statedict.io.source import ByteSource
@@ -86,6 +86,13 @@ def origin(tensor: LazyTensor) -> object:
     else:
         place = getattr(source, "identity", None) or id(source)
     return place, at, tensor.dtype, tensor.shape, tensor.strides
+
+
+def find_ties(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
+    """Path of each tensor that has the region of an earlier one → path of that one."""
+    firsts: dict[object, str] = {}
+    found = {path: firsts.setdefault(tensor.region, path) for path, tensor in tensors.items()}
+    return {path: first for path, first in found.items() if path != first}
 
 
 def storage_bytes(tensors: Iterable[LazyTensor]) -> int:

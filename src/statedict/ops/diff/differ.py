@@ -1,19 +1,19 @@
-"""What differs between two trees: entries are paired, tensors compared, values held against one another."""
+"""What differs between two trees: their entries are paired, then tensors and values compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-from statedict.ops.diff.compare import compare
+from statedict.ops.diff.compare import Rule, Tally, comparable, compare
 from statedict.ops.diff.entries import Entries, match_optimizers
-from statedict.ops.diff.match import by_content, contents, moves
-from statedict.ops.diff.measure import Rule, Tally, comparable
+from statedict.ops.diff.match import contents, find_moves, match_contents
 from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff, ValueDiff
 from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.segments import find_ties
 from statedict.tree.rename import modules
 from statedict.tree.walk import filter_paths
 from statedict.values import same_value
@@ -41,21 +41,21 @@ def compare_trees(
     a, b = Entries(one), Entries(other)
     said = match_optimizers(a, b)
     if only is not None:
-        _keep(a, b, only)
+        _select(a, b, only)
     left = [path for side in (a, b) for table in (side.tensors, side.values) for path in table]
     notes = [note for at, note in said if any(path.startswith(f"{at}." if at else "") for path in left)]
-    work = _Work(a, b, rule, executor, names_only)
-    tensors = work.tensors()
-    values, equal = _values(a, b, work.translated(), rule.numeric)
-    notes += _ties(a.tensors, b.tensors, work.pairs)
+    work = _Work(a.tensors, b.tensors, rule, executor)
+    tensors = work.compare(names_only)
+    values, equal = _compare_values(a, b, work.translator(), rule.numeric)
+    notes += _compare_ties(a.tensors, b.tensors, work.pairs)
     if deep:
-        from statedict.ops.diff.rank import looked_into
+        from statedict.ops.diff.rank import find_ranks
 
-        tensors = looked_into(tensors, a.tensors, b.tensors, rank, executor)
+        tensors = find_ranks(tensors, a.tensors, b.tensors, rank, executor)
     return Diff(*names, tuple(tensors), tuple(values), equal, tuple(work.moved), tuple(notes), names_only, deep)
 
 
-def _keep(a: Entries, b: Entries, only: Sequence[str]) -> None:
+def _select(a: Entries, b: Entries, only: Sequence[str]) -> None:
     tables: list[dict[str, Any]] = [a.tensors, a.values, b.tensors, b.values]
     keep = filter_paths((path for table in tables for path in table), only, "entry")
     for table in tables:
@@ -66,55 +66,64 @@ def _keep(a: Entries, b: Entries, only: Sequence[str]) -> None:
 
 
 class _Work:
-    """The tensors of two states, paired and compared.
+    """The tensors of two states, paired and compared."""
 
-    Attributes:
-        pairs: path in the first state → path in the second one.
-        moved: prefixes in the place of others.
-    """
-
-    def __init__(self, a: Entries, b: Entries, rule: Rule, executor: Executor | None, names_only: bool) -> None:
-        self.a, self.b = a.tensors, b.tensors
-        self.rule, self.executor, self.names_only = rule, executor, names_only
-        self.pairs = {path: path for path in self.a if path in self.b}
-        left = {path: tensor for path, tensor in self.a.items() if path not in self.b}
-        right = {path: tensor for path, tensor in self.b.items() if path not in self.a}
-        self.moved = moves(left, right)
+    def __init__(
+        self, a: dict[str, LazyTensor], b: dict[str, LazyTensor], rule: Rule, executor: Executor | None
+    ) -> None:
+        self.a, self.b, self.rule, self.executor = a, b, rule, executor
+        self.pairs = {path: path for path in a if path in b}  # path in the first state → in the second one
+        left = {path: tensor for path, tensor in a.items() if path not in b}
+        right = {path: tensor for path, tensor in b.items() if path not in a}
+        self.moved = find_moves(left, right)
         for path in left:
-            for found in self.moved:
-                new = found(path)
+            for move in self.moved:
+                new = move(path)
                 if new is not None and new in right:
                     self.pairs[path] = new
                     del right[new]
                     break
-        self.renamed: dict[str, str] = {}
-        self.same: dict[str, str] = {}
-        self.found: dict[str, TensorDiff] = {}
+        self.renamed: dict[str, str] = {}  # likewise, found by content
+        self.same: dict[str, str] = {}  # path in the second state → in the first, of the same content by chance
 
-    def tensors(self) -> list[TensorDiff]:
-        """What became of each."""
-        self._compare()
-        if not self.names_only:
-            self._look_for_content()
-        by_new = {new: self.found[old] for old, new in self.pairs.items()}
+    def compare(self, names_only: bool) -> list[TensorDiff]:
+        """What became of each tensor."""
+        found: dict[str, TensorDiff] = {}
+        todo: dict[str, tuple[LazyTensor, LazyTensor]] = {}
+        for old, new in self.pairs.items():
+            one, other = self.a[old], self.b[new]
+            alike = one.dtype is other.dtype
+            if tuple(one.shape) != tuple(other.shape):
+                kind, readable = kinds.RESHAPED, alike and one.numel() == other.numel()
+            elif alike:
+                kind, readable = kinds.IDENTICAL, True
+            else:
+                kind, readable = kinds.RETYPED, comparable(one.dtype, other.dtype)
+            found[old] = self._entry(kind, old, new)
+            if readable:
+                todo[old] = one, other
+        if not names_only:
+            tallies = compare([*todo.values()], self.rule, self.executor)
+            for (old, (one, other)), tally in zip(todo.items(), tallies, strict=True):
+                found[old] = self._judge(found[old], tally, comparable(one.dtype, other.dtype))
+            self._match_contents({old for old, entry in found.items() if entry.kind == kinds.CHANGED})
+        by_new = {new: found[old] for old, new in self.pairs.items()}
         by_new |= {new: self._entry(kinds.RENAMED, old, new) for old, new in self.renamed.items()}
+        for path in self.b:
+            if path not in by_new:
+                by_new[path] = replace(self._entry(kinds.ADDED, None, path), same_as=self.same.get(path))
         gone = [path for path in self.a if path not in self.pairs and path not in self.renamed]
-        return [
-            by_new[path]
-            if path in by_new
-            else replace(self._entry(kinds.ADDED, None, path), same_as=self.same.get(path))
-            for path in self.b
-        ] + [self._entry(kinds.REMOVED, path, None) for path in gone]
+        return [by_new[path] for path in self.b] + [self._entry(kinds.REMOVED, path, None) for path in gone]
 
-    def translated(self) -> Callable[[str], str | None]:
-        """What the path of a value of the first state is in the second one, as far as tensors tell."""
+    def translator(self) -> Callable[[str], str | None]:
+        """A function from the path of a value in the first state to that in the second one, as far as tensors tell."""
         names = modules(self.renamed.items())
 
-        def new(path: str) -> str | None:
-            for rule in self.moved:
-                found = rule(path)
-                if found is not None:
-                    return found
+        def translate(path: str) -> str | None:
+            for move in self.moved:
+                new = move(path)
+                if new is not None:
+                    return new
             head = path
             while "." in head:
                 head = head.rpartition(".")[0]
@@ -122,33 +131,18 @@ class _Work:
                     return names[head][0] + path[len(head) :]
             return None
 
-        return new
+        return translate
 
-    def _compare(self) -> None:
-        todo: list[str] = []
-        for old, new in self.pairs.items():
-            one, other = self.a[old], self.b[new]
-            if tuple(one.shape) != tuple(other.shape):
-                self.found[old] = self._entry(kinds.RESHAPED, old, new)
-                if one.dtype is other.dtype and one.numel() == other.numel():
-                    todo.append(old)
-            elif one.dtype is not other.dtype:
-                self.found[old] = self._entry(kinds.RETYPED, old, new)
-                if comparable(one.dtype, other.dtype):
-                    todo.append(old)
-            else:
-                self.found[old] = self._entry(kinds.IDENTICAL, old, new)
-                todo.append(old)
-        if self.names_only:
-            return
-        pairs = [(self.a[old], self.b[self.pairs[old]]) for old in todo]
-        for old, tally in zip(todo, compare(pairs, self.rule, self.executor), strict=True):
-            self.found[old] = self._judged(self.found[old], tally, self.a[old], self.b[self.pairs[old]])
+    def _entry(self, kind: str, old: str | None, new: str | None) -> TensorDiff:
+        one, other = (None if old is None else self.a[old]), (None if new is None else self.b[new])
+        dtypes = (None if one is None else one.dtype.name, None if other is None else other.dtype.name)
+        shapes = (None if one is None else tuple(one.shape), None if other is None else tuple(other.shape))
+        return TensorDiff(kind, old, new, dtypes, shapes, passed=kind == kinds.IDENTICAL)
 
-    def _judged(self, entry: TensorDiff, tally: Tally | None, one: LazyTensor, other: LazyTensor) -> TensorDiff:
-        tolerant = bool(self.rule.rtol or self.rule.atol)
-        near = tally is None or (tolerant and comparable(one.dtype, other.dtype) and not tally.outside)
-        measures = tally.measures() if tally is not None and comparable(one.dtype, other.dtype) else None
+    def _judge(self, entry: TensorDiff, tally: Tally | None, measured: bool) -> TensorDiff:
+        tolerant = measured and bool(self.rule.rtol or self.rule.atol)
+        near = tally is None or (tolerant and not tally.outside)
+        measures = tally.measures() if tally is not None and measured else None
         if entry.kind == kinds.RETYPED:
             return replace(entry, measures=measures, equal=tally is None, passed=self.rule.numeric and near)
         if entry.kind == kinds.RESHAPED:
@@ -157,30 +151,23 @@ class _Work:
             return entry
         return replace(entry, kind=kinds.CLOSE if near else kinds.CHANGED, measures=measures, passed=near)
 
-    def _look_for_content(self) -> None:
-        """Find what is under another name, and take pairs apart that a chain of such names explains."""
-        changed = [old for old in self.pairs if self.found[old].kind == kinds.CHANGED]
-        taken = set(self.pairs.values())
-        lone = {path for path in self.a if path not in self.pairs}
-        fresh = {path for path in self.b if path not in taken}
-        pools = (
-            {path: self.a[path] for path in [*lone, *changed]},
-            {path: self.b[path] for path in [*fresh, *(self.pairs[old] for old in changed)]},
+    def _match_contents(self, changed: set[str]) -> None:
+        """Find renamed tensors by content, and separate pairs that a chain of such names explains."""
+        back = {new: old for old, new in self.pairs.items()}
+        lone = self.a.keys() - self.pairs.keys()
+        fresh = self.b.keys() - back.keys()
+        ours, theirs = contents(
+            {path: tensor for path, tensor in self.a.items() if path in lone or path in changed},
+            {path: tensor for path, tensor in self.b.items() if path in fresh or back[path] in changed},
+            self.executor,
         )
-        ours, theirs = contents(*pools, self.executor)
         for old in changed:  # the same bytes, but as numbers a NaN is nothing
             new = self.pairs[old]
             if old in ours and new in theirs and ours[old].key == theirs[new].key:
                 del ours[old], theirs[new]
         if not ours or not theirs:
             return
-        order = ({path: n for n, path in enumerate(self.a)}, {path: n for n, path in enumerate(self.b)})
-        ours, theirs = (
-            {path: side[path] for path in sorted(side, key=place.__getitem__)}
-            for side, place in zip((ours, theirs), order, strict=True)
-        )
-        found, self.same = by_content(ours, theirs)
-        back = {new: old for old, new in self.pairs.items()}
+        found, self.same = match_contents(ours, theirs)
         into = set(found.values())
         for old, new in found.items():
             alone = old in lone and new in fresh
@@ -193,21 +180,15 @@ class _Work:
         self.pairs = {old: new for old, new in self.pairs.items() if old not in self.renamed and new not in targets}
         self.same = {new: old for new, old in self.same.items() if new not in targets and new in fresh}
 
-    def _entry(self, kind: str, old: str | None, new: str | None) -> TensorDiff:
-        one, other = (None if old is None else self.a[old]), (None if new is None else self.b[new])
-        dtypes = (None if one is None else one.dtype.name, None if other is None else other.dtype.name)
-        shapes = (None if one is None else tuple(one.shape), None if other is None else tuple(other.shape))
-        return TensorDiff(kind, old, new, dtypes, shapes, passed=kind == kinds.IDENTICAL)
 
-
-def _values(
-    a: Entries, b: Entries, translated: Callable[[str], str | None], numeric: bool
+def _compare_values(
+    a: Entries, b: Entries, translate: Callable[[str], str | None], numeric: bool
 ) -> tuple[list[ValueDiff], int]:
     """The values that differ, and how many do not."""
     ours, theirs = dict(a.values), dict(b.values)
     for path in [*ours]:
         if path not in theirs:
-            new = translated(path)
+            new = translate(path)
             if new is not None and new in theirs and new not in ours:
                 ours[new] = ours.pop(path)
     for name in a.extra.keys() & b.extra.keys():  # what one format has no room for is no difference
@@ -227,60 +208,39 @@ def _values(
         else:
             found.append(ValueDiff(kinds.CHANGED, path, value, theirs[path]))
     found += [ValueDiff(kinds.ADDED, path, after=value) for path, value in theirs.items() if path not in ours]
-    found += _keys(a, b)
-    return found, equal
+    return [*found, *_compare_types(a, b)], equal
 
 
-def _keys(a: Entries, b: Entries) -> list[ValueDiff]:
-    """Keys that print alike and are of two types, 1 and "1", and containers of two types."""
+def _compare_types(a: Entries, b: Entries) -> Iterator[ValueDiff]:
+    """Containers of two types, and keys that print alike and are of two types, 1 and "1"."""
     other_type = {path for path, kind in a.containers.items() if b.containers.get(path, kind) != kind}
-    around = {path[:at] for path in [*a.tensors, *a.values] for at in _dots(path)} if other_type else set()
-    found = [
-        ValueDiff(kinds.CHANGED, f"{path} (the container)".lstrip(), a.containers[path], b.containers[path])
-        for path in a.containers
-        if path in other_type and path in around
-    ]
+    if other_type:
+        entries = [*a.tensors, *a.values]
+        around = {""} | {path[:at] for path in entries for at, character in enumerate(path) if character == "."}
+        for path, kind in a.containers.items():
+            if path in other_type and entries and path in around:
+                yield ValueDiff(kinds.CHANGED, f"{path} (the container)".lstrip(), kind, b.containers[path])
     for path in {**a.keys, **b.keys}:
-        if path.rpartition(".")[0] in other_type or not (_is_at(a, path) and _is_at(b, path)):
-            continue
-        text = path.rpartition(".")[2]
-        one, other = a.keys.get(path, text), b.keys.get(path, text)
-        if type(one) is not type(other):
-            found.append(ValueDiff(kinds.CHANGED, f"{path} (the key)", one, other))
-    return found
+        parent, _, text = path.rpartition(".")
+        if parent not in other_type and all(_has(side, path) for side in (a, b)):
+            one, other = a.keys.get(path, text), b.keys.get(path, text)
+            if type(one) is not type(other):
+                yield ValueDiff(kinds.CHANGED, f"{path} (the key)", one, other)
 
 
-def _dots(path: str) -> list[int]:
-    """Where the paths end that a path lies below, the root's among them."""
-    return [0, *(at for at, character in enumerate(path) if character == ".")]
-
-
-def _is_at(side: Entries, path: str) -> bool:
+def _has(side: Entries, path: str) -> bool:
     return path in side.keys or path in side.tensors or path in side.values
 
 
-def _ties(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor], pairs: Mapping[str, str]) -> list[str]:
-    """Tensors that share their bytes in one state only."""
-    first, second = _find_ties(a), _find_ties(b)
+def _compare_ties(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor], pairs: Mapping[str, str]) -> list[str]:
+    """Notes on tensors that share their bytes in one state only."""
+    notes: list[str] = []
+    ties = find_ties(a), find_ties(b)
     back = {new: old for old, new in pairs.items()}
-    notes = []
-    for old, tied in first.items():
-        new = pairs.get(old)
-        if new is not None and tied in pairs and second.get(new, new) != second.get(pairs[tied], pairs[tied]):
-            notes.append(f"tied in A, not in B: {old} = {tied}")
-    for new, tied in second.items():
-        before = back.get(new)
-        if before is not None and tied in back and first.get(before, before) != first.get(back[tied], back[tied]):
-            notes.append(f"tied in B, not in A: {new} = {tied}")
-    return notes if len(notes) <= _TIES else [*notes[:_TIES], f"{len(notes) - _TIES:,} more that are tied on one side"]
-
-
-def _find_ties(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """Each tensor that has the bytes of an earlier one → that."""
-    firsts: dict[object, str] = {}
-    found = {}
-    for path, tensor in tensors.items():
-        first = firsts.setdefault(tensor.region, path)
-        if first != path:
-            found[path] = first
-    return found
+    for ours, theirs, to_other, where in ((*ties, pairs, "A, not in B"), (*ties[::-1], back, "B, not in A")):
+        for path, first in ours.items():
+            one, other = to_other.get(path), to_other.get(first)
+            if one is not None and other is not None and theirs.get(one, one) != theirs.get(other, other):
+                notes.append(f"tied in {where}: {path} = {first}")
+    more = len(notes) - _TIES
+    return [*notes[:_TIES], f"{more:,} more that are tied on one side"] if more > 0 else notes

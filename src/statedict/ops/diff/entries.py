@@ -8,10 +8,11 @@ the file has for them. Groups are paired by the parameters that they have in com
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from statedict.errors import AlterError
+from statedict.ops.optimizers import names_by_key
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout, is_optimizer
@@ -20,27 +21,19 @@ from statedict.tree.walk import free_name, label, walk
 from statedict.values import Opaque
 
 Names = list[list[Any]]
+Labels = list[tuple[str, int]]  # of groups, with their numbers
 
 
 class Entries:
-    """What is in a tree.
-
-    Attributes:
-        tensors: path → tensor.
-        values: path → plain value, or list or tuple of plain values; an Opaque's is one without contents.
-        keys: path → key, of keys that are no strings.
-        containers: path → `dict`, `list` or `tuple`, of those that hold something, and not plain values alone.
-        extra: what is said beside the entries: of a dict, `path → versions of modules`, of the file, its metadata.
-        optimizers: path → state, which `together` adds.
-    """
+    """The tensors and values of a tree."""
 
     def __init__(self, tree: Any) -> None:
-        self.tensors: dict[str, LazyTensor] = {}
-        self.values: dict[str, Any] = {}
-        self.keys: dict[str, Any] = {}
-        self.containers: dict[str, str] = {}
-        self.extra: dict[str, Any] = {}
-        self.optimizers: dict[str, Any] = {}
+        self.tensors: dict[str, LazyTensor] = {}  # by path, like all that follows
+        self.values: dict[str, Any] = {}  # and lists and tuples of plain values; an Opaque's is one without contents
+        self.keys: dict[str, Any] = {}  # those that are not strings
+        self.containers: dict[str, str] = {}  # `dict`, `list` or `tuple`, of those that hold more than plain values
+        self.extra: dict[str, Any] = {}  # beside the entries: versions of modules, the metadata of the file
+        self.optimizers: dict[str, Any] = {}  # states, which `match_optimizers` adds
         self._tree = tree
         self._layout: Layout | None = None
         self._objects: set[int] = set()
@@ -51,13 +44,13 @@ class Entries:
         self.add("", tree)
 
     def add(self, path: str, node: Any) -> None:
-        """Take in what stands at a path."""
+        """Take in the node at a path."""
         if is_array(node):
             name, tensor = free_name(path, self.tensors), as_lazy(node)
             self.tensors[name] = tensor
             if tensor.attributes:
                 noted = data_of(tensor.attributes)
-                self.extra[name] = {key: value for key, value in noted.items() if _plain([value])}
+                self.extra[name] = {key: value for key, value in noted.items() if _is_plain([value])}
         elif is_optimizer(node) and path not in self.optimizers:
             self.optimizers[path] = node
         elif isinstance(node, dict) and type(node) is not Counter:
@@ -67,7 +60,7 @@ class Entries:
             if node:
                 self.containers[path] = "dict"
             self._below(path, node.items(), {})
-        elif type(node) in (list, tuple) and not _plain(node):
+        elif type(node) in (list, tuple) and not _is_plain(node):
             self.containers[path] = type(node).__name__
             self._below(path, enumerate(node), [])
         elif isinstance(node, Opaque):
@@ -92,15 +85,15 @@ class Entries:
     def _put(self, path: str, value: Any) -> None:
         self.values[free_name(path, self.values)] = value
 
-    def named(self, path: str) -> tuple[Names | None, bool]:
+    def find_names(self, path: str) -> tuple[Names | None, bool]:
         """The names of an optimizer's parameters, group by group, and whether they are inferred."""
         state = self.optimizers[path]
         groups = state["param_groups"]
         if not all(type(number) in (int, str) for group in groups for number in group["params"]):
             return None, False
-        own = names_of(groups)
-        if own is not None:
-            return [list(names) for names in own], False
+        names = names_of(groups)
+        if names is not None:
+            return [list(some) for some in names], False
         try:
             self._layout = self._layout or Layout(self._tree)
             found = find_model(state, self._layout)
@@ -112,11 +105,11 @@ class Entries:
         below = base + "." if base else ""
         return [[owners[i].removeprefix(below) for i in group["params"]] for group in groups], True
 
-    def put_optimizer(self, path: str, names: Names | None, groups: list[tuple[str, int]]) -> None:
+    def put_optimizer(self, path: str, names: Names | None, groups: Labels) -> None:
         """Take in an optimizer: its state by names, or by numbers without them, its groups under labels."""
         state = self.optimizers[path]
         dot = path + "." if path else ""
-        known = _by_number(state, names) if names else {}
+        known = names_by_key(state["param_groups"], names) if names else {}
         for key, part in state.items():
             if key == "state":
                 for number, entry in part.items():
@@ -124,46 +117,46 @@ class Entries:
             elif key != "param_groups":
                 self.add(dot + label(key), part)
         for text, number in groups:
-            group = state["param_groups"][number]
-            for key, value in group.items():
+            for key, value in state["param_groups"][number].items():
                 if not names or key not in ("params", "param_names"):
                     self.add(f"{dot}param_groups.{text}.{label(key)}", value)
 
 
 def match_optimizers(one: Entries, other: Entries) -> list[tuple[str, str]]:
-    """Take in the optimizers of both sides, and return what there is to say of each: its path, and that."""
-    said: list[tuple[str, str]] = []
+    """Take in the optimizers of both sides, and return notes on them: the optimizer's path, and a note."""
+    found: list[tuple[str, str]] = []
     for path in dict.fromkeys([*one.optimizers, *other.optimizers]):
         notes: list[str] = []
-        sides = [side for side in (one, other) if path in side.optimizers]
-        found = [side.named(path) for side in sides]
-        if len(sides) == 2 and (found[0][0] is None) != (found[1][0] is None):
-            lacking = int(found[1][0] is None)
-            found[lacking] = _by_other(sides, path, found[1 - lacking][0] or [], lacking), True
-        all_names = [names for names, _ in found]
+        sides = {name: side for name, side in (("A", one), ("B", other)) if path in side.optimizers}
+        names = {name: side.find_names(path) for name, side in sides.items()}
+        unknown = [name for name in names if names[name][0] is None]
+        if len(sides) == 2 and len(unknown) == 1:
+            (lacking,) = unknown
+            known = "B" if lacking == "A" else "A"
+            states = sides[known].optimizers[path], sides[lacking].optimizers[path]
+            names[lacking] = _infer_names(*states, names[known][0] or []), True
         what = path or "the optimizer"
-        if any(names is None for names in all_names):
+        if any(some is None for some, _ in names.values()):
             notes.append(f"{what}: compared by number, for the names of its parameters cannot be told")
-            all_names = [None] * len(sides)
-        elif any(guessed for _, guessed in found):
-            where = " and ".join(side for side, (_, guess) in zip("AB", found, strict=False) if guess)
-            where = where if len(sides) == 2 else "B" if sides[0] is other else "A"
+            names = dict.fromkeys(names, (None, False))
+        elif inferred := [name for name, (_, guess) in names.items() if guess]:
+            where = " and ".join(inferred)
             notes.append(f"{what}: the names of its parameters are inferred from order and shapes in {where}")
-        if len(sides) == 2 and all_names[0] and all_names[1]:
-            labels = _pair_groups(path, sides, all_names[0], all_names[1], notes)
+        both = [some for some, _ in names.values() if some]
+        if len(both) == 2:
+            labels = _pair_groups(path, [one, other], both[0], both[1], notes)
         else:
-            labels = [[(str(n), n) for n in range(len(side.optimizers[path]["param_groups"]))] for side in sides]
-        for side, names, groups in zip(sides, all_names, labels, strict=True):
-            side.put_optimizer(path, names, groups)
-        said += [(path, note) for note in notes]
-    return said
+            labels = [[(str(n), n) for n in range(len(s.optimizers[path]["param_groups"]))] for s in sides.values()]
+        for name, groups in zip(sides, labels, strict=True):
+            sides[name].put_optimizer(path, names[name][0], groups)
+        found += [(path, note) for note in notes]
+    return found
 
 
-def _by_other(sides: list[Entries], path: str, names: Names, lacking: int) -> Names | None:
-    """The names of a side that has none, by the shapes of the other side's state."""
-    there, here = sides[1 - lacking].optimizers[path], sides[lacking].optimizers[path]
+def _infer_names(there: Any, here: Any, names: Names) -> Names | None:
+    """The names of a state that has none, by the shapes of another state, which has these."""
     then = {}
-    for number, name in _by_number(there, names).items():
+    for number, name in names_by_key(there["param_groups"], names).items():
         size = parameter_size(there["state"].get(number))
         if size is not None:
             then[name] = size
@@ -174,33 +167,25 @@ def _by_other(sides: list[Entries], path: str, names: Names, lacking: int) -> Na
         return None
 
 
-def _by_number(state: Mapping[str, Any], names: Names) -> dict[Any, str]:
-    pairs = zip(state["param_groups"], names, strict=True)
-    return {number: name for group, some in pairs for number, name in zip(group["params"], some, strict=True)}
-
-
-def _pair_groups(
-    path: str, sides: list[Entries], ours: Names, theirs: Names, notes: list[str]
-) -> list[list[tuple[str, int]]]:
+def _pair_groups(path: str, sides: list[Entries], ours: Names, theirs: Names, notes: list[str]) -> list[Labels]:
     """For each side the label of each of its groups; one that has parameters in common with several has several."""
-    ours = _as_theirs(ours, theirs)
+    ours = _align_prefixes(ours, theirs)
     places = {name: number for number, group in enumerate(theirs) for name in group}
     pairs = list(dict.fromkeys((n, places[name]) for n, group in enumerate(ours) for name in group if name in places))
-    labels: list[list[tuple[str, int]]] = [[], []]
-    for one, other in pairs:
-        text = str(one) if one == other else f"{one}→{other}"
-        labels[0].append((text, one))
-        labels[1].append((text, other))
+    texts = [str(one) if one == other else f"{one}→{other}" for one, other in pairs]
+    labels: list[Labels] = []
+    common: list[Names] = []
     dot = path + "." if path else ""
-    for side, groups, most in ((0, ours, theirs), (1, theirs, ours)):
-        taken = {pair[side] for pair in pairs}
+    for side, groups, others in ((0, ours, theirs), (1, theirs, ours)):
+        numbers = [pair[side] for pair in pairs]
+        taken, elsewhere = set(numbers), {name for group in others for name in group}
+        labels.append([*zip(texts, numbers, strict=True)])
         labels[side] += [(str(n), n) for n in range(len(groups)) if n not in taken]
-        elsewhere = {name for group in most for name in group}
         for text, number in labels[side]:
-            own = sorted(name for name in groups[number] if name not in elsewhere)
-            if own:
-                sides[side].values[f"{dot}param_groups.{text}.params"] = own
-    common = [[[name for name in group if name in both] for group in some] for some, both in _common(ours, theirs)]
+            only_here = sorted(name for name in groups[number] if name not in elsewhere)
+            if only_here:
+                sides[side].values[f"{dot}param_groups.{text}.params"] = only_here
+        common.append([[name for name in group if name in elsewhere] for group in groups])
     partitions = [sorted(sorted(group) for group in some if group) for some in common]
     if partitions[0] != partitions[1]:
         for side in (0, 1):
@@ -210,35 +195,29 @@ def _pair_groups(
     return labels
 
 
-def _as_theirs(ours: Names, theirs: Names) -> Names:
-    """Our names as the other side has them, where all of one side have a prefix more."""
+def _align_prefixes(ours: Names, theirs: Names) -> Names:
+    """Our names as the other side has them, if all names of one side have one prefix more."""
     names, known = [name for group in ours for name in group], {name for group in theirs for name in group}
     if not names or not known.isdisjoint(names):
         return ours
     for other in known:
-        if other.endswith("." + names[0]):
-            prefix = other.removesuffix(names[0])
-            made = [[prefix + name for name in group] for group in ours]
-        elif names[0].endswith("." + other):
-            prefix = names[0].removesuffix(other)
-            made = [[name.removeprefix(prefix) for name in group] for group in ours]
+        more, less = other.removesuffix("." + names[0]), names[0].removesuffix("." + other)
+        if more != other:
+            aligned = [[f"{more}.{name}" for name in group] for group in ours]
+        elif less != names[0]:
+            aligned = [[name.removeprefix(less + ".") for name in group] for group in ours]
         else:
             continue
-        if all(name in known for group in made for name in group):
-            return made
+        if all(name in known for group in aligned for name in group):
+            return aligned
     return ours
 
 
-def _common(ours: Names, theirs: Names) -> list[tuple[Names, set[str]]]:
-    both = {name for group in ours for name in group} & {name for group in theirs for name in group}
-    return [(ours, both), (theirs, both)]
-
-
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether a list or tuple holds plain values alone, in lists of lists too."""
     for item in value:
         if type(item) in (list, tuple):
-            if not _plain(item):
+            if not _is_plain(item):
                 return False
         elif isinstance(item, dict | Opaque) or is_array(item):
             return False

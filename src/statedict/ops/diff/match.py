@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from statedict.errors import LimitError
-from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, parallel
-from statedict.io.progress import Meter, meter
-from statedict.ops.diff.compare import BLOCK, Run
+from statedict.io.progress import Meter
+from statedict.ops.jobs import element_blocks, run_jobs
 from statedict.reports.diff import Moved
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import origin
@@ -32,17 +30,17 @@ _POPULAR = 8
 _MOVES = 8  # each explains at least such a part of what is left
 
 
-def moves(one: Tensors, other: Tensors) -> list[Moved]:
-    """The prefixes that explain most of the names which one side alone has, or the other.
+def find_moves(one: Tensors, other: Tensors) -> list[Moved]:
+    """The prefixes that explain most of the names that only one side has.
 
     Args:
-        one: the tensors that the first state alone has by this name.
+        one: the tensors whose names only the first state has.
         other: likewise of the second.
     """
     found: list[Moved] = []
     left, right = dict(one), dict(other)
     while left and right and len(found) < _MOVES:
-        best = _best(left, right)
+        best = _find_move(left, right)
         if best is None:
             return found
         found.append(best)
@@ -53,7 +51,7 @@ def moves(one: Tensors, other: Tensors) -> list[Moved]:
     return found
 
 
-def _best(one: Tensors, other: Tensors) -> Moved | None:
+def _find_move(one: Tensors, other: Tensors) -> Moved | None:
     ends: dict[str, list[str]] = {}
     for path in other:
         for before, rest in _cuts(path):
@@ -95,12 +93,12 @@ def _cuts(path: str) -> Iterable[tuple[str, str]]:
 
 
 def _is_insertion(before: str, after: str) -> bool:
-    """Whether one prefix is the other with keys put in, none of them a number."""
+    """Whether one prefix is the other with keys inserted, none of them a number."""
     short, long = sorted((before.split(".") if before else [], after.split(".") if after else []), key=len)
-    put_in = len(long) - len(short)
+    more = len(long) - len(short)
     for at in range(len(short) + 1):
-        if long[:at] + long[at + put_in :] == short:
-            return put_in > 0 and not any(key.isdigit() for key in long[at : at + put_in])
+        if long[:at] + long[at + more :] == short:
+            return more > 0 and not any(key.isdigit() for key in long[at : at + more])
     return False
 
 
@@ -108,44 +106,44 @@ def _kind(tensor: LazyTensor) -> tuple[str, tuple[int, ...]]:
     return tensor.dtype.name, tuple(tensor.shape)
 
 
-class Content:
-    """What a tensor holds: two are equal if dtype, shape and digest are.
+class Content(NamedTuple):
+    """What a tensor holds: two are equal if dtype, shape and digest are."""
 
-    Attributes:
-        key: dtype, shape and digest.
-        plain: whether all elements are one and the same, or there are so few that it says nothing.
-    """
+    key: tuple[Any, ...]  # dtype, shape and digest
+    plain: bool  # whether all elements are equal, or there are so few that it says nothing
 
-    __slots__ = ("key", "plain")
 
-    def __init__(self, key: tuple[Any, ...], plain: bool) -> None:
-        self.key, self.plain = key, plain
+class _Read(NamedTuple):
+    """The first `size` bytes of a tensor, to be read."""
+
+    path: str
+    tensor: LazyTensor
+    size: int
 
 
 def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> list[dict[str, Content]]:
-    """The contents of those tensors on either side which the other side may have too."""
-    sides = [dict(one), dict(other)]
+    """The contents of those tensors on either side that the other side may have too."""
     shapes = {_kind(t) for t in one.values()} & {_kind(t) for t in other.values()}
-    sides = [{path: t for path, t in side.items() if _kind(t) in shapes and _readable(t)} for side in sides]
+    sides = [{path: t for path, t in side.items() if _kind(t) in shapes and _is_readable(t)} for side in (one, other)]
     heads = [_digest_all(side, _HEAD, executor) for side in sides]
     both = {c.key for c in heads[0].values()} & {c.key for c in heads[1].values()}
     found = []
-    for side, begun in zip(sides, heads, strict=True):
-        kept = {path: c for path, c in begun.items() if c.key in both}
-        large = {path: side[path] for path in kept if side[path].nbytes > _HEAD}
-        found.append(kept | _digest_all(large, 0, executor))
+    for side, head in zip(sides, heads, strict=True):
+        some = {path: c for path, c in head.items() if c.key in both}
+        large = {path: side[path] for path in some if side[path].nbytes > _HEAD}
+        found.append(some | _digest_all(large, None, executor))
     return found
 
 
-def digests(tensors: Tensors, executor: Executor | None = None) -> dict[str, str]:
+def digests(tensors: Tensors) -> dict[str, str]:
     """Path → XXH3-128, in hexadecimal, of the elements in their order; each range of bytes is read once."""
     firsts: dict[object, str] = {}
     same = {path: firsts.setdefault(origin(tensor), path) for path, tensor in tensors.items()}
-    found = _digest_all({path: tensors[path] for path in firsts.values()}, 0, executor)
+    found = _digest_all({path: tensors[path] for path in firsts.values()})
     return {path: found[first].key[-1].hex() for path, first in same.items()}
 
 
-def _readable(tensor: LazyTensor) -> bool:
+def _is_readable(tensor: LazyTensor) -> bool:
     """Whether its elements can be read one after the other; too many repetitions of a few cannot."""
     try:
         tensor.contiguous()
@@ -154,62 +152,33 @@ def _readable(tensor: LazyTensor) -> bool:
     return True
 
 
-class _Item:
-    __slots__ = ("most", "path", "size", "tensor")
-
-    def __init__(self, path: str, tensor: LazyTensor, most: int) -> None:
-        self.path, self.tensor, self.most = path, tensor, most
-        self.size = min(tensor.nbytes, most or tensor.nbytes)
-
-
-def _digest_all(tensors: Tensors, most: int, executor: Executor | None) -> dict[str, Content]:
+def _digest_all(tensors: Tensors, most: int | None = None, executor: Executor | None = None) -> dict[str, Content]:
     """Path → content, of the first `most` bytes or of all."""
-    counter = meter()
-    items = [_Item(path, tensor, most) for path, tensor in tensors.items()]
-    counter.expect(sum(item.size for item in items))
+    jobs = [_Read(path, t, t.nbytes if most is None else min(t.nbytes, most)) for path, t in tensors.items()]
     remote = any(tensor.storage.source.remote for tensor in tensors.values())
-    work = partial(_digests, None if executor else counter)
-    found: dict[str, Content] = {}
-    for some in parallel(work, batches(items, BATCH), executor, REMOTE_WORKERS if remote else WORKERS):
-        found.update(some)
-    return found
+    return {job.path: content for job, content in run_jobs(_digest, jobs, executor, remote=remote)}
 
 
-def _digests(counter: Meter | None, items: list[_Item]) -> list[tuple[str, Content]]:
+def _digest(job: _Read, counter: Meter) -> Content:
     from xxhash import xxh3_128
 
-    found = []
-    for item in items:
-        run = Run(item.tensor)
-        hasher, plain, first = xxh3_128(), True, b""
-        count, step = item.size // run.item, BLOCK // run.item
-        for at in range(0, count, step):
-            block = run.read(at, min(step, count - at), 0)
-            hasher.update(block)
-            first = first or bytes(block[: run.item])
-            plain = plain and _uniform(block, first)
-        key = (*_kind(item.tensor), hasher.digest())
-        found.append((item.path, Content(key, plain or count <= 2)))
-        if counter is not None:
-            counter.advance(item.size)
-    return found
+    tensor = job.tensor.contiguous()
+    width = tensor.dtype.itemsize or 1
+    hasher, plain, first = xxh3_128(), True, b""
+    for block in element_blocks(tensor, 0, job.size // width * width):
+        hasher.update(block)
+        first = first or bytes(block[:width])
+        plain = plain and bytes(block[-width:]) == first and bytes(block[width:]) == bytes(block[:-width])
+    counter.advance(job.size)
+    return Content((*_kind(tensor), hasher.digest()), plain or job.size // width <= 2)
 
 
-def _uniform(block: memoryview, first: bytes) -> bool:
-    """Whether a block is one element again and again."""
-    item = len(first)
-    return bytes(block[-item:]) == first and bytes(block[item:]) == bytes(block[:-item])
-
-
-def by_content(
-    one: Mapping[str, Content], other: Mapping[str, Content], known: Sequence[tuple[str, str]] = ()
-) -> tuple[dict[str, str], dict[str, str]]:
+def match_contents(one: Mapping[str, Content], other: Mapping[str, Content]) -> tuple[dict[str, str], dict[str, str]]:
     """Pairs of names of the same content.
 
     Args:
         one: path → content.
         other: likewise of the second state.
-        known: pairs of other tensors, whose names say how those of these may go.
 
     Returns:
         First path → second path; and second path → a first one that has the same content, where that proves nothing.
@@ -226,7 +195,7 @@ def by_content(
             pairs[ours[0]] = theirs[0]
         elif ours and theirs:
             unsure.append((key, ours, theirs))
-    pattern = _Pattern([*known, *pairs.items()])
+    pattern = _Pattern([*pairs.items()])
     same: dict[str, str] = {}
     for key, ours, theirs in unsure:
         free = dict.fromkeys(theirs)

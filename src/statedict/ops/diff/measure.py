@@ -8,12 +8,16 @@ summed again in float64, and one whose squares leave that of float64 with all it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from threading import local
 from typing import Any
 
+import numpy
+
 from statedict.dtypes import DType
-from statedict.reports.diff import Measures
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from statedict.ops.diff.compare import Rule, Tally
 
 CHUNK = 1 << 17
 _EXACT = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "bool": 8}
@@ -23,86 +27,8 @@ _TINY, _HUGE = 1e-250, 1e290  # likewise in float64
 _OWN = local()
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """When two elements are equal.
-
-    Attributes:
-        numeric: as numbers compare, so that 0.0 is -0.0 and NaN is nothing; otherwise by their bytes.
-        rtol: within this share of the second one's size they are close.
-        atol: within this distance they are close.
-    """
-
-    numeric: bool = False
-    rtol: float = 0.0
-    atol: float = 0.0
-
-
-class Tally:
-    """Sums over a part of two tensors; those of products are of numbers times 2 ** -scale."""
-
-    __slots__ = ("aa", "ab", "bb", "changed", "dd", "elements", "max_abs", "nonfinite", "outside", "scale")  # fmt: skip
-
-    def __init__(self) -> None:
-        self.elements = self.changed = self.nonfinite = self.outside = 0
-        self.max_abs: float | int = 0
-        self.scale = 0
-        self.aa = self.bb = self.ab = self.dd = 0.0
-
-    def __iadd__(self, other: Tally) -> Tally:
-        for name in ("elements", "changed", "nonfinite", "outside"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.max_abs = max(self.max_abs, other.max_abs)
-        self.put(other.products, other.scale)
-        return self
-
-    def repeat(self, times: int) -> None:
-        """Count each element several times, which alters no ratio."""
-        for name in ("elements", "changed", "nonfinite", "outside"):
-            setattr(self, name, getattr(self, name) * times)
-
-    @property
-    def products(self) -> tuple[float, float, float, float]:
-        """The sums of products."""
-        return self.aa, self.bb, self.ab, self.dd
-
-    def put(self, products: tuple[float, float, float, float], scale: int) -> None:
-        """Add sums of products of numbers times 2 ** -scale."""
-        own = self.products
-        if scale != self.scale:
-            scales = [at for at, some in ((self.scale, own), (scale, products)) if any(some)]
-            most = max(scales, default=0)
-            own = tuple(math.ldexp(value, 2 * min(self.scale - most, 0)) for value in own)  # type: ignore[assignment]
-            products = tuple(math.ldexp(v, 2 * min(scale - most, 0)) for v in products)  # type: ignore[assignment]
-            self.scale = most
-        self.aa, self.bb, self.ab, self.dd = (x + y for x, y in zip(own, products, strict=True))
-
-    def measures(self) -> Measures:
-        """What they come to."""
-        relative = math.sqrt(self.dd) / math.sqrt(self.aa) if self.aa else math.inf if self.dd else 0.0
-        size = math.sqrt(self.aa) * math.sqrt(self.bb)
-        cosine = max(-1.0, min(1.0, self.ab / size)) if size else None
-        return Measures(self.elements, self.changed, self.nonfinite, self.max_abs, relative, cosine)
-
-
-def comparable(one: DType, other: DType) -> bool:
-    """Whether the elements of two dtypes can be measured against one another."""
-    kinds = {one.kind, other.kind}
-    if not (one.itemsize and other.itemsize) or "raw" in kinds:
-        return False
-    return one is other or (kinds <= {"float", "int", "uint", "bool", "complex"} and not {one, other} & _packed_table())
-
-
-def _packed_table() -> set[DType]:
-    from statedict.dtypes import BY_NAME
-
-    return {BY_NAME["float4_e2m1fn_x2"]}
-
-
 def add(tally: Tally, one: memoryview, other: memoryview, kinds: tuple[DType, DType], rule: Rule) -> None:
     """Add two blocks of as many elements to a tally."""
-    import numpy
-
     a, b = numpy.frombuffer(one, kinds[0].numpy), numpy.frombuffer(other, kinds[1].numpy)
     with numpy.errstate(all="ignore"):
         for at in range(0, len(a), CHUNK):
@@ -110,8 +36,6 @@ def add(tally: Tally, one: memoryview, other: memoryview, kinds: tuple[DType, DT
 
 
 def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -> None:
-    import numpy
-
     same = kinds[0] is kinds[1]
     kind, four = working_dtype(kinds), kinds[0].name == "float4_e2m1fn_x2"
     x, y = (_unpack(a), _unpack(b)) if four else (convert(a, kind, 0), convert(b, kind, 1))
@@ -154,8 +78,6 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
 
 def _products(x: Any, y: Any, difference: Any) -> tuple[tuple[float, float, float, float], int]:
     """The sums of a chunk, and by what power of two its numbers are scaled for them."""
-    import numpy
-
     found = _dot(x, x), _dot(y, y), _dot(x, y), _dot(difference, difference)
     if len(x) and not _TINY < max(found) < _HUGE:
         x, y = x.view(x.real.dtype), y.view(y.real.dtype)
@@ -169,8 +91,6 @@ def _products(x: Any, y: Any, difference: Any) -> tuple[tuple[float, float, floa
 
 def working_dtype(kinds: tuple[DType, DType]) -> Any:
     """The numpy dtype in which two dtypes are subtracted."""
-    import numpy
-
     if "complex" in (kinds[0].kind, kinds[1].kind):
         return numpy.dtype(numpy.complex128)
     small = all(kind.name in _EXACT or (kind.kind == "float" and kind.bits <= 8) for kind in kinds)
@@ -178,8 +98,6 @@ def working_dtype(kinds: tuple[DType, DType]) -> Any:
 
 
 def _room(kind: Any, number: int) -> Any:
-    import numpy
-
     rooms = _OWN.__dict__.setdefault("rooms", {})
     if (kind, number) not in rooms:
         rooms[kind, number] = numpy.empty(2 * CHUNK, kind)
@@ -188,8 +106,6 @@ def _room(kind: Any, number: int) -> Any:
 
 def convert(values: Any, kind: Any, number: int) -> Any:
     """Up to `CHUNK` numbers in another dtype, in one of this thread's rooms."""
-    import numpy
-
     if values.dtype == kind:
         return values
     room = _room(kind, number)[: len(values)]
@@ -207,16 +123,12 @@ def _find_rounded(values: Any, floats: Any) -> Any:
 
 def _unpack(values: Any) -> Any:
     """The two numbers in each byte; the first is in its lower half."""
-    import numpy
-
     table = numpy.array([(_FOUR[byte & 15], _FOUR[byte >> 4]) for byte in range(256)], numpy.float32)
     return table[values].reshape(-1)
 
 
 def _different(a: Any, b: Any, four: bool) -> Any:
     """Where the bytes of elements differ; of four bits, of which each byte has two."""
-    import numpy
-
     if four:
         bits = a ^ b
         return numpy.stack([bits & 15, bits >> 4], 1).reshape(-1) != 0
@@ -228,8 +140,6 @@ def _different(a: Any, b: Any, four: bool) -> Any:
 
 
 def _largest(difference: Any) -> float:
-    import numpy
-
     if difference.dtype.kind == "c":
         return float(numpy.abs(difference).max())
     # a NaN is the largest and the least of what it is among
@@ -237,8 +147,6 @@ def _largest(difference: Any) -> float:
 
 
 def _dot(x: Any, y: Any) -> float:
-    import numpy
-
     if x.dtype.kind == "c":
         return float(numpy.vdot(x, y).real)
     found = float(x.dot(y))

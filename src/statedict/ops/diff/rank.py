@@ -22,80 +22,83 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from statedict.io.parallel import parallel
-from statedict.io.progress import Meter, meter
-from statedict.ops.diff.change import Change
-from statedict.ops.diff.spectrum import DIRECTIONS, Spectrum, passes, spectrum
+import numpy
+
+from statedict.io.progress import Meter
+from statedict.ops.diff.change import DIRECTIONS, Change, Spectrum, passes, spectrum
+from statedict.ops.jobs import run_jobs
 from statedict.reports import diff as kinds
-from statedict.reports.diff import LowRank, TensorDiff
+from statedict.reports.diff import FULL, LOW_RANK, ROUNDING, SMALL, LowRank, TensorDiff
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import origin
 
-LOW_RANK, FULL, ROUNDING, SMALL = VERDICTS = ("low-rank", "full", "rounding", "small")
 _TOP = (1, 4, 8, 16, 32, 64, 128, 256)
 _OWN = 2.0**-17  # of the energy of a product that was rounded to bfloat16; what happens is a third of it
 _MARGIN = 1.1  # for what the first singular value of small matrices is above the edge of large ones
 _PARALLEL = 8  # matrices on their way to an executor
 
 
-def looked_into(
+class _Matrix(NamedTuple):
+    """A pair of matrices, and the largest difference of their elements."""
+
+    one: LazyTensor
+    other: LazyTensor
+    largest: float
+
+    @property
+    def size(self) -> int:
+        """Bytes that are read."""
+        rows = self.one.shape[0]
+        return (self.one.nbytes + self.other.nbytes) * passes(rows, self.one.numel() // rows)
+
+
+def find_ranks(
     tensors: Sequence[TensorDiff],
     a: Mapping[str, LazyTensor],
     b: Mapping[str, LazyTensor],
     rank: int | None = None,
     executor: Executor | None = None,
 ) -> list[TensorDiff]:
-    """The tensors, each changed floating or complex matrix with what its change is.
+    """The tensors, each changed floating or complex matrix with the rank of its change.
 
     Args:
         tensors: what became of each.
         a: the tensors of the first state.
         b: those of the second one.
         rank: the largest rank of an adapter that counts; by default what has a quarter of the matrix's numbers.
-        executor: what computes; by default one matrix at a time, for the matrix products use all cores.
+        executor: computes; by default one matrix at a time, for the matrix products use all cores.
     """
     found = list(tensors)
-    firsts: dict[object, int] = {}
-    jobs: list[tuple[int, LazyTensor, LazyTensor, float]] = []
-    same: list[tuple[int, int]] = []
+    matrices: dict[object, _Matrix] = {}
+    numbers: dict[object, list[int]] = {}
     for number, tensor in enumerate(tensors):
         one, other = a.get(str(tensor.before)), b.get(str(tensor.after))
-        if one is None or other is None or not _matrix(tensor, one, other):
-            continue
-        first = firsts.setdefault((origin(one), origin(other)), number)
-        if first != number:
-            same.append((number, first))
-        else:
-            assert tensor.measures is not None
-            jobs.append((number, one, other, float(tensor.measures.max_abs)))
-    counter = meter()
-    counter.expect(sum((x.nbytes + y.nbytes) * passes(x.shape[0], x.numel() // x.shape[0]) for _, x, y, _ in jobs))
-    work = partial(_judge_one, rank, None if executor else counter)
-    for job, change in zip(jobs, parallel(work, jobs, executor, 1, _PARALLEL), strict=True):
-        found[job[0]] = replace(found[job[0]], change=change)
-        if executor is not None:
-            counter.advance(job[1].nbytes + job[2].nbytes)
-    for number, first in same:
-        found[number] = replace(found[number], change=found[first].change)
+        if one is not None and other is not None and tensor.measures is not None and _is_matrix(tensor, one, other):
+            key = origin(one), origin(other)
+            matrices.setdefault(key, _Matrix(one, other, float(tensor.measures.max_abs)))
+            numbers.setdefault(key, []).append(number)
+    work = partial(_judge_one, rank)
+    done = run_jobs(work, matrices.values(), executor, batch=0, workers=1, ahead=_PARALLEL)
+    for same, (_, change) in zip(numbers.values(), done, strict=True):
+        for number in same:
+            found[number] = replace(found[number], change=change)
     return found
 
 
-def _matrix(tensor: TensorDiff, one: LazyTensor, other: LazyTensor) -> bool:
+def _is_matrix(tensor: TensorDiff, one: LazyTensor, other: LazyTensor) -> bool:
     floating = all(t.dtype.kind in ("float", "complex") and t.dtype.name != "float4_e2m1fn_x2" for t in (one, other))
-    changed = tensor.kind in (kinds.CHANGED, kinds.RETYPED) and tensor.measures is not None
-    return changed and floating and one.ndim >= 2 and one.numel() > 0
+    return tensor.kind in (kinds.CHANGED, kinds.RETYPED) and floating and one.ndim >= 2 and one.numel() > 0
 
 
-def _judge_one(rank: int | None, counter: Meter | None, job: tuple[int, LazyTensor, LazyTensor, float]) -> LowRank:
-    _, one, other, largest = job
-    change = Change(one, other, largest, counter or Meter())
+def _judge_one(rank: int | None, matrix: _Matrix, counter: Meter) -> LowRank:
+    change = Change(*matrix, counter)
     return judge(change, spectrum(change, max(DIRECTIONS, rank or 0)), rank)
 
 
 def judge(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
-    """What a spectrum says of a change whose blocks were all read.
+    """The verdict on a change whose blocks were all read.
 
     Args:
         change: the change.
@@ -111,27 +114,30 @@ def judge(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
     most = m * n // (4 * (m + n)) if rank is None else rank
     verdict, adapter = _verdict(change, found, left, most)
     counts = sorted({*_TOP, *([] if rank is None else [rank])})
-    top = [(r, min(1.0, float(1 - left[r] / total)) if total else 0.0) for r in counts if r <= len(squares)]
-    effective = _effective(squares[:stand], float(left[-1]) if bounded else 0.0, min(m, n) - len(squares))
-    stable = total / float(squares[0]) if total else 0.0
-    rounding = change.noise / total if total else 0.0
     return LowRank(
-        m, n, verdict, adapter, stand, effective, stable, tuple(top), rounding, found.method, bounded, change.nonfinite
+        rows=m,
+        columns=n,
+        verdict=verdict,
+        adapter=adapter,
+        rank=stand,
+        effective_rank=_effective_rank(squares[:stand], float(left[-1]) if bounded else 0.0, min(m, n) - len(squares)),
+        stable_rank=total / float(squares[0]) if total else 0.0,
+        top=tuple((r, min(1.0, float(1 - left[r] / total)) if total else 0.0) for r in counts if r <= len(squares)),
+        rounding=change.noise / total if total else 0.0,
+        method=found.method,
+        bounded=bounded,
+        nonfinite=change.nonfinite,
     )
 
 
 def _energy_left(found: Spectrum, total: float) -> Any:
     """The energy beside the first r directions, for each r from 0; summed up from the end where that is known."""
-    import numpy
-
     if found.whole:
         return numpy.append(numpy.cumsum(found.squares[::-1])[::-1], 0.0)
     return numpy.maximum(total - numpy.append(0.0, numpy.cumsum(found.squares)), 0.0)
 
 
 def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str, int | None]:
-    import numpy
-
     if change.nonfinite:  # which no adapter explains, and no rounding
         return FULL, None
     total, squares = change.energy, found.squares
@@ -140,7 +146,7 @@ def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str
         edge = change.edge / math.sqrt(change.noise)
     else:
         edge = change.own_edge / math.sqrt(total) if total else 0.0
-    following = numpy.concatenate([squares, [0.0 if found.whole else squares[-1]]])
+    following = numpy.append(squares, 0.0 if found.whole else squares[-1])
     limits = numpy.maximum((_MARGIN * edge) ** 2 * left, max(found.floor, (_MARGIN * change.edge) ** 2))
     fits = numpy.flatnonzero((left <= allowed) & (following <= limits))
     first = int(fits[0]) if len(fits) else None
@@ -151,10 +157,8 @@ def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str
     return (SMALL if most < 1 else FULL), None
 
 
-def _effective(squares: Any, left: float, others: int) -> float:
-    """The exponential of the entropy of singular values; energy left over is spread evenly over as many others."""
-    import numpy
-
+def _effective_rank(squares: Any, left: float, others: int) -> float:
+    """The exponential of the entropy of singular values; energy that is left is spread evenly over `others` more."""
     values = numpy.sqrt(squares[squares > 0])
     even = math.sqrt(left / others) if others > 0 else 0.0
     whole = float(values.sum()) + others * even

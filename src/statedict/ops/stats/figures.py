@@ -8,15 +8,19 @@ deviation are those of the part. What both ways cost: docs/decisions/0015-statis
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import ml_dtypes
+import numpy
+
 from statedict.dtypes import DType
-from statedict.reports.figures import Figures, Histogram, add_histograms, combine
+from statedict.reports.stats import Figures, Histogram
 
 _PACKED = ("float4_e2m1fn_x2", "quint4x2", "quint2x4")
-_FEW = 8192  # elements that are sorted sooner than 65,536 counters are looked through
+_FEW = 8192  # up to so many elements, sorting is faster than 65,536 counters
 _PART = 1 << 17  # elements that become float64 at a time
 _COMPLEX = 1 << 16  # halves of complex numbers
 _SCALED = 2.0**500  # beyond it, or below its inverse, squares could leave float64
@@ -25,49 +29,52 @@ _BIAS = 1023
 _EXACT = 1 << 53
 
 
-def computable(kind: DType) -> bool:
+def is_computable(kind: DType) -> bool:
     """Whether there are figures of a dtype: each element is a number of its own."""
     return bool(kind.itemsize) and kind.kind not in ("bits", "raw") and kind.name not in _PACKED
 
 
-def of_blocks(kind: DType, blocks: Iterable[Any]) -> Figures:
-    """The figures of what comes in blocks of bytes; each block is gone when the next one comes."""
-    whole = whole_elements(blocks, kind.itemsize)
+def compute_figures(kind: DType, blocks: Iterable[Any]) -> Figures:
+    """The figures of blocks of whole elements; each block is gone when the next one comes."""
     if kind.itemsize <= 2:
-        return _of_counts(kind, whole)
-    import numpy
-
+        return _count_codes(kind, blocks)
     parts: list[Figures] = []
     room: Any = numpy.empty((2, 0))
-    for block in whole:
+    for block in blocks:
         array = numpy.frombuffer(block, kind.component.numpy)
         step = _COMPLEX if kind.kind == "complex" else _PART
         if room.shape[1] < min(len(array), step):
             room = numpy.empty((2, min(len(array), step)))  # fresh memory for each part would cost more than all else
-        parts += [_of_array(kind, array[at : at + step], room) for at in range(0, len(array), step)]
+        parts += [_measure(kind, array[at : at + step], room) for at in range(0, len(array), step)]
     return combine(parts)
 
 
-def whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterator[Any]:
-    """The blocks, cut between elements; what is unpacked comes as it happens to."""
-    rest = b""
-    for block in blocks:
-        data = block if not rest else rest + bytes(block)
-        extra = len(data) % itemsize
-        rest = bytes(data[len(data) - extra :]) if extra else b""
-        if len(data) >= itemsize:
-            yield data[: len(data) - extra] if extra else data
+def float_info(kind: DType) -> Any:
+    """The `finfo` of a float dtype, or of the parts of a complex one."""
+    component = kind.component
+    module: Any = numpy if component.name in ("float16", "float32", "float64") else ml_dtypes
+    return module.finfo(component.numpy)
 
 
-# of 8 and 16 bits
+@cache
+def _limits(kind: DType) -> tuple[float, float, float]:
+    """The smallest normal number (0 for integers), and both ends."""
+    if kind.kind == "bool":
+        return 0, math.nan, math.nan
+    if kind.kind in ("int", "uint", "quantized"):
+        info = numpy.iinfo(kind.numpy)
+        return 0, (int(info.min) if info.min else math.nan), int(info.max)
+    info = float_info(kind)
+    return float(info.smallest_normal), -float(info.max), float(info.max)
+
+
+# 8 and 16 bits
 
 
 class _Table:
-    """Of every value that the bits of a dtype can mean."""
+    """Facts about every value of a dtype, by its bits."""
 
     def __init__(self, kind: DType) -> None:
-        import numpy
-
         self.integral = kind.kind in ("int", "uint", "bool", "quantized")
         codes = numpy.arange(1 << kind.bits, dtype=f"u{kind.itemsize}")
         with numpy.errstate(invalid="ignore"):  # a signalling NaN is a NaN
@@ -75,62 +82,27 @@ class _Table:
             self.values = values.astype("f8")
         self.nan, self.inf = numpy.isnan(self.values), numpy.isinf(self.values)
         self.finite = ~(self.nan | self.inf)
-        self.zero = self.values == 0
+        self.zeros = self.values == 0
         self.exponents = numpy.frexp(numpy.where(self.finite, self.values, 0))[1].astype("i8") - 1
         tiny, least, most = _limits(kind)
-        magnitudes = abs(self.values)
-        self.denormal = (magnitudes < tiny) & ~self.zero
+        self.denormal = (abs(self.values) < tiny) & ~self.zeros
         self.edge = (self.values == least) | (self.values == most)
 
 
-_TABLES: dict[str, _Table] = {}
+_table = cache(_Table)
 
 
-def _limits(kind: DType) -> tuple[float, float, float]:
-    """The smallest normal number (0 for integers), and both ends."""
-    import numpy
-
-    if kind.kind in ("int", "uint", "quantized"):
-        info = numpy.iinfo(kind.numpy)
-        return 0, (int(info.min) if info.min else math.nan), int(info.max)
-    if kind.kind == "bool":
-        return 0, math.nan, math.nan
-    component = kind.component
-    if component.name in ("float16", "float32", "float64"):
-        found: Any = numpy.finfo(component.name)
-    else:
-        import ml_dtypes
-
-        finfo: Any = ml_dtypes.finfo
-        found = finfo(component.numpy)
-    return float(found.smallest_normal), -float(found.max), float(found.max)
-
-
-_LIMITS: dict[str, tuple[float, float, float]] = {}
-
-
-def _limits_of(kind: DType) -> tuple[float, float, float]:
-    if kind.name not in _LIMITS:
-        _LIMITS[kind.name] = _limits(kind)
-    return _LIMITS[kind.name]
-
-
-def _of_counts(kind: DType, blocks: Iterable[Any]) -> Figures:
-    import numpy
-
-    table = _TABLES.get(kind.name)
-    if table is None:
-        table = _TABLES[kind.name] = _Table(kind)
+def _count_codes(kind: DType, blocks: Iterable[Any]) -> Figures:
+    table = _table(kind)
     counters: Any = None
     few: list[Any] = []
     for block in blocks:
         array = numpy.frombuffer(block, f"u{kind.itemsize}")
         if len(array) <= _FEW:
             few.append(numpy.unique(array, return_counts=True))
-        elif counters is None:
-            counters = numpy.bincount(array, minlength=len(table.values))
         else:
-            counters += numpy.bincount(array, minlength=len(table.values))
+            counts = numpy.bincount(array, minlength=len(table.values))
+            counters = counts if counters is None else numpy.add(counters, counts, out=counters)
     if counters is not None:
         for codes, counts in few:
             counters[codes] += counts
@@ -140,22 +112,14 @@ def _of_counts(kind: DType, blocks: Iterable[Any]) -> Figures:
 
 
 def _evaluate(table: _Table, codes: Any, counts: Any) -> Figures:
-    import numpy
-
-    def number(mask: Any) -> int:
+    def count(mask: Any) -> int:
         return int(counts[mask[codes]].sum())
 
-    elements = int(counts.sum())
-    figures = Figures(
-        elements=elements,
-        finite=elements,
-        zeros=number(table.zero),
-        denormal=number(table.denormal),
-        edge=number(table.edge),
-    )
-    finite = table.finite[codes]
+    elements, finite = int(counts.sum()), table.finite[codes]
+    zeros, denormal, edge = (count(mask) for mask in (table.zeros, table.denormal, table.edge))
+    figures = Figures(elements=elements, finite=elements, zeros=zeros, denormal=denormal, edge=edge)
     if not finite.all():
-        figures = replace(figures, nan=number(table.nan), inf=number(table.inf), finite=int(counts[finite].sum()))
+        figures = replace(figures, nan=count(table.nan), inf=count(table.inf), finite=count(table.finite))
         codes, counts = codes[finite], counts[finite]
     if not len(codes):
         return figures
@@ -166,43 +130,46 @@ def _evaluate(table: _Table, codes: Any, counts: Any) -> Figures:
         mean = float((values * counts).sum()) / figures.finite
         deviation = math.sqrt(float((numpy.square(values - mean) * counts).sum()) / figures.finite)
     some = values != 0
-    histogram = Histogram()
-    if some.any():
-        exponents, above = table.exponents[codes[some]], (values > 0)[some].astype("i8")
-        first = int(exponents.min())
-        bins = numpy.zeros((2, int(exponents.max()) - first + 1), "i8")
-        numpy.add.at(bins, (above, exponents - first), counts[some])
-        histogram = _trim(first, *bins)
+    histogram = _bin(values[some], table.exponents[codes[some]], counts[some]) if some.any() else Histogram()
     ends = (int(low), int(high)) if table.integral else (low, high)
     return replace(figures, min=ends[0], max=ends[1], mean=mean, deviation=deviation, histogram=histogram)
 
 
-# of 32 bits and more
+# 32 bits and more
 
 
-def _of_array(kind: DType, array: Any, room: Any) -> Figures:
+def _measure(kind: DType, array: Any, room: Any) -> Figures:
     if kind.kind == "complex":
-        return _of_complex(kind, array)
-    if kind.kind != "float":
-        return _of_integers(array, room, _limits_of(kind))
-    import numpy
-
-    tiny, _, most = _limits_of(kind)
+        return _measure_complex(kind, array)
+    tiny, *ends = _limits(kind)
     x, other = room[0, : len(array)], room[1]
     with numpy.errstate(invalid="ignore"):
         x[...] = array
+    if kind.kind != "float" and kind.bits == 64:
+        _round_down(array, x)
     figures, x = _count(x, other, tiny)
     if not len(x):
         return figures
     mean, deviation, low, high = _moments(x, other)
-    edge = int(numpy.count_nonzero(abs(x) == most)) if max(-low, high) >= most else 0
+    if kind.kind == "float":
+        array = x
+    else:
+        low, high = int(array.min()), int(array.max())
+    edge = sum(int(numpy.count_nonzero(array == end)) for end in ends if end in (low, high))
     return replace(figures, min=low, max=high, mean=mean, deviation=deviation, edge=edge)
+
+
+def _round_down(array: Any, x: Any) -> None:
+    """Round integers beyond 2⁵³ in `x` towards 0, so that none rises to the next power of two."""
+    if max(-int(array.min()), int(array.max())) >= _EXACT:
+        bits = array.view("u8")
+        magnitude = numpy.where(array < 0, ~bits + numpy.uint64(1), bits)
+        large = numpy.where(magnitude >= _EXACT, magnitude & numpy.uint64((1 << 64) - (1 << 11)), magnitude)
+        x[...] = numpy.where(array < 0, -large.astype("f8"), large.astype("f8"))
 
 
 def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any]:
     """Counts and histogram of float64, and those that are finite; `other` is memory to work in."""
-    import numpy
-
     codes = other[: len(x)].view("i8")
     numpy.right_shift(x.view("i8"), 52, out=codes)
     codes &= 2 * _EXPONENTS - 1
@@ -215,33 +182,26 @@ def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any]:
         x = x[numpy.isfinite(x)]
     if lowest:
         zeros = len(x) - int(numpy.count_nonzero(x))
-        if lowest > zeros:
-            below = _below_normal(x)
+        if lowest > zeros:  # denormal numbers of float64, whose bits do not say the exponent
+            low = x[(abs(x) < 2.0 ** (1 - _BIAS)) & (x != 0)]
+            below = _bin(low, numpy.frexp(low)[1].astype("i8") - 1, 1)
     if tiny:
         denormal = int(bins[:, : math.frexp(tiny)[1] - 1 + _BIAS].sum()) - zeros
     bins[:, 0] = bins[:, -1] = 0
-    histogram = add_histograms([_trim(-_BIAS, bins[1], bins[0]), below])
-    inf = beyond - nan
-    return Figures(
-        elements=elements, finite=len(x), nan=nan, inf=inf, zeros=zeros, denormal=denormal, histogram=histogram
-    ), x
+    histogram = _add_histograms([_trim(-_BIAS, bins[1], bins[0]), below])
+    figures = Figures(elements=elements, finite=len(x), zeros=zeros, denormal=denormal, histogram=histogram)
+    return replace(figures, nan=nan, inf=beyond - nan), x
 
 
-def _below_normal(x: Any) -> Histogram:
-    """The histogram of the denormal numbers of float64, whose bits do not say the exponent."""
-    import numpy
-
-    low = x[(abs(x) < 2.0 ** (1 - _BIAS)) & (x != 0)]
-    exponents = numpy.frexp(low)[1].astype("i8") - 1
+def _bin(values: Any, exponents: Any, counts: Any) -> Histogram:
+    """The histogram of values that are not 0, by how often each occurs."""
     first = int(exponents.min())
-    size = int(exponents.max()) - first + 1
-    sides = [numpy.bincount(exponents[side] - first, minlength=size) for side in (low < 0, low > 0)]
-    return _trim(first, *sides)
+    bins = numpy.zeros((2, int(exponents.max()) - first + 1), "i8")
+    numpy.add.at(bins, ((values > 0).astype("i8"), exponents - first), counts)
+    return Histogram(first, *map(tuple, bins.tolist()))
 
 
 def _trim(exponent: int, negative: Any, positive: Any) -> Histogram:
-    import numpy
-
     used = numpy.flatnonzero(negative + positive)
     if not len(used):
         return Histogram()
@@ -251,8 +211,6 @@ def _trim(exponent: int, negative: Any, positive: Any) -> Histogram:
 
 def _moments(x: Any, other: Any) -> tuple[float, float, float, float]:
     """Mean, deviation, smallest and largest of finite float64; `other` is memory to work in."""
-    import numpy
-
     low, high = float(x.min()), float(x.max())
     if low == high:
         return low, 0.0, low, high
@@ -269,26 +227,7 @@ def _moments(x: Any, other: Any) -> tuple[float, float, float, float]:
     return math.ldexp(mean, scale), math.ldexp(deviation, scale), low, high
 
 
-def _of_integers(array: Any, room: Any, limits: tuple[float, float, float]) -> Figures:
-    import numpy
-
-    low, high = int(array.min()), int(array.max())
-    x, other = room[0, : len(array)], room[1]
-    x[...] = array
-    if max(-low, high) >= _EXACT:  # rounded towards 0, so that none rises to the next power of two
-        bits = array.view("u8")
-        magnitude = numpy.where(array < 0, ~bits + numpy.uint64(1), bits)
-        large = numpy.where(magnitude >= _EXACT, magnitude & numpy.uint64((1 << 64) - (1 << 11)), magnitude)
-        x[...] = numpy.where(array < 0, -large.astype("f8"), large.astype("f8"))
-    figures, x = _count(x, other, 0)
-    mean, deviation, _, _ = _moments(x, other)
-    edge = sum(int(numpy.count_nonzero(array == end)) for end in limits[1:] if end in (low, high))
-    return replace(figures, min=low, max=high, mean=mean, deviation=deviation, edge=edge)
-
-
-def _of_complex(kind: DType, array: Any) -> Figures:
-    import numpy
-
+def _measure_complex(kind: DType, array: Any) -> Figures:
     with numpy.errstate(invalid="ignore"):
         pairs = array.reshape(-1, 2).astype("f8")
     real, imag = pairs[:, 0].copy(), pairs[:, 1].copy()
@@ -297,7 +236,7 @@ def _of_complex(kind: DType, array: Any) -> Figures:
     if nan or inf:
         finite = numpy.isfinite(real) & numpy.isfinite(imag)
         real, imag = real[finite], imag[finite]
-    tiny, _, most = _limits_of(kind)
+    tiny, _, most = _limits(kind)
     with numpy.errstate(over="ignore"):
         modulus = numpy.hypot(real, imag)
     other = numpy.empty(len(real))
@@ -314,3 +253,64 @@ def _of_complex(kind: DType, array: Any) -> Figures:
         deviation=math.hypot(*deviations),
         edge=int(numpy.count_nonzero((abs(real) == most) | (abs(imag) == most))),
     )
+
+
+# sums
+
+
+def combine(parts: Iterable[Figures]) -> Figures:
+    """The figures of several parts together."""
+    every = list(parts)
+    if len(every) == 1:
+        return every[0]
+    some = [part for part in every if part.finite]
+    sums = {
+        name: sum(getattr(part, name) for part in every)
+        for name in ("elements", "finite", "zeros", "nan", "inf", "denormal", "edge")
+    }
+    if not some:
+        return Figures(**sums)
+    low, high = min(part.min for part in some), max(part.max for part in some)  # type: ignore[type-var]
+    shares = [(part.finite / sums["finite"], part.mean or 0.0, part.deviation or 0.0) for part in some]
+    mean, deviation = _combine_moments(shares)
+    if low == high and not isinstance(mean, complex):
+        mean, deviation = float(low), 0.0  # type: ignore[arg-type]
+    histogram = _add_histograms([part.histogram for part in some])
+    return Figures(min=low, max=high, mean=mean, deviation=deviation, histogram=histogram, **sums)
+
+
+def _combine_moments(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[float | complex, float]:
+    """Mean and deviation of parts, each with its share of all elements."""
+    real = _mean([(share, mean.real) for share, mean, _ in parts])
+    imag = _mean([(share, mean.imag) for share, mean, _ in parts])
+    roots = [(math.sqrt(share), mean, deviation) for share, mean, deviation in parts]
+    deviation = math.hypot(
+        *(root * own for root, _, own in roots),
+        *(root * mean.real - root * real for root, mean, _ in roots),
+        *(root * mean.imag - root * imag for root, mean, _ in roots),
+    )
+    return (complex(real, imag) if any(isinstance(mean, complex) for _, mean, _ in parts) else real), deviation
+
+
+def _mean(parts: Sequence[tuple[float, float]]) -> float:
+    """The mean of means; near the largest number it may be beyond all of them by a rounding."""
+    try:
+        found = math.fsum(share * mean for share, mean in parts)
+    except OverflowError:
+        found = 2 * math.fsum(share * (mean / 2) for share, mean in parts)
+    return min(max(found, min(mean for _, mean in parts)), max(mean for _, mean in parts))
+
+
+def _add_histograms(histograms: Sequence[Histogram]) -> Histogram:
+    """What several histograms count together."""
+    wide = [one for one in histograms if one.positive or one.negative]
+    if len(wide) < 2:
+        return wide[0] if wide else Histogram()
+    low = min(one.exponent for one in wide)
+    size = max(one.exponent + len(one.positive) for one in wide) - low
+    sides: tuple[list[int], list[int]] = [0] * size, [0] * size
+    for one in wide:
+        for side, counts in zip(sides, (one.negative, one.positive), strict=True):
+            for at, count in enumerate(counts, one.exponent - low):
+                side[at] += count
+    return Histogram(low, tuple(sides[0]), tuple(sides[1]))

@@ -8,47 +8,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from statedict.dtypes import dtype
-from statedict.ops.stats.figures import whole_elements
-from statedict.reports.figures import Figures
-from statedict.reports.stats import Flag
+from statedict.dtypes import DType, dtype
+from statedict.reports.stats import Figures, Flag, TensorStats
 from statedict.reports.summary import BUFFERS, Optimizer
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.walk import label
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from statedict.reports.stats import TensorStats
-
 EXPLODED = 10.0  # times the median of the siblings' root mean squares
-SIBLINGS = 3  # with less there is no telling which one is out of line
+SIBLINGS = 3  # among fewer, no tensor is out of line
 DENORMAL = 0.01  # of the elements
 EDGE = 0.01  # of the elements of 8 bits, which are often scaled until the largest one is at the edge
 
 
-class Rows:
-    """Where the rows of a tensor are: what has one index along its first dimension."""
-
-    __slots__ = ("nbytes", "tensor")
-
-    def __init__(self, tensor: LazyTensor, nbytes: int) -> None:
-        self.tensor, self.nbytes = tensor, nbytes
-
-
-def rows_of(tensor: LazyTensor, figures: Figures) -> Rows | None:
-    """The rows of a tensor, if it has enough zeros for one of them to be dead."""
+def row_size(tensor: LazyTensor, figures: Figures) -> int:
+    """The bytes of a row, which is one index along the first dimension; 0 if too few elements are 0 for a dead row."""
     if tensor.ndim < 2 or tensor.dtype.kind == "bool" or not figures.zeros:
-        return None
+        return 0
     length = figures.elements // tensor.shape[0]
-    return Rows(tensor, length * tensor.dtype.itemsize) if figures.zeros >= length > 1 else None
+    return length * tensor.dtype.itemsize if figures.zeros >= length > 1 else 0
 
 
-def count_dead(rows: Rows, blocks: Iterable[Any]) -> int:
-    """How many rows are all 0, of a range of whole rows."""
+def count_dead(kind: DType, row: int, blocks: Iterable[Any]) -> int:
+    """How many rows, of `row` bytes each, are all 0, in blocks that together are whole rows."""
     import numpy
 
-    kind = rows.tensor.dtype
-    length = rows.nbytes // kind.itemsize
+    length = row // kind.itemsize
     halves = kind.kind == "complex" and kind.itemsize == 4  # two of 16 bits
     numbers = "u4" if halves else f"u{kind.itemsize}" if kind.itemsize <= 2 else kind.numpy
     # of a float of 16 bits or less all bits but the sign's, for numpy compares those of ml_dtypes one by one
@@ -58,7 +42,7 @@ def count_dead(rows: Rows, blocks: Iterable[Any]) -> int:
         mask = None  # the sign of 0 is NaN
     dead = behind = 0  # behind: elements of a row that the blocks before began
     alive = False
-    for block in whole_elements(blocks, kind.itemsize):
+    for block in blocks:
         array = numpy.frombuffer(block, numbers)
         some = array & array.dtype.type(mask) if mask is not None else array
         with numpy.errstate(invalid="ignore"):  # a signalling NaN is a NaN
@@ -79,8 +63,8 @@ def count_dead(rows: Rows, blocks: Iterable[Any]) -> int:
 def roles(names: Iterable[str], owned: Mapping[str, tuple[Optimizer, Any]]) -> dict[str, str | None]:
     """For each tensor what it has in common with its siblings: its path without numbers; None if it has none.
 
-    Buffers differ from layer to layer by nature. State of an optimizer goes by the name of its parameter; where
-    that cannot be told, layers cannot be told from one another.
+    Buffers differ from layer to layer by nature. State of an optimizer goes by the name of its parameter; if that is
+    unknown, layers cannot be told from one another.
 
     Args:
         names: the paths of the tensors.
@@ -88,77 +72,56 @@ def roles(names: Iterable[str], owned: Mapping[str, tuple[Optimizer, Any]]) -> d
     """
     found: dict[str, str | None] = {}
     for name in names:
+        path: str | None = name
         if name.rpartition(".")[2] in BUFFERS:
-            found[name] = None
+            path = None
         elif name in owned:
             optimizer, key = owned[name]
             owner = optimizer.names.get(key)
-            entry = f"{optimizer.path}.state.{label(key)}".removeprefix(".")
-            rest = name[len(entry) :]
-            found[name] = None if owner is None else _numberless(f"{optimizer.path}.state.{owner}{rest}")
-        else:
-            found[name] = _numberless(name)
+            rest = name[len(f"{optimizer.path}.state.{label(key)}".removeprefix(".")) :]
+            path = None if owner is None else f"{optimizer.path}.state.{owner}{rest}"
+        found[name] = path and re.sub(r"\d+", "{n}", path)
     return found
-
-
-def faults(found: Iterable[Optimizer]) -> Iterator[Flag]:
-    """What deserves a look in the optimizers."""
-    for optimizer in found:
-        for kind, what in optimizer.troubles.items():
-            yield Flag(optimizer.title, kind, what)
-
-
-def _numberless(path: str) -> str:
-    return re.sub(r"\d+", "{n}", path)
 
 
 def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None]) -> Iterator[Flag]:
     """What deserves a look, tensor by tensor; a tied one counts once."""
-    own = [tensor for tensor in tensors if tensor.computed and tensor.tied is None]
-    middles = _medians(own, siblings)
-    for tensor in own:
-        yield from _values(tensor)
-        yield from _precision(tensor)
-        role, rms = siblings.get(tensor.name), tensor.rms
-        among = middles.get(role or "")
-        if among is not None and rms is not None and rms > EXPLODED * among[0]:
-            what = f"its root mean square, {rms:.3g}, is {rms / among[0]:,.0f} times the median of {among[1]} like it"
-            yield Flag(tensor.name, "exploded", f"{what} ({role})")
-
-
-def _medians(tensors: Sequence[TensorStats], siblings: dict[str, str | None]) -> dict[str, tuple[float, int]]:
-    """Role → median of the root mean squares, and of how many; where there are enough and not most are 0."""
-    groups: dict[str, list[float]] = {}
-    for tensor in tensors:
+    counted = [tensor for tensor in tensors if tensor.computed and tensor.tied is None]
+    groups: dict[str, list[float]] = {}  # role → root mean squares
+    for tensor in counted:
         role, rms = siblings.get(tensor.name), tensor.rms
         if role and rms is not None and math.isfinite(rms) and dtype(tensor.dtype).kind in ("float", "complex"):
             groups.setdefault(role, []).append(rms)
     middles = {role: (median(values), len(values)) for role, values in groups.items() if len(values) >= SIBLINGS}
-    return {role: found for role, found in middles.items() if found[0] > 0}
+    for tensor in counted:
+        yield from (Flag(tensor.name, kind, what) for kind, what in _odd_values(tensor))
+        role, rms = siblings.get(tensor.name), tensor.rms
+        middle, count = middles.get(role or "", (0.0, 0))
+        if middle > 0 and rms is not None and rms > EXPLODED * middle:
+            what = f"its root mean square, {rms:.3g}, is {rms / middle:,.0f} times the median of {count} like it"
+            yield Flag(tensor.name, "exploded", f"{what} ({role})")
 
 
-def _values(tensor: TensorStats) -> Iterator[Flag]:
+def _odd_values(tensor: TensorStats) -> Iterator[tuple[str, str]]:
+    def part(count: int) -> str:
+        return f"{count:,} of {tensor.elements:,} elements are"
+
+    kind = dtype(tensor.dtype)
     if tensor.nan:
-        yield Flag(tensor.name, "nan", f"{tensor.nan:,} of {tensor.elements:,} elements are NaN")
+        yield "nan", f"{part(tensor.nan)} NaN"
     if tensor.inf:
-        yield Flag(tensor.name, "inf", f"{tensor.inf:,} of {tensor.elements:,} elements are infinite")
+        yield "inf", f"{part(tensor.inf)} infinite"
     several = tensor.elements > 1 and tensor.finite == tensor.elements and tensor.dtype != "bool"
     if several and tensor.zeros == tensor.elements:
-        yield Flag(tensor.name, "zeros", f"all {tensor.elements:,} elements are 0")
+        yield "zeros", f"all {tensor.elements:,} elements are 0"
     elif several and tensor.deviation == 0 and tensor.min == tensor.max:  # a tiny deviation may be rounded to 0
         value = tensor.mean if isinstance(tensor.mean, complex) else tensor.min
-        yield Flag(tensor.name, "constant", f"all {tensor.elements:,} elements are {value:g}")
+        yield "constant", f"all {tensor.elements:,} elements are {value:g}"
     elif tensor.dead_rows:
-        yield Flag(tensor.name, "dead rows", f"{tensor.dead_rows:,} of {tensor.shape[0]:,} rows are all 0")
-
-
-def _precision(tensor: TensorStats) -> Iterator[Flag]:
-    kind = dtype(tensor.dtype)
+        yield "dead rows", f"{tensor.dead_rows:,} of {tensor.shape[0]:,} rows are all 0"
     if kind.kind in ("bool", "uint", "quantized"):
         return
     if kind.itemsize > 1 and tensor.denormal > DENORMAL * tensor.elements:
-        what = f"{tensor.denormal:,} of {tensor.elements:,} elements are denormal: too small for {kind.name}"
-        yield Flag(tensor.name, "denormal", f"{what}'s full precision")
+        yield "denormal", f"{part(tensor.denormal)} denormal: too small for {kind.name}'s full precision"
     if tensor.edge and (kind.itemsize > 1 or tensor.edge > EDGE * tensor.elements):
-        what = f"{tensor.edge:,} of {tensor.elements:,} elements are at the edge of {kind.name}"
-        yield Flag(tensor.name, "edge", f"{what}: they may have been clipped")
+        yield "edge", f"{part(tensor.edge)} at the edge of {kind.name}: they may have been clipped"

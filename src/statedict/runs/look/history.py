@@ -14,8 +14,7 @@ from statedict.api.files import load
 from statedict.collector import Paused
 from statedict.errors import FileError, FormatError, RunError
 from statedict.io.urls import to_name
-from statedict.ops.diff.compare import compare
-from statedict.ops.diff.measure import Rule, comparable
+from statedict.ops.diff.compare import Rule, comparable, compare
 from statedict.ops.stats.survey import survey
 from statedict.render.text import shape
 from statedict.reports.diff import Measures

@@ -1,0 +1,89 @@
+"""Passes over the bytes of tensors: jobs on threads or an executor, and the elements of a tensor block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, TypeVar
+
+from statedict.dtypes import DType
+from statedict.io.parallel import BATCH, REMOTE_WORKERS, batches, parallel
+from statedict.io.pipeline import blocks, read_block
+from statedict.io.progress import Meter, meter
+from statedict.tensor.lazy import LazyTensor
+
+BLOCK = 1 << 20
+
+Job = TypeVar("Job", bound=Any)
+
+
+def run_jobs(
+    work: Callable[[Job, Meter], Any],
+    jobs: Iterable[Job],
+    executor: Executor | None = None,
+    batch: int = BATCH,
+    remote: bool = False,
+    workers: int | None = None,
+    ahead: int = 64,
+) -> Iterator[tuple[Job, Any]]:
+    """Each job with its result, in order.
+
+    Args:
+        work: takes a job, and a meter that it advances by the bytes that it reads.
+        jobs: their `size` is in bytes.
+        executor: runs the jobs instead of threads; a batch then advances the meter when it is done.
+        batch: bytes of the small jobs that go to a worker together.
+        remote: whether the bytes are, so that more threads pay.
+        workers: how many threads instead.
+        ahead: batches that may be under way, or done before their results are taken.
+    """
+    every = list(jobs)
+    counter = meter()
+    counter.expect(sum(job.size for job in every))
+    groups = list(batches(every, batch))
+    call = partial(_run_batch, work, None if executor else counter)
+    workers = workers or (REMOTE_WORKERS if remote else None)
+    for group, results in zip(groups, parallel(call, groups, executor, workers, ahead), strict=True):
+        if executor is not None:
+            counter.advance(sum(job.size for job in group))
+        yield from zip(group, results, strict=True)
+
+
+def _run_batch(work: Callable[[Job, Meter], Any], counter: Meter | None, batch: list[Job]) -> list[Any]:
+    counter = counter or Meter()
+    return [work(job, counter) for job in batch]
+
+
+def element_blocks(tensor: LazyTensor, start: int = 0, size: int | None = None) -> Iterator[Any]:
+    """The bytes of a contiguous tensor, or `size` of them from `start`, in blocks of whole elements."""
+    storage = tensor.storage
+    found = blocks(storage.source, storage.offset + tensor.offset + start, tensor.nbytes if size is None else size)
+    return whole_elements((block for _, block in found), tensor.dtype.itemsize or 1)
+
+
+def whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterator[Any]:
+    """The blocks, cut between elements; those of a compressed record end anywhere."""
+    rest = b""
+    for block in blocks:
+        data = block if not rest else rest + bytes(block)
+        extra = len(data) % itemsize
+        rest = bytes(data[len(data) - extra :]) if extra else b""
+        if len(data) >= itemsize:
+            yield data[: len(data) - extra] if extra else data
+
+
+class Elements:
+    """The elements of a tensor in its order: from `start` in a source, `item` bytes each."""
+
+    __slots__ = ("item", "kind", "source", "start")
+
+    def __init__(self, tensor: LazyTensor) -> None:
+        tensor = tensor.contiguous()
+        self.source, self.start = tensor.storage.source, tensor.storage.offset + tensor.offset
+        self.kind: DType = tensor.dtype
+        self.item = self.kind.itemsize or 1
+
+    def read(self, first: int, count: int, side: int) -> memoryview:
+        """`count` elements from `first`; they overwrite those that this thread read before for the same side."""
+        return read_block(self.source, self.start + first * self.item, count * self.item, first > 0, side)
