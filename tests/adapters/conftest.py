@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from statedict.adapters import ADAPTERS
+from statedict.adapters.collect import ADAPTERS
 
 torch.set_num_threads(1)  # two test processes with two threads each on two cores wait for one another
 

@@ -227,10 +227,6 @@ class Reduced:
         return Reduced, ()
 
 
-class Plain(enum.Enum):
-    ONE = 1
-
-
 class FromCError(ValueError):
     pass
 
@@ -259,7 +255,6 @@ def with_unit() -> Any:
         (OnlyStateDict(), r"OnlyStateDict; it has state_dict\(\) but no load_state_dict\(\)"),
         (Reduced(), "Reduced"),
         (FromCError("x"), "FromCError"),
-        (Plain.ONE, "Plain"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )

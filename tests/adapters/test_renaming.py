@@ -93,7 +93,7 @@ def test_plain_trees_are_renamed_too() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"a": "w", "zzz": "b"}, r"1 idle rule: zzz → b \(matches no entry of the state; mend or drop it\)"),
+        ({"a": "w", "zzz": "b"}, r"1 idle rule: zzz → b \(matches no entry of the state; fix or remove it\)"),
         ({"a": "w", "b": "w"}, r"1 collision: b \(becomes w, which another entry is or becomes\)"),
     ],
 )

@@ -1,19 +1,16 @@
-"""Adapters: live objects ↔ state_dicts; here the protocol, the table and the recursion.
+"""Adapters: live objects ↔ state_dicts. Here is what they share; the table of them is in `collect.py`.
 
-To add one: a module with `accepts`, `capture` and `plan`; a row in `ADAPTERS`, before the general ones; an entry in
-`tests/adapters/conftest.py`, whose conformance suite it then runs.
-
-Capturing yields a tree whose arrays are still the live ones; api.capture copies them, api.save writes them.
-Restoring plans first: `plan` compares and reports, and only if nothing in the whole tree is wrong do its actions run.
+An adapter is a module with the functions of `Adapter`. Capturing yields a tree of the live arrays; api.capture copies
+them, api.save writes them. Restoring plans first: the actions run only if nothing in the whole tree is wrong.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, Flag
 from typing import Any, Protocol
 
 from statedict.dtypes import dtype
@@ -30,68 +27,31 @@ if TYPE_CHECKING:
 
 
 class Adapter(Protocol):
-    """What an adapter's module offers."""
+    """The functions of an adapter's module."""
 
     STAGE: int
     """When it plans: 0 as the tree is walked, 1 once all modules have planned, 2 once all optimizers have."""
 
     def accepts(self, value: Any) -> bool:
-        """Whether it is the one for this object; it may not import the framework."""
+        """Whether it takes this object; it may not import the framework."""
 
     def capture(self, value: Any, context: Capture, path: str) -> Any:
         """The object's state as a tree of live arrays and plain values."""
 
     def plan(self, value: Any, state: Any, plan: Plan, path: str) -> None:
-        """Add to the plan what restoring the object from `state` takes."""
+        """Add to the plan what restores the object from `state`."""
 
 
-# module that must be loaded for the adapter to matter, adapter
-ADAPTERS: tuple[tuple[str, str], ...] = (
-    ("torch", "statedict.adapters.torch_module"),
-    ("torch", "statedict.adapters.torch_optimizer"),
-    ("torch", "statedict.adapters.torch_scheduler"),
-    ("sys", "statedict.adapters.generators"),
-    ("sys", "statedict.adapters.stateful"),
-    ("sys", "statedict.adapters.objects"),
-)
-
-
-def find(value: Any, path: str) -> Adapter:
-    """The adapter for an object.
-
-    Raises:
-        UnsupportedError: none takes it.
-    """
-    for framework, name in ADAPTERS:
-        if sys.modules.get(framework) is not None:
-            adapter: Any = importlib.import_module(name)
-            if adapter.accepts(value):
-                return adapter  # type: ignore[no-any-return]
-    raise UnsupportedError(
-        f"{path or 'the root'}: cannot capture a {type(value).__module__}.{type(value).__qualname__}; "
-        f"{_advice(value)}, or leave it out"
-    )
-
-
-_INSIDE = "keep what it holds as tensors, numbers, texts, lists and dicts"
-
-
-def _advice(value: Any, otherwise: str = "") -> str:
-    if isinstance(value, os.PathLike):
-        return "store str(path)"
-    if isinstance(value, Enum):
-        return "store its name or value"
-    if is_array(value):
-        return "store its data and what it adds to them as plain arrays"
-    if otherwise:
-        return otherwise
-    if callable(getattr(value, "state_dict", None)) and not isinstance(value, type):
-        return "it has state_dict() but no load_state_dict(); give it both"
-    return "give it state_dict() and load_state_dict()"
+Find = Callable[[Any, str], Adapter]
+"""Object and path → its adapter, or an `UnsupportedError`."""
+DATA = (bool, int, float, complex, str, bytes)
 
 
 def leaf(value: Any) -> Any:
-    """A value that is a leaf, in our terms, or `Ellipsis` if it is none."""
+    """A leaf as plain data, or `Ellipsis` if the value is not a leaf.
+
+    An enumeration's member becomes its value if it is a number or a text, or flags; else its name.
+    """
     if type(value) in KINDS or is_array(value) or isinstance(value, Opaque):
         return value
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
@@ -104,17 +64,9 @@ def leaf(value: Any) -> Any:
             return Device(str(value))
         if isinstance(value, torch.dtype):
             return dtype(value)
-    if is_special_plain(value):
-        value = value.value if isinstance(value, Enum) else value
-        for kind in (bool, int, float, complex, str, bytes):
-            if isinstance(value, kind):
-                return kind(value)  # type: ignore[arg-type]  # of its own subclass
-    return ...
-
-
-def is_special_plain(value: Any) -> bool:
-    """Whether it is of a subclass of a plain kind, like an enumeration."""
-    return type(value) not in PLAIN and isinstance(value, (int, float, complex, str, bytes))
+    if isinstance(value, Enum):
+        value = value.value if isinstance(value, (*DATA, Flag)) else value.name  # type: ignore[union-attr]
+    return next((kind(value) for kind in DATA if isinstance(value, kind)), ...)  # type: ignore[arg-type]
 
 
 def to_framework(value: Any) -> Any:
@@ -129,18 +81,15 @@ def to_framework(value: Any) -> Any:
 class Capture:
     """One capture of a whole tree: what its parts need to know of one another."""
 
-    names: dict[int, str] = field(default_factory=dict)
+    find: Find
+    names: dict[int, str]
     """id of a live parameter → its name, so that optimizers can name theirs."""
     active: set[int] = field(default_factory=set)
     owner: str = ""
     """The class of the object whose state is captured: it gets that back as it is, so objects in it would be lost."""
 
     def data(self, value: Any, path: str, owner: Any) -> Any:
-        """The state that an object gives of itself, which may hold data only.
-
-        Raises:
-            UnsupportedError: it holds something else, or contains itself.
-        """
+        """The state that an object gives of itself, which may hold data only."""
         before, self.owner = self.owner, type(owner).__name__
         try:
             return self.value(value, path)
@@ -148,29 +97,21 @@ class Capture:
             self.owner = before
 
     def value(self, value: Any, path: str) -> Any:
-        """The state of any value in the tree.
-
-        Raises:
-            UnsupportedError: it is no data and no adapter takes it, or it contains itself.
-            TreeError: it is nested deeper than 200.
-        """
+        """The state of any value in the tree, which may not contain itself."""
         plain = leaf(value)
         if plain is not ...:
             if is_numpy(value) and type(value) is not sys.modules["numpy"].ndarray:
-                find(value, path)  # which refuses one with more than elements, such as a mask
+                self.find(value, path)  # which refuses one with more than elements, such as a mask
             return plain
         if self.owner and not isinstance(value, dict | list | tuple):
-            raise UnsupportedError(
-                f"{path}: cannot capture a {type(value).__module__}.{type(value).__qualname__} in the state of "
-                f"{self.owner}, which would not get it back; {_advice(value, _INSIDE)}, or leave it out"
-            )
+            raise unsupported_error(value, path, self.owner)
         if id(value) in self.active:
             raise UnsupportedError(f"{path}: contains itself; leave the back reference out")
         if len(self.active) > MAX_DEPTH:
-            raise too_deep(path)
+            raise depth_error(path)
         self.active.add(id(value))
         try:
-            return find(value, path).capture(value, self, path)
+            return self.find(value, path).capture(value, self, path)
         finally:
             self.active.discard(id(value))
 
@@ -180,6 +121,28 @@ def join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def too_deep(path: str) -> TreeError:
+def qualified_name(kind: type) -> str:
+    """A class with its module, as pickles name it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def depth_error(path: str) -> TreeError:
     """The error for a tree that nests deeper than any file may."""
     return TreeError(f"{path[:80]!r}: nested deeper than {MAX_DEPTH}")
+
+
+def unsupported_error(value: Any, path: str, owner: str = "") -> UnsupportedError:
+    """The error for an object without an adapter, or in the state of another object of the class `owner`."""
+    inside = f" in the state of {owner}, which would not get it back" if owner else ""
+    if isinstance(value, os.PathLike):
+        advice = "store str(path)"
+    elif is_array(value):
+        advice = "store its data and what it adds to them as plain arrays"
+    elif owner:
+        advice = "keep what it holds as tensors, numbers, texts, lists and dicts"
+    elif callable(getattr(value, "state_dict", None)) and not isinstance(value, type):
+        advice = "it has state_dict() but no load_state_dict(); give it both"
+    else:
+        advice = "give it state_dict() and load_state_dict()"
+    what = f"cannot capture a {qualified_name(type(value))}{inside}"
+    return UnsupportedError(f"{path or 'the root'}: {what}; {advice}, or leave it out")

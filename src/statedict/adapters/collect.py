@@ -1,43 +1,84 @@
-"""Whole trees: collect what is live, copy it, put it back."""
+"""Whole trees: the table of adapters, what collects the live state, copies it and puts it back."""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from statedict.adapters import Capture, join, leaf, objects, to_framework, too_deep
-from statedict.adapters.explain import findings, remedy
-from statedict.adapters.locate import fits, locate
+from statedict.adapters import Adapter, Capture, depth_error, join, leaf, objects, to_framework, unsupported_error
 from statedict.adapters.plan import Options, Plan
 from statedict.collector import Paused
 from statedict.errors import RestoreError, UnsupportedError
-from statedict.reports.restore import RestoreReport
+from statedict.reports.restore import RESTORED, RestoreReport, explain_problems, suggest_options
 from statedict.tensor.arrays import is_numpy, is_torch
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tensor.segments import copy_tensors as tensors_copied
-from statedict.tensor.segments import numpy_arrays, torch_tensors
+from statedict.tensor.segments import copy_tensors, numpy_arrays, torch_tensors
+from statedict.tree.rename import Rules
 from statedict.tree.state_dict import StateDict, transform
 from statedict.tree.walk import MAX_DEPTH, walk
+from statedict.values import PLAIN
+
+# module that must be loaded for the adapter to matter, adapter
+ADAPTERS: tuple[tuple[str, str], ...] = (
+    ("torch", "statedict.adapters.torch_module"),
+    ("torch", "statedict.adapters.torch_optimizer"),
+    ("torch", "statedict.adapters.torch_scheduler"),
+    ("sys", "statedict.adapters.generators"),
+    ("sys", "statedict.adapters.stateful"),
+    ("sys", "statedict.adapters.objects"),
+)
+_DEEP = 3  # keys to an entry that may fit an object
 
 
-def collect(tree: Any) -> Any:
-    """The tree with every live object replaced by its state; arrays are still the live ones."""
-    return Capture(names=parameters(tree)[0]).value(tree, "")
+def find(value: Any, path: str) -> Adapter:
+    """The adapter for an object, or an `UnsupportedError`."""
+    for framework, name in ADAPTERS:
+        if sys.modules.get(framework) is not None:
+            adapter: Any = importlib.import_module(name)
+            if adapter.accepts(value):
+                return adapter  # type: ignore[no-any-return]
+    raise unsupported_error(value, path)
+
+
+def visit(
+    tree: Any, stop: Callable[[Any], bool], path: str = "", above: frozenset[int] = frozenset()
+) -> Iterator[tuple[str, Any]]:
+    """(path, object) for all in a live tree but arrays and plain values; nothing below what `stop` is true of."""
+    yield path, tree
+    if id(tree) in above or stop(tree):
+        return
+    if isinstance(tree, dict):
+        children = tree
+    elif type(tree) in (list, tuple):
+        children = dict(enumerate(tree))
+    elif leaf(tree) is ... and objects.accepts(tree):
+        children = objects.attributes(tree)
+    else:
+        return
+    if len(above) > MAX_DEPTH:
+        raise depth_error(path)
+    for key, child in children.items():
+        if type(child) not in PLAIN and not is_array(child):
+            yield from visit(child, stop, join(path, key), above | {id(tree)})
+
+
+def is_module(value: Any) -> bool:
+    """Whether it is a `torch.nn.Module`, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def parameters(tree: Any) -> tuple[dict[int, str], dict[int, str]]:
     """The id of each live parameter in the tree → its name, and → the path of the module that it is in.
 
-    Names have the path of their module before them where there are several modules.
-
-    Raises:
-        TreeError: the tree is nested deeper than 200.
+    Names begin with the path of their module where there are several modules.
     """
-    modules = module_paths(tree)
     names: dict[int, str] = {}
     homes: dict[int, str] = {}
+    modules = [(path, value) for path, value in visit(tree, is_module) if is_module(value)]
     for path, module in modules:
         for name, parameter in module.named_parameters():
             names.setdefault(id(parameter), join(path, name) if len(modules) > 1 else name)
@@ -45,58 +86,24 @@ def parameters(tree: Any) -> tuple[dict[int, str], dict[int, str]]:
     return names, homes
 
 
-def module_paths(tree: Any) -> list[tuple[str, Any]]:
-    """The live modules in the tree and where they stand.
-
-    Raises:
-        TreeError: the tree is nested deeper than 200.
-    """
-    if sys.modules.get("torch") is None:
-        return []
-    from statedict.adapters import torch_module
-
-    return list(_modules(tree, "", torch_module.accepts))
+# capture
 
 
-def _modules(tree: Any, path: str, accepts: Any, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
-    if accepts(tree):
-        yield path, tree
-    elif id(tree) not in above and (own := children(tree)) is not None:
-        if len(above) > MAX_DEPTH:
-            raise too_deep(path)
-        above |= {id(tree)}
-        for key, child in own.items():
-            if not is_array(child):
-                yield from _modules(child, join(path, key), accepts, above)
-
-
-def children(tree: Any) -> dict[Any, Any] | None:
-    """What is in a container or a plain object; None for what is neither."""
-    if isinstance(tree, dict):
-        return tree
-    if type(tree) in (list, tuple):
-        return dict(enumerate(tree))
-    return objects.attributes(tree) if leaf(tree) is ... and objects.accepts(tree) else None
+def collect(tree: Any) -> Any:
+    """The tree with every live object replaced by its state; arrays are still the live ones."""
+    return Capture(find, parameters(tree)[0]).value(tree, "")
 
 
 def lazily(tree: Any) -> Any:
-    """The tree with every array as a LazyTensor over its memory.
-
-    Raises:
-        UnsupportedError: an array without plain memory; the message names its path.
-    """
+    """The tree with every array as a LazyTensor over its memory; one without plain memory is an error with its path."""
     try:
         return transform(tree, lambda leaf: as_lazy(leaf) if is_array(leaf) else leaf)
     except UnsupportedError as error:
-        raise locate_error(tree, error) from None
+        raise _locate_error(tree, error) from None
 
 
 def snapshot(tree: Any) -> Any:
-    """The tree with a copy of every live array, of its kind; arrays that share memory share it again.
-
-    Raises:
-        UnsupportedError: an array without plain memory; the message names its path.
-    """
+    """The tree with a copy of every live array, of its kind; arrays that share memory share it again."""
     copies: dict[int, Any] = {}
     leaves = {id(leaf): leaf for _, leaf in walk(tree)}
     for belongs, copy in ((is_torch, torch_tensors), (is_numpy, numpy_arrays)):
@@ -106,7 +113,7 @@ def snapshot(tree: Any) -> Any:
                 arrays = [as_lazy(leaf) for leaf in live]
                 made = copy(arrays, True)
             except UnsupportedError as error:
-                raise locate_error(tree, error) from None
+                raise _locate_error(tree, error) from None
             for leaf, new, lazy in zip(live, made, arrays, strict=True):
                 copies[id(leaf)] = new
                 if lazy.attributes:
@@ -115,23 +122,15 @@ def snapshot(tree: Any) -> Any:
 
 
 def copy_arrays(tree: Any, room: Any) -> Any:
-    """The tree with every array as a LazyTensor over a copy of its memory; what lies in files stays there.
-
-    Args:
-        tree: of live arrays and plain values.
-        room: makes the buffers, see `segments.own`.
-
-    Raises:
-        UnsupportedError: an array without plain memory; the message names its path.
-    """
+    """The tree with every array as a LazyTensor over a copy in a `room`; what lies in files stays there."""
     whole = lazily(tree)
-    found = {id(leaf): leaf for _, leaf in walk(whole) if isinstance(leaf, LazyTensor)}
-    live = {key: leaf for key, leaf in found.items() if leaf.storage.source.in_memory}
-    copies = dict(zip(live, tensors_copied([*live.values()], room), strict=True))
+    tensors = {id(leaf): leaf for _, leaf in walk(whole) if isinstance(leaf, LazyTensor)}
+    live = {key: leaf for key, leaf in tensors.items() if leaf.storage.source.in_memory}
+    copies = dict(zip(live, copy_tensors([*live.values()], room), strict=True))
     return transform(whole, lambda leaf: copies.get(id(leaf), leaf))
 
 
-def locate_error(tree: Any, error: UnsupportedError) -> UnsupportedError:
+def _locate_error(tree: Any, error: UnsupportedError) -> UnsupportedError:
     """The error with the path of the first array that raises one."""
     for path, entry in walk(tree):
         try:
@@ -141,12 +140,15 @@ def locate_error(tree: Any, error: UnsupportedError) -> UnsupportedError:
     return error
 
 
+# restore
+
+
 def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreReport:
     """Plan for the whole tree, then do it; see `statedict.restore`."""
     if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
         state = state[""]
-    plan = new_plan(obj, options)
     with Paused():
+        plan = Plan(find, options, *parameters(obj))
         plan.tree(obj, state)
     written = not dry_run and not plan.problems
     hints = _hints(plan, obj, state) if plan.problems else ()
@@ -154,15 +156,8 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
     if dry_run:
         return report
     if plan.problems:
-        raise RestoreError(
-            "\n".join(
-                [
-                    "the state does not fit and nothing was written:",
-                    *findings(report),
-                    "dry_run=True gives the whole report",
-                ]
-            )
-        )
+        lines = ["the state does not fit and nothing was written:", *explain_problems(report)]
+        raise RestoreError("\n".join([*lines, "dry_run=True gives the whole report"]))
     for path, action in plan.actions:
         try:
             action()
@@ -174,34 +169,61 @@ def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreRe
     return report
 
 
-def new_plan(obj: Any, options: Options) -> Plan:
-    """A plan for a tree, before anything is in it."""
-    return Plan(options, *parameters(obj))
-
-
 def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:
     """What the caller can do about the problems."""
     hints = [*plan.hints]
     if plan.renames:
-        count = sum(plan.renamed_alike(entry.path) for entry in plan.problems if entry.action == "unexpected")
+        rules, unexpected = Rules(plan.renames), [e.path for e in plan.problems if e.action == "unexpected"]
+        count = sum(rules(path) != path for path in unexpected)
         shown = ", ".join(f"{old} → {new}" for old, new in [*plan.renames.items()][:2])
         more = ", …" if len(plan.renames) > 2 else ""
         hints.append(f"{count:,} keys look renamed: {shown}{more}; pass rename={plan.renames!r}")
-    nested = _nested_hint(obj, state)
-    hints += [nested] if nested else []
-    allowing = remedy(plan.problems)
-    return tuple(filter(None, [*hints, allowing]))
+    if not isinstance(obj, dict) and isinstance(state, dict) and any(map(_is_container, state.values())):
+        path, entry = locate(obj, state) or ("", None)
+        if path and not _try(obj, entry).problems:
+            keys = "".join(f"[{key!r}]" for key in path.split("."))
+            hints.append(f"the entry {path!r} of the state fits, restore from load(path){keys}")
+    return tuple(filter(None, [*hints, suggest_options(plan.problems)]))
 
 
-def _nested_hint(obj: Any, state: Any) -> str:
-    """Where in the state the target's own entries seem to be."""
-    if isinstance(obj, dict) or not isinstance(state, dict):
-        return ""
-    if not any(isinstance(child, dict | list | tuple) for child in state.values()):
-        return ""
-    path, entry = locate(obj, state) or ("", None)
-    if not path or not fits(obj, entry):
-        return ""
-    return f"the entry {path!r} of the state fits, restore from load(path)" + "".join(
-        f"[{k!r}]" for k in path.split(".")
-    )
+def locate(target: Any, state: Any) -> tuple[str, Any] | None:
+    """The path and the entry of a state that fits an object best, by how many of its entries the state has.
+
+    None if the object is an optimizer and no entry could be one's.
+
+    >>> import torch
+    >>> locate(torch.nn.Linear(2, 1), {"epoch": 3, "net": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}})[0]
+    'net'
+    """
+    wanted = hasattr(target, "param_groups")
+    places = [place for place in _places(state, "") if _has_groups(place[1]) is wanted]
+    return max(places, key=lambda place: _count_fitting(target, place[1]), default=None)
+
+
+def _places(state: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(state, dict):
+        yield path, state
+    if path.count(".") < _DEEP - 1 and not _has_groups(state):
+        for key, child in state.items() if isinstance(state, dict) else enumerate(state):
+            if _is_container(child):
+                yield from _places(child, join(path, key))
+
+
+def _has_groups(entry: Any) -> bool:
+    return isinstance(entry, dict) and "state" in entry and "param_groups" in entry
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple)
+
+
+def _count_fitting(target: Any, state: Any) -> int:
+    plan = _try(target, state)
+    good = sum(entry.action in RESTORED for entry in plan.entries)
+    return good - sum(problem.action not in ("missing", "shape", "dtype") for problem in plan.problems)
+
+
+def _try(target: Any, state: Any) -> Plan:
+    plan = Plan(find, Options(cast=("*",)))
+    plan.tree(target, state)
+    return plan

@@ -12,9 +12,9 @@ read as the version from which most names fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import reduce, wraps
 from typing import Any, TypeVar
 
 from statedict.adapters.names import plain, unwrap
@@ -98,32 +98,21 @@ def _record_version(save: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(slots=True)
 class Past:
-    """What the names of a state became since it was made.
+    """What the names of a state became since it was made."""
 
-    Attributes:
-        names: name in the state → its name now, for all that have changed.
-        metadata: the state's metadata by the modules' names now.
-        notes: what was read as which version.
-        problem: why that cannot be told; empty if it can.
-    """
-
-    names: dict[str, str]
-    metadata: dict[str, Any] | None
-    notes: list[str] = field(default_factory=list)
-    problem: str = ""
-    fitting: int = 0
+    names: dict[str, str]  # name in the state → its name now, for all that have changed
+    metadata: dict[str, Any] | None  # the state's, by the modules' names now
+    notes: list[str] = field(default_factory=list)  # what was read as which version
+    problem: str = ""  # why that cannot be told
+    fitting: int = 0  # how many of the names the model has
 
 
-def brought_up_to_date(
+def apply_history(
     classes: Iterable[tuple[str, type]], names: Iterable[str], metadata: Mapping[str, Any] | None, target: Iterable[str]
 ) -> Past | None:
-    """Apply what the classes of modules have registered to the names of a state; None where none has anything.
+    """Apply what classes have registered to the names of a state; None where none has anything.
 
-    Args:
-        classes: path and class of each module, outer ones first.
-        names: those of the state.
-        metadata: module → its metadata, as PyTorch keeps it beside the state; None if there is none.
-        target: the names that the model has.
+    `classes` has the path and class of each module, outer ones first; `metadata` is PyTorch's beside the state.
     """
     classes = list(classes)
     each = {kind: versions(kind) for kind in {kind for _, kind in classes}}
@@ -131,8 +120,10 @@ def brought_up_to_date(
     if not found:
         return None
     names, wanted = list(names), {plain(name) for name in target}
+    # either side may have the model below a prefix
+    places = [("", ""), *((above, "") for above in _prefixes(names)), *(("", below) for below in _prefixes(wanted))]
     best: Past | None = None
-    for above, below in _places(names, wanted):  # either side may have the model below a prefix
+    for above, below in places:
         inside = [((path + ".").removeprefix(below).rstrip("."), known) for path, known in found]
         past = _update(inside, above, names, metadata, {name.removeprefix(below) for name in wanted})
         if best is None or past.fitting > best.fitting:
@@ -142,50 +133,52 @@ def brought_up_to_date(
     return best
 
 
-def _places(names: list[str], wanted: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """What may stand before the names of either side: nothing, or the first keys of one of them."""
-    yield "", ""
-    yield from ((above, "") for above in _prefixes(names))
-    yield from (("", below) for below in _prefixes(wanted))
-
-
-def _prefixes(names: Iterable[str]) -> Iterator[str]:
-    seen: set[str] = set()
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """The first keys of names, at most eight."""
+    seen: dict[str, None] = {}
     for name in names:
         keys = plain(name).split(".")
         for depth in (1, 2):
-            above = ".".join([*keys[:depth], ""])
-            if len(keys) > depth and above not in seen and len(seen) < 8:
-                seen.add(above)
-                yield above
+            if len(keys) > depth and len(seen) < 8:
+                seen[".".join([*keys[:depth], ""])] = None
+    return [*seen]
 
 
 def _update(found: Known, above: str, names: list[str], metadata: Mapping[str, Any] | None, wanted: set[str]) -> Past:
     now = {name: plain(name) for name in names}
     about = None if metadata is None else {unwrap(path): entry for path, entry in metadata.items()}
-    past = Past({}, None)
+    past = Past({}, about)
     levels: dict[int, Known] = {}
     for path, known in found:
         levels.setdefault(len(path.split(".")) if path else 0, []).append((path, known))
-    lead = above.count(".")
     for depth in sorted(levels):
-        mine, inside = _below(now.items(), depth + lead), _below(((name, name) for name in wanted), depth)
+        mine = _below(now.items(), depth + above.count("."))
+        inside = _below(((name, name) for name in wanted), depth)
         for path, known in levels[depth]:
-            base = (above + path).rstrip(".")
-            becomes, start, problem = _update_module(base, known, mine.get(base, {}), about, inside.get(path, {}))
-            past.problem = past.problem or problem
-            changed = {name: becomes[old] for name, old in mine.get(base, {}).items() if becomes.get(old, old) != old}
+            base, latest, start, problem = (above + path).rstrip("."), max(known), 0, ""
+            own = mine.get(base, {})
+            if about is None:
+                start, becomes, problem = _guess_version([*own.values()], known, set(inside.get(path, {}).values()))
+                problem = problem and f"the state does not say which version it is, and {problem}"
+            else:
+                entry = about.get(base)
+                start = entry.get(_VERSION, 0) if isinstance(entry, dict) else 0
+                if type(start) is not int or start > latest:
+                    becomes, problem = {}, f"the state has version {start} of the names, the code {latest}"
+                else:
+                    becomes = _rename_names(own.values(), known, start)
+            past.problem = past.problem or (problem and f"{base or 'the root'}: {problem}")
+            changed = {name: becomes[old] for name, old in own.items() if becomes.get(old, old) != old}
             if not changed:
                 continue
             below = base + "." if base else ""
-            past.notes.append(f"{base or 'the model'} from version {start} of its names, {max(known)} is the latest")
+            past.notes.append(f"{base or 'the model'} from version {start} of its names, {latest} is the latest")
             if about is not None:
-                for old, (new, *_) in modules((mine[base][name], new) for name, new in changed.items()).items():
+                for old, (new, *_) in modules((own[name], new) for name, new in changed.items()).items():
                     if below + old in about:
                         about[below + new] = about.pop(below + old)
             now |= {name: below + new for name, new in changed.items()}
     past.names = {name: new for name, new in now.items() if new != plain(name)}
-    past.metadata = about
     past.fitting = sum(new.removeprefix(above) in wanted for new in now.values())
     if len(past.notes) > 1 and len({note.split(" from ")[1] for note in past.notes}) == 1:
         past.notes = [f"{len(past.notes):,} modules from {past.notes[0].split(' from ')[1]}"]
@@ -202,52 +195,29 @@ def _below(names: Iterable[tuple[str, str]], depth: int) -> dict[str, dict[str, 
     return found
 
 
-def _update_module(
-    base: str, known: Versions, mine: Mapping[str, str], about: Mapping[str, Any] | None, inside: Mapping[str, str]
-) -> tuple[dict[str, str], int, str]:
-    """What the names of one module become, the version that they are from, and why that cannot be told."""
-    where, latest = base or "the root", max(known)
-    if about is None:
-        start, becomes, other = _likeliest(list(mine.values()), known, set(inside.values()))
-        return becomes, start, other and f"{where}: the state does not say which version it is, and {other}"
-    entry = about.get(base)
-    start = entry.get(_VERSION, 0) if isinstance(entry, dict) else 0
-    if type(start) is not int or start > latest:
-        return {}, 0, f"{where}: the state has version {start} of the names, the code {latest}"
-    return _rename_names(mine.values(), known, start), start, ""
-
-
 def _rename_names(names: Iterable[str], known: Versions, start: int) -> dict[str, str]:
     """Names as all versions after `start` make them."""
     steps = [Rules(rules) for version, several in known.items() if version > start for rules in several]
-    result = {}
-    for name in names:
-        new = name
-        for step in steps:
-            new = step(new)
-        result[name] = new
-    return result
+    return {name: reduce(lambda new, step: step(new), steps, name) for name in names}
 
 
-def _likeliest(names: list[str], known: Versions, wanted: set[str]) -> tuple[int, dict[str, str], str]:
+def _guess_version(names: list[str], known: Versions, wanted: set[str]) -> tuple[int, dict[str, str], str]:
     """The version from which most names fit, what they become, and what speaks against it."""
     beginnings = {name[:at] for name in wanted for at, letter in enumerate(name) if letter == "."}
-    tried = {start: _rename_names(names, known, start) for start in (0, *known)}
-    fitting = {
-        start: (sum(new in wanted for new in made.values()), sum(_depth(new, beginnings) for new in made.values()))
-        for start, made in tried.items()
+    tries = {start: _rename_names(names, known, start) for start in (0, *known)}
+    # keys count too, for modules inside may have a history of their own
+    scores = {
+        start: (
+            sum(new in wanted for new in made.values()),
+            sum(new[:at] in beginnings for new in made.values() for at, letter in enumerate(new) if letter == "."),
+        )
+        for start, made in tries.items()
     }
-    start = max(reversed(fitting), key=fitting.__getitem__)
-    for rival, made in tried.items():
-        if fitting[rival] == fitting[start] and any(
-            made[name] != tried[start][name] for name in names if made[name] in wanted
+    start = max(reversed(scores), key=scores.__getitem__)
+    for rival, made in tries.items():
+        if scores[rival] == scores[start] and any(
+            made[name] != tries[start][name] for name in names if made[name] in wanted
         ):
             other = f"version {start} and version {rival} fit alike; pass rename=… or save it with its metadata"
-            return start, tried[start], other
-    return start, tried[start], ""
-
-
-def _depth(name: str, beginnings: set[str]) -> int:
-    """How many keys of a name are right, for modules inside may have a history of their own."""
-    keys = name.split(".")
-    return sum(".".join(keys[:depth]) in beginnings for depth in range(1, len(keys)))
+            return start, tries[start], other
+    return start, tries[start], ""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from statedict.adapters import join
 
 WRAPPERS = frozenset((
     "module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module",
@@ -19,50 +21,31 @@ WRAPPERS = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Which name of the state stands for which of the target.
+    """Which name of the state stands for which of the target."""
 
-    Attributes:
-        pairs: name in the target → name in the state, where there is one.
-        note: how they differ, empty where they do not.
-        other: another reading that is as good, empty if there is none.
-        above: what stands before the target's names in the state.
-        below: what stands before the state's names in the target.
-        literal: wrappers are names like others.
-        by: the keys that one side has and the other has not.
-    """
-
-    pairs: dict[str, str]
-    note: str = ""
-    other: str = ""
-    above: str = ""
-    below: str = ""
-    literal: bool = False
-    by: str = ""
+    pairs: dict[str, str]  # name in the target → name in the state, where there is one
+    note: str = ""  # how they differ, empty where they do not
+    other: str = ""  # another reading that is as good, empty if there is none
+    above: str = ""  # what stands before the target's names in the state
+    below: str = ""  # what stands before the state's names in the target
+    literal: bool = False  # wrappers are names like others
+    by: str = ""  # the keys that one side has and the other has not
 
     def module(self, path: str, places: Mapping[str, str]) -> str | None:
-        """The path in the target of a module of the state; None if it is none of its modules.
+        """The path in the target of a module of the state; None if the target does not have it.
 
-        Args:
-            path: its path in the state.
-            places: paths of the target's modules, without wrappers → as they are.
+        `places` has the paths of the target's modules, by what is left of them without wrappers.
         """
         if not self.note:
             return path
         short = (path if self.literal else unwrap(path)) + "."
-        if not short.startswith(self.above) and short != ".":
-            return None
-        if short == "." and self.above:
+        if (short == "." and self.above) or (not short.startswith(self.above) and short != "."):
             return None
         inside = (self.below + short.removeprefix(self.above)).strip(".")
         return places.get(inside, inside if self.literal else None)
 
-    def translate(self, name: str, modules: Mapping[str, str]) -> str | None:
-        """What a name of the state that has no pair would be called in the target; None if it is none of its names.
-
-        Args:
-            name: the name.
-            modules: paths of the target's modules, without wrappers → as they are.
-        """
+    def translate(self, name: str, places: Mapping[str, str]) -> str | None:
+        """What a name of the state that has no pair would be called in the target; None if it lies outside of that."""
         short = name if self.literal else plain(name)
         if not short.startswith(self.above):
             return None
@@ -71,9 +54,9 @@ class Reading:
         keys = (self.below + short.removeprefix(self.above)).split(".")
         for depth in range(len(keys) - 1, 0, -1):
             path = ".".join(keys[:depth])
-            if path in modules:
-                return ".".join([modules[path], *keys[depth:]])
-        return ".".join(([modules[""]] if modules.get("") else []) + keys)
+            if path in places:
+                return ".".join([places[path], *keys[depth:]])
+        return join(places.get("", ""), ".".join(keys))
 
 
 def plain(name: str) -> str:
@@ -91,35 +74,10 @@ def unwrap(path: str) -> str:
     return ".".join(key for key in path.split(".") if key not in WRAPPERS)
 
 
-@dataclass(slots=True)
-class _Side:
-    """The names of one side by what is left of them without wrappers."""
-
-    names: dict[str, str] = field(default_factory=dict)
-    wrappers: dict[str, None] = field(default_factory=dict)
-    twice: tuple[str, str] | None = None
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> _Side:
-        side = cls()
-        for name in names:
-            short = plain(name)
-            if short != name:
-                side.wrappers |= dict.fromkeys(key for key in name.split(".") if key in WRAPPERS)
-            if short in side.names:
-                side.twice = side.names[short], name
-            side.names[short] = name
-        return side
-
-
 def align(target: Iterable[str], state: Iterable[str], prefix: str | None = None) -> Reading:
     """Read the names of a state as those of a target.
 
-    Args:
-        target: the names of the target.
-        state: those of the state.
-        prefix: what stands before the target's names in the state; None finds it, and takes wrappers away on both
-            sides.
+    `prefix` stands before the target's names in the state; None finds it, and takes wrappers away on both sides.
 
     >>> align(["conv.weight"], ["module.model.conv.weight", "epoch"]).pairs
     {'conv.weight': 'module.model.conv.weight'}
@@ -129,33 +87,49 @@ def align(target: Iterable[str], state: Iterable[str], prefix: str | None = None
     if prefix is not None:
         pairs = {name: prefix + name for name in target if prefix + name in known}
         return Reading(pairs, f"read below {prefix!r}" if prefix and pairs else "", above=prefix, literal=True)
+    same = {name: name for name in target if name in known}
     if known.issuperset(target):
-        return Reading({name: name for name in target})
-    ours, theirs = _Side.of(target), _Side.of(state)
-    for side, what in ((ours, "the target"), (theirs, "the state")):
-        if side.twice is not None:
-            same = {name: name for name in target if name in known}
-            return Reading(same, "", f"{what} has both {side.twice[0]!r} and {side.twice[1]!r}" if not same else "")
-    counts = Counter(_readings(ours.names, theirs.names))
-    counts["", ""] += sum(name in theirs.names for name in ours.names)
+        return Reading(same)
+    (ours, our_wrappers, ours_twice), (theirs, their_wrappers, theirs_twice) = _shorten(target), _shorten(state)
+    for twice, what in ((ours_twice, "the target"), (theirs_twice, "the state")):
+        if twice is not None:
+            return Reading(same, "", "" if same else f"{what} has both {twice[0]!r} and {twice[1]!r}")
+    counts = Counter(_prefixes(ours, theirs))
+    counts["", ""] += sum(name in theirs for name in ours)
     if not any(counts.values()):  # each side below a name of its own, if nothing else differs
-        above, below = _common(theirs.names), _common(ours.names)
-        if all(above + name.removeprefix(below) in theirs.names for name in ours.names):
-            counts[above, below] = len(ours.names)
+        above, below = _common(theirs), _common(ours)
+        if all(above + name.removeprefix(below) in theirs for name in ours):
+            counts[above, below] = len(ours)
     (above, below), most = max(counts.items(), key=lambda item: (item[1], item[0] == ("", "")))
     rivals = [key for key, count in counts.items() if count == most and key != (above, below)] if above or below else []
     pairs = {
-        name: theirs.names[above + short.removeprefix(below)]
-        for short, name in ours.names.items()
-        if short.startswith(below) and above + short.removeprefix(below) in theirs.names
+        name: theirs[above + short.removeprefix(below)]
+        for short, name in ours.items()
+        if short.startswith(below) and above + short.removeprefix(below) in theirs
     }
     notes = [f"read below {above!r} of the state"] * bool(above) + [f"read as what lies below {below!r}"] * bool(below)
-    for side, what in ((theirs, "the state"), (ours, "the target")):
-        if side.wrappers:
-            notes.append(f"without {', '.join(key + '.' for key in side.wrappers)} of {what}")
+    by = [*filter(None, (above, below))]
+    for wrappers, what in ((their_wrappers, "the state"), (our_wrappers, "the target")):
+        by += wrappers
+        if wrappers:
+            notes.append(f"without {', '.join(wrappers)} of {what}")
     other = f"below {above or below!r} and below {rivals[0][0] or rivals[0][1]!r}" if rivals and most else ""
-    by = [*filter(None, (above, below)), *(key + "." for side in (theirs, ours) for key in side.wrappers)]
     return Reading(pairs, ", ".join(notes) if pairs else "", other, above, below, by=", ".join(by))
+
+
+def _shorten(names: Iterable[str]) -> tuple[dict[str, str], dict[str, None], tuple[str, str] | None]:
+    """The names by what is left of them without wrappers, those wrappers, and two that become one."""
+    found: dict[str, str] = {}
+    wrappers: dict[str, None] = {}
+    twice = None
+    for name in names:
+        short = plain(name)
+        if short != name:
+            wrappers |= dict.fromkeys(key + "." for key in name.split(".") if key in WRAPPERS)
+        if short in found:
+            twice = found[short], name
+        found[short] = name
+    return found, wrappers, twice
 
 
 def _common(names: Iterable[str]) -> str:
@@ -168,7 +142,7 @@ def _common(names: Iterable[str]) -> str:
     return "".join(shared)
 
 
-def _readings(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _prefixes(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """For each name that is another one behind a prefix, that prefix: of the state, of the target."""
     for one, other, turned in ((theirs, ours, False), (ours, theirs, True)):
         for name in one:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from typing import Any
 
 from statedict.adapters import Capture, join, leaf, to_framework
-from statedict.adapters.labels import DROPPED
+from statedict.adapters.labels import DROPPED, find_member
 from statedict.adapters.plan import Plan
-from statedict.adapters.shapes import Fit
+from statedict.adapters.shapes import Fit, repeats_elements
 from statedict.adapters.shards import piece
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
@@ -81,9 +81,17 @@ def capture(value: Any, context: Capture, path: str) -> Any:
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     """Fill arrays in place, replace plain values in their container, and go on into the rest."""
     if is_array(value):
-        _array(value, state, plan, path)
+        _plan_array(value, state, plan, path)
     elif not value and path and type(value) in (list, dict) and type(state) in (list, StateDict, dict):
-        _fill(value, state, plan, path)
+        # an empty container, such as a history that has not begun, takes what the state has
+        if isinstance(value, list) is not isinstance(state, list):
+            plan.mismatch(path, value, state)
+            return
+        plan.note("restored", path, f"0 entries → {len(state)}" if state else "")
+        fill = value.extend if isinstance(value, list) else value.update
+        items = plan.settle(state, None, path)
+        if items is not DROPPED:
+            plan.act(path, lambda: fill(to_framework(items)))
     elif _is_history(value, state):
         plan.note("restored", path, f"{len(value)} entries → {len(state)}")
         items = plan.settle(state, value, path)
@@ -97,7 +105,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         for index, item in enumerate(value):
             assign = partial(value.__setitem__, index) if isinstance(value, list) else None
             if assign is None and leaf(item) is not ... and not is_array(item):
-                if item != state[index]:
+                there = find_member(type(item), state[index]) if isinstance(item, Enum) else state[index]
+                if item != there:
                     plan.problem("kind", join(path, index), "is a plain value in a tuple, which cannot be changed")
                 else:
                     plan.note("restored", join(path, index))
@@ -107,14 +116,9 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.mismatch(path, value, state)
     else:
         own = value if isinstance(value, dict) else attributes(value)
-        for key, item in own.items():
-            if key in state:
-                plan.value(item, state[key], join(path, key), _setter(value, key))
-            else:
-                plan.missing(join(path, key))
-        for key in state:
-            if key not in own:
-                plan.unexpected(join(path, key))
+        for key in plan.common_keys(own, state, path):
+            assign = partial(value.__setitem__, key) if own is value else partial(setattr, value, key)
+            plan.value(own[key], state[key], join(path, key), assign)
 
 
 def _is_history(value: Any, state: Any) -> bool:
@@ -124,34 +128,15 @@ def _is_history(value: Any, state: Any) -> bool:
     return all(leaf(item) is not ... and not is_array(item) for item in (*value, *state))
 
 
-def _fill(value: Any, state: Any, plan: Plan, path: str) -> None:
-    """An empty container in the target, such as a history that has not begun, takes what the state has."""
-    if isinstance(value, list) is not isinstance(state, list):
-        plan.mismatch(path, value, state)
-        return
-    plan.note("restored", path, f"0 entries → {len(state)}" if state else "")
-    fill = value.extend if isinstance(value, list) else value.update
-    items = plan.settle(state, None, path)
-    if items is not DROPPED:
-        plan.act(path, lambda: fill(to_framework(items)))
-
-
-def _setter(value: Any, key: Any) -> Callable[[Any], None]:
-    return partial(value.__setitem__, key) if isinstance(value, dict) else partial(setattr, value, key)
-
-
-def _array(value: Any, state: Any, plan: Plan, path: str) -> None:
+def _plan_array(value: Any, state: Any, plan: Plan, path: str) -> None:
     if not is_array(state):
-        plan.problem("kind", path, f"the target is a tensor, the state has a {type(state).__name__}")
+        plan.mismatch(path, value, state)
         return
     if isinstance(value, LazyTensor):
         plan.problem("kind", path, "the target is a LazyTensor, which is read-only; restore into arrays")
         return
-    forbids = _unwritable(value)
-    if forbids:
-        plan.problem("target", path, forbids)
-        return
     try:
+        _check_writable(value)
         tensor = piece(value, as_lazy(state))
     except UnsupportedError as error:
         plan.problem("target", path, str(error))
@@ -163,21 +148,23 @@ def _array(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.act(path, lambda: _copy_part(value, tensor, fit))
 
 
-def _unwritable(value: Any) -> str:
-    """Why an array cannot be written into; empty if it can."""
+def _check_writable(value: Any) -> None:
     if is_torch(value):
         if value.is_meta:
-            return "the target is on the meta device, which holds no data; make it with to_empty(device=...) first"
+            raise UnsupportedError(
+                "the target is on the meta device, which holds no data; make it with to_empty(device=...) first"
+            )
         if str(value.layout) != "torch.strided":
-            return f"the target has the layout {value.layout}; restore into a dense tensor"
+            raise UnsupportedError(f"the target has the layout {value.layout}; restore into a dense tensor")
         strides = value.stride()
     elif not value.flags.writeable:
-        return "the target is a read-only array"
+        raise UnsupportedError("the target is a read-only array")
     else:
         strides = value.strides
-    if any(size > 1 and not stride for size, stride in zip(value.shape, strides, strict=True)):
-        return "elements of the target share memory, as those of expand() do; restore into a tensor of its own"
-    return ""
+    if repeats_elements(value.shape, strides):
+        raise UnsupportedError(
+            "elements of the target share memory, as those of expand() do; restore into a tensor of its own"
+        )
 
 
 def _copy_part(target: Any, tensor: LazyTensor, fit: Fit) -> None:

@@ -33,43 +33,49 @@ def merge(live: Mapping[str, Any], saved: Mapping[str, Any], defaults: Any, plan
     # Adam has amsgrad for longer than any optimizer has maximize: a state with maximize alone is another's
     added = _ADDED - {"amsgrad"} if "maximize" in hyper else _ADDED
     for key, before in live.items():
+        full = join(path, key)
         if key in _WHOSE:
             continue
-        full = join(path, key)
-        if key not in saved:
-            if key in defaults and key not in added:
-                plan.missing(full, "the state is another optimizer's, it has no such hyperparameter")
-            else:
-                plan.note("missing", full, "the state has none, the target's stays")
-            hyper[key] = plan.overridden(full, before, key)
+        if key in saved:
+            hyper[key] = _merge_one(before, hyper[key], key, plan, full)
             continue
-        wanted = plan.overridden(full, hyper[key], key)
-        if wanted is not hyper[key]:
-            plan.note("overridden", full, f"{_short(hyper[key])} of the state by {_short(wanted)}")
-            hyper[key] = _as_it_was(hyper[key], wanted)
-            continue
-        wanted = plan.settle(wanted, before, full)
-        hyper[key] = before if wanted is DROPPED else wanted
-        if wanted is DROPPED:
-            continue
-        changed = not is_array(before) and not is_array(wanted) and before != wanted
-        plan.note("restored", full, f"{_short(before)} → {_short(wanted)}" if changed else "")
+        if key in defaults and key not in added:
+            plan.missing(full, "the state is another optimizer's, it has no such hyperparameter")
+        else:
+            plan.note("missing", full, "the state has none, the target's stays")
+        hyper[key] = plan.override(full, before, key)
     for key in [key for key in hyper if key not in live]:
         full = join(path, key)
-        plan.keep(hyper, key, plan.settle(hyper[key], None, full))
+        plan.settle_entry(hyper, key, None, full)
         if key not in hyper:
             continue
-        if key not in _hyperparameters():
-            hyper[key] = plan.overridden(full, hyper[key], key)
-            plan.note("unexpected", full, "of the caller's own; it is taken over")
-        elif key in _OF_A_SCHEDULER or key in added:
-            hyper[key] = plan.overridden(full, hyper[key], key)
-            plan.note("unexpected", full, "the target had none, as with what a scheduler adds; it is taken over")
-        else:
+        known = key in _hyperparameters()
+        if known and key not in _OF_A_SCHEDULER | added:
             plan.unexpected(full, "the state is another optimizer's, the target has no such hyperparameter")
+            continue
+        hyper[key] = plan.override(full, hyper[key], key)
+        whose = "the target had none, as with what a scheduler adds" if known else "of the caller's own"
+        plan.note("unexpected", full, f"{whose}; it is taken over")
     if "param_names" in live:
         hyper["param_names"] = live["param_names"]
     return hyper
+
+
+def _merge_one(before: Any, saved: Any, key: str, plan: Plan, path: str) -> Any:
+    """A hyperparameter that both sides have, reported."""
+    wanted = plan.override(path, saved, key)
+    if wanted is not saved:
+        plan.note("overridden", path, f"{_short(saved)} of the state by {_short(wanted)}")
+        return _convert_like(saved, wanted)
+    wanted = plan.settle(saved, before, path)
+    if wanted is DROPPED:
+        return before
+    if type(before) in (bool, int, float) and isinstance(wanted, str):  # it may name a member of an enumeration
+        remedy = f"pass override={{{path!r}: …}} with a value for it"
+        plan.problem("kind", path, f"the target has {_short(before)}, the state {_short(wanted)}; {remedy}")
+    changed = not is_array(before) and not is_array(wanted) and before != wanted
+    plan.note("restored", path, f"{_short(before)} → {_short(wanted)}" if changed else "")
+    return wanted
 
 
 @cache
@@ -86,7 +92,7 @@ def _short(value: Any) -> str:
     return f"{value!r:.40}"
 
 
-def _as_it_was(value: Any, wanted: Any) -> Any:
+def _convert_like(value: Any, wanted: Any) -> Any:
     """What the caller wants, of the kind that the state has: a tensor, such as a learning rate may be, or a tuple."""
     if isinstance(value, tuple) and isinstance(wanted, list):
         return tuple(wanted)

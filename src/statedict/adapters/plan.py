@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from statedict.adapters import find, is_special_plain, join, leaf, suggest, to_framework
+from statedict.adapters import DATA, Find, join, leaf, suggest, to_framework
 from statedict.adapters.labels import DROPPED, find_member, settle
 from statedict.adapters.names import Reading, align, plain
-from statedict.adapters.shapes import POLICIES, Fit, Shape
+from statedict.adapters.shapes import POLICIES, Fit
 from statedict.errors import RestoreError
 from statedict.reports.restore import Entry
 from statedict.tensor.arrays import format_boxes
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tree.optimizer import Shape
 from statedict.tree.rename import Rules, modules
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import matches
+from statedict.values import PLAIN
 
+MISSING = "the target has it, the state does not"
+UNEXPECTED = "the state has it, the target does not"
 _LEFT = ("missing", "fresh", "unexpected")
 
 
@@ -48,36 +52,26 @@ class Options:
 class Plan:
     """What a restore will do, complete before any of it is done.
 
-    Adapters add entries (what will happen), problems (what forbids it) and actions (what does it). Those of a later
-    stage can rely on what those of an earlier one have found: a module says what becomes of its parameters, its
-    optimizer follows, and then the optimizer's scheduler.
+    Adapters add entries (what will happen), problems (what forbids it) and actions (what does it). A later stage relies
+    on what an earlier one has found: a module says what becomes of its parameters, its optimizer follows, and then the
+    optimizer's scheduler.
     """
 
+    find: Find
     options: Options = field(default_factory=Options)
-    names: dict[int, str] = field(default_factory=dict)
-    """id of a live parameter → its name, as the optimizers of the tree call it."""
-    homes: dict[int, str] = field(default_factory=dict)
-    """id of a live parameter → the path of the module of the tree that it is in."""
-    notes: list[str] = field(default_factory=list)
-    """How names were read."""
-    hints: list[str] = field(default_factory=list)
-    """What the caller can do about problems."""
-    renames: dict[str, str] = field(default_factory=dict)
-    """Rules that would give missing entries what unexpected ones have."""
+    names: dict[int, str] = field(default_factory=dict)  # id of a live parameter → its name, as optimizers call it
+    homes: dict[int, str] = field(default_factory=dict)  # id of a live parameter → the path of its module
+    notes: list[str] = field(default_factory=list)  # how names were read
+    hints: list[str] = field(default_factory=list)  # what the caller can do about problems
+    renames: dict[str, str] = field(default_factory=dict)  # rules that may make missing entries of unexpected ones
     entries: list[Entry] = field(default_factory=list)
     problems: list[Entry] = field(default_factory=list)
-    actions: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
-    """What is done, each with the path of what it restores."""
-    origins: dict[str, str] = field(default_factory=dict)
-    """Path of an entry of the state → what it was called before it was renamed."""
-    fates: dict[int, Fit] = field(default_factory=dict)
-    """id of a live parameter → how its shape changes."""
-    filled: dict[int, tuple[str, LazyTensor]] = field(default_factory=dict)
-    """id of a live tensor → the path of the module that it was first met in, and what it takes."""
-    absent: set[int] = field(default_factory=set)
-    """ids of parameters that the caller lets the state lack."""
-    rates: dict[int, list[Any]] = field(default_factory=dict)
-    """id of an optimizer → the learning rates that its groups will have."""
+    actions: list[tuple[str, Callable[[], None]]] = field(default_factory=list)  # path → what restores something there
+    origins: dict[str, str] = field(default_factory=dict)  # path in the state → what it was called before `rename`
+    fates: dict[int, Fit] = field(default_factory=dict)  # id of a live parameter → how its shape changes
+    first_values: dict[int, tuple[str, LazyTensor]] = field(default_factory=dict)  # id of a tensor → module, value
+    absent: set[int] = field(default_factory=set)  # ids of parameters that the caller lets the state lack
+    rates: dict[int, list[Any]] = field(default_factory=dict)  # id of an optimizer → learning rates of its groups
     shapes: dict[str, tuple[int | None, Shape]] = field(default_factory=dict)
     """Path of what is or may have been a parameter in the state → who takes it, and its shape, in the state's order."""
     owners: dict[str, int | None] = field(default_factory=dict)
@@ -85,7 +79,6 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.rules = Rules(self.options.rename) if self.options.rename else None
-        self._plain: dict[str, int | None] | None = None
         self._used: set[str] = set()
         self._later: list[tuple[int, Callable[[], None]]] = []
 
@@ -96,51 +89,47 @@ class Plan:
             self._later.sort(key=lambda item: item[0])
             self._later.pop(0)[1]()
         for rule in self.rules.idle() if self.rules else ():
-            self.problem("idle rule", rule, "matches no entry of the state; mend or drop it")
+            self.problem("idle rule", rule, "matches no entry of the state; fix or remove it")
         for pattern in self.options.override.keys() - self._used:
             self.problem("idle override", pattern, "matches no value of the target")
-        counted = self.rules.matched.items() if self.rules else ()
-        self.notes += [f"renamed {count:,} by {rule}" for rule, count in counted if count]
+        counts = self.rules.matched.items() if self.rules else ()
+        self.notes += [f"renamed {count:,} by {rule}" for rule, count in counts if count]
         if not self.problems and self.entries and all(e.action in _LEFT for e in self.entries):
             self.problem("nothing matched", "", "no entry of the state has the name of an entry of the target")
 
     def value(self, target: Any, state: Any, path: str, assign: Callable[[Any], None] | None = None) -> None:
         """Plan for any value in the tree; `assign` replaces it in its parent where that is how it is restored."""
         own = leaf(target)
-        if own is ... and isinstance(target, Enum) and find_member(type(target), state) is not None:
-            own = target
-        if own is not ... and not is_array(target):
-            given, state = state, self.overridden(path, state)
-            if state is given:
-                state = given = self.settle(state, target if isinstance(target, Enum) else None, path)
-                if state is DROPPED:
-                    return
-            if assign is None:
-                self.problem("cannot be set", path, "is a plain value that its parent cannot replace")
-            elif own is not None and (is_array(state) or (leaf(state) is ... and not isinstance(state, Enum))):
-                self.mismatch(path, target, state)
+        if own is ... or is_array(target):
+            adapter = self.find(target, path)
+            work = partial(adapter.plan, target, self.rename(state, path), self, path)
+            if adapter.STAGE:
+                self._later.append((adapter.STAGE, work))
             else:
-                action = "restored" if state is given else "overridden"
-                self.note(action, path, "" if _same(own, leaf(state)) else f"{own!r:.40} → {state!r:.40}")
-                self.act(path, lambda: assign(_alike(target, to_framework(state))))
+                work()
             return
-        adapter = find(target, path)
-        work = partial(adapter.plan, target, self.renamed(state, path), self, path)
-        if adapter.STAGE:
-            self._later.append((adapter.STAGE, work))
+        wanted = self.override(path, state)
+        action = "restored" if wanted is state else "overridden"
+        if wanted is state:
+            wanted = self.settle(state, target if isinstance(target, Enum) else None, path)
+        if wanted is DROPPED:
+            return
+        if assign is None:
+            self.problem("cannot be set", path, "is a plain value that its parent cannot replace")
+        elif own is not None and (is_array(wanted) or leaf(wanted) is ...):
+            self.mismatch(path, target, wanted)
         else:
-            work()
+            self.note(action, path, "" if _is_same(own, leaf(wanted)) else f"{own!r:.40} → {wanted!r:.40}")
+            self.act(path, lambda: assign(_convert_like(target, to_framework(wanted))))
 
-    @property
+    @cached_property
     def plain_owners(self) -> dict[str, int | None]:
         """`owners` without the keys of wrappers, for optimizers whose names have others than their model."""
-        if self._plain is None:
-            self._plain = {plain(path): owner for path, owner in self.owners.items()}
-        return self._plain
+        return {plain(path): owner for path, owner in self.owners.items()}
 
     # what the caller asked for
 
-    def renamed(self, state: Any, path: str) -> Any:
+    def rename(self, state: Any, path: str) -> Any:
         """A dict of the state with its keys as the caller's rules make them."""
         if self.rules is None or not isinstance(state, dict):
             return state
@@ -165,7 +154,7 @@ class Plan:
             result._metadata = {names.get(name, [name])[0]: entry for name, entry in result._metadata.items()}
         return result
 
-    def overridden(self, path: str, value: Any, name: str = "") -> Any:
+    def override(self, path: str, value: Any, name: str = "") -> Any:
         """The value that the caller wants at a path, or the one given; `name` is what else it goes by."""
         for pattern, wanted in self.options.override.items():
             if pattern == name or fnmatchcase(path, pattern):
@@ -174,47 +163,37 @@ class Plan:
         return value
 
     def settle(self, value: Any, live: Any, path: str) -> Any:
-        """What a live object takes of the state, without labels of objects; `DROPPED` if the caller lets it go.
+        """What a live object takes of a value, without labels of objects; `DROPPED` if the caller lets it go.
 
-        Args:
-            value: what the state has.
-            live: what the live object has, None if that is not known.
-            path: where it stands.
+        `live` is what the object has there, None if that is not known.
         """
-        wanted = self._wanted(path, value)
-        if wanted is not value:
-            return wanted
-        left: list[str] = []
+        dropped = False
 
-        def decide(at: str, label: Any, why: str) -> Any:
-            wanted = self._wanted(at, label)
+        def decide(at: str, label: Any, why: str = "") -> Any:
+            nonlocal dropped
+            wanted = self.override(at, label)
             if wanted is not label:
-                return wanted
-            if matches(at, self.options.allow_unexpected):
-                left.append(at)
+                self.note("overridden", at, f"{label!r:.40} of the state by {wanted!r:.40}")
+            elif why and matches(at, self.options.allow_unexpected):
+                dropped = True
                 self.note("unexpected", at, f"{why}; it is left out")
                 return DROPPED
-            remedy = f"pass override={{{at!r}: …}} with a value for it, or allow_unexpected={at!r} to leave it out"
-            self.problem("object", at, f"{why}; {remedy}")
-            return label
+            elif why:
+                remedy = f"pass override={{{at!r}: …}} with a value for it, or allow_unexpected={at!r} to leave it out"
+                self.problem("object", at, f"{why}; {remedy}")
+            return wanted
 
-        result = settle(value, live, path, decide)
-        return DROPPED if left and matches(path, self.options.allow_unexpected) else result
-
-    def _wanted(self, path: str, value: Any) -> Any:
-        """The value that the caller wants at a path, reported, or the one given."""
-        wanted = self.overridden(path, value)
+        wanted = decide(path, value)
         if wanted is not value:
-            self.note("overridden", path, f"{value!r:.40} of the state by {wanted!r:.40}")
-        return wanted
+            return wanted
+        result = settle(value, live, path, decide)
+        return DROPPED if dropped and matches(path, self.options.allow_unexpected) else result
 
-    @staticmethod
-    def keep(entries: Any, key: Any, value: Any) -> None:
-        """Put what `settle` gives into a dict."""
-        if value is DROPPED:
-            entries.pop(key, None)
-        else:
-            entries[key] = value
+    def settle_entry(self, entries: Any, key: Any, live: Any, path: str) -> None:
+        """Replace an entry of a dict by what a live object takes of it, or remove it; see `settle`."""
+        entries[key] = self.settle(entries[key], live, path)
+        if entries[key] is DROPPED:
+            del entries[key]
 
     def policy(self, path: str) -> str:
         """What the caller wants where shapes differ."""
@@ -242,56 +221,51 @@ class Plan:
         if missing and unexpected and not all(matches(path, self.options.allow_missing) for path in missing):
             self.renames |= suggest.rules(missing, unexpected)
 
-    def renamed_alike(self, path: str) -> bool:
-        """Whether the suggested rules make something else of a path."""
-        return Rules(self.renames)(path) != path
-
     # what was found
 
     def act(self, path: str, action: Callable[[], None]) -> None:
-        """Add what restores an entry, or all entries of an object."""
+        """Add an action."""
         self.actions.append((path, action))
 
     def note(self, action: str, path: str, detail: str = "") -> None:
         """Report what will happen to an entry."""
         self.entries.append(Entry(path, action, detail))
 
-    def retell(self, action: str, detail: str) -> None:
-        """Say something else of the entry that was reported last."""
-        self.entries[-1] = Entry(self.entries[-1].path, action, detail)
-
-    def problem(self, action: str, path: str, detail: str) -> None:
-        """Report what forbids the restore."""
-        self.problems.append(Entry(path, action, detail))
+    def problem(self, action: str, path: str, detail: str) -> bool:
+        """Report what forbids the restore; True if it is missing or unexpected, and the caller allows that."""
+        allow = {"missing": self.options.allow_missing, "unexpected": self.options.allow_unexpected}
+        allowed = matches(path, allow.get(action, ()))
+        (self.entries if allowed else self.problems).append(Entry(path, action, detail))
+        return allowed
 
     def mismatch(self, path: str, target: Any, state: Any) -> None:
         """Report a state of another kind than its target."""
-        self.problem("kind", path, f"the target is a {type(target).__name__}, the state has a {type(state).__name__}")
+        kind = "tensor" if is_array(target) else type(target).__name__
+        self.problem("kind", path, f"the target is a {kind}, the state has a {type(state).__name__}")
 
-    def missing(self, path: str, detail: str = "the target has it, the state does not") -> bool:
-        """An entry of the target that the state lacks; whether that is allowed."""
-        fine = matches(path, self.options.allow_missing)
-        (self.note if fine else self.problem)("missing", path, detail)
-        return fine
+    def missing(self, path: str, detail: str = MISSING) -> None:
+        """Report an entry of the target that the state lacks."""
+        self.problem("missing", path, detail)
 
-    def unexpected(self, path: str, detail: str = "the state has it, the target does not") -> bool:
-        """An entry of the state that the target lacks; whether that is allowed."""
-        fine = matches(path, self.options.allow_unexpected)
-        (self.note if fine else self.problem)("unexpected", path, detail)
-        return fine
+    def unexpected(self, path: str, detail: str = UNEXPECTED) -> bool:
+        """Report an entry of the state that the target lacks; whether the caller allows that."""
+        return self.problem("unexpected", path, detail)
+
+    def common_keys(self, own: Mapping[Any, Any], state: Mapping[Any, Any], path: str) -> Iterator[Any]:
+        """The keys that the target and the state have; keys that only one has are reported."""
+        for key in own:
+            if key in state:
+                yield key
+            else:
+                self.missing(join(path, key))
+        for key in state:
+            if key not in own:
+                self.unexpected(join(path, key))
 
     def tensor(self, shape: Shape, kind: Any, value: LazyTensor, path: str, origin: str = "") -> Fit | bool:
-        """Check a tensor of the state against its target's shape and dtype.
+        """Whether a tensor of the state fits a target of this shape and dtype, or how it is made to.
 
-        Args:
-            shape: the target's.
-            kind: the target's dtype.
-            value: the state's tensor.
-            path: where the target stands.
-            origin: what it is called in the state, if that is worth telling.
-
-        Returns:
-            Whether it fits, or how it is made to.
+        `origin` is what it is called in the state, if that is worth telling.
         """
         if value.present_boxes is not None:
             there = format_boxes(value.present_boxes)
@@ -318,9 +292,8 @@ class Plan:
                 self.problem("dtype", path, f"the state has {value.dtype}, the target {kind}; {remedy}")
                 return False
             details.append(f"{value.dtype} → {kind}")
-        action = "restored" if fit is True else "reshaped"
-        action = "cast" if not same and fit is True else action
-        self.note("renamed" if origin and action == "restored" else action, path, ", ".join(details))
+        action = "reshaped" if fit is not True else "cast" if not same else "renamed" if origin else "restored"
+        self.note(action, path, ", ".join(details))
         return fit
 
 
@@ -333,15 +306,17 @@ def _fills(value: LazyTensor, shape: Shape, kind: Any) -> bool:
     )
 
 
-def _alike(target: Any, value: Any) -> Any:
-    """The value as what the target was: a member of its enumeration, a numpy scalar."""
+def _convert_like(target: Any, value: Any) -> Any:
+    """The value as what the target was: a member of its enumeration, another subclass of a plain kind, a scalar."""
+    if isinstance(target, Enum) and not isinstance(value, Enum):
+        member = find_member(type(target), value)
+        return type(target)(value) if member is None else member
     numpy = sys.modules.get("numpy")
-    if isinstance(value, Enum):
-        return value
-    if is_special_plain(target) or (numpy is not None and isinstance(target, numpy.generic)):
+    special = type(target) not in PLAIN and isinstance(target, DATA)
+    if not isinstance(value, Enum) and (special or (numpy is not None and isinstance(target, numpy.generic))):
         return type(target)(value)
     return value
 
 
-def _same(one: Any, other: Any) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)

@@ -12,7 +12,6 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
@@ -20,25 +19,6 @@ from statedict import torch_private
 from statedict.tensor.lazy import LazyTensor
 
 _MISMATCH = re.compile(r"size mismatch for (\S+?):")
-
-
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """What became of a state.
-
-    Attributes:
-        held: name in the module → the name in the state whose tensor it got, empty for one made from others.
-        taken: names in the state that were read, by hooks or by the modules.
-        own: the names of modules with a way of loading of their own, which judge shapes themselves.
-        errors: what the modules said.
-        kinds: name in the module → PyTorch's dtype of what was made for it.
-    """
-
-    held: dict[str, str]
-    taken: frozenset[str]
-    own: frozenset[str]
-    errors: tuple[str, ...] = ()
-    kinds: Mapping[str, Any] = field(default_factory=dict)
 
 
 def special(modules: Iterable[tuple[str, Any]]) -> dict[str, bool]:
@@ -54,85 +34,80 @@ def special(modules: Iterable[tuple[str, Any]]) -> dict[str, bool]:
 def rehearse(
     module: Any, state: Mapping[str, LazyTensor], metadata: Any, own: Iterable[str], live: Mapping[str, Any]
 ) -> Rehearsal | None:
-    """Load a state into a twin of a module.
+    """Load a state into a twin of a module; None where there can be no twin, as of TorchScript.
 
-    Args:
-        module: the module.
-        state: its tensors, by the module's names where they have one.
-        metadata: the state's, by the module's names.
-        own: the names that the module has.
-        live: its tensors by these names, which in a wrapper may not be where they stand.
-
-    Returns:
-        What became of each, or None where there can be no twin, as of TorchScript.
+    `state` and `metadata` go by the module's names where they have one. `live` has the module's tensors by its `own`
+    names, which in a wrapper may not be where they stand.
     """
     import torch
 
     if torch_private.get_usual_load() is None:
         return None
-
-    places: dict[str, Any] = {}
-    for inside in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
-        places |= dict(inside)
+    places = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     where = {id(tensor): name for name, tensor in places.items()}
     names = {name if name in places else where.get(id(live.get(name)), name): name for name in own}
     shells = {name: torch.empty(t.shape, dtype=t.dtype.torch, device="meta") for name, t in state.items()}
     try:
-        found = _Rehearsing(shells, metadata, names).load(_twin(module, {}))
+        found = Rehearsal(_twin(module, {}), shells, metadata, names)
         if found.errors:  # it may be of a hook that looks at values
             values = {name: tensor.torch(copy=True) for name, tensor in state.items()}
-            found = _Rehearsing(values, metadata, names).load(_twin(module, {}))
+            found = Rehearsal(_twin(module, {}), values, metadata, names)
     except (TypeError, AttributeError, RuntimeError):
         return None
     return found
 
 
-class _Rehearsing:
-    """One loading of a twin, as `Module.load_state_dict` goes about it."""
+class Rehearsal:
+    """What became of a state that was loaded into a twin, as `Module.load_state_dict` goes about it.
 
-    def __init__(self, state: dict[str, Any], metadata: Any, names: Mapping[str, str]) -> None:
-        self.state = state
-        self.metadata = metadata if isinstance(metadata, dict) else {}
-        self.origins = {id(tensor): name for name, tensor in state.items()}
-        self.names: dict[str, list[tuple[str, str]]] = {}  # path of a module → names in it, each with what it is called
-        for name, called in names.items():
-            self.names.setdefault(name.rpartition(".")[0], []).append((name, called))
-        self.held: dict[str, str] = {}
-        self.own: set[str] = set()
-        self.left = set(state)
-        self.errors: list[str] = []
-        self.kinds: dict[str, Any] = {}
+    Attributes:
+        sources: name in the module → the name in the state whose tensor it got, empty for one made from others.
+        reads: names in the state that were read, by hooks or by the modules.
+        shapers: names whose modules load in a way of their own, and judge shapes themselves.
+        errors: what the modules said.
+        dtypes: name in the module → PyTorch's dtype of what was made for it.
+    """
 
-    def load(self, twin: Any) -> Rehearsal:
-        """Load everything and tell what became of it."""
+    def __init__(self, twin: Any, state: dict[str, Any], metadata: Any, names: Mapping[str, str]) -> None:
         import torch
 
-        entries: Any = OrderedDict(self.state)
-        entries._metadata = self.metadata
+        self.sources: dict[str, str] = {}
+        self.reads: set[str] = set()
+        self.shapers: set[str] = set()
+        self.errors: list[str] = []
+        self.dtypes: dict[str, Any] = {}
+        self._metadata = metadata if isinstance(metadata, dict) else {}
+        self._state = set(state)
+        self._origins = {id(tensor): name for name, tensor in state.items()}
+        self._names: dict[str, list[tuple[str, str]]] = {}  # path of a module → names in it, and what they are called
+        for name, called in names.items():
+            self._names.setdefault(name.rpartition(".")[0], []).append((name, called))
+        entries: Any = OrderedDict(state)
+        entries._metadata = self._metadata
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of copies to the meta device
             self._load(twin, entries, "")
-        taken = frozenset(self.state.keys() - (self.left - set(self.held.values())))
-        refused = {found[1] for error in self.errors if (found := _MISMATCH.match(error))}  # the plan says so itself
-        errors = tuple(e for e in self.errors if not ((m := _MISMATCH.match(e)) and self.held.get(m[1])))
-        return Rehearsal(self.held, taken, frozenset(self.own - refused), errors, self.kinds)
+        self.reads |= state.keys() & set(self.sources.values())
+        mismatches = {error: match[1] for error in self.errors if (match := _MISMATCH.match(error))}
+        self.shapers -= set(mismatches.values())  # the plan says so itself
+        self.errors = [error for error in self.errors if not self.sources.get(mismatches.get(error, ""))]
 
     def _load(self, module: Any, entries: dict[str, Any], path: str) -> None:
         prefix = path + "." if path else ""
         before, missing, load = dict(entries), list[str](), torch_private.find_load(module)
         try:
-            load(module, entries, prefix, self.metadata.get(path, {}), True, missing, [], self.errors)
+            load(module, entries, prefix, self._metadata.get(path, {}), True, missing, [], self.errors)
         except Exception as error:  # a hook's own
             self.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
-        self.left.difference_update(name for name in before if entries.get(name) is not before[name])
+        self.reads |= {name for name in before if entries.get(name) is not before[name]} & self._state
         ours = load is not torch_private.get_usual_load()
-        for name, called in self.names.get(path, ()):
+        for name, called in self._names.get(path, ()):
             if name not in missing and (name in entries or ours):
-                self.held[called] = self.origins.get(id(entries.get(name)), "")
-                if not self.held[called] and name in entries:
-                    self.kinds[called] = getattr(entries[name], "dtype", None)
+                self.sources[called] = self._origins.get(id(entries.get(name)), "")
+                if not self.sources[called] and name in entries:
+                    self.dtypes[called] = getattr(entries[name], "dtype", None)
                 if ours:
-                    self.own.add(called)
+                    self.shapers.add(called)
         below: dict[str, dict[str, Any]] = {}
         for name, value in entries.items():
             if name.startswith(prefix):
@@ -147,17 +122,16 @@ def _twin(module: Any, made: dict[int, Any]) -> Any:
     if id(module) in made:
         return made[id(module)]
     twin = made[id(module)] = object.__new__(type(module))
-    inside = twin.__dict__
-    inside.update(module.__dict__)
     parameters, buffers, modules = _parts(module)
-    inside["_parameters"] = {name: _shell(tensor) for name, tensor in parameters.items()}
-    inside["_buffers"] = {name: _shell(tensor) for name, tensor in buffers.items()}
-    inside["_modules"] = {name: child and _twin(child, made) for name, child in modules.items()}
     hooks = torch_private.get_pre_hooks(module)
     if hooks is None:
         raise TypeError(f"{type(module).__name__}: what it calls before it loads is not known")
-    inside["_load_state_dict_pre_hooks"] = OrderedDict(
-        (key, _rebound(hook, module, twin)) for key, hook in hooks.items()
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__.update(
+        _parameters={name: _shell(tensor) for name, tensor in parameters.items()},
+        _buffers={name: _shell(tensor) for name, tensor in buffers.items()},
+        _modules={name: child and _twin(child, made) for name, child in modules.items()},
+        _load_state_dict_pre_hooks=OrderedDict((key, _rebind(hook, module, twin)) for key, hook in hooks.items()),
     )
     return twin
 
@@ -183,7 +157,7 @@ def _shell(tensor: Any) -> Any:
     return torch.nn.Parameter(shell, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else shell
 
 
-def _rebound(hook: Any, module: Any, twin: Any) -> Any:
+def _rebind(hook: Any, module: Any, twin: Any) -> Any:
     """A hook of the module, to be called for its twin."""
     inner = getattr(hook, "hook", hook)
     if getattr(inner, "__self__", None) is module:

@@ -14,24 +14,24 @@ parameter follows the parameter, with what the optimizer begins with for element
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from statedict.tensor.lazy import LazyTensor
+from statedict.tree.optimizer import Shape
 
-Shape = tuple[int, ...]
 POLICIES = ("error", "skip", "slice", "pad", "overlap", "reshape")
+
+
+def repeats_elements(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements of an array share memory, as those of `expand()` do."""
+    return any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a tensor of one shape is put into one of another.
-
-    Attributes:
-        policy: one of `POLICIES`.
-        old: the state's shape.
-        new: the target's.
-    """
+    """How a tensor of the state of the shape `old` is put into a target of the shape `new`."""
 
     policy: str
     old: Shape
@@ -55,7 +55,7 @@ class Fit:
             return "has more entries along a dimension; 'slice' or 'overlap' cuts off"
         return ""
 
-    def follows(self, shape: Shape) -> Shape | None:
+    def follow(self, shape: Shape) -> Shape | None:
         """The new shape of what has this one beside a tensor of the old one; None where it cannot follow.
 
         What a factored optimizer keeps has some dimensions of the parameter and 1 for the others.
@@ -70,23 +70,20 @@ class Fit:
 
     def part(self, tensor: LazyTensor) -> LazyTensor:
         """What is taken of a tensor of the state, in the shape that it has in the target."""
-        new = self.follows(tensor.shape)
+        new = self.follow(tensor.shape)
         assert new is not None
         if self.policy == "reshape":
             return tensor.contiguous().replace(shape=new)
         return tensor[tuple(slice(0, min(pair)) for pair in zip(tensor.shape, new, strict=True))]
 
     def apply(self, tensor: LazyTensor, base: Any = None, fill: float = 0) -> Any:
-        """A tensor of the state in the target's shape, as a torch tensor of its dtype.
+        """A tensor of the shape `old`, or one that follows it, as a torch tensor of the new shape and its own dtype.
 
-        Args:
-            tensor: of the shape `old`, or of one that follows it.
-            base: what `overlap` takes the rest from, of the new shape.
-            fill: what stands in new elements otherwise.
+        What the tensor does not have is as in `base`, of the new shape, or else `fill`.
         """
         import torch
 
-        new, part = self.follows(tensor.shape), self.part(tensor)
+        new, part = self.follow(tensor.shape), self.part(tensor)
         if base is None:
             result = torch.full(new, fill, dtype=tensor.dtype.torch)  # type: ignore[arg-type]  # not None, by part
         else:

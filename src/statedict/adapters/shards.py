@@ -1,7 +1,7 @@
 """Live tensors that are parts of larger ones, which torch.distributed.checkpoint knows by four attributes.
 
-They are never captured as if they were the whole, nor is what an optimizer keeps for them. Restored they are from the
-whole, of which each takes its pieces.
+A part is never captured as if it were the whole, nor is what an optimizer keeps for it. It is restored from the whole,
+of which it takes its pieces.
 """
 
 from __future__ import annotations
@@ -17,34 +17,20 @@ from statedict.tensor.lazy import LazyTensor, is_array
 
 
 def refuse_parts(module: Any, own: Any, path: str) -> None:
-    """Look at the live tensors behind a `state_dict()`, whose own are detached and say nothing any more.
-
-    Raises:
-        UnsupportedError: one of them is a part, and `own` has it as it is.
-    """
+    """Refuse live tensors that are parts and that `own` has as they are; those are detached, and do not say so."""
     live = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     for name, tensor in live.items():
         part = part_of(tensor)
         if part is not None and any(
-            _is_of(tensor, entry) for key, entry in own.items() if key == name or _same(tensor, entry)
+            is_array(entry) and tuple(entry.shape) == tuple(tensor.shape)
+            for key, entry in own.items()
+            if key == name or (is_torch(entry) and entry.numel() and entry.data_ptr() == tensor.data_ptr())
         ):
             raise UnsupportedError(f"{join(path, name)}: {part.error()}")
 
 
-def _is_of(tensor: Any, entry: Any) -> bool:
-    return is_array(entry) and tuple(entry.shape) == tuple(tensor.shape)
-
-
-def _same(tensor: Any, entry: Any) -> bool:
-    return is_torch(entry) and bool(entry.numel()) and entry.data_ptr() == tensor.data_ptr()
-
-
 def refuse_states_of_parts(optimizer: Any, path: str) -> None:
-    """Refuse what an optimizer keeps for a parameter that is a part, for nothing in it says so.
-
-    Raises:
-        UnsupportedError: it keeps more than single numbers, in whatever shape.
-    """
+    """Refuse more than single numbers that an optimizer keeps for a part, for nothing in them says so."""
     for number, group in enumerate(optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
             kept = optimizer.state.get(parameter) or {}
@@ -59,9 +45,7 @@ def _is_small(value: Any) -> bool:
 
 
 def piece(target: Any, tensor: LazyTensor) -> LazyTensor:
-    """What a target has of a tensor: the tensor itself, or the pieces of it if the target is a part.
-
-    What lies between the pieces in the target, such as padding, is 0.
+    """What a target has of a tensor: all of it, or its pieces if the target is a part; 0 between them, as in padding.
 
     Raises:
         UnsupportedError: the target is a part, and the tensor is not its whole.

@@ -2,17 +2,21 @@
 
 PyTorch loads any state and fails at the next step, so the plan asks: what torch.optim writes for this class, and for an
 optimizer of another class what it keeps already. A new optimizer of another class takes what it is given.
+
+`LBFGS` keeps one state for all parameters, under the first: vectors over their elements, in their order (torch/optim/
+lbfgs.py, `_gather_flat_grad`). Where the order has changed, the vectors are put into the new one.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from statedict.tensor.lazy import is_array
+from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.optimizer import COLUMNS, KEPT, ONE, ROWS, SAME, Shape
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
 _WHERE = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
@@ -42,21 +46,14 @@ def class_of(optimizer: Any) -> str:
 def faults(
     optimizer: Any, name: str, parameter: Any, shape: Shape, entries: Any, group: Any, saved: Any
 ) -> Iterator[Fault]:
-    """What is wrong with what a state keeps for a parameter.
+    """What is wrong with what a state keeps for a parameter, which had this shape when the state was made.
 
-    Args:
-        optimizer: the live optimizer.
-        name: its class, as `class_of` has it.
-        parameter: the live parameter.
-        shape: that of the parameter when the state was made.
-        entries: what the state keeps.
-        group: the hyperparameters that the parameter will have.
-        saved: those of the state.
+    `name` is `class_of(optimizer)`; `group` has the hyperparameters that the parameter will have, `saved` the state's.
     """
     if not name:
         live = optimizer.state.get(parameter)
         if isinstance(live, dict) and shape == tuple(parameter.shape):
-            yield from _unlike(live, entries, shape, ())
+            yield from _compare(live, entries, shape, ())
         return
     expected: dict[str, bool] = {}
     for key, kind in KEPT[name].items():
@@ -71,58 +68,117 @@ def faults(
             if needed:
                 yield Fault("missing", (key,), f"{name} does not step without it")
         elif needed or entries[key] is not None:
-            yield from _unfit(entries[key], KEPT[name][key], shape, (key,))
+            yield from _check(entries[key], KEPT[name][key], shape, (key,))
     for key in entries:
         if key not in expected and type(optimizer).__name__ == name:
             yield Fault("unexpected", (key,), _ANOTHER)
 
 
-def _unfit(value: Any, kind: str, shape: Shape, keys: tuple[Any, ...]) -> Iterator[Fault]:
+def _check(value: Any, kind: str, shape: Shape, keys: tuple[Any, ...]) -> Iterator[Fault]:
     if kind == ONE:
-        if not is_one(value):
-            yield Fault("kind", keys, f"expected a number or a tensor of one element, the state has {describe(value)}")
+        if not _is_one(value):
+            yield Fault("kind", keys, f"expected a number or a tensor of one element, the state has {_describe(value)}")
         return
     if kind in (ROWS, COLUMNS):
         shape = (*shape[:-1], 1) if kind == ROWS else (*shape[:-2], 1, shape[-1])
     if not is_array(value):
-        yield Fault("kind", keys, f"expected a tensor of shape {shape}, the state has {describe(value)}")
+        yield Fault("kind", keys, f"expected a tensor of shape {shape}, the state has {_describe(value)}")
     elif tuple(value.shape) != shape:
         yield Fault("shape", keys, f"expected {shape}, the state has {tuple(value.shape)}")
 
 
-def _unlike(live: Mapping[Any, Any], entries: Any, shape: Shape, keys: tuple[Any, ...]) -> Iterator[Fault]:
+def _compare(live: Mapping[Any, Any], entries: Any, shape: Shape, keys: tuple[Any, ...]) -> Iterator[Fault]:
     """Where a state differs in kind from what the optimizer keeps now; what it keeps besides does not matter."""
     for key, mine in live.items():
-        at = (*keys, key)
+        at, theirs = (*keys, key), entries.get(key)
         if key not in entries:
             yield Fault("missing", at, "the target keeps it, the state does not")
+        elif mine is None or theirs is None:
             continue
-        theirs = entries[key]
-        if mine is None or theirs is None:
-            continue
-        if is_one(mine) and not (is_array(mine) and tuple(mine.shape) == shape):
-            yield from _unfit(theirs, ONE, shape, at)
         elif is_array(mine) and tuple(mine.shape) == shape:
-            yield from _unfit(theirs, SAME, shape, at)
+            yield from _check(theirs, SAME, shape, at)
+        elif _is_one(mine):
+            yield from _check(theirs, ONE, shape, at)
         elif isinstance(mine, dict) and isinstance(theirs, dict):
-            yield from _unlike(mine, theirs, shape, at)
+            yield from _compare(mine, theirs, shape, at)
         elif _sort(mine) != _sort(theirs):
-            yield Fault("kind", at, f"the target has {describe(mine)}, the state has {describe(theirs)}")
+            yield Fault("kind", at, f"the target has {_describe(mine)}, the state has {_describe(theirs)}")
 
 
 def _sort(value: Any) -> tuple[bool, ...]:
     return is_array(value), isinstance(value, dict), isinstance(value, list | tuple)
 
 
-def is_one(value: Any) -> bool:
+def _is_one(value: Any) -> bool:
     """Whether it is a number or a tensor of one element."""
     return math.prod(value.shape) == 1 if is_array(value) else type(value) in (int, float)
 
 
-def describe(value: Any) -> str:
-    """What a value is, in an error."""
+def _describe(value: Any) -> str:
     if is_array(value):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Opaque):
         return f"an object of {value.name}"
     return f"{value!r:.40}" if value is None else f"a {type(value).__name__}"
+
+
+# LBFGS
+
+_NUMBERS = ("func_evals", "n_iter")
+_LATER = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss")
+"""What is there after the first iteration; `al` follows after the second."""
+
+
+def lbfgs_faults(entries: Any, length: int) -> Iterator[Fault]:
+    """What is wrong with the state of an LBFGS for parameters of so many elements in all."""
+    count = entries.get("n_iter")
+    count = float(as_lazy(count).torch()) if is_array(count) and _is_one(count) else count if _is_one(count) else 0
+    for key in (*_NUMBERS, *_LATER * (count >= 1), *("al",) * (count > 1)):
+        if key not in entries:
+            yield Fault("missing", (key,), "LBFGS does not go on without it")
+
+    def is_flat(value: Any) -> bool:
+        return is_array(value) and tuple(value.shape) == (length,)
+
+    pairs = entries.get("old_dirs")
+    for key, value in entries.items():
+        if key in ("old_dirs", "old_stps"):
+            fine = isinstance(value, list) and all(map(is_flat, value))
+        elif key in ("ro", "al"):
+            fine = isinstance(value, list) and all(_is_one(item) or (item is None and key == "al") for item in value)
+        elif key in ("d", "prev_flat_grad"):
+            fine = is_flat(value)
+        elif key in (*_NUMBERS, *_LATER):
+            fine = _is_one(value)
+        else:
+            yield Fault("unexpected", (key,), _ANOTHER)
+            continue
+        if fine and key in ("old_stps", "ro", "al") and isinstance(pairs, list):
+            fine = len(value) == len(pairs) or (key == "al" and len(value) > len(pairs))
+        if not fine:
+            yield Fault("kind", (key,), f"is not what LBFGS keeps for {length:,} elements; it has {_describe(value)}")
+
+
+def reorder(saved: Sequence[Any], live: Sequence[Any], sizes: Mapping[Any, int], entries: Any) -> StateDict:
+    """The state of an LBFGS, from the order of the parameters in `saved` to that in `live`; `sizes` counts elements.
+
+    >>> import torch
+    >>> reorder(["a", "b"], ["b", "a"], {"a": 2, "b": 1}, {"d": torch.tensor([1, 2, 3])})["d"]
+    tensor([3, 1, 2])
+    """
+    starts, start = {}, 0
+    for key in saved:
+        starts[key] = start
+        start += sizes[key]
+
+    def turn(value: Any) -> Any:
+        if isinstance(value, list):
+            return [turn(item) for item in value]
+        if not is_array(value) or tuple(value.shape) != (start,):
+            return value
+        import torch
+
+        flat = as_lazy(value).torch()
+        return torch.cat([flat[starts[key] : starts[key] + sizes[key]] for key in live])
+
+    return StateDict((key, turn(value)) for key, value in entries.items())

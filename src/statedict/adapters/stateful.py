@@ -1,6 +1,7 @@
 """Anything with `state_dict()` and `load_state_dict()`: schedulers, GradScaler, samplers, metrics, data loaders.
 
-What has `check_state_dict(state)` too, which yields why it cannot take a state, is asked before anything is written.
+An object with `check_state_dict(state)` too, which yields why it cannot take a state, is asked before anything is
+written.
 """
 
 from __future__ import annotations
@@ -17,11 +18,8 @@ STAGE = 0
 
 def accepts(value: Any) -> bool:
     """Whether it has both methods; a class that has them is no object that holds state."""
-    return (
-        not isinstance(value, type)
-        and callable(getattr(value, "state_dict", None))
-        and callable(getattr(value, "load_state_dict", None))
-    )
+    methods = (getattr(value, name, None) for name in ("state_dict", "load_state_dict"))
+    return not isinstance(value, type) and all(map(callable, methods))
 
 
 def capture(value: Any, context: Capture, path: str) -> Any:
@@ -33,25 +31,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     """Compare the names of the first level; then `load_state_dict`."""
     own = value.state_dict()
     if isinstance(own, dict) and isinstance(state, dict):
-        chosen = like(state, StateDict(state))
-        for key in own:
-            if key not in state:
-                plan.missing(join(path, key))
-                continue
-            full = join(path, key)
-            chosen[key] = plan.overridden(full, state[key])
-            if chosen[key] is state[key]:
-                plan.note("restored", full)
-                plan.keep(chosen, key, plan.settle(state[key], own[key], full))
-            else:
-                plan.note("overridden", full, f"{state[key]!r:.40} of the state by {chosen[key]!r:.40}")
-        for key in state:
-            if key in own:
-                continue
-            if own:  # what has no state yet, such as a sampler before it starts, takes any
-                plan.unexpected(join(path, key))
-            plan.keep(chosen, key, plan.settle(state[key], None, join(path, key)))
-        state = chosen
+        state = _settle(own, state, plan, path)
         check = getattr(value, "check_state_dict", None)
         for fault in (check(state) if callable(check) else None) or ():
             plan.problem("kind", path, fault)
@@ -63,3 +43,20 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         if state is DROPPED:
             return
     plan.act(path, lambda: value.load_state_dict(StateDict({"": state}).torch(copy=True)[""]))
+
+
+def _settle(own: dict[Any, Any], state: dict[Any, Any], plan: Plan, path: str) -> StateDict:
+    """The state as the object can take it."""
+    result = like(state, StateDict(state))
+    for key in plan.common_keys(own, state, path) if own else ():  # a sampler before it starts has none, and takes any
+        full = join(path, key)
+        result[key] = plan.override(full, state[key])
+        if result[key] is state[key]:
+            plan.note("restored", full)
+            plan.settle_entry(result, key, own[key], full)
+        else:
+            plan.note("overridden", full, f"{state[key]!r:.40} of the state by {result[key]!r:.40}")
+    for key in state:
+        if key not in own:
+            plan.settle_entry(result, key, None, join(path, key))
+    return result

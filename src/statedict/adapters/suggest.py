@@ -9,7 +9,7 @@ the last keys that they share are left to the rule for their parent.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -24,14 +24,16 @@ _COMPARED = 200  # patterns of one kind; comparing names costs their square
 def rules(missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> dict[str, str]:
     """Rules that make names of unexpected entries those of missing ones; empty where nothing agrees.
 
-    Args:
-        missing: name → what it is, such as its dtype and shape.
-        unexpected: the same of the entries that the target lacks.
+    Both are by name, with what must agree, such as dtype and shape.
 
     >>> rules({"blocks.0.w": 1, "blocks.1.w": 1}, {"layers.0.w": 1, "layers.1.w": 1})
     {'layers': 'blocks'}
     """
-    pairs = dict(_pairs(missing, unexpected))
+    ours, pairs = _group(missing), dict[str, str]()
+    for kind, olds in _group(unexpected).items():
+        news = ours.get(kind, {})
+        for old, new in _pair([*olds], [*news]).items():
+            pairs |= zip(olds[old], news[new], strict=True)
     found: dict[str, str] = {}
     apply = Rules(found)
     for old, new in pairs.items():
@@ -42,19 +44,11 @@ def rules(missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> dict[str
             if len(found) > _MOST:
                 return {}
     made = {old: apply(old) for old in unexpected}
-    right = sum(made[old] == new for old, new in pairs.items())
-    return found if found and right == len(pairs) and len(set(made.values())) == len(made) else {}
+    right = all(made[old] == new for old, new in pairs.items())
+    return found if found and right and len(set(made.values())) == len(made) else {}
 
 
-def _pairs(missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    ours, theirs = _kinds(missing), _kinds(unexpected)
-    for kind, olds in theirs.items():
-        news = ours.get(kind, {})
-        for old, new in _alike(list(olds), list(news)):
-            yield from zip(olds[old], news[new], strict=True)
-
-
-def _kinds(entries: Mapping[str, Any]) -> dict[Any, dict[str, list[str]]]:
+def _group(entries: Mapping[str, Any]) -> dict[Any, dict[str, list[str]]]:
     """What the entries of a pattern are → the patterns of that kind, each with its names in the order of numbers."""
     patterns: dict[str, list[tuple[list[int], str]]] = {}
     for name in entries:
@@ -67,19 +61,16 @@ def _kinds(entries: Mapping[str, Any]) -> dict[Any, dict[str, list[str]]]:
     return kinds
 
 
-def _alike(olds: list[str], news: list[str]) -> Iterator[tuple[str, str]]:
+def _pair(olds: list[str], news: list[str]) -> dict[str, str]:
     """Patterns of one kind in pairs, the most alike first; where names tell nothing, in their order."""
-    if len(olds) == len(news) == 1:
-        yield olds[0], news[0]
-    elif len(olds) * len(news) > _COMPARED**2:
-        yield from zip(olds, news, strict=False)
-    else:
-        scores = {(old, new): _likeness(old, new) for old in olds for new in news}
-        found: dict[str, str] = {}
-        for (old, new), _ in sorted(scores.items(), key=lambda item: item[1], reverse=True):
-            if old not in found and new not in found.values():
-                found[old] = new
-        yield from ((old, found[old]) for old in olds if old in found)
+    if len(olds) == len(news) == 1 or len(olds) * len(news) > _COMPARED**2:
+        return dict(zip(olds, news, strict=False))
+    scores = {(old, new): _likeness(old, new) for old in olds for new in news}
+    found: dict[str, str] = {}
+    for old, new in sorted(scores, key=scores.__getitem__, reverse=True):
+        if old not in found and new not in found.values():
+            found[old] = new
+    return {old: found[old] for old in olds if old in found}
 
 
 def _likeness(old: str, new: str) -> tuple[float, float, float]:
@@ -111,12 +102,8 @@ def _rule(old: str, new: str) -> tuple[str, str] | None:
     ours, theirs = _NUMBER.findall(old), _NUMBER.findall(new)
     if len(ours) != len(theirs) or len(ours) > len(_LETTERS):
         return (old, new) if old and new else None
-    letters, shifts = iter(_LETTERS), iter(zip(_LETTERS, ours, theirs, strict=False))
-    old = _NUMBER.sub(lambda _: f"{{{next(letters)}}}", old)
-
-    def shifted(_: re.Match[str]) -> str:
-        letter, one, other = next(shifts)
-        shift = int(other) - int(one)
-        return f"{{{letter}{shift:+}}}" if shift else f"{{{letter}}}"
-
-    return old, _NUMBER.sub(shifted, new)
+    names = [f"{{{letter}}}" for letter, _ in zip(_LETTERS, ours, strict=False)]
+    shifts = [int(other) - int(one) for one, other in zip(ours, theirs, strict=True)]
+    terms = [f"{name[:-1]}{shift:+}}}" if shift else name for name, shift in zip(names, shifts, strict=True)]
+    left, right = iter(names), iter(terms)
+    return _NUMBER.sub(lambda _: next(left), old), _NUMBER.sub(lambda _: next(right), new)

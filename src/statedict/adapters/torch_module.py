@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from statedict import torch_private
-from statedict.adapters import Capture, join
+from statedict.adapters import Capture, join, to_framework
 from statedict.adapters.labels import DROPPED
-from statedict.adapters.plan import Plan
-from statedict.adapters.rehearsal import special
-from statedict.adapters.shapes import Fit
+from statedict.adapters.plan import MISSING, Plan
+from statedict.adapters.shapes import Fit, repeats_elements
 from statedict.adapters.shards import piece, refuse_parts
-from statedict.adapters.ties import Ties, same_bytes
 from statedict.adapters.torch_reading import Reader, is_lazy, read
 from statedict.adapters.torch_transfer import transfer
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
-from statedict.tensor.arrays import part_of
+from statedict.io.pipeline import compute_sums
+from statedict.reports.restore import Entry
+from statedict.tensor.arrays import live_region
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import matches
 
 STAGE = 0
 _RUNNING = re.compile(r"\brunning_(mean|var)$")
-_ABSENT = "the target has it, the state does not"
 
 
 def accepts(value: Any) -> bool:
@@ -44,10 +44,7 @@ def capture(value: Any, context: Capture, path: str) -> Any:
     """Its `state_dict()`, live."""
     own = value.state_dict()
     refuse_parts(value, own, path)
-    state = like(own, StateDict())
-    for name, entry in own.items():
-        state[name] = context.data(entry, join(path, name), value)
-    return state
+    return like(own, StateDict((name, context.data(entry, join(path, name), value)) for name, entry in own.items()))
 
 
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
@@ -69,109 +66,135 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
 
 def _settle(reader: Reader, plan: Plan) -> None:
     """Take no labels of objects as extra state."""
-    changed: dict[str, Any] = {}
-    for given, old in reader.given.items():
-        value = reader.state[old]
-        if not is_array(value) and not is_array(reader.own.get(given)):
-            settled = plan.settle(value, reader.own.get(given), join(reader.path, given))
-            if settled is not value:
-                changed[given] = settled
-    for given, settled in changed.items():
-        if settled is DROPPED:
-            del reader.given[given]
-        else:
-            reader.settled[given] = settled
+    for given, old in [*reader.inputs.items()]:
+        value, own = reader.state[old], reader.own.get(given)
+        if not is_array(value) and not is_array(own):
+            settled = plan.settle(value, own, join(reader.path, given))
+            if settled is DROPPED:
+                del reader.inputs[given]
+            elif settled is not value:
+                reader.replacements[given] = settled
+
+
+class _Ties:
+    """Which live tensors are one, held against those of a state."""
+
+    def __init__(self, live: Mapping[str, Any], held: Iterable[str]) -> None:
+        seen: dict[Any, str] = {}
+        self._first = {name: seen.setdefault(live_region(tensor), name) for name, tensor in live.items()}
+        self._held: dict[str, str] = {}
+        for name in held:
+            self._held.setdefault(self._first.get(name, name), name)
+        self._regions: dict[object, str] = {}
+        self._tensors: dict[str, LazyTensor] = {}
+
+    def partner(self, name: str) -> str | None:
+        """The first name that the state has of the same live tensor."""
+        return self._held.get(self._first.get(name, name))
+
+    def judge(self, name: str, tensor: LazyTensor) -> tuple[str, str]:
+        """What to say of an entry of the state beside those before it: an action and its reason, or nothing.
+
+        `tie` is the action of what cannot be: one live tensor, and two values for it.
+        """
+        self._tensors[name] = tensor
+        twin = self._regions.setdefault(tensor.region, name)
+        partner = self.partner(name)
+        if twin != name:
+            if self.partner(twin) == partner:
+                return "tied", f"shares its bytes with {twin}"
+            return "untied", f"the state ties it to {twin}, the target has it apart"
+        if partner is None or partner == name or partner not in self._tensors:
+            return "", ""
+        if _is_same(tensor, self._tensors[partner]):
+            return "tied", f"the target ties it to {partner}, the state has it twice"
+        return "tie", f"the target ties it to {partner}, the state has other values for each"
+
+
+def _is_same(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bytes; both may be read."""
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and _digest(one) == _digest(other)
+
+
+def _digest(tensor: LazyTensor) -> str:
+    rows = tensor.contiguous()
+    return compute_sums(rows.storage.source, rows.storage.offset + rows.offset, rows.nbytes, crc=False).digest
 
 
 def _compare(reader: Reader, plan: Plan) -> dict[str, Fit]:
     """Report what becomes of each entry; the shapes that change."""
-    ties = Ties(reader.live, (name for name in reader.own if name in reader.held))
+    ties = _Ties(reader.live, (name for name in reader.own if name in reader.sources))
     fits: dict[str, Fit] = {}
     absent: dict[str, Any] = {}
-    _cut(reader, plan)
     for name, entry in reader.own.items():
-        full = join(reader.path, name)
-        if name in reader.made:
-            made, wanted = reader.kinds.get(name), getattr(entry, "dtype", None)
+        full, partner = join(reader.path, name), ties.partner(name)
+        if name in reader.products:
+            made, wanted = reader.dtypes.get(name), getattr(entry, "dtype", None)
             if made != wanted and made is not None and not matches(full, plan.options.cast):
                 plan.problem("dtype", full, f"the module makes {made} of the state, the target has {wanted}")
             else:
                 plan.note("made", full, "by the module's own loading")
-        elif name in reader.held:
-            fit = _entry(name, reader, ties, plan)
+        elif name in reader.sources:
+            fit = _compare_entry(name, reader, ties, plan)
             if fit is not None:
                 fits[name] = fit
-        elif ties.partner(name) is not None:
-            plan.note("tied", full, f"the target ties it to {ties.partner(name)}, which the state has")
+        elif partner is not None:
+            plan.note("tied", full, f"the target ties it to {partner}, which the state has")
         else:
             absent[full] = _kind(entry)
             meta = name in reader.live and reader.live[name].is_meta
-            plan.missing(full, _ABSENT + "; it stays on the meta device, without values" * meta)
+            plan.missing(full, MISSING + "; it stays on the meta device, without values" * meta)
     for name, fit in fits.items():
         partner = ties.partner(name)
         if partner is not None and fits.get(partner, fit).policy != fit.policy:
             plan.problem("tie", join(reader.path, name), f"the target ties it to {partner}, which has another policy")
     for error in reader.errors:
         plan.problem("refused", reader.path or "the module", f"by its own loading: {error}")
-    for name in reader.unread:
+    for name in reader.leftovers:
         if plan.unexpected(join(reader.path, name)):
             plan.owners[join(reader.path, reader.original(name))] = None
-    plan.look_for_renames(absent, {join(reader.path, name): _kind(reader.state[name]) for name in reader.unread})
+    plan.look_for_renames(absent, {join(reader.path, name): _kind(reader.state[name]) for name in reader.leftovers})
     return fits
 
 
-def _cut(reader: Reader, plan: Plan) -> None:
-    """Of whole tensors take what the target has of them, where it says that it is a part."""
-    for name, old in reader.held.items():
-        live, tensor = reader.live.get(name), reader.tensors.get(old)
-        if live is not None and tensor is not None:
-            try:
-                if part_of(live) is not None and tuple(reader.own[name].shape) == tuple(live.shape):
-                    reader.tensors[old] = piece(live, tensor)
-            except UnsupportedError as error:
-                plan.problem("target", join(reader.path, name), str(error))
-
-
-def _entry(name: str, reader: Reader, ties: Ties, plan: Plan) -> Fit | None:
+def _compare_entry(name: str, reader: Reader, ties: _Ties, plan: Plan) -> Fit | None:
     """Report what becomes of an entry that the state has."""
-    entry, old = reader.own[name], reader.held[name]
+    entry, old = reader.own[name], reader.sources[name]
     full, tensor, live = join(reader.path, name), reader.tensors.get(old), reader.live.get(name)
     if not is_array(entry) or name.rpartition(".")[2] == "_extra_state":  # of any kind and shape
         plan.note("restored", full)
         return None
     if tensor is None:
         if not is_array(reader.state[old]):  # of those something was said already
-            plan.problem("kind", full, f"the target is a tensor, the state has a {type(reader.state[old]).__name__}")
+            plan.mismatch(full, entry, reader.state[old])
         return None
-    if is_lazy(entry) or (name in reader.judged and tuple(entry.shape) != tensor.shape):
+    try:
+        if live is not None and not is_lazy(entry) and tuple(entry.shape) == tuple(live.shape):
+            tensor = reader.tensors[old] = piece(live, tensor)
+    except UnsupportedError as error:
+        plan.problem("target", full, str(error))
+    if is_lazy(entry) or (name in reader.shapers and tuple(entry.shape) != tensor.shape):
         plan.note("restored", full, f"takes its shape {tensor.shape} from the state")
         return None
-    if live is not None and _repeats(live):
+    if live is not None and str(live.layout) == "torch.strided" and repeats_elements(live.shape, live.stride()):
         plan.problem("target", full, "its elements share memory, as those of expand() do; give it memory of its own")
         return None
-    fit = plan.tensor(tuple(entry.shape), dtype(entry.dtype), tensor, full, reader.renamed(name))
+    fit = plan.tensor(tuple(entry.shape), dtype(entry.dtype), tensor, full, reader.old_name(name))
     if fit is False:
         return None
-    elsewhere, held = plan.filled.setdefault(id(live), (reader.path, tensor))
-    if live is not None and elsewhere != reader.path and not same_bytes(held, tensor):
+    elsewhere, held = plan.first_values.setdefault(id(live), (reader.path, tensor))
+    if live is not None and elsewhere != reader.path and not _is_same(held, tensor):
         plan.problem("tie", full, f"is in {elsewhere or 'the whole'} too, for which the state has other values")
     action, detail = ties.judge(name, tensor)
     if action == "tie":
         plan.problem(action, full, detail)
     elif action and fit is True:
-        plan.retell(action, detail)
-    if isinstance(fit, Fit) and fit.policy == "overlap" and live is not None and live.is_meta:
+        plan.entries[-1] = Entry(full, action, detail)
+    if fit is True:
+        return None
+    if fit.policy == "overlap" and live is not None and live.is_meta:
         plan.problem("shape", full, "'overlap' leaves the rest as it is, and the target has no values yet")
-    return fit if isinstance(fit, Fit) else None
-
-
-def _repeats(tensor: Any) -> bool:
-    """Whether elements share memory."""
-    import torch
-
-    if tensor.layout is not torch.strided or tensor.is_contiguous():
-        return False
-    return any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return fit
 
 
 def _kind(entry: Any) -> Any:
@@ -182,17 +205,17 @@ def _kind(entry: Any) -> Any:
 def _tell_optimizers(reader: Reader, fits: dict[str, Fit], plan: Plan) -> None:
     """What the optimizers of these parameters need to follow them."""
     parameters = {name: reader.live[name] for name in reader.parameters}
-    turned = {old: name for name, old in reader.held.items()}
+    names = {old: name for name, old in reader.sources.items()}
     told: set[int] = set()
     for old, tensor in reader.tensors.items():
         full = join(reader.path, reader.original(old))
-        parameter = parameters.get(turned.get(old, ""))
+        parameter = parameters.get(names.get(old, ""))
         if parameter is not None:
             plan.owners[full] = id(parameter)
             if id(parameter) not in told:
                 plan.shapes[full] = id(parameter), tensor.shape
             told.add(id(parameter))
-        elif old not in turned and tensor.dtype.kind in ("float", "complex") and not _RUNNING.search(old):
+        elif old not in names and tensor.dtype.kind in ("float", "complex") and not _RUNNING.search(old):
             plan.shapes[full] = None, tensor.shape  # a parameter at that time, it may be
     for name, parameter in parameters.items():
         plan.owners.setdefault(join(reader.path, name), id(parameter))  # by another of the names of a tied one
@@ -207,12 +230,12 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
     import torch
 
     module, tensors = reader.module, reader.tensors
+    skipped = {name for name, fit in fits.items() if fit.policy == "skip"}
     for name, tensor in reader.live.items():
-        if tensor.is_meta and (name in reader.made or name in reader.held) and not _is_skipped(fits.get(name)):
-            old = reader.held.get(name, "")
+        if tensor.is_meta and (name in reader.products or name in reader.sources) and name not in skipped:
+            old = reader.sources.get(name, "")
             _materialize(tensor, tensor.shape if name in fits or old not in tensors else tensors[old].shape)
-    methods = special(module.named_modules(remove_duplicate=False))
-    above = tuple(path + "." if path else "" for path in methods)
+    above = tuple(path + "." if path else "" for path in reader.ways)
     usual = torch.nn.Module.load_state_dict
     overridden = type(module).load_state_dict is not usual or "load_state_dict" in vars(module)
     # where somebody looks at what was loaded, everything is given; what is filled already costs nothing then
@@ -220,12 +243,12 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
     chosen: Any = StateDict()
     chosen._metadata = reader.metadata
     direct: dict[int, tuple[LazyTensor, Any]] = {}
-    for given, old in reader.given.items():
+    for given, old in reader.inputs.items():
         if old not in tensors:
-            chosen[given] = StateDict({"": reader.settled.get(given, reader.state[old])}).torch(copy=True)[""]
+            chosen[given] = to_framework(reader.replacements.get(given, reader.state[old]))
             continue
         fit, tensor, target = fits.get(given), tensors[old], reader.live.get(given)
-        if _is_skipped(fit):
+        if given in skipped:
             continue
         if fit is not None:
             chosen[given] = fit.apply(tensor, base=target if fit.policy == "overlap" else None)
@@ -234,7 +257,7 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
             if watched:
                 chosen[given] = target
         else:  # a method may keep what it is given, or change it
-            chosen[given] = tensor.torch(copy=overridden or methods.get(given.rpartition(".")[0], False))
+            chosen[given] = tensor.torch(copy=overridden or reader.ways.get(given.rpartition(".")[0], False))
     transfer(direct.values())
     loads = inspect.signature(module.load_state_dict).parameters
     options = {"strict": False} if "strict" in loads or any(p.kind is p.VAR_KEYWORD for p in loads.values()) else {}
@@ -243,15 +266,11 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
         raise RuntimeError(f"{type(module).__name__}.load_state_dict refused {result.unexpected_keys[:3]}")
 
 
-def _is_skipped(fit: Fit | None) -> bool:
-    return fit is not None and fit.policy == "skip"
-
-
 def _materialize(tensor: Any, shape: tuple[int, ...]) -> None:
     """Give a tensor of the meta device memory, in place: its ties stay, and an optimizer that has it still does."""
     import torch
 
-    if torch.nn.parameter.is_lazy(tensor):
+    if is_lazy(tensor):
         tensor.materialize(shape)
     with torch.inference_mode(False), torch.no_grad():
         real: Any = torch.empty_like(tensor.detach(), device="cpu")

@@ -10,13 +10,14 @@ beside it (param_match.py), and without one the order must be the same. The repo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from statedict.adapters import Capture, join, lbfgs, state_checks
+from statedict.adapters import Capture, join, state_checks
 from statedict.adapters.param_groups import merge
-from statedict.adapters.param_match import Match, live_names, match, report
+from statedict.adapters.param_match import Match, keys_of, live_names, match, parameters_of, report
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.adapters.shards import refuse_states_of_parts
@@ -31,8 +32,6 @@ from statedict.values import Opaque
 STAGE = 1
 _BEGIN = {"step_size": "lr", "sum": "initial_accumulator_value"}
 """What they begin with where that is not zero: a hyperparameter (torch/optim/rprop.py, adagrad.py)."""
-Follow = Callable[[Any], Any]
-"""What makes of a parameter's state that of the live parameter."""
 
 
 def accepts(value: Any) -> bool:
@@ -52,13 +51,11 @@ def capture(value: Any, context: Capture, path: str) -> Any:
     """Its `state_dict()`, live, with `param_names` where they are known."""
     refuse_states_of_parts(value, path)
     own = value.state_dict()
-    state = StateDict()
-    for key, entry in own.items():
-        state[key] = context.data(entry, join(path, key), value)
+    state = StateDict((key, context.data(entry, join(path, key), value)) for key, entry in own.items())
     for group, live in zip(state["param_groups"], value.param_groups, strict=True):
-        found = live_names(live, context.names)
-        if found is not None:
-            group["param_names"] = found
+        names = live_names(live, context.names)
+        if names is not None:
+            group["param_names"] = names
     return state
 
 
@@ -81,150 +78,143 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     if found is None:
         return
     report(value.param_groups, saved, entries, found, plan, path)
-    groups = _groups(value, saved, found, plan, path)
-    states, follow, fresh = _states(value, saved, groups, entries, found, plan, path)
-    plan.rates[id(value)] = [group.get("lr") for group in groups]
-    keys = {identifier for group in saved for identifier in group["params"]}
-    for key in entries:
-        if key not in keys and is_global(key, keys):
-            plan.keep(states, key, plan.settle(entries[key], value.state.get(key), join(path, f"state.{key}")))
+    task = _Task(value, saved, entries, found, plan, path)
+    task.plan_groups()
+    task.plan_states()
     own = value.state_dict()
-    chosen = StateDict()
-    for key in own:
-        if key in state:
-            ours = {"state": states, "param_groups": groups}
-            plan.keep(chosen, key, ours[key] if key in ours else plan.settle(state[key], own[key], join(path, key)))
+    chosen = StateDict((key, state[key]) for key in own if key in state)
+    chosen |= {"state": task.states, "param_groups": task.groups}
+    for key in plan.common_keys(own, state, path):
+        if key not in ("state", "param_groups"):
+            plan.settle_entry(chosen, key, own[key], join(path, key))
+    plan.act(path, lambda: _load(value, chosen, task.follow, task.fresh))
+
+
+@dataclass
+class _Task:
+    """One optimizer, the state's groups and entries, and which saved parameter is which live one."""
+
+    optimizer: Any
+    saved: list[Any]
+    entries: dict[Any, Any]
+    match: Match
+    plan: Plan
+    path: str
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    states: dict[Any, Any] = field(default_factory=dict)  # number of a live parameter → what it takes
+    follow: dict[int, Callable[[Any], Any]] = field(default_factory=dict)  # number → what converts that for its shape
+    fresh: list[Any] = field(default_factory=list)  # parameters that take nothing
+
+    def plan_groups(self) -> None:
+        """The hyperparameters of each live group: of the saved one that most of its parameters were in."""
+        first = 0
+        for number, group in enumerate(self.optimizer.param_groups):
+            where = join(self.path, f"param_groups.{number}")
+            keys = (self.match.keys.get(id(parameter)) for parameter in group["params"])
+            sources = Counter(key[0] for key in keys if key is not None)
+            source = self.saved[sources.most_common(1)[0][0]] if sources else group
+            merged = merge(group, source, self.optimizer.defaults, self.plan, where)
+            merged["params"] = list(range(first, first + len(group["params"])))
+            first += len(group["params"])
+            self.groups.append(merged)
+            hyper = [key for key in source if key not in ("params", "param_names")]
+            for other in sources:
+                unlike = ", ".join(key for key in hyper if _differ(source[key], self.saved[other].get(key)))
+                if unlike:
+                    detail = f"of its parameters some were in group {other} of the state, whose {unlike} differ"
+                    self.plan.note("differs", where, detail)
+        self.plan.rates[id(self.optimizer)] = [group.get("lr") for group in self.groups]
+
+    def plan_states(self) -> None:
+        """What is kept for each live parameter, and how it follows a new shape."""
+        import torch
+
+        held: list[tuple[int, Any, Any, str]] = []
+        entries = dict(self.entries)
+        for group, merged in zip(self.optimizer.param_groups, self.groups, strict=True):
+            names = live_names(group, self.plan.names) or [""] * len(group["params"])
+            for number, parameter, name in zip(merged["params"], group["params"], names, strict=True):
+                key = self.match.keys.get(id(parameter))
+                if key is None:
+                    self.fresh.append(parameter)
+                elif key[1] in self.entries:
+                    held.append((number, parameter, key[1], name))
+                    fit = self.plan.fates.get(id(parameter))
+                    if fit is None or fit.policy != "skip":
+                        self._settle(entries, key[1], parameter)
+        before = {identifier: group for group in self.saved for identifier in group["params"]}
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            self._plan_shared(entries)
         else:
-            plan.missing(join(path, key))
-    for key in state:
-        if key not in own:
-            plan.unexpected(join(path, key))
-    plan.act(path, lambda: _load(value, chosen, follow, fresh))
+            self._plan_each(held, entries, before)
+        keys = set(before)
+        for key in self.entries:
+            if key not in keys and is_global(key, keys):
+                self.states[key] = self.entries[key]
+                self._settle(self.states, key, key)
+
+    def _settle(self, entries: dict[Any, Any], key: Any, owner: Any) -> None:
+        self.plan.settle_entry(entries, key, self.optimizer.state.get(owner), join(self.path, f"state.{key}"))
+
+    def _plan_each(self, held: list[tuple[int, Any, Any, str]], entries: dict[Any, Any], before: Any) -> None:
+        sure = {owner for owner, _ in self.plan.shapes.values()} if self.match.names else set()
+        pairs = {n: (tuple(p.shape), entries[key]) for n, p, key, _ in held if id(p) not in sure and key in entries}
+        sizes = dict(zip(pairs, find_strays([*pairs.values()]), strict=True))
+        after = {number: group for group in self.groups for number in group["params"]}
+        kind = state_checks.class_of(self.optimizer)
+        for number, parameter, key, name in held:
+            at, size = join(self.path, f"state.{key}"), sizes.get(number)
+            if key not in entries:
+                self.fresh.append(parameter)
+                continue
+            kept = entries[key]
+            fit = _fit_state(parameter, kept, size, self.plan, at, name)
+            if fit is not None and fit.policy == "skip":
+                self.fresh.append(parameter)  # with what its constructor made for it: Adagrad of PyTorch 2.9 needs that
+                continue
+            self.states[number] = kept
+            if isinstance(kept, dict) and (fit is not None or size is None):
+                shape, live = tuple(parameter.shape) if fit is None else fit.old, after[number]
+                faults = state_checks.faults(self.optimizer, kind, parameter, shape, kept, live, before[key])
+                _report_faults(faults, self.plan, at)
+            if fit is not None:
+                self.follow[number] = partial(_follow, fit, after[number])
+
+    def _plan_shared(self, entries: dict[Any, Any]) -> None:
+        """The one state that all parameters of an LBFGS share, and how it follows their order."""
+        before, live = keys_of(self.saved), parameters_of(self.optimizer.param_groups)
+        after = [self.match.keys.get(id(parameter)) for parameter in live]
+        if before and before[0][1] not in entries:
+            return
+        if set(before) != set(after) or any(id(parameter) in self.plan.fates for parameter in live):
+            detail = "LBFGS keeps one state for all parameters, which are others in the state; leave the optimizer out"
+            self.plan.problem("groups", join(self.path, "param_groups"), detail)
+            return
+        sizes = {key: p.numel() * (1 + p.is_complex()) for key, p in zip(after, live, strict=True)}
+        at, held = join(self.path, f"state.{before[0][1]}"), entries[before[0][1]]
+        if not isinstance(held, dict):
+            self.plan.mismatch(at, {}, held)
+            return
+        _report_faults(state_checks.lbfgs_faults(held, sum(sizes.values())), self.plan, at)
+        self.states[0] = held
+        if before != after:
+            self.follow[0] = partial(state_checks.reorder, before, after, sizes)
 
 
-def _states(
-    value: Any, saved: list[Any], groups: list[dict[str, Any]], entries: Any, found: Match, plan: Plan, path: str
-) -> tuple[dict[Any, Any], dict[int, Follow], list[Any]]:
-    """What is kept for the live parameters by number, how some of it follows, and the parameters that begin afresh."""
-    states: dict[Any, Any] = {}
-    follow: dict[int, Follow] = {}
-    fresh: list[Any] = []
-    held: list[tuple[int, Any, Any, str]] = []
-    index = 0
-    for group, merged_group in zip(value.param_groups, groups, strict=True):
-        names = live_names(group, plan.names) or [""] * len(group["params"])
-        merged_group["params"] = list(range(index, index + len(names)))
-        for parameter, name in zip(group["params"], names, strict=True):
-            key = found.found.get(id(parameter))
-            if key is None:
-                fresh.append(parameter)
-            elif key[1] in entries:
-                held.append((index, parameter, key[1], name))
-            index += 1
-    entries = _settle(value, held, entries, plan, path)
-    if lbfgs.accepts(value):
-        return _plan_shared(value, saved, found, entries, follow, plan, path), follow, fresh
-    sure = {owner for owner, _ in plan.shapes.values()} if found.names else set()
-    pairs = {n: (tuple(p.shape), entries[key]) for n, p, key, _ in held if id(p) not in sure and key in entries}
-    sizes = dict(zip(pairs, find_strays([*pairs.values()]), strict=True))
-    before = {identifier: group for group in saved for identifier in group["params"]}
-    after = {number: group for group in groups for number in group["params"]}
-    kind = state_checks.class_of(value)
-    for number, parameter, key, name in held:
-        at = join(path, f"state.{key}")
-        if key not in entries:
-            fresh.append(parameter)
-            continue
-        fit = _moments(parameter, entries[key], sizes.get(number), plan, at, name)
-        if fit is not None and fit.policy == "skip":
-            fresh.append(parameter)  # with what its constructor made for it: Adagrad of PyTorch 2.9 needs that
-            continue
-        states[number] = entries[key]
-        if isinstance(entries[key], dict) and (fit is not None or sizes.get(number) is None):
-            shape = tuple(parameter.shape) if fit is None else fit.old
-            _tell(
-                state_checks.faults(value, kind, parameter, shape, entries[key], after[number], before[key]), plan, at
-            )
-        if fit is not None:
-            follow[number] = partial(_follow, fit, after[number])
-    return states, follow, fresh
+def _report_faults(faults: Iterable[Fault], plan: Plan, path: str) -> None:
+    for action, keys, detail in faults:
+        plan.problem(action, _at(path, keys), detail)
 
 
-def _settle(
-    value: Any, held: list[tuple[int, Any, Any, str]], entries: Mapping[Any, Any], plan: Plan, path: str
-) -> dict[Any, Any]:
-    """What is kept, without labels of objects."""
-    result = dict(entries)
-    for _, parameter, key, _ in held:
-        fit = plan.fates.get(id(parameter))
-        if fit is None or fit.policy != "skip":
-            plan.keep(result, key, plan.settle(entries[key], value.state.get(parameter), join(path, f"state.{key}")))
-    return result
-
-
-def _tell(found: Iterable[Fault], plan: Plan, path: str) -> None:
-    """Report what is wrong with what the state keeps for a parameter."""
-    for action, keys, detail in found:
-        at = ".".join([path, *map(label, keys)])
-        if action in ("missing", "unexpected"):
-            (plan.missing if action == "missing" else plan.unexpected)(at, detail)
-        else:
-            plan.problem(action, at, detail)
-
-
-def _groups(value: Any, saved: list[Any], found: Match, plan: Plan, path: str) -> list[dict[str, Any]]:
-    """The hyperparameters of each live group: of the saved one that most of its parameters were in."""
-    groups = []
-    for number, group in enumerate(value.param_groups):
-        where = join(path, f"param_groups.{number}")
-        taken = (found.found.get(id(parameter)) for parameter in group["params"])
-        sources = Counter(key[0] for key in taken if key is not None)
-        source = saved[sources.most_common(1)[0][0]] if sources else group
-        groups.append(merge(group, source, value.defaults, plan, where))
-        hyper = [key for key in source if key not in ("params", "param_names")]
-        for other in sources:
-            unlike = [key for key in hyper if _differ(source[key], saved[other].get(key))]
-            if unlike:
-                detail = f"of its parameters some were in group {other} of the state, whose {', '.join(unlike)} differ"
-                plan.note("differs", where, detail)
-    return groups
+def _at(path: str, keys: tuple[Any, ...]) -> str:
+    return ".".join([path, *map(label, keys)])
 
 
 def _differ(one: Any, other: Any) -> bool:
     return not is_array(one) and not is_array(other) and bool(one != other)
 
 
-def _plan_shared(
-    optimizer: Any,
-    saved: list[Any],
-    found: Match,
-    entries: Mapping[Any, Any],
-    follow: dict[int, Follow],
-    plan: Plan,
-    path: str,
-) -> dict[Any, Any]:
-    """The one state that all parameters share, and how it follows their order."""
-    before = [(number, identifier) for number, group in enumerate(saved) for identifier in group["params"]]
-    live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    after = [found.found.get(id(parameter)) for parameter in live]
-    if before and before[0][1] not in entries:
-        return {}
-    if set(before) != set(after) or any(id(parameter) in plan.fates for parameter in live):
-        detail = "LBFGS keeps one state for all parameters, which are others in the state; leave the optimizer out"
-        plan.problem("groups", join(path, "param_groups"), detail)
-        return {}
-    sizes = {key: p.numel() * (1 + p.is_complex()) for key, p in zip(after, live, strict=True)}
-    at, held = join(path, f"state.{before[0][1]}"), entries[before[0][1]]
-    if not isinstance(held, dict):
-        plan.mismatch(at, {}, held)
-        return {}
-    _tell(lbfgs.faults(held, sum(sizes.values())), plan, at)
-    if before != after:
-        follow[0] = partial(lbfgs.reorder, before, after, sizes)
-    return {0: held}
-
-
-def _moments(parameter: Any, entries: Any, size: Shape | None, plan: Plan, path: str, name: str) -> Fit | None:
+def _fit_state(parameter: Any, entries: Any, size: Shape | None, plan: Plan, path: str, name: str) -> Fit | None:
     """How what is kept for a parameter follows where its shape changes; `size` is what it was kept for, if another."""
     if not isinstance(entries, dict):
         plan.mismatch(path, {}, entries)
@@ -241,8 +231,7 @@ def _moments(parameter: Any, entries: Any, size: Shape | None, plan: Plan, path:
             why = reason or "their orders differ, or the parameter's shape has changed, for which there is shapes=…"
             alike = [keys for keys, value in leaves(entries) if is_array(value) and tuple(value.shape) == size]
             for keys in alike or [()]:
-                at = ".".join([path, *map(label, keys)])
-                plan.problem("shape", at, f"the state has {size}, the parameter {shape}; {why}")
+                plan.problem("shape", _at(path, keys), f"the state has {size}, the parameter {shape}; {why}")
             return None
     if fit is None:
         return None
@@ -251,9 +240,9 @@ def _moments(parameter: Any, entries: Any, size: Shape | None, plan: Plan, path:
         return fit
     for keys, value in leaves(entries):
         opaque = isinstance(value, Opaque)
-        if opaque or (is_array(value) and as_lazy(value).numel() > 1 and fit.follows(tuple(value.shape)) is None):
+        if opaque or (is_array(value) and as_lazy(value).numel() > 1 and fit.follow(tuple(value.shape)) is None):
             what = f"an object of {value.name}" if opaque else f"{tuple(value.shape)}"
-            plan.problem("shape", ".".join([path, *map(label, keys)]), f"{what} cannot follow the parameter, {fit}")
+            plan.problem("shape", _at(path, keys), f"{what} cannot follow the parameter, {fit}")
     plan.note("reshaped", path, f"as its parameter, {fit}")
     return fit
 
@@ -263,27 +252,26 @@ def _follow(fit: Fit, group: dict[str, Any], entries: Any) -> Any:
 
     def follow(keys: tuple[Any, ...], value: Any) -> Any:
         tensor = as_lazy(value) if is_array(value) else None
-        if tensor is None or fit.follows(tensor.shape) is None:
+        if tensor is None or fit.follow(tensor.shape) is None:
             return value
         return fit.apply(tensor, fill=float(group.get(_BEGIN.get(keys[-1], ""), 0)))
 
     return map_leaves(entries, follow)
 
 
-def _load(optimizer: Any, state: StateDict, follow: dict[int, Follow], fresh: list[Any]) -> None:
-
+def _load(optimizer: Any, state: StateDict, follow: dict[int, Callable[[Any], Any]], fresh: list[Any]) -> None:
     entries = {index: follow[index](held) if index in follow else held for index, held in state["state"].items()}
     made = StateDict(state | {"state": entries}).torch(copy=True)
     before = {parameter: optimizer.state[parameter] for parameter in fresh if parameter in optimizer.state}
     optimizer.load_state_dict(made)
     optimizer.state.update(before)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbered = ((index, held) for index, held in made["state"].items() if type(index) is int)
-    for index, held in numbered:  # PyTorch casts floating state to the parameter's dtype; undo that
-        optimizer.state[parameters[index]] = _exact(optimizer.state[parameters[index]], held)
+    parameters = parameters_of(optimizer.param_groups)
+    for index, held in made["state"].items():  # PyTorch casts floating state to the parameter's dtype; undo that
+        if type(index) is int:
+            optimizer.state[parameters[index]] = _restore_dtypes(optimizer.state[parameters[index]], held)
 
 
-def _exact(loaded: Any, held: Any) -> Any:
+def _restore_dtypes(loaded: Any, held: Any) -> Any:
     """What PyTorch has loaded, with the dtypes that the state has."""
     import torch
 
@@ -291,7 +279,7 @@ def _exact(loaded: Any, held: Any) -> Any:
         return loaded if loaded.dtype == held.dtype else held.to(loaded.device)
     if isinstance(held, dict) and isinstance(loaded, dict):
         for key in held.keys() & loaded.keys():
-            loaded[key] = _exact(loaded[key], held[key])
+            loaded[key] = _restore_dtypes(loaded[key], held[key])
     elif isinstance(held, list | tuple) and type(held) is type(loaded) and len(held) == len(loaded):
-        return type(held)(_exact(one, other) for one, other in zip(loaded, held, strict=True))
+        return type(held)(_restore_dtypes(one, other) for one, other in zip(loaded, held, strict=True))
     return held if isinstance(held, str) else loaded  # of a text PyTorch makes that of a generator

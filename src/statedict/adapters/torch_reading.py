@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from statedict import torch_private
 from statedict.adapters import join
-from statedict.adapters.history import brought_up_to_date
+from statedict.adapters.history import apply_history
 from statedict.adapters.names import Reading, unwrap
 from statedict.adapters.plan import Plan
 from statedict.adapters.rehearsal import rehearse, special
@@ -18,98 +18,90 @@ from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 
 @dataclass(slots=True)
 class Reader:
-    """A module, a state, and how one is read for the other.
-
-    Attributes:
-        module: the module.
-        state: the state.
-        path: where both stand.
-        own: the module's own `state_dict()`.
-        live: its parameters and buffers by all their names.
-        parameters: the names of its parameters.
-        tensors: the state's tensors.
-        origins: name in the state → what it was called before it was renamed.
-        held: name in the module → name in the state.
-        given: name under which `load_state_dict` gets it → name in the state.
-        unread: names of the state that nothing takes.
-        made: names in the module that its own loading makes from others.
-        judged: names whose modules judge their shapes themselves.
-        metadata: the state's, by the module's names.
-        errors: what the module's own loading said.
-        kinds: PyTorch's dtypes of what it makes.
-        settled: name under which `load_state_dict` gets it → what it gets instead of what the state has.
-    """
+    """A module, a state, and how one is read for the other."""
 
     module: Any
     state: Any
-    path: str
-    own: Any
-    live: dict[str, Any]
-    parameters: list[str]
-    tensors: dict[str, LazyTensor]
-    origins: dict[str, str] = field(default_factory=dict)
-    held: dict[str, str] = field(default_factory=dict)
-    given: dict[str, str] = field(default_factory=dict)
-    unread: list[Any] = field(default_factory=list)
-    made: set[str] = field(default_factory=set)
-    judged: frozenset[str] = frozenset()
-    metadata: Any = None
-    errors: tuple[str, ...] = ()
-    kinds: Mapping[str, Any] = field(default_factory=dict)
-    settled: dict[str, Any] = field(default_factory=dict)
+    path: str  # where both stand
+    own: Any  # the module's own `state_dict()`
+    live: dict[str, Any]  # its parameters and buffers by all their names
+    parameters: list[str]  # the names of its parameters
+    tensors: dict[str, LazyTensor]  # the state's
+    origins: dict[str, str]  # name in the state → what it was called before it was renamed
+    metadata: Any = None  # the state's, by the module's names
+    ways: Mapping[str, bool] = field(default_factory=dict)  # `special` of its modules
+    sources: dict[str, str] = field(default_factory=dict)  # name in the module → name in the state
+    inputs: dict[str, str] = field(default_factory=dict)  # name under which `load_state_dict` gets it → in the state
+    replacements: dict[str, Any] = field(default_factory=dict)  # that name → what it gets instead of what the state has
+    leftovers: list[Any] = field(default_factory=list)  # names of the state that nothing takes
+    products: set[str] = field(default_factory=set)  # names in the module that its own loading makes from others
+    dtypes: Mapping[str, Any] = field(default_factory=dict)  # PyTorch's dtypes of those
+    shapers: Set[str] = frozenset()  # names whose modules judge their shapes themselves
+    errors: Sequence[str] = ()  # what the module's own loading said
 
     def original(self, name: Any) -> Any:
         """What an entry of the state was called before it was renamed."""
         return self.origins.get(name, name)
 
-    def renamed(self, name: str) -> str:
+    def old_name(self, name: str) -> str:
         """What an entry of the module is called in the state, if it is another name."""
-        old = self.held[name]
-        return self.origins.get(old, "" if self.given.get(name) == old else old)
+        old = self.sources[name]
+        return self.origins.get(old, "" if self.inputs.get(name) == old else old)
 
 
 def read(module: Any, state: Any, plan: Plan, path: str) -> Reader | None:
     """How the state is read; None where that cannot be told, which is then a problem of the plan."""
-    own = module.state_dict()
-    live, parameters = _live(module, own)
-    reader = Reader(module, state, path, own, live, parameters, {})
+    tensors: dict[str, LazyTensor] = {}
     for name, held in state.items():
         if is_lazy(held):
             plan.problem("kind", join(path, name), "the state has a parameter that has taken no shape yet")
         elif is_array(held):
             try:
-                reader.tensors[name] = as_lazy(held)
+                tensors[name] = as_lazy(held)
             except UnsupportedError as error:
                 plan.problem("kind", join(path, name), str(error))
+    own = module.state_dict()
     strings = [name for name in state if type(name) is str]
-    reader.origins = {name: plan.origins[full] for name in strings if (full := join(path, name)) in plan.origins}
-    known, metadata = {name: name for name in strings}, getattr(state, "_metadata", None)
+    origins = {name: plan.origins[full] for name in strings if (full := join(path, name)) in plan.origins}
+    reader = Reader(module, state, path, own, *_live(module, own), tensors, origins, getattr(state, "_metadata", None))
     modules = [*module.named_modules(remove_duplicate=False)]
-    past = brought_up_to_date(((name, type(child)) for name, child in modules), known, metadata, reader.own)
-    if past is not None:
-        if past.problem:
-            plan.problem("version", path, past.problem)
-            return None
-        plan.notes += [f"{path}: {note}" if path else note for note in past.notes]
-        known = {}
-        for name in strings:
-            now = past.names.get(name, name)
-            if known.setdefault(now, name) != name:
-                plan.problem("collision", path, f"{known[now]!r} and {name!r} both become {now!r}")
-            if now != name:
-                reader.origins.setdefault(name, name)
-        metadata = past.metadata
-    reading = plan.align(reader.own, known, path)
-    if reading is None:
+    known = _update_names(reader, modules, strings, plan)
+    reading = None if known is None else plan.align(reader.own, known, path)
+    if known is None or reading is None:
         return None
     places = {unwrap(name): name for name, _ in modules}
-    reader.metadata = _versions(metadata, reading, places)
-    reader.held = {name: known[now] for name, now in reading.pairs.items()}
-    reader.given = dict(reader.held)
-    taken = set(reader.held.values())
-    reader.unread = [name for name in state if name not in taken]
-    _ask_module(reader, special(modules), known, reading, places)
+    reader.metadata = _versions(reader.metadata, reading, places)
+    reader.sources = {name: known[now] for name, now in reading.pairs.items()}
+    reader.inputs = dict(reader.sources)
+    taken = set(reader.sources.values())
+    reader.leftovers = [name for name in state if name not in taken]
+    reader.ways = special(modules)
+    if reader.ways:
+        _ask_module(reader, known, reading, places)
     return reader
+
+
+def _update_names(
+    reader: Reader, modules: list[tuple[str, Any]], names: list[str], plan: Plan
+) -> dict[str, str] | None:
+    """Names of the state as the code has them now → as they are; None where that cannot be told."""
+    known = {name: name for name in names}
+    past = apply_history(((name, type(child)) for name, child in modules), known, reader.metadata, reader.own)
+    if past is None:
+        return known
+    if past.problem:
+        plan.problem("version", reader.path, past.problem)
+        return None
+    plan.notes += [f"{reader.path}: {note}" if reader.path else note for note in past.notes]
+    known = {}
+    for name in names:
+        now = past.names.get(name, name)
+        if known.setdefault(now, name) != name:
+            plan.problem("collision", reader.path, f"{known[now]!r} and {name!r} both become {now!r}")
+        if now != name:
+            reader.origins.setdefault(name, name)
+    reader.metadata = past.metadata
+    return known
 
 
 def _live(module: Any, own: Any) -> tuple[dict[str, Any], list[str]]:
@@ -133,49 +125,45 @@ def _live(module: Any, own: Any) -> tuple[dict[str, Any], list[str]]:
 
 def is_lazy(entry: Any) -> bool:
     """Whether it is a parameter that takes its shape at the first input."""
-    import sys
+    import torch
 
-    torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.nn.parameter.is_lazy(entry))
-
-
-def _resize(entry: Any, tensor: LazyTensor | None) -> bool:
-    return tensor is not None and is_array(entry) and (is_lazy(entry) or entry.shape != tensor.shape)
+    return torch.nn.parameter.is_lazy(entry)
 
 
-def _ask_module(
-    reader: Reader, ways: Mapping[str, bool], known: dict[str, str], reading: Reading, places: Mapping[str, str]
-) -> None:
+def _ask_module(reader: Reader, known: dict[str, str], reading: Reading, places: Mapping[str, str]) -> None:
     """What modules that load in a way of their own make of the state.
 
     PyTorch's own are asked where names or shapes differ; anybody else's always, for it may do anything.
     """
-    if not ways:
-        return
-    odd = [name for name, entry in reader.own.items() if _is_odd(name, entry, reader)]
-    given, unread = dict(reader.held), set(reader.unread)
+    odd = []
+    for name, entry in reader.own.items():
+        tensor = reader.tensors.get(reader.sources.get(name, ""))
+        resized = tensor is not None and is_array(entry) and (is_lazy(entry) or entry.shape != tensor.shape)
+        if name not in reader.sources or resized:
+            odd.append(name)
+    given, unread = dict(reader.sources), set(reader.leftovers)
     for now, name in known.items():
         if name in unread and (there := reading.translate(now, places)) is not None:
             given.setdefault(there, name)
             odd.append(there)
-    below = tuple(path + "." if path else "" for path in ways)
-    if not any(name.startswith(below) for name in odd) and not any(_is_foreign(reader.module, path) for path in ways):
+    below = tuple(path + "." if path else "" for path in reader.ways)
+    if not any(name.startswith(below) for name in odd) and not any(
+        _is_foreign(reader.module, at) for at in reader.ways
+    ):
         return
     entries = {name: reader.tensors[old] for name, old in given.items() if old in reader.tensors}
     found = rehearse(reader.module, entries, reader.metadata, reader.own, reader.live)
-    if found is None or not (found.taken or found.errors):
+    if found is None or not (found.reads or found.errors):
         return
-    extra = {name: old for name, old in reader.held.items() if old not in reader.tensors}  # no twin gets extra state
-    reader.held = {name: given[before] for name, before in found.held.items() if before and name in reader.own} | extra
-    reader.made = {name for name, before in found.held.items() if not before and name in reader.own}
-    taken = {given[name] for name in found.taken} | set(reader.held.values())
-    reader.given = {name: old for name, old in given.items() if old in taken}
-    reader.unread = [name for name in reader.state if name not in taken]
-    reader.judged, reader.errors, reader.kinds = found.own, found.errors, found.kinds
-
-
-def _is_odd(name: str, entry: Any, reader: Reader) -> bool:
-    return name not in reader.held or _resize(entry, reader.tensors.get(reader.held[name]))
+    extra = {name: old for name, old in reader.sources.items() if old not in reader.tensors}  # no twin gets extra state
+    reader.sources = {
+        name: given[before] for name, before in found.sources.items() if before and name in reader.own
+    } | extra
+    reader.products = {name for name, before in found.sources.items() if not before and name in reader.own}
+    taken = {given[name] for name in found.reads} | set(reader.sources.values())
+    reader.inputs = {name: old for name, old in given.items() if old in taken}
+    reader.leftovers = [name for name in reader.state if name not in taken]
+    reader.shapers, reader.errors, reader.dtypes = found.shapers, found.errors, found.dtypes
 
 
 def _is_foreign(module: Any, path: str) -> bool:
@@ -193,13 +181,8 @@ def _versions(metadata: Any, reading: Reading, places: Mapping[str, str]) -> Any
     result: dict[Any, Any] = {}
     for path in sorted(metadata, key=lambda path: str(path).count(".")):  # of wrapped modules the innermost counts
         there = reading.module(path, places) if type(path) is str else path
+        entry = metadata[path]
         if there is not None:
-            result[there] = _without_assign(metadata[path])
+            assign = "assign_to_params_buffers"  # which `load_state_dict(assign=True)` leaves in the dict it was given
+            result[there] = {k: v for k, v in entry.items() if k != assign} if isinstance(entry, dict) else entry
     return result
-
-
-def _without_assign(metadata: Any) -> Any:
-    """A copy of a module's metadata without what `load_state_dict(assign=True)` leaves in the dict it was given."""
-    if not isinstance(metadata, dict):
-        return metadata
-    return {key: value for key, value in metadata.items() if key != "assign_to_params_buffers"}

@@ -36,11 +36,6 @@ def _stateful(value: Any) -> Any:
     return _Annealed(value) if named else value
 
 
-def capture(value: Any, context: Capture, path: str) -> Any:
-    """Its `state_dict()`, live."""
-    return stateful.capture(_stateful(value), context, path)
-
-
 def accepts(value: Any) -> bool:
     """Whether it is a scheduler."""
     import torch
@@ -48,18 +43,25 @@ def accepts(value: Any) -> bool:
     return isinstance(value, torch.optim.lr_scheduler.LRScheduler)
 
 
+def capture(value: Any, context: Capture, path: str) -> Any:
+    """Its `state_dict()`, live."""
+    return stateful.capture(_stateful(value), context, path)
+
+
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     """As any object's, held against the groups and the learning rates that its optimizer will have."""
     groups = value.optimizer.param_groups
     rates = plan.rates.get(id(value.optimizer), [group.get("lr") for group in groups])
     for key in ("base_lrs", "_last_lr") if isinstance(state, dict) else ():
-        saved = plan.overridden(join(path, key), state.get(key))
+        full = join(path, key)
+        saved = plan.override(full, state.get(key))
         if not isinstance(saved, list):
             continue
-        full = join(path, key)
         if len(saved) != len(rates):
             plan.problem("groups", full, f"the state has {len(saved)}, the optimizer has {len(rates)} groups")
-        elif key == "_last_lr" and not all(map(_close, saved, rates)):
+            continue
+        given, wanted = map(_number, saved), map(_number, rates)
+        if key == "_last_lr" and not all(map(_is_close, given, wanted)):
             said, has = (", ".join(f"{_number(rate):g}" for rate in some) for some in (saved, rates))
             plan.note("differs", full, f"the scheduler's last learning rate is {said}, its optimizer's will be {has}")
     stateful.plan(_stateful(value), state, plan, path)
@@ -73,5 +75,5 @@ def _number(rate: Any) -> float:
         return math.nan
 
 
-def _close(one: Any, other: Any) -> bool:
-    return math.isclose(_number(one), _number(other), rel_tol=1e-6)
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6)

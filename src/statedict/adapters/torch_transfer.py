@@ -20,12 +20,7 @@ BLOCK = 32 << 20
 
 
 def transfer(pairs: Iterable[tuple[LazyTensor, Any]]) -> None:
-    """Fill live tensors; their shapes agree, their dtypes and devices may differ.
-
-    Args:
-        pairs: each tensor and the live one that takes its values. Nothing is cast that overflows in silence: that is
-            for the plan to say.
-    """
+    """Fill live tensors of the same shapes; dtypes and devices may differ, and nothing is said of overflow."""
     import torch
 
     direct: list[tuple[LazyTensor, Any, Any]] = []
@@ -58,62 +53,30 @@ def _separate(pairs: list[tuple[LazyTensor, Any]]) -> list[tuple[LazyTensor, Any
 
 
 def stage(pairs: Sequence[tuple[LazyTensor, Any]], *, pinned: bool, block: int = BLOCK) -> None:
-    """Fill live tensors of one device by way of two buffers.
-
-    Args:
-        pairs: as for `transfer`.
-        pinned: whether the buffers are page-locked, which copies to an accelerator need to run beside the reading.
-        block: bytes of a buffer, at most.
-    """
+    """Fill live tensors of one device by way of two buffers of at most `block` bytes; `pinned` ones are page-locked."""
     import torch
 
     block = min(block, max(tensor.nbytes for tensor, _ in pairs))
-    lanes = [_Lane(block, pinned), _Lane(block, pinned)]
+    buffers = [torch.empty(block, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+    copied: list[Any] = [None, None]  # events: a copy to an accelerator returns before it is done
     turn = 0
     for tensor, target in pairs:
         item = tensor.dtype.itemsize
         if not item or not target.is_contiguous() or type(target) not in (torch.Tensor, torch.nn.Parameter):
             target.copy_(tensor.torch())
             continue
-        source, flat = tensor.contiguous(), target.view(-1)
-        step = max(block // item, 1)
+        source, flat, step = tensor.contiguous(), target.view(-1), max(block // item, 1)
+        begin = source.storage.offset + source.offset
         for start in range(0, tensor.numel(), step):
-            count = min(step, tensor.numel() - start)
-            lane = lanes[turn := 1 - turn]
-            values = lane.read(source, start * item, count * item).view(tensor.dtype.torch)
-            lane.send(values, flat[start : start + count])
-    for lane in lanes:
-        lane.wait()
-
-
-class _Lane:
-    """A buffer that is filled, and then copied on."""
-
-    def __init__(self, size: int, pinned: bool) -> None:
-        import torch
-
-        self.buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        self.sent: Any = None
-
-    def read(self, tensor: LazyTensor, start: int, size: int) -> Any:
-        """The next bytes of a tensor, as a view of the buffer."""
-        self.wait()
-        part = self.buffer[:size]
-        view = address_view(part.data_ptr(), size, part)
-        fill([(tensor.storage.source, tensor.storage.offset + tensor.offset + start, view)])
-        return part
-
-    def send(self, values: Any, target: Any) -> None:
-        """Copy on; on an accelerator this returns before it is done."""
-        import torch
-
-        target.copy_(values, non_blocking=True)
-        if target.device.type != "cpu":
-            self.sent = torch.Event(target.device)
-            self.sent.record()
-
-    def wait(self) -> None:
-        """Until what was sent has arrived."""
-        if self.sent is not None:
-            self.sent.synchronize()
-            self.sent = None
+            turn = 1 - turn
+            if copied[turn] is not None:
+                copied[turn].synchronize()
+            part = buffers[turn][: min(step, tensor.numel() - start) * item]
+            fill([(source.storage.source, begin + start * item, address_view(part.data_ptr(), part.numel(), part))])
+            flat[start : start + step].copy_(part.view(tensor.dtype.torch), non_blocking=True)
+            if target.device.type != "cpu":
+                copied[turn] = torch.Event(target.device)
+                copied[turn].record()
+    for event in copied:
+        if event is not None:
+            event.synchronize()

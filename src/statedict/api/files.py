@@ -30,10 +30,9 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     """Open a checkpoint lazily: its index is read, no tensor is.
 
     Args:
-        path: the file, or its URL (`s3://`, `gs://`, `az://`, `https://`, `hf://`, `file://`). Its content decides what
-            it is, never its suffix. Or a folder: of Hugging Face (with `model.safetensors`, `pytorch_model.bin` or an
-            index of shards) or of `torch.distributed.checkpoint`. `model.pth::optimizer` is what stands at that path
-            in the file.
+        path: a file, or its URL (`s3://`, `gs://`, `az://`, `https://`, `hf://`, `file://`); its content decides what
+            it is, never its suffix. Or a folder of Hugging Face or `torch.distributed.checkpoint`.
+            `model.pth::optimizer` is what stands at that path in the file.
         format: read it as this format: `"torch"`, `"safetensors"`, or another name in `formats.FORMATS`.
 
     Returns:
@@ -41,7 +40,7 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
 
     Raises:
         MissingFileError: there is no such file.
-        UnknownFormatError: it is no checkpoint; the message says what it seems to be.
+        UnknownFormatError: it is not a checkpoint; the message says what it seems to be.
         CorruptFileError: it is truncated or damaged.
         PathError: nothing stands at that path in it.
 
@@ -53,9 +52,17 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     name, at = split(path)
     source = places.open_checkpoint(name)
     with Paused():
-        tree = formats.read(source, format)
-    state = tree if isinstance(tree, StateDict) else StateDict({"": tree})
-    return part(state, at, name) if at else state
+        tree = _rooted(formats.read(source, format))
+    if not at:
+        return tree
+    try:
+        return _rooted(tree.at(at))
+    except PathError as error:
+        raise PathError(f"{redact(name)}: {error}") from error
+
+
+def _rooted(tree: Any) -> StateDict:
+    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
 
 
 def save(
@@ -73,24 +80,21 @@ def save(
     Args:
         tree: a model, an optimizer, a StateDict, or dicts and lists of them with arrays and plain values.
             `{"model": model, "optimizer": optimizer, "epoch": 3}` captures each by its adapter.
-        path: the file, or a URL (`s3://`, `gs://`, `az://`); an existing one is replaced at the end, in one step. It
-            may be the file that the tree was loaded from. A name that ends in `/` is a folder, which then holds
-            `model.safetensors`; what else is in it stays.
-        format: `"torch"`, `"safetensors"`, or `"distributed"` for a folder that `torch.distributed.checkpoint`
-            loads; by default what the suffix says (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, `.safetensors`). A name
-            without a suffix is a file of torch, or a distributed checkpoint where it replaces one.
-        max_shard_size: write a folder of safetensors of at most so many bytes of tensors each, `"5GB"`, with an
-            index, as Hugging Face's libraries name them; or several files in a distributed checkpoint.
+        path: a file, or a URL (`s3://`, `gs://`, `az://`), replaced at the end in one step; it may be the file that the
+            tree was loaded from. A name that ends in `/` is a folder, which gets `model.safetensors`.
+        format: `"torch"`, `"safetensors"`, or `"distributed"` for a folder that `torch.distributed.checkpoint` loads;
+            by default what the suffix says (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, `.safetensors`). Without a
+            suffix it is torch, or a distributed checkpoint where it replaces one.
+        max_shard_size: write a folder of files with at most so many bytes of tensors each, `"5GB"`: safetensors with
+            an index, as Hugging Face's libraries name them, or a distributed checkpoint.
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
-        executor: any `concurrent.futures.Executor`, to carry out the reading, computing and writing instead of a few
-            threads: of processes, or of many machines (`dask.distributed.Client.get_executor()`) that see the files
-            under the same names. The bytes are the same.
+        executor: any `concurrent.futures.Executor` for the reading, computing and writing, instead of a few threads; of
+            processes, or of machines that see the files under the same names. The bytes are the same.
 
     Raises:
-        FormatError: the suffix is that of no format that is written, or a folder would get the name of a file.
-        UnsupportedError: a value that the format cannot hold; the message names its path. Or a folder is asked for in
-            a format of one file.
+        FormatError: the suffix belongs to no format that is written, or a folder would get the name of a file.
+        UnsupportedError: a value that the format cannot hold, named by its path; or a folder in a format of one file.
         FileError: the file system refuses; what was there is unchanged.
 
     >>> import statedict, numpy, tempfile
@@ -99,22 +103,7 @@ def save(
     >>> statedict.load(path)
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
-    from statedict.io.location import location
-    from statedict.tensor.checks import tensors_of
-    from statedict.tensor.segments import covered_bytes
-
-    target = to_name(path)
-    module, folder = formats.choose_writer(target, format, max_shard_size is not None)
-    with Paused():
-        root = to_writable(tree)
-        if folder:
-            files = module.files(root, None if max_shard_size is None else parse_bytes(max_shard_size))
-            tensors = [tensor for _, tensor in tensors_of(root)]
-            places.check_folder(target, files, [tensor.storage.source for tensor in tensors])
-            nbytes = covered_bytes(tensors)
-            location(target).publish_folder(files, overwrite=overwrite, fsync=fsync, executor=executor, nbytes=nbytes)
-        else:
-            location(target).publish(partial(module.write, root), overwrite=overwrite, fsync=fsync, executor=executor)
+    _Target(path, format, max_shard_size, overwrite=overwrite, fsync=fsync, executor=executor).write(tree)
 
 
 def convert(
@@ -150,13 +139,13 @@ def convert(
     >>> list(statedict.load(path))
     ['epoch', 'model_state', 'optimizer_state']
     """
-    dst = _target(src, dst, format, max_shard_size)
+    target = _Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
     state = tree_of(src)
     if only is not None:
         from statedict.ops.alter.verbs import select
 
         state = select(state, only)
-    save(state, dst, format=format, max_shard_size=max_shard_size, overwrite=overwrite, fsync=fsync, executor=executor)
+    target.write(state)
 
 
 def edit(
@@ -175,16 +164,17 @@ def edit(
 
     Args:
         src: the file to read, as for `load`, or a tree, as for `save`.
-        dst: the file or folder to write, as for `convert`; it may be `src`. None edits in place: names, values and
-            metadata in milliseconds and not atomically, if the file has room for them, anything else atomically.
+        dst: the file or folder to write, as for `convert`; it may be `src`. None edits in place, without
+            `max_shard_size`: names, values and metadata in milliseconds and not atomically, if the file has room for
+            them, anything else atomically.
         steps: one or a list of them, such as `{"drop": "head.*"}` or `{"cast": "bf16", "only": "model.*"}`; see
             docs/altering.md.
         format: as for `save`.
-        max_shard_size: as for `save`; not in place.
+        max_shard_size: as for `save`.
         overwrite: as for `save`.
         fsync: as for `save`.
-        executor: as for `save`.
         dry_run: report, and write nothing.
+        executor: as for `save`.
 
     Returns:
         What each step did, and the bytes before and after.
@@ -203,55 +193,53 @@ def edit(
     """
     from statedict.ops.alter.edited import apply_steps
 
-    if isinstance(steps, Mapping):
-        steps = [steps]
-    if dst is None:
-        _check_in_place(src, max_shard_size)
-    else:
-        dst = _target(src, dst, format)
+    if dst is not None:
+        target = _Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
+    elif not is_path(src) or split(src)[1]:
+        raise UnsupportedError("only a whole file is edited in place; name a file to write")
+    elif max_shard_size is not None:
+        raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
     with Paused():
         before = tree_of(src)
-        state, report = apply_steps(before, steps, not dry_run)
-    if not dry_run:
-        how: dict[str, Any] = {"max_shard_size": max_shard_size, "fsync": fsync, "executor": executor}
-        if dst is None:
-            _save_in_place(state, before, to_name(src), format, how)
-        else:
-            save(state, dst, format=format, overwrite=overwrite, **how)
+        state, report = apply_steps(before, [steps] if isinstance(steps, Mapping) else steps, not dry_run)
+    if dst is not None and not dry_run:
+        target.write(state)
+    elif not dry_run and not _rewrite_in_place(to_name(src), state, before, format):
+        path, kind = places.resolve_target(to_name(src), formats.detect(places.open_checkpoint(to_name(src))))
+        save(state, path, format=format or kind, fsync=fsync, executor=executor)
     return report
 
 
-def _check_in_place(src: Any, max_shard_size: int | str | None) -> None:
-    if not is_path(src) or split(src)[1]:
-        raise UnsupportedError("only a whole file is edited in place; name a file to write")
-    if max_shard_size is not None:
-        raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
-
-
-def _save_in_place(state: StateDict, before: StateDict, path: str, format: str | None, how: dict[str, Any]) -> None:
-    if not _rewrite_in_place(path, state, before, format):
-        target, kind = places.resolve_target(path, formats.detect(places.open_checkpoint(path)))
-        save(state, target, format=format or kind, **how)
-
-
-def _target(src: Any, dst: Path, format: str | None, max_shard_size: int | str | None = None) -> str:
-    """Where a source is written under a name: a name without a suffix is a folder, if the source is one.
+class _Target:
+    """Where and how a tree is written, checked before anything is read.
 
     Raises:
-        FormatError, UnsupportedError: as `save`, before anything is read.
+        FormatError, UnsupportedError: as `save`.
     """
-    from statedict.io.location import location
 
-    target = to_name(dst)
-    if (
-        format is None
-        and not formats.get_suffix(target)
-        and is_path(src)
-        and location(split(src)[0]).names() is not None
-    ):
-        target = os.path.join(target, "")
-    formats.choose_writer(target, format, max_shard_size is not None)
-    return target
+    def __init__(self, path: Path, format: str | None, max_size: int | str | None, src: Any = None, **how: Any) -> None:
+        from statedict.io.location import location
+
+        self.path, self._max_size, self._how = to_name(path), max_size, how
+        unnamed = format is None and is_path(src) and not formats.get_suffix(self.path)
+        if unnamed and location(split(src)[0]).names() is not None:
+            self.path = os.path.join(self.path, "")  # a folder, as the source
+        self._module, self._folder = formats.choose_writer(self.path, format, max_size is not None)
+        self._location = location(self.path)
+
+    def write(self, tree: Any) -> None:
+        from statedict.tensor.checks import tensors_of
+        from statedict.tensor.segments import covered_bytes
+
+        with Paused():
+            root = to_writable(tree)
+            if not self._folder:
+                self._location.publish(partial(self._module.write, root), **self._how)
+                return
+            files = self._module.files(root, None if self._max_size is None else parse_bytes(self._max_size))
+            tensors = [tensor for _, tensor in tensors_of(root)]
+            places.check_folder(self.path, files, [tensor.storage.source for tensor in tensors])
+            self._location.publish_folder(files, nbytes=covered_bytes(tensors), **self._how)
 
 
 def _rewrite_in_place(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
@@ -282,15 +270,6 @@ def split(source: Path) -> tuple[str, str]:
     return (name[:host] + file, at) if colons and not os.path.lexists(name) else (name, "")
 
 
-def part(state: StateDict, at: str, name: str) -> StateDict:
-    """What stands at a path in the state of a file."""
-    try:
-        found = state.at(at)
-    except PathError as error:
-        raise PathError(f"{redact(name)}: {error}") from error
-    return found if isinstance(found, StateDict) else StateDict({"": found})
-
-
 def tree_of(source: Any, lazy: bool = True) -> StateDict:
     """The state that a verb works on, of any source.
 
@@ -304,14 +283,11 @@ def tree_of(source: Any, lazy: bool = True) -> StateDict:
     """
     if is_path(source):
         return load(source)
-    walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
-    if lazy:
-        tree = to_writable(source)
-    else:
-        from statedict.adapters.collect import collect
+    from statedict.adapters.collect import collect, lazily
 
-        tree = collect(source)
-    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+    walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
+    tree = collect(source)
+    return _rooted(lazily(tree) if lazy else tree)
 
 
 def name_of(source: Any) -> str:

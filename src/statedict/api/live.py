@@ -57,27 +57,22 @@ def restore(
     """Put a state back into live objects: planned whole, then written.
 
     If anything is wrong that is not allowed here, nothing is written. Patterns are globs over paths (`"model.head.*"`);
-    one that matches a path allows all below it.
+    one that matches a path allows all below it. docs/restoring.md explains each argument.
 
     Args:
         target: a module, an optimizer, a scheduler, anything with `load_state_dict`, an object with attributes, arrays,
             or a dict or list of them.
         source: a StateDict or any dict like it; or a path or URL, as for `load`; or live objects, as for `save`.
-        allow_missing: patterns of what the state may lack; it stays as it is. An optimizer's state for a parameter
-            follows the parameter, and goes by its name too.
-        allow_unexpected: patterns of what the state may have and the target not. Objects in the state of an optimizer,
-            a scheduler or a module that are no data are left out too.
-        shapes: what to do where shapes differ, for all or by pattern: `"error"`, `"skip"` (leave the target's),
-            `"slice"` (take the first entries), `"pad"` (with zeros), `"overlap"` (leave the rest as the target has it),
-            `"reshape"` (as many elements). The first pattern that matches counts. Optimizers follow.
-        rename: rules for paths of the state, `{"layers.{n}.attn.*": "blocks.{n+1}.attention.*"}`; the names that an
-            optimizer has for its parameters follow. docs/restoring.md has the language.
-        override: values instead of the state's, by pattern: `{"epoch": 0, "optimizer.param_groups.0.lr": 1e-4}`. The
-            bare name of a hyperparameter means it in every group of every optimizer: `{"lr": 1e-4}`.
+        allow_missing: patterns of what the state may lack and the target keeps. Optimizers follow their parameters.
+        allow_unexpected: patterns of what only the state may have, objects that are not data included.
+        shapes: what to do where shapes differ, for all or by pattern; the first that matches counts: `"error"`,
+            `"skip"`, `"slice"` (the first entries), `"pad"` (with zeros), `"overlap"` (the rest stays), `"reshape"`.
+        rename: rules for paths, `{"layers.{n}.attn.*": "blocks.{n+1}.attention.*"}`; see docs/restoring.md.
+        override: values instead of the state's, by pattern; the bare name of a hyperparameter means it in every group
+            of every optimizer: `{"epoch": 0, "lr": 1e-4}`.
         cast: convert where dtypes differ; True, or patterns.
-        prefix: what stands before the names of models and optimizers in the state, `"model."`. `"auto"` finds it,
-            and sets the keys of wrappers aside on both sides (`module.`, `_orig_mod.` and the like), wherever they
-            stand; the report says so. `""` takes names as they are.
+        prefix: what stands before the names of models and optimizers in the state, `"model."`; `""` takes names as
+            they are. `"auto"` finds it, and sets the keys of wrappers (`module.`, `_orig_mod.`) aside on both sides.
         dry_run: plan and report, write nothing, raise nothing.
 
     Returns:
@@ -92,8 +87,6 @@ def restore(
     >>> print(statedict.restore(target, {"w": numpy.ones(3), "epoch": 7}))
     restored 2 of 2 entries
       1 restored: epoch (0 → 7)
-    >>> target
-    {'w': array([1., 1., 1.]), 'epoch': 7}
     """
     from statedict.adapters.collect import put_back
     from statedict.adapters.plan import Options
@@ -140,16 +133,16 @@ def fit(
         PathError: there is no such path.
         StateDictError: what `restore` raises.
     """
-    from statedict.adapters.locate import locate
+    from statedict.adapters.collect import locate
 
-    places: dict[str, tuple[Any, Any]] = {}
+    parts: dict[str, tuple[Any, Any]] = {}
     for path, value in wanted:
         place = locate(value, state) if path is None else (path, state.at(path) if path else state)
         if place is None:
             return None
-        places[place[0]] = value, place[1]
-    if len(places) == 1:  # paths in the report are the object's own then
-        target, source = next(iter(places.values()))
+        parts[place[0]] = value, place[1]
+    if len(parts) == 1:  # paths in the report are the object's own then
+        target, source = next(iter(parts.values()))
     else:
-        target, source = ({path: both[side] for path, both in places.items()} for side in (0, 1))
-    return list(places), restore(target, source, dry_run=True, **options)
+        target, source = ({path: both[side] for path, both in parts.items()} for side in (0, 1))
+    return list(parts), restore(target, source, dry_run=True, **options)

@@ -33,11 +33,8 @@ def inspect(source: Any, path: str = "") -> Summary:
         path: where the state stands in a larger tree; paths in the summary begin with it.
 
     >>> import statedict
-    >>> summary = statedict.inspect("examples/checkpoint.pth")
-    >>> summary.total
+    >>> statedict.inspect("examples/checkpoint.pth").total
     Total(tensors=20, elements=124012, nbytes=496048)
-    >>> summary.tensors[0].path, summary.tensors[0].role
-    ('model_state.conv1.weight', 'parameter')
     """
     from statedict.ops.inspect import summarize
 
@@ -47,14 +44,13 @@ def inspect(source: Any, path: str = "") -> Summary:
 def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyReport:
     """Check a checkpoint for damage; every byte of it is read once, unless it is to be `quick`.
 
-    Structure always: ranges, overlaps, bytes that belong to nothing, the headers of an archive against its directory,
-    shards against their index. CRC-32 of each record of a zip archive, and digests where there are some, as in all
-    files that `save` wrote.
+    Checked are ranges, overlaps, bytes that belong to nothing, an archive's headers against its directory, shards
+    against their index; then the CRC-32 of each record of a zip archive, and digests, as in all files of `save`.
 
     Args:
         path: as for `load`.
         values: also count NaN and infinities, for which the tensors are read a second time.
-        quick: the structure only; no byte of a tensor is read, so that damage within tensors is not seen.
+        quick: the structure only; no byte of a tensor is read, so damage within tensors is not seen.
 
     Returns:
         What was found; `report.ok` says whether the file is fine, `report.problems` what is wrong and where.
@@ -62,7 +58,7 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
     Raises:
         FileError: it cannot be opened.
         UnsupportedError: it is a tree or a part of a file, which has no bytes of its own.
-        UnknownFormatError: it is no checkpoint; the message says what it seems to be.
+        UnknownFormatError: it is not a checkpoint; the message says what it seems to be.
         ValueError: both `values` and `quick`.
 
     >>> import statedict
@@ -81,11 +77,7 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
 
 
 def _whole_file(verb: str, source: Any) -> str:
-    """The name of a file that a verb reads byte by byte, which it cannot do with a tree.
-
-    Raises:
-        UnsupportedError: it is a tree, or a part of a file.
-    """
+    """The name of a file that a verb reads byte by byte, which it cannot do with a tree or a part of a file."""
     if not is_path(source):
         raise UnsupportedError(
             f"{verb} checks the bytes of a file, and a {type(source).__name__} has none; name its file, or save it"
@@ -112,8 +104,7 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
         StateDictError: what `load` raises.
 
     >>> import statedict
-    >>> report = statedict.stats("examples/checkpoint.pth", only="model_state.*")
-    >>> weight = report["model_state.fc1.weight"]
+    >>> weight = statedict.stats("examples/checkpoint.pth")["model_state.fc1.weight"]
     >>> weight.shape, weight.nan, round(weight.std, 5)
     ((120, 400), 0, 0.03371)
     """
@@ -145,11 +136,11 @@ def diff(
         only: globs over paths; the rest is not looked at.
         names_only: no tensor is read; names, dtypes, shapes and values are compared.
         numeric: tensors are equal as `torch.equal` has it: 0.0 is -0.0, NaN is nothing, and equal numbers of another
-            dtype are no difference. By default their bytes decide.
+            dtype are equal. By default their bytes decide.
         rtol: with `atol`, tensors are `close`, which is no difference, where `|a - b| <= atol + rtol * |b|` everywhere.
         atol: see `rtol`.
-        deep: say of each changed matrix what rank the change has and whether a low-rank adapter explains it, as
-            `tensor.change`. Each is read once or twice more.
+        deep: find the rank of the change of each matrix, and whether a low-rank adapter explains it (`tensor.change`);
+            each is read once or twice more.
         rank: with `deep`, count adapters up to this rank; by default those with a quarter of the matrix's numbers.
         executor: as for `save`.
 
@@ -162,13 +153,10 @@ def diff(
         StateDictError: what `load` raises.
 
     >>> import statedict, numpy
-    >>> found = statedict.diff({"w": numpy.ones(4)}, {"w": numpy.array([1, 1, 1, 3.0])})
-    >>> found.changed[0].measures.max_abs, found.changed[0].measures.share
-    (2.0, 0.25)
     >>> weight, lora_b, lora_a = numpy.ones((64, 64)), numpy.eye(64, 2), numpy.eye(2, 64)
     >>> found = statedict.diff({"w": weight}, {"w": weight + lora_b @ lora_a}, deep=True)
-    >>> found.changed[0].change.verdict, found.changed[0].change.adapter
-    ('low-rank', 2)
+    >>> found.changed[0].measures.max_abs, found.changed[0].change.verdict, found.changed[0].change.adapter
+    (1.0, 'low-rank', 2)
     """
     from statedict.ops.diff.compare import Rule
     from statedict.ops.diff.differ import compare_trees

@@ -8,10 +8,9 @@ from operator import attrgetter
 
 import click
 
-from statedict.adapters.explain import findings, summary
 from statedict.render.text import printable, table
 from statedict.reports.edit import Change, EditReport
-from statedict.reports.restore import RESTORED, RestoreReport
+from statedict.reports.restore import RESTORED, RestoreReport, explain_problems, summarize_entries
 from statedict.reports.scan import DANGEROUS, DATA, OPAQUE, UNREADABLE, WORST_FIRST, Finding, ScanReport
 from statedict.reports.verify import VerifyReport
 from statedict.values import count, human_bytes, shorten
@@ -78,8 +77,8 @@ def restore(report: RestoreReport) -> Iterator[str]:
     yield from (f"  {note}" for note in report.notes[:_NOTES])
     if len(report.notes) > _NOTES:
         yield f"  and {len(report.notes) - _NOTES:,} more notes"
-    yield from summary(entry for entry in report.entries if entry.action != "restored" or entry.detail)
-    yield from findings(report)
+    yield from summarize_entries(entry for entry in report.entries if entry.action != "restored" or entry.detail)
+    yield from explain_problems(report)
 
 
 def scan(report: ScanReport) -> Iterator[str]:

@@ -11,13 +11,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from statedict.adapters import generators, join, stateful
-from statedict.adapters.collect import children, module_paths
+from statedict.adapters import generators, join, qualified_name, stateful
+from statedict.adapters.collect import is_module, visit
 from statedict.errors import RestoreError, RunError, UnsupportedError
 from statedict.runs.rng import Rng, shared_generators
-from statedict.tensor.lazy import is_array
-from statedict.tree.walk import MAX_DEPTH
-from statedict.values import PLAIN
 
 _LOADERS = ("DataLoader", "Dataset", "Sampler")
 _REMEDY = "its position is lost, unless statedict.ResumableLoader(loader) stands for the loader"
@@ -299,14 +296,14 @@ def split_covered(tree: Any) -> tuple[Any, tuple[str, ...]]:
     """The part of a tree that can be captured, and descriptions of the rest."""
     left: list[str] = []
     kept = _drop_loaders(tree, "", left)
-    has_rng = False
-    for path, node in _walk(kept, ""):
-        has_rng = has_rng or isinstance(node, Rng)
+    has_rng = has_modules = False
+    for path, node in visit(kept, lambda node: is_module(node) or _lacks_state(node, _LOADERS[:1])):
+        has_rng, has_modules = has_rng or isinstance(node, Rng), has_modules or is_module(node)
         if isinstance(node, ResumableLoader) and node.not_captured:
             left.append(f"{path}: {node.not_captured}")
         elif _lacks_state(node, _LOADERS[:1]):  # others may be captured by their attributes
             raise UnsupportedError(f"{_describe(node, path)}; {_REMEDY}. Only entries of dicts can be left out")
-    if not has_rng and module_paths(tree):
+    if has_modules and not has_rng:
         left.append("the states of random generators; put statedict.rng() into the tree")
     return kept, tuple(left)
 
@@ -334,19 +331,8 @@ def _drop_loaders(node: Any, path: str, left: list[str]) -> Any:
     return kept if len(left) > before else node
 
 
-def _walk(node: Any, path: str, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
-    """The nodes of a tree, down to arrays, plain values and objects with a state of their own."""
-    yield path, node
-    if id(node) in above or len(above) > MAX_DEPTH or _lacks_state(node, _LOADERS[:1]):
-        return
-    for key, child in (children(node) or {}).items():
-        if type(child) not in PLAIN and not is_array(child):
-            yield from _walk(child, join(path, key), above | {id(node)})
-
-
 def _describe(value: Any, path: str) -> str:
-    kind = type(value)
-    return f"{path}: a {kind.__module__}.{kind.__qualname__} without state_dict() and load_state_dict()"
+    return f"{path}: a {qualified_name(type(value))} without state_dict() and load_state_dict()"
 
 
 def _lacks_state(value: Any, names: tuple[str, ...] = _LOADERS) -> bool:
