@@ -20,11 +20,11 @@ def use(load: Callable[[], Any]) -> None:
     _load = load
 
 
-def to_record(value: Any) -> dict[str, Any]:
-    """The JSON of a dataclass, field by field, and of all that it holds; a number that is not finite is null."""
+def to_record(value: Any, **names: str) -> dict[str, Any]:
+    """The JSON of a dataclass and all that it holds, some fields under other names; NaN and infinities are null."""
     from dataclasses import fields
 
-    return {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
+    return {names.get(field.name, field.name): _to_json(getattr(value, field.name)) for field in fields(value)}
 
 
 def _to_json(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Any
 from statedict.io.urls import redact
 from statedict.reports.diff import Measures
 from statedict.reports.summary import TensorInfo
-from statedict.shown import Shown
+from statedict.shown import Shown, to_record
 
 STATES = ("committed", "damaged", "unfinished", "replaced", "foreign")
 COMMITTED, DAMAGED, UNFINISHED, REPLACED, FOREIGN = STATES
@@ -19,32 +18,20 @@ COMMITTED, DAMAGED, UNFINISHED, REPLACED, FOREIGN = STATES
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint of a run.
+    """A checkpoint of a run."""
 
-    Attributes:
-        step: the step of training; None if the name has none.
-        path: what `statedict.load` opens: a file of ours, or another writer's file or folder. May be a URL.
-        kind: `statedict` for ours; otherwise the writer, such as `transformers` (see `runs/look/foreign.py`).
-        nbytes: total size of its files.
-        time: when it was saved, in seconds since 1970; 0 if a server does not say.
-        metrics: name → value.
-        state: `committed`, `damaged`, `unfinished` (ours, never committed), `replaced` (a later run began anew over
-            it) or `foreign` (another writer's, read-only). `listing` says which damage it looks for.
-        pinned: whether it is never pruned.
-        name: the file or folder in the directory.
-        damage: what is wrong with it; empty if nothing is known.
-    """
-
-    step: int | None
-    path: str
-    kind: str
-    nbytes: int
-    time: float
-    metrics: Mapping[str, float]
+    step: int | None  # of training; None if the name has none
+    path: str  # what `statedict.load` opens: a file of ours, or another writer's file or folder; may be a URL
+    kind: str  # `statedict` for ours; otherwise the writer, such as `transformers` (see `runs/look/foreign.py`)
+    nbytes: int  # total size of its files
+    time: float  # when it was saved, in seconds since 1970; 0 if a server does not say
+    metrics: Mapping[str, float]  # name → value
+    # `committed`, `damaged`, `unfinished` (ours, never committed), `replaced` (a later run began anew over it) or
+    # `foreign` (another writer's, read-only); `listing` says which damage it looks for
     state: str
-    pinned: bool
-    name: str
-    damage: str = ""
+    pinned: bool  # whether it is never pruned
+    name: str  # the file or folder in the directory
+    damage: str = ""  # what is wrong with it; empty if nothing is known
 
     @property
     def usable(self) -> bool:
@@ -53,18 +40,9 @@ class Checkpoint:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON; metrics that are not finite become null."""
-        return {
-            "step": self.step,
-            "name": self.name,
-            "path": redact(self.path),
-            "kind": self.kind,
-            "bytes": self.nbytes,
-            "time": _to_date(self.time) if self.time else None,
-            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
-            "state": self.state,
-            "pinned": self.pinned,
-            "damage": self.damage or None,
-        }
+        record = {"step": self.step, "name": self.name} | to_record(self, nbytes="bytes")
+        time = _to_date(self.time) if self.time else None
+        return record | {"path": redact(self.path), "time": time, "damage": self.damage or None}
 
 
 def _to_date(seconds: float) -> str | None:
@@ -76,60 +54,33 @@ def _to_date(seconds: float) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """All that is known about one checkpoint.
+    """All that is known about one checkpoint."""
 
-    Attributes:
-        directory: the run.
-        checkpoint: as in the listing.
-        files: name → bytes.
-        libraries: name → version; ours only.
-        not_captured: what the saved tree had and the checkpoint lacks; ours only.
-        tensors: number of tensors.
-        elements: number of elements in all tensors.
-        biggest: the largest tensors, in decreasing size.
-    """
-
-    directory: str
-    checkpoint: Checkpoint
-    files: Mapping[str, int]
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    not_captured: tuple[str, ...] = ()
-    tensors: int = 0
-    elements: int = 0
-    biggest: tuple[TensorInfo, ...] = ()
+    directory: str  # the run
+    checkpoint: Checkpoint  # as in the listing
+    files: Mapping[str, int]  # name → bytes
+    libraries: Mapping[str, str] = field(default_factory=dict)  # name → version; ours only
+    not_captured: tuple[str, ...] = ()  # what the saved tree had and the checkpoint lacks; ours only
+    tensors: int = 0  # number of tensors
+    elements: int = 0  # number of elements in all tensors
+    biggest: tuple[TensorInfo, ...] = ()  # the largest tensors, in decreasing size
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        return {
-            "directory": self.directory,
-            **self.checkpoint.to_json(),
-            "files": dict(self.files),
-            "libraries": dict(self.libraries),
-            "not_captured": list(self.not_captured),
-            "tensors": self.tensors,
-            "elements": self.elements,
-            "biggest": [
-                {"name": one.path, "dtype": one.dtype, "shape": list(one.shape), "bytes": one.nbytes}
-                for one in self.biggest
-            ],
-        }
+        record = to_record(self)
+        names = {"name": "name", "dtype": "dtype", "shape": "shape", "nbytes": "bytes"}
+        biggest = [{new: tensor[old] for old, new in names.items()} for tensor in record["biggest"]]
+        return {"directory": record.pop("directory")} | record.pop("checkpoint") | record | {"biggest": biggest}
 
 
 @dataclass(frozen=True, slots=True)
 class RunVerified(Shown):
-    """Which checkpoints of a run are damaged.
+    """Which checkpoints of a run are damaged."""
 
-    Attributes:
-        directory: the run.
-        damage: name → what is wrong, empty if sound; in the order of steps.
-        unfinished: names of checkpoints that were never committed, which is not damage.
-        quick: whether tensor bytes were left unread.
-    """
-
-    directory: str
-    damage: dict[str, str]
-    unfinished: tuple[str, ...] = ()
-    quick: bool = False
+    directory: str  # the run
+    damage: dict[str, str]  # name → what is wrong, empty if sound; in the order of steps
+    unfinished: tuple[str, ...] = ()  # names of checkpoints that were never committed, which is not damage
+    quick: bool = False  # whether tensor bytes were left unread
 
     @property
     def ok(self) -> bool:
@@ -138,75 +89,49 @@ class RunVerified(Shown):
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        return {
-            "directory": self.directory,
-            "ok": self.ok,
-            "quick": self.quick,
-            "checkpoints": [
-                {"checkpoint": name, "ok": not damage, "damage": damage or None} for name, damage in self.damage.items()
-            ],
-            "unfinished": list(self.unfinished),
-        }
+        checkpoints = [
+            {"checkpoint": name, "ok": not damage, "damage": damage or None} for name, damage in self.damage.items()
+        ]
+        head = {"directory": self.directory, "ok": self.ok, "quick": self.quick}
+        return head | {"checkpoints": checkpoints, "unfinished": list(self.unfinished)}
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned(Shown):
-    """What stays of a run and what goes.
+    """What stays of a run and what goes."""
 
-    Attributes:
-        kept: step → why it stays.
-        removed: the steps that go, in order.
-        nbytes: how many bytes that frees.
-    """
-
-    kept: dict[int, str]
-    removed: tuple[int, ...]
-    nbytes: int
+    kept: dict[int, str]  # step → why it stays
+    removed: tuple[int, ...]  # the steps that go, in order
+    nbytes: int  # how many bytes that frees
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        kept = [{"step": step, "why": why} for step, why in self.kept.items()]
-        return {"kept": kept, "removed": list(self.removed), "bytes": self.nbytes}
+        return to_record(self, nbytes="bytes") | {"kept": [{"step": s, "why": why} for s, why in self.kept.items()]}
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A checkpoint that `bisect` tested.
-
-    Attributes:
-        name: its name.
-        step: its step.
-        verdict: `good`, `bad` or `skip`.
-        seconds: how long the test took.
-    """
+    """A checkpoint that `bisect` tested."""
 
     name: str
     step: int | None
-    verdict: str
-    seconds: float
+    verdict: str  # `good`, `bad` or `skip`
+    seconds: float  # how long the test took
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        return {"checkpoint": self.name, "step": self.step, "verdict": self.verdict, "seconds": round(self.seconds, 3)}
+        return to_record(self, name="checkpoint") | {"seconds": round(self.seconds, 3)}
 
 
 @dataclass(frozen=True, slots=True)
 class Bisection(Shown):
-    """Which checkpoint broke a run.
+    """Which checkpoint broke a run."""
 
-    Attributes:
-        directory: the run.
-        good: the last checkpoint that is known to be good.
-        bad: the first one that is known to be bad.
-        between: names of those between the two, which could not be tested.
-        tried: the tests, in order.
-    """
-
-    directory: str
-    good: Checkpoint
-    bad: Checkpoint
-    between: tuple[str, ...]
-    tried: tuple[Tried, ...]
+    directory: str  # the run
+    good: Checkpoint  # the last checkpoint that is known to be good
+    bad: Checkpoint  # the first one that is known to be bad
+    between: tuple[str, ...]  # names of those between the two, which could not be tested
+    tried: tuple[Tried, ...]  # the tests, in order
 
     @property
     def found(self) -> bool:
@@ -215,33 +140,18 @@ class Bisection(Shown):
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        return {
-            "directory": self.directory,
-            "found": self.found,
-            "good": self.good.to_json(),
-            "bad": self.bad.to_json(),
-            "between": list(self.between),
-            "tried": [one.to_json() for one in self.tried],
-        }
+        return {"directory": self.directory, "found": self.found} | to_record(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A tensor that differs from the one in the checkpoint before.
+    """A tensor that differs from the one in the checkpoint before."""
 
-    Attributes:
-        name: the checkpoint with the new values.
-        step: its step.
-        before: the checkpoint that it was compared with.
-        measures: how far apart the two are; None if dtype or shape changed, or cannot be measured.
-        note: why there are no measures, such as the new shape.
-    """
-
-    name: str
+    name: str  # the checkpoint with the new values
     step: int | None
-    before: str
-    measures: Measures | None
-    note: str = ""
+    before: str  # the checkpoint that it was compared with
+    measures: Measures | None  # how far apart the two are; None if dtype or shape changed, or cannot be measured
+    note: str = ""  # why there are no measures, such as the new shape
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
@@ -251,75 +161,43 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The first checkpoint in which a tensor holds NaN or infinities.
+    """The first checkpoint in which a tensor holds NaN or infinities."""
 
-    Attributes:
-        name: the checkpoint.
-        step: its step.
-        nan: number of NaN.
-        inf: number of infinities.
-        elements: number of elements.
-    """
-
-    name: str
+    name: str  # the checkpoint
     step: int | None
-    nan: int
-    inf: int
+    nan: int  # number of NaN
+    inf: int  # number of infinities
     elements: int
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        head = {"checkpoint": self.name, "step": self.step}
-        return head | {"nan": self.nan, "inf": self.inf, "elements": self.elements}
+        return to_record(self, name="checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """How one tensor changed over a run.
-
-    Attributes:
-        path: its path.
-        dtype: PyTorch's name, in the newest checkpoint that has the tensor.
-        shape: its shape there.
-        there: names of the checkpoints that have it.
-        changes: where it changed.
-        broken: where it first held NaN or infinities; None if nowhere.
-    """
+    """How one tensor changed over a run."""
 
     path: str
-    dtype: str
-    shape: tuple[int, ...]
-    there: tuple[str, ...]
-    changes: tuple[Change, ...] = ()
-    broken: Broken | None = None
+    dtype: str  # PyTorch's name, in the newest checkpoint that has the tensor
+    shape: tuple[int, ...]  # its shape there
+    there: tuple[str, ...]  # names of the checkpoints that have it
+    changes: tuple[Change, ...] = ()  # where it changed
+    broken: Broken | None = None  # where it first held NaN or infinities; None if nowhere
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        return {
-            "name": self.path,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "checkpoints": list(self.there),
-            "changes": [change.to_json() for change in self.changes],
-            "broken": self.broken and self.broken.to_json(),
-        }
+        return to_record(self, path="name", there="checkpoints")
 
 
 @dataclass(frozen=True, slots=True)
 class Blame(Shown):
-    """How the tensors of a run changed.
+    """How the tensors of a run changed."""
 
-    Attributes:
-        directory: the run.
-        checkpoints: names of those that were read, in order.
-        histories: one for each tensor that was asked for, in the order of the newest checkpoint.
-        skipped: name → why it could not be read.
-    """
-
-    directory: str
-    checkpoints: tuple[str, ...]
-    histories: tuple[History, ...]
-    skipped: dict[str, str] = field(default_factory=dict)
+    directory: str  # the run
+    checkpoints: tuple[str, ...]  # names of those that were read, in order
+    histories: tuple[History, ...]  # one for each tensor that was asked for, in the order of the newest checkpoint
+    skipped: dict[str, str] = field(default_factory=dict)  # name → why it could not be read
 
     @property
     def broken(self) -> tuple[History, ...]:
@@ -330,17 +208,12 @@ class Blame(Shown):
 
     def groups(self) -> list[tuple[History, ...]]:
         """Tensors that changed and broke at the same checkpoints, the largest group first."""
-        found: dict[object, list[History]] = {}
-        for one in self.histories:
-            key = one.there, tuple(change.name for change in one.changes), one.broken and one.broken.name
-            found.setdefault(key, []).append(one)
-        return [tuple(one) for one in sorted(found.values(), key=len, reverse=True)]
+        groups: dict[object, list[History]] = {}
+        for tensor in self.histories:
+            key = tensor.there, tuple(change.name for change in tensor.changes), tensor.broken and tensor.broken.name
+            groups.setdefault(key, []).append(tensor)
+        return [tuple(group) for group in sorted(groups.values(), key=len, reverse=True)]
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        return {
-            "directory": self.directory,
-            "checkpoints": list(self.checkpoints),
-            "tensors": [one.to_json() for one in self.histories],
-            "skipped": self.skipped,
-        }
+        return to_record(self, histories="tensors")

@@ -105,9 +105,8 @@ class TensorInfo:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, with `name` for the path; an attribute without a JSON form becomes a string."""
-        record = to_record(self)
         attributes = self.attributes and {str(name): value_to_json(value) for name, value in self.attributes.items()}
-        return {"name": record.pop("path")} | record | {"attributes": attributes}
+        return to_record(self, path="name") | {"attributes": attributes}
 
 
 @dataclass(frozen=True, slots=True)
