@@ -191,7 +191,7 @@ def edit(
     cast 'bf16': 10 altered: conv1.weight, conv1.bias, …
     20 tensors, 496.0 kB → 10 tensors, 124.0 kB
     """
-    from statedict.ops.alter.edited import apply_steps
+    from statedict.ops.alter.steps import apply_steps
 
     if dst is not None:
         target = _Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)

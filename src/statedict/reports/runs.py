@@ -70,7 +70,7 @@ class About:
         record = to_record(self)
         names = {"name": "name", "dtype": "dtype", "shape": "shape", "nbytes": "bytes"}
         biggest = [{new: tensor[old] for old, new in names.items()} for tensor in record["biggest"]]
-        return {"directory": record.pop("directory")} | record.pop("checkpoint") | record | {"biggest": biggest}
+        return {"directory": self.directory, **record.pop("checkpoint"), **record, "biggest": biggest}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,17 +19,11 @@ Make = Callable[..., LazyTensor]
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """How an entry is made.
+    """How an entry is made."""
 
-    Attributes:
-        sources: paths of the old tensors; none for a new entry.
-        make: makes the new tensor from the old ones.
-        value: what a new entry is.
-    """
-
-    sources: tuple[str, ...] = ()
-    make: Make = as_lazy
-    value: Any = None
+    sources: tuple[str, ...] = ()  # paths of the old tensors; none for a new entry
+    make: Make = as_lazy  # makes the new tensor from the old ones
+    value: Any = None  # a new entry
 
 
 Outline = Mapping[str, str | Made]
@@ -38,19 +32,12 @@ Outline = Mapping[str, str | Made]
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A new entry that an old tensor goes into.
+    """A new entry that an old tensor goes into."""
 
-    Attributes:
-        path: the new entry's.
-        sources: the old tensors that it is made of.
-        make: makes it; None where it stays as it is.
-        rank: its place among the new entries.
-    """
-
-    path: str
-    sources: tuple[str, ...]
-    make: Make | None
-    rank: int
+    path: str  # of the new entry
+    sources: tuple[str, ...]  # the old tensors that it is made of
+    make: Make | None  # None where it stays as it is
+    rank: int  # its place among the new entries
 
 
 Uses = Mapping[str, list[Use]]

@@ -43,12 +43,7 @@ def on_trees(verb: Callable[Concatenate[Layout, P], Layout]) -> Verb[P]:
 
 
 def rebuild(layout: Layout, outline: Outline, dropped: Collection[str] = ()) -> Layout:
-    """The layout of the new tree.
-
-    Args:
-        layout: of the old one.
-        outline: the entries of the new tree.
-        dropped: paths of optimizers to leave out.
+    """The layout of the new tree with the entries of an outline, without the optimizers whose paths are `dropped`.
 
     Raises:
         AlterError: parameters of an optimizer change, and which of its moments are theirs cannot be told.

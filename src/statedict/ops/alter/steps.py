@@ -16,135 +16,82 @@ Each step names one operation; its other keys are that operation's arguments.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Number
-from typing import Any
+from typing import Any, NamedTuple
 
 from statedict.errors import AlterError, RenameError
-from statedict.ops.alter import tensors
-from statedict.ops.alter import verbs as alter
+from statedict.ops.alter import tensors, verbs
+from statedict.reports.edit import Change, EditReport
+from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.layout import Layout
+from statedict.tree.state_dict import StateDict
 
 Step = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What an argument may be.
+class Kind(NamedTuple):
+    """What an argument may be."""
 
-    Attributes:
-        expected: what an error says of it.
-        holds: whether a value is of this kind.
-    """
-
-    expected: str
+    expected: str  # in an error
     holds: Callable[[Any], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """An operation in a plan.
+class Verb(NamedTuple):
+    """An operation in a plan."""
 
-    Attributes:
-        apply: takes the layout, the value of the operation's own key, and the other arguments.
-        own: the kind of the value of the operation's own key.
-        required: arguments that it needs.
-        optional: those that it may have.
-    """
-
-    apply: Callable[..., Layout]
-    own: Kind
-    required: Mapping[str, Kind] = field(default_factory=dict)
-    optional: Mapping[str, Kind] = field(default_factory=dict)
+    operation: Any  # of `statedict.alter`
+    kind: Kind  # of the value of the operation's own key
+    required: Mapping[str, Kind] = {}
+    optional: Mapping[str, Kind] = {}
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _list_of(kind: Kind, least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and len(value) >= least and all(map(kind.holds, value))
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.rpartition(".")[2] != ""
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _list_of(holds: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list | tuple) and len(value) >= least and all(map(holds, value))
-
-
-def _dict_of(left: Callable[[Any], bool], right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _dict_of(key: Kind) -> Callable[[Any], bool]:
     return lambda value: (
-        isinstance(value, Mapping) and bool(value) and all(map(left, value)) and all(map(right, value.values()))
+        isinstance(value, Mapping) and bool(value) and all(map(key.holds, value)) and _TEXTS(list(value.values()))
     )
 
 
 _ANYTHING = Kind("a value", lambda value: True)
 _TRUE = Kind("true", lambda value: value is True)
-_TEXT = Kind("a text", _is_text)
-_NAME = Kind("a name", _is_name)
-_NAMES = Kind("a list of names", _list_of(_is_name, 1))
-_PATHS = Kind("a list of names", _list_of(_is_text, 1))
-_PATTERNS = Kind("a pattern or a list of one or more", lambda value: _is_text(value) or _list_of(_is_text, 1)(value))
-_RULES = Kind("a table of old = new", _dict_of(_is_text, _is_text))
-_TIES = Kind("a table of new = old", _dict_of(_is_name, _is_text))
+_TEXT = Kind("a text", lambda value: isinstance(value, str))
+_TEXTS = _list_of(_TEXT, 1)
+_NAME = Kind("a name", lambda value: isinstance(value, str) and value.rpartition(".")[2] != "")
+_NAMES = Kind("a list of names", _list_of(_NAME, 1))
+_PATHS = Kind("a list of names", _TEXTS)
+_PATTERNS = Kind("a pattern or a list of one or more", lambda value: isinstance(value, str) or _TEXTS(value))
+_RULES = Kind("a table of old = new", _dict_of(_TEXT))
+_TIES = Kind("a table of new = old", _dict_of(_NAME))
 _DTYPE = Kind("a dtype such as 'bf16'", lambda value: not isinstance(value, Number | list | tuple | Mapping))
-_INDEX = Kind("an index such as '0:5,:'", _is_text)
-_WHOLE = Kind("a whole number", _is_whole)
-_WHOLES = Kind("a list of whole numbers", _list_of(_is_whole))
-_SIZES = Kind("a list of whole numbers, none below 0", _list_of(lambda value: _is_whole(value) and value >= 0, 1))
-_SHAPE = Kind(
-    "a list of whole numbers, where -1 is the only one below 0",
-    _list_of(lambda value: _is_whole(value) and value >= -1),
-)
+_INDEX = Kind("an index such as '0:5,:'", _TEXT.holds)
+_WHOLE = Kind("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
+_WHOLES = Kind("a list of whole numbers", _list_of(_WHOLE))
+_SIZE = Kind("a whole number, not below 0", lambda value: _WHOLE.holds(value) and value >= 0)
+_SIZES = Kind("a list of whole numbers, none below 0", _list_of(_SIZE, 1))
+_LENGTH = Kind("a whole number or -1", lambda value: _WHOLE.holds(value) and value >= -1)
+_SHAPE = Kind("a list of whole numbers, where -1 is the only one below 0", _list_of(_LENGTH))
 _NUMBER = Kind("a number", lambda value: isinstance(value, Number))
 
-
-def _check_names(before: Layout, after: Layout) -> Layout:
-    for path in after.leaves:
-        if (not path or path[-1] == ".") and path not in before.leaves:
-            raise AlterError(f"{path!r}: is no name for an entry; its last part is empty")
-    return after
-
-
-def _rename(layout: Layout, renames: Mapping[str, str]) -> Layout:
-    return _check_names(layout, alter.rename.on_layout(layout, renames))
-
-
-def _prefix(layout: Layout, text: str, only: Any = "*") -> Layout:
-    return _check_names(layout, alter.prefix.on_layout(layout, text, only))
-
-
-def _cast(layout: Layout, kind: str, only: Any = "*") -> Layout:
-    return tensors.cast.on_layout(layout, kind, only)
-
-
-def _slice(layout: Layout, patterns: Any, index: str) -> Layout:
-    return tensors.slice.on_layout(layout, patterns, parsed_index(index))
-
-
-def _strip(layout: Layout, _: bool) -> Layout:
-    return alter.strip.on_layout(layout)
-
-
 VERBS: dict[str, Verb] = {
-    "keep": Verb(alter.select.on_layout, _PATTERNS),
-    "drop": Verb(alter.drop.on_layout, _PATTERNS),
-    "strip": Verb(_strip, _TRUE),
-    "rename": Verb(_rename, _RULES),
-    "prefix": Verb(_prefix, _TEXT, {}, {"only": _PATTERNS}),
-    "cast": Verb(_cast, _DTYPE, {}, {"only": _PATTERNS}),
-    "transpose": Verb(tensors.transpose.on_layout, _PATTERNS, {}, {"dims": _WHOLES}),
-    "reshape": Verb(tensors.reshape.on_layout, _PATTERNS, {"shape": _SHAPE}),
-    "slice": Verb(_slice, _PATTERNS, {"index": _INDEX}),
-    "pad": Verb(tensors.pad.on_layout, _PATTERNS, {"shape": _SHAPE}, {"value": _NUMBER}),
-    "split": Verb(tensors.split.on_layout, _TEXT, {"into": _NAMES}, {"dim": _WHOLE, "sizes": _SIZES}),
-    "fuse": Verb(tensors.fuse.on_layout, _PATHS, {"into": _NAME}, {"dim": _WHOLE}),
-    "tie": Verb(alter.tie.on_layout, _TIES),
-    "untie": Verb(alter.untie.on_layout, _PATTERNS),
-    "set": Verb(alter.set.on_layout, _TEXT, {"value": _ANYTHING}),
+    "keep": Verb(verbs.select, _PATTERNS),
+    "drop": Verb(verbs.drop, _PATTERNS),
+    "strip": Verb(verbs.strip, _TRUE),
+    "rename": Verb(verbs.rename, _RULES),
+    "prefix": Verb(verbs.prefix, _TEXT, {}, {"only": _PATTERNS}),
+    "cast": Verb(tensors.cast, _DTYPE, {}, {"only": _PATTERNS}),
+    "transpose": Verb(tensors.transpose, _PATTERNS, {}, {"dims": _WHOLES}),
+    "reshape": Verb(tensors.reshape, _PATTERNS, {"shape": _SHAPE}),
+    "slice": Verb(tensors.slice, _PATTERNS, {"index": _INDEX}),
+    "pad": Verb(tensors.pad, _PATTERNS, {"shape": _SHAPE}, {"value": _NUMBER}),
+    "split": Verb(tensors.split, _TEXT, {"into": _NAMES}, {"dim": _WHOLE, "sizes": _SIZES}),
+    "fuse": Verb(tensors.fuse, _PATHS, {"into": _NAME}, {"dim": _WHOLE}),
+    "tie": Verb(verbs.tie, _TIES),
+    "untie": Verb(verbs.untie, _PATTERNS),
+    "set": Verb(verbs.set, _TEXT, {"value": _ANYTHING}),
 }
 
 
@@ -199,16 +146,16 @@ def apply(layout: Layout, step: Step) -> Layout:
     """
     if not isinstance(step, Mapping):
         raise AlterError(f"step {step!r:.80}: expected a dict such as {{'drop': 'head.*'}}")
-    verbs = [key for key in step if key in VERBS]
-    if len(verbs) != 1:
+    names = [key for key in step if key in VERBS]
+    if len(names) != 1:
         raise AlterError(
-            f"step {dict(step)!r}: names {' and '.join(verbs) or 'no operation'}; name one of {', '.join(VERBS)}"
+            f"step {dict(step)!r}: names {' and '.join(names) or 'no operation'}; name one of {', '.join(VERBS)}"
         )
-    verb = VERBS[verbs[0]]
-    arguments = {key: value for key, value in step.items() if key != verbs[0]}
-    kinds = {verbs[0]: verb.own, **verb.required, **verb.optional}
-    missing = [key for key in verb.required if key not in arguments]
-    unknown = [key for key in arguments if key not in kinds]
+    (name,) = names
+    verb = VERBS[name]
+    kinds = {name: verb.kind, **verb.required, **verb.optional}
+    missing = [key for key in verb.required if key not in step]
+    unknown = [key for key in step if key not in kinds]
     if missing or unknown:
         raise AlterError(
             f"{describe(step)}: " + (f"needs {missing[0]!r}" if missing else f"has no argument {unknown[0]!r}")
@@ -217,11 +164,19 @@ def apply(layout: Layout, step: Step) -> Layout:
         if not kinds[key].holds(value):
             raise AlterError(f"{describe(step)}: {key!r}: expected {kinds[key].expected}, got {value!r}")
     try:
-        return verb.apply(layout, step[verbs[0]], **arguments)
+        first = [] if verb.kind is _TRUE else [step[name]]
+        arguments = {"patterns" if key == "only" else key: value for key, value in step.items() if key != name}
+        if "index" in arguments:
+            arguments["index"] = parsed_index(arguments["index"])
+        new: Layout = verb.operation.on_layout(layout, *first, **arguments)
+        for path in new.leaves if name in ("rename", "prefix") else ():
+            if (not path or path[-1] == ".") and path not in layout.leaves:
+                raise AlterError(f"{path!r}: is no name for an entry; its last part is empty")
     except (AlterError, RenameError) as error:
         raise type(error)(f"{describe(step)}: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise AlterError(f"{describe(step)}: {error}") from error
+    return new
 
 
 def describe(step: Step) -> str:
@@ -231,3 +186,41 @@ def describe(step: Step) -> str:
     "cast 'bf16', only 'model.*'"
     """
     return ", ".join(f"{key} {value!r}" for key, value in step.items())
+
+
+def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple[StateDict, EditReport]:
+    """The state after all steps, and what each of them did.
+
+    Raises:
+        AlterError: a step cannot be done.
+        RenameError: a rule is malformed or matches nothing, or two entries get one path.
+    """
+    layout = Layout(state)
+    before = now = layout.entries()
+    changes = []
+    for step in steps:
+        layout = apply(layout, step)
+        old, now = now, layout.entries()
+        altered = (path for path, leaf in now.items() if path in old and not _is_same(old[path], leaf))
+        added, removed = (tuple(p for p in one if p not in other) for one, other in ((now, old), (old, now)))
+        changes.append(Change(describe(step), added, removed, tuple(altered)))
+    held, holds = ([leaf for leaf in entries.values() if is_array(leaf)] for entries in (before, now))
+    nbytes = _count_bytes(held)
+    same = [*map(id, held)] == [*map(id, holds)]
+    sizes = nbytes, nbytes if same else _count_bytes(holds)
+    return layout.tree, EditReport(tuple(changes), (len(held), len(holds)), sizes, written)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if is_array(one) and is_array(other):
+        one, other = as_lazy(one), as_lazy(other)
+        alike = one.dtype is other.dtype and one.shape == other.shape
+        return alike and (not one.nbytes or bool(one.region == other.region))
+    return type(one) is type(other) and bool(one == other)
+
+
+def _count_bytes(tensors: Iterable[Any]) -> int:
+    """Bytes of tensors, tied ones once."""
+    return sum({tensor.region: tensor.nbytes for tensor in map(as_lazy, tensors)}.values())

@@ -25,10 +25,6 @@ from statedict.tree.walk import Patterns, label
 def select(state: Layout, patterns: Patterns) -> Layout:
     """Keep what matches, and nothing else.
 
-    Args:
-        state: any state_dict or checkpoint.
-        patterns: globs over paths.
-
     Raises:
         PatternError: a pattern matches nothing.
 
@@ -43,10 +39,6 @@ def select(state: Layout, patterns: Patterns) -> Layout:
 @on_trees
 def drop(state: Layout, patterns: Patterns) -> Layout:
     """Keep what does not match.
-
-    Args:
-        state: any state_dict or checkpoint.
-        patterns: globs over paths.
 
     Raises:
         PatternError: a pattern matches nothing.
