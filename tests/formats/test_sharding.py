@@ -63,11 +63,12 @@ def test_shards_joined_again_are_the_same_bytes(tree: Any, suffix: str, tmp_path
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(4, 200))
 def test_no_shard_is_larger_than_asked_but_for_one_tensor(sizes: list[int], most: int) -> None:
-    from statedict.adapters.collect import lazily
+    from statedict.adapters.collect import collect
     from statedict.formats.sharded import files as shards
+    from statedict.tensor.lazy import as_lazy
 
     tree = statedict.StateDict((f"t{n}", torch.zeros(size)) for n, size in enumerate(sizes))
-    files = shards(lazily(tree), most)
+    files = shards(collect(tree, as_lazy), most)
     held = [write.args[0] for name, write in files.items() if name.endswith(".safetensors")]
     assert [name for part in held for name in part] == list(tree)
     for part in held:

@@ -17,7 +17,7 @@ from statedict.dtypes import dtype
 from statedict.errors import TreeError, UnsupportedError
 from statedict.tensor.arrays import is_numpy
 from statedict.tensor.lazy import is_array
-from statedict.tree.state_dict import StateDict
+from statedict.tree.state_dict import StateDict, transform
 from statedict.tree.walk import MAX_DEPTH
 from statedict.values import KINDS, PLAIN, Device, Opaque, Size
 
@@ -84,6 +84,9 @@ class Capture:
     find: Find
     names: dict[int, str]
     """id of a live parameter → its name, so that optimizers can name theirs."""
+    make: Callable[[Any], Any] | None = None
+    """Makes what stands for an array, once for each; arrays stay as they are by default."""
+    made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     active: set[int] = field(default_factory=set)
     owner: str = ""
     """The class of the object whose state is captured: it gets that back as it is, so objects in it would be lost."""
@@ -102,7 +105,7 @@ class Capture:
         if plain is not ...:
             if is_numpy(value) and type(value) is not sys.modules["numpy"].ndarray:
                 self.find(value, path)  # which refuses one with more than elements, such as a mask
-            return plain
+            return plain if self.make is None else self.convert(plain, path)
         if self.owner and not isinstance(value, dict | list | tuple):
             raise unsupported_error(value, path, self.owner)
         if id(value) in self.active:
@@ -114,6 +117,18 @@ class Capture:
             return self.find(value, path).capture(value, self, path)
         finally:
             self.active.discard(id(value))
+
+    def convert(self, value: Any, path: str) -> Any:
+        """What `make` makes of an array, and of those in an object that is no data."""
+        if self.make is None or not (is_array(value) or isinstance(value, Opaque)):
+            return value
+        if id(value) not in self.made:
+            try:
+                made = self.make(value) if is_array(value) else transform(value, lambda leaf: self.convert(leaf, path))
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{path or 'the root'}: {error}") from None
+            self.made[id(value)] = value, made
+        return self.made[id(value)][1]
 
 
 def join(path: str, key: object) -> str:

@@ -89,17 +89,13 @@ def parameters(tree: Any) -> tuple[dict[int, str], dict[int, str]]:
 # capture
 
 
-def collect(tree: Any) -> Any:
-    """The tree with every live object replaced by its state; arrays are still the live ones."""
-    return Capture(find, parameters(tree)[0]).value(tree, "")
+def collect(tree: Any, make: Callable[[Any], Any] | None = None) -> Any:
+    """The tree with every live object replaced by its state, and every array by what `make` makes of it.
 
-
-def lazily(tree: Any) -> Any:
-    """The tree with every array as a LazyTensor over its memory; one without plain memory is an error with its path."""
-    try:
-        return transform(tree, lambda leaf: as_lazy(leaf) if is_array(leaf) else leaf)
-    except UnsupportedError as error:
-        raise _locate_error(tree, error) from None
+    Raises:
+        UnsupportedError: an object without an adapter, or what `make` raises; the message begins with the path.
+    """
+    return Capture(find, parameters(tree)[0], make).value(tree, "")
 
 
 def snapshot(tree: Any) -> Any:
@@ -122,12 +118,20 @@ def snapshot(tree: Any) -> Any:
 
 
 def copy_arrays(tree: Any, room: Any) -> Any:
-    """The tree with every array as a LazyTensor over a copy in a `room`; what lies in files stays there."""
-    whole = lazily(tree)
-    tensors = {id(leaf): leaf for _, leaf in walk(whole) if isinstance(leaf, LazyTensor)}
-    live = {key: leaf for key, leaf in tensors.items() if leaf.storage.source.in_memory}
-    copies = dict(zip(live, copy_tensors([*live.values()], room), strict=True))
-    return transform(whole, lambda leaf: copies.get(id(leaf), leaf))
+    """The states of a live tree, with arrays as LazyTensors over a copy in a `room`; what lies in files stays there."""
+    live: list[LazyTensor] = []
+
+    def make(value: Any) -> LazyTensor:
+        tensor = as_lazy(value)
+        if tensor.storage.source.in_memory:
+            tensor = tensor.replace() if tensor is value else tensor
+            live.append(tensor)
+        return tensor
+
+    whole = collect(tree, make)
+    for tensor, copy in zip(live, copy_tensors(live, room), strict=True):
+        tensor.storage, tensor.offset, tensor.strides = copy.storage, copy.offset, copy.strides
+    return whole
 
 
 def _locate_error(tree: Any, error: UnsupportedError) -> UnsupportedError:

@@ -11,6 +11,7 @@ from statedict.collector import Paused
 from statedict.errors import AlterError, PathError, UnsupportedError
 from statedict.formats import places
 from statedict.io.urls import redact, to_name
+from statedict.tensor.lazy import as_lazy
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
 from statedict.values import parse_bytes
@@ -283,11 +284,10 @@ def tree_of(source: Any, lazy: bool = True) -> StateDict:
     """
     if is_path(source):
         return load(source)
-    from statedict.adapters.collect import collect, lazily
+    from statedict.adapters.collect import collect
 
     walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
-    tree = collect(source)
-    return _rooted(lazily(tree) if lazy else tree)
+    return _rooted(collect(source, as_lazy if lazy else None))
 
 
 def name_of(source: Any) -> str:
@@ -297,11 +297,11 @@ def name_of(source: Any) -> str:
 
 def to_writable(tree: Any) -> Any:
     """What is written of a tree: live objects as their states, lazily, and a bare root as it is."""
-    from statedict.adapters.collect import collect, lazily
+    from statedict.adapters.collect import collect
 
     if isinstance(tree, StateDict):
         walk(tree)  # an error beyond its bounds, before anything follows what is shared
-    return unwrap_root(lazily(collect(tree)))
+    return unwrap_root(collect(tree, as_lazy))
 
 
 def unwrap_root(tree: Any) -> Any:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from statedict.adapters.collect import collect, copy_arrays
-from statedict.api.files import load, save, to_writable
+from statedict.adapters.collect import copy_arrays
+from statedict.api.files import load, save, unwrap_root
 from statedict.errors import FileError, MissingExtraError, RefusedError, RunError
 from statedict.integrations.plain import data, without_objects
 from statedict.io.location import location
@@ -98,7 +98,7 @@ class StatedictCheckpointIO(CheckpointIO):
         self._background.surface(2)
 
         def copy(room: Any) -> Any:
-            state = to_writable(copy_arrays(collect(tree), room))
+            state = unwrap_root(copy_arrays(tree, room))
             self._writing.add(target)
             return state
 

@@ -12,7 +12,7 @@ from functools import partial
 from threading import RLock, local
 from typing import Any
 
-from statedict.adapters.collect import collect, copy_arrays
+from statedict.adapters.collect import copy_arrays
 from statedict.api.files import load, to_writable, unwrap_root
 from statedict.api.live import restore
 from statedict.collector import Paused
@@ -193,7 +193,7 @@ class CheckpointManager(Reader):
             with Paused():
                 self._write(to_writable(kept), manifest)
         elif not self._background.save(
-            lambda room: unwrap_root(copy_arrays(collect(kept), room)),
+            lambda room: unwrap_root(copy_arrays(kept, room)),
             partial(self._write, manifest=manifest),
             self._waits or force or self.preempted,
         ):
