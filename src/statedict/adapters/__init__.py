@@ -101,11 +101,17 @@ class Capture:
 
     def value(self, value: Any, path: str) -> Any:
         """The state of any value in the tree, which may not contain itself."""
-        plain = leaf(value)
-        if plain is not ...:
+        if type(value) in KINDS:
+            return value
+        if is_array(value):
             if is_numpy(value) and type(value) is not sys.modules["numpy"].ndarray:
                 self.find(value, path)  # which refuses one with more than elements, such as a mask
-            return plain if self.make is None else self.convert(plain, path)
+            return self.convert(value, path) if self.make is not None else value
+        plain = leaf(value)
+        if plain is not ...:
+            if isinstance(plain, Opaque) and self.make is not None:
+                return transform(plain, lambda leaf: self.convert(leaf, path) if is_array(leaf) else leaf)
+            return plain
         if self.owner and not isinstance(value, dict | list | tuple):
             raise unsupported_error(value, path, self.owner)
         if id(value) in self.active:
@@ -118,17 +124,15 @@ class Capture:
         finally:
             self.active.discard(id(value))
 
-    def convert(self, value: Any, path: str) -> Any:
-        """What `make` makes of an array, and of those in an object that is no data."""
-        if self.make is None or not (is_array(value) or isinstance(value, Opaque)):
-            return value
-        if id(value) not in self.made:
+    def convert(self, array: Any, path: str) -> Any:
+        """What `make` makes of an array."""
+        assert self.make is not None
+        if id(array) not in self.made:
             try:
-                made = self.make(value) if is_array(value) else transform(value, lambda leaf: self.convert(leaf, path))
+                self.made[id(array)] = array, self.make(array)
             except UnsupportedError as error:
                 raise UnsupportedError(f"{path or 'the root'}: {error}") from None
-            self.made[id(value)] = value, made
-        return self.made[id(value)][1]
+        return self.made[id(array)][1]
 
 
 def join(path: str, key: object) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from statedict.adapters import Adapter, Capture, depth_error, join, leaf, objects, to_framework, unsupported_error
@@ -15,7 +17,7 @@ from statedict.reports.restore import RESTORED, RestoreReport, explain_problems,
 from statedict.tensor.arrays import is_numpy, is_torch
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tensor.segments import copy_tensors, numpy_arrays, torch_tensors
+from statedict.tensor.segments import move_to_copies, numpy_arrays, torch_tensors
 from statedict.tree.rename import Rules
 from statedict.tree.state_dict import StateDict, transform
 from statedict.tree.walk import MAX_DEPTH, walk
@@ -30,17 +32,24 @@ ADAPTERS: tuple[tuple[str, str], ...] = (
     ("sys", "statedict.adapters.stateful"),
     ("sys", "statedict.adapters.objects"),
 )
+_CONTAINERS = frozenset({dict, list, tuple, OrderedDict, StateDict})
 _DEEP = 3  # keys to an entry that may fit an object
 
 
 def find(value: Any, path: str) -> Adapter:
     """The adapter for an object, or an `UnsupportedError`."""
+    if type(value) in _CONTAINERS:
+        return _load("statedict.adapters.objects")
     for framework, name in ADAPTERS:
-        if sys.modules.get(framework) is not None:
-            adapter: Any = importlib.import_module(name)
-            if adapter.accepts(value):
-                return adapter  # type: ignore[no-any-return]
+        if sys.modules.get(framework) is not None and (adapter := _load(name)).accepts(value):
+            return adapter
     raise unsupported_error(value, path)
+
+
+@cache
+def _load(name: str) -> Adapter:
+    adapter: Any = importlib.import_module(name)
+    return adapter  # type: ignore[no-any-return]
 
 
 def visit(
@@ -129,8 +138,7 @@ def copy_arrays(tree: Any, room: Any) -> Any:
         return tensor
 
     whole = collect(tree, make)
-    for tensor, copy in zip(live, copy_tensors(live, room), strict=True):
-        tensor.storage, tensor.offset, tensor.strides = copy.storage, copy.offset, copy.strides
+    move_to_copies(live, room)
     return whole
 
 

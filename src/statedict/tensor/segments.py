@@ -210,18 +210,21 @@ class Arena:
         return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
-def copy_tensors(
-    tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None
-) -> list[LazyTensor]:
-    """The tensors over owned memory; see `copy_segments`."""
+def move_to_copies(tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None) -> None:
+    """Let tensors that nobody else has yet lie over copies of their memory; see `copy_segments`."""
     from statedict.io.source import BytesSource
 
     buffers, places = copy_segments(tensors, room)
     storages = [Storage(BytesSource(buffer), 0, len(buffer)) for buffer in buffers]
-    return [
-        t.replace(storage=storages[p.segment], offset=p.offset, strides=p.strides)
-        for t, p in zip(tensors, places, strict=True)
-    ]
+    for tensor, place in zip(tensors, places, strict=True):
+        tensor.storage, tensor.offset, tensor.strides = storages[place.segment], place.offset, place.strides
+
+
+def copy_tensors(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    """The tensors over owned memory."""
+    copies = [tensor.replace() for tensor in tensors]
+    move_to_copies(copies)
+    return copies
 
 
 def numpy_arrays(tensors: Sequence[LazyTensor], copy: bool) -> list[Any]:
