@@ -6,6 +6,7 @@ A value that JSON lacks is an object with one key that begins with `$`.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
+
+
+_DEVICE = re.compile(r"(?!\d)(?=_*[^\W_])\w+(?::(?:0|[1-9]\d?|1[01]\d|12[0-7]))?", re.ASCII)
 
 
 class Size(tuple[int, ...]):
@@ -57,10 +61,7 @@ def device(text: object) -> Device:
     Raises:
         CorruptFileError: PyTorch reads no device of this form.
     """
-    kind, colon, index = text.partition(":") if isinstance(text, str) and len(text) < 100 else ("", "", "")
-    is_kind = kind.isascii() and kind.replace("_", "").isalnum() and not kind[:1].isdecimal()
-    is_index = index.isascii() and index.isdecimal() and (index == "0" or index[0] != "0") and int(index) <= 127
-    if not is_kind or (colon and not is_index):
+    if not isinstance(text, str) or len(text) >= 100 or not _DEVICE.fullmatch(text):
         raise CorruptFileError(f"{str(text)[:100]!r} is not a device; expected a type and an index, as cuda:0")
     return Device(text)
 
@@ -176,8 +177,6 @@ def parse_bytes(size: int | str) -> int:
     >>> parse_bytes("5GB"), parse_bytes("1.5 MiB"), parse_bytes(10)
     (5000000000, 1572864, 10)
     """
-    import re
-
     form = r"\s*(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*(?:([kmgt])(i?))?b?\s*"
     found = re.fullmatch(form, str(size), re.ASCII | re.IGNORECASE)
     number = float(found[1]) if found else 0

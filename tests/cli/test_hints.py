@@ -10,7 +10,7 @@ import torch
 
 import statedict
 from statedict.cli import COMMANDS, cli
-from statedict.cli.output import OPTIONS, shell
+from statedict.cli.commands import OPTIONS, shell
 
 from .conftest import Run
 

@@ -17,7 +17,7 @@ import torch
 
 import statedict
 from statedict import CheckpointManager
-from statedict.cli.runs_text import sparkline
+from statedict.cli.runs import sparkline
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -14,8 +14,7 @@ import traceback
 import click
 
 from statedict import __version__
-from statedict.cli.commands import Commands
-from statedict.cli.output import error_line
+from statedict.cli.commands import Commands, error_line
 from statedict.errors import StateDictError
 
 COMMANDS = {

@@ -9,9 +9,7 @@ from typing import Any
 import click
 
 from statedict.api import files as api
-from statedict.cli.commands import JSON, split_pair
-from statedict.cli.output import echo_report
-from statedict.cli.progress import progress
+from statedict.cli.commands import JSON, echo_report, progress, split_pair
 from statedict.errors import AlterError, file_error
 from statedict.formats import WRITABLE
 from statedict.ops.alter.steps import Step, read_plan

@@ -10,8 +10,20 @@ from typing import Any
 import click
 
 from statedict.api import files as api
-from statedict.cli.commands import FILE, FILES, JSON, only_option, split_pair
-from statedict.cli.output import echo_json, echo_lines, error_line, shell, shell_json
+from statedict.cli.commands import (
+    FILE,
+    FILES,
+    JSON,
+    echo_json,
+    echo_lines,
+    echo_report,
+    error_line,
+    only_option,
+    progress,
+    shell,
+    shell_json,
+    split_pair,
+)
 from statedict.errors import StateDictError
 from statedict.formats import WRITABLE
 from statedict.io.location import location
@@ -61,18 +73,13 @@ def check(
     found = fit(state, wanted, shapes=policies, rename=rules, **options)
     if found is None:
         lack = "has no optimizer's state; if it has, name it by --optimizer-at"
-        if as_json:
-            echo_json({"file": redact(file), "error": lack})
-        else:
-            click.echo(f"{printable(file)}: {lack}")
+        echo_report({"file": redact(file), "error": lack}, [f"{printable(file)}: {lack}"], as_json)
         return 1
     places, report = found
-    if as_json:
-        echo_json(shell_json(report.to_json()))
-    else:
-        where = " and ".join(filter(None, places))
-        head, *rest = map(shell, report_text.restore(report))
-        echo_lines([f"{file}{where and ' at ' + where}: {head}", *rest])
+    where = " and ".join(filter(None, places))
+    head, *rest = map(shell, report_text.restore(report))
+    lines = [f"{file}{where and ' at ' + where}: {head}", *rest]
+    echo_report(shell_json(report.to_json()) if as_json else {}, lines, as_json)
     return int(bool(report.problems))
 
 
@@ -121,16 +128,11 @@ def _call(factory: Any, models: tuple[Any, ...]) -> Any:
 @JSON
 def convert(src: str, dst: str, as_json: bool, **options: Any) -> None:
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
-    from statedict.cli.progress import progress
-
     with progress("converting"):
         api.convert(src, dst, **options)
-    sizes = [(redact(name), location(api.split(name)[0]).size()) for name in (src, dst)]
-    if as_json:
-        (one, before), (other, after) = sizes
-        echo_json({"src": one, "src_bytes": before, "dst": other, "dst_bytes": after})
-    else:
-        click.echo(" → ".join(f"{printable(name)} ({human_bytes(size)})" for name, size in sizes))
+    (one, before), (other, after) = ((redact(name), location(api.split(name)[0]).size()) for name in (src, dst))
+    line = f"{printable(one)} ({human_bytes(before)}) → {printable(other)} ({human_bytes(after)})"
+    echo_report({"src": one, "src_bytes": before, "dst": other, "dst_bytes": after}, [line], as_json)
 
 
 @click.command()
@@ -182,7 +184,6 @@ def verify(files: tuple[str, ...], as_json: bool, **options: bool) -> int:
     one cannot be opened or is no checkpoint. NaN and infinities are no damage.
     """
     from statedict.api import look
-    from statedict.cli.progress import progress
     from statedict.render import report_text
 
     if options["values"] and options["quick"]:

@@ -9,8 +9,17 @@ from typing import Any
 import click
 
 from statedict.api.files import load, split
-from statedict.cli.commands import FILE, JSON, only_option
-from statedict.cli.output import echo_json, echo_lines, echo_report, echo_title, error_line
+from statedict.cli.commands import (
+    FILE,
+    JSON,
+    echo_json,
+    echo_lines,
+    echo_report,
+    echo_title,
+    error_line,
+    only_option,
+    progress,
+)
 from statedict.errors import PathError, StateDictError
 from statedict.io.location import location
 from statedict.io.urls import redact, to_name
@@ -92,7 +101,6 @@ def stats(file: str, only: Sequence[str] | None, depth: int | None, as_json: boo
     Every tensor is read once, in blocks. The exit status is 0 whatever is flagged: to fail on it, look at the JSON.
     """
     from statedict.api import look
-    from statedict.cli.progress import progress
     from statedict.render.tree_text import stats_lines
 
     if as_json + as_csv + (depth is not None) > 1:
@@ -139,17 +147,14 @@ def report(files: tuple[str, ...], output: str, overwrite: bool, as_json: bool, 
     The page is one file that asks no network. Three files and more, or the directory of a run, are its
     steps.
     """
-    from statedict.cli.progress import progress
     from statedict.view.report import report
 
     with progress("reading"):
         page = report(*files, **options)
     page.save(output, overwrite=overwrite)
-    size = location(to_name(output)).size()
-    if as_json:
-        echo_json({"page": redact(output), "title": page.title, "bytes": size})
-    else:
-        click.echo(f"{printable(page.title)} → {printable(redact(output))} ({human_bytes(size)})")
+    where, size = redact(output), location(to_name(output)).size()
+    line = f"{printable(page.title)} → {printable(where)} ({human_bytes(size)})"
+    echo_report({"page": where, "title": page.title, "bytes": size}, [line], as_json)
 
 
 @click.command()
@@ -171,7 +176,6 @@ def diff(files: tuple[str, ...], everything: bool, as_json: bool, git: bool, **o
     cannot be opened.
     """
     from statedict.api import look
-    from statedict.cli.progress import progress
     from statedict.render.diff_text import LIMIT, lines
 
     if options["deep"] and options["names_only"]:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import click
 
 from statedict.cli import look
-from statedict.cli.commands import DIRECTORY, JSON, Commands
-from statedict.cli.output import echo_json, echo_report
-from statedict.cli.progress import progress
+from statedict.cli.commands import DIRECTORY, JSON, Commands, echo_json, echo_report, progress
 from statedict.errors import RunError
-from statedict.io.urls import redact, to_name
-from statedict.render.text import printable
-from statedict.reports.runs import Pruned, Tried
+from statedict.io.location import location
+from statedict.io.urls import join, redact, to_name
+from statedict.render.text import number, printable, shape, table
+from statedict.reports.runs import DAMAGED, UNFINISHED, About, Checkpoint, Pruned, Tried
+from statedict.runs.directory import Directory
 from statedict.runs.look.listing import find, listing, verify_run
-from statedict.values import human_bytes
+from statedict.values import count, human_bytes
 
 _NAMES = ("ls", "show", "best", "verify", "prune", "pin", "unpin", "diff", "blame", "bisect")
+_COLOURS = {DAMAGED: "red", UNFINISHED: "yellow"}
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 60
+_FOLDERS = ("checkpoints", "checkpoint", "ckpts", "ckpt", "weights", "models")
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 @click.group(cls=Commands, table={name: f"{__name__}:{name}" for name in _NAMES})
@@ -41,24 +50,20 @@ def ls(directory: str, metrics: tuple[str, ...], sort: str | None, reverse: bool
 
     No tensor is read: `damaged` is what can be seen from manifests and sizes; see `runs verify` for the rest.
     """
-    from statedict.cli import runs_text
-
     found, name = listing(directory), redact(to_name(directory))
     known = list(dict.fromkeys(metric for one in found for metric in one.metrics))
     for metric in (*metrics, *([sort] if sort else [])):
         if metric not in known:
             raise click.UsageError(f"no checkpoint has the metric {metric!r}; there are {', '.join(known) or 'none'}")
-    rows = sorted(found, key=lambda one: runs_text.sort_key(one, sort)) if sort else list(found)
+    rows = sorted(found, key=lambda one: _sort_key(one, sort)) if sort else list(found)
     if reverse:
         rows.reverse()
     if as_json:
         echo_json({"directory": name, "checkpoints": [one.to_json() for one in rows]})
     elif not found:
-        click.echo(f"{printable(name)}: no checkpoints{runs_text.hint(to_name(directory))}")
+        click.echo(f"{printable(name)}: no checkpoints{_hint(to_name(directory))}")
     else:
-        click.echo(
-            "\n".join([*runs_text.checkpoints(rows, metrics or known[:4]), *runs_text.charts(found, metrics or known)])
-        )
+        click.echo("\n".join([*_table_rows(rows, metrics or known[:4]), *_charts(found, metrics or known)]))
 
 
 @click.command()
@@ -68,14 +73,13 @@ def ls(directory: str, metrics: tuple[str, ...], sort: str | None, reverse: bool
 @JSON
 def show(directory: str, step: str, biggest: int, as_json: bool) -> None:
     """Show one checkpoint: its files, metrics, libraries, what it has not captured, its biggest tensors."""
-    from statedict.cli.runs_text import description
     from statedict.runs.look.listing import about
 
     found = about(directory, step, biggest=biggest)
     if as_json:
         echo_json(found.to_json())
     else:
-        head, *rest = map(printable, description(found))
+        head, *rest = map(printable, _describe(found))
         click.echo("\n".join([click.style(head, bold=True), *rest]))
 
 
@@ -165,10 +169,7 @@ def _pin_command(name: str, text: str) -> click.Command:
         from statedict.runs.prune import pin
 
         pinned = sorted(pin(directory, steps, pinned=name == "pin"))
-        if as_json:
-            echo_json({"pinned": pinned})
-        else:
-            click.echo(f"pinned: {', '.join(map(str, pinned)) or 'none'}")
+        echo_report({"pinned": pinned}, [f"pinned: {', '.join(map(str, pinned)) or 'none'}"], as_json)
 
     return command
 
@@ -239,3 +240,111 @@ def bisect(directory: str, test: str, good: str | None, bad: str | None, as_json
     report = bisect(directory, test, good=good, bad=bad, tell=tell, stdout=sys.stderr if as_json else None)
     echo_report(report, run_text.bisection(report), as_json)
     return int(not report.found)
+
+
+def _hint(directory: str) -> str:
+    """Where a folder without checkpoints may have them."""
+    inside = location(directory).contents() or {}
+    folders = [name for name in _FOLDERS if name in inside and inside[name].folder]
+    below = [name for name in folders if Directory(directory).names_of(name) and listing(join(directory, name))]
+    return f"; {below[0]!r} in it has some" if below else ""
+
+
+def _sort_key(checkpoint: Checkpoint, metric: str) -> tuple[bool, float]:
+    """By the metric, those without one last."""
+    score = checkpoint.metrics.get(metric, math.nan)
+    return math.isnan(score), score
+
+
+def _table_rows(rows: Sequence[Checkpoint], metrics: Iterable[str]) -> Iterator[str]:
+    """A table of checkpoints, then what is wrong with them."""
+    now = time.time()
+    columns = {
+        "step": ["–" if one.step is None else f"{one.step}" for one in rows],
+        "name": [one.name for one in rows],
+        "kind": [one.kind for one in rows],
+        "age": [_age(now - one.time) if one.time else "–" for one in rows],
+        "size": [human_bytes(one.nbytes) for one in rows],
+        "state": [f"{one.state}, pinned" if one.pinned else one.state for one in rows],
+    }
+    if columns["name"] == [str(one.step) for one in rows]:
+        del columns["name"]
+    if set(columns["kind"]) == {"statedict"}:
+        del columns["kind"]
+    left = [at for at, title in enumerate(columns) if title in ("name", "kind", "state")]
+    titles = [*columns, *metrics]
+    scores = [[number(one.metrics[name]) if name in one.metrics else "" for one in rows] for name in metrics]
+    cells = [titles, *zip(*columns.values(), *scores, strict=True)]
+
+    def style(at: int, row: list[str]) -> list[str]:
+        colour = _COLOURS.get(rows[at - 1].state) if at else None
+        return [click.style(cell, dim=at == 0, fg=colour) for cell in row]
+
+    yield from table(cells, [at for at in range(len(titles)) if at not in left], style)
+    for one in rows:
+        if one.state == DAMAGED:
+            yield click.style(printable(f"{one.name}: {one.damage}"), fg="red")
+
+
+def _charts(found: Iterable[Checkpoint], metrics: Iterable[str]) -> Iterator[str]:
+    """A line for each metric: bars over the steps, the least and the most."""
+    stepped = [one for one in found if one.step is not None and one.state != UNFINISHED]
+    rows = []
+    for name in metrics:
+        scores = [(one.metrics.get(name, math.nan), one.name) for one in stepped]
+        known = [(score, where) for score, where in scores if math.isfinite(score)]
+        if not known:
+            continue
+        least, most = min(known), max(known)
+        span = f"{number(least[0])} at {least[1]}"
+        if most[0] != least[0]:
+            span += f" … {number(most[0])} at {most[1]}"
+        rows.append((name, sparkline([score for score, _ in scores]), span))
+    yield from table(rows)
+
+
+def sparkline(values: list[float]) -> str:
+    """Bars from the least to the most, a dot for NaN and infinity; many values become means of neighbours.
+
+    >>> sparkline([1, 2, float("nan"), 8])
+    '▁▂·█'
+    """
+    if len(values) > _WIDTH:
+        cuts = [round(at * len(values) / _WIDTH) for at in range(_WIDTH + 1)]
+        parts = [[v for v in values[a:b] if math.isfinite(v)] for a, b in pairwise(cuts)]
+        values = [math.fsum(v / len(part) for v in part) if part else math.nan for part in parts]
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return "·" * len(values)
+    least = min(known) / 2  # halves, because a difference may be too large for a float
+    span = max(known) / 2 - least
+    scale = (len(_BARS) - 1) / span if span else 0.0
+    return "".join(_BARS[round((value / 2 - least) * scale)] if math.isfinite(value) else "·" for value in values)
+
+
+def _age(seconds: float) -> str:
+    return next((f"{int(seconds // size)} {unit}" for size, unit in _UNITS if seconds >= size), "now")
+
+
+def _describe(found: About) -> Iterator[str]:
+    """One checkpoint, line by line."""
+    one, record = found.checkpoint, found.checkpoint.to_json()
+    pinned = ", pinned" if one.pinned else ""
+    yield f"{record['path']}  {human_bytes(one.nbytes)}  {one.state}{pinned} ({one.kind})"
+    if one.damage:
+        yield f"damage        {one.damage}"
+    yield f"step          {'–' if one.step is None else one.step}"
+    if record["time"]:
+        yield f"saved         {record['time']}"
+    for name, value in one.metrics.items():
+        yield f"metric        {name} {number(value)}"
+    for name, size in found.files.items():
+        yield f"file          {name}  {human_bytes(size)}"
+    if found.libraries:
+        yield f"libraries     {', '.join(f'{name} {version}' for name, version in found.libraries.items())}"
+    for what in found.not_captured:
+        yield f"not captured  {what}"
+    if one.usable:
+        yield f"holds         {count(found.tensors, 'tensor')}, {found.elements:,} elements"
+    rows = [(tensor.path, tensor.dtype, shape(tensor.shape), human_bytes(tensor.nbytes)) for tensor in found.biggest]
+    yield from (f"  {line}" for line in table(rows))

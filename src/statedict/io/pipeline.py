@@ -17,7 +17,7 @@ from statedict.io.descriptor import Descriptor, check_space, write_at, write_bac
 from statedict.io.memory import allocate
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, check_spawned, check_wanted, parallel
 from statedict.io.progress import Meter, meter
-from statedict.io.source import BytesSource
+from statedict.io.source import BytesSource, find_base
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -321,8 +321,5 @@ def read_block(source: ByteSource, at: int, size: int, again: bool, side: int = 
 
 def locate_file(source: Any) -> tuple[int | None, int]:
     """The descriptor of the file that a source is a range of, None if it is not a file, and where the range begins."""
-    offset = 0
-    while hasattr(source, "locate"):
-        source, start = source.locate()
-        offset += start
+    source, offset = find_base(source)
     return (source.fileno() if hasattr(source, "fileno") else None), offset

@@ -285,6 +285,15 @@ class Slice(ByteSource):
         return f"{self.name}: {what} of their part of the file {place}; it looks damaged, fetch it again"
 
 
+def find_base(source: Any) -> tuple[Any, int]:
+    """The source that a range of a range … is in, and where the range begins there."""
+    offset = 0
+    while hasattr(source, "locate"):
+        source, start = source.locate()
+        offset += start
+    return source, offset
+
+
 def swap_bytes(source: ByteSource, start: int, nbytes: int, kind: DType) -> ByteSource:
     """A part of a source in which a machine of the other byte order wrote elements of `kind`, in our order."""
     itemsize = kind.itemsize // 2 if kind.kind == "complex" else kind.itemsize

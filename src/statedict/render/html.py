@@ -6,13 +6,11 @@ strip from untrusted notebooks, folds and tables remain.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
 from statedict.render.text import number
 from statedict.values import shorten
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Any
 
 ROWS = 200  # of a table
 TREE_ROWS = 2000

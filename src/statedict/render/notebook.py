@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
 from statedict.errors import StateDictError
-from statedict.io.source import FileSource
+from statedict.io.source import FileSource, find_base
 from statedict.render.html import TREE_CHILDREN, Safe, entry, page, table, text, tree
 from statedict.render.text import shape
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.walk import label, nest
 from statedict.values import Opaque, Size, count, human_bytes
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from typing import Any
-
 _ON_A_ROW = 20
 _COUNTED = 200_000  # entries to add up, so that a display takes no longer than a blink
 
 
-class _Module:
-    """Neighbours whose keys have a prefix in common."""
-
-    __slots__ = ("rows",)
-
-    def __init__(self, rows: list[tuple[str, Any]]) -> None:
-        self.rows = rows
+class _Module(list[tuple[str, Any]]):
+    """The rows of neighbours whose keys have a prefix in common."""
 
 
 def html(state: Any) -> str:
@@ -44,14 +38,12 @@ def tensor(one: LazyTensor) -> str:
 
 def _facts(tensor: LazyTensor) -> Iterator[tuple[str, str]]:
     storage, source = tensor.storage, tensor.storage.source
-    start = storage.offset + tensor.offset
-    try:
-        while hasattr(source, "locate") and not source.remote:
-            source, at = source.locate()
-            start += at
-    except StateDictError:  # the header of an archive's member is damaged; reading the tensor raises this again
-        pass
-    where = f", bytes {start:,} to {start + tensor.span:,}" if isinstance(source, FileSource) else ""
+    where = ""
+    if not source.remote:
+        with suppress(StateDictError):  # a damaged header of an archive's member, which reading the tensor raises again
+            base, start = find_base(source)
+            start += storage.offset + tensor.offset
+            where = f", bytes {start:,} to {start + tensor.span:,}" if isinstance(base, FileSource) else ""
     yield "elements", f"{tensor.numel():,}"
     yield "bytes", f"{tensor.nbytes:,}"
     yield "in", f"{storage.source.name}{where}"
@@ -101,13 +93,14 @@ class _Totals:
 
 
 def _holds(node: Any) -> bool:
-    return isinstance(node, dict | list | tuple | Opaque | _Module) and node.__class__ is not Size
+    return isinstance(node, dict | list | tuple | Opaque) and node.__class__ is not Size
 
 
 def _is_plain(node: Any) -> bool:
     """Whether a container's items stand on its own row: a few that hold nothing."""
     return not _children(node) or (
         isinstance(node, list | tuple)
+        and not isinstance(node, _Module)
         and len(node) <= _ON_A_ROW
         and not any(is_array(item) or _holds(item) for item in node)
     )
@@ -115,7 +108,7 @@ def _is_plain(node: Any) -> bool:
 
 def _children(node: Any) -> Any:
     if isinstance(node, _Module):
-        return [value for _, value in node.rows]
+        return [value for _, value in node]
     if isinstance(node, Opaque):
         return [value for _, value in _slots(node)]
     return node.values() if isinstance(node, dict) else node
@@ -128,12 +121,12 @@ def _slots(node: Opaque) -> list[tuple[str, Any]]:
 def _below(node: Any) -> tuple[int, Sequence[tuple[str, Any]]]:
     if not _holds(node) or _is_plain(node):
         return 0, ()
-    if isinstance(node, list | tuple):
+    if isinstance(node, list | tuple) and not isinstance(node, _Module):
         return len(node), [(str(index), item) for index, item in enumerate(node[:TREE_CHILDREN])]
     if isinstance(node, dict):
         rows = nest([(label(key), value) for key, value in node.items()], _Module)
     else:
-        rows = node.rows if isinstance(node, _Module) else _slots(node)
+        rows = _slots(node) if isinstance(node, Opaque) else node
     return len(rows), rows
 
 

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from statedict.render.diff_text import measures
-from statedict.render.html import fold, listing, page, table
 from statedict.render.text import limit_lines, shape
 from statedict.reports.runs import Bisection, Blame, History, Pruned, RunVerified
 from statedict.values import abbreviate, count
 
 _SHOWN = 20
-_SHORT = 30
 
 
 def blame(report: Blame, limit: int | None = _SHOWN) -> Iterator[str]:
@@ -87,21 +85,13 @@ def verified(report: RunVerified) -> Iterator[str]:
     yield from (f"  {name}  unfinished" for name in report.unfinished)
 
 
-def _pruned_head(report: Pruned) -> str:
+def pruned_head(report: Pruned) -> str:
+    """How many checkpoints go, and how many stay."""
     return f"{len(report.removed):,} removed, {report.nbytes:,} bytes; {len(report.kept):,} stay"
 
 
 def pruned(report: Pruned) -> Iterator[str]:
     """How many checkpoints go, which, and why the others stay."""
-    yield _pruned_head(report)
+    yield pruned_head(report)
     yield from (f"  removed {step}" for step in report.removed)
     yield from (f"  {step} stays: {why}" for step, why in report.kept.items())
-
-
-def pruned_html(report: Pruned) -> str:
-    """The same, folded."""
-    return page(
-        _pruned_head(report),
-        fold("removed", listing(report.removed), len(report.removed) <= _SHORT),
-        fold("stay", table(("step", "why"), [*report.kept.items()], lambda row: row), len(report.kept) <= _SHORT),
-    )

@@ -273,6 +273,15 @@ def _restore(report: RestoreReport) -> str:
     )
 
 
+def _pruned(report: Pruned) -> str:
+    kept = table(("step", "why"), [*report.kept.items()], tuple)
+    return page(
+        run_text.pruned_head(report),
+        fold("removed", listing(report.removed), len(report.removed) <= _ROWS),
+        fold("stay", kept, len(report.kept) <= _ROWS),
+    )
+
+
 def _by_action(entries: Sequence[Entry], bad: bool = False) -> Safe:
     """A fold for each action, `restored` last."""
     actions: dict[str, list[Entry]] = {}
@@ -291,7 +300,7 @@ HTML: dict[type, Callable[[Any], str]] = {
     EditReport: _edit,
     GroupStats: _tensor_stats,
     LazyTensor: notebook.tensor,
-    Pruned: run_text.pruned_html,
+    Pruned: _pruned,
     RestoreReport: _restore,
     ScanReport: _scan,
     StateDict: notebook.html,

@@ -79,14 +79,12 @@ class Memory:
     parameter: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class Part:
-    """A torch tensor that is part of a larger one: the shape of the whole, and the tensor's pieces.
+    """A torch tensor that is part of a larger one."""
 
-    A piece is its corner in the whole, its corner in the tensor, and its sizes.
-    """
-
-    def __init__(self, shape: Strides, pieces: tuple[tuple[Strides, Strides, Strides], ...]) -> None:
-        self.shape, self.pieces = shape, pieces
+    shape: Strides  # of the whole
+    pieces: tuple[tuple[Strides, Strides, Strides], ...]  # corner in the whole, corner in the tensor, sizes
 
     def __str__(self) -> str:
         return f"{format_boxes([(begin, sizes) for begin, _, sizes in self.pieces])} of a tensor of shape {self.shape}"

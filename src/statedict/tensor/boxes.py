@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from threading import local
@@ -52,34 +53,22 @@ def raw_dtype(itemsize: int) -> Any:
     return numpy.dtype({1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}.get(itemsize, f"V{itemsize}"))
 
 
+@dataclass(slots=True, weakref_slot=True, eq=False, repr=False)
 class BoxSource(ByteSource):
-    """The bytes of a tensor that a function makes box by box.
+    """The bytes of a tensor that a function makes box by box."""
 
-    Attributes:
-        kind, shape: of the tensor.
-        at: makes a box.
-        panel_limit: returns the largest size of a panel; 0 if the bytes below have the same order.
-        remote: whether the bytes below are: more threads then make smaller panels.
-        present: the boxes that can be made; None if all can.
-    """
+    kind: DType
+    shape: Shape
+    at: At  # makes a box
+    name: str
+    panel_limit: Callable[[], int]  # returns the largest size of a panel; 0 if the bytes below have the same order
+    remote: bool = False  # whether the bytes below are: more threads then make smaller panels
+    present: tuple[Box, ...] | None = None  # the boxes that can be made; None if all can
+    size: int = field(init=False)
+    _panel: int = field(default=-1, init=False)
 
-    __slots__ = ("__weakref__", "_panel", "at", "kind", "name", "panel_limit", "present", "remote", "shape", "size")
-
-    remote: bool
-
-    def __init__(
-        self,
-        kind: DType,
-        shape: Shape,
-        at: At,
-        name: str,
-        panel_limit: Callable[[], int],
-        remote: bool = False,
-        present: tuple[Box, ...] | None = None,
-    ) -> None:
-        self.kind, self.shape, self.at, self.name = kind, shape, at, name
-        self.panel_limit, self.remote, self.present = panel_limit, remote, present
-        self.size, self._panel = math.prod(shape) * kind.itemsize, -1
+    def __post_init__(self) -> None:
+        self.size = math.prod(self.shape) * self.kind.itemsize
 
     @property
     def panel(self) -> int:

@@ -7,10 +7,12 @@ Overlapping tensors share one, so ties survive; bytes that no tensor covers are 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 
 from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
+from statedict.io.source import BytesSource, find_base
 from statedict.tensor.arrays import Strides, numpy_view, torch_storage, torch_view
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage
@@ -27,22 +29,22 @@ _SEPARATE = 1 << 20
 _ALIGN = 64
 
 
+@dataclass(slots=True, eq=False)
 class Segment:
     """A run of bytes to keep."""
 
-    __slots__ = ("device", "size", "source", "start")
+    source: ByteSource
+    start: int
+    size: int
 
-    def __init__(self, source: ByteSource, start: int, size: int, device: str) -> None:
-        self.source, self.start, self.size, self.device = source, start, size, device
 
-
+@dataclass(slots=True, eq=False)
 class Place:
-    """Where a tensor lies: index of its segment, its first byte there, its strides (None: contiguous)."""
+    """Where a tensor lies."""
 
-    __slots__ = ("offset", "segment", "strides")
-
-    def __init__(self, segment: int, offset: int, strides: Strides | None) -> None:
-        self.segment, self.offset, self.strides = segment, offset, strides
+    segment: int  # its index
+    offset: int  # of the first byte there
+    strides: Strides | None  # None if contiguous
 
 
 def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
@@ -75,17 +77,11 @@ def covered_bytes(tensors: Sequence[LazyTensor]) -> int:
 
 def origin(tensor: LazyTensor) -> object:
     """Where the bytes of a tensor lie in a file or in memory; unlike regions, comparable between two loads."""
-    source: Any = tensor.storage.source
-    at = tensor.storage.offset + tensor.offset
-    while hasattr(source, "locate"):
-        source, start = source.locate()
-        at += start
-    if hasattr(source, "address"):
-        at += source.address
-        place: object = "memory"
-    else:
-        place = getattr(source, "identity", None) or id(source)
-    return place, at, tensor.dtype, tensor.shape, tensor.strides
+    source, start = find_base(tensor.storage.source)
+    at = start + tensor.storage.offset + tensor.offset
+    address = getattr(source, "address", None)
+    place = "memory" if address is not None else getattr(source, "identity", None) or id(source)
+    return place, at + (address or 0), tensor.dtype, tensor.shape, tensor.strides
 
 
 def find_ties(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
@@ -104,9 +100,6 @@ def unseen_bytes(tensors: Sequence[LazyTensor]) -> int:
     """The bytes of the storages behind tensors that no tensor covers."""
     covered = 0
     for members in _by_storage(tensors).values():
-        if len(members) == 1:
-            covered += tensors[members[0]].span
-            continue
         end = 0
         for begin, stop in sorted((tensors[i].offset, tensors[i].offset + tensors[i].span) for i in members):
             covered += max(stop, end) - max(begin, end)
@@ -125,7 +118,7 @@ def _place_alone(tensor: LazyTensor, segments: list[Segment]) -> Place:
     if tensor.strides is not None and tensor.span > tensor.nbytes:  # it has gaps: keep the elements only
         tensor = tensor.contiguous()
     storage = tensor.storage
-    segments.append(Segment(storage.source, storage.offset + tensor.offset, tensor.span, storage.device))
+    segments.append(Segment(storage.source, storage.offset + tensor.offset, tensor.span))
     return Place(len(segments) - 1, 0, tensor.strides)
 
 
@@ -162,7 +155,7 @@ def _place_together(
         return
     start -= start % 16  # so that every dtype's offset stays a whole number of elements
     storage = tensors[group[0]].storage
-    segments.append(Segment(storage.source, storage.offset + start, end - start, storage.device))
+    segments.append(Segment(storage.source, storage.offset + start, end - start))
     for i in group:
         places[i] = Place(len(segments) - 1, tensors[i].offset - start, tensors[i].strides)
 
@@ -212,8 +205,6 @@ class Arena:
 
 def move_to_copies(tensors: Sequence[LazyTensor], room: Callable[[list[int]], list[memoryview]] | None = None) -> None:
     """Let tensors that nobody else has yet lie over copies of their memory; see `copy_segments`."""
-    from statedict.io.source import BytesSource
-
     buffers, places = copy_segments(tensors, room)
     storages = [Storage(BytesSource(buffer), 0, len(buffer)) for buffer in buffers]
     for tensor, place in zip(tensors, places, strict=True):

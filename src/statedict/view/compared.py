@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Any
 
 from statedict.errors import PatternError, UnknownFormatError
@@ -30,10 +31,8 @@ def compare(one: Opened, other: Opened, pick: Patterns, executor: Executor | Non
     """Compare two checkpoints."""
     names = (one.name, other.name)
     if pick.globs is not None:
-        try:
+        with suppress(PatternError):  # it matches the numbers of an optimizer's parameters, which now have names
             return compare_trees(one.state, other.state, names, pick.globs, executor=executor)
-        except PatternError:  # it matches the numbers of an optimizer's parameters, which now have names
-            pass
     return compare_trees(one.state, other.state, names, executor=executor)
 
 
