@@ -8,7 +8,7 @@ from typing import Any
 
 from statedict.collector import Paused
 from statedict.ops.optimizers import optimizers
-from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, mark_inferred
+from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, mark_inferred, sum_by
 from statedict.tensor.arrays import format_boxes
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
@@ -56,7 +56,7 @@ def summarize(state: Any, path: str = "") -> Summary:
         root=root,
         tensors=tuple(build.tensors.values()),
         values=build.values,
-        dtypes=dict(sorted(build.dtypes.items(), key=lambda item: -item[1].nbytes)),
+        dtypes=dict(sorted(sum_by("dtype", build.tensors.values()).items(), key=lambda item: -item[1].nbytes)),
         wasted=wasted,
         opaque=build.opaque,
         optimizers=tuple(found.values()),
@@ -69,7 +69,6 @@ class _Builder:
         self.inferred = False
         self.tensors: dict[str, TensorInfo] = {}
         self.values: dict[str, Any] = {}
-        self.dtypes: dict[str, Total] = {}
         self.opaque: dict[str, int] = {}
         self.objects: set[int] = set()  # the Opaques around, which may be referred to
         self.regions: dict[object, str] = {}
@@ -136,12 +135,10 @@ class _Builder:
             attributes=tensor.attributes,
         )
         self.tensors[info.path] = info
-        total = Total(1, info.elements, info.nbytes) if tied is None else Total(1)
-        self.dtypes[info.dtype] = self.dtypes.get(info.dtype, Total()) + total
         self.lazy.append(tensor)
         part = f"only {format_boxes(tensor.present_boxes)}" if tensor.present_boxes is not None else ""
         notes = (f"= {tied}" if tied is not None else "", part, _note_attributes(tensor.attributes or {}))
-        return Node(info, note=" ".join(filter(None, notes)), total=total)
+        return Node(info, note=" ".join(filter(None, notes)), total=info.total)
 
     def optimizer(self, value: Any, path: str) -> Node:
         found = self.optimizers.get(path, Optimizer(path))
@@ -162,12 +159,7 @@ class _Builder:
 
 
 def _group(rows: _Rows, note: str = "") -> Node:
-    tensors = elements = nbytes = 0
-    for _, row in rows:
-        tensors += row.total.tensors
-        elements += row.total.elements
-        nbytes += row.total.nbytes
-    return Node(note=note, children=tuple(rows), total=Total(tensors, elements, nbytes))
+    return Node(note=note, children=tuple(rows), total=sum((row.total for _, row in rows), Total()))
 
 
 def _note_attributes(attributes: dict[Any, Any]) -> str:

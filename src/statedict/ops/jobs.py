@@ -27,16 +27,9 @@ def run_jobs(
     workers: int | None = None,
     ahead: int = 64,
 ) -> Iterator[tuple[Job, Any]]:
-    """Each job with its result, in order.
+    """Each job with its result, in order; `work` advances the meter by the bytes that it reads.
 
-    Args:
-        work: takes a job, and a meter that it advances by the bytes that it reads.
-        jobs: their `size` is in bytes.
-        executor: runs the jobs instead of threads; a batch then advances the meter when it is done.
-        batch: bytes of the small jobs that go to a worker together.
-        remote: whether the bytes are, so that more threads pay.
-        workers: how many threads instead.
-        ahead: batches that may be under way, or done before their results are taken.
+    Small jobs go to a worker together, up to `batch` bytes. With an executor the meter advances by whole batches.
     """
     every = list(jobs)
     counter = meter()

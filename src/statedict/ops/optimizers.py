@@ -17,17 +17,7 @@ _NAMES = ("params", "param_names")
 
 
 def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> list[Optimizer]:
-    """Every optimizer in a tree.
-
-    Args:
-        tree: a StateDict, or any tree of dicts, lists, arrays and values.
-        item: what a tensor of one element holds, to compare step counts; without it those that are tensors are not.
-
-    >>> import statedict
-    >>> [found] = optimizers(statedict.load("examples/checkpoint.pth"))
-    >>> found.path, found.model, found.names[0], found.inferred, found.groups[0][1]["lr"], found.troubles
-    ('optimizer_state', 'model_state', 'conv1.weight', True, 0.001, {})
-    """
+    """Every optimizer in a tree; `item` reads tensors of one element, without which step counts in them are ignored."""
     if not _has_optimizer(tree):
         return []
     if is_optimizer(tree):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,10 +104,24 @@ class TensorInfo:
     # its Python attributes, as `LazyTensor.attributes`; None if it has none
     attributes: dict[Any, Any] | None = field(default=None, compare=False)
 
+    @property
+    def total(self) -> Total:
+        """What it adds to sums."""
+        return Total(1, self.elements, self.nbytes) if self.tied is None else Total(1)
+
     def to_json(self) -> dict[str, Any]:
         """All fields, with `name` for the path; an attribute without a JSON form becomes a string."""
         attributes = self.attributes and {str(name): value_to_json(value) for name, value in self.attributes.items()}
         return to_record(self, path="name") | {"attributes": attributes}
+
+
+def sum_by(name: str, tensors: Iterable[TensorInfo]) -> dict[str, Total]:
+    """Sums over the tensors with the same value of a field."""
+    sums: dict[str, Total] = {}
+    for tensor in tensors:
+        value = getattr(tensor, name)
+        sums[value] = sums.get(value, Total()) + tensor.total
+    return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +155,7 @@ class Summary(Shown):
     @property
     def roles(self) -> dict[str, Total]:
         """Sums by the role of tensors."""
-        sums: dict[str, Total] = {}
-        for tensor in self.tensors:
-            one = Total(1, tensor.elements, tensor.nbytes) if tensor.tied is None else Total(1)
-            sums[tensor.role] = sums.get(tensor.role, Total()) + one
-        return sums
+        return sum_by("role", self.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """All fields but the tree, and the total, ready for `json.dumps`."""

@@ -122,9 +122,7 @@ def reshape(state: Layout, patterns: Patterns, shape: Sequence[int]) -> Layout:
     """
 
     def make(tensor: LazyTensor) -> LazyTensor:
-        known = 1
-        for size in shape:
-            known *= size if size != -1 else 1
+        known = math.prod(size for size in shape if size != -1)
         wanted = tuple(tensor.numel() // known if size == -1 and known else size for size in shape)
         if not tensor.dtype.bits:
             raise AlterError(f"{tensor!r}: cannot be given another shape, for the size of its elements is not known")

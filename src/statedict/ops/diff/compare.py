@@ -118,13 +118,7 @@ class _Slice:
 def compare(
     pairs: Sequence[tuple[LazyTensor, LazyTensor]], rule: Rule, executor: Executor | None = None
 ) -> list[Tally | None]:
-    """The differences of each pair of tensors of as many elements; None for a pair that is equal.
-
-    Args:
-        pairs: of one dtype, or of two that are `comparable`.
-        rule: when elements are equal.
-        executor: runs the comparisons; a few threads by default.
-    """
+    """The differences of each pair of tensors of as many elements, of comparable dtypes; None for an equal pair."""
     found: list[Tally | None] = [None] * len(pairs)
     by_origin: dict[tuple[object, object], list[int]] = {}
     for number, (one, other) in enumerate(pairs):

@@ -31,24 +31,16 @@ _MOVES = 8  # each explains at least such a part of what is left
 
 
 def find_moves(one: Tensors, other: Tensors) -> list[Moved]:
-    """The prefixes that explain most of the names that only one side has.
-
-    Args:
-        one: the tensors whose names only the first state has.
-        other: likewise of the second.
-    """
-    found: list[Moved] = []
+    """The prefixes that explain most of the names that only one side has; each side's tensors are those alone."""
+    moves: list[Moved] = []
     left, right = dict(one), dict(other)
-    while left and right and len(found) < _MOVES:
-        best = _find_move(left, right)
-        if best is None:
-            return found
-        found.append(best)
+    while left and right and len(moves) < _MOVES and (move := _find_move(left, right)):
+        moves.append(move)
         for path in list(left):
-            new = best(path)
+            new = move(path)
             if new is not None and new in right:
                 del left[path], right[new]
-    return found
+    return moves
 
 
 def _find_move(one: Tensors, other: Tensors) -> Moved | None:
@@ -127,12 +119,11 @@ def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> 
     sides = [{path: t for path, t in side.items() if _kind(t) in shapes and _is_readable(t)} for side in (one, other)]
     heads = [_digest_all(side, _HEAD, executor) for side in sides]
     both = {c.key for c in heads[0].values()} & {c.key for c in heads[1].values()}
-    found = []
     for side, head in zip(sides, heads, strict=True):
-        some = {path: c for path, c in head.items() if c.key in both}
-        large = {path: side[path] for path in some if side[path].nbytes > _HEAD}
-        found.append(some | _digest_all(large, None, executor))
-    return found
+        for path in [path for path, content in head.items() if content.key not in both]:
+            del head[path]
+        head |= _digest_all({path: side[path] for path in head if side[path].nbytes > _HEAD}, None, executor)
+    return heads
 
 
 def digests(tensors: Tensors) -> dict[str, str]:
@@ -174,15 +165,7 @@ def _digest(job: _Read, counter: Meter) -> Content:
 
 
 def match_contents(one: Mapping[str, Content], other: Mapping[str, Content]) -> tuple[dict[str, str], dict[str, str]]:
-    """Pairs of names of the same content.
-
-    Args:
-        one: path → content.
-        other: likewise of the second state.
-
-    Returns:
-        First path → second path; and second path → a first one that has the same content, where that proves nothing.
-    """
+    """First path → second path of the same content, and second → first where the same content proves nothing."""
     buckets: dict[tuple[Any, ...], tuple[list[str], list[str]]] = {}
     for side, some in enumerate((one, other)):
         for path, content in some.items():

@@ -63,12 +63,8 @@ def find_ranks(
 ) -> list[TensorDiff]:
     """The tensors, each changed floating or complex matrix with the rank of its change.
 
-    Args:
-        tensors: what became of each.
-        a: the tensors of the first state.
-        b: those of the second one.
-        rank: the largest rank of an adapter that counts; by default what has a quarter of the matrix's numbers.
-        executor: computes; by default one matrix at a time, for the matrix products use all cores.
+    An adapter counts up to `rank`; by default if it has a quarter of the matrix's numbers. Without an executor it is
+    one matrix at a time, for the matrix products use all cores.
     """
     found = list(tensors)
     matrices: dict[object, _Matrix] = {}
@@ -98,13 +94,7 @@ def _judge_one(rank: int | None, matrix: _Matrix, counter: Meter) -> LowRank:
 
 
 def judge(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
-    """The verdict on a change whose blocks were all read.
-
-    Args:
-        change: the change.
-        found: its singular values.
-        rank: the largest rank that counts.
-    """
+    """The verdict on a change whose blocks were all read, from its singular values and the largest rank that counts."""
     m, n, total = change.rows, change.columns, change.energy
     squares = found.squares
     left = _energy_left(found, total)

@@ -65,10 +65,6 @@ def roles(names: Iterable[str], owned: Mapping[str, tuple[Optimizer, Any]]) -> d
 
     Buffers differ from layer to layer by nature. State of an optimizer goes by the name of its parameter; if that is
     unknown, layers cannot be told from one another.
-
-    Args:
-        names: the paths of the tensors.
-        owned: those that optimizers keep, and for which parameter.
     """
     found: dict[str, str | None] = {}
     for name in names:
