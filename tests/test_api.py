@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,23 @@ def test_a_long_name_is_no_obstacle(tmp_path: Path) -> None:
     statedict.save(TREE, path)
     assert_same(statedict.load(path), TREE)
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_save_crosses_the_captured_state_twice(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from statedict.adapters import Capture
+    from statedict.tree.walk import _Visitor
+
+    visits: list[int] = []  # by thread
+    for owner, name in ((Capture, "value"), (_Visitor, "enter")):
+        call = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda self, *args, call=call: visits.append(threading.get_ident()) or call(self, *args)
+        )
+    model = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(1)) for _ in range(100)])
+    statedict.save({"model": model}, tmp_path / f"model{suffix}")
+    assert 200 <= len(visits) <= 210
+    visits.clear()
+    with statedict.CheckpointManager(tmp_path / "run") as manager:
+        manager.save(1, {"model": model})
+    assert 100 <= visits.count(threading.get_ident()) <= 105  # the rest is done in the background

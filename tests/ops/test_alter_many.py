@@ -156,3 +156,16 @@ def test_parts_are_fused_along_a_dimension_that_they_have(dim: int) -> None:
     assert alter.fuse(state, ["a", "b"], "c", 1)["c"].shape == alter.fuse(state, ["a", "b"], "c", -1)["c"].shape
     with pytest.raises(AlterError, match=f"along {dim}"):
         alter.fuse(state, ["a", "b"], "c", dim)
+
+
+def test_planning_an_edit_takes_a_few_times_the_work_of_a_load(tmp_path: Path) -> None:
+    path = tmp_path / "many.safetensors"
+    statedict.save({f"layers.{n}.weight": torch.ones(2) for n in range(200)}, path)
+    several = [{"rename": {"layers.{n}": "blocks.{n}"}}, {"cast": "bf16"}, {"drop": "blocks.1*"}, {"prefix": "model."}]
+
+    def plan(count: int) -> int:
+        return steps(lambda: statedict.edit(path, None, several[:count], dry_run=True))
+
+    load = steps(lambda: statedict.load(path))
+    assert plan(1) <= 5 * load
+    assert plan(4) <= 14 * load
