@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.pipeline import Block
-    from statedict.io.remote import Remote
 
 try:
     from huggingface_hub import HfFileSystem
@@ -34,13 +33,13 @@ def _file_system() -> Any:
     return HfFileSystem()
 
 
-def connect(url: str) -> Remote:
-    """What may lie behind a URL."""
+def connect(url: str) -> _HubFile:
+    """Connect to what may lie behind a URL."""
     return _HubFile(url)
 
 
 class _HubFile:
-    """A file or folder of a repository."""
+    """A file or folder of a repository, with the methods of `object_store._Object`."""
 
     __slots__ = ("_path", "name")
 

@@ -53,10 +53,6 @@ def parse(
         constants: allow NaN, Infinity and -Infinity, which Python writes.
         surrogates: allow halves of surrogate pairs, which Python's texts may hold.
 
-    Raises:
-        CorruptFileError: it is not JSON, or two readers would read it differently.
-        LimitError: it would take more memory than its size justifies.
-
     >>> parse('{"a": 1, "\\u0061": 2}', "x.json")
     Traceback (most recent call last):
         ...
@@ -141,7 +137,6 @@ def _count_keys(text: str) -> int:
 
 
 def _strings(tree: Any) -> Iterator[str]:
-    """All keys and strings."""
     pending = [tree]
     while pending:
         node = pending.pop()

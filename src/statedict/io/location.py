@@ -34,17 +34,12 @@ def location(name: str) -> Location:
 
 
 class Location:
-    """A file or folder on this machine.
-
-    Attributes:
-        workers: how many requests at a time are worth it.
-        has_folders: whether there are folders to make, rename and lock; a store has objects only.
-    """
+    """A file or folder on this machine."""
 
     __slots__ = ("name",)
 
-    workers = 1
-    has_folders = True
+    workers = 1  # requests at a time that are worth it
+    has_folders = True  # to make, rename and lock; a store has objects only
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -126,18 +121,11 @@ class Location:
     def publish(
         self, write: Write, *, overwrite: bool = True, fsync: bool = True, executor: Executor | None = None
     ) -> None:
-        """Write the file whole or not at all.
+        """Write the file whole or not at all; whatever `write` raises leaves the target as it was.
 
-        On disk: a temporary file in the same directory, its bytes, fsync, rename over the target, fsync of the
-        directory. A reader sees the old file or the new one. After a crash the directory holds one of the two, and
-        at worst a temporary named `.NAME.XXXXXXXX.tmp`. A symbolic link is followed. In a store: an upload, which
-        appears when it is complete.
-
-        Args:
-            write: fills a sink; whatever it raises leaves the target as it was.
-            overwrite: if false, an existing target is an error, also one that appears meanwhile.
-            fsync: wait until the bytes and the name are on the disk.
-            executor: does the sink's work.
+        On disk: a temporary file `.NAME.XXXXXXXX.tmp` in the same directory, fsync, rename over the target, fsync of
+        the directory. A symbolic link is followed. In a store: an upload, which appears when it is complete. Without
+        `overwrite` an existing target is an error, also one that appears meanwhile.
         """
         path = os.path.realpath(self.name)
         mode = _mode_to_keep(path, overwrite)
@@ -180,19 +168,12 @@ class Location:
         executor: Executor | None = None,
         nbytes: int = 0,
     ) -> None:
-        """Write several files into the folder; the last one should name the others.
+        """Write several files, of `nbytes` in all, into the folder; the last one should name the others.
 
         On disk: a new folder appears whole or not at all. In one that exists all files are written beside their
         places first and then renamed, the last one last; other files stay. In a store: if one upload fails, objects
         that are new are deleted again. A last one that exists is deleted before the others are replaced, so that it
         never names both old and new ones.
-
-        Args:
-            files: name → what fills the file.
-            overwrite: if false, an existing file is an error.
-            fsync: wait until the bytes and the names are on the disk.
-            executor: does the sinks' work, or uploads the objects, several at a time.
-            nbytes: roughly how many bytes all of them have; checked against the disk before the first one.
         """
         folder = os.path.realpath(self.name)
         above, name = os.path.split(folder)
@@ -227,8 +208,6 @@ class Location:
 
 
 class _Stored(Location):
-    """A file or folder behind a URL."""
-
     __slots__ = ()
 
     workers = REMOTE_WORKERS

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.pipeline import Block
-    from statedict.io.remote import Remote, Version
+
+    Version = dict[str, str]
 
 try:
     import obstore
@@ -40,8 +41,8 @@ _TRIES, _PAUSE = 4, 0.2  # of a conditional write; seconds, each pause twice the
 _PROCESS = os.getpid()  # obstore does not survive a fork
 
 
-def connect(url: str) -> Remote:
-    """What may lie behind a URL."""
+def connect(url: str) -> _Object:
+    """Connect to what may lie behind a URL."""
     _check_process()
     name = redact(url)
     scheme, _, rest = url.partition("://")
@@ -133,6 +134,10 @@ class _Object:
         self._url = url  # of a plain server's file; empty for the object of a store
 
     def get(self, start: int, end: int) -> tuple[Block, int, str]:
+        """Return the bytes of a range, fewer at the end; the size of the whole; a tag that changes with the object.
+
+        NoRangesError: the server sends the whole instead. FileError with ERANGE: it sends another range.
+        """
         _check_process()
         self._check_key()
         try:
@@ -150,6 +155,7 @@ class _Object:
         return memoryview(data), meta["size"], meta["e_tag"] or str(meta["last_modified"])
 
     def stream(self) -> tuple[Iterator[Block], int]:
+        """Return all bytes, and how many there are (-1 if the server does not say)."""
         self._check_key()
         try:
             answer = obstore.get(self._store, self._key)
@@ -261,7 +267,6 @@ class _Object:
                 raise self._explain(error) from None
 
     def _holds(self, upload: _Digest) -> bool:
-        """Whether the object is what was sent; its bytes are read only if its size is the same."""
         try:
             if self._head()["size"] != upload.size:
                 return False
@@ -273,6 +278,7 @@ class _Object:
         return stored.hash.digest() == upload.hash.digest()
 
     def look(self) -> tuple[bytes, Version] | None:
+        """Return the bytes of a small object and its version; None if there is none."""
         try:
             answer = obstore.get(self._store, self._key)
             return bytes(answer.bytes()), _version(answer.meta)
@@ -283,6 +289,7 @@ class _Object:
         raise error
 
     def write_if(self, data: bytes, seen: Version | None) -> Version | None:
+        """Replace the version `seen` (None: no object); return the new version, None if another one is there."""
         # The answer may be lost although the object was written, and a repeated request is then refused. So without a
         # clear answer it looks at what is there. Different writers have to write different bytes.
         if self._url:
@@ -308,7 +315,6 @@ class _Object:
         self._ask(obstore.delete, self._key)
 
     def _explain(self, error: Exception) -> FileError:
-        """What a store's error means, without the URLs in it."""
         text = f"{_status(error)} {error}"
         number, what = next(
             (number, what)

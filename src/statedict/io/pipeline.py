@@ -9,6 +9,7 @@ and 0005-writing.md.
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 from functools import partial
 from threading import local
 
@@ -38,24 +39,8 @@ READ = 8 << 20
 _JOB = 16 << 20  # bytes of small parts that a worker of an executor takes at a time
 
 
-class Part:
-    """A range of a source and its place in the output.
-
-    `head` goes right before the data, `tail(crc, size)` right after; both may be missing.
-    """
-
-    __slots__ = ("head", "offset", "size", "source", "start", "tail")
-
-    def __init__(
-        self,
-        offset: int,
-        source: ByteSource,
-        start: int,
-        size: int,
-        head: bytes = b"",
-        tail: Callable[[int, int], bytes] | None = None,
-    ) -> None:
-        self.offset, self.source, self.start, self.size, self.head, self.tail = offset, source, start, size, head, tail
+# a range of a source and its place in the output; `head` goes right before the data, `tail(crc, size)` right after
+Part = namedtuple("Part", "offset source start size head tail", defaults=(b"", None))
 
 
 class FileSink:

@@ -26,49 +26,14 @@ from statedict.io.urls import NoRangesError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import IO, Any, Protocol
+    from typing import IO, Any, TypeAlias
 
+    from statedict.io.hub import _HubFile
+    from statedict.io.object_store import _Object
     from statedict.io.pipeline import Block
-    from statedict.io.urls import Item
 
-    Version = dict[str, str]
-
-    class Remote(Protocol):
-        """What may lie behind a URL; as a folder, what lies below it."""
-
-        @property
-        def name(self) -> str:
-            """The URL without what is secret in it."""
-
-        def get(self, start: int, end: int) -> tuple[Block, int, str]:
-            """Bytes of a range, fewer at the end; the size of the whole; a tag that changes with the object.
-
-            NoRangesError: the server sends the whole instead. FileError with ERANGE: it sends another range.
-            """
-
-        def stream(self) -> tuple[Iterator[Block], int]:
-            """All of its bytes, and how many there are (-1: nobody knows)."""
-
-        def size(self) -> int:
-            """Bytes of the object, without reading them."""
-
-        def exists(self) -> bool:
-            """Whether there is such an object."""
-
-        def contents(self) -> dict[str, Item] | None:
-            """The files and folders of this folder; None where the server does not list."""
-
-        def put(self, pieces: Iterator[bytes], size: int) -> None:
-            """Write the object, if its pieces do not raise."""
-
-        def look(self) -> tuple[bytes, Version] | None:
-            """The bytes of a small object and its version; None if there is none."""
-
-        def write_if(self, data: bytes, seen: Version | None) -> Version | None:
-            """Replace the version `seen` (None: no object) and return the new version; None if there is another one."""
-
-        def delete(self) -> None:
-            """Delete the object."""
+    Remote: TypeAlias = "_HubFile | _Object"
+    """What lies behind a URL; as a folder, what lies below it."""
 
 
 _FIRST = 1 << 16  # of a file: enough for most headers

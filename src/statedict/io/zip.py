@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from statedict.io.source import ByteSource
 
+_BLOCK = 1 << 20
+
 
 class Record(Slice):
     """One stored record; where its data begin is looked up at first use. `entry` is its row of the directory."""
@@ -105,23 +107,15 @@ class Inflated(BytesSource):
         except zlib.error as error:
             raise CorruptFileError(f"{self.label}: {error}; the archive is damaged") from error
         if done != self.size:
-            raise self._size_error()
+            raise CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
 
     def _memory(self) -> memoryview:
         if len(self._view) != self.size:
-            import zlib
-
-            try:
-                data = zlib.decompressobj(-15).decompress(self.packed.read(0, self.packed.size), self.size + 1)
-            except zlib.error as error:
-                raise CorruptFileError(f"{self.label}: {error}; the archive is damaged") from error
-            if len(data) != self.size:
-                raise self._size_error()
-            self._view = memoryview(data)
+            data = bytearray()
+            for _, block in self.stream(_BLOCK):
+                data += block
+            self._view = memoryview(data).toreadonly()
         return self._view
-
-    def _size_error(self) -> CorruptFileError:
-        return CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
 
     def _range_message(self, what: str) -> str:
         return f"{self.label}: {what} the record ({self.size:,} bytes)"

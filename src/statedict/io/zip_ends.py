@@ -98,7 +98,6 @@ def find_all(data: bytes, magic: bytes) -> Iterator[int]:
 
 
 def _read_end(source: Readable, found: Ends, at: int, stop: int, end: int) -> None:
-    """The directories that one end record leads to."""
     _, disk, first, here, count, size, offset, _ = END.unpack(bytes(source.read(at, END.size)))
     ends = [(count, size, offset, at)]
     locator = bytes(source.read(at - 20, 20)) if at >= 20 else b""

@@ -124,7 +124,6 @@ def _read_extra(
 
 
 def _extra_fields(extra: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """The kind, declared length and bytes of each extra field."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
@@ -150,7 +149,6 @@ def zip64_values(extra: bytes) -> tuple[int, ...]:
 
 
 def _clashes(names: list[str], aliases: set[tuple[str, str]]) -> Iterator[str]:
-    """Names that some reader takes for one another."""
     forged = "it is damaged or forged"
     if len(set(names)) < len(names):
         yield f"record {_find_duplicate(names)!r} stands twice in the zip directory; {forged}"

@@ -33,7 +33,7 @@ from statedict.io.urls import join, redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from statedict.io.remote import Version
+    from statedict.io.object_store import Version
 
 NAME = ".lock"
 LEASE = 300.0  # seconds
