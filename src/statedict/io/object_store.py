@@ -134,10 +134,7 @@ class _Object:
         self._url = url  # of a plain server's file; empty for the object of a store
 
     def get(self, start: int, end: int) -> tuple[Block, int, str]:
-        """Return the bytes of a range, fewer at the end; the size of the whole; a tag that changes with the object.
-
-        NoRangesError: the server sends the whole instead. FileError with ERANGE: it sends another range.
-        """
+        """Return the bytes of a range, fewer at the end; the size of the whole; a tag that changes with the object."""
         _check_process()
         self._check_key()
         try:
@@ -328,8 +325,6 @@ class _Object:
 
 
 class _Digest:
-    """Pieces on their way: their digest, and how many bytes they are."""
-
     def __init__(self, pieces: Iterator[Block]) -> None:
         from xxhash import xxh3_128
 
