@@ -415,7 +415,7 @@ def test_a_distributed_tensor_of_four_bytes_that_claims_to_be_huge_is_refused(el
 
 def test_memory_that_the_system_does_not_have_is_an_error_of_ours() -> None:
     from statedict.errors import OutOfMemoryError
-    from statedict.io.memory import allocate, zeros
+    from statedict.io.source import allocate, zeros
 
     for take in (allocate, zeros):
         for size in (1 << 62, 1 << 70):

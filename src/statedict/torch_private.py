@@ -194,14 +194,9 @@ def unpickler_works() -> bool:
         return False
 
 
-def get_usual_load() -> Any:
-    """Return `Module._load_from_state_dict`, which most modules inherit; None if it is missing."""
-    return look_up("nn.Module._load_from_state_dict")
-
-
-def find_load(module: Any) -> Any:
-    """Return how the class of a module loads its own tensors."""
-    return look_up("nn.Module._load_from_state_dict", type(module))
+def find_load(module: Any = None) -> Any:
+    """Return how the class of a module loads its own tensors, by default as most modules do; None if it is missing."""
+    return look_up("nn.Module._load_from_state_dict", None if module is None else type(module))
 
 
 def get_pre_hooks(module: Any) -> Any:
@@ -215,7 +210,9 @@ def is_watched(module: Any) -> bool:
     return hooks is None or bool(hooks)
 
 
-def get_parts(module: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]] | None:
-    """Return a module's own parameters, buffers and modules by name, with None for empty ones; None if missing."""
-    found = tuple(look_up(f"nn.Module.{name}", module) for name in ("_parameters", "_buffers", "_modules"))
-    return None if None in found else (found[0], found[1], found[2])
+def get_parts(module: Any) -> list[Mapping[str, Any]]:
+    """Return a module's own parameters, buffers and modules by name; TypeError if PyTorch hides them."""
+    parts = [look_up(f"nn.Module.{name}", module) for name in ("_parameters", "_buffers", "_modules")]
+    if None in parts:
+        raise TypeError(f"{type(module).__name__}: its parts are not to be had")
+    return parts

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statedict.errors import CorruptFileError, FileError, MissingFileError
-from statedict.io.memory import allocate
-from statedict.io.source import AddressSource, BytesSource, ComputedSource, FileSource, address_view
+from statedict.io.source import AddressSource, BytesSource, ComputedSource, FileSource, address_view, allocate
 from statedict.io.zip import read_directory
 
 from .archives import deflated, stored

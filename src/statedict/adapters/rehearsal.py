@@ -23,7 +23,7 @@ _MISMATCH = re.compile(r"size mismatch for (\S+?):")
 
 def special(modules: Iterable[tuple[str, Any]]) -> dict[str, bool]:
     """The paths of the modules that load in a way of their own → whether by a method, not by hooks before it only."""
-    usual, found = torch_private.get_usual_load(), dict[str, bool]()
+    usual, found = torch_private.find_load(), dict[str, bool]()
     for path, child in modules:
         by_method = usual is None or torch_private.find_load(child) is not usual
         if by_method or torch_private.get_pre_hooks(child) != {}:
@@ -41,7 +41,7 @@ def rehearse(
     """
     import torch
 
-    if torch_private.get_usual_load() is None:
+    if torch_private.find_load() is None:
         return None
     places = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     where = {id(tensor): name for name, tensor in places.items()}
@@ -100,7 +100,7 @@ class Rehearsal:
         except Exception as error:  # a hook's own
             self.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
         self.reads |= {name for name in before if entries.get(name) is not before[name]} & self._state
-        ours = load is not torch_private.get_usual_load()
+        ours = load is not torch_private.find_load()
         for name, called in self._names.get(path, ()):
             if name not in missing and (name in entries or ours):
                 self.sources[called] = self._origins.get(id(entries.get(name)), "")
@@ -112,7 +112,7 @@ class Rehearsal:
         for name, value in entries.items():
             if name.startswith(prefix):
                 below.setdefault(name[len(prefix) :].partition(".")[0], {})[name] = value
-        for name, child in _parts(module)[2].items():
+        for name, child in torch_private.get_parts(module)[2].items():
             if child is not None:
                 self._load(child, below.get(name, {}), prefix + name)
 
@@ -122,7 +122,7 @@ def _twin(module: Any, made: dict[int, Any]) -> Any:
     if id(module) in made:
         return made[id(module)]
     twin = made[id(module)] = object.__new__(type(module))
-    parameters, buffers, modules = _parts(module)
+    parameters, buffers, modules = torch_private.get_parts(module)
     hooks = torch_private.get_pre_hooks(module)
     if hooks is None:
         raise TypeError(f"{type(module).__name__}: what it calls before it loads is not known")
@@ -134,14 +134,6 @@ def _twin(module: Any, made: dict[int, Any]) -> Any:
         _load_state_dict_pre_hooks=OrderedDict((key, _rebind(hook, module, twin)) for key, hook in hooks.items()),
     )
     return twin
-
-
-def _parts(module: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
-    """Its own parameters, buffers and modules by name."""
-    found = torch_private.get_parts(module)
-    if found is None:
-        raise TypeError(f"{type(module).__name__}: its parts are not to be had")
-    return found
 
 
 def _shell(tensor: Any) -> Any:

@@ -11,7 +11,7 @@ import importlib
 import os
 
 from statedict.errors import FormatError, UnsupportedError
-from statedict.formats.kinds import KINDS, Row, hint_at_download, run_checks
+from statedict.formats.kinds import KINDS, hint_at_download, run_checks
 from statedict.formats.kinds import detect as detect
 
 TYPE_CHECKING = False
@@ -30,9 +30,7 @@ _HOLDERS = {  # the modules of the formats whose files hold other checkpoints
     "distributed": "statedict.formats.distributed",
     "sharded": "statedict.formats.sharded",
 }
-FORMATS = {
-    name: row if row.module else Row(row.magic, _HOLDERS[name], folder=row.folder) for name, row in KINDS.items()
-}
+FORMATS = {name: row if row.module else row._replace(module=_HOLDERS[name]) for name, row in KINDS.items()}
 WRITABLE = [name for name, row in FORMATS.items() if row.suffixes or row.folder]
 _SUFFIXES = {suffix: name for name, row in FORMATS.items() for suffix in row.suffixes}
 _FOREIGN = (".gguf", ".onnx", ".h5", ".hdf5", ".npz", ".npy", ".keras", ".tflite", ".pb", ".zip", ".pkl", ".json")

@@ -53,7 +53,6 @@ def read(source: ByteSource) -> StateDict:
 
 
 def _read(index: ByteSource, metadata: dict[str, Any]) -> tuple[StateDict, dict[Any, Any]]:
-    """Read the tree, and the entries by name."""
     try:
         with Together():
             leaves = _read_leaves(index, metadata)

@@ -14,6 +14,7 @@ Source: torch/distributed/checkpoint/_traverse.py, default_planner.py, filesyste
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from itertools import groupby, islice
 
 from statedict.errors import UnsupportedError
 from statedict.formats.distributed_tensors import OURS, format_key
-from statedict.formats.places import group_by_size
 from statedict.formats.torch.archive import Packing, pickle_tree, refuse_place
+from statedict.io.parallel import batches
 from statedict.io.pipeline import Part, StreamSink, put_bytes
 from statedict.io.progress import Meter
 from statedict.io.source import BytesSource
@@ -167,7 +168,7 @@ def _place_in_files(chunks: list[Chunk], most: int | None) -> dict[str, list[Chu
         if lengths not in sizes:
             sizes[lengths] = Packing(chunk.data, chunk.storages).size
         chunk.size = sizes[lengths]
-    groups = group_by_size({chunk: chunk.size for chunk in chunks}, most)
+    groups = batches(chunks, most, count=math.inf)
     files = {f"__0_{number}.distcp": held for number, held in enumerate(groups)}
     for file, held in files.items():
         end = 0
@@ -219,8 +220,8 @@ def _describe(tensor: LazyTensor) -> Opaque:
 def _write(chunks: list[Chunk], sink: Sink) -> None:
     sink.reserve(sum(chunk.size for chunk in chunks))
     for large, neighbours in groupby(chunks, key=lambda chunk: chunk.size > _SMALL):
-        together = (1 if sink.in_order else _TOGETHER) if large else _GATHER
-        for held in group_by_size({chunk: 1 if large else chunk.size for chunk in neighbours}, together):
+        most = (1 if sink.in_order else _TOGETHER) if large else math.inf
+        for held in batches(neighbours, None if large else _GATHER, count=most):
             packed = (Packing(chunk.data, chunk.storages, at=chunk.offset) for chunk in held)
             if large:
                 archives = list(packed)

@@ -7,13 +7,14 @@ modules.
 from __future__ import annotations
 
 import importlib
+from collections import namedtuple
 from contextlib import contextmanager
 
 from statedict.errors import CorruptFileError, FormatError, UnknownFormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import ModuleType
     from typing import Any
 
@@ -23,26 +24,15 @@ if TYPE_CHECKING:
 _HEAD = 512
 
 
-class Row:
+class Row(namedtuple("Row", "magic module suffixes folder in_place", defaults=("", (), "", ""))):
     """A format in the table.
 
     `magic` recognizes the first bytes of a file. `module` is empty here if files of the format hold other checkpoints,
-    which may not nest further. `suffixes` select the format for a file. `folder` names the format that writes a folder:
-    itself if it is always one, or the one for its shards. `in_place` is the module whose `rewrite` edits files in
-    place.
+    which may not nest further. `suffixes` select the format for a file. `folder` names the format that writes a folder,
+    or its shards. `in_place` is the module whose `rewrite` edits files in place.
     """
 
-    __slots__ = ("folder", "in_place", "magic", "module", "suffixes")
-
-    def __init__(
-        self,
-        magic: Callable[[bytes], bool],
-        module: str = "",
-        suffixes: tuple[str, ...] = (),
-        folder: str = "",
-        in_place: str = "",
-    ) -> None:
-        self.magic, self.module, self.suffixes, self.folder, self.in_place = magic, module, suffixes, folder, in_place
+    __slots__ = ()
 
     def load(self) -> ModuleType:
         """Import the module."""

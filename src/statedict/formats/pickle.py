@@ -47,7 +47,6 @@ def read(source: ByteSource) -> Any:
 
 
 def _load(source: ByteSource) -> tuple[Any, int]:
-    """Return the object, and where its pickle ends."""
     data = source.read(0, source.size)
     tree, end = load(data, _CONSTRUCTORS, None, source.name)
     if data[end : end + 4] == b"PK\7\x08":

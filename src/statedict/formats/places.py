@@ -21,13 +21,10 @@ from statedict.io.urls import folder_of, join, redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from typing import TypeVar
+    from collections.abc import Iterable, Iterator
 
     from statedict.io.remote import RemoteSource
     from statedict.io.source import ByteSource
-
-    T = TypeVar("T")
 
 # what a folder is opened by, in this order; without any of them by the only index or the only whole file of weights in
 # it, such as `model.fp16.safetensors`
@@ -177,19 +174,6 @@ def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource
             f"{redact(join(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; "
             "name another folder, or take it away"
         )
-
-
-def group_by_size(sizes: Mapping[T, int], most: int | None) -> list[list[T]]:
-    """Group neighbours up to `most` bytes; a larger item gets a group of its own."""
-    groups: list[list[T]] = []
-    total = 0
-    for item, size in sizes.items():
-        if not groups or (most is not None and total + size > most):
-            groups.append([])
-            total = 0
-        groups[-1].append(item)
-        total += size
-    return groups
 
 
 def find_gaps(ranges: Iterable[tuple[int, int]], size: int, unit: str = "byte") -> Iterator[str]:

@@ -84,7 +84,6 @@ def _looks_signed(text: str, count: int) -> bool:
 
 
 def _read_header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTensor]]:
-    """Return the raw header, its `__metadata__` and its tensors."""
     name = source.name
     if source.size < 8:
         raise TruncatedError(f"{name}: {source.size} bytes are too few for a header; the file looks truncated")

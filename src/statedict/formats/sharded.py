@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from functools import partial
 
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
@@ -23,6 +24,7 @@ from statedict.formats import places, safetensors
 from statedict.formats.kinds import check_part, read_part
 from statedict.formats.skeleton import KEY, put_together, take_apart
 from statedict.io.json import parse, read_document
+from statedict.io.parallel import batches
 from statedict.io.pipeline import put_bytes
 from statedict.pickles.budget import Together
 from statedict.tree.state_dict import StateDict
@@ -91,7 +93,7 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
     """
     tensors, metadata = take_apart(tree)
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-    parts = places.group_by_size(sizes, most)
+    parts = list(batches(sizes, most, sizes.__getitem__, math.inf))
     if len(parts) <= 1:
         return {"model.safetensors": partial(safetensors.write, tree)}
     names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]

@@ -1,8 +1,7 @@
 """An ordinary zip archive that contains checkpoints, such as stable-baselines3's `model.zip`.
 
-Each member that is a checkpoint opens as the tree under its name, texts become strings, everything else is named and
-kept inert, archives within the archive too. Members are read in place; a deflated one is unpacked when something in it
-is read.
+Each member that is a checkpoint opens as the tree under its name, texts become strings, everything else, archives too,
+is named and kept inert. A deflated member is unpacked when something in it is read.
 """
 
 from __future__ import annotations

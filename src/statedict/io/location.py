@@ -263,9 +263,9 @@ class _Stored(Location):
         self._remote.delete()
 
     def publish(self, write: Write, *, overwrite: bool = True, **_: Any) -> None:
-        from statedict.io.remote import Upload, connect
+        from statedict.io.remote import Upload
 
-        remote = connect(self.name)
+        remote = self._remote
         if not overwrite and remote.exists():
             raise _exists_error(remote.name)
         with Upload(remote) as upload:
@@ -297,11 +297,9 @@ class _Stored(Location):
 
 
 def _find_existing(urls: Iterable[str]) -> list[str]:
-    return [url for url in parallel(_url_if_exists, urls, workers=REMOTE_WORKERS) if url]
-
-
-def _url_if_exists(url: str) -> str:
-    return url if location(url).exists() else ""
+    urls = list(urls)
+    exist = parallel(lambda url: location(url).exists(), urls, workers=REMOTE_WORKERS)
+    return [url for url, exists in zip(urls, exist, strict=True) if exists]
 
 
 def _upload(target: tuple[str, Write]) -> None:

@@ -1,13 +1,13 @@
 """Jobs on a few threads, or on the caller's executor: bounded, in order, stopped by the first error.
 
 Python raises `KeyboardInterrupt` between any two instructions of the main thread. `Thread.start` and
-`concurrent.futures` then lose a running thread, which goes on with what its caller has given up. So nothing here waits
-for a thread to begin, no lock is held across an instruction, and every step can be taken twice
-(docs/decisions/0020-interrupts-and-exits.md).
+`concurrent.futures` then lose a running thread. So nothing here waits for a thread to begin, no lock is held across an
+instruction, and every step can be taken twice (docs/decisions/0020-interrupts-and-exits.md).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from _thread import get_ident, start_new_thread
 from collections import deque
@@ -197,7 +197,6 @@ class _Pool:
             self._most = len(self._workers)
 
     def next(self) -> Any:
-        """The result of the first task."""
         task = self.tasks[0]
         while not task.wait(_PATIENCE if self._count_workers() else 0):
             self._help()
@@ -270,14 +269,18 @@ def _submit(executor: Executor, work: Callable[[Job], Result], jobs: Iterator[Jo
 
 
 def batches(
-    parts: Iterable[Item], limit: int = BATCH, size_of: Callable[[Item], int] = attrgetter("size")
+    parts: Iterable[Item],
+    limit: float | None = BATCH,
+    size_of: Callable[[Item], int] = attrgetter("size"),
+    count: float = BATCH_ITEMS,
 ) -> Iterator[list[Item]]:
-    """Neighbours together while they have at most `limit` bytes, so that a job is worth its thread."""
+    """Neighbours together while they have at most `limit` bytes (None: any), so that a job is worth its thread."""
+    limit = math.inf if limit is None else limit
     batch: list[Item] = []
     total = 0
     for part in parts:
         size = size_of(part)
-        if batch and (total + size > limit or len(batch) >= BATCH_ITEMS):
+        if batch and (total + size > limit or len(batch) >= count):
             yield batch
             batch, total = [], 0
         batch.append(part)

@@ -1,9 +1,8 @@
 """The one streaming engine: read → compute → write, in bounded memory, on a few threads or on an executor.
 
 A format's writer puts parts into a sink: a file, anywhere in it, or a stream, one piece after the other. `fill` reads
-ranges into buffers. All cut large ranges into blocks, and gather small ones, so that neither a tensor of 100 GB nor a
-million tensors of 100 bytes costs more than its bytes. What the block sizes are worth: docs/decisions/0004-reading.md
-and 0005-writing.md.
+ranges into buffers. All cut large ranges into blocks, and gather small ones. What the block sizes are worth:
+docs/decisions/0004-reading.md and 0005-writing.md.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from threading import local
 
 from statedict.errors import CorruptFileError
 from statedict.io.descriptor import Descriptor, check_space, write_at, write_back
-from statedict.io.memory import allocate
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, check_spawned, check_wanted, parallel
 from statedict.io.progress import Meter, meter
-from statedict.io.source import BytesSource, find_base
+from statedict.io.source import BytesSource, allocate, find_base
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,11 +64,7 @@ class FileSink:
         meter().expect(nbytes)
 
     def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
-        """Write parts at their offsets, in ascending order, and return their sums; bytes between parts stay.
-
-        Raises:
-            UnsupportedError: a source is remote, and the executor's workers are forks of this process.
-        """
+        """Write parts at their offsets, in ascending order, and return their sums; bytes between parts stay."""
         here = meter()
         if self.executor is None:
             results = parallel(partial(self._write, crc, here), batches(parts), workers=_workers(parts))
@@ -183,11 +177,7 @@ class StreamSink:
         return sums
 
     def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
-        """Write a head made from the sums of the parts, then the parts; so they are read twice.
-
-        Raises:
-            CorruptFileError: they were not the same the second time.
-        """
+        """Write a head made from the sums of the parts, then the parts; so they are read twice."""
         before = list(parallel(_sum_part, parts, workers=_workers(parts)))
         self.write(head(before))
         for part, one, other in zip(parts, before, self.put(parts), strict=True):

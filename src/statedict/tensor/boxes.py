@@ -18,10 +18,9 @@ from functools import partial
 from itertools import accumulate
 from threading import local
 
-from statedict.io.memory import allocate
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS
 from statedict.io.pipeline import locate_file
-from statedict.io.source import ByteSource
+from statedict.io.source import ByteSource, allocate
 from statedict.tensor.arrays import contiguous_strides
 
 TYPE_CHECKING = False

@@ -6,9 +6,8 @@ import math
 
 from statedict.dtypes import DType
 from statedict.errors import LimitError, UnsupportedError
-from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
-from statedict.io.source import AddressSource, address_view
+from statedict.io.source import AddressSource, address_view, allocate
 from statedict.tensor.arrays import (
     Strides,
     apply_index,

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
-from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
-from statedict.io.source import BytesSource, find_base
+from statedict.io.source import BytesSource, allocate, find_base
 from statedict.tensor.arrays import Strides, numpy_view, torch_storage, torch_view
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage

@@ -29,9 +29,8 @@ from statedict.errors import (
 from statedict.formats import places
 from statedict.formats.torch import archive as torch_zip
 from statedict.formats.torch import legacy as torch_legacy
-from statedict.io.memory import allocate
 from statedict.io.pipeline import fill
-from statedict.io.source import BytesSource, FileSource, Slice
+from statedict.io.source import BytesSource, FileSource, Slice, allocate
 from statedict.io.urls import to_name
 from statedict.io.zip import Record, refuse_behind
 from statedict.pickles.numpy_arrays import IN_PICKLE
@@ -288,7 +287,6 @@ class _Location:
 
 
 def _make_placer(map_location: Any) -> Callable[[Any, str], Any]:
-    """Make the function that puts a storage, given its device when it was saved, where `torch.load` does."""
     default: Any = torch.serialization.default_restore_location
     where: Any = "cpu" if map_location is None else map_location
     where = str(where) if isinstance(where, torch.device) else where

@@ -64,7 +64,6 @@ def checks(source: ByteSource) -> Iterator[Found]:
 
 
 def _read_tree(records: Records, where: str) -> tuple[StateDict, dict[Storage, str]]:
-    """Return the tree, and the record of each storage."""
     root = next((name[: -len("archive_format")] for name in records if name.endswith("/archive_format")), None)
     if root is None:
         raise UnknownFormatError(f"{where}: is a zip archive that torch.export did not write")

@@ -83,7 +83,6 @@ class _Stream:
                 return value
 
     def read_numbers(self, layout: str) -> tuple[int, ...]:
-        """Read little-endian integers."""
         size = struct.calcsize("<" + layout)
         if self.position + size > self.end:
             raise TruncatedError(f"{self.source.name}: ends at byte {self.end:,} within a header; fetch it again")
@@ -252,7 +251,6 @@ def _check_fields(value: Any, count: int) -> Any:
 
 
 def _list_members(source: ByteSource) -> dict[str, tuple[int, int]]:
-    """Map the name of each regular file in a tar archive to its first byte and its end."""
     members: dict[str, tuple[int, int]] = {}
     position = 0
     while position + 512 <= source.size:

@@ -180,7 +180,6 @@ class Earlier:
 
 
 def _get_stored(record: Record | Inflated) -> Record:
-    """Return a record as it lies in the archive."""
     return record.packed if isinstance(record, Inflated) else record
 
 
