@@ -84,19 +84,12 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         _plan_array(value, state, plan, path)
     elif not value and path and type(value) in (list, dict) and type(state) in (list, StateDict, dict):
         # an empty container, such as a history that has not begun, takes what the state has
-        if isinstance(value, list) is not isinstance(state, list):
+        if isinstance(value, list) is isinstance(state, list):
+            _plan_items(value, state, plan, path)
+        else:
             plan.mismatch(path, value, state)
-            return
-        plan.note("restored", path, f"0 entries → {len(state)}" if state else "")
-        fill = value.extend if isinstance(value, list) else value.update
-        items = plan.settle(state, None, path)
-        if items is not DROPPED:
-            plan.act(path, lambda: fill(to_framework(items)))
     elif _is_history(value, state):
-        plan.note("restored", path, f"{len(value)} entries → {len(state)}")
-        items = plan.settle(state, value, path)
-        if items is not DROPPED:
-            plan.act(path, lambda: value.__setitem__(slice(None), to_framework(items)))
+        _plan_items(value, state, plan, path)
     elif isinstance(value, list | tuple):
         if not isinstance(state, list | tuple) or len(state) != len(value):
             found = f"{len(state)} entries" if isinstance(state, list | tuple) else f"a {type(state).__name__}"
@@ -119,6 +112,15 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         for key in plan.common_keys(own, state, path):
             assign = partial(value.__setitem__, key) if own is value else partial(setattr, value, key)
             plan.value(own[key], state[key], join(path, key), assign)
+
+
+def _plan_items(value: Any, state: Any, plan: Plan, path: str) -> None:
+    """Replace all entries of a list, or fill an empty dict."""
+    plan.note("restored", path, f"{len(value)} entries → {len(state)}" if len(value) != len(state) else "")
+    fill = value.update if isinstance(value, dict) else partial(value.__setitem__, slice(None))
+    items = plan.settle(state, value, path)
+    if items is not DROPPED:
+        plan.act(path, lambda: fill(to_framework(items)))
 
 
 def _is_history(value: Any, state: Any) -> bool:
@@ -144,7 +146,7 @@ def _plan_array(value: Any, state: Any, plan: Plan, path: str) -> None:
     fit = plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path)
     if fit is True:
         plan.act(path, lambda: _copy(value, tensor))
-    elif isinstance(fit, Fit) and fit.policy != "skip":
+    elif fit and fit.policy != "skip":
         plan.act(path, lambda: _copy_part(value, tensor, fit))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from statedict.adapters import join
@@ -49,8 +50,7 @@ def match(live: Sequence[Any], saved: Sequence[Any], entries: Any, plan: Plan, p
     homes = [*dict.fromkeys(plan.homes[id(parameter)] for parameter in mine if id(parameter) in plan.homes)]
     grouped = names_of(saved)
     if grouped is not None:
-        by_name = dict(zip(keys_of(saved), (name for names in grouped for name in names), strict=True))
-        return _match_names(live, saved, by_name, homes, plan, path)
+        return _match_names(live, saved, _name_keys(saved, grouped), homes, plan, path)
     then = {}
     if homes and all(id(parameter) in plan.homes for parameter in mine):
         above = tuple(home + "." if home else "" for home in homes)
@@ -70,7 +70,7 @@ def match(live: Sequence[Any], saved: Sequence[Any], entries: Any, plan: Plan, p
             "or the optimizer alone, which goes by position",
         )
         return None
-    by_name = dict(zip(keys_of(saved), (name for group in guess for name in group), strict=True))
+    by_name = _name_keys(saved, guess)
     ids = {id(parameter) for parameter in mine}
     found = {owner: key for key, name in by_name.items() if (owner := plan.owners.get(name)) in ids}
     short = {
@@ -88,6 +88,10 @@ def parameters_of(groups: Sequence[Any]) -> list[Any]:
 def keys_of(saved: Sequence[Any]) -> list[Key]:
     """The saved parameters."""
     return [(number, identifier) for number, group in enumerate(saved) for identifier in group["params"]]
+
+
+def _name_keys(saved: Sequence[Any], names: Sequence[Sequence[str]]) -> dict[Key, str]:
+    return dict(zip(keys_of(saved), chain.from_iterable(names), strict=True))
 
 
 def _sizes(groups: Sequence[Any]) -> list[int]:

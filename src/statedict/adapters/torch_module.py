@@ -168,12 +168,13 @@ def _compare_entry(name: str, reader: Reader, ties: _Ties, plan: Plan) -> Fit | 
         if not is_array(reader.state[old]):  # of those something was said already
             plan.mismatch(full, entry, reader.state[old])
         return None
+    lazy = is_lazy(entry)
     try:
-        if live is not None and not is_lazy(entry) and tuple(entry.shape) == tuple(live.shape):
+        if live is not None and not lazy and tuple(entry.shape) == tuple(live.shape):
             tensor = reader.tensors[old] = piece(live, tensor)
     except UnsupportedError as error:
         plan.problem("target", full, str(error))
-    if is_lazy(entry) or (name in reader.shapers and tuple(entry.shape) != tensor.shape):
+    if lazy or (name in reader.shapers and tuple(entry.shape) != tensor.shape):
         plan.note("restored", full, f"takes its shape {tensor.shape} from the state")
         return None
     if live is not None and str(live.layout) == "torch.strided" and repeats_elements(live.shape, live.stride()):
