@@ -191,8 +191,8 @@ def test_one_that_fails_where_a_task_is_cancelled_changes_the_status(run: Path, 
 def test_an_interrupt_while_the_end_of_the_program_waits_is_told_once(run: Path, tmp_path: Path) -> None:
     code = """manager = statedict.CheckpointManager(what[0])
     def interrupt(*_):
-        from statedict.runs import ending
-        while not ending._STATE["ending"]:
+        from statedict.runs import background
+        while not background._STATE["ending"]:
             time.sleep(0.01)
         time.sleep(0.2)  # by now it waits
         os.kill(os.getpid(), signal.SIGINT)

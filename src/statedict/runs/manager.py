@@ -21,8 +21,7 @@ from statedict.io.location import location
 from statedict.io.urls import to_name
 from statedict.reports.restore import RestoreReport
 from statedict.reports.runs import Pruned
-from statedict.runs import ending
-from statedict.runs.background import LOG, Background, retry
+from statedict.runs.background import LOG, SIGNALS, Background, Preemption, add_error, retry
 from statedict.runs.directory import Directory
 from statedict.runs.keep import Policy, Schedule, check_choice, check_step, to_numbers, to_policy, to_schedule
 from statedict.runs.loader import put_back, split_covered
@@ -108,7 +107,7 @@ class CheckpointManager(Reader):
         self._existing, self._waits = existing, busy == "wait"
         self._background = Background(in_flight) if background else None
         self._messages = self._background or Background(1)
-        self._writer = Writer(self._files, self._keep, format, retries, self._messages.warn)
+        self._writer = Writer(self._files, self._keep, format, retries, self._messages.warnings.append)
         self._lock: Lock | None = None
         self._last: int | None = None  # saved or restored by this manager
         self._of_thread = local()  # `last`: saved in it; threads that save side by side come in any order
@@ -119,8 +118,8 @@ class CheckpointManager(Reader):
         self._since = time.monotonic()
         self._retries = retries
         retry(self._files.place.make, retries, "the directory could not be made")
-        signals = ending.USUAL if preemption is True else tuple(preemption or ())
-        self._preemption = ending.Preemption(signals) if signals else None
+        signals = SIGNALS if preemption is True else tuple(preemption or ())
+        self._preemption = Preemption(signals) if signals else None
         if check is not None:
             self._rehearse(check)
 
@@ -176,7 +175,7 @@ class CheckpointManager(Reader):
             if self._preemption is not None and self._preemption.received:
                 self.wait()
                 self.close()
-                sys.exit(self._preemption.status)
+                sys.exit(128 + self._preemption.received)
         return saved
 
     def _save(self, step: int, tree: Any, measured: dict[str, float], force: bool, overwrite: bool) -> bool:
@@ -377,7 +376,7 @@ class CheckpointManager(Reader):
             LOG.error("%s", failed)
             error.add_note("\n".join([f"and a save failed: {failed}", *getattr(failed, "__notes__", ())]))
             if not isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
-                ending.add_error(failed)  # whoever closes a generator or cancels a task does not see its error
+                add_error(failed)  # whoever closes a generator or cancels a task does not see its error
 
 
 def check_new(manager: CheckpointManager, remedy: str) -> None:

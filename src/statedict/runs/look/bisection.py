@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -84,28 +85,25 @@ def _find_end(every: Sequence[Checkpoint], line: list[Checkpoint], which: str | 
     return line.index(one)
 
 
+@dataclass
 class _Search:
-    def __init__(
-        self, line: list[Checkpoint], test: Callable[[Checkpoint], Any], tell: Callable[[Tried, int], None] | None
-    ) -> None:
-        self._line, self._test, self._tell = line, test, tell
-        self._tried: list[Tried] = []
-        self._skipped: set[int] = set()
+    line: list[Checkpoint]
+    test: Callable[[Checkpoint], Any]
+    tell: Callable[[Tried, int], None] | None
+    tried: dict[int, Tried] = field(default_factory=dict)  # index in the line → result
 
     def _try(self, at: int, left: int) -> str:
-        began, one = time.monotonic(), self._line[at]
-        answer = self._test(one)
+        began, one = time.monotonic(), self.line[at]
+        answer = self.test(one)
         verdict = SKIP if answer is None else GOOD if answer else BAD
-        self._tried.append(Tried(one.name, one.step, verdict, time.monotonic() - began))
-        if verdict == SKIP:
-            self._skipped.add(at)
-        if self._tell is not None:
-            self._tell(self._tried[-1], left)
+        self.tried[at] = Tried(one.name, one.step, verdict, time.monotonic() - began)
+        if self.tell is not None:
+            self.tell(self.tried[at], left)
         return verdict
 
     def check_end(self, end: int, other: int, wanted: str, named: bool) -> int:
         """Test an end; if it cannot be tested and the caller did not name it, try the next one towards the other."""
-        line = self._line
+        line = self.line
         for at in range(end, other, 1 if other > end else -1):
             verdict = self._try(at, abs(other - at) - 1)
             if verdict == wanted:
@@ -118,24 +116,22 @@ class _Search:
         raise RunError(f"the test skips all checkpoints from {line[end].name} to {line[other].name}")
 
     def halve(self, where: str, low: int, high: int) -> Bisection:
-        while between := [at for at in range(low + 1, high) if at not in self._skipped]:
+        while between := [at for at in range(low + 1, high) if at not in self.tried]:  # else it was skipped
             middle = min(between, key=lambda at: abs(2 * at - low - high))
             verdict = self._try(middle, len(between) - 1)
             if verdict == GOOD:
                 low = middle
             elif verdict == BAD:
                 high = middle
-        names = tuple(one.name for one in self._line[low + 1 : high])
-        return Bisection(where, self._line[low], self._line[high], names, tuple(self._tried))
+        names = tuple(one.name for one in self.line[low + 1 : high])
+        return Bisection(where, self.line[low], self.line[high], names, tuple(self.tried.values()))
 
 
 def _run(command: str, one: Checkpoint, stdout: Any) -> bool | None:
     words = {"checkpoint": one.path, "step": str(one.step), "name": one.name}
-    variables = {_variable(name): word for name, word in words.items()}
+    environment = os.environ | {_variable(name): word for name, word in words.items()}
     sys.stdout.flush()
-    done = subprocess.run(
-        ["/bin/sh", "-c", fill_command(command)], env=os.environ | variables, stdout=stdout, check=False
-    )
+    done = subprocess.run(["/bin/sh", "-c", fill_command(command)], env=environment, stdout=stdout, check=False)
     status = 128 - done.returncode if done.returncode < 0 else done.returncode
     if status >= 128:
         raise RunError(f"{one.name}: the test ended with status {status}, which means stop: {command}")

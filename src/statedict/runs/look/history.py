@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 
 from statedict.api.files import load
 from statedict.collector import Paused
@@ -60,51 +61,26 @@ def blame(
     globs = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     files = Directory(to_name(directory))
     for _ in range(LOOKS):
-        looker, seen, skipped = _look(directory, files, globs, executor)
-        if looker.names or _GONE not in skipped.values():  # else all were removed meanwhile, and others may have come
+        looker = _Looker(executor)
+        looker.look(files, globs)
+        if looker.names or _GONE not in looker.skipped.values():  # else all were removed, and others may have come
             break
     if not looker.names:
         raise RunError(f"{files}: has no checkpoint with a step that can be read")
-    filter_paths(seen, globs, "tensor")
-    return Blame(str(files), tuple(looker.names), looker.histories(), skipped)
+    filter_paths(looker.paths, globs, "tensor")
+    return Blame(str(files), tuple(looker.names), looker.histories(), looker.skipped)
 
 
-def _look(
-    directory: str | os.PathLike[str], files: Directory, globs: Sequence[str], executor: Executor | None
-) -> tuple[_Looker, set[str], dict[str, str]]:
-    """Read all checkpoints: what changed, the paths of all tensors, and what was skipped."""
-    skipped: dict[str, str] = {}
-    looker = _Looker(executor)
-    seen: set[str] = set()
-    for one in listing(directory):
-        if one.step is None:
-            continue
-        if not one.usable:
-            skipped[one.name] = one.damage
-            continue
-        try:
-            with Paused():
-                tensors = load(one.path).tensors()
-            entries = files.manifest(one.step).entries if one.state == COMMITTED else ()
-        except (FormatError, FileError) as error:
-            skipped[one.name] = _GONE if look_again(directory, one) != one else str(error)
-            continue
-        seen |= tensors.keys()
-        wanted = {path: tensor for path, tensor in tensors.items() if matches(path, globs)}
-        looker.add(one, wanted, {entry.path: entry.digest for entry in entries})
-    return looker, seen, skipped
-
-
+@dataclass(slots=True)
 class _Last:
     """A tensor as it was seen last."""
 
-    __slots__ = ("broken", "changes", "digest", "name", "tensor", "there")
-
-    def __init__(self, tensor: LazyTensor) -> None:
-        self.name, self.digest, self.tensor = "", "", tensor
-        self.there: list[str] = []
-        self.changes: list[Change] = []
-        self.broken: Broken | None = None
+    tensor: LazyTensor
+    name: str = ""
+    digest: str = ""
+    there: list[str] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    broken: Broken | None = None
 
 
 class _Looker:
@@ -112,6 +88,26 @@ class _Looker:
         self._executor = executor
         self._known: dict[str, _Last] = {}
         self.names: list[str] = []
+        self.paths: set[str] = set()  # of all tensors
+        self.skipped: dict[str, str] = {}  # name → why
+
+    def look(self, files: Directory, globs: Sequence[str]) -> None:
+        for one in listing(files.path):
+            if one.step is None:
+                continue
+            if not one.usable:
+                self.skipped[one.name] = one.damage
+                continue
+            try:
+                with Paused():
+                    tensors = load(one.path).tensors()
+                entries = files.manifest(one.step).entries if one.state == COMMITTED else ()
+            except (FormatError, FileError) as error:
+                self.skipped[one.name] = _GONE if look_again(files.path, one) != one else str(error)
+                continue
+            self.paths |= tensors.keys()
+            wanted = {path: tensor for path, tensor in tensors.items() if matches(path, globs)}
+            self._add(one, wanted, {entry.path: entry.digest for entry in entries})
 
     def histories(self) -> tuple[History, ...]:
         return tuple(
@@ -121,7 +117,7 @@ class _Looker:
             for path, one in self._known.items()
         )
 
-    def add(self, checkpoint: Checkpoint, tensors: dict[str, LazyTensor], digests: dict[str, str]) -> None:
+    def _add(self, checkpoint: Checkpoint, tensors: dict[str, LazyTensor], digests: dict[str, str]) -> None:
         self.names.append(checkpoint.name)
         pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
         whole: dict[str, LazyTensor] = {}  # those to search for NaN
