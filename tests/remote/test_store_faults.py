@@ -169,12 +169,9 @@ def test_a_lease_that_another_has_given_back_is_taken_anew_and_what_they_saved_i
 def test_of_several_who_want_a_lock_that_has_run_out_one_gets_it(s3: Any, proxy: Proxy) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    def taken(owner: dict[str, Any]) -> RunError:
-        return RunError("taken")
-
     def take(n: int) -> bool:
         try:
-            Lease(f"{RUN}/.lock", {"host": f"host{n}", "pid": os.getpid(), "id": str(n)}, taken)
+            Lease(f"{RUN}/.lock", {"host": f"host{n}", "pid": os.getpid(), "id": str(n)})
         except RunError:
             return False
         return True

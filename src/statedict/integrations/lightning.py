@@ -24,7 +24,7 @@ from statedict.io.location import location
 from statedict.io.urls import join, to_name
 from statedict.runs.background import LOG, Background
 from statedict.runs.directory import Directory
-from statedict.runs.keep import BestN
+from statedict.runs.keep import BestN, split_policy, to_policy
 from statedict.runs.manager import CheckpointManager, check_new
 from statedict.runs.rng import rng
 from statedict.values import Opaque
@@ -186,12 +186,9 @@ class StatedictCallback(Checkpoint):
     def __init__(self, directory: Path, *, save_every: Any = None, format: str = "torch", **options: Any) -> None:
         super().__init__()
         self.manager = CheckpointManager(directory, save_every=save_every, format=format, **options)
-        keep = options.get("keep")
-        policies = getattr(keep, "policies", keep if isinstance(keep, list | tuple) else [keep])
-        self._best = [one for one in policies if isinstance(one, BestN)]
+        self._best = [one for one in split_policy(to_policy(options.get("keep"))) if isinstance(one, BestN)]
         self._each_epoch = save_every is None
-        self._seen = -1  # the last step that ended
-        self._saved = -1
+        self._seen = self._saved = -1  # the last step that ended, and that was saved
         self._due = False  # at the end of the epoch
         self._rng: Any = None
 

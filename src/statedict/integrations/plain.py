@@ -24,33 +24,20 @@ _LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 def data(checkpoint: dict[str, Any], optional: Collection[str] = ()) -> dict[str, Any]:
     """Convert a checkpoint to plain data; state_dicts stay the same objects.
 
-    OmegaConf containers and namespaces become dicts, paths text, enumerations their values.
-
-    Args:
-        checkpoint: dicts, lists, arrays and values.
-        optional: keys of the root; below them what is not data is dropped with a warning.
-
-    Raises:
-        UnsupportedError: something else is not data.
+    Below the `optional` keys of the root what is not data is dropped with a warning; elsewhere it is an error.
 
     >>> import pathlib, types
     >>> data({"args": types.SimpleNamespace(root=pathlib.PurePosixPath("/data"), lr=0.1)})
     {'args': {'root': '/data', 'lr': 0.1}}
     """
     left: list[str] = []
-    made = {key: _convert(value, str(key), left if key in optional else None) for key, value in checkpoint.items()}
+    plain = {key: _convert(value, str(key), left if key in optional else None) for key, value in checkpoint.items()}
     _warn(left, "is saved without what is no data")
-    return {key: value for key, value in made.items() if value is not _GONE}
+    return {key: value for key, value in plain.items() if value is not _GONE}
 
 
 def without_objects(state: StateDict, optional: Collection[str], refusal: RefusedError) -> StateDict:
-    """A loaded checkpoint in which inert objects below some keys of the root have become data.
-
-    What is not data is dropped with a warning.
-
-    Raises:
-        RefusedError: `refusal`, as there are objects elsewhere.
-    """
+    """Convert inert objects below the `optional` keys of a checkpoint to data; raise `refusal` if others exist."""
     left: list[str] = []
     kept = StateDict()
     for key, value in state.items():

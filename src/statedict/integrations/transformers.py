@@ -37,7 +37,7 @@ except ImportError as error:
     raise MissingExtraError("this takes transformers; install it by: pip install 'statedict[transformers]'") from error
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerControl, TrainerState
 
     from statedict.api.files import Path
     from statedict.tree.state_dict import StateDict
@@ -102,59 +102,46 @@ class StatedictCallback(TrainerCallback):
         while self._folders:
             shutil.rmtree(self._folders.pop(), ignore_errors=True)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Refuse models that are spread over processes, and to begin anew over a run."""
         if args.world_size > 1 and (args.fsdp or args.deepspeed):
             raise RunError("FSDP and DeepSpeed spread a model over processes; use the Trainer's own save_strategy")
         check_new(self.manager, "training begins anew; pass resume_from_checkpoint=callback.latest()")
         self._training, self._waiting, self._saved = True, False, -1
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Save if a checkpoint is due."""
         self._remove_folders()
         step = state.global_step
         if self.manager.preempted or (not self._each_epoch and self.manager.should_save(step)):
-            self._save_or_wait(state, control, kwargs)
+            self._save_or_wait(state, control, live)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Save if a checkpoint is due."""
         if self._each_epoch or self._saved == state.global_step:
-            self._save_or_wait(state, control, kwargs)
+            self._save_or_wait(state, control, live)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Save what waited for this entry of the log."""
         if self._waiting and not control.should_evaluate:
-            self._save(state, control, kwargs)
+            self._save(state, control, live)
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **live: Any
     ) -> None:
         """Save what waited for the metrics, or save it again with them."""
         if self._training and (self._waiting or self._saved == state.global_step):
-            self._save(state, control, kwargs, metrics)
+            self._save(state, control, live, metrics)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Save what waited for something that did not come."""
         if self._waiting:
-            self._save(state, control, kwargs)
+            self._save(state, control, live)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **live: Any) -> None:
         """Wait until all is committed; raise what failed in the background."""
         if self._waiting:
-            self._save(state, control, kwargs)
+            self._save(state, control, live)
         self._training = False
         self._remove_folders()
         self.manager.close()
@@ -166,11 +153,8 @@ class StatedictCallback(TrainerCallback):
         elif self._saved != state.global_step:
             self._save(state, control, live)
 
-    def _save(
-        self, state: TrainerState, control: TrainerControl, live: dict[str, Any], metrics: dict[str, Any] | None = None
-    ) -> None:
-        self._waiting = False
-        self._saved = state.global_step
+    def _save(self, state: TrainerState, control: TrainerControl, live: dict[str, Any], metrics: Any = None) -> None:
+        self._waiting, self._saved = False, state.global_step
         if not state.is_world_process_zero:
             return
         tree = {
@@ -178,19 +162,14 @@ class StatedictCallback(TrainerCallback):
             "optimizer": getattr(live["optimizer"], "optimizer", live["optimizer"]),  # accelerate wraps it
             "scheduler": live["lr_scheduler"],
             "rng": rng(),
-            "trainer_state": _trainer_state(state, control),
+            "trainer_state": json.loads(json.dumps(dataclasses.asdict(state))),
         }
+        tree["trainer_state"]["stateful_callbacks"]["TrainerControl"] = control.state()
         scaler = getattr(live["optimizer"], "scaler", None)
         if scaler is not None:
             tree["scaler"] = scaler
         numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
         self.manager.save(state.global_step, tree, numbers, force=True, overwrite=True)
-
-
-def _trainer_state(state: TrainerState, control: TrainerControl) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(state)))
-    made["stateful_callbacks"]["TrainerControl"] = control.state()
-    return made
 
 
 def _write_for_trainer(state: StateDict, folder: str) -> None:
@@ -209,10 +188,10 @@ def _generators(state: Any) -> dict[str, Any]:
     before = Rng().state_dict()
     try:
         Rng().load_state_dict(state)
-        made: dict[str, Any] = {"python": random.getstate(), "numpy": numpy.random.get_state()}
-        made["cpu"] = torch.get_rng_state()
+        states: dict[str, Any] = {"python": random.getstate(), "numpy": numpy.random.get_state()}
+        states["cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
-            made["cuda"] = torch.cuda.get_rng_state()
+            states["cuda"] = torch.cuda.get_rng_state()
     finally:
         Rng().load_state_dict(before)
-    return made
+    return states

@@ -1,20 +1,4 @@
-"""The checkpoints of a training run: `CheckpointManager`, policies, and what looks at a run.
-
-| module | holds |
-|---|---|
-| `manager.py` | `CheckpointManager` |
-| `manifest.py` | what a checkpoint's directory says about itself |
-| `directory.py`, `places.py` | a run's directory; how it changes on a disk and in a store |
-| `replaced.py` | what a run begun anew replaces |
-| `lock.py` | one process writes at a time |
-| `keep.py`, `prune.py` | policies; what they leave of a run |
-| `writer.py`, `background.py`, `ending.py` | saves; beside training; signals, and the end of the program |
-| `rng.py` | the random generators of a process |
-| `loader.py` | a data loader that resumes in the middle of an epoch; what a tree does not capture |
-| `look/reader.py` | the read-only base of `CheckpointManager` |
-| `look/listing.py`, `look/foreign.py` | the checkpoints in any directory, damaged and foreign ones too |
-| `look/history.py`, `look/bisection.py` | when tensors changed; which step broke a run |
-"""
+"""The checkpoints of a training run: `CheckpointManager`, policies, and in `look/` the readers' side."""
 
 from statedict.reports.runs import About as About
 from statedict.reports.runs import Bisection as Bisection

@@ -180,8 +180,9 @@ class _Job(Task):
             self._follow()
 
     def _follow(self) -> None:
-        if self._before is not None:
-            self._before.finish()
+        before = self._before  # another thread may clear it meanwhile
+        if before is not None:
+            before.finish()
             self._before = None
         here = self.run()
         if self.over:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -43,15 +43,7 @@ class GoneError(MissingFileError):
 
 
 class Directory:
-    """The directory of a run.
-
-    Attributes:
-        path: its path or URL.
-        location: the same, to list.
-        place: how it changes there.
-        remote: whether it is in an object store.
-        damaged: steps that were found to be damaged, and not replaced since.
-    """
+    """The directory of a run."""
 
     def __init__(self, path: str) -> None:
         stem = path.rstrip("/")
@@ -59,7 +51,7 @@ class Directory:
         self.location = location(self.path)
         self.remote = not self.location.has_folders
         self.place = Store(self.path) if self.remote else Disk(self.path)
-        self.damaged: set[int] = set()
+        self.damaged: set[int] = set()  # steps that were found to be damaged, and not replaced since
         self._sound: dict[int, object] = {}  # step → signature of its files when they were sound
         self._waiting: dict[int, str] = {}  # step → the hidden folder in which it is, see places.py
         self._brief: dict[int, tuple[bytes, Manifest]] = {}  # step → marker, manifest without entries
@@ -116,19 +108,16 @@ class Directory:
         return True
 
     def _is_whole(self, name: str) -> bool:
-        try:
-            return {NAME, MARKER} <= {*(location(self.inner_path(name)).names() or ())}
-        except MissingFileError:
-            return False
-        except FormatError:
-            return True
+        return {NAME, MARKER} <= self.names_of(name, {NAME, MARKER})
 
-    def names_of(self, folder: str) -> set[str]:
-        """The names in a folder of the directory; empty if it is gone, or a link out of the directory."""
+    def names_of(self, folder: str, outside: Collection[str] = ()) -> set[str]:
+        """The names in a folder of the directory; empty if it is gone, `outside` if it is a link out of there."""
         try:
             return {*(location(self.inner_path(folder)).names() or ())}
-        except (FormatError, MissingFileError):
+        except MissingFileError:
             return set()
+        except FormatError:
+            return {*outside}
 
     def inner_path(self, *names: str) -> str:
         """The path of something in the directory; a link out of there is a FormatError."""
@@ -150,13 +139,10 @@ class Directory:
         """A value that changes when a checkpoint is removed, replaced or moved; None if there is none."""
         if not self.is_committed(step):
             return None
-        folder = self.folder(step)
         try:
-            return folder, self._read(step, MARKER)
-        except FormatError:
-            return folder, None
-        except FileError as error:
-            return folder, error.errno
+            return self.folder(step), self._read(step, MARKER)
+        except (FormatError, FileError) as error:
+            return self.folder(step), getattr(error, "errno", None)
 
     def marker(self, step: int) -> bytes | None:
         """The marker of a checkpoint, which no other checkpoint ever has; None if there is none."""

@@ -117,13 +117,12 @@ class EveryNSeconds:
 
     def kept(self, checkpoints: Sequence[Manifest]) -> set[int]:
         """The first, then each that is so much later than the one before; a clock that was set back begins anew."""
-        found: set[int] = set()
-        before: float | None = None
+        steps, before = set[int](), -math.inf
         for one in checkpoints:
-            if before is None or not 0 <= one.time - before < self.length:
-                found.add(one.step)
+            if not 0 <= one.time - before < self.length:
+                steps.add(one.step)
                 before = one.time
-        return found
+        return steps
 
     def due(self, step: int, last: int | None, seconds: float) -> bool:
         """So long after the last one, or after the start."""
@@ -168,6 +167,11 @@ class AnyPolicy:
     def due(self, step: int, last: int | None, seconds: float) -> bool:
         """Whether any of them saves."""
         return any(policy.due(step, last, seconds) for policy in self.policies)  # type: ignore[union-attr]
+
+
+def split_policy(keep: Policy | None) -> tuple[Any, ...]:
+    """The parts of an `AnyPolicy`, or the one policy; empty for None."""
+    return () if keep is None else keep.policies if isinstance(keep, AnyPolicy) else (keep,)
 
 
 def to_policy(given: object) -> Policy | None:

@@ -18,7 +18,6 @@ import sys
 import time
 from _thread import start_new_thread
 from collections.abc import Callable
-from functools import partial
 from threading import Event
 from threading import Lock as Mutex
 from typing import Any
@@ -75,7 +74,7 @@ class Lock:
         elif place.has_folders:
             self._file = self._lock()
         else:
-            self._leased = Lease(self._name, self._owner, partial(_taken_error, self._name))
+            self._leased = Lease(self._name, self._owner)
         _held[self._key] = self
 
     @property
@@ -232,18 +231,14 @@ def _taken_error(name: str, owner: dict[str, Any]) -> RunError:
 class Lease:
     """A lock in an object store, held until it is released or lost.
 
-    What the same owner wrote before counts as ours, since the answer may have been lost. `taken` makes the error for
-    another owner.
-
-    Attributes:
-        lost: whether another process has it.
+    What the same owner wrote before counts as ours, since the answer may have been lost.
     """
 
-    def __init__(self, name: str, owner: dict[str, Any], taken: Callable[[dict[str, Any]], RunError]) -> None:
-        self._remote, self._owner, self._taken = connect(name), owner, taken
+    def __init__(self, name: str, owner: dict[str, Any]) -> None:
+        self._remote, self._name, self._owner = connect(name), name, owner
         self._mutex, self._stop = Mutex(), Event()
         self._version: Version | None = None
-        self.lost = False
+        self.lost = False  # whether another process has it
         self._take()
         try:
             start_new_thread(self._keep, ())  # Thread.start waits for ever where memory is too short
@@ -276,12 +271,12 @@ class Lease:
             if not (there is None or ours) and (again or not _is_free(owner, str(self._owner["host"]))):
                 self.lost = True
                 self._stop.set()
-                raise self._taken(owner)
+                raise _taken_error(self._name, owner)
             version = self._remote.write_if(self._text(), None if there is None else there[1])
             if version is not None:
                 self._version = version
                 return
-        raise self._taken({})
+        raise _taken_error(self._name, {})
 
     def _keep(self) -> None:
         while not self._stop.wait(LEASE / 5):

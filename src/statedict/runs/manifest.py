@@ -38,42 +38,25 @@ _INFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of a checkpoint.
-
-    Attributes:
-        path: its path.
-        dtype: PyTorch's name.
-        shape: sizes.
-        digest: XXH3-128 of its bytes, in hexadecimal; in a .pth that of its storage.
-    """
+    """A tensor of a checkpoint."""
 
     path: str
-    dtype: str
+    dtype: str  # PyTorch's name
     shape: tuple[int, ...]
-    digest: str
+    digest: str  # XXH3-128 of its bytes, in hexadecimal; in a .pth that of its storage
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a checkpoint says about itself.
-
-    Attributes:
-        step: the step of training.
-        time: when it was saved, in seconds since 1970.
-        metrics: name → value.
-        libraries: name → version.
-        files: name → bytes.
-        entries: its tensors, in order.
-        not_captured: what the saved tree had and the checkpoint lacks.
-    """
+    """What a checkpoint says about itself."""
 
     step: int
-    time: float
+    time: float  # seconds since 1970
     metrics: Mapping[str, float] = field(default_factory=dict)
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, int] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)  # name → version
+    files: Mapping[str, int] = field(default_factory=dict)  # name → bytes
     entries: tuple[Entry, ...] = ()
-    not_captured: tuple[str, ...] = ()
+    not_captured: tuple[str, ...] = ()  # what the saved tree had and the checkpoint lacks
 
     @property
     def nbytes(self) -> int:

@@ -62,17 +62,11 @@ def hidden_name(run: str, step: int, suffix: str) -> str:
 
 
 class _Place:
-    """A run's directory.
-
-    Attributes:
-        guard: raises if the lock was lost; called before each change that could hurt another writer.
-        untidy: whether something failed and may have left parts behind.
-    """
-
     def __init__(self, path: str) -> None:
         self._path = path
+        # raises if the lock was lost; called before each change that could hurt another writer
         self.guard: Callable[[], None] = lambda: None
-        self.untidy = False
+        self.untidy = False  # whether something failed and may have left parts behind
 
     def find_waiting(self, names: Iterable[str]) -> dict[int, str]:
         """Step → the hidden folder that holds its checkpoint, as its process died before it could rename it."""

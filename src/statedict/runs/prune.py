@@ -10,7 +10,7 @@ from statedict.errors import RunError
 from statedict.io.urls import to_name
 from statedict.reports.runs import Pruned
 from statedict.runs.directory import Directory, GoneError
-from statedict.runs.keep import AnyPolicy, Policy, to_policy
+from statedict.runs.keep import Policy, split_policy, to_policy
 from statedict.runs.lock import Lock
 from statedict.runs.look import listing as of_run
 from statedict.runs.replaced import find_superseded
@@ -24,7 +24,7 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
     steps = {one.step for one in manifests}
     kept = {step: f"damaged: {why}" for step, why in unread.items()}
     kept |= {one.step: "damaged" for one in readable if one.step in directory.damaged - past}
-    for policy in _split(keep):
+    for policy in split_policy(keep):
         for step in policy.kept(manifests):
             kept.setdefault(step, str(policy))
     if keep is None or not steps & kept.keys():
@@ -38,12 +38,6 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
     kept |= {one.step: "pinned" for one in old if one.step in pins}
     gone = sorted((one for one in [*manifests, *old] if one.step not in kept), key=lambda one: one.step)
     return Pruned(dict(sorted(kept.items())), tuple(one.step for one in gone), sum(one.nbytes for one in gone))
-
-
-def _split(keep: Policy | None) -> list[Policy]:
-    if keep is None:
-        return []
-    return list(keep.policies) if isinstance(keep, AnyPolicy) else [keep]  # type: ignore[arg-type]
 
 
 def _find_newest(directory: Directory, steps: list[int]) -> set[int]:

@@ -30,19 +30,10 @@ NAME = ".replaced.json"
 
 @dataclass(frozen=True, slots=True)
 class _Replaced:
-    """The file.
-
-    Attributes:
-        steps: step → marker, of what `by` replaces.
-        by: the step that replaces them; None once that is done.
-        marker: its marker.
-        before: step → marker, of what was replaced before.
-    """
-
-    steps: dict[int, str]
-    by: int | None = None
+    steps: dict[int, str]  # step → marker, of what `by` replaces
+    by: int | None = None  # the step that replaces them; None once that is done
     marker: str = ""
-    before: dict[int, str] = field(default_factory=dict)
+    before: dict[int, str] = field(default_factory=dict)  # step → marker, of what was replaced before
 
 
 def announce(files: Directory, step: int, steps: Iterable[int], marker: bytes) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
 
 from statedict.api.files import load
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
-from statedict.runs.directory import LEVELS, LOOKS, Directory, GoneError
-from statedict.runs.keep import BestN, Policy, check_choice, check_step, rank
+from statedict.runs.directory import LEVELS, LOOKS, Directory, GoneError, Result
+from statedict.runs.keep import BestN, Policy, check_choice, check_step, rank, split_policy
 from statedict.runs.manifest import MARKER, NAME
 from statedict.runs.replaced import find_superseded
 from statedict.tree.state_dict import StateDict
-
-Result = TypeVar("Result")
 
 
 class Reader:
@@ -70,8 +67,8 @@ class Reader:
         """
         self._known = True
         if mode is None:
-            policies = getattr(self._keep, "policies", (self._keep,))
-            mode = next((one.mode for one in policies if isinstance(one, BestN) and one.metric == metric), "min")
+            policies = [one for one in split_policy(self._keep) if isinstance(one, BestN)]
+            mode = next((one.mode for one in policies if one.metric == metric), "min")
 
         def choose() -> int | None:
             readable, _ = self._files.manifests()
