@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from statedict.adapters import generators, join, qualified_name, stateful
@@ -194,38 +195,22 @@ class ResumableLoader:
             return None
 
 
-class _Indices:
-    """An iteration over a sampler that first skips so many."""
-
-    def __init__(self, sampler: Any, left: int) -> None:
-        self.indices, self.left = iter(sampler), left
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        self.skip_now()
-        return next(self.indices)
-
-    def skip_now(self) -> None:
-        for _ in range(self.left):
-            next(self.indices, None)
-        self.left = 0
-
-
 class _Skipping:
     """A sampler that can start later, or be empty (`skip=None`)."""
 
     def __init__(self, sampler: Any) -> None:
         self._sampler = sampler
         self.skip: int | None = 0
-        self.indices: _Indices | None = None
+        self._advance: Callable[[], None] = lambda: None  # skips in the last iteration that began
 
     def __iter__(self) -> Iterator[Any]:
         if self.skip is None:
             return iter(())
-        self.indices = indices = _Indices(self._sampler, self.skip)  # an iteration over workers asks for two
-        return indices
+        indices = iter(self._sampler)  # an iteration over workers asks for two
+        count = max(self.skip, 0)
+        start = islice(indices, count, count)
+        self._advance = lambda: next(start, None)
+        return chain(start, indices)
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -237,8 +222,7 @@ class _Skipping:
 
     def skip_now(self) -> None:
         self.skip = 0
-        if self.indices is not None:
-            self.indices.skip_now()
+        self._advance()
 
 
 def _admit(loader: Any, kind: Any) -> None:
@@ -264,7 +248,7 @@ def _find_generators(loader: Any) -> dict[str, Any]:
     """Path → generator, of the attributes of a loader, its samplers and its datasets, each once."""
     from torch.utils.data import Dataset, Sampler
 
-    found: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
     seen = {id(generator) for generator in shared_generators().values()}
     todo = [("", loader)]
     while todo:
@@ -277,10 +261,10 @@ def _find_generators(loader: Any) -> dict[str, Any]:
                     continue
                 seen.add(id(one))
                 if generators.accepts(one):
-                    found[full] = one
+                    paths[full] = one
                 else:
                     todo.append((full, one))
-    return found
+    return paths
 
 
 def _read(live: dict[str, Any]) -> dict[str, Any]:

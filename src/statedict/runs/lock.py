@@ -93,7 +93,7 @@ class Lock:
         if self._leased is not None:
             return
         try:
-            if before is None or not self._is_in_place(before):
+            if before is None or not _is_same(self._name, before.fileno()):
                 self._file = self._lock()
                 if before is not None:
                     before.close()
@@ -136,12 +136,6 @@ class Lock:
         elif self._file is not None:
             self._file.close()  # closed later it would release this process's lock
 
-    def _is_in_place(self, file: Descriptor) -> bool:
-        try:
-            return os.path.samestat(os.stat(self._name), os.fstat(file.fileno()))
-        except OSError:
-            return False
-
     def _lock(self) -> Descriptor | None:
         """Open and lock the file; None where there are no locks."""
         if sys.platform == "win32":
@@ -159,12 +153,11 @@ class Lock:
             if refused in _TAKEN:
                 raise _taken_error(self._name, owner)
             return None  # a file system without locks
-        self._written = _write(fd, self._text())
+        self._written = _write(fd, _describe(self._owner))
         return file
 
     def _ask_again(self, fd: int) -> None:
-        refused = _ask(fd)
-        text = os.pread(fd, _LONGEST, 0)
+        refused, text = _ask(fd), os.pread(fd, _LONGEST, 0)
         owner = parse_owner(text)
         if refused in _TAKEN:
             raise _taken_error(self._name, owner)
@@ -175,10 +168,18 @@ class Lock:
                 f"{redact(self._name)}: {_who(owner)} wrote into this directory meanwhile; give this run a directory "
                 "of its own, or end the other one and save again"
             )
-        self._written = _write(fd, self._text())  # it is damaged
+        self._written = _write(fd, _describe(self._owner))  # it is damaged
 
-    def _text(self) -> bytes:
-        return (json.dumps(self._owner | {"time": time.time()}) + "\n").encode()
+
+def _describe(owner: dict[str, Any], **more: str) -> bytes:
+    return (json.dumps(owner | {"time": time.time()} | more) + "\n").encode()
+
+
+def _is_same(name: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(name), os.fstat(fd))
+    except OSError:
+        return False
 
 
 def _ask(fd: int) -> int:
@@ -287,17 +288,17 @@ class Lease:
 
     def _text(self) -> bytes:
         """Never the same twice, so that a write whose answer was lost is known again."""
-        return (json.dumps(self._owner | {"time": time.time(), "write": os.urandom(4).hex()}) + "\n").encode()
+        return _describe(self._owner, write=os.urandom(4).hex())
 
 
 def parse_owner(text: bytes) -> dict[str, Any]:
     """The valid fields of a lock; empty if it is damaged or free."""
     try:
-        found = parse(text, "a lock")
+        fields = parse(text, "a lock")
     except FormatError:
         return {}
-    fields = found.items() if isinstance(found, dict) else ()
-    return {name: value for name, value in fields if name in _FIELDS and _FIELDS[name](value)}
+    valid = _FIELDS.items() if isinstance(fields, dict) else ()
+    return {name: fields[name] for name, is_valid in valid if name in fields and is_valid(fields[name])}
 
 
 def _is_name(value: object) -> bool:

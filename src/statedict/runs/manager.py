@@ -193,7 +193,7 @@ class CheckpointManager(Reader):
                 self._write(to_writable(kept), manifest)
         elif not self._background.save(
             lambda room: unwrap_root(copy_arrays(kept, room)),
-            partial(self._write, manifest=manifest),
+            lambda state: self._write(state, manifest),
             self._waits or force or self.preempted,
         ):
             LOG.info("step %d is not saved, %d are still being written", step, self._background.most)
@@ -288,10 +288,7 @@ class CheckpointManager(Reader):
         Args:
             tree: as for `save`.
             step: which one; a damaged one is an error.
-            options: those of `statedict.restore`.
-
-        Returns:
-            The report of `statedict.restore`, with the step.
+            options: those of `statedict.restore`, whose report it returns with the step.
 
         Raises:
             MissingFileError: there is no checkpoint, or not that one.

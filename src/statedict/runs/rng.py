@@ -78,9 +78,9 @@ def shared_generators() -> dict[str, Any]:
     """The generators behind `random`, `numpy.random`, and `torch` if it is loaded."""
     import numpy
 
-    found = {"python": random._inst, "numpy": numpy.random.mtrand._rand}
     torch = sys.modules.get("torch")
-    return found if torch is None else found | {"torch": torch.default_generator}
+    frameworks = {} if torch is None else {"torch": torch.default_generator}
+    return {"python": random._inst, "numpy": numpy.random.mtrand._rand} | frameworks
 
 
 def _find_accelerator() -> tuple[str, Any]:

@@ -67,9 +67,8 @@ def listing(directory: str | os.PathLike[str]) -> list[Checkpoint]:
     for name in unfinished & inside.keys():
         step = int(name) if name.isdecimal() else step_of(name.lstrip(".").partition(".")[0])
         why = "was not committed; it is being written, or its process died"
-        found.append(
-            _describe(files, name, Checkpoint(step, "", "", 0, inside[name].time, {}, UNFINISHED, False, name, why))
-        )
+        one = Checkpoint(step, "", "statedict", 0, inside[name].time, {}, UNFINISHED, False, name, why)
+        found.append(_describe(files, name, one))
     others = [name for name in inside if name not in unfinished and not (is_step(name) and int(name) in ours)]
     read = partial(recognize, files.path, inside)
     found += [one for one in parallel(read, others, workers=workers) if one is not None]
@@ -103,7 +102,7 @@ def _make_ours(files: Directory, pins: set[int], step: int) -> Checkpoint | None
     except GoneError:
         return None
     except (FormatError, FileError) as error:
-        one = Checkpoint(step, "", "", 0, 0.0, {}, DAMAGED, step in pins, str(step), str(error))
+        one = Checkpoint(step, "", "statedict", 0, 0.0, {}, DAMAGED, step in pins, str(step), str(error))
         return _describe(files, files.name(step), one)
 
 
@@ -117,8 +116,9 @@ def _read(files: Directory, pins: set[int], step: int) -> Checkpoint:
             has = f"has {sizes[one]:,} bytes" if one in sizes else "is not there"
             raise CorruptFileError(f"{redact(join(folder, one))}: {has}, committed were {size:,}")
     path = join(folder, next((one for one in DATA.values() if one in manifest.files), DATA["safetensors"]))
-    nbytes, time, metrics = manifest.nbytes, manifest.time, manifest.metrics
-    return Checkpoint(step, path, "statedict", nbytes, time, metrics, COMMITTED, step in pins, str(step))
+    return Checkpoint(
+        step, path, "statedict", manifest.nbytes, manifest.time, manifest.metrics, COMMITTED, step in pins, str(step)
+    )
 
 
 def _describe(files: Directory, folder: str, one: Checkpoint) -> Checkpoint:
@@ -129,7 +129,6 @@ def _describe(files: Directory, folder: str, one: Checkpoint) -> Checkpoint:
     return replace(
         one,
         path=join(path, data) if data and one.state == DAMAGED else path,
-        kind="statedict",
         nbytes=sum(item.size for item in inside.values()),
         time=max((item.time for item in inside.values()), default=one.time),
     )
