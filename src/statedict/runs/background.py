@@ -46,27 +46,18 @@ _STATE = {"ending": False}
 
 
 class Background:
-    """Runs jobs one after the other; each has memory of its own until it is done.
-
-    Attributes:
-        most: how many may be under way.
-        warnings: texts to warn with at the next call from outside.
-    """
+    """Runs jobs one after the other, at most `most` under way; each has memory of its own until it is done."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._rooms = [Arena() for _ in range(most)]
         self._jobs: list[_Job] = []
         self._errors: dict[int, BaseException] = {}
-        self.warnings: list[str] = []
+        self.warnings: list[str] = []  # issued at the next call from outside
         self._process = os.getpid()
 
     def save(self, copy: Callable[[Arena], Any], write: Callable[[Any], None], wait: bool = True) -> bool:
-        """Copy into free memory and return; a thread, or this one if there is none, writes the copy.
-
-        Returns:
-            False if all memory is in use and the caller does not wait.
-        """
+        """Copy into free memory, and have a thread write that; False if none is free and the caller does not wait."""
         room = self._find_room(wait)
         if room is None:
             return False
@@ -206,16 +197,12 @@ def retry(work: Callable[[], Result], retries: int, what: str) -> Result:
 
 
 class Preemption:
-    """Listens to signals until `close`; a second one of a kind has its usual effect.
-
-    Attributes:
-        received: the number of the first signal; 0 if there was none.
-    """
+    """Listens to signals until `close`; a second one of a kind has its usual effect."""
 
     def __init__(self, signals: Iterable[int]) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise RunError("signals are heard in the main thread only; make the manager there, or leave preemption out")
-        self.received = 0
+        self.received = 0  # the number of the first signal
         self._process = os.getpid()
         self._before: dict[int, Any] = {number: signal.signal(number, self._handle) for number in signals}
 

@@ -152,11 +152,7 @@ class Directory:
             return None
 
     def read_steadily(self, step: int, look: Callable[[], Result]) -> Result:
-        """Call a function that reads a checkpoint, again if the checkpoint changed meanwhile.
-
-        Others write, replace and remove during the call, so only an error about a checkpoint that stayed the same
-        counts. One that was removed is a GoneError.
-        """
+        """Call a function that reads a checkpoint, again if that changed meanwhile; a GoneError if it was removed."""
         try:
             return look()
         except (FormatError, OSError):
@@ -269,7 +265,7 @@ class Directory:
         announce: Callable[[bytes], None] = lambda marker: None,
         dry_run: bool = False,
     ) -> Manifest:
-        """Write a checkpoint: its file, its manifest, its marker, each durable before the next; return the manifest.
+        """Write the file, the manifest and the marker of a checkpoint, each durable before the next.
 
         `announce` gets the marker right before it is written. `dry_run` removes the checkpoint without committing it.
         """

@@ -99,11 +99,7 @@ class EveryNSteps:
 
 @dataclass(frozen=True, slots=True)
 class EveryNSeconds:
-    """Keep checkpoints that are at least so far apart in time, or save after so many seconds.
-
-    Attributes:
-        seconds: a number, or a `datetime.timedelta`.
-    """
+    """Keep checkpoints that are at least so far apart in time, or save after so many seconds."""
 
     seconds: float | timedelta
 

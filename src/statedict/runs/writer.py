@@ -24,18 +24,14 @@ from statedict.tensor.segments import covered_bytes
 
 
 class Writer:
-    """Writes checkpoints into a directory, one at a time.
-
-    Attributes:
-        replaced: steps to remove once the next one is committed.
-    """
+    """Writes checkpoints into a directory, one at a time."""
 
     def __init__(
         self, files: Directory, keep: Policy | None, format: str, retries: int, warn: Callable[[str], None]
     ) -> None:
         self._files, self._keep, self._format, self._retries, self._warn = files, keep, format, retries, warn
         self._before: tuple[int, list[Entry]] | None = None
-        self.replaced: list[int] = []
+        self.replaced: list[int] = []  # steps to remove once the next one is committed
 
     def __call__(self, root: Any, manifest: Manifest) -> None:
         """Write one."""
@@ -46,10 +42,9 @@ class Writer:
         written = self._retry(commit, f"step {step} could not be saved", f"step {step} was not saved")
         self._compare(written)
         if self._keep is not None or self.replaced:
+            removal = "others could not be removed"
             self._retry(
-                partial(self._prune, step),
-                f"after step {step} others could not be removed",
-                f"step {step} is saved, and others could not be removed",
+                partial(self._prune, step), f"after step {step} {removal}", f"step {step} is saved, and {removal}"
             )
 
     def _retry(self, work: Callable[[], Result], what: str, failure: str) -> Result:

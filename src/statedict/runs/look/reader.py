@@ -36,8 +36,8 @@ class Reader:
     def latest(self, verify: str | None = None) -> int | None:
         """The newest step that is committed and sound; None if there is none.
 
-        A damaged one is passed over with a warning that names the damage. Sound files are not read again while they
-        stay the same. `verify` is as for the manager.
+        A damaged one is passed over with a warning. Sound files are not read again while they stay the same. `verify`
+        is as for the manager.
         """
         self._known = True
         level = self._verify if verify is None else verify
