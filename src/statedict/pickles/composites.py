@@ -45,8 +45,9 @@ SPARSE = {
     **dict.fromkeys(("torch.sparse_csr", "torch.sparse_bsr"), ("crow_indices", "col_indices", "values", "size")),
     **dict.fromkeys(("torch.sparse_csc", "torch.sparse_bsc"), ("ccol_indices", "row_indices", "values", "size")),
 }
-_QSCHEMES = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric",
-             "per_channel_affine_float_qparams")  # fmt: skip
+_QSCHEMES = (
+    "per_tensor_affine per_tensor_symmetric per_channel_affine per_channel_symmetric per_channel_affine_float_qparams"
+)
 
 
 def _parts(name: str, **parts: Any) -> Opaque:
@@ -114,10 +115,6 @@ def _check_quantizer(name: str, numbers: tuple[Any, ...], size: Any, requires_gr
 
 def _is_small(number: Any) -> bool:
     return type(number) is int and -(1 << 63) <= number < 1 << 63
-
-
-def _nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Opaque:
-    return _parts("torch.nested", values=buffer, sizes=sizes, strides=strides, offsets=offsets)
 
 
 def _jagged(parts: Any) -> Opaque:
@@ -204,7 +201,9 @@ COMPOSITES: dict[str, Any] = {
         {
             "torch._utils _rebuild_sparse_tensor": _sparse,
             "torch._utils _rebuild_qtensor": _quantized,
-            "torch._utils _rebuild_nested_tensor": _nested,
+            "torch._utils _rebuild_nested_tensor": lambda values, sizes, strides, offsets: _parts(
+                "torch.nested", values=values, sizes=sizes, strides=strides, offsets=offsets
+            ),
             "torch._utils _rebuild_meta_tensor_no_storage": _meta,
             "torch._utils _rebuild_wrapper_subclass": _wrapper,
             "torch._utils _rebuild_device_tensor_from_cpu_tensor": _of_device,
@@ -218,5 +217,5 @@ COMPOSITES: dict[str, Any] = {
         cost=1024,
     ),
     **table({"torch.serialization _get_layout": _layout}),
-    **{f"torch {scheme}": Global(f"torch.{scheme}") for scheme in _QSCHEMES},  # a state would stay in an Opaque
+    **{f"torch {scheme}": Global(f"torch.{scheme}") for scheme in _QSCHEMES.split()},  # a state would stay in an Opaque
 }

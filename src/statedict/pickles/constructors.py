@@ -26,14 +26,7 @@ _MAX_SIZE = 1 << 60
 
 
 class TypedStorage(LazyTensor):
-    """A storage as a pickle refers to it; by itself it is a tensor of one dimension.
-
-    Args:
-        storage: the bytes.
-        dtype: of the elements.
-        shift: for a view of another storage, its first element.
-        numel: the number of elements; by default all that follow.
-    """
+    """A storage as a pickle refers to it, or `numel` elements of it from `shift` on: a tensor of one dimension."""
 
     __slots__ = ()
 
@@ -59,13 +52,7 @@ class StorageType(Opaque):
 
 
 def storage_type(kind: Any, numel: int, nbytes: int) -> StorageType | None:
-    """The storage class that a pickle names as `kind`; the size of its elements tells one that no table has.
-
-    Args:
-        kind: what the pickle holds.
-        numel: the number of elements, by the pickle.
-        nbytes: the number of bytes in the file.
-    """
+    """The storage class that a pickle names as `kind`; the size of an element tells one that no table has."""
     if type(kind) is StorageType:
         return kind
     module, _, name = kind.name.rpartition(".") if type(kind) is Global else ("", "", "")
@@ -79,11 +66,7 @@ def storage_type(kind: Any, numel: int, nbytes: int) -> StorageType | None:
 def tensor(
     storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, requires_grad: object = False
 ) -> LazyTensor:
-    """A LazyTensor from numbers in a file, all checked; offset and strides count elements.
-
-    Raises:
-        CorruptFileError: the numbers make no sense, or elements lie outside the storage.
-    """
+    """A LazyTensor from numbers in a file, all checked; offset and strides count elements."""
     if not dtype.bits:
         return _of_unknown_size(storage, dtype, offset, shape, strides, requires_grad)
     if type(shape) not in (tuple, Size) or type(strides) is not tuple or type(offset) is not int:
@@ -167,10 +150,6 @@ def _tensor_v2(
         offset = storage.place(offset)
     made = tensor(storage.storage, storage.dtype, offset, size, stride, requires_grad)
     return _with_bits(made, bits) if bits is not None else made
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
-    return _tensor_v2(storage, offset, size, stride)
 
 
 def _tensor_v3(
@@ -277,16 +256,8 @@ def _counter(counts: Any = ()) -> Any:
     return Counter(dict(counts))
 
 
-def _default_dict(factory: Any = None, items: Any = ()) -> StateDict:
-    return _ordered_dict(items)
-
-
-def _set(items: Any = ()) -> set[Any]:
-    return set(map(Keys().check, _sequence(items)))
-
-
-def _frozenset(items: Any = ()) -> frozenset[Any]:
-    return frozenset(map(Keys().check, _sequence(items)))
+def _set(kind: type, items: Any = ()) -> Any:
+    return kind(map(Keys().check, _sequence(items)))
 
 
 def _sequence(items: Any) -> Any:
@@ -309,7 +280,7 @@ def _bytes(data: Any = b"") -> bytes:
 
 def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> bytearray:
     if type(data) is str:
-        return bytearray(_encode(data, encoding))
+        data = _encode(data, encoding)
     if type(data) not in (bytes, bytearray):
         raise CorruptFileError(f"a bytearray of a {type(data).__name__}")
     return bytearray(data)
@@ -342,7 +313,7 @@ DATA: dict[str, Any] = {
     **table(
         {
             "collections OrderedDict": _ordered_dict,
-            "collections defaultdict": _default_dict,
+            "collections defaultdict": lambda factory=None, items=(): _ordered_dict(items),
             "collections Counter": _counter,
             "_codecs encode": _encode,
             "torch Size": _size,
@@ -351,17 +322,15 @@ DATA: dict[str, Any] = {
     ),
     **table(
         {
-            "torch._utils _rebuild_tensor": lambda storage, offset, size, stride: _tensor_v2(
-                storage, offset, size, stride
-            ),
+            "torch._utils _rebuild_tensor": lambda held, offset, size, stride: _tensor_v2(held, offset, size, stride),
             "torch._utils _rebuild_parameter": _parameter,
         },
         bulk=8,
     ),
     **table({"torch._utils _rebuild_tensor_v2": _tensor_v2}, bulk=7, cost=2048),
     **table({"torch._utils _rebuild_tensor_v3": _tensor_v3}, bulk=8, cost=2048),
-    **_both("set", _set, bulk=0, cost=DICT),
-    **_both("frozenset", _frozenset, bulk=0, cost=DICT),
+    **_both("set", partial(_set, set), bulk=0, cost=DICT),
+    **_both("frozenset", partial(_set, frozenset), bulk=0, cost=DICT),
     **_both("complex", _complex),
     **_both("bytearray", _bytearray),
     **_both("bytes", _bytes),

@@ -36,11 +36,7 @@ _ALLOWANCE = 1 << 20  # bytes beyond that
 
 
 class Indices:
-    """Reads tensors of indices, each once.
-
-    Args:
-        storages: of the file; PyTorch would not see indices in any other memory.
-    """
+    """Reads tensors of indices, each once, in the storages of the file: PyTorch would see no others."""
 
     def __init__(self, storages: Iterable[Storage]) -> None:
         self._storages = {*storages}
@@ -48,19 +44,14 @@ class Indices:
         self._read: Counter[Storage] = Counter()
 
     def check(self, name: str, parts: Mapping[str, Any]) -> None:
-        """Check a tensor that consists of other tensors.
-
-        Args:
-            name: of its kind, `torch.sparse_coo`.
-            parts: by the names of composites.py.
+        """Check the parts of a `torch.sparse_coo` or another kind of tensor of the module docstring.
 
         Raises:
             CorruptFileError: it breaks an invariant of its kind.
             LimitError: the check would take more than the file's size justifies.
         """
-        check = _KINDS.get(name)
-        if check is not None:
-            check(self, parts, *_LAYOUTS.get(name, ()))
+        if name in _KINDS:
+            _KINDS[name](self, parts, *_LAYOUTS.get(name, ()))
 
     def tensor(self, parts: Mapping[str, Any], part: str, ndim: int | None = None) -> LazyTensor:
         """A part that holds integers."""
@@ -85,6 +76,7 @@ class Indices:
 
 def _expect(holds: object, what: str, expected: object, got: object) -> None:
     if not holds:
+        got = f"shape {got.shape} of {got.dtype}" if isinstance(got, LazyTensor) else got
         raise CorruptFileError(f"{what}: expected {expected}, got {got}")
 
 
@@ -144,7 +136,7 @@ def _check_compressed(
     outer_at, inner_at = indices.tensor(parts, outer), indices.tensor(parts, inner)
     batch, shape = outer_at.ndim - 1, f"shape {values.shape}"
     alike = batch >= 0 and inner_at.ndim == batch + 1 and inner_at.dtype is outer_at.dtype
-    _expect(alike, inner, f"{outer_at.ndim} dimensions of {outer_at.dtype}, as {outer}", _describe(inner_at))
+    _expect(alike, inner, f"{outer_at.ndim} dimensions of {outer_at.dtype}, as {outer}", inner_at)
     fits = values.ndim >= batch + 1 + 2 * blocked and len(size) == values.ndim + 1 - 2 * blocked
     _expect(fits, "values", f"the dimensions of size {size}", shape)
     count, blocks = inner_at.shape[batch], values.shape[batch + 1 : batch + 3] if blocked else (1, 1)
@@ -167,10 +159,6 @@ def _check_compressed(
         least, most, ascending = indices.facts(_within, outer_at, inner_at)
         _expect_within(least, most, inner, width - 1)
         _expect(ascending, inner, f"ascending order within each of the {rows:,}", "another one")
-
-
-def _describe(tensor: LazyTensor) -> str:
-    return f"shape {tensor.shape} of {tensor.dtype}"
 
 
 def _steps(outer: Any) -> tuple[tuple[int, int], tuple[int, int], int, int]:
@@ -212,13 +200,11 @@ def _check_nested(indices: Indices, parts: Mapping[str, Any]) -> None:
 
 
 def _ends(sizes: Any, strides: Any, offsets: Any) -> tuple[int, int]:
-    """The least of all numbers, and where the elements end.
-
-    As floats, which are exact up to 2**53: no file has as many elements, and no product of them falls back below it.
-    """
+    """The least of all numbers, and where the elements end."""
     least = min(int(numbers.min()) for numbers in (sizes, strides, offsets) if numbers.size)
     if least < 0:
         return least, 0
+    # floats are exact up to 2**53: no file has as many elements, and no product of them falls back below it
     reach = ((sizes - 1.0) * strides).sum(axis=1) + offsets + 1.0
     ends = reach[(sizes > 0).all(axis=1)]
     return least, int(max(ends.max() if ends.size else 0, offsets.max()))
@@ -232,7 +218,7 @@ def _check_jagged(indices: Indices, parts: Mapping[str, Any]) -> None:
     most, count = values.shape[ragged - 1], offsets.shape[0] - 1
     lengths = None if parts.get("lengths") is None else indices.tensor(parts, "lengths", 1)
     alike = lengths is None or (lengths.shape[0] == count and lengths.dtype is offsets.dtype)
-    _expect(alike, "lengths", f"{count:,} of {offsets.dtype}", "" if lengths is None else _describe(lengths))
+    _expect(alike, "lengths", f"{count:,} of {offsets.dtype}", lengths)
     (first, _), (last, _), shortest, _ = indices.facts(_steps, offsets)
     got = "a negative number or step" if min(first, shortest) < 0 else f"{last:,}"
     rising = first >= 0 and shortest >= 0 and last <= most

@@ -25,7 +25,7 @@ import struct
 from statedict.errors import CorruptFileError, FormatError, StateDictError, TruncatedError, is_failure_of_code
 from statedict.pickles.budget import DICT, ENTRY, FACTOR, MEMO, OBJECT, TEXT, TUPLE
 from statedict.pickles.objects import Builder, Global, name_call
-from statedict.pickles.opcodes import LINES, OPCODES, TO_MARK
+from statedict.pickles.opcodes import OPCODES, TO_MARK
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _U2, _U4, _U8 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
 _I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
+_CONSTANTS = {0x29: (), 0x89: False, 0x88: True, 0x4E: None}  # EMPTY_TUPLE, NEWFALSE, NEWTRUE, NONE
 
 
 def load(
@@ -49,7 +50,7 @@ def load(
     """Read one pickle; the object, and the offset after its STOP.
 
     Args:
-        data: the bytes.
+        data: bytes with the pickle in them.
         constructors: `"module name"` → a `Global`, or the value that the name stands for.
         persistent_load: returns the object of a persistent id.
         where: names the pickle in messages.
@@ -93,7 +94,9 @@ class _Machine(Builder):
             while True:
                 if position > checkpoint:
                     if frame and position >= frame:
-                        frame = self.leave_frame(frame, position)
+                        if position != frame:
+                            raise CorruptFileError(f"an operation goes past the end of its frame at byte {frame:,}")
+                        frame = 0
                     if position > look_at:
                         look_at, cost = look(cost, position, stack, memo, marks), 0
                     checkpoint = min(look_at, frame - 1) if frame else look_at
@@ -153,10 +156,8 @@ class _Machine(Builder):
                     (index,) = u4(data, position)
                     position += 4
                     stack.append(memo[index] if index < len(memo) else far_memo[index])
-                elif op == 0x29:  # EMPTYTUPLE
-                    stack.append(())
-                elif op == 0x89:  # NEWFALSE
-                    stack.append(False)
+                elif op in _CONSTANTS:
+                    stack.append(_CONSTANTS[op])
                 elif op == 0x51:  # BINPERSID
                     cost += 2 * OBJECT
                     stack[-1] = self.persistent(stack[-1])
@@ -212,10 +213,6 @@ class _Machine(Builder):
                     items = [stack.pop()]
                     cost += MEMO
                     self.append(stack[-1], items)
-                elif op == 0x4E:  # NONE
-                    stack.append(None)
-                elif op == 0x88:  # NEWTRUE
-                    stack.append(True)
                 elif op == 0x63:  # GLOBAL
                     found, position = self.read_global(op, position)
                     stack.append(found)
@@ -260,7 +257,19 @@ class _Machine(Builder):
             self.stack.append(row.read(self.data[begin:end]))
             return end
         if row.layout == "line":
-            return self.take_line(op, position)
+            raw, position = self.line(position)
+            self.charge(TEXT + 4 * len(raw))
+            value = row.read(raw)
+            if op == 0x70:  # PUT
+                self.put(value, self.stack[-1])
+                return position
+            if op == 0x67:  # GET
+                value = self.memo[value] if value < len(self.memo) else self.far_memo[value]
+            elif op == 0x50:  # PERSID
+                self.charge(2 * OBJECT)
+                value = self.persistent(value)
+            self.stack.append(value)
+            return position
         if op == 0x69:  # INST
             found, position = self.read_global(op, position)
             items = self.pop_mark()
@@ -269,32 +278,13 @@ class _Machine(Builder):
         elif row.layout == "fixed":  # EXT1, EXT2, EXT4
             code = row.read(self.data[position : position + row.width])
             self.stack.append(self.find("copyreg", f"extension {code}"))
-        elif row.takes == TO_MARK:
-            self.take_marked(op)
         else:
-            self.rearrange(op)
+            self.rearrange(op, row.takes)
         return position + row.width
 
-    def take_line(self, op: int, position: int) -> int:
-        """The opcodes whose argument ends with a line feed; the offset after it."""
-        stack = self.stack
-        raw, position = self.line(position)
-        self.charge(TEXT + 4 * len(raw))
-        value = LINES[op].read(raw)
-        if op == 0x70:  # PUT
-            self.put(value, stack[-1])
-        elif op == 0x67:  # GET
-            stack.append(self.memo[value] if value < len(self.memo) else self.far_memo[value])
-        elif op == 0x50:  # PERSID
-            self.charge(2 * OBJECT)
-            stack.append(self.persistent(value))
-        else:
-            stack.append(value)
-        return position
-
-    def take_marked(self, op: int) -> None:
-        """The opcodes without an argument that take all above the last mark."""
-        stack, items = self.stack, self.pop_mark()
+    def rearrange(self, op: int, takes: int) -> None:
+        """The same of opcodes without an argument."""
+        stack, marks, items = self.stack, self.marks, self.pop_mark() if takes == TO_MARK else []
         if op == 0x64:  # DICT
             self.charge(DICT + ENTRY * len(items))
             stack.append(StateDict())
@@ -310,11 +300,7 @@ class _Machine(Builder):
         elif op == 0x6F:  # OBJ
             self.charge(OBJECT + TUPLE + 16 * len(items))
             stack.append(self.call(items[0], tuple(items[1:])))
-
-    def rearrange(self, op: int) -> None:
-        """The other opcodes without an argument."""
-        stack, marks = self.stack, self.marks
-        if op == 0x30:  # POP
+        elif op == 0x30:  # POP
             if marks and marks[-1] == len(stack):
                 marks.pop()
             else:
@@ -330,7 +316,7 @@ class _Machine(Builder):
             if not isinstance(named, dict) or not isinstance(args, tuple):
                 raise CorruptFileError("a call whose arguments are not a tuple and a dict")
             stack[-1] = Opaque(name_call(stack[-1]), (args, named)) if named else self.call(stack[-1], args)
-        else:
+        elif takes != TO_MARK:
             raise FormatError(f"opcode {bytes([op])!r} is not allowed in a file")
 
     def pop_mark(self) -> list[Any]:
@@ -346,19 +332,12 @@ class _Machine(Builder):
         return self.data[position:end], end + 1
 
     def enter_frame(self, frame: int, position: int) -> int:
-        """Where the frame ends whose length stands at `position`; `frame` is where one that is open does."""
         (length,) = _U8.unpack_from(self.data, position)
         if frame:
             raise CorruptFileError("a frame begins before the end of another")
         if length > len(self.data) - position - 8:
             raise TruncatedError(f"a frame of {length:,} bytes goes past the end of the pickle")
         return position + 8 + int(length)
-
-    def leave_frame(self, frame: int, position: int) -> int:
-        """No frame, unless the last operation began in this one and went past its end."""
-        if position != frame:
-            raise CorruptFileError(f"an operation goes past the end of its frame at byte {frame:,}")
-        return 0
 
     def read_global(self, op: int, position: int) -> tuple[Any, int]:
         """The global whose module and name are two lines."""

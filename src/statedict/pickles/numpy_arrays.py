@@ -87,13 +87,8 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
         raw = raw.encode("latin-1")
     if type(raw) not in (bytes, bytearray):
         raise CorruptFileError(f"a numpy array whose bytes are a {type(raw).__name__}")
-    numel = 1
-    for n in shape:
-        if type(n) is not int or n < 0:
-            raise CorruptFileError("a numpy array whose shape is not made of sizes")
-        if numel <= len(raw):  # else it is wrong already, and would only grow
-            numel *= n
-    numel = 0 if 0 in shape else numel
+    if (numel := _count(shape, len(raw))) < 0:
+        raise CorruptFileError("a numpy array whose shape is not made of sizes")
     if fault := find_shape_fault(shape, kind.kind.itemsize):
         raise CorruptFileError(f"a numpy array of shape {str(shape)[:200]}: {fault}")
     if numel * kind.kind.itemsize != len(raw):
@@ -106,12 +101,18 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
 
 def _of_ml_dtypes(name: str, nbytes: int, shape: tuple[Any, ...]) -> DType | None:
     """A dtype of ml_dtypes that our table lacks: bytes under its name."""
+    numel = _count(shape, nbytes)
+    return labelled_dtype(name, nbytes // numel * 8) if numel > 0 and nbytes and nbytes % numel == 0 else None
+
+
+def _count(shape: tuple[Any, ...], most: int) -> int:
+    """The number of elements, or some number over `most`; -1 if the shape does not consist of sizes."""
     numel = 1
     for n in shape:
-        if type(n) is not int or not 0 <= n <= nbytes:
-            return None
-        numel *= n if numel <= nbytes else 1
-    return labelled_dtype(name, nbytes // numel * 8) if numel and nbytes and nbytes % numel == 0 else None
+        if type(n) is not int or n < 0:
+            return -1
+        numel *= n if numel <= most else 1
+    return 0 if 0 in shape else numel
 
 
 def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:

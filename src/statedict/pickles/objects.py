@@ -33,16 +33,14 @@ class Keys:
     """Checks that the keys of dicts and sets cost little to hash and to compare.
 
     Hashing a nested tuple can take for ever, and so can a dict whose keys share one hash. Python protects strings and
-    bytes against the latter by a secret, but not numbers and tuples.
+    bytes against the latter by a secret, but not numbers and tuples. `charge` takes the cost of a note on a key.
     """
 
-    __slots__ = ("_alike",)
+    __slots__ = ("_alike", "_charge")
 
-    def __init__(self) -> None:
+    def __init__(self, charge: Callable[[int], object] = lambda cost: None) -> None:
         self._alike: dict[int, list[Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self._alike)
+        self._charge = charge
 
     def check(self, key: Any) -> Any:
         """Return the key, or raise LimitError if it exceeds the bounds above."""
@@ -52,6 +50,8 @@ class Keys:
         if kind in _COMPOUND and self._is_small(key):
             # a file can choose these hashes, and a dict of one hash is as slow as a list
             alike = self._alike.setdefault(hash(key), [])
+            if not alike:
+                self._charge(KEY)
             if key not in alike:
                 if len(alike) == _MAX_ALIKE:
                     raise LimitError(f"more than {_MAX_ALIKE} keys with one hash; the pickle is hostile")
@@ -113,8 +113,8 @@ class Builder:
         position: int,
         factor: int,
     ) -> None:
-        self.data, self.constructors, self.persistent_load = data, constructors, persistent_load
-        self.position = position
+        self.data, self.constructors, self.position = data, constructors, position
+        self.persistent = persistent_load or (lambda identifier: Opaque("persistent object", (identifier,)))
         self.budget = Budget(position, factor)
         self.charge = self.budget.charge
         self.globals: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class Builder:
         self.far_memo: dict[int, Any] = {}
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.keys = Keys()
+        self.key = Keys(self.charge).check
 
     def put(self, index: int, value: Any) -> None:
         """Store a value in the memo."""
@@ -179,12 +179,6 @@ class Builder:
                 if type(argument) is tuple:
                     self.charge(2 * ENTRY * sum(len(item) for item in argument if isinstance(item, dict)))
 
-    def persistent(self, identifier: Any) -> Any:
-        """The object of a persistent id."""
-        if self.persistent_load is None:
-            return Opaque("persistent object", (identifier,))
-        return self.persistent_load(identifier)
-
     def set_items(self, target: Any, items: list[Any]) -> None:
         """Set entries of a dict or a label; `items` alternates keys and values."""
         if len(items) % 2:
@@ -204,14 +198,6 @@ class Builder:
             target[key] = items[index + 1]
         if len(target) - before < len(items) >> 1:
             _check_twins(items[::2])
-
-    def key(self, key: Any) -> Any:
-        """Check a key of a dict or a set."""
-        noted = len(self.keys)
-        self.keys.check(key)
-        if len(self.keys) > noted:
-            self.charge(KEY)
-        return key
 
     def append(self, target: Any, items: list[Any]) -> None:
         """Append to a list, or to a label."""

@@ -119,10 +119,6 @@ def _uint(raw: bytes) -> int:
     return int.from_bytes(raw, "little")
 
 
-def _sint(raw: bytes) -> int:
-    return int.from_bytes(raw, "little", signed=True)
-
-
 def _rows(names: str, layout: str, takes: int, leaves: int, read: Callable[[bytes], Any] = bytes) -> Iterator[Opcode]:
     """Rows that differ in code, name and width only, given as `4A:BININT:4`."""
     for text in names.split():
@@ -145,7 +141,7 @@ OPCODES: dict[int, Opcode] = {
         *_rows("64:DICT 6C:LIST 6F:OBJ 74:TUPLE 91:FROZENSET", "none", TO_MARK, 1),
         *_rows("71:BINPUT:1 72:LONG_BINPUT:4 80:PROTO:1 95:FRAME:8", "fixed", 0, 0, _uint),
         *_rows("4B:BININT1:1 4D:BININT2:2 68:BINGET:1 6A:LONG_BINGET:4 82:EXT1:1 83:EXT2:2", "fixed", 0, 1, _uint),
-        *_rows("4A:BININT:4 84:EXT4:4", "fixed", 0, 1, _sint),
+        *_rows("4A:BININT:4 84:EXT4:4", "fixed", 0, 1, _long),
         *_rows("47:BINFLOAT:8", "fixed", 0, 1, lambda raw: struct.unpack(">d", raw)[0]),
         *_rows("42:BINBYTES:4 43:SHORT_BINBYTES:1 8E:BINBYTES8:8", "counted", 0, 1),
         *_rows("96:BYTEARRAY8:8", "counted", 0, 1, bytearray),

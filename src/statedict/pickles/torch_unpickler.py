@@ -35,12 +35,6 @@ if TYPE_CHECKING:
 def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, map_location: Any = "cpu") -> Any:
     """The object in a pickle of protocol 2 that our machine has read with `CHECKED`.
 
-    Args:
-        data: the pickle.
-        persistent_load: returns the storage of a persistent id.
-        encoding: of strings of Python 2.
-        map_location: where functions that rebuild tensors of other devices put them.
-
     Raises:
         pickle.UnpicklingError: it names what is not allowed.
     """
@@ -52,9 +46,8 @@ def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, 
 def _reader(jagged: bool, marked: bool) -> torch_private.Unpickler:
     """An unpickler with PyTorch's table and numpy's arrays and scalars, but nothing that a number makes large.
 
-    Args:
-        jagged: with jagged tensors, whose module is imported for them; no table has them since PyTorch 2.15.
-        marked: with what PyTorch 2.14 and before noted in them for its compiler.
+    `jagged` adds jagged tensors, which no table has since PyTorch 2.15, and imports their module; `marked` adds what
+    PyTorch up to 2.14 noted in them for its compiler.
     """
     storage = torch.serialization.StorageType("ByteStorage")
     theirs = torch_private.get_default_globals() or {}
@@ -118,17 +111,14 @@ def _never(*args: Any) -> Any:
 
 
 def _skip_copy(name: str, copied: Callable[..., Any]) -> Global:
-    """A function of PyTorch's that copies tensors, for those that repeat no bytes and keep their dtype.
-
-    A copy of any other takes what its shape says, at each call, whatever the size of the file.
-    """
+    """A function of PyTorch's that copies tensors, without copies larger than the bytes in the file."""
     known = DATA[name]
 
     def build(*args: Any) -> Any:
         for tensor, dtype in copied(*args):
-            if not isinstance(tensor, LazyTensor):
-                continue
-            if tensor.nbytes > tensor.storage.nbytes or (dtype and tensor.dtype is not dtype):
+            if isinstance(tensor, LazyTensor) and (
+                tensor.nbytes > tensor.storage.nbytes or (dtype and tensor.dtype is not dtype)
+            ):
                 raise LimitError(f"{known.name}: a tensor of {tensor.nbytes:,} bytes would be copied; refused")
         return known.build(*args)
 
@@ -184,16 +174,7 @@ class Allowed:
         }
 
     def check(self, tree: Any, storages: Iterable[Storage], where: str) -> None:
-        """Check all indices.
-
-        Args:
-            tree: what the pickle describes, for the names of tensors.
-            storages: of the file.
-            where: names the file in messages.
-
-        Raises:
-            CorruptFileError: some lie outside of their tensor; the message names it.
-        """
+        """Raise CorruptFileError if indices lie outside their tensor, named by its path in `tree`."""
         if not self._noted:
             return
         indices = Indices(storages)
@@ -202,7 +183,7 @@ class Allowed:
                 indices.check(kind, parts)
             except FormatError as error:
                 raise type(error)(
-                    f"{where}: {_path(tree, made)}: {kind.removeprefix('torch.')} tensor: {error}; "
+                    f"{where}: {_find_path(tree, made)}: {kind.removeprefix('torch.')} tensor: {error}; "
                     "using it would reach memory that is not its own; the file is damaged or hostile"
                 ) from error
 
@@ -220,24 +201,22 @@ class Allowed:
             raise CorruptFileError("a jagged tensor rebuilt as another class, or another class rebuilt as jagged")
         made = build(*args)
         if getattr(kind, "name", "") == _NESTED:
-            self._attributes(made, state)
+            self._note_attributes(made, state)
         return made
 
     def _parameter(self, build: Callable[..., Any], *args: Any) -> Any:
         data, _, _, state = (*args, None, None, None)[:4]
         if isinstance(data, Opaque):
-            self._attributes(data, state)
+            self._note_attributes(data, state)
         return build(*args)
 
-    def _attributes(self, made: Opaque, state: Any) -> None:
+    def _note_attributes(self, made: Opaque, state: Any) -> None:
         found = attributes(state)
-        if not found.keys().isdisjoint(_ATTRIBUTES):
-            parts = {part: found[name] for name, part in _ATTRIBUTES.items() if name in found}
+        if parts := {part: found[name] for name, part in _ATTRIBUTES.items() if name in found}:
             self._noted.append(("torch.jagged", parts, made))
 
 
-def _path(tree: Any, made: Opaque) -> str:
-    """The path of a tensor of several parts."""
+def _find_path(tree: Any, made: Opaque) -> str:
     tensors = {id(part) for part in dict(made.children()).values() if isinstance(part, LazyTensor)}
     found = (path.rpartition(".")[0] for path, tensor in tensors_of(tree) if id(tensor) in tensors)
     return next(found, "") or "the tensor"

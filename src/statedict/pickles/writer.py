@@ -48,7 +48,7 @@ def dumps(
     Args:
         tree: dicts, lists, tuples, LazyTensors and plain values.
         place: returns a tensor's storage key, the storage's size and the tensor's offset in bytes, and its strides.
-        path: the root in messages.
+        path: of the root, in messages.
         records: names of objects to write: with a state by `__newobj__` and BUILD, without one as a call.
 
     Raises:
@@ -77,21 +77,18 @@ class _Writer:
     def value(self, value: Any, path: str) -> None:
         write = _VALUES.get(type(value)) or next((w for kind, w in _SUBCLASSES if isinstance(value, kind)), None)
         if write is None:
-            raise UnsupportedError(_refusal(value, path))
-        if write in _NESTED:
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise TreeError(f"{path[:80]!r}: nested deeper than {MAX_DEPTH}, or the tree contains itself")
-            write(self, value, path)
-            self.depth -= 1
-        else:
-            write(self, value, path)
+            raise _refuse_object(value, path)
+        nested = write in _NESTED
+        self.depth += nested
+        if self.depth > MAX_DEPTH:
+            raise TreeError(f"{path[:80]!r}: nested deeper than {MAX_DEPTH}, or the tree contains itself")
+        write(self, value, path)
+        self.depth -= nested
 
     def refer(self, name: str) -> bytes:
         """A global: in full the first time, then from the memo."""
-        known = self.memo.get(name)
-        if known is not None:
-            return known
+        if name in self.memo:
+            return self.memo[name]
         module, _, attribute = name.rpartition(".")
         return self.define(name, b"c" + module.encode() + b"\n" + attribute.encode() + b"\n")
 
@@ -103,7 +100,7 @@ class _Writer:
 
     def call(self, name: str, *args: Any) -> None:
         self.out.append(self.refer(name))
-        self.tuple(args, "")
+        self.sequence(args, "")
         self.out.append(b"R")
 
     def tensor(self, tensor: LazyTensor, path: str) -> None:
@@ -118,13 +115,12 @@ class _Writer:
             self.out += (known[0], _text(key), known[1])
             return
         if fault := find_shape_fault(tensor.shape, kind.itemsize or 1):
-            raise UnsupportedError(f"{path}: a tensor of {fault}; it could not be read again")
+            raise _refusal(path, f"a tensor of {fault}; it could not be read again")
         later = kind.kind == "raw" and not kind.safetensors and (bool(kind.storage) or is_torch_dtype(kind.name))
         if not (kind.itemsize or isinstance(tensor, Labelled)) or (kind.kind == "raw" and not later):
-            raise UnsupportedError(f"{path}: PyTorch has no dtype {kind}; save it as .safetensors")
+            raise _refusal(path, f"PyTorch has no dtype {kind}; save it as .safetensors")
         if kind.kind == "quantized":
-            text = f"{path}: a bare {kind} tensor lacks its scale; save its integers, scale and zero point"
-            raise UnsupportedError(text)
+            raise _refusal(path, f"a bare {kind} tensor lacks its scale; save its integers, scale and zero point")
         refer, defined = self.refer, len(self.memo)
         grad, young, wrapper = b"\x88" if tensor.requires_grad else b"\x89", not kind.storage, ""
         if tensor.parameter:
@@ -182,14 +178,14 @@ class _Writer:
 
     def record(self, value: Opaque, path: str) -> None:
         if value.name not in self.records:
-            raise UnsupportedError(_refusal(value, path))
+            raise _refuse_object(value, path)
         known = self.written.get(id(value))
         if known is not None:
             self.out.append(known)
             return
         start, defined = len(self.out), len(self.memo)
         self.out.append(self.refer(value.name))
-        self.tuple(value.args, path)
+        self.sequence(value.args, path)
         if type(value.state) is dict:
             self.out.append(b"\x81}(")
             for name, field in value.state.items():
@@ -223,13 +219,11 @@ class _Writer:
             self.value({"_metadata": metadata}, path)
             self.out.append(b"b")
 
-    def list(self, items: Any, path: str) -> None:
-        self.items(items, path, *((b"](", b"e") if items else (b"]", b"")))
-
-    def tuple(self, items: Any, path: str) -> None:
-        self.items(items, path, *_tuple_ends(len(items)))
-
-    def items(self, items: Any, path: str, begin: bytes, end: bytes) -> None:
+    def sequence(self, items: Any, path: str) -> None:
+        if type(items) is list:
+            begin, end = (b"](", b"e") if items else (b"]", b"")
+        else:
+            begin, end = _tuple_ends(len(items))
         self.out.append(begin)
         dot = path + "." if path else ""
         for index, value in enumerate(items):
@@ -240,13 +234,11 @@ class _Writer:
         try:
             self.out.append(_int(value))
         except OverflowError:
-            text = f"{path or 'the root'}: an integer of over 255 bytes; torch.load cannot read it"
-            raise UnsupportedError(text) from None
+            raise _refusal(path, "an integer of over 255 bytes; torch.load cannot read it") from None
 
     def dtype(self, value: DType, path: str) -> None:
         if value.kind == "raw" and not is_torch_dtype(value.name):
-            text = f"{path or 'the root'}: PyTorch has no dtype {value}; drop it, or save as .safetensors"
-            raise UnsupportedError(text)
+            raise _refusal(path, f"PyTorch has no dtype {value}; drop it, or save as .safetensors")
         self.out.append(self.refer(f"torch.{value.name}"))
 
 
@@ -272,14 +264,16 @@ def _tuple_ends(count: int) -> tuple[bytes, bytes]:
     return (b"", (b")", b"\x85", b"\x86", b"\x87")[count]) if count <= 3 else (b"(", b"t")
 
 
-def _refusal(value: Any, path: str) -> str:
+def _refusal(path: str, why: str) -> UnsupportedError:
+    return UnsupportedError(f"{path or 'the root'}: {why}")
+
+
+def _refuse_object(value: Any, path: str) -> UnsupportedError:
     what, remedy = f"a {type(value).__qualname__}", " after converting it"
     if isinstance(value, Opaque):
         what, remedy = f"an object of class {value.name}", ", which keeps it as a label"
-    return (
-        f"{path or 'the root'}: {what} is not data that torch.load(weights_only=True) accepts; "
-        f"drop it, or save as .safetensors{remedy}"
-    )
+    why = f"{what} is not data that torch.load(weights_only=True) accepts"
+    return _refusal(path, f"{why}; drop it, or save as .safetensors{remedy}")
 
 
 _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
@@ -296,8 +290,8 @@ _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
     DType: _Writer.dtype,
     LazyTensor: _Writer.tensor,
     Opaque: _Writer.record,
-    tuple: _Writer.tuple,
-    list: _Writer.list,
+    tuple: _Writer.sequence,
+    list: _Writer.sequence,
     set: lambda w, v, p: w.call("builtins.set", sorted(v, key=repr)),
     Counter: lambda w, v, p: w.call("collections.Counter", dict(v)),
 }
@@ -305,12 +299,12 @@ _SUBCLASSES: tuple[tuple[type, Callable[[_Writer, Any, str], None]], ...] = (
     (dict, _Writer.dict),
     (LazyTensor, _Writer.tensor),
 )
-_NESTED = {_Writer.dict, _Writer.tuple, _Writer.list, _Writer.record}
+_NESTED = {_Writer.dict, _Writer.sequence, _Writer.record}
 
 
 def _device_parts(value: str, path: str) -> tuple[Any, ...]:
     try:
         kind, colon, index = str(device(value)).partition(":")  # a Device's partition would give Devices back
     except CorruptFileError as error:
-        raise UnsupportedError(f"{path or 'the root'}: {error}") from error
+        raise _refusal(path, str(error)) from error
     return (kind, int(index)) if colon else (kind,)

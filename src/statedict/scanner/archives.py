@@ -20,8 +20,6 @@ from statedict.scanner.containers import (
     tar_members,
     zip_members,
 )
-from statedict.scanner.globals import walk
-from statedict.scanner.recognize import OPCODE, cost_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +47,7 @@ def look_into_archive(scan: Scan, part: Part, head: bytes) -> bool:
         _look_into_zip(scan, part, ends)
     else:
         missing = "begins as a zip archive whose directory is missing; it looks truncated"
-        for text in [missing, *ends.problems]:
-            scan.add_damage(part.label, text)
+        scan.add_damage(part.label, missing, *ends.problems)
         scan.search_through(part, 0, part.size, listed=False)
     return True
 
@@ -59,26 +56,23 @@ def _holds(scan: Scan, part: Part, head: bytes, reading: Reading) -> bool:
     """Whether an archive's end lies within a pickle or a member of a tar archive that the file begins with."""
     if is_tar(head):
         return any(inner.start <= reading.place <= reading.at < inner.end for inner in tar_members(part) if inner.name)
-    found = walk(part.read, fuel=scan.budget.left // OPCODE)
-    scan.budget.spend(cost_of(found))
+    found = scan.walk(part)
     return not found.problem and found.end > reading.at
 
 
 def _look_into_zip(scan: Scan, part: Part, ends: Ends) -> None:
     """Look into an archive and into those before it: a `.distcp` file has one after another."""
-    now: Ends | None = ends
-    end = part.size
+    end, start = part.size, 0  # where the archive behind should begin by its offsets
     seen: set[Member] = set()
     doubtful: list[Reading] = []
-    start = 0  # where the archive behind should begin by its offsets
+    now: Ends | None = ends
     while now is not None:
         reading, *others = now.readings
         if start and start != reading.stop:
             _add_shift(scan, part, start)
         start = reading.shift
         doubtful += others
-        for text in now.problems:
-            scan.add_damage(part.label, text)
+        scan.add_damage(part.label, *now.problems)
         gaps = _look_into_records(scan, part, end, reading, seen)
         now, end = find_ends_before(part, gaps, end)
         for begin, stop in gaps:
@@ -102,11 +96,9 @@ def _add_shift(scan: Scan, part: Part, shift: int) -> None:
 
 def _look_into_records(scan: Scan, part: Part, end: int, reading: Reading, seen: set[Member]) -> list[tuple[int, int]]:
     """Look into the records of a directory that are not in `seen`; the gaps between the records."""
-    problems: list[str] = []
-    members, gaps = zip_members(part, end, reading, problems)
+    members, gaps, problems = zip_members(part, end, reading)
     scan.budget.spend(64 * len(members))
-    for text in problems:
-        scan.add_damage(part.label, text)
+    scan.add_damage(part.label, *problems)
     for inner in dict.fromkeys(members):
         if inner not in seen:
             look_into_member(scan, part, inner)

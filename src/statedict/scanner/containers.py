@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from importlib import import_module
 from itertools import pairwise
 
 from statedict.errors import LimitError
@@ -64,11 +65,7 @@ class Budget:
 class Part:
     """A range of bytes, to the end of `base` without `end`. Reads return fewer bytes at the end.
 
-    Attributes:
-        start: the offset of its first byte in `base`.
-        label: its name in findings.
-        depth: the number of containers around it.
-        role: one of the roles above, or empty.
+    `label` names it in findings, `depth` counts the containers around it, `role` is one of those above or empty.
     """
 
     __slots__ = ("_base", "_end", "depth", "label", "role", "start")
@@ -122,24 +119,20 @@ class Part:
 class Unpacked:
     """The output of a decompressor, produced as far as someone reads.
 
-    `problem` says why it ended early, `end` how many packed bytes it took.
+    `problem` says why it ended early, `end` how many packed bytes it took, `is_complete` that it ended.
     """
 
     def __init__(self, packed: Part, codec: str, budget: Budget) -> None:
         self.problem, self.end = "", 0
         self._data, self._budget = bytearray(), budget
-        self._pieces: Iterator[bytes] | None = self._unpack(packed, *CODECS[codec])
+        self.is_complete = False
+        self._pieces = self._unpack(packed, *CODECS[codec])
 
     @property
     def size(self) -> int:
         """The length of all of it."""
         self._fill(1 << 62)
         return len(self._data)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all of it is unpacked."""
-        return self._pieces is None
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes at an offset, fewer at the end."""
@@ -151,17 +144,15 @@ class Unpacked:
         self._fill(len(self._data) + most)
 
     def _fill(self, wanted: int) -> None:
-        while self._pieces is not None and len(self._data) < wanted:
+        while not self.is_complete and len(self._data) < wanted:
             try:
-                piece = next(self._pieces, None)
+                piece = next(self._pieces, b"")
             except Exception as error:
                 known = isinstance(error, (zlib.error, OSError, EOFError, ValueError))
                 if not known and type(error).__name__ != "LZMAError":  # importing lzma for its error costs start-up
                     raise
-                piece, self.problem = None, str(error)
-            if piece is None:
-                self._pieces = None
-                return
+                piece, self.problem = b"", str(error)
+            self.is_complete = not piece
             self._budget.spend(len(piece))
             self._data += piece
 
@@ -188,15 +179,8 @@ class Unpacked:
 
 
 def _lzma(kind: str) -> Any:
-    import lzma
-
+    lzma = import_module("lzma")
     return lzma.LZMADecompressor(getattr(lzma, kind), memlimit=256 << 20)
-
-
-def _bz2() -> Any:
-    import bz2
-
-    return bz2.BZ2Decompressor()
 
 
 # codec → the first bytes of a further stream in the same file, the decompressor
@@ -204,7 +188,7 @@ CODECS: dict[str, tuple[bytes, Callable[[], Any]]] = {
     "deflate": (b"", lambda: zlib.decompressobj(-15)),
     "zlib": (b"", zlib.decompressobj),
     "gzip": (b"\x1f\x8b", lambda: zlib.decompressobj(31)),
-    "bzip2": (b"BZh", _bz2),
+    "bzip2": (b"BZh", lambda: import_module("bz2").BZ2Decompressor()),
     "xz": (b"\xfd7zXZ\0", lambda: _lzma("FORMAT_XZ")),
     "lzma": (b"", lambda: _lzma("FORMAT_ALONE")),
 }
@@ -227,14 +211,13 @@ def find_compression(head: bytes) -> str:
     return next((codec for codec, magic in _COMPRESSED.items() if magic.match(head)), "")
 
 
-def zip_members(
-    part: Part, end: int, reading: Reading, problems: list[str]
-) -> tuple[list[Member], list[tuple[int, int]]]:
-    """The records of an archive that ends before byte `end`, by one reading of its directory, and the gaps between.
+def zip_members(part: Part, end: int, reading: Reading) -> tuple[list[Member], list[tuple[int, int]], list[str]]:
+    """The records of an archive that ends before byte `end`, by one reading of its directory; gaps; contradictions.
 
-    A record whose headers disagree stands once for each reading. Contradictions go to `problems`.
+    A record whose headers disagree stands once for each reading.
     """
     members: list[Member] = []
+    problems: list[str] = []
     place, size, count, shift, _, last, _ = reading
     taken = [(place, last + END.size)]  # the comment is a gap
     entries = list(read_entries(part.read(place, size), count, problems))
@@ -270,7 +253,7 @@ def zip_members(
         if begin > reached:
             gaps.append((reached, min(begin, end)))
         reached = max(reached, stop)
-    return sorted(members, key=lambda member: member.start), gaps
+    return sorted(members, key=lambda member: member.start), gaps, problems
 
 
 def find_ends_before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | None, int]:
@@ -316,7 +299,7 @@ def tar_members(part: Part) -> Iterator[Member]:
         if kind in (b"x", b"g"):
             found = re.search(rb"\d size=(\d{1,18})\n", part.read(start, min(size, 1 << 20)))
             override = int(found[1]) if found and kind == b"x" else -1
-        size = 0 if kind in (b"1", b"2", b"3", b"4", b"5", b"6") else size
+        size = 0 if b"1" <= kind <= b"6" else size
         prefix = header[345:500].rstrip(b"\0") + b"/" if header[257:262] == b"ustar" and header[345] else b""
         yield Member(read_name(prefix + header[:100].split(b"\0")[0]).removeprefix("./"), start, start + size, STORED)
         at = start + size + -size % 512

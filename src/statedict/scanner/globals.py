@@ -22,7 +22,7 @@ import re
 import struct
 
 from statedict.errors import CorruptFileError, LimitError, TruncatedError
-from statedict.pickles.opcodes import COUNTED, LINES, OPCODES, TO_MARK
+from statedict.pickles.opcodes import COUNTED, LINES, OPCODES, TO_MARK, as_text
 from statedict.scanner.names import COMPUTED, EXTENSION, FIRST_WINDOW, LAST_WINDOW, MAX_NAME, UNKNOWN, Names
 
 TYPE_CHECKING = False
@@ -306,12 +306,8 @@ class Walk(Names):
 
 
 def _decode_name(name: bytes) -> str:
-    """The first characters of a name."""
-    name = name[:MAX_NAME]
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        return name.decode("latin-1")
+    text = as_text(name[:MAX_NAME])
+    return text if type(text) is str else name[:MAX_NAME].decode("latin-1")
 
 
 def walk(
@@ -327,7 +323,7 @@ def walk(
 
     Args:
         read: returns the bytes at an offset, fewer at the end.
-        start: where the pickle begins.
+        start: an offset.
         nested: called for each constant that may hold a file or a pickle, with its offset, its length and, for a text,
             its decoder (each character then stands for a byte).
         torch: also record the storages that persistent ids describe, and all text constants.

@@ -48,31 +48,19 @@ class GlobalRef:
 
 
 class Names:
-    """The state and the result of a walk.
-
-    Attributes:
-        start, end: offsets of its first opcode, and after the last one that it followed.
-        problem: why it ended before STOP, or empty.
-        truncated: whether the bytes ended there.
-        doubts: where Python's unpicklers differ; the first few.
-        cut: the global in the last line, if that has no line feed.
-        crossed: whether an operation may go past the end of its frame, so that some unpickler goes on elsewhere.
-        opcodes: how many it followed.
-        searched: bytes read to find the ends of lines.
-        globals: in the order in which the pickle first names them.
-        storages: key → its type, of PyTorch's persistent ids; only with `torch`.
-        texts: the offsets of all text constants; only with `torch`.
-    """
+    """The state and the result of a walk."""
 
     def __init__(self, read: Read, start: int, nested: Nested | None, torch: bool) -> None:
         self.read, self.start, self.nested, self.torch = read, start, nested, torch
-        self.end, self.problem, self.truncated, self.opcodes, self.searched = start, "", False, 0, 0
-        self.doubts: list[str] = []
-        self.crossed = False
-        self.cut: GlobalRef | None = None
-        self.globals: list[GlobalRef] = []
-        self.storages: dict[str, GlobalRef] = {}
-        self.texts = array("q")
+        self.end = start  # after the last opcode that it followed
+        self.problem, self.truncated = "", False  # why it ended before STOP; whether the bytes ended there
+        self.opcodes, self.searched = 0, 0  # that it followed; bytes read to find the ends of lines
+        self.doubts: list[str] = []  # where Python's unpicklers differ; the first few
+        self.crossed = False  # whether an operation may go past its frame, so that some unpickler goes on elsewhere
+        self.cut: GlobalRef | None = None  # the global in the last line, if that has no line feed
+        self.globals: list[GlobalRef] = []  # in the order in which the pickle first names them
+        self.storages: dict[str, GlobalRef] = {}  # by their keys in PyTorch's persistent ids; only with `torch`
+        self.texts = array("q")  # the offsets of all text constants; only with `torch`
         self.known: dict[tuple[str, str, str], int] = {}
         self.cache: dict[int, str | None] = {}
         self.stack, self.memo, self.marks = array("q"), array("q"), array("q")
@@ -84,36 +72,28 @@ class Names:
             self.doubts.append(why)
 
     def line(self, begin: int, data: bytes = b"", base: int = 0, rest: bool = False) -> int:
-        """The offset after the next line feed.
+        """The offset after the next line feed; `rest` says that the end of the bytes ends a line too.
 
-        Args:
-            begin: where to look from.
-            data: bytes already read, from offset `base` on.
-            base: see `data`.
-            rest: whether the end of the bytes ends a line too.
+        `data` are bytes already read, from offset `base` on.
         """
-        at = data.find(b"\n", begin - base)
-        if at >= 0:
-            return base + at + 1
-        window = 1 << 10
-        while True:
-            data = self.read(begin, window)
+        at, window = data.find(b"\n", begin - base), 1 << 10
+        while at < 0:
+            base = begin
+            data = self.read(base, window)
             self.searched += len(data)
             at = data.find(b"\n")
-            if at >= 0:
-                return begin + at + 1
             begin += len(data)
-            if len(data) < window:
+            if at < 0 and len(data) < window:
                 if rest:
                     return begin
                 raise TruncatedError("a line goes past the end")
             window = min(4 * window, LAST_WINDOW)
+        return base + at + 1
 
     def get(self, index: int) -> int:
         """A value out of the memo."""
-        if self.lost or not 0 <= index < len(self.memo):
-            return UNKNOWN
-        return self.memo[index] if self.memo[index] != UNSET else UNKNOWN
+        known = not self.lost and 0 <= index < len(self.memo) and self.memo[index] != UNSET
+        return self.memo[index] if known else UNKNOWN
 
     def put(self, index: int, value: int) -> None:
         """Store a value in the memo."""

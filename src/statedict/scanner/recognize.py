@@ -9,13 +9,12 @@ from statedict.reports.scan import DANGEROUS
 from statedict.scanner.containers import EXPECTED, WHOLE, Part
 from statedict.scanner.globals import Walk
 from statedict.scanner.names import ALTERED, COMPUTED, EXTENSION, GlobalRef
-from statedict.scanner.verdicts import RECORDS, grade
+from statedict.scanner.verdicts import IDENTIFIERS, RECORDS, grade
 
 ALLOWED = DATA.keys() | RECORDS
 STRONG = re.compile(rb"\x80[\x00-\x05]")  # PROTO, which nearly every pickle begins with
 _OLD = re.compile(rb"[(\]})]|c[\w.]+\n[\w.]+\n")  # how those of protocols 0 and 1 begin
 _LINES = re.compile(rb"(?:[\t\r\x20-\x7e\x80-\xff]+\n){3,}[\t\r\x20-\x7e\x80-\xff]*")  # how text begins
-IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _COMPUTED = re.compile(r"[\w.?]+")
 # how something may begin in the midst of other bytes: a pickle, a pickle without PROTO, a record of a zip archive
 _HIDDEN = (

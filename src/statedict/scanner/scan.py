@@ -12,6 +12,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError
@@ -26,7 +27,7 @@ from statedict.scanner import archives, recognize
 from statedict.scanner.containers import EXPECTED, TENSOR, WHOLE, Budget, Part, find_compression, local_member
 from statedict.scanner.globals import Walk, walk
 from statedict.scanner.names import NESTED, OBJECTS, GlobalRef
-from statedict.scanner.verdicts import grade
+from statedict.scanner.verdicts import IDENTIFIERS, grade
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ class Scan:
         finding = Finding(label, offset, "", what, OPAQUE, f"{why}: not looked into", 0, 1)
         self.found.setdefault((label, "", what, why), finding)
 
-    def add_damage(self, label: str, text: str) -> None:
+    def add_damage(self, label: str, *texts: str) -> None:
         """Record damage."""
-        if len(self.damage) < MAX_FINDINGS:
-            self.damage.append(f"{label}: {text}" if label else text)
+        lines = (f"{label}: {text}" if label else text for text in texts)
+        self.damage += islice(lines, max(0, MAX_FINDINGS - len(self.damage)))
 
     def look_into(self, part: Part) -> None:
         """Look into bytes of any kind."""
@@ -145,6 +146,12 @@ class Scan:
         else:
             self.follow(part.cut(0, role="" if archive else None))
 
+    def walk(self, part: Part, patience: int = 1 << 62) -> Walk:
+        """Walk over the opcodes that the part begins with."""
+        found = walk(part.read, fuel=self.budget.left // recognize.OPCODE, patience=patience)
+        self.budget.spend(recognize.cost_of(found))
+        return found
+
     def _follow_magic(self, part: Part) -> None:
         """Record what a zip archive names when read as a pickle: its magic begins with PERSID, whose line is ASCII.
 
@@ -154,11 +161,10 @@ class Scan:
         line, newline, _ = part.read(0, _FIRST_LINE).partition(b"\n")
         if not newline or not line.isascii():
             return
-        found = walk(part.read, fuel=self.budget.left // recognize.OPCODE, patience=recognize.GLANCE)
-        self.budget.spend(recognize.cost_of(found))
+        found = self.walk(part, patience=recognize.GLANCE)
         known = {(finding.module, finding.name) for finding in self.found.values()}
         for ref in found.globals:
-            plausible = recognize.IDENTIFIERS.fullmatch(f"{ref.module}.{ref.name}")  # else it is bytes of a record
+            plausible = IDENTIFIERS.fullmatch(f"{ref.module}.{ref.name}")  # else it is bytes of a record
             if plausible and (ref.module, ref.name) not in known:
                 self.add(part.label, ref)
 
@@ -287,9 +293,8 @@ class Scan:
             self.pickles += 1
             for ref in found.globals:
                 self.add(part.label, ref)
-            for doubt in found.doubts:
-                text = f"the pickle at byte {at:,} is read differently by different readers: {doubt}"
-                self.add_damage(part.label, text)
+            what = f"the pickle at byte {at:,} is read differently by different readers"
+            self.add_damage(part.label, *(f"{what}: {doubt}" for doubt in found.doubts))
             if found.problem and not hidden:
                 text = f"the pickle at byte {at:,} breaks off at byte {found.end:,}: {found.problem}"
                 self.add_damage(part.label, text)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
 
-_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _NAME = re.compile(r"[^\W\d]\w*")
 
 _RUNS = "runs programs or code"
@@ -211,7 +211,7 @@ def grade(ref: GlobalRef, allowed: Container[str]) -> tuple[str, str]:
         return DANGEROUS, _KINDS[ref.kind]
     if f"{module} {name}" in allowed:
         return DATA, "builds data"
-    if not _MODULE.fullmatch(module):
+    if not IDENTIFIERS.fullmatch(module):
         return DANGEROUS, "no import statement could hold this module name"
     if not module.isascii():
         return DANGEROUS, "the module name has letters beyond ASCII, which may look like another name"
