@@ -92,8 +92,8 @@ class Names:
 
     def get(self, index: int) -> int:
         """A value out of the memo."""
-        known = not self.lost and 0 <= index < len(self.memo) and self.memo[index] != UNSET
-        return self.memo[index] if known else UNKNOWN
+        value = self.memo[index] if 0 <= index < len(self.memo) and not self.lost else UNKNOWN
+        return value if value != UNSET else UNKNOWN
 
     def put(self, index: int, value: int) -> None:
         """Store a value in the memo."""
