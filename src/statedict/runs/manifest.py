@@ -106,7 +106,7 @@ def decode(data: bytes, where: str) -> Manifest:
             )
         files = {name: parse_whole(size) for name, size in found["files"].items()}
         for name in files.keys() - {*DATA.values()}:
-            raise ValueError(f"{name!r:.80} expected {' or '.join(DATA.values())}")
+            raise ValueError(f"the file {name!r:.80} has another name than {' or '.join(DATA.values())}")
         return Manifest(
             parse_whole(found["step"]),
             _parse_time(found["time"]),
