@@ -92,7 +92,7 @@ def test_json_has_every_tensor_value_and_total(run: Run) -> None:
     found = json.loads(run("show", "checkpoint.pth", "--json").stdout)
     assert found["tensors"][0] == {
         "name": "model_state.conv1.weight", "dtype": "float32", "shape": [6, 3, 5, 5], "elements": 450, "nbytes": 1800,
-        "role": "parameter", "parameter": None, "inferred": False, "tied": None,
+        "role": "parameter", "parameter": None, "inferred": False, "tied": None, "attributes": None,
     }  # fmt: skip
     assert found["values"]["optimizer_state.param_groups.0.lr"] == 0.001
     assert found["total"] == {"tensors": 20, "elements": 124_012, "nbytes": 496_048}
