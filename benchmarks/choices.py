@@ -22,9 +22,9 @@ from typing import Any
 
 from benchmarks import data
 from benchmarks.harness import environment, markdown
-from statedict.io import memory, pipeline
+from statedict.io import pipeline
 from statedict.io.descriptor import Descriptor
-from statedict.io.source import BytesSource, FileSource
+from statedict.io.source import BytesSource, FileSource, allocate
 
 Table = Iterator[tuple[str, ...]]
 RUNS = 5
@@ -128,7 +128,7 @@ def _large(directory: Path) -> FileSource:
 def blocks(directory: Path) -> Table:
     """Blocks of 256 KB to 64 MB, and 1, 2 and 4 workers: 1 GB read into memory, copied from a file, and saved."""
     source = _large(directory)
-    buffer = memory.allocate(SPAN)
+    buffer = allocate(SPAN)
     source.readinto(0, buffer)
     out = directory / "out.blocks"
     defaults = pipeline.BLOCK, pipeline.READ, pipeline.WORKERS

@@ -91,6 +91,16 @@ def test_no_module_imports_one_that_imports_it() -> None:
     assert circles(GRAPH) == []
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_module_imports_is_there(name: str) -> None:
+    for node in run_code(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "statedict":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+
+
 def test_circles_are_found_and_imports_for_type_checkers_are_none() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

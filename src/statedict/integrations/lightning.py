@@ -123,7 +123,7 @@ class StatedictCheckpointIO(CheckpointIO):
             FormatError: it is not a checkpoint, or damaged.
         """
         from statedict.torch import load as torch_load
-        from statedict.torch.storages import from_tree
+        from statedict.torch.loading import from_tree
 
         target = to_name(path)
         self._settle(target)

@@ -106,7 +106,7 @@ def load(
         labels = inspect(StateDict({"": found.tree, "attributes": noted})).opaque
         if labels:
             raise _refusal(source.name, reason or f"it holds objects of {', '.join(labels)}")
-        return _from_tree(found.tree, not mmap, given.location)
+        return from_tree(found.tree, not mmap, given.location)
 
 
 def _refusal(where: str, why: str) -> RefusedError:
@@ -329,7 +329,7 @@ def _map_storages(storages: Mapping[Any, Storage], path: Any) -> dict[Any, Any]:
     return made | _read_storages({key: storage for key, storage in storages.items() if key not in made})
 
 
-def _from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
+def from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
     """Build the objects of a tree that PyTorch's unpickler does not read."""
     place = None if map_location is None else _make_placer(map_location)
 
@@ -341,7 +341,7 @@ def _from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
         grad = lazy.requires_grad
         made = torch.nn.Parameter(real, grad) if lazy.parameter else real.requires_grad_(grad)
         for name, value in (lazy.attributes or {}).items():
-            setattr(made, name, _from_tree(value, copy, map_location))
+            setattr(made, name, from_tree(value, copy, map_location))
         return made
 
     return realize(tree, lambda lazy: list(map(tensor, lazy, torch_tensors(lazy, copy))), torch_value)
