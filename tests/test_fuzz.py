@@ -12,7 +12,7 @@ import pytest
 from fuzz import differential, readers
 
 from statedict.pickles.machine import _Machine
-from statedict.pickles.opcodes import LINES
+from statedict.pickles.opcodes import LINES, OPCODES
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +55,9 @@ def told(data: bytes) -> str:
 
 def test_the_differential_fuzzer_notices_an_argument_that_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(ZEROS) == ""
-    monkeypatch.setitem(LINES, 0x67, LINES[0x67]._replace(read=lambda raw: int(raw[:20])))
+    cut = LINES[0x67]._replace(read=lambda raw: int(raw[:20]))
+    monkeypatch.setitem(LINES, 0x67, cut)
+    monkeypatch.setitem(OPCODES, 0x67, cut)
     assert told(ZEROS) == "scan misses ('home', 'Thing')"
     monkeypatch.setattr(differential, "missing", lambda *any_of_it: set())
     assert told(ZEROS).startswith("load shows, beside C, value: collections.Thing for home.Thing")
