@@ -18,7 +18,8 @@ def of_real_tensors() -> Callable[[str, int, Guard], str]:
     """The probe; PyTorch is imported now, in the process that asks."""
     warnings.simplefilter("ignore")
     import torch
-    import torch._subclasses.schema_check_mode  # what PyTorch imports late is no finding
+    import torch._dynamo  # what PyTorch imports late is no finding, and seconds of CPU time on a busy machine
+    import torch._subclasses.schema_check_mode
     import torch.nested._internal.ops
 
     import statedict.torch
