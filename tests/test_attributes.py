@@ -193,7 +193,7 @@ def test_a_diff_says_which_attributes_differ() -> None:
     one, other = ({"w": noted(torch.ones(2), {"lr_scale": scale, "same": 1})} for scale in (0.5, 0.25))
     (found,) = statedict.diff(one, other).values
     assert (found.path, found.before, found.after) == ("w.lr_scale", 0.5, 0.25)
-    assert not statedict.diff(one, {"w": torch.ones(2)}).values  # what one format has no room for is no difference
+    assert not statedict.diff(one, {"w": torch.ones(2)}).values  # what one format cannot hold is not a difference
 
 
 # what is no data

@@ -211,6 +211,9 @@ def unknown(text: str) -> list[str]:
                 wrong.append(name)
         if re.fullmatch(r"statedict(\.[A-Za-z_]\w*)+(\(.*)?", found) and not resolves(found.partition("(")[0]):
             wrong += [found] if found not in KEYS else []
+        owner, dot, name = re.sub(r"\W*\(.*", "", found).partition(".")
+        if dot and owner in statedict.__all__ and isinstance(kind := getattr(statedict, owner), type):
+            wrong += [] if hasattr(kind, name) or name in kind.__annotations__ else [found]
     return wrong
 
 
@@ -246,4 +249,5 @@ def test_names_that_lead_nowhere_are_found() -> None:
         "statedict.nothing",
         "io/zips.py",
     ]
+    assert unknown("`LazyTensor.regions` `LazyTensor.region` `StateDict.at()` `RunError`") == ["LazyTensor.regions"]
     assert unknown("`io/zip.py` `tests/io/` `errors.py` `statedict.LazyTensor.torch()` `s3://tests/a` `a/b.py`") == []

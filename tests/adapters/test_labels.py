@@ -92,10 +92,10 @@ def test_a_member_of_an_enumeration_comes_back_as_the_live_class_has_it(norm: An
 
 def test_a_member_that_the_live_class_lacks_or_of_another_class_is_refused(tmp_path: Path) -> None:
     path = foreign(pair(norm=Level.HIGH), tmp_path / "x.pth")
-    refused(pair(seed=2), path, r"object: optimizer\.param_groups\.0\.norm \(is no member of .*Norm; pass override=")
+    refused(pair(seed=2), path, r"object: optimizer\.param_groups\.0\.norm \(is not a member of .*Norm; pass override=")
     state = pair()["optimizer"].state_dict()
     state["param_groups"][0]["norm"] = "nothing"
-    refused(pair(seed=2), {"model": pair()["model"].state_dict(), "optimizer": state}, "is no member of")
+    refused(pair(seed=2), {"model": pair()["model"].state_dict(), "optimizer": state}, "is not a member of")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "distributed", "shards/"])
@@ -128,7 +128,7 @@ def test_pytorch_loads_a_member_by_its_name_with_weights_only(tmp_path: Path) ->
 @pytest.mark.parametrize("other", [Level.LOW, Word.UP, Access.READ])
 def test_the_name_of_a_member_is_refused_where_the_live_enumeration_has_none(other: Any) -> None:
     state = statedict.capture(pair(norm=Norm.SPECTRAL) | {"best": Norm.SPECTRAL})
-    why = rf"is no member of .*{type(other).__name__}; pass override="
+    why = rf"is not a member of .*{type(other).__name__}; pass override="
     refused(pair(seed=2, norm=other) | {"best": Norm.AUTO}, state, rf"object: optimizer\.param_groups\.0\.norm \({why}")
     refused(pair(seed=2) | {"best": other}, state, rf"object: best \({why}")
 
@@ -178,7 +178,7 @@ def test_a_history_of_members_comes_back_at_another_length() -> None:
         statedict.restore(target, statedict.capture({"seen": [norm] * 3}))
         assert target == {"seen": [norm] * 3}
         assert all(type(item) is type(norm) for item in target["seen"])
-    with pytest.raises(statedict.errors.RestoreError, match=r"object: seen\.1 \(is no member of"):
+    with pytest.raises(statedict.errors.RestoreError, match=r"object: seen\.1 \(is not a member of"):
         statedict.restore({"seen": [Norm.AUTO]}, {"seen": ["AUTO", "nothing"]})
 
 

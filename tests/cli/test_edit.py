@@ -216,7 +216,7 @@ def test_a_header_of_others_is_changed_in_place_too(run: Run, tmp_path: Path) ->
         (("out.pth", "--rename", "nothing=x"), "matches the rule"),
         (("out.pth", "--cast", "float33"), "unknown dtype 'float33'"),
         (("out.pth", "--reshape", "epoch=a,b"), "'a,b' is not a list of numbers"),
-        (("out.pth", "--slice", "model_state.fc3.bias=x"), "'x': is no index"),
+        (("out.pth", "--slice", "model_state.fc3.bias=x"), "'x': not an index"),
         (("out.pth", "--plan", "missing.toml"), "missing.toml: cannot open: No such file"),
         (("out.pth", "--plan", "."), ".: cannot open: "),
         (

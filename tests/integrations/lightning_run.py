@@ -201,14 +201,14 @@ def test_hyperparameters_are_kept_as_far_as_they_are_data(folder: str) -> None:
     with pytest.warns(UserWarning, match="the checkpoint is") as told:
         plugin.save_checkpoint({"epoch": 1, "hyper_parameters": given, "hparams_type": type(config)}, path)
     assert [str(one.message) for one in told] == [
-        "the checkpoint is saved without what is no data: hyper_parameters.net (torch.nn.modules.activation.ReLU), "
+        "the checkpoint is saved without what is not data: hyper_parameters.net (torch.nn.modules.activation.ReLU), "
         "hyper_parameters.step (functools.partial); pass it when you make the module"
     ]
     kind = "omegaconf.dictconfig.DictConfig"
     assert plugin.load_checkpoint(path) == {"epoch": 1, "hyper_parameters": plain, "hparams_type": kind}
     with pytest.raises(statedict.errors.UnsupportedError) as error:
         plugin.save_checkpoint({"epoch": 1, "state": [torch.nn.ReLU()]}, path)
-    assert "state.0: a torch.nn.modules.activation.ReLU is no data" in str(error.value)
+    assert "state.0: a torch.nn.modules.activation.ReLU is not data" in str(error.value)
 
 
 class Evil:

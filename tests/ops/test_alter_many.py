@@ -138,7 +138,7 @@ def test_a_cast_to_8_bits_is_pytorch_s_beyond_the_range_too(tmp_path: Path, sour
 
 @pytest.mark.parametrize("kind", ["float4_e2m1fn_x2", "float8_e8m0fnu"])
 def test_parts_of_scaled_blocks_are_nothing_to_convert_to(kind: str) -> None:
-    with pytest.raises(AlterError, match="is no dtype to convert to"):
+    with pytest.raises(AlterError, match="not a dtype to convert to"):
         alter.cast(StateDict(x=numpy.ones(4)), kind)
 
 

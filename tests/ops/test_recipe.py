@@ -112,7 +112,7 @@ def test_an_argument_of_another_kind_is_named_with_what_was_expected_and_got(
 
 @pytest.mark.parametrize("step", [{"rename": {"a": ""}}, {"rename": {"a": "b."}}, {"prefix": "-a"}])
 def test_no_entry_gets_an_empty_name(step: dict[str, Any]) -> None:
-    with pytest.raises(statedict.errors.AlterError, match="is no name for an entry"):
+    with pytest.raises(statedict.errors.AlterError, match="not a name for an entry"):
         apply(statedict.StateDict(a=torch.ones(2)), step)
 
 
@@ -173,5 +173,5 @@ def test_an_index_is_numpy_s() -> None:
     for text in ("1", "0:2", "...,1", ":, 1:3, ::2", "-1,:,0"):
         assert (array[parsed_index(text)] == eval(f"array[{text}]")).all()
     for text in ("", "a", "1:2:3:4", "0:b"):
-        with pytest.raises(statedict.errors.AlterError, match="is no index"):
+        with pytest.raises(statedict.errors.AlterError, match="not an index"):
             parsed_index(text)

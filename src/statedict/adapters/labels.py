@@ -34,7 +34,7 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
         raise depth_error(path)
     if isinstance(live, Enum) and not isinstance(value, Enum):
         member = find_member(type(live), value)
-        return decide(path, value, f"is no member of {qualified_name(type(live))}") if member is None else member
+        return decide(path, value, f"is not a member of {qualified_name(type(live))}") if member is None else member
     if isinstance(value, Opaque):
         return decide(path, value, f"is an object of {value.name}, which is not built")
     if isinstance(value, dict) and type(value) is not Counter:

@@ -17,7 +17,7 @@ STAGE = 0
 
 
 def accepts(value: Any) -> bool:
-    """Whether it has both methods; a class that has them is no object that holds state."""
+    """Whether it has both methods; a class itself holds no state."""
     methods = (getattr(value, name, None) for name in ("state_dict", "load_state_dict"))
     return not isinstance(value, type) and all(map(callable, methods))
 

@@ -17,7 +17,7 @@ from statedict.tree.rename import Rules
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _LETTERS = "nmkpqr"
-_MOST = 50  # rules; more are no pattern
+_MOST = 50  # rules; more are not a pattern
 _COMPARED = 200  # patterns of one kind; comparing names costs their square
 
 

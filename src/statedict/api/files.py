@@ -37,7 +37,7 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
         format: read it as this format: `"torch"`, `"safetensors"`, or another name in `formats.FORMATS`.
 
     Returns:
-        Its tree. A file whose root is no dict (a bare tensor, a list) comes under the key `""`.
+        Its tree. A file whose root is not a dict (a bare tensor, a list) comes under the key `""`.
 
     Raises:
         MissingFileError: there is no such file.
@@ -305,6 +305,6 @@ def to_writable(tree: Any) -> Any:
 
 
 def unwrap_root(tree: Any) -> Any:
-    """A tree whose root is no dict without the key that it was given."""
+    """A tree without the key that a root which is not a dict was given."""
     alone = isinstance(tree, StateDict) and list(tree) == [""] and not isinstance(tree[""], StateDict)
     return tree[""] if alone else tree

@@ -26,7 +26,7 @@ def capture(obj: Any) -> StateDict:
         The tree; arrays are copies of their kind, torch tensors on the CPU. Tied tensors stay tied.
 
     Raises:
-        UnsupportedError: something that is no data and no adapter takes; the message names its path.
+        UnsupportedError: a value that is not data and that no adapter takes; the message names its path.
 
     >>> import statedict, numpy
     >>> weights = {"w": numpy.zeros(3)}

@@ -181,7 +181,7 @@ def verify(files: tuple[str, ...], as_json: bool, **options: bool) -> int:
     """Check files for damage: structure, CRC-32, digests, shards against their index.
 
     Every byte is read, except with --quick. The exit status is 0 if all files are fine, 1 if one is damaged, 2 if
-    one cannot be opened or is no checkpoint. NaN and infinities are no damage.
+    one cannot be opened or is not a checkpoint. NaN and infinities are not damage.
     """
     from statedict.api import look
     from statedict.render import report_text

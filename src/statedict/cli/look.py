@@ -38,7 +38,7 @@ from statedict.values import count, human_bytes
 def show(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bool, textconv: bool) -> None:
     """Show what is in a checkpoint: its tree, dtypes, shapes, sizes and values. No tensor is read.
 
-    With --textconv every tensor is read, for its digest, and a file that is no checkpoint is one line and no error.
+    With --textconv every tensor is read, for its digest, and a file that is not a checkpoint is one line and no error.
     """
     if recipe + as_json + textconv > 1:
         raise click.UsageError("--recipe, --json and --textconv exclude one another")
@@ -75,7 +75,7 @@ def show(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bo
 
 
 def _textconv_lines(file: str) -> list[str]:
-    """What git compares; one line for a file that is no checkpoint, because git would give up on all files."""
+    """What git compares; one line for a file that is not a checkpoint, because git would give up on all files."""
     from statedict.formats import places
     from statedict.io.pipeline import compute_sums
     from statedict.render.textconv import lines

@@ -32,7 +32,7 @@ def data(checkpoint: dict[str, Any], optional: Collection[str] = ()) -> dict[str
     """
     left: list[str] = []
     plain = {key: _convert(value, str(key), left if key in optional else None) for key, value in checkpoint.items()}
-    _warn(left, "is saved without what is no data")
+    _warn(left, "is saved without what is not data")
     return {key: value for key, value in plain.items() if value is not _GONE}
 
 
@@ -97,7 +97,7 @@ def _unwrap(value: Opaque) -> Any:
 
 def _drop(kind: str, path: str, left: list[str] | None) -> Any:
     if left is None:
-        raise UnsupportedError(f"{path}: a {kind} is no data; put its state_dict() there, or a value")
+        raise UnsupportedError(f"{path}: a {kind} is not data; put its state_dict() there, or a value")
     left.append(f"{path} ({kind})")
     return _GONE
 

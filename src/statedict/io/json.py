@@ -151,5 +151,5 @@ def _strings(tree: Any) -> Iterator[str]:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
-        return f"{error.object[:80]!r} has half of a surrogate pair, which is no text"
+        return f"{error.object[:80]!r} has half of a surrogate pair, which is not text"
     return "it is nested too deep" if isinstance(error, RecursionError) else str(error)

@@ -187,7 +187,7 @@ class Diff(Shown):
     values: tuple[ValueDiff, ...] = ()  # every value that differs
     equal_values: int = 0  # how many values are equal
     moved: tuple[Moved, ...] = ()  # prefixes that replace others; the tensors themselves may be identical
-    notes: tuple[str, ...] = ()  # remarks that are no difference
+    notes: tuple[str, ...] = ()  # remarks, not differences
     # whether only names, dtypes, shapes and values were compared; `identical` means no more than that
     names_only: bool = False
     deep: bool = False  # whether the ranks of changes were computed

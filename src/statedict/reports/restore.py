@@ -92,7 +92,7 @@ def summarize_entries(entries: Iterable[Entry]) -> list[str]:
 
 
 def suggest_options(problems: Sequence[Entry]) -> str:
-    """What to pass so that missing or unexpected entries are no error."""
+    """What to pass so that missing or unexpected entries are not errors."""
     wanted: dict[str, Any] = {}
     for action, option in (("missing", "allow_missing"), ("unexpected", "allow_unexpected")):
         paths = [entry.path for entry in problems if entry.action == action]

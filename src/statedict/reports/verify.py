@@ -31,7 +31,7 @@ class VerifyReport(Shown):
     crcs: int = 0  # how many CRC-32 were compared
     digests: int = 0  # how many digests were compared
     problems: tuple[Problem, ...] = ()  # what is wrong; empty if the file is fine
-    notes: tuple[str, ...] = ()  # remarks that are no damage
+    notes: tuple[str, ...] = ()  # remarks, not damage
     nonfinite: tuple[Nonfinite, ...] | None = None  # tensors with NaN or infinities; None if these were not asked for
 
     @property

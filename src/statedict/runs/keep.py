@@ -280,7 +280,7 @@ def to_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         try:
             str(name).encode()
         except UnicodeEncodeError:
-            raise RunError(f"metrics: the name {name!r:.80} has half of a surrogate pair, which is no text") from None
+            raise RunError(f"metrics: the name {name!r:.80} has half of a surrogate pair, which is not text") from None
         try:
             found[str(name)] = float(value.item() if hasattr(value, "item") else value)
         except (TypeError, ValueError, RuntimeError, OverflowError):

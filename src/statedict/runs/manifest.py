@@ -5,7 +5,7 @@
         manifest.json           what is in it, with digests
         COMMITTED               the digest of manifest.json, written last
 
-Without COMMITTED it is no checkpoint. The manifest is JSON: `format`, `version`, `step`, `time` (UTC), `metrics`,
+Without COMMITTED it is not a checkpoint. The manifest is JSON: `format`, `version`, `step`, `time` (UTC), `metrics`,
 `libraries`, `files` (name → bytes), `entries` (path, dtype, shape, digest of each tensor), `not_captured`. See
 docs/format.md.
 """

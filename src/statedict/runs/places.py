@@ -166,7 +166,7 @@ class Disk(_Place):
         marker, removed = os.path.join(folder, MARKER), os.path.join(folder, REMOVED)
         if os.path.lexists(marker):
             os.rename(marker, removed)
-        atomic.sync_directory(folder)  # from here on it is no checkpoint, whatever of the rest is lost
+        atomic.sync_directory(folder)  # from here on it is not a checkpoint, whatever of the rest is lost
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
             if path != removed:
@@ -256,7 +256,7 @@ class Store(_Place):
 
 
 def _delete(folder: str, names: Iterable[str]) -> None:
-    """Delete objects, the marker first: from then on they are no checkpoint."""
+    """Delete objects, the marker first: from then on they are not a checkpoint."""
     for name in sorted(names, key=lambda name: name != MARKER):
         try:
             location(join(folder, name)).remove()

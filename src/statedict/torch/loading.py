@@ -73,7 +73,7 @@ def load(
 
     Raises:
         RefusedError: it holds something that could only be made by running code; a `pickle.UnpicklingError`.
-        FormatError: it is no checkpoint, truncated or damaged.
+        FormatError: it is not a checkpoint, truncated or damaged.
 
     >>> import io, torch, statedict.torch
     >>> file = io.BytesIO()

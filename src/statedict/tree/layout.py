@@ -23,7 +23,7 @@ class Layout:
         dicts: path → dict.
         optimizers: path → the optimizer's state.
         listed: the same for optimizers in lists, as Lightning keeps them; the list itself is a leaf.
-        keys: path → key, of leaves whose key is no string.
+        keys: path → key, of leaves whose key is not a string.
         inner: path of a dict → the dicts and optimizers in it: how many leaves come before it, key, path.
     """
 

@@ -105,7 +105,7 @@ def rename(rules: Mapping[str, str], paths: Iterable[str]) -> Renaming:
     if apply.idle():
         example = f", such as {next(iter(result))!r}" if result else ""
         raise RenameError(
-            f"no entry of {len(result):,}{example}, matches the rule {apply.idle()[0]!r}; mend or drop it"
+            f"no entry of {len(result):,}{example}, matches the rule {apply.idle()[0]!r}; fix or remove it"
         )
     return Renaming(result, apply.matched)
 
@@ -267,7 +267,7 @@ def _regex_step(old: str, new: str) -> Callable[[str], str | None]:
         pattern = re.compile(old.removeprefix(_REGEX))
         pattern.sub(new, "")
     except re.error as error:
-        raise RenameError(f"{old!r} → {new!r}: is no regular expression ({error})") from error
+        raise RenameError(f"{old!r} → {new!r}: not a regular expression ({error})") from error
 
     def step(path: str) -> str | None:
         return pattern.sub(new, path) if pattern.search(path) else None

@@ -107,9 +107,9 @@ def parsed_index(text: str) -> tuple[Any, ...]:
         try:
             bounds = [int(number) if number.strip() else None for number in part.split(":")] if part != "..." else []
         except ValueError:
-            raise AlterError(f"{text!r}: is no index; write it as 0:5,:,-1") from None
+            raise AlterError(f"{text!r}: not an index; write it as 0:5,:,-1") from None
         if len(bounds) > 3 or (len(bounds) == 1 and bounds[0] is None):
-            raise AlterError(f"{text!r}: is no index; write it as 0:5,:,-1")
+            raise AlterError(f"{text!r}: not an index; write it as 0:5,:,-1")
         items.append(... if not bounds else bounds[0] if len(bounds) == 1 else builtins.slice(*bounds))
     return tuple(items)
 
@@ -171,7 +171,7 @@ def apply(layout: Layout, step: Step) -> Layout:
         new: Layout = verb.operation.on_layout(layout, *first, **arguments)
         for path in new.leaves if name in ("rename", "prefix") else ():
             if (not path or path[-1] == ".") and path not in layout.leaves:
-                raise AlterError(f"{path!r}: is no name for an entry; its last part is empty")
+                raise AlterError(f"{path!r}: not a name for an entry; its last part is empty")
     except (AlterError, RenameError) as error:
         raise type(error)(f"{describe(step)}: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:

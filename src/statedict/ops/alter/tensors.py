@@ -46,7 +46,7 @@ def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
     except ValueError as error:
         raise AlterError(str(error)) from error
     if not wanted.itemsize or wanted.kind not in _NUMBERS or wanted.name in _SCALED:
-        raise AlterError(f"{wanted}: is no dtype to convert to; take one of floats, integers, complex or bool")
+        raise AlterError(f"{wanted}: not a dtype to convert to; take a float, integer, complex or bool dtype")
     floats = patterns == "*"
 
     def make(tensor: LazyTensor) -> LazyTensor:

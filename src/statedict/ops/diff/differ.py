@@ -191,7 +191,7 @@ def _compare_values(
             new = translate(path)
             if new is not None and new in theirs and new not in ours:
                 ours[new] = ours.pop(path)
-    for name in a.extra.keys() & b.extra.keys():  # what one format has no room for is no difference
+    for name in a.extra.keys() & b.extra.keys():  # what one format cannot hold is not a difference
         one, other = a.extra[name], b.extra[name]
         for key in {**one, **other}:
             if name == "metadata" or (key in one and key in other):  # what modules there are the tensors tell
