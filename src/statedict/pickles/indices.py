@@ -20,7 +20,7 @@ from collections import Counter
 from math import prod
 
 from statedict.errors import CorruptFileError, LimitError
-from statedict.pickles.composites import SPARSE
+from statedict.pickles.tables import SPARSE
 from statedict.tensor.lazy import LazyTensor
 from statedict.values import Size
 

@@ -15,11 +15,9 @@ import torch
 
 from statedict import torch_private
 from statedict.errors import CorruptFileError, FormatError, LimitError, RefusedError
-from statedict.pickles.composites import attributes
 from statedict.pickles.indices import Indices
-from statedict.pickles.numpy_arrays import NumpyType
 from statedict.pickles.objects import Global
-from statedict.pickles.tables import DATA
+from statedict.pickles.tables import DATA, NumpyType, attributes
 from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor
 from statedict.values import Opaque

@@ -33,8 +33,8 @@ from statedict.io.pipeline import fill
 from statedict.io.source import BytesSource, FileSource, Slice, allocate
 from statedict.io.urls import to_name
 from statedict.io.zip import Record, refuse_behind
-from statedict.pickles.numpy_arrays import IN_PICKLE
 from statedict.pickles.opcodes import as_text
+from statedict.pickles.tables import IN_PICKLE
 from statedict.pickles.torch_unpickler import Allowed, numpy_globals, unpickle
 from statedict.tensor.arrays import torch_storage
 from statedict.tensor.checks import tensors_of
