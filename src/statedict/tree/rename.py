@@ -45,7 +45,7 @@ class Renaming:
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """`{factor*name+shift}`; plain text of one key where `number` is false."""
+    """`{factor*name+shift}`; plain text of one key where `number` is false, any text where the name begins with `*`."""
 
     name: str
     factor: int = 1
@@ -139,7 +139,7 @@ def inverse(rules: Mapping[str, str]) -> dict[str, str]:
         if old.startswith(_REGEX):
             raise RenameError(f"{old!r} → {new!r}: a regular expression has no inverse; write it as * and {{name}}")
         left, right = _tokens(old), _tokens(new)
-        if left.count("*") != right.count("*") or _names(left) != _names(right):
+        if _names(left) != _names(right):
             raise RenameError(f"{old!r} → {new!r}: the new path forgets a part of the old one, so there is no inverse")
     if len(set(rules.values())) != len(rules):
         raise RenameError("two rules have the same right side, so there is no inverse")
@@ -147,14 +147,15 @@ def inverse(rules: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tokens(pattern: str) -> list[str | _Term]:
-    """Literal text, `*` and terms."""
+    """Literal text and terms; those of `*` are called `*1`, `*2` and so on."""
     tokens: list[str | _Term] = []
-    at = 0
+    at = stars = 0
     for found in _TOKEN.finditer(pattern):
-        tokens.append("=" + pattern[at : found.start()])
+        tokens.append(pattern[at : found.start()])
         at = found.end()
         if found[0] == "*":
-            tokens.append("*")
+            stars += 1
+            tokens.append(_Term(f"*{stars}"))
             continue
         term = _TERM.fullmatch(found[1].replace(" ", ""))
         if term is None:
@@ -162,8 +163,7 @@ def _tokens(pattern: str) -> list[str | _Term]:
         factor, name, sign, shift = term.groups()
         number = factor is not None or sign is not None
         tokens.append(_Term(name, int(factor or 1), int(f"{sign or '+'}{shift or 0}"), number))
-    tokens.append("=" + pattern[at:])
-    return [token for token in tokens if token != "="]
+    return [*tokens, pattern[at:]]
 
 
 def _names(tokens: list[str | _Term]) -> set[str]:
@@ -175,91 +175,54 @@ def _step(old: str, new: str) -> Callable[[str], str | None]:
     if old.startswith(_REGEX):
         return _regex_step(old, new)
     left, right = _tokens(old), _tokens(new)
-    if right.count("*") > left.count("*") or not _names(right) <= _names(left):
+    if not _names(right) <= _names(left):
         raise RenameError(f"{old!r} → {new!r}: the new path has a * or a {{name}} that the old one lacks")
     numbers = {token.name for token in (*left, *right) if isinstance(token, _Term) and token.number}
     text = "".join(
-        "(.*?)" if token == "*"
-        else re.escape(token[1:]) if isinstance(token, str)
+        re.escape(token) if isinstance(token, str)
+        else "(.*?)" if token.name[0] == "*"
         else r"(0|[1-9]\d*)" if token.name in numbers
         else r"([^.]+)"
         for token in left
     )  # fmt: skip
     match = re.compile(text + r"(\..*)?", re.DOTALL).fullmatch
-    groups = [token for token in left if isinstance(token, _Term) or token == "*"]
-    if not numbers and len(_names(left)) == len(groups) - left.count("*"):
-        return _text_step(match, groups, right)
-
-    def step(path: str) -> str | None:
-        found = match(path)
-        if found is None:
-            return None
-        *values, rest = found.groups()
-        stars: list[str] = []
-        bound: dict[str, str | int] = {}
-        for token, value in zip(groups, values, strict=True):
-            if not isinstance(token, _Term):
-                stars.append(value)
-                continue
-            known: str | int = value
-            if token.name in numbers:
-                known, left_over = divmod(int(value) - token.shift, token.factor or 1)
-                if left_over or known < 0:
-                    return None
-            if bound.setdefault(token.name, known) != known:
-                return None
-        made = _fill(right, stars, bound)
-        return None if made is None else (made + (rest or "")).removeprefix("." if not made else "")
-
-    return step
-
-
-def _text_step(
-    match: Callable[[str], re.Match[str] | None], groups: list[str | _Term], right: list[str | _Term]
-) -> Callable[[str], str | None]:
-    """A step without numbers and without a name that stands in two places: text goes from groups into a template."""
-    stars = (number for number, token in enumerate(groups, 1) if token == "*")
-    named = {token.name: number for number, token in enumerate(groups, 1) if isinstance(token, _Term)}
-    parts: list[str] = []
-    picked: list[int] = []
-    for token in right:
-        if isinstance(token, _Term) or token == "*":
-            parts.append("%s")
-            picked.append(named[token.name] if isinstance(token, _Term) else next(stars))
-        else:
-            parts.append(token[1:].replace("%", "%%"))
-    template, rest = "".join(parts), len(groups) + 1
+    groups, parts = ([token for token in side if isinstance(token, _Term)] for side in (left, right))
+    template = "".join(token.replace("%", "%%") if isinstance(token, str) else "%s" for token in right)
+    names = [term.name for term in groups]
+    picked = [1 + names.index(term.name) for term in parts]
     if not picked:
         template %= ()
+    rest = len(groups) + 1
+    plain = not numbers and len(set(names)) == len(names)
 
     def step(path: str) -> str | None:
         found = match(path)
         if found is None:
             return None
-        made = template % found.group(*picked) if picked else template
-        after = found[rest]
+        values = found.group(*picked) if plain else _solve(found.groups(), groups, parts, numbers)
+        if values is None:
+            return None
+        made, after = template % values if picked else template, found[rest]
         return made if not after else made + after if made else after[1:]
 
     return step
 
 
-def _fill(tokens: list[str | _Term], stars: list[str], bound: Mapping[str, str | int]) -> str | None:
-    """The text of the right side; None where a number would be negative."""
-    parts: list[str] = []
-    remaining = iter(stars)
-    for token in tokens:
-        if token == "*":
-            parts.append(next(remaining))
-        elif isinstance(token, str):
-            parts.append(token[1:])
-        else:
-            value = bound[token.name]
-            if isinstance(value, int):
-                value = token.factor * value + token.shift
-                if value < 0:
-                    return None
-            parts.append(str(value))
-    return "".join(parts)
+def _solve(
+    values: Iterable[str], groups: list[_Term], parts: list[_Term], numbers: set[str]
+) -> tuple[str | int, ...] | None:
+    """What stands for the terms of the new path; None where a name has two values, or a number cannot be."""
+    bound: dict[str, str | int] = {}
+    for term, value in zip(groups, values, strict=False):  # after them comes the rest of the path
+        known: str | int = value
+        if term.name in numbers:
+            known, left_over = divmod(int(value) - term.shift, term.factor or 1)
+            if left_over or known < 0:
+                return None
+        if bound.setdefault(term.name, known) != known:
+            return None
+    results = [n if isinstance(n := bound[term.name], str) else term.factor * n + term.shift for term in parts]
+    return None if any(isinstance(result, int) and result < 0 for result in results) else tuple(results)
 
 
 def _regex_step(old: str, new: str) -> Callable[[str], str | None]:
