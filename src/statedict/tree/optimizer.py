@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from statedict.errors import TreeError
@@ -15,6 +15,9 @@ from statedict.tree.walk import MAX_DEPTH
 
 Linked = tuple[str, dict[Any, str]]
 """The path of the dict that holds the parameters, and key of an entry → path of its parameter."""
+Shape = tuple[int, ...]
+Sizes = Sequence[Sequence[Shape | None]]
+"""For each saved group, for each of its parameters the shape of what is kept for it, None where nothing is."""
 
 ONE, SAME, ROWS, COLUMNS = "one", "same", "rows", "columns"
 """A number or a tensor of one element; the parameter's shape; with 1 for the last dimension, for the one before."""
@@ -66,7 +69,8 @@ def fits(state: Any, layout: Layout) -> list[Linked]:
                     continue
             else:
                 then = parameters.get(base, {})
-                some = _guess(sizes, [list(then)], then, list(then), kept, certain) if then else None
+                sure = sizes if certain else _drop_unsure(sizes, then)
+                some = infer_names(sure, [list(then)], then, list(then), kept) if then else None
                 if some is None or not (certain or _is_plausible(sizes, some, then)):
                     continue
             found.append((base, dict(zip(keys, (path for group in some for path in group), strict=True))))
@@ -136,30 +140,17 @@ def names_of(groups: Sequence[Any]) -> list[list[str]] | None:
     return found if 0 < len(set(flat)) == len(flat) else None
 
 
-def leaves(kept: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """(keys, value) of everything that is kept for a parameter, at any depth.
-
-    Raises:
-        TreeError: it is nested deeper than 200.
-    """
-    if len(keys) > MAX_DEPTH:
-        raise TreeError(f"the state of an optimizer is nested deeper than {MAX_DEPTH}")
-    if isinstance(kept, dict) and type(kept) is not Counter:
-        items: Iterable[tuple[Any, Any]] = kept.items()
-    elif type(kept) in (list, tuple):
-        items = enumerate(kept)
-    else:
-        yield keys, kept
-        return
-    for key, value in items:
-        if isinstance(value, dict | list | tuple):
-            yield from leaves(value, (*keys, key))
-        else:
-            yield (*keys, key), value
+def leaves(kept: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """(keys, value) of everything that is kept for a parameter, at any depth."""
+    found: list[tuple[tuple[Any, ...], Any]] = []
+    map_leaves(kept, lambda keys, value: found.append((keys, value)))
+    return found
 
 
 def map_leaves(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tuple[Any, ...] = ()) -> Any:
-    """The same nesting with `make(keys, value)` in the place of each of `leaves`."""
+    """The same nesting with `make(keys, value)` in the place of each of `leaves`, not deeper than 200."""
+    if len(keys) > MAX_DEPTH:
+        raise TreeError(f"the state of an optimizer is nested deeper than {MAX_DEPTH}")
     if isinstance(kept, dict) and type(kept) is not Counter:
         return like(kept, StateDict((key, map_leaves(value, make, (*keys, key))) for key, value in kept.items()))
     if type(kept) in (list, tuple):
@@ -234,9 +225,9 @@ def find_strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
 def infer(
     groups: Sequence[Any], entries: Any, live: Sequence[Sequence[str]], then: Mapping[str, Shape], now: Sequence[str]
 ) -> list[list[str]] | None:
-    """The names of the parameters of saved groups, by what is kept for them; see `inferred`."""
+    """The names of the parameters of saved groups, by what is kept for them; see `infer_names`."""
     sizes, kept = _sizes(groups, entries)
-    return _guess(sizes, live, then, now, kept, True) or _guess(sizes, live, then, now, kept, False)
+    return infer_names(sizes, live, then, now, kept) or infer_names(_drop_unsure(sizes, then), live, then, now, kept)
 
 
 def _sizes(groups: Sequence[Any], entries: Any) -> tuple[Sizes, bool]:
@@ -247,30 +238,14 @@ def _sizes(groups: Sequence[Any], entries: Any) -> tuple[Sizes, bool]:
     return [[parameter_size(entries.get(key)) for key in group["params"]] for group in groups], kept
 
 
-def _guess(
-    sizes: Sizes,
-    live: Sequence[Sequence[str]],
-    then: Mapping[str, Shape],
-    now: Sequence[str],
-    kept: bool,
-    certain: bool,
-) -> list[list[str]] | None:
-    """The names, where all shapes count or only those that no more entries have than parameters.
+def _drop_unsure(sizes: Sizes, then: Mapping[str, Shape]) -> Sizes:
+    """The sizes without those that more entries have than parameters.
 
     Optimizers may keep anything, so that its shape may be another parameter's.
     """
-    if not certain:
-        told: Counter[Shape | None] = Counter(size for group in sizes for size in group)
-        there: Counter[Shape | None] = Counter(then.values())
-        sizes = [[size if told[size] <= there[size] else None for size in group] for group in sizes]
-    return infer_names(sizes, live, then, now, kept)
-
-
-Shape = tuple[int, ...]
-
-
-Sizes = Sequence[Sequence[Shape | None]]
-"""For each saved group, for each of its parameters the shape of what is kept for it, None where nothing is."""
+    told: Counter[Shape | None] = Counter(size for group in sizes for size in group)
+    there: Counter[Shape | None] = Counter(then.values())
+    return [[size if told[size] <= there[size] else None for size in group] for group in sizes]
 
 
 def infer_names(
