@@ -12,15 +12,15 @@ from typing import Any
 from statedict.adapters import Adapter, Capture, depth_error, join, leaf, objects, to_framework, unsupported_error
 from statedict.adapters.plan import Options, Plan
 from statedict.collector import Paused
-from statedict.errors import RestoreError, UnsupportedError
+from statedict.errors import RestoreError
 from statedict.reports.restore import RESTORED, RestoreReport, explain_problems, suggest_options
-from statedict.tensor.arrays import is_numpy, is_torch
+from statedict.tensor.arrays import is_torch
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import move_to_copies, numpy_arrays, torch_tensors
 from statedict.tree.rename import Rules
 from statedict.tree.state_dict import StateDict, transform
-from statedict.tree.walk import MAX_DEPTH, walk
+from statedict.tree.walk import MAX_DEPTH
 from statedict.values import PLAIN
 
 # module that must be loaded for the adapter to matter, adapter
@@ -108,22 +108,23 @@ def collect(tree: Any, make: Callable[[Any], Any] | None = None) -> Any:
 
 
 def snapshot(tree: Any) -> Any:
-    """The tree with a copy of every live array, of its kind; arrays that share memory share it again."""
-    copies: dict[int, Any] = {}
-    leaves = {id(leaf): leaf for _, leaf in walk(tree)}
-    for belongs, copy in ((is_torch, torch_tensors), (is_numpy, numpy_arrays)):
-        live = [leaf for leaf in leaves.values() if belongs(leaf)]
-        if live:
-            try:
-                arrays = [as_lazy(leaf) for leaf in live]
-                made = copy(arrays, True)
-            except UnsupportedError as error:
-                raise _locate_error(tree, error) from None
-            for leaf, new, lazy in zip(live, made, arrays, strict=True):
-                copies[id(leaf)] = new
-                if lazy.attributes:
-                    vars(new).update(to_framework(data_of(lazy.attributes)))
-    return transform(tree, lambda leaf: copies.get(id(leaf), leaf))
+    """The states of a live tree with a copy of each array, of its kind; arrays that share memory share it again."""
+    tensors: list[LazyTensor] = []
+    arrays: list[LazyTensor] = []
+
+    def make(value: Any) -> LazyTensor:
+        lazy = as_lazy(value)
+        if lazy is not value:
+            (tensors if is_torch(value) else arrays).append(lazy)
+        return lazy
+
+    whole = collect(tree, make)
+    made = [*(torch_tensors(tensors, True) if tensors else ()), *(numpy_arrays(arrays, True) if arrays else ())]
+    copies = {id(lazy): copy for lazy, copy in zip([*tensors, *arrays], made, strict=True)}
+    for lazy in tensors:
+        if lazy.attributes:
+            vars(copies[id(lazy)]).update(to_framework(data_of(lazy.attributes)))
+    return transform(whole, lambda leaf: copies.get(id(leaf), leaf))
 
 
 def copy_arrays(tree: Any, room: Any) -> Any:
@@ -140,16 +141,6 @@ def copy_arrays(tree: Any, room: Any) -> Any:
     whole = collect(tree, make)
     move_to_copies(live, room)
     return whole
-
-
-def _locate_error(tree: Any, error: UnsupportedError) -> UnsupportedError:
-    """The error with the path of the first array that raises one."""
-    for path, entry in walk(tree):
-        try:
-            _ = is_array(entry) and as_lazy(entry)
-        except UnsupportedError as cause:
-            return UnsupportedError(f"{path or 'the root'}: {cause}")
-    return error
 
 
 # restore

@@ -12,7 +12,7 @@ from statedict.adapters.labels import DROPPED
 from statedict.adapters.plan import Plan
 from statedict.tensor.lazy import is_array
 
-_WHOSE = ("params", "param_names")
+WHOSE = ("params", "param_names")
 _ADDED = frozenset((
     "foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay",
     "amsgrad", "nesterov", "momentum", "centered",
@@ -29,12 +29,12 @@ def merge(live: Mapping[str, Any], saved: Mapping[str, Any], defaults: Any, plan
     Their set differs between releases of PyTorch and with a scheduler, which is reported and no error; any other
     difference means an optimizer of another class.
     """
-    hyper = {key: value for key, value in saved.items() if key not in _WHOSE}
+    hyper = {key: value for key, value in saved.items() if key not in WHOSE}
     # Adam has amsgrad for longer than any optimizer has maximize: a state with maximize alone is another's
     added = _ADDED - {"amsgrad"} if "maximize" in hyper else _ADDED
     for key, before in live.items():
         full = join(path, key)
-        if key in _WHOSE:
+        if key in WHOSE:
             continue
         if key in saved:
             hyper[key] = _merge_one(before, hyper[key], key, plan, full)

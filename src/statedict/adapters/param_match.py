@@ -7,7 +7,7 @@ order counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -15,13 +15,11 @@ from typing import Any
 from statedict.adapters import join
 from statedict.adapters.names import plain
 from statedict.adapters.plan import Plan
-from statedict.tree.optimizer import infer, is_global, names_of
-from statedict.tree.walk import matches
+from statedict.tree.optimizer import infer, names_of
 
 Key = tuple[int, Any]
 """A saved parameter: the number of its group, and what identifies it there."""
-_UNKNOWN = object()
-_NEW = "the state has no such parameter; what the target has for it stays"
+UNKNOWN = object()
 
 
 @dataclass(slots=True)
@@ -111,8 +109,8 @@ def _match_names(
     if len(own) == len(mine) and {*own} == {*by_name.values()} and not from_model:
         keyed = {name: key for key, name in by_name.items()}
         return Match({id(p): keyed[name] for name, p in zip(own, mine, strict=True)}, "", by_name)
-    owners = {key: _find_owner(name, homes, plan) for key, name in by_name.items()}
-    if any(owner is not _UNKNOWN for owner in owners.values()):
+    owners = {key: find_owner(name, homes, plan) for key, name in by_name.items()}
+    if any(owner is not UNKNOWN for owner in owners.values()):
         ids = {id(parameter) for parameter in mine}
         return Match({owner: key for key, owner in owners.items() if owner in ids}, "", by_name)
     grouped = [live_names(group, plan.names) for group in live]
@@ -127,14 +125,14 @@ def _match_names(
     return Match({ours[name]: theirs[there] for name, there in reading.pairs.items()}, "", by_name)
 
 
-def _find_owner(name: str, homes: Sequence[str], plan: Plan) -> Any:
-    """The id of the live parameter that a name of the state means, None if the caller lets it go."""
+def find_owner(name: str, homes: Iterable[str], plan: Plan) -> Any:
+    """The id of the live parameter that a name of the state means, None if the caller lets it go, or `UNKNOWN`."""
     for owners, short in ((plan.owners, name), (plan.plain_owners, plain(name))):
         for above in ("", *homes):
-            owner = owners.get(join(above, short) if above else short, _UNKNOWN)
-            if owner is not _UNKNOWN:
+            owner = owners.get(join(above, short), UNKNOWN)
+            if owner is not UNKNOWN:
                 return owner
-    return _UNKNOWN
+    return UNKNOWN
 
 
 def _match_positions(live: Sequence[Any], saved: Sequence[Any], plan: Plan, path: str) -> Match | None:
@@ -149,39 +147,3 @@ def _match_positions(live: Sequence[Any], saved: Sequence[Any], plan: Plan, path
         return None
     found = dict(zip(map(id, parameters_of(live)), keys_of(saved), strict=True))
     return Match(found, "inferred by position, for names are missing", {})
-
-
-def report(live: Sequence[Any], saved: Sequence[Any], entries: Any, found: Match, plan: Plan, path: str) -> None:
-    """Say of each parameter what becomes of what is kept for it."""
-    for group in live:
-        names = live_names(group, plan.names)
-        for index, parameter in enumerate(group["params"]):
-            key = found.keys.get(id(parameter))
-            name = names[index] if names else str(key[1] if key else index)
-            full = join(path, f"state.{name}")
-            if key is not None:
-                entry = entries.get(key[1], {})
-                none_yet = len(entries) > 1 and isinstance(entry, dict) and not entry
-                plan.note("restored", full, "it had no state yet, so it starts fresh" if none_yet else found.detail)
-            elif id(parameter) in plan.absent or any(matches(at, plan.options.allow_missing) for at in (name, full)):
-                plan.note("fresh", full, _NEW)
-            else:
-                plan.missing(full, _NEW)
-    taken = {*found.keys.values()}
-    for key in keys_of(saved):
-        if key not in taken:
-            name = found.names.get(key, str(key[1]))
-            full = join(path, f"state.{name}")
-            home = next((h for h in ("", *dict.fromkeys(plan.homes.values())) if join(h, name) in plan.owners), "")
-            gone = plan.owners.get(join(home, name), _UNKNOWN) is None
-            if gone or matches(name, plan.options.allow_unexpected):
-                plan.note("unexpected", full, "its parameter is not restored either" if gone else "")
-            else:
-                plan.unexpected(full)
-    keys = {identifier for _, identifier in keys_of(saved)}
-    for identifier in entries:
-        full = join(path, f"state.{identifier}")
-        if identifier not in keys and not is_global(identifier, keys):
-            plan.unexpected(full, "the state keeps something for a parameter in no group")
-        elif identifier not in keys:
-            plan.note("restored", full)

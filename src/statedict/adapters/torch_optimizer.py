@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from typing import Any
 
 from statedict.adapters import Capture, join, state_checks
-from statedict.adapters.param_groups import merge
-from statedict.adapters.param_match import Match, keys_of, live_names, match, parameters_of, report
+from statedict.adapters.param_groups import WHOSE, merge
+from statedict.adapters.param_match import UNKNOWN, Match, find_owner, keys_of, live_names, match, parameters_of
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit
 from statedict.adapters.shards import refuse_states_of_parts
@@ -26,10 +27,11 @@ from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.optimizer import Shape, find_strays, is_global, leaves, map_leaves, number_keys, parameter_size
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import label
+from statedict.tree.walk import label, matches
 from statedict.values import Opaque
 
 STAGE = 1
+_NEW = "the state has no such parameter; what the target has for it stays"
 _BEGIN = {"step_size": "lr", "sum": "initial_accumulator_value"}
 """What they begin with where that is not zero: a hyperparameter (torch/optim/rprop.py, adagrad.py)."""
 
@@ -77,8 +79,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     found = match(value.param_groups, saved, entries, plan, path)
     if found is None:
         return
-    report(value.param_groups, saved, entries, found, plan, path)
     task = _Task(value, saved, entries, found, plan, path)
+    task.report()
     task.plan_groups()
     task.plan_states()
     own = value.state_dict()
@@ -90,36 +92,73 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     plan.act(path, lambda: _load(value, chosen, task.follow, task.fresh))
 
 
-@dataclass
+@dataclass(slots=True)
+class _Slot:
+    """A live parameter, and the saved one that it takes."""
+
+    number: int  # its place in the optimizer
+    parameter: Any
+    name: str  # empty if it is not known
+    source: int  # the group of the saved parameter
+    key: Any  # what identifies that in the state, or `UNKNOWN`
+
+
 class _Task:
     """One optimizer, the state's groups and entries, and which saved parameter is which live one."""
 
-    optimizer: Any
-    saved: list[Any]
-    entries: dict[Any, Any]
-    match: Match
-    plan: Plan
-    path: str
-    groups: list[dict[str, Any]] = field(default_factory=list)
-    states: dict[Any, Any] = field(default_factory=dict)  # number of a live parameter → what it takes
-    follow: dict[int, Callable[[Any], Any]] = field(default_factory=dict)  # number → what converts that for its shape
-    fresh: list[Any] = field(default_factory=list)  # parameters that take nothing
+    def __init__(self, optimizer: Any, saved: list[Any], entries: Any, match: Match, plan: Plan, path: str) -> None:
+        self.optimizer, self.saved, self.entries = optimizer, saved, entries
+        self.match, self.plan, self.path = match, plan, path
+        self.slots: list[list[_Slot]] = []  # by live group
+        self.groups: list[dict[str, Any]] = []
+        self.states: dict[Any, Any] = {}  # number of a live parameter → what it takes
+        self.follow: dict[int, Callable[[Any], Any]] = {}  # number → what converts that for its shape
+        self.fresh: list[Any] = []  # parameters that take nothing
+        numbers = count()
+        for group in optimizer.param_groups:
+            names = live_names(group, plan.names) or [""] * len(group["params"])
+            self.slots.append([
+                _Slot(next(numbers), parameter, name, *match.keys.get(id(parameter), (-1, UNKNOWN)))
+                for parameter, name in zip(group["params"], names, strict=True)
+            ])  # fmt: skip
+
+    def report(self) -> None:
+        """Say of each parameter what becomes of what is kept for it."""
+        plan, allow_missing, detail = self.plan, self.plan.options.allow_missing, self.match.detail
+        for slot in chain.from_iterable(self.slots):
+            name = slot.name or str(slot.number if slot.key is UNKNOWN else slot.key)
+            full = join(self.path, f"state.{name}")
+            if slot.key is not UNKNOWN:
+                entry = self.entries.get(slot.key, {})
+                none_yet = len(self.entries) > 1 and isinstance(entry, dict) and not entry
+                plan.note("restored", full, "it had no state yet, so it starts fresh" if none_yet else detail)
+            elif id(slot.parameter) in plan.absent or matches(name, allow_missing) or matches(full, allow_missing):
+                plan.note("fresh", full, _NEW)
+            else:
+                plan.missing(full, _NEW)
+        taken, homes = {*self.match.keys.values()}, dict.fromkeys(plan.homes.values())
+        for key in keys_of(self.saved):
+            if key not in taken:
+                name = self.match.names.get(key, str(key[1]))
+                full = join(self.path, f"state.{name}")
+                gone = find_owner(name, homes, plan) is None
+                if gone or matches(name, plan.options.allow_unexpected):
+                    plan.note("unexpected", full, "its parameter is not restored either" if gone else "")
+                else:
+                    plan.unexpected(full)
 
     def plan_groups(self) -> None:
         """The hyperparameters of each live group: of the saved one that most of its parameters were in."""
-        first = 0
-        for number, group in enumerate(self.optimizer.param_groups):
+        for number, (group, slots) in enumerate(zip(self.optimizer.param_groups, self.slots, strict=True)):
             where = join(self.path, f"param_groups.{number}")
-            keys = (self.match.keys.get(id(parameter)) for parameter in group["params"])
-            sources = Counter(key[0] for key in keys if key is not None)
+            sources = Counter(slot.source for slot in slots if slot.key is not UNKNOWN)
             source = self.saved[sources.most_common(1)[0][0]] if sources else group
             merged = merge(group, source, self.optimizer.defaults, self.plan, where)
-            merged["params"] = list(range(first, first + len(group["params"])))
-            first += len(group["params"])
-            self.groups.append(merged)
-            hyper = [key for key in source if key not in ("params", "param_names")]
+            self.groups.append(merged | {"params": [slot.number for slot in slots]})
+            plain = {key: value for key, value in source.items() if key not in WHOSE and not is_array(value)}
             for other in sources:
-                unlike = ", ".join(key for key in hyper if _differ(source[key], self.saved[other].get(key)))
+                theirs = {key: self.saved[other].get(key) for key in plain}
+                unlike = ", ".join(key for key in plain if not is_array(theirs[key]) and plain[key] != theirs[key])
                 if unlike:
                     detail = f"of its parameters some were in group {other} of the state, whose {unlike} differ"
                     self.plan.note("differs", where, detail)
@@ -129,56 +168,55 @@ class _Task:
         """What is kept for each live parameter, and how it follows a new shape."""
         import torch
 
-        held: list[tuple[int, Any, Any, str]] = []
         entries = dict(self.entries)
-        for group, merged in zip(self.optimizer.param_groups, self.groups, strict=True):
-            names = live_names(group, self.plan.names) or [""] * len(group["params"])
-            for number, parameter, name in zip(merged["params"], group["params"], names, strict=True):
-                key = self.match.keys.get(id(parameter))
-                if key is None:
-                    self.fresh.append(parameter)
-                elif key[1] in self.entries:
-                    held.append((number, parameter, key[1], name))
-                    fit = self.plan.fates.get(id(parameter))
-                    if fit is None or fit.policy != "skip":
-                        self._settle(entries, key[1], parameter)
-        before = {identifier: group for group in self.saved for identifier in group["params"]}
+        for slot in chain.from_iterable(self.slots):
+            fit, known = self.plan.fates.get(id(slot.parameter)), slot.key in entries
+            if known and (fit is None or fit.policy != "skip"):
+                self._settle(entries, slot.key, slot.parameter)
+            if slot.key is UNKNOWN or (known and slot.key not in entries):
+                self.fresh.append(slot.parameter)
         if isinstance(self.optimizer, torch.optim.LBFGS):
             self._plan_shared(entries)
         else:
-            self._plan_each(held, entries, before)
-        keys = set(before)
-        for key in self.entries:
-            if key not in keys and is_global(key, keys):
+            self._plan_each(entries)
+        keys = {identifier for _, identifier in keys_of(self.saved)}
+        for key in [key for key in self.entries if key not in keys]:
+            full = join(self.path, f"state.{key}")
+            if is_global(key, keys):
+                self.plan.note("restored", full)
                 self.states[key] = self.entries[key]
                 self._settle(self.states, key, key)
+            else:
+                self.plan.unexpected(full, "the state keeps something for a parameter in no group")
 
     def _settle(self, entries: dict[Any, Any], key: Any, owner: Any) -> None:
         self.plan.settle_entry(entries, key, self.optimizer.state.get(owner), join(self.path, f"state.{key}"))
 
-    def _plan_each(self, held: list[tuple[int, Any, Any, str]], entries: dict[Any, Any], before: Any) -> None:
+    def _plan_each(self, entries: dict[Any, Any]) -> None:
+        """What each parameter has for itself, of the entries that the caller does not let go."""
         sure = {owner for owner, _ in self.plan.shapes.values()} if self.match.names else set()
-        pairs = {n: (tuple(p.shape), entries[key]) for n, p, key, _ in held if id(p) not in sure and key in entries}
-        sizes = dict(zip(pairs, find_strays([*pairs.values()]), strict=True))
-        after = {number: group for group in self.groups for number in group["params"]}
+        unsure = [s for s in chain.from_iterable(self.slots) if s.key in entries and id(s.parameter) not in sure]
+        strays = find_strays([(tuple(slot.parameter.shape), entries[slot.key]) for slot in unsure])
+        sizes = {slot.number: size for slot, size in zip(unsure, strays, strict=True)}
         kind = state_checks.class_of(self.optimizer)
-        for number, parameter, key, name in held:
-            at, size = join(self.path, f"state.{key}"), sizes.get(number)
-            if key not in entries:
-                self.fresh.append(parameter)
-                continue
-            kept = entries[key]
-            fit = _fit_state(parameter, kept, size, self.plan, at, name)
-            if fit is not None and fit.policy == "skip":
-                self.fresh.append(parameter)  # with what its constructor made for it: Adagrad of PyTorch 2.9 needs that
-                continue
-            self.states[number] = kept
-            if isinstance(kept, dict) and (fit is not None or size is None):
-                shape, live = tuple(parameter.shape) if fit is None else fit.old, after[number]
-                faults = state_checks.faults(self.optimizer, kind, parameter, shape, kept, live, before[key])
-                _report_faults(faults, self.plan, at)
-            if fit is not None:
-                self.follow[number] = partial(_follow, fit, after[number])
+        for group, slots in zip(self.groups, self.slots, strict=True):
+            for slot in slots:
+                if slot.key not in entries:
+                    continue
+                at, size, kept = join(self.path, f"state.{slot.key}"), sizes.get(slot.number), entries[slot.key]
+                fit = _fit_state(slot, kept, size, self.plan, at)
+                if fit is not None and fit.policy == "skip":
+                    # with what its constructor made for it: Adagrad of PyTorch 2.9 needs that
+                    self.fresh.append(slot.parameter)
+                    continue
+                self.states[slot.number] = kept
+                if isinstance(kept, dict) and (fit is not None or size is None):
+                    shape = tuple(slot.parameter.shape) if fit is None else fit.old
+                    hyper = group, self.saved[slot.source]
+                    faults = state_checks.faults(self.optimizer, kind, slot.parameter, shape, kept, *hyper)
+                    _report_faults(faults, self.plan, at)
+                if fit is not None:
+                    self.follow[slot.number] = partial(_follow, fit, group)
 
     def _plan_shared(self, entries: dict[Any, Any]) -> None:
         """The one state that all parameters of an LBFGS share, and how it follows their order."""
@@ -210,22 +248,19 @@ def _at(path: str, keys: tuple[Any, ...]) -> str:
     return ".".join([path, *map(label, keys)])
 
 
-def _differ(one: Any, other: Any) -> bool:
-    return not is_array(one) and not is_array(other) and bool(one != other)
-
-
-def _fit_state(parameter: Any, entries: Any, size: Shape | None, plan: Plan, path: str, name: str) -> Fit | None:
+def _fit_state(slot: _Slot, entries: Any, size: Shape | None, plan: Plan, path: str) -> Fit | None:
     """How what is kept for a parameter follows where its shape changes; `size` is what it was kept for, if another."""
     if not isinstance(entries, dict):
         plan.mismatch(path, {}, entries)
         return None
-    shape, fit, part = tuple(parameter.shape), plan.fates.get(id(parameter)), part_of(parameter)
+    shape, fit, part = tuple(slot.parameter.shape), plan.fates.get(id(slot.parameter)), part_of(slot.parameter)
     if part is not None and parameter_size(entries) is not None:
         plan.problem("target", path, f"the parameter is a part ({part}); restore it with torch.distributed.checkpoint")
         return None
     if fit is None and size is not None:
-        full = join(path.rpartition(".")[0], name)
-        fit = Fit(next((p for at in (full, name) if at and (p := plan.policy(at)) != "error"), "error"), size, shape)
+        full = join(path.rpartition(".")[0], slot.name)
+        policies = (plan.policy(at) for at in (full, slot.name) if at)
+        fit = Fit(next((policy for policy in policies if policy != "error"), "error"), size, shape)
         reason = fit.reason()
         if fit.policy == "error" or reason:
             why = reason or "their orders differ, or the parameter's shape has changed, for which there is shapes=…"

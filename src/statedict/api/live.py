@@ -35,9 +35,9 @@ def capture(obj: Any) -> StateDict:
     >>> state["w"]
     array([0., 0., 0.])
     """
-    from statedict.adapters.collect import collect, snapshot
+    from statedict.adapters.collect import snapshot
 
-    tree = snapshot(collect(obj))
+    tree = snapshot(obj)
     return tree if isinstance(tree, StateDict) else StateDict({"": tree})
 
 
