@@ -18,12 +18,18 @@ import statedict
 from statedict.render import html
 from statedict.render.html import ROWS, histogram, page, table, text
 from statedict.reports.diff import TensorDiff
-from statedict.reports.edit import Change, EditReport
-from statedict.reports.restore import Entry, RestoreReport
+from statedict.reports.outcomes import (
+    Change,
+    EditReport,
+    Entry,
+    Finding,
+    Nonfinite,
+    RestoreReport,
+    ScanReport,
+    VerifyReport,
+)
 from statedict.reports.runs import Pruned, RunVerified
-from statedict.reports.scan import Finding, ScanReport
 from statedict.reports.stats import GroupStats, Histogram
-from statedict.reports.verify import Nonfinite, VerifyReport
 from statedict.tensor.checks import Problem
 
 from .pages import parsed

@@ -120,38 +120,37 @@ def get_renamed_modules() -> Mapping[str, str]:
     return dict(importlib.import_module("_compat_pickle").IMPORT_MAPPING) if found is None else found
 
 
-class Unpickler:
-    """PyTorch's unpickler for `weights_only=True`, with another table of what a pickle may name.
+def unpickle(
+    allowed: Mapping[str, Any],
+    data: bytes,
+    persistent_load: Callable[[Any], Any],
+    encoding: str = "utf-8",
+    map_location: Any = "cpu",
+) -> Any:
+    """The object in a pickle of protocol 2, by PyTorch's unpickler for `weights_only=True`, which may name `allowed`.
 
-    Its own table, and what `add_safe_globals` adds to it, are for all threads at once, so its code runs over other
-    globals here.
+    PyTorch's own table, and what `add_safe_globals` adds to it, are for all threads at once, so its code runs over
+    other globals here.
     """
-
-    def __init__(self, allowed: Mapping[str, Any]) -> None:
-        self._theirs = sys.modules["torch"]._weights_only_unpickler
-        self._local = look_up("serialization._serialization_tls")
-        forgotten: deque[Any] = deque(maxlen=0)  # sparse tensors to check afterwards; ours are checked before
-        self._load: Any = FunctionType(
-            look_up("_weights_only_unpickler.Unpickler").load.__code__,
-            vars(self._theirs)
-            | {
-                "_get_allowed_globals": lambda: allowed,
-                "_sparse_tensors_to_validate": forgotten,  # PyTorch 2.7 to 2.13
-                "_get_sparse_tensors_to_validate": lambda: forgotten,
-            },
-        )
-
-    def __call__(
-        self, data: bytes, persistent_load: Callable[[Any], Any], encoding: str = "utf-8", map_location: Any = "cpu"
-    ) -> Any:
-        """The object in a pickle of protocol 2."""
-        unpickler: Any = self._theirs.Unpickler(io.BytesIO(data), encoding=encoding)
-        unpickler.persistent_load = persistent_load
-        self._local.map_location = map_location  # for the functions that rebuild tensors of other devices
-        try:
-            return self._load(unpickler)
-        finally:
-            self._local.map_location = None
+    theirs: Any = sys.modules["torch"]._weights_only_unpickler
+    local = look_up("serialization._serialization_tls")
+    forgotten: deque[Any] = deque(maxlen=0)  # sparse tensors to check afterwards; ours are checked before
+    load: Any = FunctionType(
+        look_up("_weights_only_unpickler.Unpickler").load.__code__,
+        vars(theirs)
+        | {
+            "_get_allowed_globals": lambda: allowed,
+            "_sparse_tensors_to_validate": forgotten,  # PyTorch 2.7 to 2.13
+            "_get_sparse_tensors_to_validate": lambda: forgotten,
+        },
+    )
+    unpickler = theirs.Unpickler(io.BytesIO(data), encoding=encoding)
+    unpickler.persistent_load = persistent_load
+    local.map_location = map_location  # for the functions that rebuild tensors of other devices
+    try:
+        return load(unpickler)
+    finally:
+        local.map_location = None
 
 
 # {"w": [a call of the function `made` with the storage of the persistent id ("storage",)]}
@@ -184,12 +183,12 @@ def get_jagged_globals(jagged: bool, marked: bool) -> dict[str, Any]:
 
 @cache
 def unpickler_works() -> bool:
-    """Whether PyTorch's unpickler works as `Unpickler` expects; tried once."""
+    """Whether PyTorch's unpickler works as `unpickle` expects; tried once."""
     if get_default_globals() is None or not hasattr(look_up("serialization._serialization_tls"), "map_location"):
         return False
     try:
-        read = Unpickler({"statedict.made": lambda storage: ("made", storage)})
-        return bool(read(_TRIAL, lambda key: [*key, 1]) == {"w": [("made", ["storage", 1])]})
+        allowed = {"statedict.made": lambda storage: ("made", storage)}
+        return bool(unpickle(allowed, _TRIAL, lambda key: [*key, 1]) == {"w": [("made", ["storage", 1])]})
     except Exception:  # of whatever kind: it is not the unpickler that we know
         return False
 

@@ -22,7 +22,7 @@ from statedict.formats.torch.structure import find_faults
 from statedict.io.source import FileSource
 from statedict.io.zip_table import ArchiveLayout
 from statedict.pickles.writer import dumps
-from statedict.reports.verify import VerifyReport
+from statedict.reports.outcomes import VerifyReport
 from statedict.tensor.lazy import LazyTensor, Storage
 
 from ..same import assert_same

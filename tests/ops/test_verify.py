@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import statedict
-from statedict.reports.verify import VerifyReport
+from statedict.reports.outcomes import VerifyReport
 
 from .. import dcp
 

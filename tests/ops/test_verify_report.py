@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 import statedict
-from statedict.reports.verify import Nonfinite, VerifyReport
+from statedict.reports.outcomes import Nonfinite, VerifyReport
 from statedict.tensor.checks import Problem
 
 from .test_verify import FLAT, changed, written

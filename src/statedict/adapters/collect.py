@@ -13,7 +13,7 @@ from statedict.adapters import Adapter, Capture, depth_error, join, leaf, object
 from statedict.adapters.plan import Options, Plan
 from statedict.collector import Paused
 from statedict.errors import RestoreError
-from statedict.reports.restore import RESTORED, RestoreReport, explain_problems, suggest_options
+from statedict.reports.outcomes import RESTORED, RestoreReport, explain_problems, suggest_options
 from statedict.tensor.arrays import is_torch
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array

@@ -15,7 +15,7 @@ from statedict.adapters.labels import DROPPED, find_member, settle
 from statedict.adapters.names import Reading, align, plain
 from statedict.adapters.shapes import POLICIES, Fit
 from statedict.errors import RestoreError
-from statedict.reports.restore import Entry
+from statedict.reports.outcomes import Entry
 from statedict.tensor.arrays import format_boxes
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, is_array

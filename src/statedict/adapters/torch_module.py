@@ -23,7 +23,7 @@ from statedict.adapters.torch_transfer import transfer
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
 from statedict.io.pipeline import compute_sums
-from statedict.reports.restore import Entry
+from statedict.reports.outcomes import Entry
 from statedict.tensor.arrays import live_region
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree.state_dict import StateDict, like

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from typing import Any, TypeGuard
 
-    from statedict.reports.edit import EditReport
+    from statedict.reports.outcomes import EditReport
 
 Path = str | os.PathLike[str]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from statedict.reports.restore import RestoreReport
+    from statedict.reports.outcomes import RestoreReport
 
 
 def capture(obj: Any) -> StateDict:

@@ -11,7 +11,6 @@ from statedict.collector import Paused
 from statedict.errors import StateDictError, UnsupportedError
 from statedict.formats import places
 from statedict.io.urls import redact, to_name
-from statedict.reports.scan import ScanReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
     from statedict.api.files import Path
     from statedict.reports.diff import Diff
+    from statedict.reports.outcomes import ScanReport, VerifyReport
     from statedict.reports.stats import StatsReport
     from statedict.reports.summary import Summary
-    from statedict.reports.verify import VerifyReport
 
 
 def inspect(source: Any, path: str = "") -> Summary:

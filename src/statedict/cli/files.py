@@ -163,7 +163,7 @@ def _scan(file: str) -> Any:
     from dataclasses import replace
 
     from statedict.api import look
-    from statedict.reports.scan import ScanReport
+    from statedict.reports.outcomes import ScanReport
 
     try:
         report = look.scan(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from statedict.dtypes import DType
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, batches, parallel
@@ -23,20 +23,20 @@ def run_jobs(
     jobs: Iterable[Job],
     executor: Executor | None = None,
     batch: int = BATCH,
-    remote: bool = False,
     workers: int | None = None,
     ahead: int = 64,
 ) -> Iterator[tuple[Job, Any]]:
     """Each job with its result, in order; `work` advances the meter by the bytes that it reads.
 
-    Small jobs go to a worker together, up to `batch` bytes. With an executor the meter advances by whole batches.
+    A job has a `size` in bytes, and without `workers` says whether it is `remote`. Small jobs go to a worker together,
+    up to `batch` bytes. With an executor the meter advances by whole batches.
     """
     every = list(jobs)
     counter = meter()
     counter.expect(sum(job.size for job in every))
     groups = list(batches(every, batch))
     call = partial(_run_batch, work, None if executor else counter)
-    workers = workers or (REMOTE_WORKERS if remote else None)
+    workers = workers or (REMOTE_WORKERS if any(job.remote for job in every) else None)
     for group, results in zip(groups, parallel(call, groups, executor, workers, ahead), strict=True):
         if executor is not None:
             counter.advance(sum(job.size for job in group))
@@ -64,6 +64,27 @@ def whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterator[Any]:
         rest = bytes(data[len(data) - extra :]) if extra else b""
         if len(data) >= itemsize:
             yield data[: len(data) - extra] if extra else data
+
+
+class Part(NamedTuple):
+    """A part of a contiguous tensor: `size` bytes from `start`, whole units of `unit` bytes."""
+
+    name: str
+    tensor: LazyTensor
+    unit: int
+    start: int
+    size: int
+
+    @property
+    def remote(self) -> bool:
+        """Whether its bytes come from far away."""
+        return self.tensor.storage.source.remote
+
+    def blocks(self, counter: Meter) -> Iterator[Any]:
+        """Its bytes, in blocks of whole elements."""
+        for block in element_blocks(self.tensor, self.start, self.size):
+            yield block
+            counter.advance(len(block))
 
 
 class Elements:

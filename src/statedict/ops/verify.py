@@ -10,7 +10,7 @@ from statedict.io.parallel import batches, parallel
 from statedict.io.pipeline import Sums, compute_sums
 from statedict.io.progress import Meter, meter
 from statedict.ops.jobs import element_blocks
-from statedict.reports.verify import Nonfinite, VerifyReport
+from statedict.reports.outcomes import Nonfinite, VerifyReport
 from statedict.tensor.checks import Check, Found, Problem, refusal
 from statedict.tensor.lazy import LazyTensor
 

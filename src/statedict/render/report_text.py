@@ -9,10 +9,22 @@ from operator import attrgetter
 import click
 
 from statedict.render.text import printable, table
-from statedict.reports.edit import Change, EditReport
-from statedict.reports.restore import RESTORED, RestoreReport, explain_problems, summarize_entries
-from statedict.reports.scan import DANGEROUS, DATA, OPAQUE, UNREADABLE, WORST_FIRST, Finding, ScanReport
-from statedict.reports.verify import VerifyReport
+from statedict.reports.outcomes import (
+    DANGEROUS,
+    DATA,
+    OPAQUE,
+    RESTORED,
+    UNREADABLE,
+    WORST_FIRST,
+    Change,
+    EditReport,
+    Finding,
+    RestoreReport,
+    ScanReport,
+    VerifyReport,
+    explain_problems,
+    summarize_entries,
+)
 from statedict.values import count, human_bytes, shorten
 
 _NOTES = 3

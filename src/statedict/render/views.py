@@ -12,13 +12,10 @@ from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, p
 from statedict.render.text import number, shape
 from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff
-from statedict.reports.edit import EditReport
-from statedict.reports.restore import Entry, RestoreReport
+from statedict.reports.outcomes import EditReport, Entry, RestoreReport, ScanReport, VerifyReport
 from statedict.reports.runs import Bisection, Blame, Pruned, RunVerified
-from statedict.reports.scan import ScanReport
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, Summary, mark_inferred
-from statedict.reports.verify import VerifyReport
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.values import abbreviate, count, human_bytes, shorten

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.reports.diff import Diff as Diff
-    from statedict.reports.edit import EditReport as EditReport
-    from statedict.reports.restore import RestoreReport as RestoreReport
-    from statedict.reports.scan import ScanReport as ScanReport
+    from statedict.reports.outcomes import EditReport as EditReport
+    from statedict.reports.outcomes import RestoreReport as RestoreReport
+    from statedict.reports.outcomes import ScanReport as ScanReport
+    from statedict.reports.outcomes import VerifyReport as VerifyReport
     from statedict.reports.stats import StatsReport as StatsReport
     from statedict.reports.stats import TensorStats as TensorStats
     from statedict.reports.summary import Summary as Summary
-    from statedict.reports.verify import VerifyReport as VerifyReport
 
 _EXPORTS = {
     "Diff": "diff",
-    "EditReport": "edit",
-    "RestoreReport": "restore",
-    "ScanReport": "scan",
+    "EditReport": "outcomes",
+    "RestoreReport": "outcomes",
+    "ScanReport": "outcomes",
     "StatsReport": "stats",
     "Summary": "summary",
     "TensorStats": "stats",
-    "VerifyReport": "verify",
+    "VerifyReport": "outcomes",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -19,7 +19,7 @@ from statedict.collector import Paused
 from statedict.errors import RunError
 from statedict.io.location import location
 from statedict.io.urls import to_name
-from statedict.reports.restore import RestoreReport
+from statedict.reports.outcomes import RestoreReport
 from statedict.reports.runs import Pruned
 from statedict.runs.background import LOG, SIGNALS, Background, Preemption, add_error, retry
 from statedict.runs.directory import Directory

@@ -1,31 +1,33 @@
-"""Archives and compressed files in a scan, and the files in them."""
+"""Archives and compressed files in a scan, and the files in them, read without trusting them.
+
+`io.zip` refuses an archive that contradicts itself, which is right for loading. Here each contradiction is recorded and
+every reading is followed: the directory and the local headers, records in no directory, bytes before, between and after
+the records. Checksums and suffixes are ignored.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import namedtuple
+from itertools import pairwise
 
 from statedict.io.tar import is_tar
-from statedict.io.zip_ends import find_ends
-from statedict.io.zip_table import DEFLATED, STORED
-from statedict.scanner.containers import (
-    BZIP2,
-    CODECS,
-    EXPECTED,
-    TENSOR,
-    WHOLE,
-    Member,
-    Part,
-    Unpacked,
-    find_ends_before,
-    tar_members,
-    zip_members,
-)
+from statedict.io.zip_ends import END, FULL32, Ends, find_ends
+from statedict.io.zip_table import DEFERRED, DEFLATED, STORED, UNREADABLE, differs, read_entries, read_local, read_name
+from statedict.scanner.containers import CHUNK, CODECS, EXPECTED, TENSOR, WHOLE, Part, Unpacked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from statedict.io.zip_ends import Ends, Reading
+    from collections.abc import Iterator
+
+    from statedict.io.zip_ends import Reading
     from statedict.scanner.scan import Scan
 
+# a file in an archive: its name, the range and the method of its packed bytes, its unpacked size
+Member = namedtuple("Member", "name start end method size", defaults=[-1])
+
+_SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x07\x08|\x01\x02)")
+_BZIP2 = 12
 _EXPECTED = re.compile(
     r"(^|/)(data|constants)\.pkl$|\.(pkl|pickle|debug_pkl)$|^(sys_info|pickle|storages|tensors)$", re.IGNORECASE
 )
@@ -121,7 +123,7 @@ def look_into_member(scan: Scan, part: Part, inner: Member) -> None:
     """Look into a record or a file of an archive."""
     data = part.cut(inner.start, inner.end)
     role = EXPECTED if _EXPECTED.search(inner.name) else ""
-    if inner.method in (STORED, BZIP2):  # a record of bzip2 is a file of bzip2
+    if inner.method in (STORED, _BZIP2):  # a record of bzip2 is a file of bzip2
         scan.look_into(data.inner(inner.name, role=TENSOR if _STORAGE.search(inner.name) else role))
     elif inner.method == DEFLATED:
         look_into_packed(scan, data, "deflate", inner.name, role, inner.size)
@@ -161,3 +163,98 @@ def look_into_tar(scan: Scan, part: Part) -> None:
         if inner.end > part.size:
             scan.add_damage(part.label_of(inner.name), "goes past the end of the archive; it looks truncated")
         look_into_member(scan, part, inner)
+
+
+def zip_members(part: Part, end: int, reading: Reading) -> tuple[list[Member], list[tuple[int, int]], list[str]]:
+    """The records of an archive that ends before byte `end`, by one reading of its directory; gaps; contradictions.
+
+    A record whose headers disagree stands once for each reading.
+    """
+    members: list[Member] = []
+    problems: list[str] = []
+    place, size, count, shift, _, last, _ = reading
+    taken = [(place, last + END.size)]  # the comment is a gap
+    entries = list(read_entries(part.read(place, size), count, problems))
+    part.prefetch([entry.at + shift for entry in entries if 0 <= entry.at + shift < place])
+    for entry in entries:
+        name, method, packed = entry.name, entry.method, entry.packed
+        for at in dict.fromkeys((entry.at + shift, entry.at)):
+            local = read_local(part, at)
+            if local is not None:
+                break
+        else:
+            problems.append(f"record {name!r}: there is none at byte {entry.at + shift:,}")
+            continue
+        if (entry.flags | local.flags) & UNREADABLE:
+            problems.append(f"record {name!r} is marked as encrypted")
+        if difference := differs(entry, local):
+            problems.append(f"record {name!r}: {difference}")
+        if method == STORED and packed != entry.unpacked:
+            problems.append(f"record {name!r} is stored but has two sizes")
+        if local.at + packed > place and at < place:
+            problems.append(f"record {name!r} overlaps the directory")
+        sizes = {packed, *((entry.unpacked,) if method == STORED else ())}
+        if local.packed != FULL32 and (local.packed or not local.flags & DEFERRED):
+            sizes.add(local.packed)
+        stop = local.at + max(sizes)
+        members += [Member(name, local.at, stop, one, entry.unpacked) for one in dict.fromkeys((method, local.method))]
+        taken.append((at, local.at + packed))
+    taken.sort()
+    if any(reach > begin for (_, reach), (begin, _) in pairwise(taken) if begin < place):
+        problems.append("records overlap")
+    gaps, reached = [], 0
+    for begin, stop in [*taken, (end, end)]:
+        if begin > reached:
+            gaps.append((reached, min(begin, end)))
+        reached = max(reached, stop)
+    return sorted(members, key=lambda member: member.start), gaps, problems
+
+
+def find_ends_before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | None, int]:
+    """The end of an archive that stands before the one that ends at `end`, and its offset; None and 0 without one."""
+    for begin, stop in reversed(gaps):
+        if stop < end and stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
+            found = find_ends(part, stop)
+            if found.readings and found.readings[0].stop == stop:
+                return found, stop
+    return None, 0
+
+
+def local_member(part: Part, at: int, end: int) -> Member | None:
+    """The record whose local header stands at an offset; without a size it reaches to the next header."""
+    local = read_local(part, at)
+    if local is None or local.at > end:
+        return None
+    stop = local.at + local.packed
+    if not 0 < local.packed < FULL32:
+        stop = end
+        for base in range(local.at, end, CHUNK - 3):
+            if found := _SIGNATURE.search(part.read(base, min(CHUNK, end - base))):
+                stop = base + found.start()
+                break
+    return Member(local.name, local.at, min(end, stop), local.method)
+
+
+def tar_members(part: Part) -> Iterator[Member]:
+    """The members of a tar archive; the last one, without a name, is what follows the last header."""
+    at, override = 0, -1
+    while True:
+        header = part.read(at, 512)
+        if not is_tar(header):
+            break
+        field = header[124:136]
+        try:
+            wide = field[:1] in (b"\x80", b"\xff")
+            size = int.from_bytes(field[1:], "big") if wide else int(field.strip(b"\0 ") or b"0", 8)
+        except ValueError:
+            break
+        size, override = (override if override >= 0 else size), -1
+        start, kind = at + 512, header[156:157]
+        if kind in (b"x", b"g"):
+            found = re.search(rb"\d size=(\d{1,18})\n", part.read(start, min(size, 1 << 20)))
+            override = int(found[1]) if found and kind == b"x" else -1
+        size = 0 if b"1" <= kind <= b"6" else size
+        prefix = header[345:500].rstrip(b"\0") + b"/" if header[257:262] == b"ustar" and header[345] else b""
+        yield Member(read_name(prefix + header[:100].split(b"\0")[0]).removeprefix("./"), start, start + size, STORED)
+        at = start + size + -size % 512
+    yield Member("", at, part.size, STORED)

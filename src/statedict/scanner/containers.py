@@ -1,9 +1,4 @@
-r"""Zip, tar and compressed files, read without trusting them.
-
-`io.zip` refuses an archive that contradicts itself, which is right for loading. Here each contradiction is recorded and
-every reading is followed: the directory and the local headers, records in no directory, bytes before, between and after
-the records. Checksums and suffixes are ignored.
-"""
+"""Ranges of bytes in a file that is scanned, packed or not, and what reading them may cost."""
 
 from __future__ import annotations
 
@@ -11,38 +6,18 @@ import os
 import re
 import zlib
 from importlib import import_module
-from itertools import pairwise
 
 from statedict.errors import LimitError
-from statedict.io.tar import is_tar
-from statedict.io.zip_ends import END, FULL32, Ends, find_ends
-from statedict.io.zip_table import DEFERRED, STORED, UNREADABLE, differs, read_entries, read_local, read_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any, NamedTuple
+    from typing import Any
 
-    from statedict.io.zip_ends import Readable, Reading
+    from statedict.io.zip_ends import Readable
 
-    class Member(NamedTuple):
-        """A file in an archive: its name, the range and the method of its packed bytes, its unpacked size."""
-
-        name: str
-        start: int
-        end: int
-        method: int
-        size: int = -1
-
-else:
-    from collections import namedtuple
-
-    Member = namedtuple("Member", "name start end method size", defaults=[-1])
-
-_CHUNK = 1 << 16
+CHUNK = 1 << 16
 _PAGE = 1 << 12
-_SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x07\x08|\x01\x02)")
-BZIP2 = 12
 # roles of a part: a whole file; bytes whose name says pickle; bytes whose name says tensor
 WHOLE, EXPECTED, TENSOR = "whole", "expected", "tensor"
 
@@ -160,18 +135,18 @@ class Unpacked:
         machine, data, at = make(), b"", 0
         while True:
             if not data and getattr(machine, "needs_input", True):
-                data = packed.read(at, _CHUNK)
+                data = packed.read(at, CHUNK)
                 at += len(data)
                 if not data:
                     raise EOFError("the compressed data end early")
-            piece = machine.decompress(data, _CHUNK)
+            piece = machine.decompress(data, CHUNK)
             data = getattr(machine, "unconsumed_tail", b"")
             if piece:
                 yield piece
             if machine.eof:
                 rest = machine.unused_data
                 self.end = at - len(rest)
-                rest = rest or packed.read(at, _CHUNK)
+                rest = rest or packed.read(at, CHUNK)
                 at = self.end + len(rest)
                 if not magic or not rest.startswith(magic):
                     return
@@ -209,98 +184,3 @@ _COMPRESSED = {
 def find_compression(head: bytes) -> str:
     """The compression of a file that begins with these bytes; empty for none."""
     return next((codec for codec, magic in _COMPRESSED.items() if magic.match(head)), "")
-
-
-def zip_members(part: Part, end: int, reading: Reading) -> tuple[list[Member], list[tuple[int, int]], list[str]]:
-    """The records of an archive that ends before byte `end`, by one reading of its directory; gaps; contradictions.
-
-    A record whose headers disagree stands once for each reading.
-    """
-    members: list[Member] = []
-    problems: list[str] = []
-    place, size, count, shift, _, last, _ = reading
-    taken = [(place, last + END.size)]  # the comment is a gap
-    entries = list(read_entries(part.read(place, size), count, problems))
-    part.prefetch([entry.at + shift for entry in entries if 0 <= entry.at + shift < place])
-    for entry in entries:
-        name, method, packed = entry.name, entry.method, entry.packed
-        for at in dict.fromkeys((entry.at + shift, entry.at)):
-            local = read_local(part, at)
-            if local is not None:
-                break
-        else:
-            problems.append(f"record {name!r}: there is none at byte {entry.at + shift:,}")
-            continue
-        if (entry.flags | local.flags) & UNREADABLE:
-            problems.append(f"record {name!r} is marked as encrypted")
-        if difference := differs(entry, local):
-            problems.append(f"record {name!r}: {difference}")
-        if method == STORED and packed != entry.unpacked:
-            problems.append(f"record {name!r} is stored but has two sizes")
-        if local.at + packed > place and at < place:
-            problems.append(f"record {name!r} overlaps the directory")
-        sizes = {packed, *((entry.unpacked,) if method == STORED else ())}
-        if local.packed != FULL32 and (local.packed or not local.flags & DEFERRED):
-            sizes.add(local.packed)
-        stop = local.at + max(sizes)
-        members += [Member(name, local.at, stop, one, entry.unpacked) for one in dict.fromkeys((method, local.method))]
-        taken.append((at, local.at + packed))
-    taken.sort()
-    if any(reach > begin for (_, reach), (begin, _) in pairwise(taken) if begin < place):
-        problems.append("records overlap")
-    gaps, reached = [], 0
-    for begin, stop in [*taken, (end, end)]:
-        if begin > reached:
-            gaps.append((reached, min(begin, end)))
-        reached = max(reached, stop)
-    return sorted(members, key=lambda member: member.start), gaps, problems
-
-
-def find_ends_before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | None, int]:
-    """The end of an archive that stands before the one that ends at `end`, and its offset; None and 0 without one."""
-    for begin, stop in reversed(gaps):
-        if stop < end and stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
-            found = find_ends(part, stop)
-            if found.readings and found.readings[0].stop == stop:
-                return found, stop
-    return None, 0
-
-
-def local_member(part: Part, at: int, end: int) -> Member | None:
-    """The record whose local header stands at an offset; without a size it reaches to the next header."""
-    local = read_local(part, at)
-    if local is None or local.at > end:
-        return None
-    stop = local.at + local.packed
-    if not 0 < local.packed < FULL32:
-        stop = end
-        for base in range(local.at, end, _CHUNK - 3):
-            if found := _SIGNATURE.search(part.read(base, min(_CHUNK, end - base))):
-                stop = base + found.start()
-                break
-    return Member(local.name, local.at, min(end, stop), local.method)
-
-
-def tar_members(part: Part) -> Iterator[Member]:
-    """The members of a tar archive; the last one, without a name, is what follows the last header."""
-    at, override = 0, -1
-    while True:
-        header = part.read(at, 512)
-        if not is_tar(header):
-            break
-        field = header[124:136]
-        try:
-            wide = field[:1] in (b"\x80", b"\xff")
-            size = int.from_bytes(field[1:], "big") if wide else int(field.strip(b"\0 ") or b"0", 8)
-        except ValueError:
-            break
-        size, override = (override if override >= 0 else size), -1
-        start, kind = at + 512, header[156:157]
-        if kind in (b"x", b"g"):
-            found = re.search(rb"\d size=(\d{1,18})\n", part.read(start, min(size, 1 << 20)))
-            override = int(found[1]) if found and kind == b"x" else -1
-        size = 0 if b"1" <= kind <= b"6" else size
-        prefix = header[345:500].rstrip(b"\0") + b"/" if header[257:262] == b"ustar" and header[345] else b""
-        yield Member(read_name(prefix + header[:100].split(b"\0")[0]).removeprefix("./"), start, start + size, STORED)
-        at = start + size + -size % 512
-    yield Member("", at, part.size, STORED)

@@ -22,12 +22,11 @@ from statedict.io.source import BytesSource
 from statedict.io.tar import is_tar
 from statedict.pickles.constructors import StorageType
 from statedict.pickles.tables import DATA
-from statedict.reports.scan import OPAQUE, WORST_FIRST, Finding, ScanReport
-from statedict.scanner import archives, recognize
-from statedict.scanner.containers import EXPECTED, TENSOR, WHOLE, Budget, Part, find_compression, local_member
+from statedict.reports.outcomes import OPAQUE, WORST_FIRST, Finding, ScanReport
+from statedict.scanner import archives, verdicts
+from statedict.scanner.containers import EXPECTED, TENSOR, WHOLE, Budget, Part, find_compression
 from statedict.scanner.globals import Walk, walk
 from statedict.scanner.names import NESTED, OBJECTS, GlobalRef
-from statedict.scanner.verdicts import IDENTIFIERS, grade
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ class Scan:
         if len(self.found) >= MAX_FINDINGS:
             raise LimitError(f"has more than {MAX_FINDINGS:,} findings")
         count = max(ref.count, 1)  # what no opcode names stands once
-        verdict, why = grade(ref, recognize.ALLOWED)
+        verdict, why = verdicts.grade(ref, verdicts.ALLOWED)
         self.found[key] = Finding(label, ref.offset, ref.module, ref.name, verdict, why, ref.called, count)
 
     def add_unread(self, label: str, what: str, why: str, offset: int = 0) -> None:
@@ -148,8 +147,8 @@ class Scan:
 
     def walk(self, part: Part, patience: int = 1 << 62) -> Walk:
         """Walk over the opcodes that the part begins with."""
-        found = walk(part.read, fuel=self.budget.left // recognize.OPCODE, patience=patience)
-        self.budget.spend(recognize.cost_of(found))
+        found = walk(part.read, fuel=self.budget.left // verdicts.OPCODE, patience=patience)
+        self.budget.spend(verdicts.cost_of(found))
         return found
 
     def _follow_magic(self, part: Part) -> None:
@@ -161,10 +160,10 @@ class Scan:
         line, newline, _ = part.read(0, _FIRST_LINE).partition(b"\n")
         if not newline or not line.isascii():
             return
-        found = self.walk(part, patience=recognize.GLANCE)
+        found = self.walk(part, patience=verdicts.GLANCE)
         known = {(finding.module, finding.name) for finding in self.found.values()}
         for ref in found.globals:
-            plausible = IDENTIFIERS.fullmatch(f"{ref.module}.{ref.name}")  # else it is bytes of a record
+            plausible = verdicts.IDENTIFIERS.fullmatch(f"{ref.module}.{ref.name}")  # else it is bytes of a record
             if plausible and (ref.module, ref.name) not in known:
                 self.add(part.label, ref)
 
@@ -259,16 +258,16 @@ class Scan:
         done = begin
         for base in range(begin, end, archives.SEARCH - _OVERLAP):
             data = part.read(base, min(archives.SEARCH, end - base))
-            for start in recognize.find_beginnings(data, done - base):
+            for start in verdicts.find_beginnings(data, done - base):
                 place = base + start
                 if place < done:
                     continue
-                self.budget.spend(recognize.PICKLE)
+                self.budget.spend(verdicts.PICKLE)
                 if not data.startswith(b"PK\3\4", start):
                     found = self._pickle(part.cut(0, end), place, hidden=True)
                     done = done if found is None else found.end
                     continue
-                inner = local_member(part, place, end)
+                inner = archives.local_member(part, place, end)
                 if inner is not None:
                     if listed:
                         self.add_damage(part.label_of(inner.name), "stands in no directory of a zip archive")
@@ -279,16 +278,16 @@ class Scan:
     def _pickle(self, part: Part, at: int, *, hidden: bool = False, torch: bool = False) -> Walk | None:
         """Walk over the pickle at an offset, if there is one, and record what it names."""
         tensor = part.role == TENSOR
-        sure = not tensor and recognize.STRONG.match(part.read(at, 2)) is not None
-        patience = recognize.GLANCE if tensor else 1 << 62 if sure or part.role else recognize.PATIENCE
+        sure = not tensor and verdicts.STRONG.match(part.read(at, 2)) is not None
+        patience = verdicts.GLANCE if tensor else 1 << 62 if sure or part.role else verdicts.PATIENCE
 
         def nested(begin: int, length: int, decode: Any) -> None:
             self._look_into_constant(
                 part.cut(begin, begin + length).inner(f"bytes at {begin:,}"), length, decode, begin
             )
 
-        found = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // recognize.OPCODE, patience=patience)
-        known = recognize.is_pickle(found, part, sure and not hidden)
+        found = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // verdicts.OPCODE, patience=patience)
+        known = verdicts.is_pickle(found, part, sure and not hidden)
         if known:
             self.pickles += 1
             for ref in found.globals:
@@ -298,9 +297,9 @@ class Scan:
             if found.problem and not hidden:
                 text = f"the pickle at byte {at:,} breaks off at byte {found.end:,}: {found.problem}"
                 self.add_damage(part.label, text)
-        elif found.problem and found.opcodes > recognize.PATIENCE and not tensor:
+        elif found.problem and found.opcodes > verdicts.PATIENCE and not tensor:
             self.add_unread(part.label, "something that begins as a pickle", "it goes on without naming anything", at)
-        self.budget.spend(recognize.cost_of(found))
+        self.budget.spend(verdicts.cost_of(found))
         return found if known else None
 
     def _look_into_constant(self, part: Part, length: int, decode: Any, at: int) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from mmap import MAP_SHARED
 from typing import IO, Any, NamedTuple
 
@@ -89,7 +90,7 @@ def load(
         raise TypeError(f"load() got an unexpected keyword argument {min(unknown)!r}")
     encoding = pickle_load_args.get("encoding", "utf-8")
     mmap = torch_private.get_user_setting("load.mmap", False) if mmap is None else mmap
-    given = _Location(map_location)
+    given = _Places(map_location)
     source, start = _open_file(f)
     with Paused():
         allowed = Allowed()
@@ -106,7 +107,7 @@ def load(
         labels = inspect(StateDict({"": found.tree, "attributes": noted})).opaque
         if labels:
             raise _refusal(source.name, reason or f"it holds objects of {', '.join(labels)}")
-        return from_tree(found.tree, not mmap, given.location)
+        return from_tree(found.tree, not mmap, map_location)
 
 
 def _refusal(where: str, why: str) -> RefusedError:
@@ -187,7 +188,7 @@ def _read(f: Any, source: ByteSource, start: int, allowed: Allowed) -> _Found:
     return _Found(name, source, formats.load_format(name).read(source), {}, b"")
 
 
-def _build(f: Any, start: int, found: _Found, given: _Location, mmap: bool, encoding: str) -> Any:
+def _build(f: Any, start: int, found: _Found, given: _Places, mmap: bool, encoding: str) -> Any:
     """Build the objects by PyTorch's unpickler; UnpicklingError if it refuses something."""
     location, where, storages = given.location, found.source.name, found.storages
     is_path = isinstance(f, str | os.PathLike)
@@ -201,7 +202,7 @@ def _build(f: Any, start: int, found: _Found, given: _Location, mmap: bool, enco
             _unpickle(found, meta, lambda storage, _: storage, None, encoding)
             return _load_by_torch(f, start, location, mmap)
         own = _map_storages(storages, f) if mapped else _read_storages(storages)
-        return _unpickle(found, own, _make_placer(location), location, encoding)
+        return _unpickle(found, own, given.place, location, encoding)
     except (pickle.UnpicklingError, StateDictError, MemoryError):
         raise
     except Exception as error:
@@ -256,50 +257,43 @@ def _unpickle(
     return unpickle(found.pickled, persistent_load, encoding, "cpu" if map_location is None else map_location)
 
 
-class _Location:
-    """Where `map_location` puts tensors.
+class _Places:
+    """Where `map_location` puts storages.
 
     `location` is what PyTorch gets; `error` is what the caller's own function raised.
     """
 
-    def __init__(self, given: Any) -> None:
-        self._given = given
+    def __init__(self, map_location: Any) -> None:
         self.error: Exception | None = None
-        self.location = self._call if callable(given) else given
+        self.location = partial(self._ask, map_location) if callable(map_location) else map_location
 
-    def _call(self, storage: Any, location: str) -> Any:
+    def _ask(self, function: Callable[[Any, str], Any], storage: Any, device: str) -> Any:
         try:
-            return self._given(storage, location)
+            return function(storage, device)
         except Exception as error:
             self.error = error
             raise
 
     def check(self, devices: set[str], where: str) -> None:
         """Check that PyTorch has the devices, unless the caller's own function decides."""
-        if self._given is None or callable(self._given):
+        if self.location is None or callable(self.location):
             return
-        place = _make_placer(self._given)
         for name in sorted(devices):
             try:
-                place(torch.UntypedStorage(0), name)
+                self.place(torch.UntypedStorage(0), name)
             except RuntimeError as error:
                 raise DeviceError(f"{where}: no place for what was saved from {name[:100]!r}: {error}") from error
 
-
-def _make_placer(map_location: Any) -> Callable[[Any, str], Any]:
-    default: Any = torch.serialization.default_restore_location
-    where: Any = "cpu" if map_location is None else map_location
-    where = str(where) if isinstance(where, torch.device) else where
-
-    def place(storage: Any, device: str) -> Any:
+    def place(self, storage: Any, device: str) -> Any:
+        """The storage where it belongs; `device` is where it was saved."""
+        restore: Any = torch.serialization.default_restore_location
+        where: Any = "cpu" if self.location is None else self.location
         if isinstance(where, dict):
-            return default(storage, where.get(device, device))
-        if isinstance(where, str | bytes):
-            return default(storage, where)
+            return restore(storage, where.get(device, device))
+        if isinstance(where, str | bytes | torch.device):
+            return restore(storage, str(where) if isinstance(where, torch.device) else where)
         placed = where(storage, device)
-        return default(storage, device) if placed is None else placed
-
-    return place
+        return restore(storage, device) if placed is None else placed
 
 
 def _read_storages(storages: Mapping[Any, Storage]) -> dict[Any, Any]:
@@ -331,17 +325,20 @@ def _map_storages(storages: Mapping[Any, Storage], path: Any) -> dict[Any, Any]:
 
 def from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
     """Build the objects of a tree that PyTorch's unpickler does not read."""
-    place = None if map_location is None else _make_placer(map_location)
+    places = _Places(map_location)
 
     def tensor(lazy: LazyTensor, real: Any) -> Any:
         if lazy.storage.source.name == IN_PICKLE:
             return real.numpy()
-        if place is not None:
-            real = real.to(place(real.untyped_storage(), lazy.storage.device).device)
+        if places.location is not None:
+            real = real.to(places.place(real.untyped_storage(), lazy.storage.device).device)
         grad = lazy.requires_grad
         made = torch.nn.Parameter(real, grad) if lazy.parameter else real.requires_grad_(grad)
         for name, value in (lazy.attributes or {}).items():
-            setattr(made, name, from_tree(value, copy, map_location))
+            setattr(made, name, build(value))
         return made
 
-    return realize(tree, lambda lazy: list(map(tensor, lazy, torch_tensors(lazy, copy))), torch_value)
+    def build(tree: Any) -> Any:
+        return realize(tree, lambda lazy: list(map(tensor, lazy, torch_tensors(lazy, copy))), torch_value)
+
+    return build(tree)

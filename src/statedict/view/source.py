@@ -15,8 +15,7 @@ from statedict.api.look import inspect
 from statedict.formats import places
 from statedict.io.location import location
 from statedict.ops.optimizers import owners
-from statedict.ops.stats.flags import roles
-from statedict.ops.stats.survey import survey
+from statedict.ops.stats.survey import roles, survey
 from statedict.reports.stats import StatsReport
 from statedict.reports.summary import Node, Optimizer
 from statedict.tree.state_dict import StateDict

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from statedict.errors import AlterError, RenameError
 from statedict.ops.alter import tensors, verbs
-from statedict.reports.edit import Change, EditReport
+from statedict.reports.outcomes import Change, EditReport
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.layout import Layout
 from statedict.tree.state_dict import StateDict

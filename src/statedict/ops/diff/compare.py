@@ -200,10 +200,7 @@ def _cut(whole: _Slice) -> list[_Slice]:
 
 
 def _run(slices: list[_Slice], rule: Rule, executor: Executor | None) -> Iterator[tuple[_Slice, Tally | None]]:
-    remote = any(part.remote for part in slices)
-    return run_jobs(
-        partial(_compare, rule), slices, executor, BATCH if executor is None else _EXECUTOR_BATCH, remote=remote
-    )
+    return run_jobs(partial(_compare, rule), slices, executor, BATCH if executor is None else _EXECUTOR_BATCH)
 
 
 def _compare(rule: Rule, job: _Slice, counter: Meter) -> Tally | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from statedict.errors import LimitError
 from statedict.io.progress import Meter
-from statedict.ops.jobs import element_blocks, run_jobs
+from statedict.ops.jobs import Part, run_jobs
 from statedict.reports.diff import Moved
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import origin
@@ -105,14 +105,6 @@ class Content(NamedTuple):
     plain: bool  # whether all elements are equal, or there are so few that it says nothing
 
 
-class _Read(NamedTuple):
-    """The first `size` bytes of a tensor, to be read."""
-
-    path: str
-    tensor: LazyTensor
-    size: int
-
-
 def contents(one: Tensors, other: Tensors, executor: Executor | None = None) -> list[dict[str, Content]]:
     """The contents of those tensors on either side that the other side may have too."""
     shapes = {_kind(t) for t in one.values()} & {_kind(t) for t in other.values()}
@@ -145,23 +137,24 @@ def _is_readable(tensor: LazyTensor) -> bool:
 
 def _digest_all(tensors: Tensors, most: int | None = None, executor: Executor | None = None) -> dict[str, Content]:
     """Path → content, of the first `most` bytes or of all."""
-    jobs = [_Read(path, t, t.nbytes if most is None else min(t.nbytes, most)) for path, t in tensors.items()]
-    remote = any(tensor.storage.source.remote for tensor in tensors.values())
-    return {job.path: content for job, content in run_jobs(_digest, jobs, executor, remote=remote)}
+    jobs = []
+    for path, tensor in tensors.items():
+        width = tensor.dtype.itemsize or 1
+        size = tensor.nbytes if most is None else min(tensor.nbytes, most)
+        jobs.append(Part(path, tensor.contiguous(), width, 0, size // width * width))
+    return {job.name: content for job, content in run_jobs(_digest, jobs, executor)}
 
 
-def _digest(job: _Read, counter: Meter) -> Content:
+def _digest(job: Part, counter: Meter) -> Content:
     from xxhash import xxh3_128
 
-    tensor = job.tensor.contiguous()
-    width = tensor.dtype.itemsize or 1
+    width = job.unit
     hasher, plain, first = xxh3_128(), True, b""
-    for block in element_blocks(tensor, 0, job.size // width * width):
+    for block in job.blocks(counter):
         hasher.update(block)
         first = first or bytes(block[:width])
         plain = plain and bytes(block[-width:]) == first and bytes(block[width:]) == bytes(block[:-width])
-    counter.advance(job.size)
-    return Content((*_kind(tensor), hasher.digest()), plain or job.size // width <= 2)
+    return Content((*_kind(job.tensor), hasher.digest()), plain or job.size <= 2 * width)
 
 
 def match_contents(one: Mapping[str, Content], other: Mapping[str, Content]) -> tuple[dict[str, str], dict[str, str]]:

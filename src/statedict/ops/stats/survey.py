@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import fields
-from typing import Any, NamedTuple
+from statistics import median
+from typing import Any
 
+from statedict.dtypes import DType, dtype
 from statedict.errors import LimitError
 from statedict.io.progress import Meter
-from statedict.ops.jobs import element_blocks, run_jobs
+from statedict.ops.jobs import Part, run_jobs
 from statedict.ops.optimizers import optimizers, owners
-from statedict.ops.stats.flags import count_dead, flags, roles, row_size
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
-from statedict.reports.summary import Optimizer
+from statedict.reports.summary import BUFFERS, Optimizer
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import find_ties, storage_bytes
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import filter_paths
+from statedict.tree.walk import filter_paths, label
 
 _JOB = 32 << 20  # bytes that a thread takes at a time
 _NAMES = tuple(field.name for field in fields(Figures))
 _NOBODY = Optimizer(""), None
 _LEVELS = 32  # of modules; what is nested deeper counts for the module above
+EXPLODED = 10.0  # times the median of the siblings' root mean squares
+SIBLINGS = 3  # among fewer, no tensor is out of line
+DENORMAL = 0.01  # of the elements
+EDGE = 0.01  # of the elements of 8 bits, which are often scaled until the largest one is at the edge
 
 
 def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
@@ -117,22 +124,7 @@ def _modules(tensors: Iterable[tuple[str, Figures]]) -> Iterator[GroupStats]:
     yield from (groups[name] for name in order)
 
 
-class _Part(NamedTuple):
-    """A part of a tensor: `size` bytes from `start`, whole units of `unit` bytes."""
-
-    name: str
-    tensor: LazyTensor
-    unit: int
-    start: int
-    size: int
-
-    def blocks(self, counter: Meter) -> Iterator[Any]:
-        for block in element_blocks(self.tensor, self.start, self.size):
-            yield block
-            counter.advance(len(block))
-
-
-def _cut(name: str, tensor: LazyTensor, unit: int, whole: bool = False) -> Iterator[_Part]:
+def _cut(name: str, tensor: LazyTensor, unit: int, whole: bool = False) -> Iterator[Part]:
     """The parts of a tensor; one if it is to stay `whole`, or is unpacked as a stream."""
     source = tensor.storage.source
     panel = getattr(source, "panel", 0)  # what is made at a time should not be made twice
@@ -141,26 +133,25 @@ def _cut(name: str, tensor: LazyTensor, unit: int, whole: bool = False) -> Itera
     if whole or hasattr(source, "stream"):
         step = max(tensor.nbytes, 1)
     for start in range(0, tensor.nbytes, step):
-        yield _Part(name, tensor, unit, start, min(step, tensor.nbytes - start))
+        yield Part(name, tensor, unit, start, min(step, tensor.nbytes - start))
 
 
 def _run(
     work: Any, tensors: dict[str, LazyTensor], units: dict[str, int], executor: Executor | None
 ) -> dict[str, list[Any]]:
     """For each tensor the results of its parts."""
-    parts: list[_Part] = []
+    parts: list[Part] = []
     for name, unit in units.items():
         tensor = tensors[name]
         # in memory its bytes go to the workers, where a part would take all of them along
         parts += _cut(name, tensor, unit, whole=executor is not None and tensor.storage.source.in_memory)
-    remote = any(part.tensor.storage.source.remote for part in parts[:64])
     found: dict[str, list[Any]] = {name: [] for name in units}
-    for part, result in run_jobs(work, parts, executor, _JOB, remote=remote):
+    for part, result in run_jobs(work, parts, executor, _JOB):
         found[part.name].append(result)
     return found
 
 
-def _measure(part: _Part, counter: Meter) -> Figures:
+def _measure(part: Part, counter: Meter) -> Figures:
     from statedict.ops.stats.figures import combine, compute_figures
 
     # a whole tensor as by jobs for its parts, so that the last digit is the same
@@ -178,5 +169,108 @@ def _count_dead_rows(
     return dead | {name: sum(counts) for name, counts in _run(_count_dead, tensors, rest, executor).items()}
 
 
-def _count_dead(part: _Part, counter: Meter) -> int:
+def _count_dead(part: Part, counter: Meter) -> int:
     return count_dead(part.tensor.dtype, part.unit, part.blocks(counter))
+
+
+def row_size(tensor: LazyTensor, figures: Figures) -> int:
+    """The bytes of a row, which is one index along the first dimension; 0 if too few elements are 0 for a dead row."""
+    if tensor.ndim < 2 or tensor.dtype.kind == "bool" or not figures.zeros:
+        return 0
+    length = figures.elements // tensor.shape[0]
+    return length * tensor.dtype.itemsize if figures.zeros >= length > 1 else 0
+
+
+def count_dead(kind: DType, row: int, blocks: Iterable[Any]) -> int:
+    """How many rows, of `row` bytes each, are all 0, in blocks that together are whole rows."""
+    import numpy
+
+    length = row // kind.itemsize
+    halves = kind.kind == "complex" and kind.itemsize == 4  # two of 16 bits
+    numbers = "u4" if halves else f"u{kind.itemsize}" if kind.itemsize <= 2 else kind.numpy
+    # of a float of 16 bits or less all bits but the sign's, for numpy compares those of ml_dtypes one by one
+    bits = kind.kind == "float" and kind.itemsize <= 2 and kind.name != "float8_e8m0fnu"
+    mask = 0x7FFF7FFF if halves else (1 << kind.bits - 1) - 1 if bits else None
+    if kind.name.endswith("fnuz"):
+        mask = None  # the sign of 0 is NaN
+    dead = behind = 0  # behind: elements of a row that the blocks before began
+    alive = False
+    for block in blocks:
+        array = numpy.frombuffer(block, numbers)
+        some = array & array.dtype.type(mask) if mask is not None else array
+        with numpy.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+            some = some != 0
+        at = 0
+        if behind:
+            at = min(length - behind, len(some))
+            alive, behind = alive or bool(some[:at].any()), behind + at
+            if behind == length:
+                dead, behind, alive = dead + (not alive), 0, False
+        whole = (len(some) - at) // length * length
+        dead += whole // length - int(numpy.count_nonzero(some[at : at + whole].reshape(-1, length).any(1)))
+        if at + whole < len(some):
+            behind, alive = len(some) - at - whole, bool(some[at + whole :].any())
+    return dead
+
+
+def roles(names: Iterable[str], owned: Mapping[str, tuple[Optimizer, Any]]) -> dict[str, str | None]:
+    """For each tensor what it has in common with its siblings: its path without numbers; None if it has none.
+
+    Buffers differ from layer to layer by nature. State of an optimizer goes by the name of its parameter; if that is
+    unknown, layers cannot be told from one another.
+    """
+    found: dict[str, str | None] = {}
+    for name in names:
+        path: str | None = name
+        if name.rpartition(".")[2] in BUFFERS:
+            path = None
+        elif name in owned:
+            optimizer, key = owned[name]
+            owner = optimizer.names.get(key)
+            rest = name[len(f"{optimizer.path}.state.{label(key)}".removeprefix(".")) :]
+            path = None if owner is None else f"{optimizer.path}.state.{owner}{rest}"
+        found[name] = path and re.sub(r"\d+", "{n}", path)
+    return found
+
+
+def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None]) -> Iterator[Flag]:
+    """What deserves a look, tensor by tensor; a tied one counts once."""
+    counted = [tensor for tensor in tensors if tensor.computed and tensor.tied is None]
+    groups: dict[str, list[float]] = {}  # role → root mean squares
+    for tensor in counted:
+        role, rms = siblings.get(tensor.name), tensor.rms
+        if role and rms is not None and math.isfinite(rms) and dtype(tensor.dtype).kind in ("float", "complex"):
+            groups.setdefault(role, []).append(rms)
+    middles = {role: (median(values), len(values)) for role, values in groups.items() if len(values) >= SIBLINGS}
+    for tensor in counted:
+        yield from (Flag(tensor.name, kind, what) for kind, what in _odd_values(tensor))
+        role, rms = siblings.get(tensor.name), tensor.rms
+        middle, count = middles.get(role or "", (0.0, 0))
+        if middle > 0 and rms is not None and rms > EXPLODED * middle:
+            what = f"its root mean square, {rms:.3g}, is {rms / middle:,.0f} times the median of {count} like it"
+            yield Flag(tensor.name, "exploded", f"{what} ({role})")
+
+
+def _odd_values(tensor: TensorStats) -> Iterator[tuple[str, str]]:
+    def part(count: int) -> str:
+        return f"{count:,} of {tensor.elements:,} elements are"
+
+    kind = dtype(tensor.dtype)
+    if tensor.nan:
+        yield "nan", f"{part(tensor.nan)} NaN"
+    if tensor.inf:
+        yield "inf", f"{part(tensor.inf)} infinite"
+    several = tensor.elements > 1 and tensor.finite == tensor.elements and tensor.dtype != "bool"
+    if several and tensor.zeros == tensor.elements:
+        yield "zeros", f"all {tensor.elements:,} elements are 0"
+    elif several and tensor.deviation == 0 and tensor.min == tensor.max:  # a tiny deviation may be rounded to 0
+        value = tensor.mean if isinstance(tensor.mean, complex) else tensor.min
+        yield "constant", f"all {tensor.elements:,} elements are {value:g}"
+    elif tensor.dead_rows:
+        yield "dead rows", f"{tensor.dead_rows:,} of {tensor.shape[0]:,} rows are all 0"
+    if kind.kind in ("bool", "uint", "quantized"):
+        return
+    if kind.itemsize > 1 and tensor.denormal > DENORMAL * tensor.elements:
+        yield "denormal", f"{part(tensor.denormal)} denormal: too small for {kind.name}'s full precision"
+    if tensor.edge and (kind.itemsize > 1 or tensor.edge > EDGE * tensor.elements):
+        yield "edge", f"{part(tensor.edge)} at the edge of {kind.name}: they may have been clipped"

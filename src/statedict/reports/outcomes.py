@@ -1,4 +1,4 @@
-"""RestoreReport: what a restore did, entry by entry."""
+"""What `edit`, `restore`, `scan` and `verify` report."""
 
 from __future__ import annotations
 
@@ -8,11 +8,109 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.shown import Shown, to_record
+from statedict.tensor.checks import Problem
 
 RESTORED = ("restored", "renamed", "cast", "reshaped", "tied", "untied", "overridden", "differs", "made")
+DATA, OPAQUE, UNREADABLE, DANGEROUS = "data", "opaque", "unreadable", "dangerous"  # verdicts of a scan
+WORST_FIRST = (DANGEROUS, OPAQUE, UNREADABLE, DATA)
 _SHOWN = 3  # paths of a kind
 _REASONS = 2
 _LINES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one step, written as one line, did: the paths that it added, removed and altered."""
+
+    step: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    altered: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EditReport(Shown):
+    """What `edit` did, or with `dry_run` would do."""
+
+    changes: tuple[Change, ...]  # one for each step
+    tensors: tuple[int, int]  # how many there were before, and are now
+    nbytes: tuple[int, int]  # bytes of tensors before and now; tied ones count once
+    written: bool  # whether a file was written
+
+
+@dataclass(frozen=True, slots=True)
+class Nonfinite:
+    """How many of the elements of a tensor are NaN, and how many infinite."""
+
+    path: str
+    elements: int
+    nan: int
+    inf: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport(Shown):
+    """What `verify` found in a file, or in the files of a checkpoint."""
+
+    file: str
+    format: str  # the name of its format
+    tensors: int = 0  # how many it holds
+    parts: int = 0  # how many parts it has: records of an archive, or the header and each tensor
+    nbytes: int = 0  # bytes that were read
+    crcs: int = 0  # how many CRC-32 were compared
+    digests: int = 0  # how many digests were compared
+    problems: tuple[Problem, ...] = ()  # what is wrong; empty if the file is fine
+    notes: tuple[str, ...] = ()  # remarks, not damage
+    nonfinite: tuple[Nonfinite, ...] | None = None  # tensors with NaN or infinities; None if these were not asked for
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no problems. NaN and infinities are values, not damage."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and `ok`, ready for `json.dumps`."""
+        return {"file": self.file, "ok": self.ok} | to_record(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One global that a pickle names, or a part that was not read."""
+
+    member: str  # the archive's member that holds the pickle; empty for the file itself
+    offset: int  # of the opcode that names it first, in that member
+    module: str  # as the pickle spells it; empty for a part that was not read
+    name: str  # as the pickle spells it
+    verdict: str  # `data`, `opaque` or `dangerous`
+    why: str  # the reason, in a few words
+    called: int  # how many opcodes call it, instantiate it or set its state; 0 if it is only named
+    count: int  # how many opcodes name it
+
+    @property
+    def qualified(self) -> str:
+        """Module and name, joined by a dot."""
+        return f"{self.module}.{self.name}" if self.module else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class ScanReport(Shown):
+    """What `scan` found in a file or a folder."""
+
+    file: str
+    pickles: int
+    globals: tuple[Finding, ...]  # what they name, the worst first
+    notes: tuple[str, ...]  # remarks
+    damage: tuple[str, ...]  # parts that could not be read to their end
+
+    @property
+    def verdict(self) -> str:
+        """The worst verdict: `dangerous`, `opaque`, `unreadable` or `data`."""
+        verdicts = {found.verdict for found in self.globals} | ({UNREADABLE} if self.damage else set())
+        return next((verdict for verdict in WORST_FIRST if verdict in verdicts), DATA)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and the verdict, ready for `json.dumps`."""
+        return {"file": self.file, "verdict": self.verdict} | to_record(self)
 
 
 @dataclass(frozen=True, slots=True)
