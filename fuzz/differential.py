@@ -36,8 +36,8 @@ from statedict.io.source import BytesSource
 from statedict.pickles.machine import load
 from statedict.pickles.objects import Global
 from statedict.scanner.names import COMPUTED, MORE
-from statedict.scanner.verdicts import is_lines
 from statedict.scanner.scan import Scan
+from statedict.scanner.verdicts import is_lines
 from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import statedict
-from statedict.ops.optimizers import optimizers
+from statedict.ops.inspect import optimizers
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.optimizer import parameter_size
 

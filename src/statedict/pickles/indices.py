@@ -17,19 +17,14 @@ torch/nested/_internal/nested_tensor.py (PyTorch 2.13).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from math import prod
+from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError
 from statedict.pickles.tables import SPARSE
-from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.values import Size
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
-
-    from statedict.tensor.lazy import Storage
 
 _READS = 8  # times that a storage may be read for its indices, which different views of it can ask for
 _ALLOWANCE = 1 << 20  # bytes beyond that

@@ -247,8 +247,9 @@ class _Machine(Builder):
         row = OPCODES.get(op)
         if row is None:
             raise FormatError(f"opcode {bytes([op])!r} is not allowed in a file")
+        width: int = row.width
         if row.layout == "counted":
-            begin = position + row.width
+            begin = position + width
             end = begin + int.from_bytes(self.data[position:begin], "little")
             if end > len(self.data):
                 raise TruncatedError(f"a value of {end - begin:,} bytes goes past the end of the pickle")
@@ -276,11 +277,11 @@ class _Machine(Builder):
             self.charge(OBJECT + TUPLE + 8 * len(items))
             self.stack.append(self.call(found, tuple(items)))
         elif row.layout == "fixed":  # EXT1, EXT2, EXT4
-            code = row.read(self.data[position : position + row.width])
+            code = row.read(self.data[position : position + width])
             self.stack.append(self.find("copyreg", f"extension {code}"))
         else:
             self.rearrange(op, row.takes)
-        return position + row.width
+        return position + width
 
     def rearrange(self, op: int, takes: int) -> None:
         """The same of opcodes without an argument."""

@@ -20,31 +20,14 @@ from statedict.errors import CorruptFileError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any, NamedTuple
+    from typing import Any
 
-    class Opcode(NamedTuple):
-        """One row.
-
-        Attributes:
-            code, name: as in pickletools.
-            layout: of the argument: `none`, `fixed`, `counted` (a length, then so many bytes), `line` (ends with a line
-                feed) or `lines` (two of them).
-            width: bytes of a fixed argument, or of the length of a counted one.
-            takes: how many values it takes from the stack; `TO_MARK` for the last mark and all values above it.
-            leaves: how many values it leaves there.
-            read: converts the bytes of the argument, or raises ValueError or CorruptFileError.
-        """
-
-        code: int
-        name: str
-        layout: str
-        width: int
-        takes: int
-        leaves: int
-        read: Callable[[bytes], Any]
-
-else:
-    Opcode = namedtuple("Opcode", "code name layout width takes leaves read")
+# A row. `code` and `name` are as in pickletools. `layout` is that of the argument: `none`, `fixed`, `counted` (a
+# length, then so many bytes), `line` (ends with a line feed) or `lines` (two of them); `width` the bytes of a fixed
+# argument, or of the length of a counted one. It `takes` so many values from the stack, `TO_MARK` for the last mark and
+# all values above it, and `leaves` so many there. `read` converts the bytes of the argument, or raises ValueError or
+# CorruptFileError.
+Opcode = namedtuple("Opcode", "code name layout width takes leaves read")
 
 TO_MARK = -1
 _LONGEST = 1024  # bytes of an integer; Python prints none of over 4,300 digits, and torch.load reads 255 bytes

@@ -9,7 +9,9 @@ Source: torch/_weights_only_unpickler.py (PyTorch 2.6 to 2.15).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cache, partial
+from typing import Any
 
 import torch
 
@@ -19,15 +21,8 @@ from statedict.pickles.indices import Indices
 from statedict.pickles.objects import Global
 from statedict.pickles.tables import DATA, NumpyType, attributes
 from statedict.tensor.checks import tensors_of
-from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.values import Opaque
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
-    from statedict.tensor.lazy import Storage
 
 
 def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, map_location: Any = "cpu") -> Any:

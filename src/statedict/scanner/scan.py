@@ -18,7 +18,7 @@ from typing import Any
 from statedict.errors import CorruptFileError, LimitError
 from statedict.io.json import check
 from statedict.io.location import location
-from statedict.io.source import BytesSource
+from statedict.io.source import ByteSource, BytesSource
 from statedict.io.tar import is_tar
 from statedict.pickles.constructors import StorageType
 from statedict.pickles.tables import DATA
@@ -27,10 +27,6 @@ from statedict.scanner import archives, verdicts
 from statedict.scanner.containers import EXPECTED, TENSOR, WHOLE, Budget, Part, find_compression
 from statedict.scanner.globals import Walk, walk
 from statedict.scanner.names import NESTED, OBJECTS, GlobalRef
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from statedict.io.source import ByteSource
 
 MAX_FINDINGS = 20_000
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number before 1.6, and STOP

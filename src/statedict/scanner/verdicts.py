@@ -11,17 +11,13 @@ published attacks on pickle scanners.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 from statedict.pickles import tables
 from statedict.reports.outcomes import DANGEROUS, DATA, OPAQUE
 from statedict.scanner.containers import EXPECTED, WHOLE, Part
 from statedict.scanner.globals import Walk
 from statedict.scanner.names import ALTERED, COMPUTED, EXTENSION, MORE, NESTED, OBJECTS, GlobalRef
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Container
-
 
 IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _NAME = re.compile(r"[^\W\d]\w*")

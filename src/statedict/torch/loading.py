@@ -31,7 +31,7 @@ from statedict.formats import places
 from statedict.formats.torch import archive as torch_zip
 from statedict.formats.torch import legacy as torch_legacy
 from statedict.io.pipeline import fill
-from statedict.io.source import BytesSource, FileSource, Slice, allocate
+from statedict.io.source import ByteSource, BytesSource, FileSource, Slice, allocate
 from statedict.io.urls import to_name
 from statedict.io.zip import Record, refuse_behind
 from statedict.pickles.opcodes import as_text
@@ -42,10 +42,6 @@ from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.tensor.segments import torch_tensors
 from statedict.tree.state_dict import StateDict, realize, torch_value
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from statedict.io.source import ByteSource
 
 
 def load(

@@ -14,7 +14,7 @@ from statedict.api.files import is_path, name_of, split, tree_of
 from statedict.api.look import inspect
 from statedict.formats import places
 from statedict.io.location import location
-from statedict.ops.optimizers import owners
+from statedict.ops.inspect import owners
 from statedict.ops.stats.survey import roles, survey
 from statedict.reports.stats import StatsReport
 from statedict.reports.summary import Node, Optimizer

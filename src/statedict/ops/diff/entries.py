@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.optimizers import names_by_key
+from statedict.ops.inspect import names_by_key
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout, is_optimizer

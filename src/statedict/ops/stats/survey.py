@@ -13,8 +13,8 @@ from typing import Any
 from statedict.dtypes import DType, dtype
 from statedict.errors import LimitError
 from statedict.io.progress import Meter
+from statedict.ops.inspect import optimizers, owners
 from statedict.ops.jobs import Part, run_jobs
-from statedict.ops.optimizers import optimizers, owners
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import BUFFERS, Optimizer
 from statedict.tensor.lazy import LazyTensor
