@@ -64,7 +64,8 @@ def map_elements(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]
     below = rows.storage.source
     limit = partial(_mapped_panel_limit, below, rows.dtype.itemsize, kind.itemsize)
     source = BoxSource(kind, rows.shape, partial(_map_box, rows, kind, function), below.name, limit, below.remote)
-    return rows.replace(dtype=kind, storage=Storage(source, 0, source.size, rows.storage.device), offset=0)
+    storage = Storage(source, 0, source.size, rows.storage.device)
+    return LazyTensor(kind, rows.shape, storage, 0, None, rows.requires_grad, rows.parameter, rows.attributes)
 
 
 def _copy_chunks(

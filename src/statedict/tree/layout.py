@@ -84,6 +84,8 @@ class Layout:
 
     def entries(self) -> dict[str, Any]:
         """Path → leaf of the whole tree in order, inside lists, objects and optimizers too."""
+        if not self.optimizers and not any(isinstance(leaf, _CONTAINERS) for leaf in self.leaves.values()):
+            return self.leaves
         rows = [row for inner in self.inner.values() for row in inner if row[2] in self.optimizers]
         waiting = sorted(((rank, path) for rank, _, path in rows), reverse=True)
         found: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from statedict.errors import AlterError
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
@@ -17,17 +17,23 @@ from statedict.values import Opaque
 Make = Callable[..., LazyTensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """How an entry is made."""
+class Build(NamedTuple):
+    """How to make an entry."""
 
     sources: tuple[str, ...] = ()  # paths of the old tensors; none for a new entry
     make: Make = as_lazy  # makes the new tensor from the old ones
     value: Any = None  # a new entry
 
+    def run(self, *tensors: LazyTensor) -> LazyTensor:
+        """The new tensor from the old ones."""
+        try:
+            return self.make(*tensors)
+        except AlterError as error:
+            raise AlterError(f"{self.sources[0]}: {error}") from error
 
-Outline = Mapping[str, str | Made]
-"""New path → the old path of an entry that stays as it is, or how the entry is made; all but optimizers."""
+
+Outline = Mapping[str, str | Build]
+"""New path → the old path of an entry that stays as it is, or how to make the entry; all but optimizers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,12 @@ Uses = Mapping[str, list[Use]]
 def uses(outline: Outline) -> Uses:
     """First source → the entries made of it. A second name for a tensor is a tie, and no use."""
     found: dict[str, list[Use]] = {}
-    for rank, (new, made) in enumerate(outline.items()):
-        if isinstance(made, str):
-            if made not in found:
-                found[made] = [Use(new, (made,), None, rank)]
-        elif made.sources:
-            found.setdefault(made.sources[0], []).append(Use(new, made.sources, made.make, rank))
+    for rank, (new, origin) in enumerate(outline.items()):
+        if isinstance(origin, str):
+            if origin not in found:
+                found[origin] = [Use(new, (origin,), None, rank)]
+        elif origin.sources:
+            found.setdefault(origin.sources[0], []).append(Use(new, origin.sources, origin.run, rank))
     return found
 
 

@@ -11,7 +11,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
 from statedict.errors import AlterError
-from statedict.ops.alter.follow import Made, Make, Outline, follow, uses
+from statedict.ops.alter.follow import Build, Make, Outline, follow, uses
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout
 from statedict.tree.rename import modules
@@ -51,13 +51,14 @@ def rebuild(layout: Layout, outline: Outline, dropped: Collection[str] = ()) -> 
     new = Layout(like(layout.tree, StateDict()))
     rows, renamed = _place(layout, outline, dropped)
     used = uses(outline) if layout.optimizers or layout.listed else {}
+    leaves = layout.leaves
 
-    def make_leaf(made: str | Made) -> Any:
-        if not isinstance(made, str):
-            return made.make(*(as_lazy(layout.leaves[path]) for path in made.sources)) if made.sources else made.value
-        value = layout.leaves[made]
+    def make_leaf(origin: str | Build) -> Any:
+        if isinstance(origin, Build):
+            return origin.run(*[as_lazy(leaves[path]) for path in origin.sources]) if origin.sources else origin.value
+        value = leaves[origin]
         if layout.listed and type(value) in (list, tuple):
-            items = ((f"{made}.{index}", item) for index, item in enumerate(value))
+            items = ((f"{origin}.{index}", item) for index, item in enumerate(value))
             return type(value)(follow(p, v, layout, used) if p in layout.listed else v for p, v in items)
         return value
 
@@ -65,11 +66,14 @@ def rebuild(layout: Layout, outline: Outline, dropped: Collection[str] = ()) -> 
         below = len(home) + 1 if home else 0
         for row in rows[home]:
             if isinstance(row, str):
-                made = outline[row]
-                value = layout.leaves[made] if type(made) is str and not layout.listed else make_leaf(made)
-                key = layout.keys[row] if row in layout.keys and made == row else row[below:]
+                origin = outline[row]
+                value = leaves[origin] if type(origin) is str and not layout.listed else make_leaf(origin)
+                key = layout.keys[row] if row in layout.keys and origin == row else row[below:]
                 node[key] = value
-                new.add(key, value, home)
+                if isinstance(value, LazyTensor):  # most are; no other entry has its path
+                    new.leaves[row], new.home[row] = value, home
+                else:
+                    new.add(key, value, home)
                 continue
             _, key, path = row
             if path in layout.optimizers:
@@ -97,6 +101,10 @@ def _place(
     layout: Layout, outline: Outline, dropped: Collection[str]
 ) -> tuple[dict[str, list[str | Row]], dict[str, list[tuple[str, str]]]]:
     """What each new dict holds, in order: paths of leaves, and rows of `layout.inner`; and (old, new) names in it."""
+    filled = {path for path, leaf in layout.leaves.items() if type(leaf) in (list, tuple, Counter)}
+    filled.update(layout.optimizers)
+    if len(layout.dicts) == 1 and not filled and getattr(layout.tree, "_metadata", None) is None:
+        return {"": [*outline]}, {}
     ranks = {path: rank for rank, path in enumerate(layout.leaves)}
     waiting = {path: [row for row in rows if row[2] not in dropped][::-1] for path, rows in layout.inner.items()}
     placed: dict[str, list[str | Row]] = {path: [] for path in layout.dicts}
@@ -105,17 +113,11 @@ def _place(
         path: [] for path, node in layout.dicts.items() if isinstance(getattr(node, "_metadata", None), dict)
     }
     homes = {path: path for path in layout.dicts}
-    filled = {path for path, leaf in layout.leaves.items() if type(leaf) in (list, tuple, Counter)}
-    filled.update(layout.optimizers)
-    flat = len(homes) == 1 and not filled
     home_of = layout.home
-    for new, made in outline.items():
-        home = "" if flat else home_of[new] if made == new else _find_home(new, homes, filled)
-        if isinstance(made, str):
-            first = made if home_of[made] == home else None
-        else:
-            home = home_of[new] if made.sources == (new,) else home
-            first = next((source for source in made.sources if home_of[source] == home), None)
+    for new, origin in outline.items():
+        sources = (origin,) if isinstance(origin, str) else origin.sources
+        home = home_of[new] if sources == (new,) else _find_home(new, homes, filled)
+        first = next((source for source in sources if home_of[source] == home), None)
         if first is None:
             arrived[home].append(new)
             continue
@@ -125,7 +127,6 @@ def _place(
         placed[home].append(new)
         if home in renamed and first != new:
             below = len(home) + 1 if home else 0
-            sources = (made,) if isinstance(made, str) else made.sources
             renamed[home] += [(source[below:], new[below:]) for source in sources if home_of[source] == home]
     for path, rows in waiting.items():
         placed[path] += rows[::-1]
@@ -135,10 +136,7 @@ def _place(
 
 def _find_home(path: str, homes: dict[str, str], filled: Collection[str]) -> str:
     """The nearest dict around a new path. `homes` notes it for the paths between."""
-    above = path[: max(path.rfind("."), 0)]
-    if above in homes:
-        return homes[above]
-    passed = []
+    above, passed = path[: max(path.rfind("."), 0)], []
     while above not in homes:
         if above in filled:
             raise AlterError(f"{path!r}: {above!r} cannot hold an entry; choose another path")
@@ -177,22 +175,17 @@ def filter_entries(layout: Layout, patterns: Patterns, wanted: bool) -> Layout:
 
 def map_tensors(layout: Layout, patterns: Patterns, make: Make) -> Layout:
     """Make each tensor that matches another one. What was tied is tied afterwards."""
-    known: dict[object, LazyTensor] = {}
+    results: dict[object, LazyTensor] = {}
 
-    def make_tied(path: str) -> Make:
-        def make_once(tensor: LazyTensor) -> LazyTensor:
-            region = tensor.region
-            if region not in known:
-                try:
-                    known[region] = make(tensor)
-                except AlterError as error:
-                    raise AlterError(f"{path}: {error}") from error
-            return known[region]
-
-        return make_once
+    def make_once(tensor: LazyTensor) -> LazyTensor:
+        region = tensor.region
+        result = results.get(region)
+        if result is None:
+            result = results[region] = make(tensor)
+        return result
 
     chosen = filter_tensors(layout, patterns)
-    return rebuild(layout, {p: Made((p,), make_tied(p)) if p in chosen else p for p in layout.leaves})
+    return rebuild(layout, {p: Build((p,), make_once) if p in chosen else p for p in layout.leaves})
 
 
 def filter_tensors(layout: Layout, patterns: Patterns) -> dict[str, None]:

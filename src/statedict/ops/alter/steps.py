@@ -221,6 +221,9 @@ def _is_same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _count_bytes(tensors: Iterable[Any]) -> int:
+def _count_bytes(arrays: Iterable[Any]) -> int:
     """Bytes of tensors, tied ones once."""
-    return sum({tensor.region: tensor.nbytes for tensor in map(as_lazy, tensors)}.values())
+    tensors = [*map(as_lazy, arrays)]
+    if len({tensor.storage.key for tensor in tensors}) == len(tensors):
+        return sum(tensor.nbytes for tensor in tensors)
+    return sum({tensor.region: tensor.nbytes for tensor in tensors}.values())

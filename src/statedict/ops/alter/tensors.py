@@ -14,7 +14,7 @@ from typing import Any
 
 from statedict.dtypes import DType, dtype
 from statedict.errors import AlterError
-from statedict.ops.alter.follow import Made
+from statedict.ops.alter.follow import Build
 from statedict.ops.alter.outline import map_tensors, on_trees, rebuild
 from statedict.tensor.assembled import assemble, map_elements
 from statedict.tensor.lazy import LazyTensor, is_array
@@ -47,7 +47,7 @@ def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
         raise AlterError(str(error)) from error
     if not wanted.itemsize or wanted.kind not in _NUMBERS or wanted.name in _SCALED:
         raise AlterError(f"{wanted}: not a dtype to convert to; take a float, integer, complex or bool dtype")
-    floats = patterns == "*"
+    floats, convert = patterns == "*", partial(_convert, wanted)
 
     def make(tensor: LazyTensor) -> LazyTensor:
         if tensor.dtype is wanted or (floats and tensor.dtype.kind != "float"):
@@ -56,7 +56,7 @@ def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
             raise AlterError(f"{tensor!r}: cannot be converted to {wanted}")
         if tensor.dtype.kind == "complex" and wanted.kind != "complex":
             raise AlterError(f"{tensor!r}: the imaginary part would be lost; take the real part in Python first")
-        return map_elements(tensor, wanted, partial(_convert, wanted))
+        return map_elements(tensor, wanted, convert)
 
     return map_tensors(state, patterns, make)
 
@@ -222,19 +222,19 @@ def split(state: Layout, path: str, into: Sequence[str], dim: int = 0, sizes: Se
     if isinstance(into, str) or not into:
         raise AlterError(f"{into!r}: expected a list of new names")
     steps = [rules.Rules({path: new}) for new in into]
-    outline: dict[str, str | Made] = {}
+    outline: dict[str, str | Build] = {}
     run: list[str] = []  # the entries of one module, whose first parts come before their second ones
 
-    def put(new: str, made: str | Made) -> None:
+    def put(new: str, origin: str | Build) -> None:
         if new in outline:
-            old, other = (part if isinstance(part, str) else part.sources[0] for part in (made, outline[new]))
+            old, other = (part if isinstance(part, str) else part.sources[0] for part in (origin, outline[new]))
             raise AlterError(f"{old!r} and {other!r} both become {new!r}")
-        outline[new] = made
+        outline[new] = origin
 
     def flush() -> None:
         for number, step in enumerate(steps):
             for old in run:
-                put(step(old), Made((old,), partial(_piece, number, len(into), dim, sizes, old)))
+                put(step(old), Build((old,), partial(_piece, number, len(into), dim, sizes)))
         run.clear()
 
     for old, leaf in state.leaves.items():
@@ -246,17 +246,17 @@ def split(state: Layout, path: str, into: Sequence[str], dim: int = 0, sizes: Se
         else:
             put(old, old)
     flush()
-    if all(isinstance(made, str) for made in outline.values()):
+    if all(isinstance(origin, str) for origin in outline.values()):
         raise no_match_error(path, sum(map(is_array, state.leaves.values())), "tensor")
     return rebuild(state, outline)
 
 
-def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, path: str, tensor: LazyTensor) -> LazyTensor:
+def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, tensor: LazyTensor) -> LazyTensor:
     whole = tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1
     parts = [whole // count] * count if sizes is None else list(sizes)
     if whole < 0 or sum(parts) != whole or len(parts) != count or any(size < 0 for size in parts):
         said = f"{count} equal parts" if sizes is None else f"{count} parts of {list(sizes)}"
-        raise AlterError(f"{path}: {tensor.shape} cannot be split along {dim} into {said}")
+        raise AlterError(f"{tensor.shape} cannot be split along {dim} into {said}")
     start = sum(parts[:number])
     index = [builtins.slice(None)] * (dim % tensor.ndim) + [builtins.slice(start, start + parts[number])]
     return tensor[tuple(index)]
@@ -291,7 +291,7 @@ def fuse(state: Layout, paths: Sequence[str], into: str, dim: int = 0) -> Layout
                 found.setdefault(new, {})[number] = old
     if not found:
         raise no_match_error(", ".join(paths), sum(map(is_array, state.leaves.values())), "tensor")
-    outline: dict[str, str | Made] = {}
+    outline: dict[str, str | Build] = {}
     for old in state.leaves:
         new = taken.get(old, old)
         if old not in taken:
@@ -302,20 +302,18 @@ def fuse(state: Layout, paths: Sequence[str], into: str, dim: int = 0) -> Layout
             if len(found[new]) < len(paths):
                 absent = next(pattern for number, pattern in enumerate(paths) if number not in found[new])
                 raise AlterError(f"{new}: has no part for {absent!r}")
-            outline[new] = Made(tuple(found[new][number] for number in range(len(paths))), partial(_join, dim, new))
+            outline[new] = Build(tuple(found[new][number] for number in range(len(paths))), partial(_join, dim))
     return rebuild(state, outline)
 
 
-def _join(dim: int, path: str, *parts: LazyTensor) -> LazyTensor:
+def _join(dim: int, *parts: LazyTensor) -> LazyTensor:
     first = parts[0]
     axis = dim % max(first.ndim, 1)
     for part in parts:
         others = [s for d, s in enumerate(part.shape) if d != axis], [s for d, s in enumerate(first.shape) if d != axis]
         alike = part.dtype is first.dtype and part.ndim == first.ndim and others[0] == others[1]
         if not alike or not -first.ndim <= dim < first.ndim:
-            raise AlterError(
-                f"{path}: {part.dtype} {part.shape} does not go with {first.dtype} {first.shape} along {dim}"
-            )
+            raise AlterError(f"{part.dtype} {part.shape} does not go with {first.dtype} {first.shape} along {dim}")
     chunks, start = [], 0
     for part in parts:
         chunks.append((tuple(start if d == axis else 0 for d in range(first.ndim)), part))

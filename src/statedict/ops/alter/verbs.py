@@ -12,7 +12,7 @@ from copy import copy
 from typing import Any
 
 from statedict.errors import AlterError
-from statedict.ops.alter.follow import Made, with_own_storage
+from statedict.ops.alter.follow import Build, with_own_storage
 from statedict.ops.alter.outline import filter_entries, filter_tensors, on_trees, rebuild
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree import rename as rules
@@ -189,7 +189,7 @@ def set(state: Layout, path: str, value: Any) -> Layout:
     inside = _set_inside(state.tree, path, value, False)
     if inside is not None:
         return Layout(inside)
-    return rebuild(state, {p: p for p in state.leaves} | {path: Made(value=value)})
+    return rebuild(state, {p: p for p in state.leaves} | {path: Build(value=value)})
 
 
 def _replace_leaves(layout: Layout, values: Mapping[str, Any]) -> Layout:
