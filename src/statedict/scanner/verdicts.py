@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
+from functools import cache
 
 from statedict.pickles import tables
 from statedict.reports.outcomes import DANGEROUS, DATA, OPAQUE
@@ -22,134 +23,92 @@ from statedict.scanner.names import ALTERED, COMPUTED, EXTENSION, MORE, NESTED, 
 IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _NAME = re.compile(r"[^\W\d]\w*")
 
-_RUNS = "runs programs or code"
-_LOADS = "loads a file or a pickle inside of the pickle, which may run anything"
-_IMPORTS = "imports modules"
-_REACHES = "reaches or makes functions by name"
-_NATIVE = "calls or loads native code"
-_FILES = "reads, writes or removes files"
-_NETWORK = "talks to the network"
-_PROCESSES = "starts threads or processes"
-_SYSTEM = "alters the interpreter or the system"
-
-
-# a module, with all that is below it → why
-_MODULES: dict[str, str] = {
-    name: why
-    for why, names in {
-        _RUNS: (
-            "os posix nt posixpath ntpath subprocess _posixsubprocess _winapi commands popen2 pty runpy code "
-            "codeop timeit cProfile profile pstats pdb bdb trace doctest unittest pydoc idlelib lib2to3 distutils "
-            "setuptools pip pkg_resources ensurepip venv virtualenv wsgiref cgi cgitb sched IPython ipykernel "
-            "nose pytest _pytest fabric invoke sh pexpect paramiko psutil tracemalloc atexit signal faulthandler "
-            "readline rlcompleter antigravity _testcapi _testinternalcapi compileall py_compile aifc test.support "
-            "_osx_support _aix_support _pyrepl mailcap turtledemo _bootsubprocess pyximport Cython cython "
-            "line_profiler _lsprof jupyter_client execnet _interpreters _xxsubinterpreters torch._sources "
-            "torch._jit_internal torch._appdirs torch._functorch.config torch.cuda.jiterator "
-            "keras.layers.core.Lambda keras.src.layers.core.lambda_layer numexpr sympy jinja2 mako fire "
-            "torch.utils.bottleneck torch.utils.collect_env torch._dynamo torch._inductor torch._export torch.fx "
-            "torch.testing torch._C._jit torch.compiler torch.utils._config_module torch.utils.data.datapipes "
-            "torch.utils._sympy torch.utils.benchmark torch._lazy torch.distributed.launch torch.distributed.run "
-            "torch.distributed.elastic torch.distributed.rpc torch.jit.unsupported_tensor_ops torch.jit.frontend "
-            "torch.jit._script torch.onnx torch.utils.mobile_optimizer torch.utils.tensorboard "
-            "torch.utils.model_dump torch.utils.show_pickle torch.utils.hipify numpy.f2py numpy.testing "
-            "numpy.distutils numpy.lib.utils scipy.weave pandas.core.computation tensorflow.python.ops.script_ops"
-        ),
-        _LOADS: (
-            "pickle _pickle cPickle pickletools dill cloudpickle joblib sklearn.externals.joblib shelve dbm "
-            "marshal jsonpickle yaml ruamel torch.package torch.hub torch.serialization torch.utils._import_utils "
-            "torch.distributed.checkpoint.state_dict_loader torch.distributed.checkpoint.format_utils "
-            "torch.distributed.checkpoint.filesystem numpy.lib.npyio numpy.lib._npyio_impl numpy.lib.format "
-            "numpy.lib._format_impl pandas.io scipy.io keras.models keras.saving tensorflow.keras.models "
-            "tensorflow.saved_model huggingface_hub safetensors.torch transformers.utils.hub "
-            "transformers.dynamic_module_utils mlflow skops.io h5py xmlrpc sqlite3"
-        ),
-        _IMPORTS: (
-            "importlib _frozen_importlib _frozen_importlib_external imp _imp pkgutil zipimport zipapp "
-            "modulefinder pyclbr encodings"
-        ),
-        _REACHES: "inspect gc ast symtable dis opcode",
-        _NATIVE: (
-            "ctypes _ctypes cffi _cffi_backend numpy.ctypeslib numba llvmlite torch.utils.cpp_extension torch.ops "
-            "torch._ops torch.classes torch._classes torch.library torch._library triton cupy pycuda jnius"
-        ),
-        _FILES: (
-            "shutil tempfile pathlib fileinput glob mmap zipfile tarfile gzip bz2 lzma linecache filecmp fcntl "
-            "torch.utils.data._utils torch.utils.file_baton torch.utils._content_store tokenize tabnanny netrc "
-            "configparser logging.handlers gettext fsspec smart_open s3fs tensorflow.io tensorflow.raw_ops"
-        ),
-        _NETWORK: (
-            "socket _socket ssl _ssl socketserver http httplib httplib2 urllib urllib2 urllib3 requests aiohttp "
-            "httpx ftplib smtplib smtpd telnetlib poplib imaplib nntplib webbrowser select selectors boto3 "
-            "botocore twisted tornado websocket websockets git asyncore asynchat smtpd gradio flask django "
-            "BaseHTTPServer SimpleHTTPServer CGIHTTPServer SocketServer"
-        ),
-        _PROCESSES: (
-            "multiprocessing _multiprocessing threading _thread thread asyncio _asyncio concurrent "
-            "torch.multiprocessing ray dask distributed"
-        ),
-        _SYSTEM: (
-            "sys site sitecustomize usercustomize logging.config warnings sysconfig winreg _winreg msvcrt "
-            "nturl2path resource pwd grp crypt termios tty ptyprocess getpass"
-        ),
-    }.items()
-    for name in names.split()
-}
-# names in other modules
-_NAMES: dict[str, str] = {
-    f"{module} {name}": why
-    for module, why, names in (
-        ("builtins", _RUNS, "eval exec execfile compile apply breakpoint reload"),
-        ("builtins", _IMPORTS, "__import__ __build_class__"),
-        (
-            "builtins",
-            _REACHES,
-            "getattr setattr delattr hasattr globals locals vars dir type super map filter reduce iter next "
-            "callable classmethod staticmethod property memoryview id",
-        ),
-        ("builtins", _FILES, "open file input raw_input print"),
-        ("builtins", _SYSTEM, "exit quit help copyright credits license"),
-        ("io", _FILES, "open open_code FileIO"),
-        ("codecs", _FILES, "open EncodedFile lookup register"),
-        ("_codecs", _REACHES, "lookup register"),
-        ("functools", _REACHES, "partial partialmethod reduce singledispatch singledispatchmethod cached_property"),
-        ("operator", _REACHES, "attrgetter itemgetter methodcaller call"),
-        ("itertools", _REACHES, "starmap accumulate takewhile dropwhile filterfalse groupby imap ifilter"),
-        (
-            "types",
-            _REACHES,
-            "FunctionType LambdaType CodeType MethodType ModuleType BuiltinFunctionType DynamicClassAttribute "
-            "new_class prepare_class resolve_bases coroutine CellType MethodWrapperType",
-        ),
-        ("copyreg", _SYSTEM, "add_extension remove_extension clear_extension_cache pickle constructor"),
-        ("platform", _RUNS, "popen _syscmd_ver _syscmd_file _syscmd_uname"),
-        ("uuid", _RUNS, "_get_command_stdout _popen getnode _load_system_functions"),
-        ("collections", _RUNS, "namedtuple"),
-        ("dataclasses", _RUNS, "make_dataclass _create_fn"),
-        ("typing", _RUNS, "get_type_hints ForwardRef"),
-        ("torch", _LOADS, "load from_file compile"),
-        ("torch.jit", _LOADS, "load script trace _load script_if_tracing"),
-        ("torch.storage", _LOADS, "_load_from_bytes _share_memory_map"),
-        ("torch.distributed.checkpoint", _LOADS, "load load_state_dict"),
-        (
-            "numpy",
-            _LOADS,
-            "load loadtxt genfromtxt fromfile memmap fromregex fromfunction vectorize apply_along_axis "
-            "apply_over_axes piecewise frompyfunc DataSource",
-        ),
-        ("pandas", _LOADS, "read_pickle eval read_csv read_hdf read_sql read_feather read_parquet"),
-        ("transformers", _LOADS, "pipeline AutoModel AutoTokenizer AutoConfig"),
-        ("numpy.core.multiarray", _FILES, "fromfile"),
-        ("numpy.core.records", _FILES, "fromfile"),
-        ("argparse", _FILES, "FileType"),
-        ("datasets", _LOADS, "load_dataset load_from_disk"),
-        ("spacy", _LOADS, "load"),
-        ("hashlib", _FILES, "file_digest"),
-        ("weakref", _SYSTEM, "finalize"),
-        ("logging", _FILES, "FileHandler basicConfig"),
-    )
-    for name in names.split()
-}
+# why something is dangerous; then modules, with all that is below them, and names in other modules
+_ALARMS = """\
+runs programs or code
+    os posix nt posixpath ntpath subprocess _posixsubprocess _winapi commands popen2 pty runpy code codeop timeit
+    cProfile profile pstats pdb bdb trace doctest unittest pydoc idlelib lib2to3 distutils setuptools pip
+    pkg_resources ensurepip venv virtualenv wsgiref cgi cgitb sched IPython ipykernel nose pytest _pytest fabric
+    invoke sh pexpect paramiko psutil tracemalloc atexit signal faulthandler readline rlcompleter antigravity
+    _testcapi _testinternalcapi compileall py_compile aifc test.support _osx_support _aix_support _pyrepl mailcap
+    turtledemo _bootsubprocess pyximport Cython cython line_profiler _lsprof jupyter_client execnet _interpreters
+    _xxsubinterpreters torch._sources torch._jit_internal torch._appdirs torch._functorch.config
+    torch.cuda.jiterator keras.layers.core.Lambda keras.src.layers.core.lambda_layer numexpr sympy jinja2 mako fire
+    torch.utils.bottleneck torch.utils.collect_env torch._dynamo torch._inductor torch._export torch.fx
+    torch.testing torch._C._jit torch.compiler torch.utils._config_module torch.utils.data.datapipes
+    torch.utils._sympy torch.utils.benchmark torch._lazy torch.distributed.launch torch.distributed.run
+    torch.distributed.elastic torch.distributed.rpc torch.jit.unsupported_tensor_ops torch.jit.frontend
+    torch.jit._script torch.onnx torch.utils.mobile_optimizer torch.utils.tensorboard torch.utils.model_dump
+    torch.utils.show_pickle torch.utils.hipify numpy.f2py numpy.testing numpy.distutils numpy.lib.utils scipy.weave
+    pandas.core.computation tensorflow.python.ops.script_ops
+    builtins: eval exec execfile compile apply breakpoint reload
+    platform: popen _syscmd_ver _syscmd_file _syscmd_uname
+    uuid: _get_command_stdout _popen getnode _load_system_functions
+    collections: namedtuple
+    dataclasses: make_dataclass _create_fn
+    typing: get_type_hints ForwardRef
+loads a file or a pickle inside of the pickle, which may run anything
+    pickle _pickle cPickle pickletools dill cloudpickle joblib sklearn.externals.joblib shelve dbm marshal
+    jsonpickle yaml ruamel torch.package torch.hub torch.serialization torch.utils._import_utils
+    torch.distributed.checkpoint.state_dict_loader torch.distributed.checkpoint.format_utils
+    torch.distributed.checkpoint.filesystem numpy.lib.npyio numpy.lib._npyio_impl numpy.lib.format
+    numpy.lib._format_impl pandas.io scipy.io keras.models keras.saving tensorflow.keras.models
+    tensorflow.saved_model huggingface_hub safetensors.torch transformers.utils.hub
+    transformers.dynamic_module_utils mlflow skops.io h5py xmlrpc sqlite3
+    torch: load from_file compile
+    torch.jit: load script trace _load script_if_tracing
+    torch.storage: _load_from_bytes _share_memory_map
+    torch.distributed.checkpoint: load load_state_dict
+    numpy: load loadtxt genfromtxt fromfile memmap fromregex fromfunction vectorize apply_along_axis apply_over_axes
+    numpy: piecewise frompyfunc DataSource
+    pandas: read_pickle eval read_csv read_hdf read_sql read_feather read_parquet
+    transformers: pipeline AutoModel AutoTokenizer AutoConfig
+    datasets: load_dataset load_from_disk
+    spacy: load
+imports modules
+    importlib _frozen_importlib _frozen_importlib_external imp _imp pkgutil zipimport zipapp modulefinder pyclbr
+    encodings
+    builtins: __import__ __build_class__
+reaches or makes functions by name
+    inspect gc ast symtable dis opcode
+    builtins: getattr setattr delattr hasattr globals locals vars dir type super map filter reduce iter next callable
+    builtins: classmethod staticmethod property memoryview id
+    _codecs: lookup register
+    functools: partial partialmethod reduce singledispatch singledispatchmethod cached_property
+    operator: attrgetter itemgetter methodcaller call
+    itertools: starmap accumulate takewhile dropwhile filterfalse groupby imap ifilter
+    types: FunctionType LambdaType CodeType MethodType ModuleType BuiltinFunctionType DynamicClassAttribute new_class
+    types: prepare_class resolve_bases coroutine CellType MethodWrapperType
+calls or loads native code
+    ctypes _ctypes cffi _cffi_backend numpy.ctypeslib numba llvmlite torch.utils.cpp_extension torch.ops torch._ops
+    torch.classes torch._classes torch.library torch._library triton cupy pycuda jnius
+reads, writes or removes files
+    shutil tempfile pathlib fileinput glob mmap zipfile tarfile gzip bz2 lzma linecache filecmp fcntl
+    torch.utils.data._utils torch.utils.file_baton torch.utils._content_store tokenize tabnanny netrc configparser
+    logging.handlers gettext fsspec smart_open s3fs tensorflow.io tensorflow.raw_ops
+    builtins: open file input raw_input print
+    io: open open_code FileIO
+    codecs: open EncodedFile lookup register
+    numpy.core.multiarray: fromfile
+    numpy.core.records: fromfile
+    argparse: FileType
+    hashlib: file_digest
+    logging: FileHandler basicConfig
+talks to the network
+    socket _socket ssl _ssl socketserver http httplib httplib2 urllib urllib2 urllib3 requests aiohttp httpx ftplib
+    smtplib smtpd telnetlib poplib imaplib nntplib webbrowser select selectors boto3 botocore twisted tornado
+    websocket websockets git asyncore asynchat gradio flask django BaseHTTPServer SimpleHTTPServer CGIHTTPServer
+    SocketServer
+starts threads or processes
+    multiprocessing _multiprocessing threading _thread thread asyncio _asyncio concurrent torch.multiprocessing ray
+    dask distributed
+alters the interpreter or the system
+    sys site sitecustomize usercustomize logging.config warnings sysconfig winreg _winreg msvcrt nturl2path resource
+    pwd grp crypt termios tty ptyprocess getpass
+    builtins: exit quit help copyright credits license
+    copyreg: add_extension remove_extension clear_extension_cache pickle constructor
+    weakref: finalize
+"""
 # Python 2's and CPython's inner names for the same modules
 _SAME = {
     "__builtin__": "builtins",
@@ -253,11 +212,25 @@ def _alarm(module: str, name: str) -> str:
     if name in _INERT.get(module, ()):
         return ""
     module = _SAME.get(module, module)
-    if f"{module} {name}" in _NAMES:
-        return _NAMES[f"{module} {name}"]
     parts = module.split(".")
-    above = (_MODULES.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
-    return next(filter(None, above), None) or _MODULES.get(f"{module}.{name}", "")  # a module as a value
+    above = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    keys = f"{module} {name}", *above, f"{module}.{name}"  # the last one is a module as a value
+    alarms = _read_alarms()
+    return next((alarms[key] for key in keys if key in alarms), "")
+
+
+@cache
+def _read_alarms() -> dict[str, str]:
+    """A module, or "module name" → why it is dangerous."""
+    alarms: dict[str, str] = {}
+    why = ""
+    for line in _ALARMS.splitlines():
+        if line.startswith(" "):
+            module, colon, names = line.strip().rpartition(":")
+            alarms |= {f"{module} {name}" if colon else name: why for name in names.split()}
+        else:
+            why = line
+    return alarms
 
 
 def find_beginnings(data: bytes, done: int) -> list[int]:

@@ -247,11 +247,6 @@ def spectrum(change: Change, directions: int = DIRECTIONS) -> Spectrum:
     return _randomized_svd(change, directions)
 
 
-def passes(rows: int, columns: int) -> int:
-    """How often a matrix is read."""
-    return 1 if min(rows, columns) <= SHORT else 2
-
-
 def _randomized_svd(change: Change, directions: int) -> Spectrum:
     count = directions + _MORE
     turned = change.columns > change.rows and change.columns * count * change.work.itemsize > _MOST

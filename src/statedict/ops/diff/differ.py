@@ -75,14 +75,8 @@ class _Work:
         self.pairs = {path: path for path in a if path in b}  # path in the first state → in the second one
         left = {path: tensor for path, tensor in a.items() if path not in b}
         right = {path: tensor for path, tensor in b.items() if path not in a}
-        self.moved = find_moves(left, right)
-        for path in left:
-            for move in self.moved:
-                new = move(path)
-                if new is not None and new in right:
-                    self.pairs[path] = new
-                    del right[new]
-                    break
+        self.moved, moved = find_moves(left, right)
+        self.pairs |= moved
         self.renamed: dict[str, str] = {}  # likewise, found by content
         self.same: dict[str, str] = {}  # path in the second state → in the first, of the same content by chance
 

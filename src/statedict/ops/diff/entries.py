@@ -215,10 +215,7 @@ def _align_prefixes(ours: Names, theirs: Names) -> Names:
 
 def _is_plain(value: Any) -> bool:
     """Whether a list or tuple holds plain values alone, in lists of lists too."""
-    for item in value:
-        if type(item) in (list, tuple):
-            if not _is_plain(item):
-                return False
-        elif isinstance(item, dict | Opaque) or is_array(item):
-            return False
-    return True
+    return all(
+        _is_plain(item) if type(item) in (list, tuple) else not (isinstance(item, dict | Opaque) or is_array(item))
+        for item in value
+    )

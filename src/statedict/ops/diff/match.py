@@ -30,17 +30,22 @@ _POPULAR = 8
 _MOVES = 8  # each explains at least such a part of what is left
 
 
-def find_moves(one: Tensors, other: Tensors) -> list[Moved]:
-    """The prefixes that explain most of the names that only one side has; each side's tensors are those alone."""
+def find_moves(one: Tensors, other: Tensors) -> tuple[list[Moved], dict[str, str]]:
+    """The prefixes that explain most of the names that only one side has, and first path → second path by them.
+
+    Each side's tensors are those that it has alone.
+    """
     moves: list[Moved] = []
+    pairs: dict[str, str] = {}
     left, right = dict(one), dict(other)
     while left and right and len(moves) < _MOVES and (move := _find_move(left, right)):
         moves.append(move)
         for path in list(left):
             new = move(path)
             if new is not None and new in right:
+                pairs[path] = new
                 del left[path], right[new]
-    return moves
+    return moves, pairs
 
 
 def _find_move(one: Tensors, other: Tensors) -> Moved | None:

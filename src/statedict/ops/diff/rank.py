@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from statedict.io.progress import Meter
-from statedict.ops.diff.change import DIRECTIONS, Change, Spectrum, passes, spectrum
+from statedict.ops.diff.change import DIRECTIONS, SHORT, Change, Spectrum, spectrum
 from statedict.ops.jobs import run_jobs
 from statedict.reports import diff as kinds
 from statedict.reports.diff import FULL, LOW_RANK, ROUNDING, SMALL, LowRank, TensorDiff
@@ -49,9 +49,10 @@ class _Matrix(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes that are read."""
+        """Bytes that are read: twice where not all singular values are computed."""
         rows = self.one.shape[0]
-        return (self.one.nbytes + self.other.nbytes) * passes(rows, self.one.numel() // rows)
+        passes = 1 if min(rows, self.one.numel() // rows) <= SHORT else 2
+        return (self.one.nbytes + self.other.nbytes) * passes
 
 
 def find_ranks(
