@@ -16,8 +16,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from statedict.adapters import qualified_name
 from statedict.adapters.collect import copy_arrays
-from statedict.api.files import load, save, unwrap_root
+from statedict.api.files import load, save
 from statedict.errors import FileError, MissingExtraError, RefusedError, RunError
 from statedict.integrations.plain import data, without_objects
 from statedict.io.location import location
@@ -98,7 +99,7 @@ class StatedictCheckpointIO(CheckpointIO):
         self._background.surface(2)
 
         def copy(room: Any) -> Any:
-            state = unwrap_root(copy_arrays(tree, room))
+            state = copy_arrays(tree, room)
             self._writing.add(target)
             return state
 
@@ -291,26 +292,20 @@ class StatedictCallback(Checkpoint):
             self.manager.save(step, _data(checkpoint), metrics, force=True, overwrite=True)
 
 
-class _Catcher(CheckpointIO):
+class _Catcher(StatedictCheckpointIO):
     """Collects checkpoints and writes none."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.checkpoints: list[dict[str, Any]] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         self.checkpoints.append(checkpoint)
 
-    # abstract in Lightning's class, and never called
-    def load_checkpoint(self, path: Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def remove_checkpoint(self, path: Path) -> None:
-        raise NotImplementedError
-
 
 def _data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint as data; the class of hyperparameters becomes its name."""
-    kinds = {key: f"{kind.__module__}.{kind.__qualname__}" for key, kind in checkpoint.items() if _is_kind(key, kind)}
+    kinds = {key: qualified_name(kind) for key, kind in checkpoint.items() if _is_kind(key, kind)}
     return data(checkpoint | kinds, _PARAMETERS)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
-from statedict.adapters import join, leaf
+from statedict.adapters import join, leaf, qualified_name
 from statedict.api.look import inspect
 from statedict.errors import RefusedError, UnsupportedError
 from statedict.tree.state_dict import StateDict
@@ -67,17 +67,14 @@ def _convert(value: Any, path: str, left: list[str] | None) -> Any:
     omegaconf = sys.modules.get("omegaconf")
     if omegaconf is not None and isinstance(value, omegaconf.Container):
         return _convert(omegaconf.OmegaConf.to_container(value, resolve=False), path, left)
-    if isinstance(value, dict):
-        made = {key: _convert(child, join(path, key), left) for key, child in value.items()}
-        same = all(made[key] is child for key, child in value.items())
-        return value if same else {key: child for key, child in made.items() if child is not _GONE}
-    if isinstance(value, list | tuple):
-        items = [_convert(child, join(path, index), left) for index, child in enumerate(value)]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        kept = [item for item in items if item is not _GONE]
-        return tuple(kept) if isinstance(value, tuple) else kept
-    return _drop(f"{type(value).__module__}.{type(value).__qualname__}", path, left)
+    if not isinstance(value, dict | list | tuple):
+        return _drop(qualified_name(type(value)), path, left)
+    children = dict(value if isinstance(value, dict) else enumerate(value))
+    made = {key: _convert(child, join(path, key), left) for key, child in children.items()}
+    if all(made[key] is child for key, child in children.items()):
+        return value
+    plain = {key: child for key, child in made.items() if child is not _GONE}
+    return plain if isinstance(value, dict) else (tuple if isinstance(value, tuple) else list)(plain.values())
 
 
 def _unwrap(value: Opaque) -> Any:
