@@ -53,17 +53,13 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     name, at = split(path)
     source = places.open_checkpoint(name)
     with Paused():
-        tree = _rooted(formats.read(source, format))
+        tree = wrap_root(formats.read(source, format))
     if not at:
         return tree
     try:
-        return _rooted(tree.at(at))
+        return wrap_root(tree.at(at))
     except PathError as error:
         raise PathError(f"{redact(name)}: {error}") from error
-
-
-def _rooted(tree: Any) -> StateDict:
-    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
 
 
 def save(
@@ -287,7 +283,7 @@ def tree_of(source: Any, lazy: bool = True) -> StateDict:
     from statedict.adapters.collect import collect
 
     walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
-    return _rooted(collect(source, as_lazy if lazy else None))
+    return wrap_root(collect(source, as_lazy) if lazy else collect(source))
 
 
 def name_of(source: Any) -> str:
@@ -302,6 +298,11 @@ def to_writable(tree: Any) -> Any:
     if isinstance(tree, StateDict):
         walk(tree)  # an error beyond its bounds, before anything follows what is shared
     return unwrap_root(collect(tree, as_lazy))
+
+
+def wrap_root(tree: Any) -> StateDict:
+    """A tree, under the key `""` if its root is not a dict."""
+    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
 
 
 def unwrap_root(tree: Any) -> Any:

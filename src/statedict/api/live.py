@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from statedict.api.files import tree_of
+from statedict.api.files import tree_of, wrap_root
 from statedict.errors import RestoreError
 from statedict.tree.state_dict import StateDict
 
@@ -37,8 +37,7 @@ def capture(obj: Any) -> StateDict:
     """
     from statedict.adapters.collect import snapshot
 
-    tree = snapshot(obj)
-    return tree if isinstance(tree, StateDict) else StateDict({"": tree})
+    return wrap_root(snapshot(obj))
 
 
 def restore(

@@ -229,7 +229,8 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
                 if len(state) != len(keys):
                     raise CorruptFileError("a $dict in the skeleton has a key twice; the header is damaged")
                 if "metadata" in node:
-                    state._metadata = _order(visit_metadata(node["metadata"]))
+                    metadata = decode(node["metadata"], from_json)
+                    state._metadata = OrderedDict(metadata) if isinstance(metadata, dict) else metadata
                 return state
         except (TypeError, ValueError, KeyError) as error:
             if isinstance(error, (TreeError, CorruptFileError)):
@@ -237,14 +238,7 @@ def decode(skeleton: Any, get: Callable[[Any], Any]) -> Any:
             raise CorruptFileError(f"a {tag} in the skeleton is malformed; the header is damaged") from error
         return get(node)
 
-    def visit_metadata(node: Any) -> Any:
-        return decode(node, from_json)
-
     return visit(skeleton, 0)
-
-
-def _order(metadata: Any) -> Any:
-    return OrderedDict(metadata) if isinstance(metadata, dict) else metadata
 
 
 def _nearest(name: str, names: list[str]) -> str:
