@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import statedict
-from statedict.adapters.suggest import rules
+from statedict.adapters.names import suggest_rules
 
 from ..work import steps
 
@@ -169,5 +169,5 @@ def test_nothing_is_suggested_where_shapes_differ_or_the_caller_allows_it() -> N
 def test_names_without_a_pattern_give_no_rules_after_little_work() -> None:
     missing = {f"x{i * 7919 % 5000}.w{i}": 1 for i in range(3000)}
     unexpected = {f"y{i * 104729 % 5000}.v{i}": 1 for i in range(3000)}
-    assert rules(missing, unexpected) == {}
-    assert steps(lambda: rules(missing, unexpected)) < 10_000_000
+    assert suggest_rules(missing, unexpected) == {}
+    assert steps(lambda: suggest_rules(missing, unexpected)) < 10_000_000

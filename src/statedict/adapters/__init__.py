@@ -84,8 +84,8 @@ class Capture:
     find: Find
     names: dict[int, str]
     """id of a live parameter → its name, so that optimizers can name theirs."""
-    make: Callable[[Any], Any] | None = None
-    """Makes what stands for an array, once for each; arrays stay as they are by default."""
+    make: Callable[[Any], Any]
+    """Makes what stands for an array, once for each."""
     made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     active: set[int] = field(default_factory=set)
     owner: str = ""
@@ -106,11 +106,11 @@ class Capture:
         if is_array(value):
             if is_numpy(value) and type(value) is not sys.modules["numpy"].ndarray:
                 self.find(value, path)  # which refuses one with more than elements, such as a mask
-            return self.convert(value, path) if self.make is not None else value
+            return self.convert(value, path)
         plain = leaf(value)
+        if isinstance(plain, Opaque):
+            return transform(plain, lambda leaf: self.convert(leaf, path) if is_array(leaf) else leaf)
         if plain is not ...:
-            if isinstance(plain, Opaque) and self.make is not None:
-                return transform(plain, lambda leaf: self.convert(leaf, path) if is_array(leaf) else leaf)
             return plain
         if self.owner and not isinstance(value, dict | list | tuple):
             raise unsupported_error(value, path, self.owner)
@@ -126,7 +126,6 @@ class Capture:
 
     def convert(self, array: Any, path: str) -> Any:
         """What `make` makes of an array."""
-        assert self.make is not None
         if id(array) not in self.made:
             try:
                 self.made[id(array)] = array, self.make(array)

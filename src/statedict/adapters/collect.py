@@ -98,7 +98,7 @@ def parameters(tree: Any) -> tuple[dict[int, str], dict[int, str]]:
 # capture
 
 
-def collect(tree: Any, make: Callable[[Any], Any] | None = None) -> Any:
+def collect(tree: Any, make: Callable[[Any], Any] = lambda array: array) -> Any:
     """The tree with every live object replaced by its state, and every array by what `make` makes of it.
 
     Raises:

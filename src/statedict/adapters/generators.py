@@ -19,7 +19,8 @@ from statedict.adapters import Capture, join, leaf, to_framework
 from statedict.adapters.plan import MISSING, UNEXPECTED, Plan
 from statedict.dtypes import dtype
 from statedict.errors import RestoreError
-from statedict.tensor.lazy import as_lazy, is_array
+from statedict.tensor.lazy import is_array
+from statedict.tree.state_dict import StateDict
 from statedict.values import Opaque
 
 STAGE = 0
@@ -57,7 +58,7 @@ def read(value: Any) -> dict[str, Any]:
         return {"device": value.device.type, "state": value.get_state()}
     if kind == "numpy.random.RandomState":
         return value.get_state(legacy=False)  # type: ignore[no-any-return]
-    return _bits(value).state  # type: ignore[no-any-return]
+    return getattr(value, "bit_generator", value).state  # type: ignore[no-any-return]
 
 
 def write(value: Any, state: Any) -> None:
@@ -70,27 +71,16 @@ def write(value: Any, state: Any) -> None:
         if action != "unexpected":
             raise RestoreError(f"{path or type(value).__name__}: {detail}")
     kind = _kind(value)
-    if kind == "random.Random":
-        value.setstate((state["version"], tuple(_arrays(state["state"]).tolist()), state["gauss"]))
-    elif kind == "torch.Generator":
+    if kind == "torch.Generator":
         value.set_state(to_framework(state["state"]))
+        return
+    arrays = StateDict(state).numpy(copy=True)
+    if kind == "random.Random":
+        value.setstate((state["version"], tuple(arrays["state"].tolist()), state["gauss"]))
     elif kind == "numpy.random.RandomState":
-        value.set_state(_arrays(state))
+        value.set_state(arrays)
     else:
-        _bits(value).state = _arrays(state)
-
-
-def _bits(value: Any) -> Any:
-    return getattr(value, "bit_generator", value)
-
-
-def _arrays(state: Any) -> Any:
-    """A state with numpy's arrays, as bit generators want them."""
-    import numpy
-
-    if isinstance(state, dict):
-        return {key: _arrays(value) for key, value in state.items()}
-    return numpy.array(as_lazy(state).numpy()) if is_array(state) else state
+        getattr(value, "bit_generator", value).state = arrays
 
 
 def faults(own: Any, state: Any, path: str) -> Iterator[tuple[str, str, str]]:
@@ -137,4 +127,4 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     if whole:  # a part of a state is none
         for key in own:
             plan.note("restored", join(path, key))
-        plan.act(path, lambda: write(value, {key: state[key] for key in own}))
+        plan.actions.append((path, lambda: write(value, {key: state[key] for key in own})))

@@ -9,8 +9,7 @@ from typing import Any
 from statedict.adapters import Capture, join, leaf, to_framework
 from statedict.adapters.labels import DROPPED, find_member
 from statedict.adapters.plan import Plan
-from statedict.adapters.shapes import Fit, repeats_elements
-from statedict.adapters.shards import piece
+from statedict.adapters.shapes import Fit, piece, repeats_elements
 from statedict.dtypes import dtype
 from statedict.errors import UnsupportedError
 from statedict.tensor.arrays import is_numpy, is_torch
@@ -120,7 +119,7 @@ def _plan_items(value: Any, state: Any, plan: Plan, path: str) -> None:
     fill = value.update if isinstance(value, dict) else partial(value.__setitem__, slice(None))
     items = plan.settle(state, value, path)
     if items is not DROPPED:
-        plan.act(path, lambda: fill(to_framework(items)))
+        plan.actions.append((path, lambda: fill(to_framework(items))))
 
 
 def _is_history(value: Any, state: Any) -> bool:
@@ -145,9 +144,9 @@ def _plan_array(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     fit = plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path)
     if fit is True:
-        plan.act(path, lambda: _copy(value, tensor))
+        plan.actions.append((path, lambda: _copy(value, tensor)))
     elif fit and fit.policy != "skip":
-        plan.act(path, lambda: _copy_part(value, tensor, fit))
+        plan.actions.append((path, lambda: _copy_part(value, tensor, fit)))
 
 
 def _check_writable(value: Any) -> None:

@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import Any
 
-from statedict.adapters import DATA, Find, join, leaf, suggest, to_framework
+from statedict.adapters import DATA, Find, join, leaf, to_framework
 from statedict.adapters.labels import DROPPED, find_member, settle
-from statedict.adapters.names import Reading, align, plain
+from statedict.adapters.names import Reading, align, plain, suggest_rules
 from statedict.adapters.shapes import POLICIES, Fit
 from statedict.errors import RestoreError
 from statedict.reports.outcomes import Entry
@@ -119,8 +119,10 @@ class Plan:
         elif own is not None and (is_array(wanted) or leaf(wanted) is ...):
             self.mismatch(path, target, wanted)
         else:
-            self.note(action, path, "" if _is_same(own, leaf(wanted)) else f"{own!r:.40} → {wanted!r:.40}")
-            self.act(path, lambda: assign(_convert_like(target, to_framework(wanted))))
+            plain = leaf(wanted)
+            same = type(own) is type(plain) and bool(own == plain)
+            self.note(action, path, "" if same else f"{own!r:.40} → {wanted!r:.40}")
+            self.actions.append((path, lambda: assign(_convert_like(target, to_framework(wanted)))))
 
     @cached_property
     def plain_owners(self) -> dict[str, int | None]:
@@ -219,13 +221,9 @@ class Plan:
     def look_for_renames(self, missing: Mapping[str, Any], unexpected: Mapping[str, Any]) -> None:
         """Look for entries that are there under another name; both by path, with what must agree."""
         if missing and unexpected and not all(matches(path, self.options.allow_missing) for path in missing):
-            self.renames |= suggest.rules(missing, unexpected)
+            self.renames |= suggest_rules(missing, unexpected)
 
     # what was found
-
-    def act(self, path: str, action: Callable[[], None]) -> None:
-        """Add an action."""
-        self.actions.append((path, action))
 
     def note(self, action: str, path: str, detail: str = "") -> None:
         """Report what will happen to an entry."""
@@ -243,24 +241,16 @@ class Plan:
         kind = "tensor" if is_array(target) else type(target).__name__
         self.problem("kind", path, f"the target is a {kind}, the state has a {type(state).__name__}")
 
-    def missing(self, path: str, detail: str = MISSING) -> None:
-        """Report an entry of the target that the state lacks."""
-        self.problem("missing", path, detail)
-
-    def unexpected(self, path: str, detail: str = UNEXPECTED) -> bool:
-        """Report an entry of the state that the target lacks; whether the caller allows that."""
-        return self.problem("unexpected", path, detail)
-
     def common_keys(self, own: Mapping[Any, Any], state: Mapping[Any, Any], path: str) -> Iterator[Any]:
         """The keys that the target and the state have; keys that only one has are reported."""
         for key in own:
             if key in state:
                 yield key
             else:
-                self.missing(join(path, key))
+                self.problem("missing", join(path, key), MISSING)
         for key in state:
             if key not in own:
-                self.unexpected(join(path, key))
+                self.problem("unexpected", join(path, key), UNEXPECTED)
 
     def tensor(self, shape: Shape, kind: Any, value: LazyTensor, path: str, origin: str = "") -> Fit | bool:
         """Whether a tensor of the state fits a target of this shape and dtype, or how it is made to.
@@ -316,7 +306,3 @@ def _convert_like(target: Any, value: Any) -> Any:
     if not isinstance(value, Enum) and (special or (numpy is not None and isinstance(target, numpy.generic))):
         return type(target)(value)
     return value
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)

@@ -15,9 +15,8 @@ from typing import Any
 from statedict import torch_private
 from statedict.adapters import Capture, join, to_framework
 from statedict.adapters.labels import DROPPED
-from statedict.adapters.plan import MISSING, Plan
-from statedict.adapters.shapes import Fit, repeats_elements
-from statedict.adapters.shards import piece, refuse_parts
+from statedict.adapters.plan import MISSING, UNEXPECTED, Plan
+from statedict.adapters.shapes import Fit, piece, refuse_parts, repeats_elements
 from statedict.adapters.torch_reading import Reader, is_lazy, read
 from statedict.adapters.torch_transfer import transfer
 from statedict.dtypes import dtype
@@ -61,7 +60,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     for name, tensor in reader.live.items():
         if name not in reader.own and tensor.is_meta:
             plan.note("missing", join(path, name), "is in no state, and has no values yet; give it some yourself")
-    plan.act(path, lambda: _load(reader, fits))
+    plan.actions.append((path, lambda: _load(reader, fits)))
 
 
 def _settle(reader: Reader, plan: Plan) -> None:
@@ -129,7 +128,7 @@ def _compare(reader: Reader, plan: Plan) -> dict[str, Fit]:
     for name, entry in reader.own.items():
         full, partner = join(reader.path, name), ties.partner(name)
         if name in reader.products:
-            made, wanted = reader.dtypes.get(name), getattr(entry, "dtype", None)
+            made, wanted = reader.rehearsal.dtypes.get(name), getattr(entry, "dtype", None)
             if made != wanted and made is not None and not matches(full, plan.options.cast):
                 plan.problem("dtype", full, f"the module makes {made} of the state, the target has {wanted}")
             else:
@@ -143,15 +142,15 @@ def _compare(reader: Reader, plan: Plan) -> dict[str, Fit]:
         else:
             absent[full] = _kind(entry)
             meta = name in reader.live and reader.live[name].is_meta
-            plan.missing(full, MISSING + "; it stays on the meta device, without values" * meta)
+            plan.problem("missing", full, MISSING + "; it stays on the meta device, without values" * meta)
     for name, fit in fits.items():
         partner = ties.partner(name)
         if partner is not None and fits.get(partner, fit).policy != fit.policy:
             plan.problem("tie", join(reader.path, name), f"the target ties it to {partner}, which has another policy")
-    for error in reader.errors:
+    for error in reader.rehearsal.errors:
         plan.problem("refused", reader.path or "the module", f"by its own loading: {error}")
     for name in reader.leftovers:
-        if plan.unexpected(join(reader.path, name)):
+        if plan.problem("unexpected", join(reader.path, name), UNEXPECTED):
             plan.owners[join(reader.path, reader.original(name))] = None
     plan.look_for_renames(absent, {join(reader.path, name): _kind(reader.state[name]) for name in reader.leftovers})
     return fits
@@ -174,7 +173,7 @@ def _compare_entry(name: str, reader: Reader, ties: _Ties, plan: Plan) -> Fit | 
             tensor = reader.tensors[old] = piece(live, tensor)
     except UnsupportedError as error:
         plan.problem("target", full, str(error))
-    if lazy or (name in reader.shapers and tuple(entry.shape) != tensor.shape):
+    if lazy or (name in reader.rehearsal.shapers and tuple(entry.shape) != tensor.shape):
         plan.note("restored", full, f"takes its shape {tensor.shape} from the state")
         return None
     if live is not None and str(live.layout) == "torch.strided" and repeats_elements(live.shape, live.stride()):

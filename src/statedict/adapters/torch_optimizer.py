@@ -4,7 +4,7 @@
 
 `param_names` is PyTorch's key for optimizers made from `named_parameters()`; where the model is captured beside the
 optimizer we add it ourselves. Restoring goes by name; where the state has no names they are inferred from the model
-beside it (param_match.py), and without one the order must be the same. The report says which.
+beside it (param_groups.py), and without one the order must be the same. The report says which.
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ from itertools import chain, count
 from typing import Any
 
 from statedict.adapters import Capture, join, state_checks
-from statedict.adapters.param_groups import WHOSE, merge
-from statedict.adapters.param_match import UNKNOWN, Match, find_owner, keys_of, live_names, match, parameters_of
-from statedict.adapters.plan import Plan
-from statedict.adapters.shapes import Fit
-from statedict.adapters.shards import refuse_states_of_parts
+from statedict.adapters.param_groups import (
+    UNKNOWN,
+    WHOSE,
+    Match,
+    find_owner,
+    keys_of,
+    live_names,
+    match,
+    merge,
+    parameters_of,
+)
+from statedict.adapters.plan import UNEXPECTED, Plan
+from statedict.adapters.shapes import Fit, refuse_states_of_parts
 from statedict.adapters.state_checks import Fault
 from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
@@ -89,7 +97,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     for key in plan.common_keys(own, state, path):
         if key not in ("state", "param_groups"):
             plan.settle_entry(chosen, key, own[key], join(path, key))
-    plan.act(path, lambda: _load(value, chosen, task.follow, task.fresh))
+    plan.actions.append((path, lambda: _load(value, chosen, task.follow, task.fresh)))
 
 
 @dataclass(slots=True)
@@ -135,7 +143,7 @@ class _Task:
             elif id(slot.parameter) in plan.absent or matches(name, allow_missing) or matches(full, allow_missing):
                 plan.note("fresh", full, _NEW)
             else:
-                plan.missing(full, _NEW)
+                plan.problem("missing", full, _NEW)
         taken, homes = {*self.match.keys.values()}, dict.fromkeys(plan.homes.values())
         for key in keys_of(self.saved):
             if key not in taken:
@@ -145,7 +153,7 @@ class _Task:
                 if gone or matches(name, plan.options.allow_unexpected):
                     plan.note("unexpected", full, "its parameter is not restored either" if gone else "")
                 else:
-                    plan.unexpected(full)
+                    plan.problem("unexpected", full, UNEXPECTED)
 
     def plan_groups(self) -> None:
         """The hyperparameters of each live group: of the saved one that most of its parameters were in."""
@@ -187,7 +195,7 @@ class _Task:
                 self.states[key] = self.entries[key]
                 self._settle(self.states, key, key)
             else:
-                self.plan.unexpected(full, "the state keeps something for a parameter in no group")
+                self.plan.problem("unexpected", full, "the state keeps something for a parameter in no group")
 
     def _settle(self, entries: dict[Any, Any], key: Any, owner: Any) -> None:
         self.plan.settle_entry(entries, key, self.optimizer.state.get(owner), join(self.path, f"state.{key}"))

@@ -1,9 +1,19 @@
-"""How a state is read for a module: by names as they are, renamed, below a prefix, or as the module itself reads it."""
+"""How a state is read for a module: by names as they are, renamed, below a prefix, or as the module itself reads it.
+
+Modules may translate older states themselves, with `_load_from_state_dict` of their own or with hooks before it: the
+new weight_norm takes `weight_g`, the observers of quantization take buffers of any size. Where names or shapes do not
+fit, the state is loaded into a twin of the module that has the same modules and hooks but tensors of the meta device,
+which have shapes and no memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 from statedict import torch_private
@@ -11,9 +21,21 @@ from statedict.adapters import join
 from statedict.adapters.history import apply_history
 from statedict.adapters.names import Reading, unwrap
 from statedict.adapters.plan import Plan
-from statedict.adapters.rehearsal import rehearse, special
 from statedict.errors import UnsupportedError
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+
+_MISMATCH = re.compile(r"size mismatch for (\S+?):")
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """What became of a state that was loaded into a twin of a module."""
+
+    sources: dict[str, str] = field(default_factory=dict)  # name in the module → whose tensor it got, "" if from others
+    reads: set[str] = field(default_factory=set)  # names in the state that were read, by hooks or by the modules
+    shapers: set[str] = field(default_factory=set)  # names whose modules load in their own way, and judge shapes
+    errors: list[str] = field(default_factory=list)  # what the modules said
+    dtypes: dict[str, Any] = field(default_factory=dict)  # name in the module → PyTorch's dtype of what was made for it
 
 
 @dataclass(slots=True)
@@ -35,9 +57,7 @@ class Reader:
     replacements: dict[str, Any] = field(default_factory=dict)  # that name → what it gets instead of what the state has
     leftovers: list[Any] = field(default_factory=list)  # names of the state that nothing takes
     products: set[str] = field(default_factory=set)  # names in the module that its own loading makes from others
-    dtypes: Mapping[str, Any] = field(default_factory=dict)  # PyTorch's dtypes of those
-    shapers: Set[str] = frozenset()  # names whose modules judge their shapes themselves
-    errors: Sequence[str] = ()  # what the module's own loading said
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)  # of the module's own loading, where that was asked
 
     def original(self, name: Any) -> Any:
         """What an entry of the state was called before it was renamed."""
@@ -163,7 +183,7 @@ def _ask_module(reader: Reader, known: dict[str, str], reading: Reading, places:
     taken = {given[name] for name in found.reads} | set(reader.sources.values())
     reader.inputs = {name: old for name, old in given.items() if old in taken}
     reader.leftovers = [name for name in reader.state if name not in taken]
-    reader.shapers, reader.errors, reader.dtypes = found.shapers, found.errors, found.dtypes
+    reader.rehearsal = found
 
 
 def _is_foreign(module: Any, path: str) -> bool:
@@ -186,3 +206,130 @@ def _versions(metadata: Any, reading: Reading, places: Mapping[str, str]) -> Any
             assign = "assign_to_params_buffers"  # which `load_state_dict(assign=True)` leaves in the dict it was given
             result[there] = {k: v for k, v in entry.items() if k != assign} if isinstance(entry, dict) else entry
     return result
+
+
+# rehearsal
+
+
+def special(modules: Iterable[tuple[str, Any]]) -> dict[str, bool]:
+    """The paths of the modules that load in a way of their own → whether by a method, not by hooks before it only."""
+    usual, found = torch_private.find_load(), dict[str, bool]()
+    for path, child in modules:
+        by_method = usual is None or torch_private.find_load(child) is not usual
+        if by_method or torch_private.get_pre_hooks(child) != {}:
+            found[path] = by_method
+    return found
+
+
+def rehearse(
+    module: Any, state: Mapping[str, LazyTensor], metadata: Any, own: Iterable[str], live: Mapping[str, Any]
+) -> Rehearsal | None:
+    """Load a state into a twin of a module; None where there can be no twin, as of TorchScript.
+
+    `state` and `metadata` go by the module's names where they have one. `live` has the module's tensors by its `own`
+    names, which in a wrapper may not be where they stand.
+    """
+    import torch
+
+    if torch_private.find_load() is None:
+        return None
+    places = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    where = {id(tensor): name for name, tensor in places.items()}
+    names = {name if name in places else where.get(id(live.get(name)), name): name for name in own}
+    shells = {name: torch.empty(t.shape, dtype=t.dtype.torch, device="meta") for name, t in state.items()}
+    try:
+        found = _load_into(_twin(module, {}), shells, metadata, names)
+        if found.errors:  # it may be of a hook that looks at values
+            values = {name: tensor.torch(copy=True) for name, tensor in state.items()}
+            found = _load_into(_twin(module, {}), values, metadata, names)
+    except (TypeError, AttributeError, RuntimeError):
+        return None
+    return found
+
+
+def _load_into(twin: Any, state: dict[str, Any], metadata: Any, names: Mapping[str, str]) -> Rehearsal:
+    """Load a state into a twin, module by module as `Module.load_state_dict` does; `names` are the module's own."""
+    import torch
+
+    result = Rehearsal()
+    origins = {id(tensor): name for name, tensor in state.items()}
+    inside: dict[str, list[tuple[str, str]]] = {}  # path of a module → names in it, and what they are called
+    for name, called in names.items():
+        inside.setdefault(name.rpartition(".")[0], []).append((name, called))
+    entries: Any = OrderedDict(state)
+    entries._metadata = versions = metadata if isinstance(metadata, dict) else {}
+
+    def load_module(module: Any, entries: dict[str, Any], path: str) -> None:
+        prefix = path + "." if path else ""
+        before, missing, load = dict(entries), list[str](), torch_private.find_load(module)
+        try:
+            load(module, entries, prefix, versions.get(path, {}), True, missing, [], result.errors)
+        except Exception as error:  # a hook's own
+            result.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
+        result.reads |= {name for name in before if entries.get(name) is not before[name]} & state.keys()
+        ours = load is not torch_private.find_load()
+        for name, called in inside.get(path, ()):
+            if name not in missing and (name in entries or ours):
+                result.sources[called] = origins.get(id(entries.get(name)), "")
+                if not result.sources[called] and name in entries:
+                    result.dtypes[called] = getattr(entries[name], "dtype", None)
+                if ours:
+                    result.shapers.add(called)
+        below: dict[str, dict[str, Any]] = {}
+        for name, value in entries.items():
+            if name.startswith(prefix):
+                below.setdefault(name[len(prefix) :].partition(".")[0], {})[name] = value
+        for name, child in torch_private.get_parts(module)[2].items():
+            if child is not None:
+                load_module(child, below.get(name, {}), prefix + name)
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of copies to the meta device
+        load_module(twin, entries, "")
+    result.reads |= state.keys() & set(result.sources.values())
+    mismatches = {error: match[1] for error in result.errors if (match := _MISMATCH.match(error))}
+    result.shapers -= set(mismatches.values())  # the plan says so itself
+    result.errors = [error for error in result.errors if not result.sources.get(mismatches.get(error, ""))]
+    return result
+
+
+def _twin(module: Any, made: dict[int, Any]) -> Any:
+    """The module with tensors of the meta device; its modules and hooks are twins too."""
+    if id(module) in made:
+        return made[id(module)]
+    twin = made[id(module)] = object.__new__(type(module))
+    parameters, buffers, modules = torch_private.get_parts(module)
+    hooks = torch_private.get_pre_hooks(module)
+    if hooks is None:
+        raise TypeError(f"{type(module).__name__}: what it calls before it loads is not known")
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__.update(
+        _parameters={name: _shell(tensor) for name, tensor in parameters.items()},
+        _buffers={name: _shell(tensor) for name, tensor in buffers.items()},
+        _modules={name: child and _twin(child, made) for name, child in modules.items()},
+        _load_state_dict_pre_hooks=OrderedDict((key, _rebind(hook, module, twin)) for key, hook in hooks.items()),
+    )
+    return twin
+
+
+def _shell(tensor: Any) -> Any:
+    """A tensor like this one without memory."""
+    import torch
+
+    if tensor is None:
+        return None
+    if torch.nn.parameter.is_lazy(tensor):
+        lazy: Any = type(tensor)
+        return lazy(device="meta", dtype=tensor.dtype)
+    shell = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch.nn.Parameter(shell, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else shell
+
+
+def _rebind(hook: Any, module: Any, twin: Any) -> Any:
+    """A hook of the module, to be called for its twin."""
+    inner = getattr(hook, "hook", hook)
+    if getattr(inner, "__self__", None) is module:
+        inner = MethodType(inner.__func__, twin)
+    if not getattr(hook, "with_module", False):
+        return inner
+    return lambda *args: inner(twin, *args)

@@ -60,8 +60,8 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         if len(saved) != len(rates):
             plan.problem("groups", full, f"the state has {len(saved)}, the optimizer has {len(rates)} groups")
             continue
-        given, wanted = map(_number, saved), map(_number, rates)
-        if key == "_last_lr" and not all(map(_is_close, given, wanted)):
+        pairs = zip(map(_number, saved), map(_number, rates), strict=True)
+        if key == "_last_lr" and not all(math.isclose(one, other, rel_tol=1e-6) for one, other in pairs):
             said, has = (", ".join(f"{_number(rate):g}" for rate in some) for some in (saved, rates))
             plan.note("differs", full, f"the scheduler's last learning rate is {said}, its optimizer's will be {has}")
     stateful.plan(_stateful(value), state, plan, path)
@@ -73,7 +73,3 @@ def _number(rate: Any) -> float:
         return float(rate.item() if is_array(rate) else rate)
     except (TypeError, ValueError, RuntimeError):
         return math.nan
-
-
-def _is_close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-6)
