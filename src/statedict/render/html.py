@@ -89,12 +89,13 @@ def fold(title: object, body: str, opened: bool = False) -> Safe:
 def table(
     head: Sequence[str],
     items: Sequence[Any],
-    cells: Callable[[Any], Iterable[object]],
+    cells: Callable[[Any], Iterable[object]] = tuple,
     tone: Callable[[Any], str] | None = None,
 ) -> Safe:
     """A table of at most 200 items, and how many more there are; nothing without items.
 
-    `cells` makes the row of an item, of texts, numbers, `Safe` HTML and None; `tone` makes `bad`, `look` or nothing.
+    `cells` makes the row of an item, of texts, numbers, `Safe` HTML and None, by default the item's own; `tone` makes
+    `bad`, `look` or nothing.
     """
     if not items:
         return Safe("")

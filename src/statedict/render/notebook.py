@@ -32,7 +32,7 @@ def html(state: Any) -> str:
 def tensor(one: LazyTensor) -> str:
     """A tensor and where its bytes are."""
     hint = "statedict.stats(tensor) reads it, and shows its figures and a histogram"
-    facts = table(("", ""), [*_facts(one), ("to see inside", hint)], tuple)
+    facts = table(("", ""), [*_facts(one), ("to see inside", hint)])
     return page(f"{one.dtype} {shape(one.shape)}, {human_bytes(one.nbytes)}", facts)
 
 

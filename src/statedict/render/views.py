@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
@@ -29,7 +30,7 @@ _TONES = {"dangerous": "bad", "unreadable": "bad", "opaque": "look"}
 
 
 def _section(
-    title: str, head: Sequence[str], items: Sequence[Any], cells: Any, tone: Any = None, opened: bool | None = None
+    title: str, head: Sequence[str], items: Sequence[Any], cells: Any = tuple, tone: Any = None, opened: Any = None
 ) -> Safe:
     """A table whose title says how many rows it has; a short one is open."""
     rows = table(head, items, cells, tone)
@@ -57,11 +58,7 @@ def _summary(report: Summary) -> str:
         sums = f"{count(total.tensors, 'tensor')}, {human_bytes(total.nbytes)}" if total.tensors else ""
         return entry(key, sums, node.note)
 
-    dtypes = table(
-        ("dtype", "tensors", "elements", "bytes"),
-        list(report.dtypes.items()),
-        lambda item: (item[0], item[1].tensors, item[1].elements, human_bytes(item[1].nbytes)),
-    )
+    dtypes = [(name, sums.tensors, sums.elements, human_bytes(sums.nbytes)) for name, sums in report.dtypes.items()]
     troubles = [trouble for one in report.optimizers for trouble in one.troubles.values()]
     if report.wasted:
         troubles.append(f"wasted {human_bytes(report.wasted)}: storages hold more than their views")
@@ -70,7 +67,7 @@ def _summary(report: Summary) -> str:
         tree_text.total_line(report),
         listing(troubles),
         tree(report.root, line, lambda node: (len(node.children), node.children)),
-        fold("dtypes", dtypes),
+        fold("dtypes", table(("dtype", "tensors", "elements", "bytes"), dtypes)),
         *map(_groups, report.optimizers[:20]),
         fold("objects that are not data, kept inert", listing(opaque)),
         tone="look" if troubles else "",
@@ -92,41 +89,29 @@ def _stats(report: StatsReport) -> str:
     def is_wrong(flag: Flag) -> bool:
         return flag.kind in _WRONG
 
+    def tone(tensor: TensorStats) -> str:
+        return tones.get(tensor.name, "")
+
+    def sums(group: GroupStats) -> tuple[Any, ...]:
+        return group.name or "all", group.tensors, *_figures(group)
+
     tones = {flag.name: "bad" if is_wrong(flag) else "look" for flag in sorted(report.flags, key=is_wrong)}
-    flags = [(kind, len(list(same))) for kind, same in groupby(sorted(flag.kind for flag in report.flags))]
-    found = ", ".join(f"{kind} in {count:,}" for kind, count in flags) or "nothing deserves a look"
-    details: tuple[Safe, ...]
+    counts = Counter(sorted(flag.kind for flag in report.flags))
+    verdict = ", ".join(f"{kind} in {count:,}" for kind, count in counts.items()) or "nothing deserves a look"
+    flags = [(flag.kind, flag.name, Wide(flag.what)) for flag in report.flags]
+    parts = [_section("deserves a look", ("", "tensor", ""), flags)]
     if len(report.tensors) == 1:
-        details = (_card(report.tensors[0]),)
+        parts.append(_card(report.tensors[0]))
     else:
-        head = ("tensors", *_FIGURES, "")
-        sums = [*(report.dtypes if len(report.dtypes) > 1 else ()), report.total]
-        details = (
-            table(("", *head), sums, lambda one: (one.name or "all", one.tensors, *_figures(one))),
-            _section(
-                "modules",
-                ("module", *head),
-                report.modules,
-                lambda one: (one.name, one.tensors, *_figures(one)),
-                opened=False,
-            ),
-            _section(
-                "tensors",
-                ("tensor", "dtype", "shape", *_FIGURES, "", ""),
-                report.tensors,
-                _tensor_cells,
-                lambda one: tones.get(one.name, ""),
-            ),
+        dtypes = report.dtypes if len(report.dtypes) > 1 else ()
+        parts += [
+            table(("", "tensors", *_FIGURES, ""), [*dtypes, report.total], sums),
+            _section("modules", ("module", "tensors", *_FIGURES, ""), report.modules, sums, opened=False),
+            _section("tensors", ("tensor", "dtype", "shape", *_FIGURES, "", ""), report.tensors, _tensor_cells, tone),
             *map(_groups, report.optimizers[:20]),
-        )
-    return page(
-        f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements: {found}",
-        _section(
-            "deserves a look", ("", "tensor", ""), report.flags, lambda flag: (flag.kind, flag.name, Wide(flag.what))
-        ),
-        *details,
-        tone="bad" if "bad" in tones.values() else "look" if tones else "fine",
-    )
+        ]
+    title = f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements: {verdict}"
+    return page(title, *parts, tone="bad" if "bad" in tones.values() else "look" if tones else "fine")
 
 
 def _figures(of: Figures) -> tuple[Any, ...]:
@@ -200,11 +185,12 @@ def _tensor_diff(one: TensorDiff) -> str:
     if one.measures is not None:
         facts += [(name, number(value)) for name, value in one.measures.to_json().items()]
     facts += [("equal", None if one.equal is None else str(one.equal)), ("same bytes as", one.same_as)]
-    rows = table(("", ""), [fact for fact in facts if fact[1] is not None], tuple)
+    rows = table(("", ""), [fact for fact in facts if fact[1] is not None])
     return page(f"{one.path}: {one.kind}", rows, tone="fine" if one.passed else "look")
 
 
 def _verify(report: VerifyReport) -> str:
+    nonfinite = [(one.path, one.elements, one.nan, one.inf) for one in report.nonfinite or ()]
     return page(
         report_text.verify_head(report),
         _section(
@@ -214,12 +200,7 @@ def _verify(report: VerifyReport) -> str:
             lambda one: (one.part, *_wide(one.what), one.expected, one.got, *_wide(one.tensors, one.remedy)),
             lambda one: "bad",
         ),
-        _section(
-            "not finite",
-            ("tensor", "elements", "NaN", "infinite"),
-            report.nonfinite or (),
-            lambda one: (one.path, one.elements, one.nan, one.inf),
-        ),
+        _section("not finite", ("tensor", "elements", "NaN", "infinite"), nonfinite),
         listing(report.notes),
         tone="fine" if report.ok else "bad",
     )
@@ -271,7 +252,7 @@ def _restore(report: RestoreReport) -> str:
 
 
 def _pruned(report: Pruned) -> str:
-    kept = table(("step", "why"), [*report.kept.items()], tuple)
+    kept = table(("step", "why"), [*report.kept.items()])
     return page(
         run_text.pruned_head(report),
         fold("removed", listing(report.removed), len(report.removed) <= _ROWS),
@@ -281,15 +262,13 @@ def _pruned(report: Pruned) -> str:
 
 def _by_action(entries: Sequence[Entry], bad: bool = False) -> Safe:
     """A fold for each action, `restored` last."""
-    actions: dict[str, list[Entry]] = {}
+    actions: dict[str, list[tuple[str, Wide]]] = {}
     for one in entries:
-        actions.setdefault(one.action, []).append(one)
-    folds = []
-    for action in sorted(actions, key=lambda action: action == "restored"):
-        some = actions[action]
-        rows = table(("", ""), some, lambda one: (one.path or "the whole", Wide(one.detail)), lambda _: "bad" * bad)
-        folds.append(fold(f"{action}: {len(some):,}", rows, bad))
-    return Safe("".join(folds))
+        actions.setdefault(one.action, []).append((one.path or "the whole", Wide(one.detail)))
+    order = sorted(actions, key=lambda action: action == "restored")
+    return Safe(
+        "".join(_section(action, ("", ""), actions[action], tone=lambda _: "bad" * bad, opened=bad) for action in order)
+    )
 
 
 HTML: dict[type, Callable[[Any], str]] = {

@@ -22,18 +22,14 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import count
 from types import FrameType
+from typing import Any, TypeVar
 
 from statedict.collector import Paused
 from statedict.errors import RunError
 from statedict.io.parallel import Task
 from statedict.tensor.segments import Arena
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, TypeVar
-
-    Result = TypeVar("Result")
-
+Result = TypeVar("Result")
 
 LOG = logging.getLogger("statedict.runs")
 _TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET}

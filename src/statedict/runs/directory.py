@@ -25,11 +25,7 @@ from statedict.io.parallel import parallel
 from statedict.io.pipeline import put_bytes
 from statedict.io.urls import folder_of, join, redact
 from statedict.runs.manifest import DATA, MARKER, NAME, Manifest, decode, digest, encode, parse_whole, read_entries
-from statedict.runs.places import LEFTOVER, PARTS, Disk, Store
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from statedict.runs.places import Files
+from statedict.runs.places import LEFTOVER, PARTS, Disk, Files, Store
 
 PINS = "pins.json"
 LEVELS = ("full", "quick", "off")
@@ -72,7 +68,7 @@ class Directory:
         for _ in range(LOOKS):
             names = self._names()
             steps = sorted({int(name) for name in names if is_step(name)} | {*self.place.find_waiting(names)})
-            committed = parallel(partial(self._is_committed, names), steps, workers=self.location.workers)
+            committed = parallel(partial(self.is_committed, names=names), steps, workers=self.location.workers)
             found = [step for step, there in zip(steps, committed, strict=True) if there]
             if found or self._names() == names:  # else all were removed meanwhile, and others may have come
                 break
@@ -84,27 +80,24 @@ class Directory:
             return []
         names, torn = self._names(), []
         for step in (int(name) for name in names if is_step(name)):
-            if not self._is_committed(names, step):
+            if not self.is_committed(step, names):
                 inside = {*(location(self.folder(step)).names() or ())}  # listed once: it may be replaced meanwhile
                 if inside and inside <= PARTS and not {NAME, MARKER} <= inside:
                     torn.append(step)
         return torn
 
-    def is_committed(self, step: int) -> bool:
-        """Whether a step is committed; a link out of the directory counts, as damaged."""
-        return self._is_committed(None, step)
+    def is_committed(self, step: int, names: list[str] | None = None) -> bool:
+        """Whether a step is committed, and note in which folder; a link out of the directory counts, as damaged.
 
-    def _is_committed(self, names: list[str] | None, step: int) -> bool:
-        """As `is_committed`, given the names in the directory; notes in which folder the step is."""
+        `names` are those in the directory, if they are known.
+        """
         self._waiting.pop(step, None)
         if self._is_whole(str(step)):
             return True
-        if self.remote:
+        waiting = {} if self.remote else self.place.find_waiting(self._names() if names is None else names)
+        if step not in waiting or not self._is_whole(waiting[step]):
             return False
-        after = self.place.find_waiting(self._names() if names is None else names).get(step)
-        if after is None or not self._is_whole(after):
-            return False
-        self._waiting[step] = after
+        self._waiting[step] = waiting[step]
         return True
 
     def _is_whole(self, name: str) -> bool:
@@ -144,10 +137,10 @@ class Directory:
         except (FormatError, FileError) as error:
             return self.folder(step), getattr(error, "errno", None)
 
-    def marker(self, step: int) -> bytes | None:
-        """The marker of a checkpoint, which no other checkpoint ever has; None if there is none."""
+    def marker(self, step: int) -> str | None:
+        """The marker of a checkpoint in hexadecimal, which no other checkpoint ever has; None if there is none."""
         try:
-            return self._read(step, MARKER) if self.is_committed(step) else None
+            return self._read(step, MARKER).hex() if self.is_committed(step) else None
         except (MissingFileError, FormatError):
             return None
 
@@ -214,9 +207,9 @@ class Directory:
         """The file with a checkpoint's tree."""
         if not self.remote:
             self.is_committed(step)  # notes where it is
-        names = location(self.inner_path(self.name(step))).names() or ()
-        name = next((name for name in DATA.values() if name in names), DATA["safetensors"])
-        return self.inner_path(self.name(step), name)
+        folder = self.inner_path(self.name(step))
+        names = location(folder).names() or ()
+        return resolve_inside(folder, next((name for name in DATA.values() if name in names), DATA["safetensors"]))
 
     def damage(self, step: int, level: str = "full") -> str | None:
         """What is wrong with a committed checkpoint; None if nothing is.
@@ -311,9 +304,9 @@ class Directory:
         """Remove the leftovers; only the holder of the lock may."""
         self.place.finish(self._names())
         self._waiting.clear()
-        found = self.leftovers()
-        self.place.discard(found)
-        return found
+        leftovers = self.leftovers()
+        self.place.discard(leftovers)
+        return leftovers
 
     def pins(self) -> set[int]:
         """The steps that are never pruned."""

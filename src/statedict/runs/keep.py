@@ -7,19 +7,13 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from statedict.errors import RunError
-from statedict.runs.manifest import WHOLE
+from statedict.reports.runs import Checkpoint
+from statedict.runs.manifest import WHOLE, Manifest
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    from statedict.reports.runs import Checkpoint
-    from statedict.runs.manifest import Manifest
-
-    Ranked = TypeVar("Ranked", Manifest, Checkpoint)
+Ranked = TypeVar("Ranked", Manifest, Checkpoint)
 
 
 class Policy(Protocol):

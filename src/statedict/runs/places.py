@@ -40,9 +40,7 @@ PARTS = {NAME, MARKER, *DATA.values()}
 LEFTOVER = re.compile(r"\.+(\d+|pins\.json|replaced\.json)\.[0-9a-f]{8}\.(tmp|new|next|gone)(\.[0-9a-f]{8}\.tmp)?")
 _NEXT = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.next")
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    Files = dict[str, Callable[[Any], None]]  # name → what writes the file
+Files = dict[str, Callable[[Any], None]]  # name → what writes the file
 
 
 @contextmanager

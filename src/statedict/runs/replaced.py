@@ -38,7 +38,7 @@ class _Replaced:
 
 def announce(files: Directory, step: int, steps: Iterable[int], marker: bytes) -> None:
     """Write down which steps a checkpoint replaces, before it is committed."""
-    markers = {old: _marker(files, old) for old in steps if old != step}
+    markers = {old: files.marker(old) for old in steps if old != step}
     replaced = {old: text for old, text in markers.items() if text is not None}
     _write(files, _Replaced(replaced, step, marker.hex(), _find(files, _read(files))))
 
@@ -73,14 +73,9 @@ def _find(files: Directory, replaced: _Replaced | None) -> dict[int, str]:
     if replaced is None:
         return {}
     markers = dict(replaced.before)
-    if replaced.by is None or _marker(files, replaced.by) == replaced.marker:
+    if replaced.by is None or files.marker(replaced.by) == replaced.marker:
         markers |= replaced.steps
-    return {step: text for step, text in markers.items() if _marker(files, step) == text}
-
-
-def _marker(files: Directory, step: int) -> str | None:
-    marker = files.marker(step)
-    return None if marker is None else marker.hex()
+    return {step: text for step, text in markers.items() if files.marker(step) == text}
 
 
 def _read(files: Directory) -> _Replaced | None:
