@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import statedict
 from statedict import CheckpointManager
 from statedict.errors import PathError, RunError
-from statedict.render.run_text import blame as lines
+from statedict.render.report_text import blame as lines
 from statedict.runs import blame
 
 

@@ -161,12 +161,16 @@ def echo_json(record: Mapping[str, Any]) -> None:
     click.echo(json.dumps({"schema": SCHEMA, **record}, allow_nan=False))
 
 
-def echo_report(report: Any, lines: Iterable[str], as_json: bool) -> None:
-    """Print a report, or its JSON, as JSON or as lines."""
+def echo_report(report: Any, as_json: bool, lines: Iterable[str] | None = None) -> None:
+    """Print a report, or its JSON, as JSON or as lines; by default those of its text view."""
     if as_json:
         echo_json(report if isinstance(report, Mapping) else report.to_json())
-    else:
+    elif lines is not None:
         echo_lines(lines)
+    else:
+        from statedict.render import views
+
+        echo_lines(views.lines(report))
 
 
 def echo_title(file: str, text: str) -> None:

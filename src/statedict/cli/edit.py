@@ -13,7 +13,6 @@ from statedict.cli.commands import JSON, echo_report, progress, split_pair
 from statedict.errors import AlterError, file_error
 from statedict.formats import WRITABLE
 from statedict.ops.alter.steps import Step, read_plan
-from statedict.render import report_text
 
 # option → metavar, help
 _STEPS = {
@@ -77,7 +76,7 @@ def edit(ctx: click.Context, /, src: str, dst: str | None, in_place: bool, as_js
         raise click.UsageError("name a step, such as --drop 'head.*', or --plan FILE")
     with progress("editing"):
         report = api.edit(src, dst, steps, **options)
-    echo_report(report, report_text.edit(report), as_json)
+    echo_report(report, as_json)
 
 
 def _steps(order: list[str], texts: dict[str, deque[str]]) -> list[Step]:

@@ -47,17 +47,7 @@ _STATUS = {"dangerous": 1, "opaque": 1, "unreadable": 2, "data": 0}
 @click.option("--cast", metavar="GLOB", multiple=True, help="Where dtypes may differ.")
 @click.option("--prefix", default="auto", metavar="PREFIX", help="What stands before the model's names in the file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as one JSON object.")
-def check(
-    file: str,
-    model: str,
-    optimizer: str | None,
-    at: str | None,
-    optimizer_at: str | None,
-    shapes: tuple[str, ...],
-    rename: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
-) -> int:
+def check(file: str, model: str, optimizer: str | None, as_json: bool, **options: Any) -> int:
     """Check whether a file fits a model and an optimizer: the plan that restoring would follow. Nothing is written.
 
     MODULE:NAME is imported, also from the current directory, and called; an optimizer's with the model. The exit
@@ -67,19 +57,21 @@ def check(
     from statedict.render import report_text
 
     state, live = api.load(file), _make(model)
-    wanted = [(at, live)] + ([(optimizer_at, _make(optimizer, live))] if optimizer is not None else [])
-    rules = dict(split_pair("rename", "OLD=NEW", text) for text in rename)
-    policies = {glob or "*": policy for glob, _, policy in (text.rpartition("=") for text in shapes)}
-    found = fit(state, wanted, shapes=policies, rename=rules, **options)
-    if found is None:
+    places = [options.pop("at"), options.pop("optimizer_at")]
+    wanted = [(places[0], live)] + ([(places[1], _make(optimizer, live))] if optimizer is not None else [])
+    options["rename"] = dict(split_pair("rename", "OLD=NEW", text) for text in options["rename"])
+    policies = (text.rpartition("=") for text in options["shapes"])
+    options["shapes"] = {glob or "*": policy for glob, _, policy in policies}
+    fitting = fit(state, wanted, **options)
+    if fitting is None:
         lack = "has no optimizer's state; if it has, name it by --optimizer-at"
-        echo_report({"file": redact(file), "error": lack}, [f"{printable(file)}: {lack}"], as_json)
+        echo_report({"file": redact(file), "error": lack}, as_json, [f"{printable(file)}: {lack}"])
         return 1
-    places, report = found
+    places, report = fitting
     where = " and ".join(filter(None, places))
     head, *rest = map(shell, report_text.restore(report))
     lines = [f"{file}{where and ' at ' + where}: {head}", *rest]
-    echo_report(shell_json(report.to_json()) if as_json else {}, lines, as_json)
+    echo_report(shell_json(report.to_json()) if as_json else {}, as_json, lines)
     return int(bool(report.problems))
 
 
@@ -132,7 +124,7 @@ def convert(src: str, dst: str, as_json: bool, **options: Any) -> None:
         api.convert(src, dst, **options)
     (one, before), (other, after) = ((redact(name), location(api.split(name)[0]).size()) for name in (src, dst))
     line = f"{printable(one)} ({human_bytes(before)}) → {printable(other)} ({human_bytes(after)})"
-    echo_report({"src": one, "src_bytes": before, "dst": other, "dst_bytes": after}, [line], as_json)
+    echo_report({"src": one, "src_bytes": before, "dst": other, "dst_bytes": after}, as_json, [line])
 
 
 @click.command()

@@ -154,7 +154,7 @@ def report(files: tuple[str, ...], output: str, overwrite: bool, as_json: bool, 
     page.save(output, overwrite=overwrite)
     where, size = redact(output), location(to_name(output)).size()
     line = f"{printable(page.title)} → {printable(where)} ({human_bytes(size)})"
-    echo_report({"page": where, "title": page.title, "bytes": size}, [line], as_json)
+    echo_report({"page": where, "title": page.title, "bytes": size}, as_json, [line])
 
 
 @click.command()
@@ -196,7 +196,7 @@ def diff(files: tuple[str, ...], everything: bool, as_json: bool, git: bool, **o
             raise
         click.echo(error_line(error))
         return 0
-    echo_report(report, lines(report, None if everything else LIMIT), as_json)
+    echo_report(report, as_json, lines(report, None if everything else LIMIT))
     return 0 if git else int(not report.same)
 
 

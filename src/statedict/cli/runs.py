@@ -106,11 +106,9 @@ def best(directory: str, metric: str, mode: str, only_path: bool, as_json: bool)
 @JSON
 def verify(directory: str, steps: tuple[str, ...], quick: bool, as_json: bool) -> int:
     """Check the checkpoints of a run for damage, all of them by default. The exit status is 1 if one is damaged."""
-    from statedict.render import run_text
-
     with progress("checking"):
         report = verify_run(directory, steps, quick=quick)
-    echo_report(report, run_text.verified(report), as_json)
+    echo_report(report, as_json)
     return int(not report.ok)
 
 
@@ -169,7 +167,7 @@ def _pin_command(name: str, text: str) -> click.Command:
         from statedict.runs.prune import pin
 
         pinned = sorted(pin(directory, steps, pinned=name == "pin"))
-        echo_report({"pinned": pinned}, [f"pinned: {', '.join(map(str, pinned)) or 'none'}"], as_json)
+        echo_report({"pinned": pinned}, as_json, [f"pinned: {', '.join(map(str, pinned)) or 'none'}"])
 
     return command
 
@@ -209,12 +207,12 @@ def blame(directory: str, patterns: tuple[str, ...], everything: bool, as_json: 
     PATTERN is a glob over paths, such as 'layers.3.*'. Of the checkpoints that statedict wrote only what changed is
     read. Tensors with the same history stand together.
     """
-    from statedict.render import run_text
+    from statedict.render import report_text
     from statedict.runs.look.history import blame
 
     with progress("comparing"):
         report = blame(directory, patterns)
-    echo_report(report, run_text.blame(report, None) if everything else run_text.blame(report), as_json)
+    echo_report(report, as_json, report_text.blame(report, None) if everything else None)
 
 
 @click.command()
@@ -230,7 +228,6 @@ def bisect(directory: str, test: str, good: str | None, bad: str | None, as_json
     and more to stop. {checkpoint} is the path of its file, or of its folder if another library wrote that; do not worry
     about quotes. Exit status: 0 found, 1 it is one of several, for some were skipped, 2 it stopped.
     """
-    from statedict.render import run_text
     from statedict.runs.look.bisection import bisect
 
     def tell(tried: Tried, left: int) -> None:
@@ -238,7 +235,7 @@ def bisect(directory: str, test: str, good: str | None, bad: str | None, as_json
             click.echo(printable(f"{tried.name}: {tried.verdict} ({tried.seconds:.1f} s), {left:,} left"))
 
     report = bisect(directory, test, good=good, bad=bad, tell=tell, stdout=sys.stderr if as_json else None)
-    echo_report(report, run_text.bisection(report), as_json)
+    echo_report(report, as_json)
     return int(not report.found)
 
 

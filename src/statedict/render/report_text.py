@@ -1,4 +1,4 @@
-"""The reports of verify, edit, scan and restore as lines of text. A name in a line may have line breaks."""
+"""Reports as lines of text, of checkpoints and of runs. A name in a line may have line breaks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from operator import attrgetter
 
 import click
 
-from statedict.render.text import printable, table
+from statedict.render.diff_text import LIMIT, measures
+from statedict.render.text import limit_lines, printable, shape, table
 from statedict.reports.outcomes import (
     DANGEROUS,
     DATA,
@@ -25,7 +26,8 @@ from statedict.reports.outcomes import (
     explain_problems,
     summarize_entries,
 )
-from statedict.values import count, human_bytes, shorten
+from statedict.reports.runs import Bisection, Blame, History, Pruned, RunVerified
+from statedict.values import abbreviate, count, human_bytes, shorten
 
 _NOTES = 3
 _LONGEST = 80  # characters of a global
@@ -38,17 +40,12 @@ _MEANING = {
 }
 
 
-def verify_head(report: VerifyReport) -> str:
-    """The verdict and what was checked."""
+def verify(report: VerifyReport) -> Iterator[str]:
+    """The verdict and what was checked, problems, notes, and tensors with NaN or infinities."""
     verdict = count(len(report.problems), "problem") if report.problems else "fine"
     counts = f"{count(report.tensors, 'tensor')} in {count(report.parts, 'part')}"
     sums = f"CRC-32 of {report.crcs:,}, digests of {report.digests:,}"
-    return f"{report.file}: {verdict} ({report.format}, {counts}, {sums})"
-
-
-def verify(report: VerifyReport) -> Iterator[str]:
-    """The verdict, problems, notes, and tensors with NaN or infinities."""
-    yield verify_head(report)
+    yield f"{report.file}: {verdict} ({report.format}, {counts}, {sums})"
     yield from (f"  {problem}" for problem in report.problems)
     yield from (f"  note: {note}" for note in report.notes)
     for one in report.nonfinite or ():
@@ -76,16 +73,11 @@ def _change(change: Change) -> str:
     return f"{change.step}: " + ("; ".join(parts) or "nothing changed")
 
 
-def restore_head(report: RestoreReport) -> str:
-    """How many entries were restored."""
-    restored = sum(entry.action in RESTORED for entry in report.entries)
-    whole = len(report.entries) + len(report.problems)
-    return f"{'restored' if report.written else 'would restore'} {restored:,} of {whole:,} entries"
-
-
 def restore(report: RestoreReport) -> Iterator[str]:
     """How many entries were restored, notes, entries that changed, problems and hints."""
-    yield restore_head(report)
+    restored = sum(entry.action in RESTORED for entry in report.entries)
+    whole = len(report.entries) + len(report.problems)
+    yield f"{'restored' if report.written else 'would restore'} {restored:,} of {whole:,} entries"
     yield from (f"  {note}" for note in report.notes[:_NOTES])
     if len(report.notes) > _NOTES:
         yield f"  and {len(report.notes) - _NOTES:,} more notes"
@@ -128,3 +120,82 @@ def scan_table(report: ScanReport) -> Iterator[str]:
 
 def _colour(text: str, verdict: str) -> str:
     return click.style(text, fg=_COLOURS[verdict], bold=verdict == DANGEROUS)
+
+
+def blame(report: Blame, limit: int | None = LIMIT) -> Iterator[str]:
+    """Tensors with the same history together, single ones change by change.
+
+    Args:
+        report: what `blame` returned.
+        limit: most groups, tensors of a group, and changes of a tensor; None for all.
+    """
+    where = f"{count(len(report.checkpoints), 'checkpoint')}, {report.checkpoints[0]} to {report.checkpoints[-1]}"
+    yield f"{count(len(report.histories), 'tensor')} in {where}"
+    groups = report.groups()
+    for group in groups[:limit]:
+        single = len(group) == 1
+        yield _describe(group[0]) + ("" if single else f": {count(len(group), 'tensor')}")
+        for one in group[:limit]:
+            yield "  " + "  ".join([one.path, one.dtype, shape(one.shape), *_extent(report, one, single)])
+            if single:
+                changes = (
+                    f"{each.name}  {measures(each.measures, cosine=False) if each.measures else each.note}"
+                    for each in one.changes[:limit]
+                )
+                yield from (f"    {line}" for line in limit_lines(changes, len(one.changes), limit))
+        yield from (f"  {line}" for line in limit_lines((), len(group), limit))
+    if limit is not None and len(groups) > limit:
+        yield f"… and {sum(map(len, groups[limit:])):,} tensors with {len(groups) - limit:,} other histories"
+    for number, (name, some) in enumerate(groupby(report.broken, key=lambda one: one.broken and one.broken.name)):
+        paths = abbreviate([one.path for one in some])
+        yield f"{'then' if number else 'first'} NaN or infinite at {name}: {paths}"
+    for name, why in report.skipped.items():
+        yield f"skipped {name}: {why}"
+
+
+def _describe(one: History) -> str:
+    if not one.changes:
+        return "never changed" if len(one.there) > 1 else "in one checkpoint only"
+    if len(one.changes) == len(one.there) - 1:
+        return "changed at every step"
+    names = [change.name for change in one.changes]
+    cut = [*names[:6], f"… and {len(names) - 7} more, {names[-1]}"] if len(names) > 8 else names
+    return f"changed at {', '.join(cut)}"
+
+
+def _extent(report: Blame, one: History, single: bool) -> Iterator[str]:
+    sizes = [change.measures.relative for change in one.changes if change.measures is not None]
+    if sizes and not single:
+        yield f"rel {sizes[0]:.2e}" + (f" … {sizes[-1]:.2e}" if len(sizes) > 1 else "")
+    if len(one.there) < len(report.checkpoints):
+        yield f"in {len(one.there):,} of {len(report.checkpoints):,} checkpoints"
+    if one.broken is not None:
+        yield (
+            f"since {one.broken.name}: {one.broken.nan:,} NaN, {one.broken.inf:,} infinite of {one.broken.elements:,}"
+        )
+
+
+def bisection(report: Bisection) -> Iterator[str]:
+    """The first bad checkpoint, or the ones that it may be."""
+    bad, tests = report.bad.name, count(len(report.tried), "test")
+    if report.found:
+        yield f"{bad} is the first bad checkpoint, {report.good.name} the last good one ({tests})"
+    else:
+        names = ", ".join((*report.between, bad))
+        yield f"the first bad checkpoint is one of {names}; those before {bad} were skipped ({tests})"
+
+
+def verified(report: RunVerified) -> Iterator[str]:
+    """How many checkpoints are damaged, and what is wrong with each."""
+    bad = sum(map(bool, report.damage.values()))
+    head = f"{report.directory}: {count(len(report.damage), 'checkpoint')}, {bad or 'none'} damaged"
+    yield head + (", by headers and sizes" if report.quick else "")
+    yield from (f"  {name}  {damage or 'fine'}" for name, damage in report.damage.items())
+    yield from (f"  {name}  unfinished" for name in report.unfinished)
+
+
+def pruned(report: Pruned) -> Iterator[str]:
+    """How many checkpoints go, which, and why the others stay."""
+    yield f"{len(report.removed):,} removed, {report.nbytes:,} bytes; {len(report.kept):,} stay"
+    yield from (f"  removed {step}" for step in report.removed)
+    yield from (f"  {step} stays: {why}" for step, why in report.kept.items())

@@ -73,10 +73,10 @@ def _setting(value: Any) -> str:
     return shorten(value if isinstance(value, str) and value.isprintable() else repr(value), _LONGEST)
 
 
-def total_line(summary: Summary) -> str:
+def totals(summary: Summary) -> Iterator[str]:
     """How many tensors, elements and bytes."""
     total = summary.total
-    return f"{count(total.tensors, 'tensor')}, {total.elements:,} elements, {human_bytes(total.nbytes)}"
+    yield f"{count(total.tensors, 'tensor')}, {total.elements:,} elements, {human_bytes(total.nbytes)}"
 
 
 def _numbers(total: Total) -> tuple[str, str]:

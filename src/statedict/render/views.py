@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from statedict.render import diff_text, notebook, report_text, run_text, tree_text
+from statedict.render import diff_text, notebook, report_text, tree_text
 from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, page, table, tree
 from statedict.render.text import number, shape
 from statedict.reports import diff as kinds
@@ -64,7 +64,7 @@ def _summary(report: Summary) -> str:
         troubles.append(f"wasted {human_bytes(report.wasted)}: storages hold more than their views")
     opaque = [f"{name}: {times:,}" for name, times in report.opaque.items()]
     return page(
-        tree_text.total_line(report),
+        next(lines(report)),
         listing(troubles),
         tree(report.root, line, lambda node: (len(node.children), node.children)),
         fold("dtypes", table(("dtype", "tensors", "elements", "bytes"), dtypes)),
@@ -192,7 +192,7 @@ def _tensor_diff(one: TensorDiff) -> str:
 def _verify(report: VerifyReport) -> str:
     nonfinite = [(one.path, one.elements, one.nan, one.inf) for one in report.nonfinite or ()]
     return page(
-        report_text.verify_head(report),
+        next(lines(report)),
         _section(
             "problems",
             ("part", "what", "expected", "got", "tensors", "remedy"),
@@ -242,7 +242,7 @@ def _edit(report: EditReport) -> str:
 
 def _restore(report: RestoreReport) -> str:
     return page(
-        report_text.restore_head(report),
+        next(lines(report)),
         fold(f"problems: {len(report.problems):,}", _by_action(report.problems, True), True),
         listing(report.hints),
         fold("notes", listing(report.notes), len(report.notes) <= _NOTES),
@@ -254,7 +254,7 @@ def _restore(report: RestoreReport) -> str:
 def _pruned(report: Pruned) -> str:
     kept = table(("step", "why"), [*report.kept.items()])
     return page(
-        run_text.pruned_head(report),
+        next(lines(report)),
         fold("removed", listing(report.removed), len(report.removed) <= _ROWS),
         fold("stay", kept, len(report.kept) <= _ROWS),
     )
@@ -286,17 +286,17 @@ HTML: dict[type, Callable[[Any], str]] = {
     TensorStats: _tensor_stats,
     VerifyReport: _verify,
 }
-TEXT: dict[type, Callable[[Any], Iterable[str]]] = {
-    Bisection: run_text.bisection,
-    Blame: run_text.blame,
+TEXT: dict[type, Callable[[Any], Iterator[str]]] = {
+    Bisection: report_text.bisection,
+    Blame: report_text.blame,
     Diff: diff_text.lines,
     EditReport: report_text.edit,
-    Pruned: run_text.pruned,
+    Pruned: report_text.pruned,
     RestoreReport: report_text.restore,
-    RunVerified: run_text.verified,
+    RunVerified: report_text.verified,
     ScanReport: report_text.scan,
     StatsReport: tree_text.stats_lines,
-    Summary: lambda summary: [tree_text.total_line(summary)],
+    Summary: tree_text.totals,
     VerifyReport: report_text.verify,
 }
 
@@ -306,10 +306,15 @@ def html(value: object) -> str:
     for kind in type(value).__mro__:
         if kind in HTML:
             return HTML[kind](value)
-    head, *rest = TEXT[type(value)](value)
+    head, *rest = lines(value)
     return page(head, listing(rest))
 
 
-def text(value: object) -> str:
+def lines(report: object) -> Iterator[str]:
+    """The text view of a report, line by line; the first one is its verdict."""
+    return TEXT[type(report)](report)
+
+
+def text(report: object) -> str:
     """The text view of a report."""
-    return "\n".join(TEXT[type(value)](value))
+    return "\n".join(lines(report))
