@@ -53,37 +53,23 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# name → the module that has it; imported at first use, so that `import statedict` costs milliseconds
-_EXPORTS = {
-    "CheckpointManager": "runs.manager",
-    "DType": "dtypes",
-    "Device": "values",
-    "LazyTensor": "tensor.lazy",
-    "Opaque": "values",
-    "Page": "view.report",
-    "ResumableLoader": "runs.loader",
-    "Size": "values",
-    "StateDict": "tree.state_dict",
-    "StateDictError": "errors",
-    "Storage": "tensor.lazy",
-    "capture": "api.live",
-    "convert": "api.files",
-    "diff": "api.look",
-    "dtype": "dtypes",
-    "edit": "api.files",
-    "inspect": "api.look",
-    "load": "api.files",
-    "renamed_in": "adapters.history",
-    "report": "view.report",
-    "restore": "api.live",
-    "rng": "runs.rng",
-    "save": "api.files",
-    "scan": "api.look",
-    "stats": "api.look",
-    "unflatten": "tree.state_dict",
-    "verify": "api.look",
+# module → what it gives, imported at first use, so that `import statedict` costs milliseconds
+_CONTENTS = {
+    "adapters.history": ("renamed_in",),
+    "api.files": ("convert", "edit", "load", "save"),
+    "api.live": ("capture", "restore"),
+    "api.look": ("diff", "inspect", "scan", "stats", "verify"),
+    "dtypes": ("DType", "dtype"),
+    "errors": ("StateDictError",),
+    "runs.loader": ("ResumableLoader",),
+    "runs.manager": ("CheckpointManager",),
+    "runs.rng": ("rng",),
+    "tensor.lazy": ("LazyTensor", "Storage"),
+    "tree.state_dict": ("StateDict", "unflatten"),
+    "values": ("Device", "Opaque", "Size"),
+    "view.report": ("Page", "report"),
 }
-
+_EXPORTS = {name: module for module, names in _CONTENTS.items() for name in names}
 _MODULES = ("alter", "errors", "reports", "runs")
 
 shown.use(lambda: importlib.import_module("statedict.render.views"))

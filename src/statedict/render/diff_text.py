@@ -7,23 +7,13 @@ from typing import Any
 
 from statedict.render.text import limit_lines, shape, table
 from statedict.reports import diff as kinds
-from statedict.reports.diff import (
-    FULL,
-    ROUNDING,
-    SMALL,
-    VERDICTS,
-    Diff,
-    LowRank,
-    Measures,
-    TensorDiff,
-    ValueDiff,
-)
+from statedict.reports.diff import Diff, LowRank, Measures, TensorDiff, ValueDiff
 from statedict.values import count, same_value, shorten
 
 LIMIT = 20
 _LONGEST = 60
 _RANKS = ("", "rows×columns", "effective rank", "top 1", "top 8", "adapter", "method")
-_NO_ADAPTER = {ROUNDING: "rounding?", SMALL: "small"}
+_NO_ADAPTER = {kinds.ROUNDING: "rounding?", kinds.SMALL: "small"}
 
 
 def lines(diff: Diff, limit: int | None = LIMIT) -> Iterator[str]:
@@ -145,15 +135,19 @@ def _short(value: Any) -> str:
 
 def _ranks(diff: Diff, limit: int | None) -> Iterator[str]:
     """The ranks of changes: full ones first, then adapters from the largest rank down."""
-    found = [(tensor.path, tensor.change) for tensor in diff.tensors if tensor.change is not None]
-    if not found:
+
+    def order(item: tuple[str, LowRank]) -> tuple[int, int, float]:
+        change = item[1]
+        return kinds.VERDICTS.index(change.verdict), -(change.adapter or 0), -change.effective_rank
+
+    changes = sorted(((one.path, one.change) for one in diff.tensors if one.change is not None), key=order)
+    if not changes:
         yield "no changed matrix"
         return
-    found.sort(key=lambda item: (VERDICTS.index(item[1].verdict), -(item[1].adapter or 0), -item[1].effective_rank))
-    yield rank_summary([change for _, change in found])
+    yield rank_summary([change for _, change in changes])
     yield "rank of the change"
-    rows = [_RANKS, *((path, *_rank_cells(change)) for path, change in found[:limit])]
-    yield from (f"  {line}" for line in limit_lines(table(rows, range(1, 6)), len(found), limit))
+    rows = [_RANKS, *((path, *_rank_cells(change)) for path, change in changes[:limit])]
+    yield from (f"  {line}" for line in limit_lines(table(rows, range(1, 6)), len(changes), limit))
 
 
 def rank_summary(changes: list[LowRank]) -> str:
@@ -166,13 +160,13 @@ def rank_summary(changes: list[LowRank]) -> str:
     else:
         adapter = f"an adapter of rank {ranks[0]}" if ranks else "a low-rank adapter"
     parts = [f"{len(ranks):,} of {matrices} {verb} explained by {adapter}"]
-    full = [change for change in changes if change.verdict == FULL]
+    full = [change for change in changes if change.verdict == kinds.FULL]
     bounded = sum(change.bounded for change in full)
     for number, text in (
         (len(full) - bounded, "changed fully"),
         (bounded, "changed in more directions than were looked for"),
-        (sum(change.verdict == ROUNDING for change in changes), "changed hardly more than rounding does"),
-        (sum(change.verdict == SMALL for change in changes), "too small to tell"),
+        (sum(change.verdict == kinds.ROUNDING for change in changes), "changed hardly more than rounding does"),
+        (sum(change.verdict == kinds.SMALL for change in changes), "too small to tell"),
     ):
         if number:
             parts.append(f"{number:,} {text}")

@@ -90,12 +90,12 @@ def table(
     head: Sequence[str],
     items: Sequence[Any],
     cells: Callable[[Any], Iterable[object]] = tuple,
-    tone: Callable[[Any], str] | None = None,
+    tone: Callable[[Any], str] | str = "",
 ) -> Safe:
     """A table of at most 200 items, and how many more there are; nothing without items.
 
-    `cells` makes the row of an item, of texts, numbers, `Safe` HTML and None, by default the item's own; `tone` makes
-    `bad`, `look` or nothing.
+    `cells` makes the row of an item, of texts, numbers, `Safe` HTML and None, by default the item's own; `tone` is
+    `bad`, `look` or nothing, or makes it.
     """
     if not items:
         return Safe("")
@@ -104,7 +104,7 @@ def table(
     for item in items[:ROWS]:
         row = list(cells(item))
         right = [was or _is_number(cell) for was, cell in zip(right, row, strict=True)]
-        kind = tone(item) if tone is not None else ""
+        kind = tone if isinstance(tone, str) else tone(item)
         tag = f'<tr class="{kind}">' if kind else "<tr>"
         body.append(f"{tag}{''.join(map(_cell, row))}</tr>")
     if len(items) > ROWS:

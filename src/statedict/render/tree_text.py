@@ -190,14 +190,11 @@ def _escape(value: Any) -> str:
     return printable(value) if isinstance(value, str) else "\n".join(map(printable, str(value).split("\n")))
 
 
-class _Text:
-    """Prints as the given text inside a dict."""
+class _Text(str):
+    """Prints without quotes inside a dict."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 def _as_printed(node: Any) -> dict[Any, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any
 
 from statedict.render import diff_text, notebook, report_text, tree_text
@@ -13,10 +14,11 @@ from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, p
 from statedict.render.text import number, shape
 from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff
-from statedict.reports.outcomes import EditReport, Entry, RestoreReport, ScanReport, VerifyReport
+from statedict.reports.outcomes import Change, EditReport, Entry, RestoreReport, ScanReport, VerifyReport
 from statedict.reports.runs import Bisection, Blame, Pruned, RunVerified
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, Summary, mark_inferred
+from statedict.tensor.checks import Problem
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.values import abbreviate, count, human_bytes, shorten
@@ -30,7 +32,7 @@ _TONES = {"dangerous": "bad", "unreadable": "bad", "opaque": "look"}
 
 
 def _section(
-    title: str, head: Sequence[str], items: Sequence[Any], cells: Any = tuple, tone: Any = None, opened: Any = None
+    title: str, head: Sequence[str], items: Sequence[Any], cells: Any = tuple, tone: Any = "", opened: Any = None
 ) -> Safe:
     """A table whose title says how many rows it has; a short one is open."""
     rows = table(head, items, cells, tone)
@@ -190,16 +192,14 @@ def _tensor_diff(one: TensorDiff) -> str:
 
 
 def _verify(report: VerifyReport) -> str:
+    def cells(one: Problem) -> tuple[Any, ...]:
+        return one.part, *_wide(one.what), one.expected, one.got, *_wide(one.tensors, one.remedy)
+
+    head = ("part", "what", "expected", "got", "tensors", "remedy")
     nonfinite = [(one.path, one.elements, one.nan, one.inf) for one in report.nonfinite or ()]
     return page(
         next(lines(report)),
-        _section(
-            "problems",
-            ("part", "what", "expected", "got", "tensors", "remedy"),
-            report.problems,
-            lambda one: (one.part, *_wide(one.what), one.expected, one.got, *_wide(one.tensors, one.remedy)),
-            lambda one: "bad",
-        ),
+        _section("problems", head, report.problems, cells, "bad"),
         _section("not finite", ("tensor", "elements", "NaN", "infinite"), nonfinite),
         listing(report.notes),
         tone="fine" if report.ok else "bad",
@@ -207,18 +207,12 @@ def _verify(report: VerifyReport) -> str:
 
 
 def _scan(report: ScanReport) -> str:
-    by_verdict = [(kind, list(some)) for kind, some in groupby(report.globals, key=lambda one: one.verdict)]
-    sections = [
-        _section(
-            kind,
-            ("global", "why", "called", "in"),
-            some,
-            lambda one: (one.qualified, Wide(one.why), one.called, one.member),
-            lambda one: _TONES.get(one.verdict, ""),
-            opened=kind != "data" and len(some) <= _ROWS,
-        )
-        for kind, some in by_verdict[:10]
-    ]
+    sections = []
+    for kind, findings in islice(groupby(report.globals, key=attrgetter("verdict")), 10):
+        rows = [(one.qualified, Wide(one.why), one.called, one.member) for one in findings]
+        opened = False if kind == "data" else None
+        head = ("global", "why", "called", "in")
+        sections.append(_section(kind, head, rows, tone=_TONES.get(kind, ""), opened=opened))
     return page(
         f"{report.file}: {report.verdict}, {count(report.pickles, 'pickle')}",
         *sections,
@@ -229,15 +223,11 @@ def _scan(report: ScanReport) -> str:
 
 
 def _edit(report: EditReport) -> str:
-    return page(
-        report_text.edit_total(report),
-        _section(
-            "steps",
-            ("step", "removed", "added", "altered"),
-            report.changes,
-            lambda change: _wide(change.step, change.removed, change.added, change.altered),
-        ),
-    )
+    def cells(change: Change) -> tuple[Wide, ...]:
+        return _wide(change.step, change.removed, change.added, change.altered)
+
+    steps = _section("steps", ("step", "removed", "added", "altered"), report.changes, cells)
+    return page(report_text.edit_total(report), steps)
 
 
 def _restore(report: RestoreReport) -> str:
@@ -266,53 +256,45 @@ def _by_action(entries: Sequence[Entry], bad: bool = False) -> Safe:
     for one in entries:
         actions.setdefault(one.action, []).append((one.path or "the whole", Wide(one.detail)))
     order = sorted(actions, key=lambda action: action == "restored")
-    return Safe(
-        "".join(_section(action, ("", ""), actions[action], tone=lambda _: "bad" * bad, opened=bad) for action in order)
-    )
+    return Safe("".join(_section(one, ("", ""), actions[one], tone="bad" * bad, opened=bad) for one in order))
 
 
-HTML: dict[type, Callable[[Any], str]] = {
-    Diff: _diff,
-    EditReport: _edit,
-    GroupStats: _tensor_stats,
-    LazyTensor: notebook.tensor,
-    Pruned: _pruned,
-    RestoreReport: _restore,
-    ScanReport: _scan,
-    StateDict: notebook.html,
-    StatsReport: _stats,
-    Summary: _summary,
-    TensorDiff: _tensor_diff,
-    TensorStats: _tensor_stats,
-    VerifyReport: _verify,
-}
-TEXT: dict[type, Callable[[Any], Iterator[str]]] = {
-    Bisection: report_text.bisection,
-    Blame: report_text.blame,
-    Diff: diff_text.lines,
-    EditReport: report_text.edit,
-    Pruned: report_text.pruned,
-    RestoreReport: report_text.restore,
-    RunVerified: report_text.verified,
-    ScanReport: report_text.scan,
-    StatsReport: tree_text.stats_lines,
-    Summary: tree_text.totals,
-    VerifyReport: report_text.verify,
+def _text_page(report: Any) -> str:
+    """A page of the lines of a report."""
+    head, *rest = lines(report)
+    return page(head, listing(rest))
+
+
+# class → what makes its HTML, and what the lines of its text, if it has one
+_VIEWS: dict[type, tuple[Callable[[Any], str], Any]] = {
+    Bisection: (_text_page, report_text.bisection),
+    Blame: (_text_page, report_text.blame),
+    Diff: (_diff, diff_text.lines),
+    EditReport: (_edit, report_text.edit),
+    GroupStats: (_tensor_stats, None),
+    LazyTensor: (notebook.tensor, None),
+    Pruned: (_pruned, report_text.pruned),
+    RestoreReport: (_restore, report_text.restore),
+    RunVerified: (_text_page, report_text.verified),
+    ScanReport: (_scan, report_text.scan),
+    StateDict: (notebook.html, None),
+    StatsReport: (_stats, tree_text.stats_lines),
+    Summary: (_summary, tree_text.totals),
+    TensorDiff: (_tensor_diff, None),
+    TensorStats: (_tensor_stats, None),
+    VerifyReport: (_verify, report_text.verify),
 }
 
 
 def html(value: object) -> str:
-    """The HTML view of a value; the text view where there is no other."""
-    for kind in type(value).__mro__:
-        if kind in HTML:
-            return HTML[kind](value)
-    head, *rest = lines(value)
-    return page(head, listing(rest))
+    """The HTML view of a value."""
+    kind = next(kind for kind in type(value).__mro__ if kind in _VIEWS)
+    return _VIEWS[kind][0](value)
 
 
 def lines(report: object) -> Iterator[str]:
-    """The text view of a report, line by line; the first one is its verdict."""
-    return TEXT[type(report)](report)
+    """The text view of a report, line by line."""
+    yield from _VIEWS[type(report)][1](report)
 
 
 def text(report: object) -> str:
