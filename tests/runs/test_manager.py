@@ -399,7 +399,7 @@ def test_what_is_raised_in_a_with_block_is_not_hidden_by_a_warning(run: Path, at
         with CheckpointManager(run) as manager:
             manager.save(1, at(1))
             manager.save(2, at(1))
-            manager._messages.wait()
+            manager._background.wait()
             raise KeyboardInterrupt
 
     with warnings.catch_warnings():

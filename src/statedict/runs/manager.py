@@ -105,9 +105,8 @@ class CheckpointManager(Reader):
         super().__init__(Directory(location(to_name(directory)).absolute()), to_policy(keep), verify)
         self._save_every = to_schedule(save_every)
         self._existing, self._waits = existing, busy == "wait"
-        self._background = Background(in_flight) if background else None
-        self._messages = self._background or Background(1)
-        self._writer = Writer(self._files, self._keep, format, retries, self._messages.warnings.append)
+        self._background, self._copies = Background(in_flight), background
+        self._writer = Writer(self._files, self._keep, format, retries, self._background.warnings.append)
         self._lock: Lock | None = None
         self._last: int | None = None  # saved or restored by this manager
         self._of_thread = local()  # `last`: saved in it; threads that save side by side come in any order
@@ -166,9 +165,9 @@ class CheckpointManager(Reader):
         if os.getpid() != self._process:
             raise RunError(f"{self._files}: this process is a fork of the one that made the manager; save in that one")
         if self.preempted:
-            self._messages.forget()  # they have been logged, and this is the last chance
+            self._background.forget()  # they have been logged, and this is the last chance
         else:
-            self._messages.surface(2)
+            self._background.surface(2)
         step, measured = check_step(step), to_numbers({} if metrics is None else metrics)
         with self._one_at_a_time:
             saved = (force or self.should_save(step)) and self._save(step, tree, measured, force, overwrite)
@@ -188,7 +187,7 @@ class CheckpointManager(Reader):
                 LOG.warning("not captured: %s", what)
         self._not_captured = left
         manifest = Manifest(step, time.time(), measured, libraries(), not_captured=left)
-        if self._background is None:
+        if not self._copies:
             with Paused():
                 self._write(to_writable(kept), manifest)
         elif not self._background.save(
@@ -234,7 +233,7 @@ class CheckpointManager(Reader):
         if there and step not in find_superseded(self._files) and self._files.damage(step, "quick") is None:
             raise RunError(f"{self._files}: step {step} is committed already; pass overwrite=True to replace it")
         if step < getattr(self._of_thread, "last", step):
-            self._messages.wait()  # a later step may be under way
+            self._background.wait()  # a later step may be under way
             self._check_order(step, overwrite, self._files.steps())
 
     def _begin(self, step: int, overwrite: bool) -> None:
@@ -272,7 +271,7 @@ class CheckpointManager(Reader):
         self._ordered = True
 
     def _take_lock(self) -> Lock:
-        take = partial(Lock, self._files.path, self._messages.wait)
+        take = partial(Lock, self._files.path, self._background.wait)
         lock = retry(take, self._retries, "the directory could not be locked")
         self._files.place.guard = lock.guard
         return lock
@@ -316,8 +315,7 @@ class CheckpointManager(Reader):
         """
         if dry_run:
             return plan(self._files, self._keep, set())
-        if self._background is not None:
-            self._background.wait()  # one at a time changes the directory
+        self._background.wait()  # one at a time changes the directory
         return retry(self._prune, self._retries, "some could not be removed")
 
     def _prune(self) -> Pruned:
@@ -339,9 +337,8 @@ class CheckpointManager(Reader):
             FileError: a save failed.
             RunError: this process is a fork of one that saves.
         """
-        if self._background is not None:
-            self._background.wait()
-        self._messages.surface(2)
+        self._background.wait()
+        self._background.surface(2)
 
     def close(self) -> None:
         """Wait, and let others write into the directory; in a fork there is nothing to wait for.
@@ -353,8 +350,7 @@ class CheckpointManager(Reader):
             if os.getpid() == self._process:
                 self.wait()
         finally:
-            if self._background is not None:
-                self._background.close()
+            self._background.close()
             if self._preemption is not None:
                 self._preemption.close()
             if self._lock is not None:
