@@ -26,7 +26,6 @@ from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import filter_paths, matches
 
-_BATCH = 512  # tensors that are compared at a time
 _GONE = "was removed meanwhile"
 
 
@@ -138,28 +137,21 @@ class _Looker:
                 whole[path], pairs[path] = tensor, (before, tensor)
             elif not digest or digest != one.digest:
                 pairs[path] = before, tensor
-        for path, found in self._compare(pairs).items():
+        tallies = compare([*pairs.values()], Rule(), self._executor)
+        measured = {path: tally.measures() for path, tally in zip(pairs, tallies, strict=True) if tally is not None}
+        for path, measures in measured.items():
             one = self._known[path]
-            if not found.elements:
+            if not measures.elements:
                 note(one, None, "other bytes")
-            elif found.changed:
-                note(one, found, "")
-                if found.nonfinite and one.broken is None:
+            elif measures.changed:
+                note(one, measures, "")
+                if measures.nonfinite and one.broken is None:
                     whole[path] = tensors[path]
         self._find_nan(checkpoint, {path: one for path, one in whole.items() if not self._known[path].broken})
         for path, tensor in tensors.items():
             one = self._known[path]
             one.name, one.tensor, one.digest = checkpoint.name, tensor, digests.get(path, "")
             one.there.append(checkpoint.name)
-
-    def _compare(self, pairs: dict[str, tuple[LazyTensor, LazyTensor]]) -> dict[str, Measures]:
-        found: dict[str, Measures] = {}
-        paths = [*pairs]
-        for at in range(0, len(paths), _BATCH):
-            some = paths[at : at + _BATCH]
-            tallies = compare([pairs[path] for path in some], Rule(), self._executor)
-            found |= {path: tally.measures() for path, tally in zip(some, tallies, strict=True) if tally is not None}
-        return found
 
     def _find_nan(self, checkpoint: Checkpoint, tensors: dict[str, LazyTensor]) -> None:
         floating = {path: tensor for path, tensor in tensors.items() if tensor.dtype.kind in ("float", "complex")}
