@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import statedict
-from statedict.view.html import page as rendered
+from statedict.view.report import render as rendered
 from statedict.view.source import place
 
 from .conftest import training

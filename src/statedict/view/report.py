@@ -1,16 +1,25 @@
-"""report: one page of one checkpoint, of a pair, or of the checkpoints of a run."""
+"""report: one page of one checkpoint, of a pair, or of the checkpoints of a run, in one file that asks no network.
+
+The file has the page's text, style and program, plotly's program, and the data. Names in files are hostile: the page
+has them only as JSON in a script that is data, without `<`, `>` or `&`, and puts them into text nodes. Its policy
+allows its programs by their hashes, no others, and no network.
+"""
 
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
+from html import escape
+from importlib import resources
 from typing import Any
 
 from statedict.collector import Paused
-from statedict.errors import MissingFileError, RunError
+from statedict.errors import MissingExtraError, MissingFileError, RunError
 from statedict.io.location import location
 from statedict.io.pipeline import put_bytes
 from statedict.io.urls import to_name
@@ -21,6 +30,9 @@ from statedict.view.source import Opened, Patterns
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from statedict.api.files import Path
+
+PROGRAM = ("base", "model", "head", "rows", "table", "detail", "treemap", "depth", "change", "run", "values", "main")
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +53,7 @@ class Page:
         Raises:
             MissingExtraError: plotly, which draws, is not installed.
         """
-        from statedict.view.html import page
-
-        return page(self.title, json.dumps(self.data, allow_nan=False, separators=(",", ":")))
+        return render(self.title, json.dumps(self.data, allow_nan=False, separators=(",", ":")))
 
     def save(self, path: Path, *, overwrite: bool = True) -> None:
         """Write the page to a path or URL, whole or not at all.
@@ -149,3 +159,41 @@ def _short(names: list[str]) -> list[str]:
         if len({*short}) == len({*names}):
             break
     return short
+
+
+def render(title: str, data: str) -> str:
+    """The whole page; `data` is JSON in ASCII. Raises a MissingExtraError without plotly."""
+    ours = "\n".join(["'use strict';", *(_part(f"{name}.js") for name in PROGRAM)])
+    programs = {"plotly": plotly(), "program": ours}
+    allowed = " ".join(f"'sha256-{_digest(program)}'" for program in programs.values())
+    policy = (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = programs | {
+        "policy": policy,
+        "title": escape(title.encode("utf-8", "replace").decode()),
+        "style": _part("page.css"),
+        "data": "".join(_ESCAPES.get(character, character) for character in data),
+    }
+    text = _part("page.html")
+    pieces = text.split("{{")
+    return pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+
+
+def plotly() -> str:
+    """The program that plotly ships, or a MissingExtraError."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise MissingExtraError("report needs plotly; pip install 'statedict[view]'") from error
+    program: str = get_plotlyjs()
+    return program.replace("</script", "<\\/script")
+
+
+def _part(name: str) -> str:
+    return (resources.files("statedict.view") / "page" / name).read_text(encoding="utf-8")
+
+
+def _digest(program: str) -> str:
+    return b64encode(sha256(program.encode()).digest()).decode()
