@@ -101,10 +101,8 @@ def _steps(order: list[str], texts: dict[str, deque[str]]) -> list[Step]:
 
 def _parse_step(option: str, text: str) -> dict[str, Any]:
     match option:
-        case "only":
-            return {"keep": [text]}
-        case "drop":
-            return {"drop": [text]}
+        case "only" | "drop":
+            return {"keep" if option == "only" else "drop": [text]}
         case "prefix" | "untie":
             return {option: text}
         case "cast":

@@ -55,7 +55,9 @@ def ls(directory: str, metrics: tuple[str, ...], sort: str | None, reverse: bool
     for metric in (*metrics, *([sort] if sort else [])):
         if metric not in known:
             raise click.UsageError(f"no checkpoint has the metric {metric!r}; there are {', '.join(known) or 'none'}")
-    rows = sorted(found, key=lambda one: _sort_key(one, sort)) if sort else list(found)
+    rows = list(found)
+    if sort:  # those without the metric last
+        rows.sort(key=lambda one: (math.isnan(score := one.metrics.get(sort, math.nan)), score))
     if reverse:
         rows.reverse()
     if as_json:
@@ -245,12 +247,6 @@ def _hint(directory: str) -> str:
     folders = [name for name in _FOLDERS if name in inside and inside[name].folder]
     below = [name for name in folders if Directory(directory).names_of(name) and listing(join(directory, name))]
     return f"; {below[0]!r} in it has some" if below else ""
-
-
-def _sort_key(checkpoint: Checkpoint, metric: str) -> tuple[bool, float]:
-    """By the metric, those without one last."""
-    score = checkpoint.metrics.get(metric, math.nan)
-    return math.isnan(score), score
 
 
 def _table_rows(rows: Sequence[Checkpoint], metrics: Iterable[str]) -> Iterator[str]:

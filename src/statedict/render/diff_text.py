@@ -98,12 +98,9 @@ def measures(found: Measures, cosine: bool = True) -> str:
     """The distance of two tensors, in one line."""
     apart = "rel –  max –" if found.beyond else f"rel {found.relative:.2e}  max {found.max_abs:.3g}"
     angle = f"  cos {found.cosine:.6f}" if cosine and found.cosine is not None else ""
-    text = f"{apart}{angle}  {_percent(found.share)} of {found.elements:,}"
+    share = f"{found.share:.1%}" if found.share >= 0.001 else "< 0.1%"
+    text = f"{apart}{angle}  {share} of {found.elements:,}"
     return text + (f"  {found.nonfinite:,} not finite" if found.nonfinite else "")
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 else "< 0.1%"
 
 
 def value(value: ValueDiff) -> tuple[str, str]:

@@ -156,12 +156,9 @@ def _group_row(group: GroupStats, name: str, kind: str) -> tuple[str, ...]:
 
 def _figures(of: Any) -> tuple[str, ...]:
     numbers = [number(getattr(of, name)) for name in ("min", "max", "mean", "std", "l2")]
-    return *numbers, f"{of.zeros:,}", _bars(of.histogram.counts(of.zeros))
-
-
-def _bars(counts: list[int]) -> str:
-    most = max(counts)
-    return "".join(" ▁▂▃▄▅▆▇"[-(-7 * count // most) if most else 0] for count in counts)
+    counts = of.histogram.counts(of.zeros)
+    most = max(counts) or 1
+    return *numbers, f"{of.zeros:,}", "".join(" ▁▂▃▄▅▆▇"[-(-7 * count // most)] for count in counts)
 
 
 def recipe_lines(state: StateDict) -> Iterator[str]:

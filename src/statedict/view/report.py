@@ -8,6 +8,7 @@ allows its programs by their hashes, no others, and no network.
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from statedict.api.files import Path
 
 PROGRAM = ("base", "model", "head", "rows", "table", "detail", "treemap", "depth", "change", "run", "values", "main")
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,8 @@ def render(title: str, data: str) -> str:
     """The whole page; `data` is JSON in ASCII. Raises a MissingExtraError without plotly."""
     ours = "\n".join(["'use strict';", *(_part(f"{name}.js") for name in PROGRAM)])
     programs = {"plotly": plotly(), "program": ours}
-    allowed = " ".join(f"'sha256-{_digest(program)}'" for program in programs.values())
+    digests = (b64encode(sha256(program.encode()).digest()).decode() for program in programs.values())
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     policy = (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -174,11 +176,9 @@ def render(title: str, data: str) -> str:
         "policy": policy,
         "title": escape(title.encode("utf-8", "replace").decode()),
         "style": _part("page.css"),
-        "data": "".join(_ESCAPES.get(character, character) for character in data),
+        "data": data.translate(_ESCAPES),
     }
-    text = _part("page.html")
-    pieces = text.split("{{")
-    return pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+    return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], _part("page.html"))
 
 
 def plotly() -> str:
@@ -193,7 +193,3 @@ def plotly() -> str:
 
 def _part(name: str) -> str:
     return (resources.files("statedict.view") / "page" / name).read_text(encoding="utf-8")
-
-
-def _digest(program: str) -> str:
-    return b64encode(sha256(program.encode()).digest()).decode()

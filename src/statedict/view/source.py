@@ -134,8 +134,7 @@ class Patterns:
     def check(self) -> None:
         """Raise an error for a pattern without a match in any checkpoint."""
         if self.unseen:
-            glob = min(self.unseen)
-            raise no_match_error(glob, len(self.names), "tensor")
+            raise no_match_error(min(self.unseen), len(self.names), "tensor")
 
 
 def _moment(path: str, optimizer: Optimizer, key: Any) -> tuple[str, str] | None:
