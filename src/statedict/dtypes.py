@@ -117,18 +117,17 @@ class DType:
             if not self._numpy_name:
                 size = f"{self.bits} bits an element" if self.bits else "elements of an unknown size"
                 raise UnsupportedError(f"numpy has no dtype for {self.name} ({size}); read its bytes with .raw()")
-            if self._numpy_name.startswith("ml:"):
+            kind: Any = self._numpy_name
+            if kind.startswith("ml:"):
                 import ml_dtypes
 
-                found = getattr(ml_dtypes, self._numpy_name[3:], None)
-                if found is None:
+                kind = getattr(ml_dtypes, kind[3:], None)
+                if kind is None:
                     raise UnsupportedError(
                         f"ml_dtypes {ml_dtypes.__version__} has no {self.name}; "
                         "pip install -U ml_dtypes, or read its bytes with .raw()"
                     )
-                self._numpy = numpy.dtype(found)
-            else:
-                self._numpy = numpy.dtype(self._numpy_name)
+            self._numpy = numpy.dtype(kind)
         return self._numpy  # type: ignore[no-any-return]
 
     @property

@@ -57,8 +57,10 @@ def check(file: str, model: str, optimizer: str | None, as_json: bool, **options
     from statedict.render import report_text
 
     state, live = api.load(file), _make(model)
-    places = [options.pop("at"), options.pop("optimizer_at")]
-    wanted = [(places[0], live)] + ([(places[1], _make(optimizer, live))] if optimizer is not None else [])
+    wanted = [(options.pop("at"), live)]
+    at = options.pop("optimizer_at")
+    if optimizer is not None:
+        wanted.append((at, _make(optimizer, live)))
     options["rename"] = dict(split_pair("rename", "OLD=NEW", text) for text in options["rename"])
     policies = (text.rpartition("=") for text in options["shapes"])
     options["shapes"] = {glob or "*": policy for glob, _, policy in policies}
