@@ -257,13 +257,11 @@ def _find_generators(loader: Any) -> dict[str, Any]:
             several = isinstance(value, list | tuple) and len(value) and isinstance(value[0], Dataset)
             for key, one in enumerate(value) if several else [(None, value)]:
                 full = join(path, name if key is None else join(name, key))
-                if id(one) in seen or not (generators.accepts(one) or isinstance(one, Dataset | Sampler)):
-                    continue
-                seen.add(id(one))
-                if generators.accepts(one):
+                if id(one) not in seen and generators.accepts(one):
                     paths[full] = one
-                else:
+                elif id(one) not in seen and isinstance(one, Dataset | Sampler):
                     todo.append((full, one))
+                seen.add(id(one))
     return paths
 
 
