@@ -265,7 +265,7 @@ def _text_page(report: Any) -> str:
     return page(head, listing(rest))
 
 
-# class → what makes its HTML, and what the lines of its text, if it has one
+# class → what makes its HTML, and what makes the lines of its text; some have no text
 _VIEWS: dict[type, tuple[Callable[[Any], str], Any]] = {
     Bisection: (_text_page, report_text.bisection),
     Blame: (_text_page, report_text.blame),
