@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,19 +27,12 @@ from statedict.runs.places import file_errors
 NAME = ".replaced.json"
 
 
-@dataclass(frozen=True, slots=True)
-class _Replaced:
-    steps: dict[int, str]  # step → marker, of what `by` replaces
-    by: int | None = None  # the step that replaces them; None once that is done
-    marker: str = ""
-    before: dict[int, str] = field(default_factory=dict)  # step → marker, of what was replaced before
-
-
 def announce(files: Directory, step: int, steps: Iterable[int], marker: bytes) -> None:
     """Write down which steps a checkpoint replaces, before it is committed."""
     markers = {old: files.marker(old) for old in steps if old != step}
     replaced = {old: text for old, text in markers.items() if text is not None}
-    _write(files, _Replaced(replaced, step, marker.hex(), _find(files, _read(files))))
+    before = _find(files, _read(files))
+    _write(files, {"by": step, "marker": marker.hex(), "steps": replaced} | ({"before": before} if before else {}))
 
 
 def find_superseded(files: Directory) -> set[int]:
@@ -56,29 +48,30 @@ def settle(files: Directory) -> None:
     there, pins = _find(files, replaced), files.pins()
     for step in sorted(there.keys() - pins, reverse=True):
         files.remove(step)
-    left = _Replaced({step: there[step] for step in sorted(there.keys() & pins)})
-    if not left.steps:
+    pinned = {"steps": {step: there[step] for step in sorted(there.keys() & pins)}}
+    if not pinned["steps"]:
         path = files.inner_path(NAME)
         with file_errors(path, "cannot remove"):
             try:
                 location(path).remove()
             except FileNotFoundError:
                 pass
-    elif left != replaced:
-        _write(files, left)
+    elif pinned != replaced:
+        _write(files, pinned)
 
 
-def _find(files: Directory, replaced: _Replaced | None) -> dict[int, str]:
+def _find(files: Directory, replaced: dict[str, Any] | None) -> dict[int, str]:
     """Step → marker of what is there and does not count."""
     if replaced is None:
         return {}
-    markers = dict(replaced.before)
-    if replaced.by is None or files.marker(replaced.by) == replaced.marker:
-        markers |= replaced.steps
+    markers = dict(replaced.get("before", {}))
+    if "by" not in replaced or files.marker(replaced["by"]) == replaced["marker"]:
+        markers |= replaced["steps"]
     return {step: text for step, text in markers.items() if files.marker(step) == text}
 
 
-def _read(files: Directory) -> _Replaced | None:
+def _read(files: Directory) -> dict[str, Any] | None:
+    """The fields of the file, with steps as numbers; None if there is none."""
     name = redact(join(files.path, NAME))
     try:
         data = read(files.inner_path(NAME))
@@ -86,10 +79,11 @@ def _read(files: Directory) -> _Replaced | None:
         return None
     try:
         found = parse(data, name)
-        if "by" not in found:
-            return _Replaced(_parse_markers(found["steps"]))
-        by, before = parse_whole(found["by"]), _parse_markers(found.get("before", {}))
-        return _Replaced(_parse_markers(found["steps"]), by, str(found["marker"]), before)
+        fields: dict[str, Any] = {"steps": _parse_markers(found["steps"])}
+        if "by" in found:
+            fields |= {"by": parse_whole(found["by"]), "marker": str(found["marker"])}
+            fields["before"] = _parse_markers(found.get("before", {}))
+        return fields
     except LimitError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -106,10 +100,6 @@ def _parse_markers(found: Any) -> dict[int, str]:
     return {parse_whole(int(step)): text for step, text in found.items()}
 
 
-def _write(files: Directory, replaced: _Replaced) -> None:
-    fields: dict[str, Any] = {} if replaced.by is None else {"by": replaced.by, "marker": replaced.marker}
-    fields["steps"] = replaced.steps
-    if replaced.before:
-        fields["before"] = replaced.before
+def _write(files: Directory, fields: dict[str, Any]) -> None:
     data = (json.dumps(fields) + "\n").encode()
     location(files.inner_path(NAME)).publish(partial(put_bytes, data))
