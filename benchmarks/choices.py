@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import data
 from benchmarks.harness import environment, markdown
 from statedict.io import pipeline
-from statedict.io.descriptor import Descriptor
+from statedict.io.disk import Descriptor
 from statedict.io.source import BytesSource, FileSource, allocate
 
 Table = Iterator[tuple[str, ...]]

@@ -129,11 +129,11 @@ def run_child(folder: Path, sabotage: bool) -> None:
 
 def _lose_threads() -> None:
     """As if nobody had thought of interrupts; the harness has to notice."""
-    from statedict.io import descriptor, parallel
+    from statedict.io import disk, parallel
 
     parallel._Pool.close = lambda self: None  # type: ignore[method-assign]
-    descriptor.Descriptor.__enter__ = lambda self: self.fileno()  # type: ignore[method-assign]
-    descriptor.Descriptor.__exit__ = lambda self, *_: None  # type: ignore[method-assign]
+    disk.Descriptor.__enter__ = lambda self: self.fileno()  # type: ignore[method-assign]
+    disk.Descriptor.__exit__ = lambda self, *_: None  # type: ignore[method-assign]
 
 
 # who interrupts

@@ -233,9 +233,9 @@ def _no_sync_of_files() -> None:
 
 
 def _no_sync_of_folders() -> None:
-    from statedict.io import atomic
+    from statedict.io import disk
 
-    atomic.sync_directory = lambda directory: None
+    disk.sync_directory = lambda directory: None
 
 
 def _no_digests() -> None:

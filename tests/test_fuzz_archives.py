@@ -44,10 +44,8 @@ def failures(folder: Path) -> Iterator[str]:
 
 def first_only(source: Any, end: int) -> Ends:
     """Only what Python's zipfile follows; what contradicts it is passed over."""
-    found = find_ends(source, end)
-    found.readings = [reading._replace(shift=0) for reading in found.readings[:1]]
-    found.problems = []
-    return found
+    readings = find_ends(source, end).readings[:1]
+    return Ends([reading._replace(shift=0) for reading in readings], [])
 
 
 def test_a_hole_in_reading_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

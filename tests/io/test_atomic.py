@@ -15,7 +15,7 @@ import pytest
 
 import statedict
 from statedict.errors import ExistingFileError, FileError, MissingFileError
-from statedict.io.atomic import sync_directory
+from statedict.io.disk import sync_directory
 from statedict.io.location import Location
 from statedict.io.pipeline import FileSink
 from statedict.io.source import ComputedSource

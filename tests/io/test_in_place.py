@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from statedict.errors import CorruptFileError, FileError
-from statedict.io import descriptor
-from statedict.io.descriptor import overwrite, same_file
+from statedict.io import disk
+from statedict.io.disk import overwrite, same_file
 from statedict.io.source import BytesSource, FileSource
 
 OLD = bytes(range(200))
@@ -36,7 +36,7 @@ def test_bytes_are_put_over_those_that_are_there_and_after_the_end(path: Path, o
 
 _LIMITED = """
 import resource, sys
-from statedict.io.descriptor import overwrite
+from statedict.io.disk import overwrite
 from statedict.io.source import FileSource
 source = FileSource(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
@@ -67,7 +67,7 @@ def test_whatever_stops_it_is_undone(
         if len(done) == 1:
             raise error
 
-    monkeypatch.setattr(descriptor.os, "fsync", fsync)
+    monkeypatch.setattr(disk.os, "fsync", fsync)
     with pytest.raises(FileError if isinstance(error, OSError) else KeyboardInterrupt):
         overwrite(FileSource(str(path)), offset, b"n" * 100)
     assert path.read_bytes() == OLD
@@ -77,7 +77,7 @@ def test_what_cannot_be_undone_is_said_with_the_remedy(path: Path, monkeypatch: 
     def fails(*arguments: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(descriptor.os, "fsync", fails)
+    monkeypatch.setattr(disk.os, "fsync", fails)
     with pytest.raises(FileError, match=r"could not be put back .*; cut it to 200 bytes"):
         overwrite(FileSource(str(path)), 200, b"n" * 100)
 
@@ -89,7 +89,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_a_byte_is_written(
         assert nbytes == 70
         raise OSError(errno.ENOSPC, "needs more")
 
-    monkeypatch.setattr(descriptor, "check_space", no_room)
+    monkeypatch.setattr(disk, "check_space", no_room)
     before = path.stat().st_mtime_ns
     with pytest.raises(FileError, match=r"cannot write \(what was there is unchanged\): needs more"):
         overwrite(FileSource(str(path)), 180, b"n" * 90)

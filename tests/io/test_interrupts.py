@@ -12,12 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from statedict.io import atomic, descriptor, location, parallel, pipeline
+from statedict.io import disk, location, parallel, pipeline
 from statedict.io.location import Location
 from statedict.io.pipeline import Part, fill
 from statedict.io.source import ComputedSource
 
-HERE = {module.__file__ for module in (atomic, descriptor, location, parallel, pipeline)}
+HERE = {module.__file__ for module in (disk, location, parallel, pipeline)}
 NOP = opmap["NOP"]
 SIZE = 2 << 20
 COUNT = 4

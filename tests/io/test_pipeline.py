@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statedict.io import pipeline
-from statedict.io.descriptor import Descriptor
+from statedict.io.disk import Descriptor
 from statedict.io.parallel import BATCH, parallel
 from statedict.io.pipeline import BLOCK, FileSink, Part, compute_sums, fill, write_at
 from statedict.io.source import BytesSource, ComputedSource, FileSource

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import statedict
-from statedict.io.progress import Meter
+from statedict.io.pipeline import Meter
 from statedict.ops.diff import change as changes
 from statedict.ops.diff.change import Change, spectrum
 from statedict.ops.diff.rank import judge

@@ -17,7 +17,7 @@ import pytest
 
 from statedict import CheckpointManager, load
 from statedict.errors import CorruptFileError, FileError
-from statedict.io import atomic
+from statedict.io import disk
 from statedict.runs import pin, prune
 from statedict.runs.directory import Directory
 from statedict.runs.look.listing import find, listing
@@ -45,7 +45,7 @@ def go_on(run: Path, step: int = 4) -> CheckpointManager:
 def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").write_text("b")
-    if atomic.exchange(str(tmp_path / "a"), str(tmp_path / "b")):
+    if disk.exchange(str(tmp_path / "a"), str(tmp_path / "b")):
         assert (tmp_path / "b").is_dir()
         assert (tmp_path / "a").read_text() == "b"
 
@@ -122,7 +122,7 @@ def test_a_directory_that_cannot_be_synced_is_named(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(FileError, match=f"{tmp_path}: cannot make the names in it durable: Input/output error"):
-        atomic.sync_directory(str(tmp_path))
+        disk.sync_directory(str(tmp_path))
 
 
 def test_pruning_that_fails_says_that_the_step_is_saved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,7 +241,7 @@ class _Target:
 
 def _rewrite_in_place(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
     """Whether the file has all tensors of a state, and has its names and values now."""
-    from statedict.io.descriptor import overwrite
+    from statedict.io.disk import overwrite
     from statedict.io.source import FileSource
 
     with Paused():

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from statedict.io.progress import Meter
+from statedict.io.pipeline import Meter
 from statedict.io.urls import redact
 from statedict.render.text import printable
 from statedict.values import human_bytes

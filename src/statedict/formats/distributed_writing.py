@@ -25,8 +25,7 @@ from statedict.errors import UnsupportedError
 from statedict.formats.distributed_tensors import OURS, format_key
 from statedict.formats.torch.archive import Packing, pickle_tree, refuse_place
 from statedict.io.parallel import batches
-from statedict.io.pipeline import Part, StreamSink, put_bytes
-from statedict.io.progress import Meter
+from statedict.io.pipeline import Meter, Part, StreamSink, put_bytes
 from statedict.io.source import BytesSource
 from statedict.pickles.writer import dumps
 from statedict.tensor.attributes import left_out_note
@@ -41,8 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from statedict.formats.torch.archive import Stored
     from statedict.io.pipeline import Sink
+    from statedict.tensor.segments import Segment
 
     Keys = tuple[str | int, ...]
     Entries = dict[str, tuple[Keys, Any]]
@@ -68,7 +67,7 @@ class Chunk:
     """An archive in one of the files: its pickle, its storages and its place."""
 
     data: bytes
-    storages: list[Stored]
+    storages: list[Segment]
     size: int = 0
     file: str = ""
     offset: int = 0
@@ -156,7 +155,7 @@ def _make_chunks(entries: Entries) -> dict[str, Chunk]:
             if kind not in alike:
                 alike[kind] = pickle_tree(plain, name)[0]
             start = plain.storage.offset + plain.offset
-            stored[region] = Chunk(alike[kind], [(plain.storage.source, start, plain.nbytes)])
+            stored[region] = Chunk(alike[kind], [Segment(plain.storage.source, start, plain.nbytes)])
         chunks[name] = stored[region]
     return chunks
 

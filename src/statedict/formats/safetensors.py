@@ -21,7 +21,7 @@ from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
 from statedict.formats.places import find_gaps
 from statedict.formats.skeleton import put_together, take_apart
-from statedict.io.descriptor import same_file
+from statedict.io.disk import same_file
 from statedict.io.json import parse
 from statedict.io.pipeline import Part
 from statedict.tensor.arrays import MAX_DIMS, find_shape_fault

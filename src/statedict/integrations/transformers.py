@@ -25,9 +25,10 @@ import numpy
 
 from statedict.api.files import save
 from statedict.errors import MissingExtraError, RunError
+from statedict.io.disk import file_errors
 from statedict.io.location import location
 from statedict.runs.manager import CheckpointManager, check_new
-from statedict.runs.places import file_errors, hidden_name
+from statedict.runs.places import hidden_name
 from statedict.runs.rng import Rng, rng
 
 try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
-from statedict.errors import ExistingFileError, FileError, MissingFileError, file_error
-from statedict.io import atomic
-from statedict.io.descriptor import Descriptor, check_space
+from statedict.errors import ExistingFileError, FileError, MissingFileError
+from statedict.io import disk
+from statedict.io.disk import UNCHANGED, Descriptor, check_space, file_errors
 from statedict.io.parallel import REMOTE_WORKERS, check_spawned, parallel
 from statedict.io.pipeline import FileSink, StreamSink
 from statedict.io.source import FileSource
@@ -60,12 +60,11 @@ class Location:
         """The names in the folder, sorted; None if it is not a folder, or the server does not list."""
         if not os.path.isdir(self.name):
             return None
-        try:
-            return sorted(os.listdir(self.name))
-        except (FileNotFoundError, NotADirectoryError):  # gone meanwhile
-            return None
-        except OSError as error:
-            raise file_error(self.name, "cannot list", error) from error
+        with file_errors(self.name, "cannot list"):
+            try:
+                return sorted(os.listdir(self.name))
+            except (FileNotFoundError, NotADirectoryError):  # gone meanwhile
+                return None
 
     def names_with(self, wanted: Iterable[str]) -> list[str] | None:
         """As `names`; from a server that does not list, those of the wanted ones that exist."""
@@ -88,13 +87,11 @@ class Location:
 
     def size(self) -> int:
         """Bytes of the file, or of the files directly in the folder."""
-        try:
+        with file_errors(self.name, "cannot open"):
             if not os.path.isdir(self.name):
                 return os.path.getsize(self.name)
             with os.scandir(self.name) as items:
                 return sum(item.stat().st_size for item in items if item.is_file())
-        except OSError as error:
-            raise file_error(self.name, "cannot open", error) from error
 
     def real_paths(self, file: str) -> tuple[str, str]:
         """The folder and a file in it without symbolic links."""
@@ -104,10 +101,8 @@ class Location:
     def make_folder_above(self) -> None:
         """Make the folder that it lies in, and those above, where there are folders."""
         folder = os.path.dirname(self.name)
-        try:
+        with file_errors(folder, "cannot make the directory"):
             os.makedirs(folder or os.curdir, exist_ok=True)
-        except OSError as error:
-            raise file_error(folder, "cannot make the directory", error) from error
 
     def remove(self) -> None:
         """Remove the file, or the folder with all that is in it."""
@@ -131,33 +126,30 @@ class Location:
         mode = _mode_to_keep(path, overwrite)
         directory, name = os.path.split(path)
         temporary = os.path.join(directory, _temporary(name))
-        try:  # from here on, for an interrupt may come between any two lines
-            try:
-                file = Descriptor(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-            except OSError as error:
-                raise file_error(path, f"cannot write into {directory or os.curdir}", error) from error
-            try:
-                write(FileSink(file, temporary, executor, fsync))
-                if mode is not None:
-                    os.fchmod(file.fileno(), mode)
-                if fsync:
-                    os.fsync(file.fileno())
-            finally:
-                file.close()
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                os.link(temporary, path)  # unlike rename it refuses to replace
-                os.unlink(temporary)
-        except BaseException as error:
-            atomic.discard(temporary)
-            if isinstance(error, FileExistsError):
-                raise _exists_error(path) from error
-            if isinstance(error, OSError) and not isinstance(error, FileError):
-                raise file_error(path, "cannot write (what was there is unchanged)", error) from error
-            raise
+        with file_errors(path, UNCHANGED):
+            try:  # from here on, for an interrupt may come between any two lines
+                with file_errors(path, f"cannot write into {directory or os.curdir}"):
+                    file = Descriptor(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+                try:
+                    write(FileSink(file, temporary, executor, fsync))
+                    if mode is not None:
+                        os.fchmod(file.fileno(), mode)
+                    if fsync:
+                        os.fsync(file.fileno())
+                finally:
+                    file.close()
+                if overwrite:
+                    os.replace(temporary, path)
+                else:
+                    os.link(temporary, path)  # unlike rename it refuses to replace
+                    os.unlink(temporary)
+            except BaseException as error:
+                disk.discard(temporary)
+                if isinstance(error, FileExistsError):
+                    raise _exists_error(path) from error
+                raise
         if fsync:
-            atomic.sync_directory(directory)
+            disk.sync_directory(directory)
 
     def publish_folder(
         self,
@@ -185,26 +177,25 @@ class Location:
                 raise _exists_error(os.path.join(folder, file))
         place = os.path.join(above, _temporary(name)) if new else folder
         written: dict[str, str] = {}
-        try:
-            if new:
-                os.mkdir(place)
-            check_space(place, nbytes)
-            for file, write in files.items():
-                written[file] = os.path.join(place, file if new else _temporary(file))
-                Location(written[file]).publish(write, fsync=fsync, executor=executor)
-            if new:
-                os.rename(place, folder)
-            else:
-                for file, path in written.items():
-                    os.replace(path, os.path.join(folder, file))
-        except BaseException as error:
-            for path in [place] if new else written.values():
-                atomic.discard(path)
-            if isinstance(error, OSError) and not isinstance(error, FileError):
-                raise file_error(folder, "cannot write (what was there is unchanged)", error) from error
-            raise
+        with file_errors(folder, UNCHANGED):
+            try:
+                if new:
+                    os.mkdir(place)
+                check_space(place, nbytes)
+                for file, write in files.items():
+                    written[file] = os.path.join(place, file if new else _temporary(file))
+                    Location(written[file]).publish(write, fsync=fsync, executor=executor)
+                if new:
+                    os.rename(place, folder)
+                else:
+                    for file, path in written.items():
+                        os.replace(path, os.path.join(folder, file))
+            except BaseException:
+                for path in [place] if new else written.values():
+                    disk.discard(path)
+                raise
         if fsync:
-            atomic.sync_directory(above if new else folder)
+            disk.sync_directory(above if new else folder)
 
 
 class _Stored(Location):
@@ -308,12 +299,11 @@ def _upload(target: tuple[str, Write]) -> None:
 
 def _mode_to_keep(path: str, overwrite: bool) -> int | None:
     """The permissions of the file that a new one replaces; None if there is none."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise file_error(path, "cannot write", error) from error
+    with file_errors(path, "cannot write"):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            return None
     if not stat.S_ISREG(mode):
         raise FileError(f"{path}: is not a regular file; name a file to write to")
     if not overwrite:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
+from contextvars import ContextVar
 from functools import partial
-from threading import local
+from threading import Lock, local
 
 from statedict.errors import CorruptFileError
-from statedict.io.descriptor import Descriptor, check_space, write_at, write_back
+from statedict.io.disk import Descriptor, check_space, write_at, write_back
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, WORKERS, batches, check_spawned, check_wanted, parallel
-from statedict.io.progress import Meter, meter
 from statedict.io.source import BytesSource, allocate, find_base
 
 TYPE_CHECKING = False
@@ -37,8 +37,45 @@ READ = 8 << 20
 _JOB = 16 << 20  # bytes of small parts that a worker of an executor takes at a time
 
 
+class Meter:
+    """Bytes done and expected; as a context manager it counts what the pipeline moves within."""
+
+    __slots__ = ("_before", "_lock", "done", "total")
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+        self._lock = Lock()
+
+    def expect(self, nbytes: int) -> None:
+        """Add bytes to expect."""
+        with self._lock:
+            self.total += nbytes
+
+    def advance(self, nbytes: int) -> None:
+        """Add bytes that are done."""
+        with self._lock:
+            self.done += nbytes
+
+    def __enter__(self) -> Meter:
+        self._before = _METER.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _METER.reset(self._before)
+
+
+_METER: ContextVar[Meter | None] = ContextVar("statedict_meter", default=None)
+
+
+def meter() -> Meter:
+    """The meter of this context; without one, a meter that nobody reads."""
+    return _METER.get() or Meter()
+
+
 # a range of a source and its place in the output; `head` goes right before the data, `tail(crc, size)` right after
 Part = namedtuple("Part", "offset source start size head tail", defaults=(b"", None))
+# of the data of a part: CRC-32, and XXH3-128 in hexadecimal
+Sums = namedtuple("Sums", "crc digest")
 
 
 class FileSink:
@@ -225,15 +262,6 @@ def _read_batch(batch: list[Fill]) -> None:
     for source, offset, buffer in batch:
         check_wanted()
         source.readinto(offset, buffer)
-
-
-class Sums:
-    """CRC-32 and XXH3-128 (hexadecimal) of the data of a part."""
-
-    __slots__ = ("crc", "digest")
-
-    def __init__(self, crc: int, digest: str) -> None:
-        self.crc, self.digest = crc, digest
 
 
 def compute_sums(

@@ -16,10 +16,9 @@ from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
 
 from statedict.errors import CorruptFileError, FileError
-from statedict.io.descriptor import check_space
+from statedict.io.disk import check_space
 from statedict.io.parallel import REMOTE_WORKERS, Task, parallel
-from statedict.io.pipeline import PIECE
-from statedict.io.progress import meter
+from statedict.io.pipeline import PIECE, meter
 from statedict.io.source import ByteSource, FileSource
 from statedict.io.urls import NoRangesError
 

@@ -16,9 +16,11 @@ Source: PKWARE APPNOTE 6.3.10. Limits: no encryption, no multiple disks; stored 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
 from statedict.io.source import BytesSource, Slice
-from statedict.io.zip_ends import END, FULL16, find_ends
+from statedict.io.zip_ends import END, FULL16, Reading, find_ends
 from statedict.io.zip_table import DEFLATED, STORED, UNREADABLE, Header, differs, read_entries, read_local
 
 TYPE_CHECKING = False
@@ -46,6 +48,11 @@ class Record(Slice):
     def label(self) -> str:
         """The archive's and the record's name."""
         return f"{self.name}: {self.entry.name}"
+
+    @property
+    def packed(self) -> Record:
+        """Itself; of a deflated record, the record of its packed bytes."""
+        return self
 
     def locate(self) -> tuple[ByteSource, int]:
         """The archive and the offset of this record's first byte in it."""
@@ -121,24 +128,19 @@ class Inflated(BytesSource):
         return f"{self.label}: {what} the record ({self.size:,} bytes)"
 
 
-def _span(record: Record | Inflated) -> tuple[int, int]:
-    """Where a record begins in the archive, and where it ends at the earliest."""
-    packed = record.packed if isinstance(record, Inflated) else record
-    return packed.entry.at, packed.entry.at + 30 + packed.size
-
-
 def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
     """The records of an archive by name, in the order of its central directory.
 
     Refuses a directory that is missing, outside the file or contradictory, or not the only one that a reader may find;
     names that some reader takes for one; encryption; and methods other than stored and deflated.
     """
-    count, offset, size, _ = find_end(source)
+    directory = find_end(source)
+    offset = directory.place
     problems: list[str] = []
     records: dict[str, Record | Inflated] = {}
     reach = 0
     apart = True
-    for entry in read_entries(source.read(offset, size), count, problems):
+    for entry in read_entries(source.read(offset, directory.size), directory.records, problems):
         name, flags, method, _, packed, unpacked, header, length = entry
         if problems:
             break
@@ -162,16 +164,13 @@ def read_directory(source: ByteSource) -> dict[str, Record | Inflated]:
     if problems:
         raise CorruptFileError(f"{source.name}: {problems[0]}")
     if not apart:  # mostly another order of the directory; reading what overlaps could take the square of the size
-        _check_overlap(source, records)
+        spans = sorted(
+            (item.packed.entry.at, item.packed.entry.at + 30 + item.packed.size) for item in records.values()
+        )
+        for (_, end), (begin, _) in pairwise(spans):
+            if begin < end:
+                raise CorruptFileError(f"{source.name}: records overlap at byte {begin:,}; it is damaged or forged")
     return records
-
-
-def _check_overlap(source: ByteSource, records: dict[str, Record | Inflated]) -> None:
-    reach = 0
-    for begin, end in sorted(map(_span, records.values())):
-        if begin < reach:
-            raise CorruptFileError(f"{source.name}: records overlap at byte {begin:,}; it is damaged or forged")
-        reach = end
 
 
 def _unreadable_error(source: ByteSource, entry: Header, what: str) -> FormatError:
@@ -183,14 +182,21 @@ def _unreadable_error(source: ByteSource, entry: Header, what: str) -> FormatErr
     return UnknownFormatError(f"{source.name}: record {entry.name!r} {what}")
 
 
-def find_end(source: ByteSource) -> tuple[int, int, int, int]:
-    """The number of records, offset and size of the central directory, offset of the end record."""
+def find_end(source: ByteSource) -> Reading:
+    """The only directory that a reader may find."""
     ends = find_ends(source, source.size)
     if ends.problems and "truncated, fetch" not in ends.problems[0]:
         raise CorruptFileError(f"{source.name}: {ends.problems[0]}")
     if not ends.readings or ends.problems:
-        raise _no_end_error(source)
-    reading, *others = ends.readings
+        length = min(source.size, END.size + FULL16)
+        tail = bytes(source.read(source.size - length, length))
+        zeros = len(tail) - len(tail.rstrip(b"\0"))
+        holes = f" and its last {zeros:,} bytes or more are zero, as in a download that was cut short" * (zeros > 512)
+        raise TruncatedError(
+            f"{source.name}: begins as a zip archive but its directory at the end is missing{holes}; "
+            f"the file ({source.size:,} bytes) looks truncated, fetch it again"
+        )
+    reading: Reading = ends.readings[0]
     if reading.shift > 0:
         before = find_ends(source, reading.shift)
         if before.readings and not before.problems and before.readings[0].stop == reading.shift:
@@ -199,13 +205,13 @@ def find_end(source: ByteSource) -> tuple[int, int, int, int]:
                 f"{reading.shift:,}; if it is a file of a distributed checkpoint, open its folder; any other file was "
                 "joined, take it apart"
             )
-    if others or reading.shift:
+    if len(ends.readings) > 1 or reading.shift:
         place, written = reading.place, reading.place - reading.shift
         raise CorruptFileError(
             f"{source.name}: the zip directory lies at byte {place:,}, and at byte {written:,} by the end of the "
             "archive; something stands before the archive, or it is damaged or forged"
         )
-    return reading.records, reading.place, reading.size, reading.at
+    return reading
 
 
 def refuse_behind(source: ByteSource, end: int) -> None:
@@ -218,14 +224,3 @@ def refuse_behind(source: ByteSource, end: int) -> None:
             f"{source.name}: begins as a pickle, which ends at byte {end:,}, and ends as a zip archive, which some "
             "readers read instead; it is damaged or forged"
         )
-
-
-def _no_end_error(source: ByteSource) -> TruncatedError:
-    length = min(source.size, END.size + FULL16)
-    tail = bytes(source.read(source.size - length, length))
-    zeros = len(tail) - len(tail.rstrip(b"\0"))
-    holes = f" and its last {zeros:,} bytes or more are zero, as in a download that was cut short" * (zeros > 512)
-    return TruncatedError(
-        f"{source.name}: begins as a zip archive but its directory at the end is missing{holes}; "
-        f"the file ({source.size:,} bytes) looks truncated, fetch it again"
-    )

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from statedict.dtypes import DType
 from statedict.io.parallel import BATCH, REMOTE_WORKERS, batches, parallel
-from statedict.io.pipeline import blocks, read_block
-from statedict.io.progress import Meter, meter
+from statedict.io.pipeline import Meter, blocks, meter, read_block
 from statedict.tensor.lazy import LazyTensor
 
 BLOCK = 1 << 20

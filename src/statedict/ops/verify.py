@@ -7,8 +7,7 @@ from typing import Any
 
 from statedict.errors import FileError, FormatError, LimitError, TreeError, UnknownFormatError
 from statedict.io.parallel import batches, parallel
-from statedict.io.pipeline import Sums, compute_sums
-from statedict.io.progress import Meter, meter
+from statedict.io.pipeline import Meter, Sums, compute_sums, meter
 from statedict.ops.jobs import element_blocks
 from statedict.reports.outcomes import Nonfinite, VerifyReport
 from statedict.tensor.checks import Check, Found, Problem, refusal

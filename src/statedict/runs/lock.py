@@ -24,7 +24,7 @@ from typing import Any
 from weakref import WeakMethod
 
 from statedict.errors import FileError, FormatError, RunError, file_error
-from statedict.io.descriptor import Descriptor
+from statedict.io.disk import Descriptor
 from statedict.io.json import parse
 from statedict.io.location import location
 from statedict.io.remote import connect

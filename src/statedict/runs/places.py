@@ -24,12 +24,12 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from statedict.errors import FileError, MissingFileError, RunError, file_error
-from statedict.io import atomic
+from statedict.errors import MissingFileError, RunError
+from statedict.io import disk
+from statedict.io.disk import file_errors
 from statedict.io.location import location
 from statedict.io.pipeline import put_bytes
 from statedict.io.urls import join, redact
@@ -41,17 +41,6 @@ LEFTOVER = re.compile(r"\.+(\d+|pins\.json|replaced\.json)\.[0-9a-f]{8}\.(tmp|ne
 _NEXT = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.next")
 
 Files = dict[str, Callable[[Any], None]]  # name → what writes the file
-
-
-@contextmanager
-def file_errors(path: str, doing: str) -> Iterator[None]:
-    """Turn errors of the system into FileErrors that name a path."""
-    try:
-        yield
-    except FileError:
-        raise
-    except OSError as error:
-        raise file_error(path, doing, error) from error
 
 
 def hidden_name(run: str, step: int, suffix: str) -> str:
@@ -104,7 +93,7 @@ class Disk(_Place):
         with file_errors(self._path, "cannot make the directory of the run"):
             os.makedirs(self._path, exist_ok=True)
             for path in missing:
-                atomic.sync_directory(os.path.dirname(path))
+                disk.sync_directory(os.path.dirname(path))
 
     def commit(self, step: int, files: Files, mark: Callable[[], bytes], dry_run: bool) -> None:
         """Write a checkpoint beside the old one of that step, if there is one, and replace it."""
@@ -125,14 +114,14 @@ class Disk(_Place):
             location(new).publish_folder(files)
             left = new if dry_run else self._replace(step, new)
             if left:
-                atomic.discard(left)
+                disk.discard(left)
             self.untidy = os.path.lexists(left)
 
     def _replace(self, step: int, new: str) -> str:
         """Put a folder in the place of a checkpoint; return what is left to remove, or an empty string."""
         target = os.path.join(self._path, str(step))
-        if atomic.exchange(new, target):
-            atomic.sync_directory(self._path)
+        if disk.exchange(new, target):
+            disk.sync_directory(self._path)
             return new
         after = hidden_name(self._path, step, "next")
         self._rename(new, after)
@@ -142,7 +131,7 @@ class Disk(_Place):
 
     def _rename(self, path: str, target: str) -> None:
         os.rename(path, target)
-        atomic.sync_directory(self._path)
+        disk.sync_directory(self._path)
 
     def _put_aside(self, step: int, folder: str) -> str:
         """Hide a checkpoint durably; return where it is now, or an empty string if it is gone."""
@@ -159,21 +148,21 @@ class Disk(_Place):
     def _remove_in_place(self, folder: str) -> None:
         if os.path.islink(folder):  # its target is somebody else's
             os.unlink(folder)
-            atomic.sync_directory(self._path)
+            disk.sync_directory(self._path)
             return
         marker, removed = os.path.join(folder, MARKER), os.path.join(folder, REMOVED)
         if os.path.lexists(marker):
             os.rename(marker, removed)
-        atomic.sync_directory(folder)  # from here on it is not a checkpoint, whatever of the rest is lost
+        disk.sync_directory(folder)  # from here on it is not a checkpoint, whatever of the rest is lost
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
             if path != removed:
                 (shutil.rmtree if os.path.isdir(path) and not os.path.islink(path) else os.unlink)(path)
-        atomic.sync_directory(folder)
+        disk.sync_directory(folder)
         if os.path.lexists(removed):
             os.unlink(removed)
         os.rmdir(folder)
-        atomic.sync_directory(self._path)
+        disk.sync_directory(self._path)
 
     def remove(self, step: int, folder: str) -> None:
         """Remove a checkpoint; it stops counting at once."""
@@ -197,9 +186,9 @@ class Disk(_Place):
     def discard(self, paths: list[str]) -> None:
         """Remove leftovers."""
         if paths:
-            atomic.sync_directory(self._path)  # else their names could come back without their files
+            disk.sync_directory(self._path)  # else their names could come back without their files
         for path in paths:
-            atomic.discard(path)
+            disk.discard(path)
         self.untidy = any(map(os.path.lexists, paths))
 
 

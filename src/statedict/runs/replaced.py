@@ -16,13 +16,13 @@ from functools import partial
 from typing import Any
 
 from statedict.errors import CorruptFileError, LimitError, MissingFileError
+from statedict.io.disk import file_errors
 from statedict.io.json import parse
 from statedict.io.location import location
 from statedict.io.pipeline import put_bytes
 from statedict.io.urls import join, redact
 from statedict.runs.directory import Directory, is_step, read
 from statedict.runs.manifest import WHOLE, parse_whole
-from statedict.runs.places import file_errors
 
 NAME = ".replaced.json"
 

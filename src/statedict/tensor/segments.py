@@ -7,7 +7,7 @@ Overlapping tensors share one, so ties survive; bytes that no tensor covers are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import namedtuple
 from itertools import accumulate
 
 from statedict.io.pipeline import fill
@@ -21,29 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
-    from statedict.io.source import ByteSource
-
 _ARENA = 32 << 20
 _SEPARATE = 1 << 20
 _ALIGN = 64
 
 
-@dataclass(slots=True, eq=False)
-class Segment:
-    """A run of bytes to keep."""
-
-    source: ByteSource
-    start: int
-    size: int
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """Where a tensor lies."""
-
-    segment: int  # its index
-    offset: int  # of the first byte there
-    strides: Strides | None  # None if contiguous
+# a run of bytes to keep
+Segment = namedtuple("Segment", "source start size")
+# where a tensor lies: the index of a segment, its first byte there, and its strides, None if contiguous
+Place = namedtuple("Place", "segment offset strides")
 
 
 def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:

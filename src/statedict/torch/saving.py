@@ -17,6 +17,7 @@ from statedict.io.location import Location
 from statedict.io.pipeline import FileSink, StreamSink
 from statedict.io.source import AddressSource
 from statedict.io.zip_table import ALIGNMENT
+from statedict.tensor.segments import Segment
 
 
 def save(
@@ -110,5 +111,5 @@ def _lay_out(obj: object, protocol: int, order: bool) -> Packing | None:
     if sum(m.nbytes() for m in memory) < 1 << 31 and all(m.nbytes() for m in memory):
         # PyTorch may compute where the records are, as its own writer would have placed them: so are ours then
         records = {".format_version": b"1", ".storage_alignment": str(ALIGNMENT).encode()} | records
-    sources = [(AddressSource(m.data_ptr(), m.nbytes(), m), 0, m.nbytes()) for m in memory]
-    return Packing(file.getvalue(), sources, records)
+    segments = [Segment(AddressSource(m.data_ptr(), m.nbytes(), m), 0, m.nbytes()) for m in memory]
+    return Packing(file.getvalue(), segments, records)

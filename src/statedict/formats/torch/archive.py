@@ -35,7 +35,7 @@ from statedict.pickles.writer import dumps
 from statedict.tensor.arrays import contiguous_strides
 from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor, Storage
-from statedict.tensor.segments import plan
+from statedict.tensor.segments import Segment, plan
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
 from statedict.values import Opaque
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from statedict.tensor.checks import Found
 
     Records = dict[str, Record | Inflated]
-    Stored = tuple[ByteSource, int, int]
-    """A storage to write: source, first byte and size."""
 
 RECORDS = {"byteorder": b"little"}
 
@@ -247,7 +245,7 @@ def write(tree: Any, sink: Sink) -> None:
     Packing(*pickle_tree(tree), metadata=getattr(tree, "metadata", None)).write(sink)
 
 
-def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
+def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Segment]]:
     """Return the pickle of a tree, and its storages; `path` names the root in messages."""
     leaves = {id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values()
     noted = (tensors_of(leaf.attributes) for leaf in leaves if leaf.attributes)
@@ -260,7 +258,7 @@ def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Stored]]:
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
-    return dumps(tree, place, path), [(segment.source, segment.start, segment.size) for segment in segments]
+    return dumps(tree, place, path), segments
 
 
 def refuse_place(tensor: LazyTensor) -> NoReturn:
@@ -280,7 +278,7 @@ class Packing:
     def __init__(
         self,
         data: bytes,
-        storages: Iterable[Stored],
+        storages: Iterable[Segment],
         records: dict[str, bytes] = RECORDS,
         metadata: dict[str, str] | None = None,
         at: int = 0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from statedict.formats.torch import archive
 from statedict.formats.torch.archive import encode_our_record, refuse_place
 from statedict.formats.torch.structure import INDEX, build_directory, read_entries
-from statedict.io.descriptor import same_file
+from statedict.io.disk import same_file
 from statedict.io.pipeline import compute_sums
 from statedict.io.source import BytesSource
 from statedict.io.zip import Record, find_end
@@ -60,7 +60,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
         sums = compute_sums(BytesSource(data), 0, len(data))
         parts.extend((layout.add(folder + name, len(data))[1], data, layout.descriptor(sums.crc, len(data))))
         crcs.append(sums.crc)
-        return sums.digest
+        return str(sums.digest)
 
     digest = add("data.pkl", dumps(tree, place))
     if folder + OURS in records:
@@ -76,7 +76,7 @@ def _can_be_appended_to(source: ByteSource, records: Records, folder: str, entry
     encoded = (folder + "data.pkl").encode()
     return (
         entry[46 : 46 + CENTRAL.unpack_from(entry)[10]] == encoded  # else it is no UTF-8
-        and find_end(source)[3] + END.size == source.size
+        and find_end(source).at + END.size == source.size
         and not any(name.startswith((f"{folder}code/", f"{folder}constants")) for name in records)  # TorchScript
         and archive.read_byteorder(records, folder) in (None, b"little")
     )

@@ -21,7 +21,7 @@ from itertools import chain, islice, pairwise
 from statedict.errors import FormatError
 from statedict.io.source import Slice
 from statedict.io.zip import Inflated, find_end, read_directory
-from statedict.io.zip_ends import END, END64, FULL16, FULL32, LOCATOR64
+from statedict.io.zip_ends import END, END64, FULL32, LOCATOR64
 from statedict.io.zip_table import CENTRAL, DEFERRED, OURS, ArchiveLayout, differs, end_records, read_local
 from statedict.tensor.checks import Check, Problem
 
@@ -105,11 +105,11 @@ def _check_surplus(
 
 def _compare_with_itself(source: ByteSource, records: Records, begin: int, kept: Iterable[str]) -> Iterator[Problem]:
     """Compare local headers with the directory, and check what lies between the records."""
-    count, directory_at, directory_size, end_at = find_end(source)
+    directory = find_end(source)
     ordered: list[tuple[int, str, Header | None]] = []
-    at = directory_at
+    at = directory.place
     for name, entry in read_entries(source, records).items():
-        record = _get_stored(records[name])
+        record = records[name].packed
         at += len(entry)
         header_at = record.entry.at
         local = read_local(source, header_at, record.entry.length)
@@ -122,28 +122,15 @@ def _compare_with_itself(source: ByteSource, records: Records, begin: int, kept:
         elif difference := differs(record.entry, local):
             yield Problem(name, difference, remedy=_REMEDY)
     ordered.sort()
-    directory_end = directory_at + directory_size
-    wide = _read_wide_end(source, count, directory_at, directory_size, end_at)
-    for (_, name, local), (following, *_) in pairwise([*ordered, (directory_at, "", None)]):
+    directory_end = directory.place + directory.size
+    for (_, name, local), (following, *_) in pairwise([*ordered, (directory.place, "", None)]):
         if local is not None:
-            yield from _check_after(source, name, local, _get_stored(records[name]), records[name].size, following)
-    yield from _check_surplus(source, begin, ordered[0][0] if ordered else directory_at, "before the first record")
+            yield from _check_after(source, name, local, records[name].packed, records[name].size, following)
+    yield from _check_surplus(source, begin, ordered[0][0] if ordered else directory.place, "before the first record")
     yield from _check_surplus(source, at, directory_end, "in the zip directory")
-    yield from _check_surplus(source, directory_end + len(wide), end_at, "after the zip directory")
-    _, disk, first_disk, here, whole, *_ = END.unpack(source.read(end_at, 22))
-    if not {disk, first_disk} <= {0, FULL16} or here != whole or whole not in (count, FULL16):
-        yield Problem("zip archive", "its end record contradicts itself", remedy=_REMEDY)
-
-
-def _read_wide_end(source: ByteSource, count: int, at: int, size: int, end_at: int) -> bytes:
-    """Return the 64 bit end records if they match the directory; PyTorch always writes them."""
-    found = bytes(source.read(at + size, min(76, max(0, end_at - at - size))))
-    if len(found) < 76:
-        return b""
-    magic, length, _, _, disk, first_disk, here, whole, *place = END64.unpack_from(found)
-    locator = LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
-    right = (b"PK\6\6", 44, 0, 0, count, count, [size, at], locator)
-    return found if right == (magic, length, disk, first_disk, here, whole, place, found[56:]) else b""
+    # `find_end` has checked the 64 bit end record and its locator, which PyTorch always writes
+    wide = END64.size + LOCATOR64.size if directory.wide != directory.at else 0
+    yield from _check_surplus(source, directory_end + wide, directory.at, "after the zip directory")
 
 
 def _check_after(
@@ -179,10 +166,6 @@ class Earlier:
     kept: dict[str, bytes]
 
 
-def _get_stored(record: Record | Inflated) -> Record:
-    return record.packed if isinstance(record, Inflated) else record
-
-
 def is_index(name: str) -> bool:
     """Whether a new index replaces or drops a record."""
     return name.rpartition("/")[2] in INDEX
@@ -190,8 +173,9 @@ def is_index(name: str) -> bool:
 
 def read_entries(source: ByteSource, records: Records) -> dict[str, bytes]:
     """Return the raw entries of an archive's directory by name."""
-    _, at, size, _ = find_end(source)
-    return dict(zip(records, _split(bytes(source.read(at, size)), len(records)), strict=True))
+    directory = find_end(source)
+    raw = bytes(source.read(directory.place, directory.size))
+    return dict(zip(records, _split(raw, len(records)), strict=True))
 
 
 def _split(directory: bytes, count: int) -> Iterator[bytes]:
@@ -221,16 +205,16 @@ def find_earlier(source: ByteSource, records: Records) -> list[Earlier]:
 
 
 def _find_previous(file: ByteSource, now: ByteSource, records: Records) -> Earlier | None:
-    start = _get_stored(next(iter(records.values()))).entry.at if records else 0
+    start = next(iter(records.values())).packed.entry.at if records else 0
     # a directory below would be read again and again for archives one within the other
-    if start <= END.size or find_end(now)[1] < start or bytes(file.read(start - END.size, 4)) != b"PK\5\6":
+    if start <= END.size or find_end(now).place < start or bytes(file.read(start - END.size, 4)) != b"PK\5\6":
         return None
     source = Slice(file, 0, start)
     try:
         older = read_directory(source)
     except FormatError:
         return None
-    kept = [name for name, record in records.items() if _get_stored(record).entry.at < start]
+    kept = [name for name, record in records.items() if record.packed.entry.at < start]
     if not older.keys() >= set(kept) or not all(map(is_index, older.keys() - set(kept))):
         return None
     before = read_entries(source, older)

@@ -6,13 +6,14 @@ the storages; every other record is small and ends at its data descriptor.
 
 from __future__ import annotations
 
+import re
 from shlex import quote
 
 from statedict.errors import CorruptFileError, FormatError, TruncatedError
 from statedict.formats.torch.structure import is_index
 from statedict.io.source import Slice
 from statedict.io.zip import read_directory
-from statedict.io.zip_ends import END, FULL32, find_all, find_ends
+from statedict.io.zip_ends import END, FULL32, find_ends
 from statedict.io.zip_table import ArchiveLayout, read_local
 from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
@@ -163,7 +164,8 @@ def _walk(source: ByteSource, sizes: dict[str, int]) -> Iterator[tuple[str, int,
         size = sizes.get(name, stated)
         if not size and name not in sizes:
             window = bytes(source.read(start, max(0, min(source.size - start, _MAX_PICKLE if not at else _SMALL))))
-            ends = (i for i in find_all(window, b"PK\7\x08") if window[i + 8 : i + 12] == i.to_bytes(4, "little"))
+            marks = (match.start() for match in re.finditer(rb"PK\x07\x08", window))
+            ends = (i for i in marks if window[i + 8 : i + 12] == i.to_bytes(4, "little"))
             size = next(ends, len(window) + 1)
         end = start + size
         at = end + (24 if size >= FULL32 else 16)

@@ -32,8 +32,7 @@ import numpy
 
 from statedict.dtypes import DType
 from statedict.io.parallel import parallel
-from statedict.io.pipeline import PIECE
-from statedict.io.progress import Meter
+from statedict.io.pipeline import PIECE, Meter
 from statedict.ops.diff.measure import CHUNK, convert, working_dtype
 from statedict.ops.jobs import BLOCK, Elements
 from statedict.ops.stats.figures import float_info

@@ -16,8 +16,7 @@ from typing import Any
 
 from statedict.dtypes import DType
 from statedict.io.parallel import BATCH
-from statedict.io.pipeline import PIECE
-from statedict.io.progress import Meter
+from statedict.io.pipeline import PIECE, Meter
 from statedict.ops.jobs import BLOCK, Elements, run_jobs
 from statedict.reports.diff import Measures
 from statedict.tensor.labelled import Labelled

@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 from statedict.errors import LimitError
-from statedict.io.progress import Meter
+from statedict.io.pipeline import Meter
 from statedict.ops.jobs import Part, run_jobs
 from statedict.reports.diff import Moved
 from statedict.tensor.lazy import LazyTensor

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from statedict.io.progress import Meter
+from statedict.io.pipeline import Meter
 from statedict.ops.diff.change import DIRECTIONS, SHORT, Change, Spectrum, spectrum
 from statedict.ops.jobs import run_jobs
 from statedict.reports import diff as kinds

@@ -12,7 +12,7 @@ from typing import Any
 
 from statedict.dtypes import DType, dtype
 from statedict.errors import LimitError
-from statedict.io.progress import Meter
+from statedict.io.pipeline import Meter
 from statedict.ops.inspect import optimizers, owners
 from statedict.ops.jobs import Part, run_jobs
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats

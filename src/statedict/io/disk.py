@@ -1,10 +1,11 @@
-"""Files open for writing: a descriptor that survives an interrupt, room on the disk, bytes written in place."""
+"""The local disk: steps on names that a crash cannot leave half-done, and files that are open for writing."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
+from contextlib import contextmanager
 from functools import cache
 
 from statedict.errors import FileError, file_error
@@ -12,12 +13,76 @@ from statedict.io.source import FileSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from statedict.io.source import ByteSource
 
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+_HERE = -100  # AT_FDCWD
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE of <fcntl.h>: begin, and do not wait
 _LEAST = 1 << 18  # bytes worth a call
+UNCHANGED = "cannot write (what was there is unchanged)"
+
+
+@contextmanager
+def file_errors(path: str, doing: str) -> Iterator[None]:
+    """Turn errors of the system into FileErrors that name a path."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise file_error(path, doing, error) from error
+
+
+def sync_directory(directory: str) -> None:
+    """Make the names in a directory durable."""
+    try:
+        fd = os.open(directory, os.O_RDONLY)
+    except OSError:  # a system that cannot open directories has nothing to sync
+        return
+    try:
+        with file_errors(directory, "cannot make the names in it durable"):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def exchange(one: str, other: str) -> bool:
+    """Exchange two names in one step; a crash leaves both as they were, or both exchanged.
+
+    Linux: renameat2(2) with RENAME_EXCHANGE. macOS: renamex_np(2) with RENAME_SWAP. False if the system or the file
+    system cannot; overlayfs cannot with folders of its lower layers.
+    """
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if hasattr(library, "renameat2"):
+            failed = library.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), ctypes.c_uint(_EXCHANGE))
+        else:
+            failed = library.renamex_np(os.fsencode(one), os.fsencode(other), ctypes.c_uint(_EXCHANGE))
+    except (AttributeError, OSError, TypeError):  # neither is there
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV):
+        return False
+    raise OSError(number, os.strerror(number), one)
+
+
+def discard(path: str) -> None:
+    """Remove a file or a folder as far as possible."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 class Descriptor:
@@ -134,7 +199,7 @@ def overwrite(source: FileSource, offset: int, data: bytes) -> None:
     fsync leaves a part of the new bytes. A file that was changed or replaced since it was opened is an error.
     """
     path = source.name
-    try:
+    with file_errors(path, UNCHANGED):
         fd = os.open(path, os.O_RDWR)
         try:
             if not os.path.samestat(os.fstat(fd), os.fstat(source.fileno())):
@@ -149,10 +214,6 @@ def overwrite(source: FileSource, offset: int, data: bytes) -> None:
                 raise
         finally:
             os.close(fd)
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise file_error(path, "cannot write (what was there is unchanged)", error) from error
 
 
 def _put_back(fd: int, source: FileSource, offset: int, old: bytes | bytearray, error: BaseException) -> None:
