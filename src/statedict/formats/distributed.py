@@ -31,6 +31,7 @@ from statedict.pickles.machine import load
 from statedict.pickles.objects import Keys
 from statedict.pickles.tables import DATA
 from statedict.tensor.arrays import format_boxes
+from statedict.tensor.checks import Check, Problem, refusal
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import MAX_DEPTH
@@ -208,10 +209,6 @@ def _arrange(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """Check every chunk, and that the chunks make up their files and tensors."""
-    from dataclasses import replace
-
-    from statedict.tensor.checks import Check, Problem, refusal, within
-
     sound, absent, remedy = True, False, "fetch or save the checkpoint again"
     metadata = _read_metadata(source)
     files: dict[str, dict[tuple[int, int], list[tuple[str, Any]]]] = {}  # tied tensors are names of one chunk
@@ -221,7 +218,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         chunks = files[file]
         if isinstance(whole, FileError):
             names = dict.fromkeys(name for held in chunks.values() for name, _ in held)
-            yield replace(refusal(whole, whole.filename, file), tensors=tuple(names))
+            yield refusal(whole, whole.filename, file, names)
             absent = True
             continue
         if sum(length for _, length in chunks) > whole.size:
@@ -232,12 +229,12 @@ def checks(source: ByteSource) -> Iterator[Found]:
             name, chunk = held[0]
             part = f"{file}: {name} from {chunk}" if chunk and any(chunk) else f"{file}: {name}"
             try:
-                for item in within(check_part(Slice(whole, offset, length)), part, name):
+                for item in check_part(Slice(whole, offset, length), part, name):
                     if isinstance(item, Check) and item.tensors:
                         item.tensors += tuple((tied, item.tensors[0][1]) for tied, _ in held[1:])
                     yield item
             except (CorruptFileError, UnknownFormatError) as error:
-                yield replace(refusal(error, whole.name, part), tensors=tuple(name for name, _ in held))
+                yield refusal(error, whole.name, part, (name for name, _ in held))
                 sound = False
         if sound:
             ranges = [(offset, offset + length) for offset, length in chunks]

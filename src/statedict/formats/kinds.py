@@ -132,11 +132,13 @@ def read_part(source: ByteSource) -> Any:
         return _load_part(source).read(source)
 
 
-def check_part(source: ByteSource) -> Iterator[Found]:
-    """List the checks of a checkpoint inside another one."""
+def check_part(source: ByteSource, part: str, above: str = "") -> Iterator[Found]:
+    """Yield the checks of a checkpoint inside another one, where its tensors are below the path `above`."""
+    from statedict.tensor.checks import within
+
     with hint_at_download(source.name):
-        part = _load_part(source)
-    return run_checks(source, part)
+        module = _load_part(source)
+    yield from within(run_checks(source, module), part, above)
 
 
 def _load_part(source: ByteSource) -> ModuleType:

@@ -15,6 +15,7 @@ from statedict.pickles.constructors import StorageType, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.objects import Global
 from statedict.pickles.tables import DATA
+from statedict.tensor.checks import by_storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ def _load(source: ByteSource) -> tuple[Any, int]:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List the arrays, which lie in the pickle and have no checksums."""
-    from statedict.tensor.checks import by_storage
-
     tree, end = _load(source)
     yield from by_storage(tree)
     if end < source.size:

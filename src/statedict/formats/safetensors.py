@@ -24,7 +24,9 @@ from statedict.formats.skeleton import put_together, take_apart
 from statedict.io.disk import same_file
 from statedict.io.json import parse
 from statedict.io.pipeline import Part
+from statedict.io.source import BytesSource
 from statedict.tensor.arrays import MAX_DIMS, find_shape_fault
+from statedict.tensor.checks import Check, Problem, group_tensors, refusal
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, Storage
 
@@ -52,9 +54,6 @@ def read(source: ByteSource) -> Any:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List the header and every tensor, with digests if the file has them."""
-    from statedict.io.source import BytesSource
-    from statedict.tensor.checks import Check, Problem, group_tensors, refusal
-
     raw, metadata, tensors = _read_header(source)
     held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     try:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
@@ -27,6 +28,7 @@ from statedict.io.json import parse, read_document
 from statedict.io.parallel import batches
 from statedict.io.pipeline import put_bytes
 from statedict.pickles.budget import Together
+from statedict.tensor.checks import Check, Problem, refusal
 from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
@@ -113,10 +115,6 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """Check every shard, and that the index and the shards name the same tensors and sizes."""
-    from dataclasses import replace
-
-    from statedict.tensor.checks import Check, Problem, refusal, within
-
     files, sources, metadata = _open_index(source)
     promised: dict[str, set[str]] = {}
     for key, file in files.items():
@@ -128,15 +126,16 @@ def checks(source: ByteSource) -> Iterator[Found]:
         try:
             if isinstance(shard, FileError):
                 raise shard
-            for item in within(check_part(shard), file):
+            for item in check_part(shard, file):
                 if isinstance(item, Check):
                     there |= item.tensors
                 problems += isinstance(item, Problem)
                 yield item
         except (FormatError, FileError) as error:
-            found = refusal(error, error.filename if isinstance(error, FileError) else shard.name, file)
-            what = f"shard {number:,} of {len(sources):,}: {found.what}"
-            yield replace(found, what=what, remedy=found.remedy or "fetch it", tensors=tuple(sorted(promised[file])))
+            where = error.filename if isinstance(error, FileError) else shard.name
+            problem = refusal(error, where, file, sorted(promised[file]))
+            what = f"shard {number:,} of {len(sources):,}: {problem.what}"
+            yield replace(problem, what=what, remedy=problem.remedy or "fetch it")
             problems += 1
         if problems:  # what else differs is their consequence
             sound = False

@@ -9,7 +9,7 @@ from statedict.values import Opaque, abbreviate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, TypeVar
 
     from statedict.io.source import ByteSource
@@ -73,13 +73,13 @@ class Check:
 Found = Check | Problem | str
 
 
-def refusal(error: Exception, file: str, part: str = "") -> Problem:
+def refusal(error: Exception, file: str, part: str = "", tensors: Iterable[str] = ()) -> Problem:
     """The problem that an error's message describes."""
     text = str(error)
     while text.startswith(f"{file}: "):
         text = text.removeprefix(f"{file}: ")
     what, _, remedy = text.rpartition("; ")
-    return Problem(part, what or remedy, remedy=remedy if what else "")
+    return Problem(part, what or remedy, remedy=remedy if what else "", tensors=tuple(tensors))
 
 
 def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found]:

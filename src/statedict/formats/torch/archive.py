@@ -19,6 +19,7 @@ Source: caffe2/serialize/inline_container.h and torch/serialization.py (PyTorch 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, repeat
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, UnknownFormatError, UnsupportedError
@@ -33,7 +34,7 @@ from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.pickles.writer import dumps
 from statedict.tensor.arrays import contiguous_strides
-from statedict.tensor.checks import tensors_of
+from statedict.tensor.checks import group_tensors, refusal, tensors_of
 from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.tensor.segments import Segment, plan
 from statedict.tree.state_dict import StateDict
@@ -80,10 +81,7 @@ def _read_tree(records: Records) -> tuple[Any, dict[Storage, str]]:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List every record with its CRC-32 and, if we wrote it, its digest; check the archive's structure."""
-    from dataclasses import replace
-
     from statedict.formats.torch.structure import find_earlier, find_faults, make_check
-    from statedict.tensor.checks import group_tensors, refusal
 
     records = read_records(source)
     folder, digests = "", list[str]()

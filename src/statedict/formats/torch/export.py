@@ -21,6 +21,7 @@ from statedict.io.json import parse
 from statedict.io.zip import Inflated, read_directory
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import as_parameter, tensor
+from statedict.tensor.checks import group_tensors
 from statedict.tensor.lazy import Storage
 from statedict.tree.state_dict import StateDict
 
@@ -53,7 +54,6 @@ def read(source: ByteSource) -> StateDict:
 def checks(source: ByteSource) -> Iterator[Found]:
     """List every record with its CRC-32 and its tensors; check the archive's structure."""
     from statedict.formats.torch.structure import find_faults, make_check
-    from statedict.tensor.checks import group_tensors
 
     records = read_directory(source)
     yield from find_faults(source, records)

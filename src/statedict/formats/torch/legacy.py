@@ -33,6 +33,7 @@ from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage, storage_type, tensor
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
+from statedict.tensor.checks import Problem, by_storage
 from statedict.tensor.lazy import LazyTensor, Storage
 
 TYPE_CHECKING = False
@@ -122,8 +123,6 @@ def read(source: ByteSource) -> Any:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List the storages, which have no checksums, and check that the file ends with the last one."""
-    from statedict.tensor.checks import Problem, by_storage
-
     if is_tar(source):
         yield from by_storage(_read_tar(source))
         return
