@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fuzz.archives import forged, probe
 
-from statedict.io.zip_ends import Ends, find_ends
+from statedict.io.zip_table import Ends, find_ends
 from statedict.scanner import archives
 
 ROOT = Path(__file__).parents[1]

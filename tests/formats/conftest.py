@@ -19,7 +19,7 @@ import statedict
 from statedict.dtypes import dtype
 from statedict.formats import WRITABLE
 from statedict.io.source import BytesSource
-from statedict.io.zip_table import ArchiveLayout
+from statedict.io.zip import ArchiveLayout
 from statedict.pickles.writer import dumps
 from statedict.tensor.arrays import contiguous_strides
 from statedict.tensor.lazy import LazyTensor, Storage

@@ -20,7 +20,7 @@ import statedict
 from statedict.formats.torch.archive import read_records
 from statedict.formats.torch.structure import find_faults
 from statedict.io.source import FileSource
-from statedict.io.zip_table import ArchiveLayout
+from statedict.io.zip import ArchiveLayout
 from statedict.pickles.writer import dumps
 from statedict.reports.outcomes import VerifyReport
 from statedict.tensor.lazy import LazyTensor, Storage

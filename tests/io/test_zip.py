@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, StateDictError
 from statedict.io.source import BytesSource, FileSource
-from statedict.io.zip import Inflated, Record, read_directory
-from statedict.io.zip_table import ALIGNMENT, ArchiveLayout
+from statedict.io.zip import ALIGNMENT, ArchiveLayout, Inflated, Record, read_directory
 
 from .archives import deflated, stored
 

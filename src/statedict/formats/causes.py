@@ -9,10 +9,6 @@ import re
 from statedict.errors import FileError, MissingFileError
 from statedict.io.urls import redact
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 _NOT_READ = "which this version does not read"
 
 # how a file begins, as a regular expression, then what it is and what to do
@@ -65,34 +61,27 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
 )
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".!qB", ".tmp")
 
-# the same for folders: what their names show
-_FOLDERS: tuple[tuple[Callable[[list[str]], object], str], ...] = (
-    (lambda names: not names, "is an empty folder; fetch the checkpoint, or name its file"),
-    (lambda names: _ends(names, _UNFINISHED), "holds an unfinished download; fetch it again"),
+# the same for folders: a regular expression for the names in them, sorted, one a line
+_FOLDERS: tuple[tuple[str, str], ...] = (
+    (r"\A\Z", "is an empty folder; fetch the checkpoint, or name its file"),
+    (f"({'|'.join(map(re.escape, _UNFINISHED))})$", "holds an unfinished download; fetch it again"),
     (
-        lambda names: _ends(names, (".distcp",)),
+        r"\.distcp$",
         "holds a distributed checkpoint without its index .metadata; it was not saved or not fetched whole, fetch it",
     ),
+    (r"-\d{5}-of-\d{5}\.", "holds shards without their index *.index.json; fetch that too"),
+    (r"^blobs\n([^\n]*\n)*snapshots$", "is the root of a Hugging Face cache; name snapshots/REVISION"),
     (
-        lambda names: any(re.search(r"-\d{5}-of-\d{5}\.", name) for name in names),
-        "holds shards without their index *.index.json; fetch that too",
-    ),
-    (lambda names: {"blobs", "snapshots"} <= {*names}, "is the root of a Hugging Face cache; name snapshots/REVISION"),
-    (
-        lambda names: any(re.fullmatch(r"((checkpoint|step)[-_])?\d+", name) for name in names),
+        r"^((checkpoint|step)[-_])?\d+$",
         "holds the checkpoints of a run, each in a folder of its own; name one of these",
     ),
-    (lambda names: "model_index.json" in names, "is a pipeline of several models; name one of its folders"),
+    (r"^model_index\.json$", "is a pipeline of several models; name one of its folders"),
     (
-        lambda names: any(re.match(r"(config|tokenizer.*|generation_config)\.json$", name) for name in names),
+        r"^(config|tokenizer.*|generation_config)\.json$",
         "is a model's folder without its weights; fetch them too (`git lfs pull`, or download the whole repository)",
     ),
-    (lambda names: _ends(names, (".py",)), "is a folder of source code; name the checkpoint"),
+    (r"\.py$", "is a folder of source code; name the checkpoint"),
 )
-
-
-def _ends(names: list[str], suffixes: tuple[str, ...]) -> bool:
-    return any(name.endswith(suffixes) for name in names)
 
 
 def describe_file(head: bytes, size: int, formats: str) -> str:
@@ -118,7 +107,10 @@ def describe_file(head: bytes, size: int, formats: str) -> str:
 
 def describe_folder(path: str, names: list[str]) -> str:
     """Say what a folder is that has no checkpoint, and the remedy; empty if its names do not tell."""
-    return next((f"{redact(path)}: {what}" for shows, what in _FOLDERS if shows(names)), "")
+    lines = "\n".join(names)
+    return next(
+        (f"{redact(path)}: {what}" for pattern, what in _FOLDERS if re.search(pattern, lines, re.MULTILINE)), ""
+    )
 
 
 def find_unfinished(path: str) -> str:

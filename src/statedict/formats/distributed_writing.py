@@ -31,6 +31,7 @@ from statedict.pickles.writer import dumps
 from statedict.tensor.attributes import left_out_note
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.segments import Segment
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
 from statedict.values import Opaque, Size
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.io.pipeline import Sink
-    from statedict.tensor.segments import Segment
 
     Keys = tuple[str | int, ...]
     Entries = dict[str, tuple[Keys, Any]]

@@ -82,12 +82,12 @@ class _HubFile:
         raise read_only_error(self.name, "delete it with huggingface_hub")
 
     def _ask(self, what: str, **options: Any) -> Any:
-        no_repository = "names no repository; write hf://ORG/NAME[@REVISION][/PATH]"
-        if "/" not in self._path:  # some releases ask the hub, others refuse
-            raise FileError(errno.EINVAL, no_repository, self.name)
         try:
+            if "/" not in self._path:  # some releases ask the hub, others refuse
+                raise ValueError(self._path)
             return getattr(_file_system(), what)(self._path, **options)
         except (ValueError, NotImplementedError):  # what huggingface_hub says of a path without a repository
+            no_repository = "names no repository; write hf://ORG/NAME[@REVISION][/PATH]"
             raise FileError(errno.EINVAL, no_repository, self.name) from None
         except FileNotFoundError:
             raise missing_error(

@@ -308,11 +308,10 @@ def swap_bytes(source: ByteSource, start: int, nbytes: int, kind: DType) -> Byte
 
 def _read_swapped(source: ByteSource, start: int, nbytes: int, itemsize: int, offset: int, buffer: memoryview) -> None:
     first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize
-    data = bytearray(source.read(start + first, min(last, nbytes) - first))
-    turned = bytearray(len(data))
-    for at in range(itemsize):
-        turned[at::itemsize] = data[itemsize - 1 - at :: itemsize]
-    buffer[:] = turned[offset - first : offset - first + len(buffer)]
+    import numpy
+
+    data = numpy.frombuffer(source.read(start + first, min(last, nbytes) - first), f"u{itemsize}")
+    buffer[:] = data.byteswap().tobytes()[offset - first : offset - first + len(buffer)]
 
 
 def address_view(address: int, size: int, owner: object) -> memoryview:

@@ -1,43 +1,161 @@
-"""What the directory of a zip archive and each record's own header say, and where readers of them would disagree.
+"""What the ends of a zip archive, its directory and each record's own header say, and where readers would disagree.
 
-PyTorch's reader (miniz) looks names up without regard to case, others end a name at a NUL; each such name is a problem.
-`io.zip`, which shows the layout, refuses an archive with a problem; `scan` lists them and follows each reading.
+PyTorch's reader (miniz) takes the last end record, whatever its comment says, and the offset that is written. Python's
+takes the last one too, but infers where the directory lies from where it ends, so that an archive may stand behind
+something else. Both prefer a zip64 end record: one looks at its offset, the other in front of its locator; others read
+it only if the short record is full. `find_ends` gives every directory that one of them finds. PyTorch looks names up
+without regard to case, others end a name at a NUL.
+
+Each disagreement is a problem. `io.zip`, which shows the layout, refuses an archive with a problem; `scan` lists them
+and follows each reading.
 
 Source: PKWARE APPNOTE 6.3.10; miniz 3.0.2 as in PyTorch 2.13; CPython's Lib/zipfile.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections import Counter, namedtuple
 
-from statedict.io.zip_ends import DAMAGED, END, END64, FULL16, FULL32, LOCATOR64
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Protocol
 
-    from statedict.io.zip_ends import Readable
+    class Readable(Protocol):
+        """Bytes at an offset."""
 
+        @property
+        def size(self) -> int:
+            """How many there are."""
+
+        def read(self, offset: int, length: int) -> bytes | bytearray:
+            """Some of them."""
+
+
+# a directory; `shift` is how far it lies behind the offset that is written, `at` where its end record is, `wide` where
+# its zip64 end record is (else `at`), `stop` where its archive ends
+Reading = namedtuple("Reading", "place size records shift wide at stop")
+# the directories that some reader follows, Python's first, and why not all readers follow the same
+Ends = namedtuple("Ends", "readings problems")
 # a record; `at` is where its own header begins or, if this is its own header, where its data begin
 Header = namedtuple("Header", "name flags method crc packed unpacked at length")
-ALIGNMENT = 64
-OURS = ".statedict.json"  # the last record of an archive of torch.save that we wrote
-_PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
+
+END = struct.Struct("<4s4H2LH")
+END64 = struct.Struct("<4sQ2H2L4Q")
+LOCATOR64 = struct.Struct("<4sLQL")
+FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
+_DAMAGED = "the zip directory is damaged at its byte {:,}, perhaps by a transfer as text; fetch it again"
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
 STORED, DEFLATED = 0, 8
 DEFERRED = 8  # the flag of a record whose sums and sizes follow its data
 UTF8 = 0x800
 UNREADABLE = 0x2061  # encrypted, patched, strongly encrypted, masked headers
-_FLAGS = UTF8 | DEFERRED  # of the records that we write
 _FOLDER = 0x10  # of the attributes of a file
 _PATH = 0x7075  # the extra field that gives a name in Unicode
 _MOST = 100  # problems that are listed
 # what PyTorch asks an archive for: storages and others
 _STORAGES = ("data/", "constants/")
 _ASKED = {"data.pkl", "constants.pkl", "version", "byteorder", ".data/version", ".format_version", ".storage_alignment"}
+
+
+def find_ends(source: Readable, end: int) -> Ends:
+    """The directories of the archive that ends at byte `end`; none without an end record.
+
+    A `shift` is not a problem here: in some files archives stand one behind the other.
+    """
+    ends = Ends([], [])
+    base = max(0, end - END.size - FULL16)
+    tail = bytes(source.read(base, end - base))
+    places = [match.start() for match in re.finditer(rb"PK\x05\x06", tail) if len(tail) - match.start() >= END.size]
+    if not places:
+        return ends
+    exact = [at for at in places if at + END.size + END.unpack_from(tail, at)[7] == len(tail)]
+    last = places[-1]
+    if set(exact) - {last}:
+        ends.problems.append(
+            f"it has two end records, at bytes {base + exact[0]:,} and {base + last:,}; it is damaged or forged"
+        )
+    elif last not in exact:
+        after, comment = len(tail) - last - END.size, END.unpack_from(tail, last)[7]
+        stop = base + last + END.size
+        if comment < after:
+            ends.problems.append(
+                f"{after - comment:,} bytes follow the end of the archive at byte {stop + comment:,}; they were "
+                "appended or the end is damaged, fetch it again"
+            )
+        else:
+            ends.problems.append("its comment at the end is cut short; the file looks truncated, fetch it again")
+    for at in dict.fromkeys([last, *reversed(exact)]):
+        comment = END.unpack_from(tail, at)[7]
+        _read_end(source, ends, base + at, min(end, base + at + END.size + comment), end)
+    if not ends.readings and not ends.problems:
+        ends.problems.append(_DAMAGED.format(0))
+    return ends
+
+
+def _read_end(source: Readable, ends: Ends, at: int, stop: int, end: int) -> None:
+    _, disk, first, here, count, size, offset, _ = END.unpack(bytes(source.read(at, END.size)))
+    records = [(count, size, offset, at)]
+    locator = bytes(source.read(at - 20, 20)) if at >= 20 else b""
+    disks = disk in (0, FULL16) and first in (0, FULL16)
+    if locator[:4] == b"PK\6\7":
+        records, right = _read_wide(source, ends, at, locator, records[0])
+        disks = disks and right
+    problems: list[str] = []
+    for number, length, written, before in records:
+        place = before - length
+        if length < 46 * number:
+            problems.append(f"{number:,} records cannot lie in a directory of {length:,} bytes")
+        elif place < 0 or written > before:
+            problems.append("the zip directory lies outside the file; it is truncated or damaged")
+        for begin in dict.fromkeys((place, written)):
+            empty = not number and not length
+            inside = 0 <= begin <= begin + length <= end
+            if inside and (empty or (begin + 4 <= source.size and bytes(source.read(begin, 4)) == b"PK\1\2")):
+                reading = Reading(begin, length, number, begin - written, before, at, stop)
+                if all(reading[:3] != other[:3] for other in ends.readings):
+                    ends.readings.append(reading)
+                if begin != place and all(place != other.place for other in ends.readings):
+                    problems.append(f"{place - begin:,} bytes lie between the zip directory and its end; it is damaged")
+    ends.problems.extend(problems)
+    if not disks or (here != count and here != FULL16):
+        ends.problems.append("its end record contradicts itself or says that it has several disks; it is damaged")
+
+
+def _read_wide(
+    source: Readable, ends: Ends, at: int, locator: bytes, short: tuple[int, int, int, int]
+) -> tuple[list[tuple[int, int, int, int]], bool]:
+    """(count, size, offset, its place) of each zip64 end record that a reader looks for; whether there is one disk."""
+    _, disk, written, disks = LOCATOR64.unpack(locator)
+    records: list[tuple[int, int, int, int]] = []
+    single = not disk and disks <= 1
+    near = at - LOCATOR64.size - END64.size
+    for place in dict.fromkeys((near, written)):
+        record = bytes(source.read(place, END64.size)) if 0 <= place <= near else b""
+        if record[:4] == b"PK\6\6" and len(record) == END64.size:
+            _, length, _, _, disk, first, here, count, size, offset = END64.unpack(record)
+            records.append((count, size, offset, place))
+            single = single and not disk and not first and here == count
+            if length != END64.size - 12:
+                ends.problems.append("the zip64 end record has another length than it should; it is damaged")
+    outside = written + END64.size > at
+    wrong = f"the zip64 end record {'lies outside the file; it ' * outside}is damaged"
+    if not records:
+        ends.problems.append(wrong)
+        return [short], single
+    count, size, offset, place = records[0]
+    inside = size + offset <= near
+    if place != near or (inside and written + (near - size - offset) != near):  # behind another archive all are shifted
+        ends.problems.append("it has two zip64 end records; it is damaged or forged" if len(records) > 1 else wrong)
+    full = (FULL16, FULL32, FULL32)
+    if inside and any(a not in (b, c) for a, b, c in zip(short[:3], records[0][:3], full, strict=True)):
+        ends.problems.append("its two end records say different things of the directory; it is damaged or forged")
+        records.append(short)
+    return records, single
 
 
 def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) -> Iterator[Header]:
@@ -53,7 +171,7 @@ def read_entries(directory: bytes | bytearray, count: int, problems: list[str]) 
         fields = unpack(directory, at)
         magic, _, _, flags, method, _, _, crc, packed, unpacked, nlen, xlen, clen, disk, _, outer, header = fields
         if magic != b"PK\1\2":
-            problems.append(DAMAGED.format(at))
+            problems.append(_DAMAGED.format(at))
             break
         after = at + 46 + nlen
         raw = directory[at + 46 : after]
@@ -207,102 +325,22 @@ def differs(entry: Header, local: Header) -> str:
     Sizes and CRC-32 may be zero in a record that gives them after its data. A name beyond ASCII is in UTF-8 or in a
     code page, which the flags say; the same name may be written the one way here and the other way there.
     """
-    sums = local[3:6]
-    deferred = bool(local.flags & DEFERRED)
-    if (
-        (sums == entry[3:6] or (deferred and sums == (0, 0, 0)))
-        and (entry.name, entry.method) == (local.name, local.method)
-        and not (entry.flags ^ local.flags) & (UNREADABLE | DEFERRED)
-        and (entry.name.isascii() or _has_same_encoding(entry, local))
-    ):
-        return ""
-    for what, said, here in (
-        ("name", entry.name, local.name),
-        ("method", entry.method, local.method),
-        ("encryption", entry.flags & UNREADABLE, local.flags & UNREADABLE),
-    ):
-        if said != here:
-            return f"the {what} in its own header is {here!r}, in the zip directory {said!r}"
-    if not entry.name.isascii() and not _has_same_encoding(entry, local):
+    flags, deferred = entry.flags ^ local.flags, local.flags & DEFERRED
+    if entry.name != local.name or entry.method != local.method or flags & UNREADABLE:
+        for what, said, here in (
+            ("name", entry.name, local.name),
+            ("method", entry.method, local.method),
+            ("encryption", entry.flags & UNREADABLE, local.flags & UNREADABLE),
+        ):
+            if said != here:
+                return f"the {what} in its own header is {here!r}, in the zip directory {said!r}"
+    # the bytes of a name are one a character only in a code page
+    if not entry.name.isascii() and bool(flags & UTF8) is not (entry.length != local.length):
         return "by its own header its name is coded otherwise than by the zip directory"
-    for what, said, here in zip(("CRC-32", "packed size", "size"), entry[3:6], sums, strict=True):
+    for what, said, here in zip(("CRC-32", "packed size", "size"), entry[3:6], local[3:6], strict=True):
         if said != here and not (deferred and here == 0) and here != FULL32:
             return f"the {what} in its own header is {here:,}, in the zip directory {said:,}"
-    if (entry.flags ^ local.flags) & DEFERRED:
+    if flags & DEFERRED:
         behind, no = ("", "no ") if deferred else ("no ", "")
         return f"by its own header {behind}sums follow its data, by the zip directory {no}sums do"
     return ""
-
-
-def _has_same_encoding(entry: Header, local: Header) -> bool:
-    """Whether the flags say the same of the bytes of a name, which are one a character only in a code page."""
-    return bool((entry.flags ^ local.flags) & UTF8) is bool(entry.length != local.length)
-
-
-class ArchiveLayout:
-    """Where each record of a new archive goes, decided before a byte is written.
-
-    A record is appended as it comes, with its CRC-32 in a data descriptor, as PyTorch does; its data begin on a
-    multiple of 64 bytes.
-
-    >>> from statedict.io.zip_table import ArchiveLayout
-    >>> layout = ArchiveLayout()
-    >>> header_at, header, data_at = layout.add("archive/data.pkl", 100)
-    >>> header_at, data_at % 64
-    (0, 0)
-    """
-
-    def __init__(self) -> None:
-        self.position = 0
-        self._entries: list[tuple[bytes, int, int]] = []
-
-    def add(self, name: str, size: int) -> tuple[int, bytes, int]:
-        """Place a record of `size` bytes: its header's offset, its header with padding, its data's offset."""
-        encoded = name.encode()
-        header_at = self.position
-        wide = size >= FULL32
-        extra = struct.pack("<2H2Q", 1, 16, 0, 0) if wide else b""
-        start = header_at + 30 + len(encoded) + len(extra) + 4
-        padding = -start % ALIGNMENT
-        extra += _PADDING[padding]
-        sizes = (FULL32, FULL32) if wide else (0, 0)  # the descriptor has them
-        version = 45 if wide else 20
-        header = LOCAL.pack(b"PK\3\4", version, _FLAGS, 0, 0, 0, 0, *sizes, len(encoded), len(extra)) + encoded + extra
-        data_at = start + padding
-        self._entries.append((encoded, header_at, size))
-        self.position = data_at + size + (24 if wide else 16)
-        return header_at, header, data_at
-
-    @staticmethod
-    def descriptor(crc: int, size: int) -> bytes:
-        """What follows a record's data."""
-        return struct.pack("<4sL2Q" if size >= FULL32 else "<4s3L", b"PK\7\x08", crc, size, size)
-
-    def directory(self, crcs: list[int]) -> bytes:
-        """The central directory and the end records, given each record's CRC-32 in the order of `add`."""
-        parts: list[bytes] = []
-        pack = CENTRAL.pack
-        for (name, header_at, size), crc in zip(self._entries, crcs, strict=True):
-            extra = b""
-            if size >= FULL32 or header_at >= FULL32:
-                wide = [v for v in (size, size, header_at) if v >= FULL32]
-                extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide)
-            short_size, short_at = min(size, FULL32), min(header_at, FULL32)
-            version = 45 if extra else 20
-            parts.append(
-                pack(b"PK\1\2", version, version, _FLAGS, 0, 0, 0, crc, short_size, short_size,
-                     len(name), len(extra), 0, 0, 0, 0, short_at)
-                + name + extra
-            )  # fmt: skip
-        body = b"".join(parts)
-        return body + end_records(len(self._entries), len(body), self.position)
-
-
-def end_records(count: int, size: int, at: int) -> bytes:
-    """What follows a central directory of so many entries and bytes that begins at byte `at`."""
-    end = b""
-    if count >= FULL16 or size >= FULL32 or at >= FULL32:
-        end = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
-        end += LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
-    short = min(count, FULL16)
-    return end + END.pack(b"PK\5\6", 0, 0, short, short, min(size, FULL32), min(at, FULL32), 0)

@@ -12,15 +12,27 @@ from collections import namedtuple
 from itertools import pairwise
 
 from statedict.io.tar import is_tar
-from statedict.io.zip_ends import END, FULL32, Ends, find_ends
-from statedict.io.zip_table import DEFERRED, DEFLATED, STORED, UNREADABLE, differs, read_entries, read_local, read_name
+from statedict.io.zip_table import (
+    DEFERRED,
+    DEFLATED,
+    END,
+    FULL32,
+    STORED,
+    UNREADABLE,
+    Ends,
+    differs,
+    find_ends,
+    read_entries,
+    read_local,
+    read_name,
+)
 from statedict.scanner.containers import CHUNK, CODECS, EXPECTED, TENSOR, WHOLE, Part, Unpacked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from statedict.io.zip_ends import Reading
+    from statedict.io.zip_table import Reading
     from statedict.scanner.scan import Scan
 
 # a file in an archive: its name, the range and the method of its packed bytes, its unpacked size

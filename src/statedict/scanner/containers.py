@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from statedict.io.zip_ends import Readable
+    from statedict.io.zip_table import Readable
 
 CHUNK = 1 << 16
 _PAGE = 1 << 12

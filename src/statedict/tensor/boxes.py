@@ -286,7 +286,8 @@ def _copy_pieces(reader: _Reader, moving: list[tuple[int, int]], at: int, out: A
     import numpy
 
     item = reader.item
-    if out.flags.c_contiguous and _is_one_run(moving, out.size):
+    sizes, strides = tuple(n for n, _ in moving), tuple(stride for _, stride in moving)
+    if out.flags.c_contiguous and math.prod(sizes) == out.size and strides == contiguous_strides(sizes):
         reader.run(at, out.reshape(-1).view(numpy.uint8).data)
         return
     span, joined = 1, len(moving)  # elements to read at once, and the first dimension that they cover whole
@@ -299,9 +300,8 @@ def _copy_pieces(reader: _Reader, moving: list[tuple[int, int]], at: int, out: A
     if joined == 0 and span * item <= PIECE:
         memory = _borrow()
         reader.run(at, memory[: span * item])
-        shape = (*(n for n, _ in moving), *repeated)
-        steps = (*(stride * item for _, stride in moving), *repeated)
-        out[...] = numpy.ndarray(shape, raw_dtype(item), memory, 0, steps)
+        steps = (*(stride * item for stride in strides), *repeated)
+        out[...] = numpy.ndarray((*sizes, *repeated), raw_dtype(item), memory, 0, steps)
         _THREAD.memory = memory
         return
     count, stride = moving[0]
@@ -312,8 +312,8 @@ def _copy_pieces(reader: _Reader, moving: list[tuple[int, int]], at: int, out: A
         for start in range(0, count, rows):
             some = min(rows, count - start)
             reader.runs(at + start * stride, stride, memory, some, pitch, span * item)
-            shape = (some, *(n for n, _ in moving[1:]), *repeated)
-            steps = (pitch, *(step * item for _, step in moving[1:]), *repeated)
+            shape = (some, *sizes[1:], *repeated)
+            steps = (pitch, *(step * item for step in strides[1:]), *repeated)
             out[start : start + some] = numpy.ndarray(shape, raw_dtype(item), memory, 0, steps)
         _THREAD.memory = memory
         return
@@ -326,15 +326,6 @@ def _copy_pieces(reader: _Reader, moving: list[tuple[int, int]], at: int, out: A
             _copy_pieces(reader, moving[1:], at + start * stride, part[0])
         else:
             _copy_pieces(reader, [(len(part), stride), *moving[1:]], at + start * stride, part)
-
-
-def _is_one_run(moving: list[tuple[int, int]], size: int) -> bool:
-    expected = 1
-    for n, stride in reversed(moving):
-        if stride != expected:
-            return False
-        expected *= n
-    return expected == size
 
 
 def _borrow() -> memoryview:

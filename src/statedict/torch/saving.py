@@ -16,7 +16,7 @@ from statedict.formats.torch.archive import RECORDS, Packing
 from statedict.io.location import Location
 from statedict.io.pipeline import FileSink, StreamSink
 from statedict.io.source import AddressSource
-from statedict.io.zip_table import ALIGNMENT
+from statedict.io.zip import ALIGNMENT
 from statedict.tensor.segments import Segment
 
 

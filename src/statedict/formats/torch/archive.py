@@ -26,8 +26,7 @@ from statedict.errors import CorruptFileError, FormatError, LimitError, UnknownF
 from statedict.io.json import parse
 from statedict.io.pipeline import Part
 from statedict.io.source import BytesSource, swap_bytes
-from statedict.io.zip import Inflated, read_directory
-from statedict.io.zip_table import OURS, ArchiveLayout
+from statedict.io.zip import OURS, ArchiveLayout, Inflated, read_directory
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage, storage_type
 from statedict.pickles.machine import load
@@ -127,7 +126,7 @@ def read_records(source: ByteSource) -> Records:
     try:
         return read_directory(source)
     except CorruptFileError as error:
-        from statedict.formats.torch.truncated import explain_cut
+        from statedict.formats.torch.structure import explain_cut
 
         found = explain_cut(source, error)
         if found is None:

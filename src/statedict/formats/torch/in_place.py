@@ -11,9 +11,8 @@ from statedict.formats.torch.structure import INDEX, build_directory, read_entri
 from statedict.io.disk import same_file
 from statedict.io.pipeline import compute_sums
 from statedict.io.source import BytesSource
-from statedict.io.zip import Record, find_end
-from statedict.io.zip_ends import END
-from statedict.io.zip_table import CENTRAL, OURS, ArchiveLayout
+from statedict.io.zip import OURS, ArchiveLayout, Record, find_end
+from statedict.io.zip_table import CENTRAL, END
 from statedict.pickles.writer import dumps
 from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor
