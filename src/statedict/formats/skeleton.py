@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from contextlib import suppress
 from functools import partial
 
 from statedict.dtypes import BY_NAME, MAX_NAME, labelled_dtype
@@ -134,10 +135,8 @@ class _Plan:
             return node
         attributes = {}
         for name, value in data_of(leaf.attributes).items():
-            try:
+            with suppress(UnsupportedError, TreeError):
                 attributes[name] = encode(value, partial(self._put, f"{path}.{name}"))
-            except (UnsupportedError, TreeError):
-                pass
         self.left_out += [f"{path}.{name}" for name in leaf.attributes if name not in attributes]
         return node | {"attributes": attributes} if attributes else node
 

@@ -6,6 +6,8 @@ is named and kept inert. A deflated member is unpacked when something in it is r
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from statedict.errors import FormatError, UnknownFormatError
 from statedict.formats.kinds import check_part, read_part
 from statedict.io.zip import Inflated, read_directory
@@ -43,11 +45,9 @@ def read(source: ByteSource) -> StateDict:
                 tree[name] = read_part(record)
             found = True
         except FormatError:
-            try:
+            with suppress(UnicodeDecodeError, FormatError):
                 if record.size <= _MAX_TEXT:
                     tree[name] = bytes(record.read(0, record.size)).decode()
-            except (UnicodeDecodeError, FormatError):
-                pass
     if not found:
         raise UnknownFormatError(
             f"{source.name}: is a zip archive without data.pkl and without a checkpoint among its members; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 from statedict.errors import FileError, file_error
@@ -79,10 +79,8 @@ def discard(path: str) -> None:
 
         shutil.rmtree(path, ignore_errors=True)
         return
-    try:
+    with suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass
 
 
 class Descriptor:

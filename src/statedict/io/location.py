@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from statedict.errors import ExistingFileError, FileError, MissingFileError
 from statedict.io import disk
@@ -280,10 +281,8 @@ class _Stored(Location):
         except BaseException:
             for url in targets:
                 if url not in existing:
-                    try:
+                    with suppress(FileError):
                         location(url).remove()
-                    except FileError:
-                        pass
             raise
 
 

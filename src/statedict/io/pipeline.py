@@ -215,10 +215,11 @@ class StreamSink:
 
     def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
         """Write a head made from the sums of the parts, then the parts; so they are read twice."""
-        before = list(parallel(_sum_part, parts, workers=_workers(parts)))
+        sums = parallel(lambda p: compute_sums(p.source, p.start, p.size, crc=False), parts, workers=_workers(parts))
+        before = list(sums)
         self.write(head(before))
-        for part, one, other in zip(parts, before, self.put(parts), strict=True):
-            if one.digest != other.digest:
+        for part, first, second in zip(parts, before, self.put(parts), strict=True):
+            if first.digest != second.digest:
                 raise CorruptFileError(f"{part.source.name}: changed while it was read; nothing was written, try again")
 
 
@@ -230,10 +231,6 @@ def _in_order(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, 
     pieces = [(at, min(PIECE, end - at)) for at in range(start, end, PIECE)]
     data = parallel(lambda piece: source.read(*piece), pieces, workers=REMOTE_WORKERS, ahead=REMOTE_WORKERS)
     return zip((at for at, _ in pieces), data, strict=True)
-
-
-def _sum_part(part: Part) -> Sums:
-    return compute_sums(part.source, part.start, part.size, crc=False)
 
 
 def _workers(parts: list[Part]) -> int:

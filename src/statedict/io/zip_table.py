@@ -337,9 +337,11 @@ def differs(entry: Header, local: Header) -> str:
     # the bytes of a name are one a character only in a code page
     if not entry.name.isascii() and bool(flags & UTF8) is not (entry.length != local.length):
         return "by its own header its name is coded otherwise than by the zip directory"
-    for what, said, here in zip(("CRC-32", "packed size", "size"), entry[3:6], local[3:6], strict=True):
-        if said != here and not (deferred and here == 0) and here != FULL32:
-            return f"the {what} in its own header is {here:,}, in the zip directory {said:,}"
+    sums = local[3:6]
+    if sums != entry[3:6] and not (deferred and sums == (0, 0, 0)):
+        for what, said, here in zip(("CRC-32", "packed size", "size"), entry[3:6], sums, strict=True):
+            if said != here and not (deferred and here == 0) and here != FULL32:
+                return f"the {what} in its own header is {here:,}, in the zip directory {said:,}"
     if flags & DEFERRED:
         behind, no = ("", "no ") if deferred else ("no ", "")
         return f"by its own header {behind}sums follow its data, by the zip directory {no}sums do"

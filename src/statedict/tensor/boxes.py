@@ -286,7 +286,7 @@ def _copy_pieces(reader: _Reader, moving: list[tuple[int, int]], at: int, out: A
     import numpy
 
     item = reader.item
-    sizes, strides = tuple(n for n, _ in moving), tuple(stride for _, stride in moving)
+    sizes, strides = zip(*moving, strict=True) if moving else ((), ())
     if out.flags.c_contiguous and math.prod(sizes) == out.size and strides == contiguous_strides(sizes):
         reader.run(at, out.reshape(-1).view(numpy.uint8).data)
         return

@@ -250,21 +250,14 @@ def _check_fields(value: Any, count: int) -> Any:
 
 
 def _list_members(source: ByteSource) -> dict[str, tuple[int, int]]:
+    from statedict.scanner.containers import Part, tar_members
+
     members: dict[str, tuple[int, int]] = {}
-    position = 0
-    while position + 512 <= source.size:
-        header = bytes(source.read(position, 512))
-        if not header.strip(b"\0"):
-            break
-        try:
-            size = int(header[124:136].strip(b"\0 ") or b"0", 8)
-        except ValueError as error:
-            raise CorruptFileError(f"{source.name}: the tar header at byte {position:,} is damaged") from error
-        start = position + 512
-        if start + size > source.size:
+    for name, start, end, *_ in tar_members(Part(source)):
+        if not name and bytes(source.read(start, min(512, end - start))).strip(b"\0"):
+            raise CorruptFileError(f"{source.name}: the tar header at byte {start:,} is damaged")
+        if end > source.size:
             raise TruncatedError(f"{source.name}: ends within a member of the tar archive; fetch it again")
-        if header[156:157] in (b"0", b"\0"):
-            name = header[:100].rstrip(b"\0").decode("utf-8", "replace").removeprefix("./")
-            members[name] = (start, start + size)
-        position = start + size + -size % 512
+        if name:
+            members[name] = start, end
     return members
