@@ -250,7 +250,8 @@ def _check_fields(value: Any, count: int) -> Any:
 
 
 def _list_members(source: ByteSource) -> dict[str, tuple[int, int]]:
-    from statedict.scanner.containers import Part, tar_members
+    from statedict.scanner.archives import tar_members
+    from statedict.scanner.containers import Part
 
     members: dict[str, tuple[int, int]] = {}
     for name, start, end, *_ in tar_members(Part(source)):
