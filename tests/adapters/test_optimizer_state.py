@@ -13,6 +13,8 @@ from torch import nn
 
 import statedict
 
+from ..same import assert_same
+
 Keep = Callable[[torch.Tensor], dict[str, Any]]
 
 
@@ -128,6 +130,28 @@ def test_state_of_any_shape_in_a_file_of_pytorch_goes_back_to_its_parameter(keep
     torch.save({key: part.state_dict() for key, part in one.items()}, tmp_path / "x.pth")
     statedict.restore(other, tmp_path / "x.pth")
     assert train(one, range(5, 8)) == train(other, range(5, 8))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_a_user_keeps_beside_the_state_of_a_known_optimizer_goes_back(suffix: str, tmp_path: Path) -> None:
+    def train(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = nn.Linear(8, 16)
+        plain, adam = torch.optim.SGD(model.parameters(), 0.1), torch.optim.Adam(model.parameters())
+        return model, plain, adam
+
+    model, plain, adam = train(1)
+    model(torch.ones(2, 8)).sum().backward()
+    adam.step()
+    plain.state[model.weight] = {"step": 1, "exp_avg_sq_row": torch.ones(16), "exp_avg_sq_col": torch.ones(8)}
+    plain.state[model.bias] = {"step": 1, "exp_avg_sq": torch.ones(16)}
+    adam.state[model.weight]["ema"] = torch.full((16, 8), 3.0)
+    path = tmp_path / f"x{suffix}"
+    statedict.save({"model": model, "plain": plain, "adam": adam}, path)
+    other, plain_too, adam_too = train(2)
+    statedict.restore({"model": other, "plain": plain_too, "adam": adam_too}, path)
+    assert_same(plain_too.state_dict(), plain.state_dict())
+    assert_same(adam_too.state_dict(), adam.state_dict())
 
 
 @pytest.mark.parametrize("keep", [keep for keep in LAYOUTS if keep is not reduced])
