@@ -77,16 +77,16 @@ def get_user_setting(name: str, default: Any) -> Any:
         importlib.import_module("torch.utils.serialization")
     except ImportError:
         return default
-    found = look_up("utils.serialization.config")
+    setting = look_up("utils.serialization.config")
     for part in name.split("."):
-        found = getattr(found, part, default)
-    return found
+        setting = getattr(setting, part, default)
+    return setting
 
 
 def get_storage(typed: Any) -> Any:
     """Return the `UntypedStorage` of a `TypedStorage`."""
-    found = look_up("storage.TypedStorage._untyped_storage", typed)
-    return _call_quietly(typed.untyped) if found is None else found
+    storage = look_up("storage.TypedStorage._untyped_storage", typed)
+    return _call_quietly(typed.untyped) if storage is None else storage
 
 
 def get_storage_class(typed: Any, name: str) -> Any:
@@ -116,8 +116,8 @@ def _call_quietly(function: Callable[[], Any]) -> Any:
 
 def get_renamed_modules() -> Mapping[str, str]:
     """Map Python 2's names of modules to Python 3's, as PyTorch's unpickler does."""
-    found: Mapping[str, str] | None = look_up("_utils.IMPORT_MAPPING")
-    return dict(importlib.import_module("_compat_pickle").IMPORT_MAPPING) if found is None else found
+    mapping: Mapping[str, str] | None = look_up("_utils.IMPORT_MAPPING")
+    return dict(importlib.import_module("_compat_pickle").IMPORT_MAPPING) if mapping is None else mapping
 
 
 def unpickle(
@@ -159,8 +159,8 @@ _TRIAL = b"\x80\x02}q\x00X\x01\x00\x00\x00w]cstatedict\nmade\n(X\x07\x00\x00\x00
 
 def get_default_globals() -> dict[str, Any] | None:
     """Return PyTorch's table of what a pickle may name; None if it is missing."""
-    found = look_up("_weights_only_unpickler._get_allowed_globals")
-    return None if found is None else dict(found())
+    get_globals = look_up("_weights_only_unpickler._get_allowed_globals")
+    return None if get_globals is None else dict(get_globals())
 
 
 def get_jagged_globals(jagged: bool, marked: bool) -> dict[str, Any]:
@@ -170,15 +170,15 @@ def get_jagged_globals(jagged: bool, marked: bool) -> dict[str, Any]:
     """
     wanted = {"nested._internal.nested_tensor": ["NestedTensor", "_rebuild_njt"]} if jagged else {}
     wanted |= {"_dynamo.decorators": ["_DimRange"]} if marked else {}
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for module, names in wanted.items():
         try:
             importlib.import_module(f"torch.{module}")
         except ImportError:
             continue
         holder = look_up(module)
-        found |= {f"torch.{module}.{name}": getattr(holder, name) for name in names if hasattr(holder, name)}
-    return found
+        named |= {f"torch.{module}.{name}": getattr(holder, name) for name in names if hasattr(holder, name)}
+    return named
 
 
 @cache

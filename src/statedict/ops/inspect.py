@@ -15,7 +15,7 @@ from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import find_model, names_of
-from statedict.tree.walk import free_name, label, nest, walk
+from statedict.tree.walk import free_name, label, nest, visit, walk
 from statedict.values import Opaque, abbreviate, count, shorten
 
 _SHORT = 60
@@ -47,16 +47,14 @@ def state_dicts(tree: Any) -> Iterator[tuple[str, Any]]:
 
 def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> list[Optimizer]:
     """Every optimizer in a tree; `item` reads tensors of one element, without which step counts in them are ignored."""
-    if not _has_optimizer(tree):
-        return []
     if is_optimizer(tree):
         return [_describe("", tree, None, item)]
     try:
         layout = Layout(tree if isinstance(tree, dict) else {"": tree})
     except AlterError:  # two entries of one path: whose state is whose cannot be told
         return []
-    found = layout.optimizers | layout.listed
-    return [_describe(path.removeprefix("."), state, layout, item) for path, state in found.items()]
+    states = layout.optimizers | layout.listed
+    return [_describe(path.removeprefix("."), state, layout, item) for path, state in states.items()]
 
 
 def owners(found: Iterable[Optimizer], paths: Iterable[str]) -> dict[str, tuple[Optimizer, Any]]:
@@ -81,10 +79,10 @@ def names_by_key(groups: Any, names: Iterable[Any]) -> dict[Any, str]:
 def summarize(state: Any, path: str = "") -> Summary:
     """What is in a tree; see `statedict.inspect`."""
     with Paused():
-        walk(state)  # an error beyond its bounds, which hold below too
+        visit(state, lambda path, leaf: None, lambda node, below: None)  # an error beyond its bounds, which hold below
         dot = path + "." if path else ""
-        found = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
-        build = _Builder(found)
+        by_path = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
+        build = _Builder(by_path)
         root = build.node("", state, path, "tensor", None)
         wasted = unseen_bytes(build.lazy)
     return Summary(
@@ -94,7 +92,7 @@ def summarize(state: Any, path: str = "") -> Summary:
         dtypes=dict(sorted(sum_by("dtype", build.tensors.values()).items(), key=lambda item: -item[1].nbytes)),
         wasted=wasted,
         opaque=build.opaque,
-        optimizers=tuple(found.values()),
+        optimizers=tuple(by_path.values()),
     )
 
 
@@ -176,14 +174,14 @@ class _Builder:
         return Node(info, note=" ".join(filter(None, notes)), total=info.total)
 
     def optimizer(self, value: Any, path: str) -> Node:
-        found = self.optimizers.get(path, Optimizer(path))
-        self.inferred = found.inferred
+        record = self.optimizers.get(path, Optimizer(path))
+        self.inferred = record.inferred
         dot = path + "." if path else ""
         rows: _Rows = []
         for name, part in value.items():
             if name == "state":
                 entries = [
-                    (label(i), self.node(label(i), entry, f"{dot}state.{label(i)}", "optimizer", found.names.get(i)))
+                    (label(i), self.node(label(i), entry, f"{dot}state.{label(i)}", "optimizer", record.names.get(i)))
                     for i, entry in part.items()
                 ]
                 rows.append(("state", _group(entries)))
@@ -204,30 +202,16 @@ def _note_attributes(attributes: dict[Any, Any]) -> str:
     )
 
 
-def _has_optimizer(tree: Any) -> bool:
-    pending, seen = [tree], set[int]()
-    while pending:
-        node = pending.pop()
-        if is_optimizer(node):
-            return True
-        if isinstance(node, dict) and id(node) not in seen:
-            seen.add(id(node))
-            pending += [child for child in node.values() if isinstance(child, dict | list | tuple)]
-        elif type(node) in (list, tuple):
-            pending += [child for child in node if isinstance(child, dict)]
-    return False
-
-
 def _describe(path: str, state: Any, layout: Layout | None, item: Callable[[LazyTensor], Any] | None) -> Optimizer:
     groups, keys = state["param_groups"], tuple(state["state"])
     settings = tuple((len(group["params"]), {k: v for k, v in group.items() if k not in _NAMES}) for group in groups)
     if not all(type(key) in (int, str) for group in groups for key in group["params"]):
         return Optimizer(path, keys=keys, groups=settings)
-    found = find_model(state, layout) if layout is not None else None
+    match = find_model(state, layout) if layout is not None else None
     stored = names_of(groups)
     names, model = names_by_key(groups, stored) if stored else {}, None
-    if found is not None:
-        model, paths = found
+    if match is not None:
+        model, paths = match
         names = {key: name.removeprefix(f"{model}." if model else "") for key, name in paths.items()}
     troubles = dict(_find_troubles(state, names, item))
     return Optimizer(path, model, keys, names, bool(names) and not stored, settings, troubles)
@@ -236,22 +220,22 @@ def _describe(path: str, state: Any, layout: Layout | None, item: Callable[[Lazy
 def _find_troubles(
     state: Any, names: dict[Any, str], item: Callable[[LazyTensor], Any] | None
 ) -> Iterator[tuple[str, str]]:
-    held = state["state"]
+    states = state["state"]
     known = dict.fromkeys(key for group in state["param_groups"] for key in group["params"])
 
     def name(keys: list[Any]) -> str:
         return abbreviate([names.get(key, label(key)) for key in keys])
 
-    without = [key for key in known if key not in held]
+    without = [key for key in known if key not in states]
     # torch.optim.LBFGS keeps one entry for all parameters together
-    shared = len(held) == 1 and any(isinstance(entry, dict) and "func_evals" in entry for entry in held.values())
+    shared = len(states) == 1 and any(isinstance(entry, dict) and "func_evals" in entry for entry in states.values())
     if without and len(without) < len(known) and not shared:
         yield "missing state", f"{count(len(without), 'parameter')} of {len(known):,} without state: {name(without)}"
-    stale = [key for key in held if type(key) is int and key not in known]
+    stale = [key for key in states if type(key) is int and key not in known]
     if stale:
         yield "stale state", f"stale state of {count(len(stale), 'parameter')} in no group: {name(stale)}"
     steps: dict[Any, list[Any]] = {}
-    for key, entries in held.items():
+    for key, entries in states.items():
         step = entries.get("step") if isinstance(entries, dict) else None
         if is_array(step):
             one = as_lazy(step) if item is not None else None

@@ -50,8 +50,8 @@ def _run_batch(work: Callable[[Job, Meter], Any], counter: Meter | None, batch: 
 def element_blocks(tensor: LazyTensor, start: int = 0, size: int | None = None) -> Iterator[Any]:
     """The bytes of a contiguous tensor, or `size` of them from `start`, in blocks of whole elements."""
     storage = tensor.storage
-    found = blocks(storage.source, storage.offset + tensor.offset + start, tensor.nbytes if size is None else size)
-    return whole_elements((block for _, block in found), tensor.dtype.itemsize or 1)
+    pieces = blocks(storage.source, storage.offset + tensor.offset + start, tensor.nbytes if size is None else size)
+    return whole_elements((block for _, block in pieces), tensor.dtype.itemsize or 1)
 
 
 def whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterator[Any]:

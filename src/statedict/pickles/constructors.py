@@ -130,15 +130,15 @@ def _of_unknown_size(
 ) -> Labelled:
     """A tensor whose elements have an unknown size of at least one bit."""
     try:
-        made = tensor(Storage(storage.source, 0, 8 * storage.nbytes), BY_NAME["uint8"], offset, shape, strides)
+        bits = tensor(Storage(storage.source, 0, 8 * storage.nbytes), BY_NAME["uint8"], offset, shape, strides)
     except CorruptFileError as error:
         what = f"a {dtype} tensor in a storage of {storage.nbytes:,} bytes, as if its elements were bits"
         raise CorruptFileError(f"{what}: {error}") from error
-    if not made.numel():
+    if not bits.numel():
         storage = Storage(storage.source, 0, 0, storage.device)
-    elif made.offset or made.strides is not None:
+    elif bits.offset or bits.strides is not None:
         storage = Storage(storage.source, storage.offset, storage.nbytes, storage.device)
-    return Labelled(dtype, made.shape, storage, made.offset, made.strides, requires_grad is True)
+    return Labelled(dtype, bits.shape, storage, bits.offset, bits.strides, requires_grad is True)
 
 
 def _tensor_v2(
@@ -148,8 +148,8 @@ def _tensor_v2(
         return Opaque("torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, requires_grad, hooks, bits))
     if storage.offset:
         offset = storage.place(offset)
-    made = tensor(storage.storage, storage.dtype, offset, size, stride, requires_grad)
-    return _with_bits(made, bits) if bits is not None else made
+    result = tensor(storage.storage, storage.dtype, offset, size, stride, requires_grad)
+    return _with_bits(result, bits) if bits is not None else result
 
 
 def _tensor_v3(
@@ -159,24 +159,24 @@ def _tensor_v3(
     known = labelled_dtype(name) if is_torch_dtype(name) else dtype
     if type(storage) is not TypedStorage or type(known) is not DType:
         return Opaque("torch._utils._rebuild_tensor_v3", (storage, offset, size, stride, requires_grad, hooks, dtype))
-    made = tensor(storage.storage, known, offset, size, stride, requires_grad)
-    return _with_bits(made, bits) if bits is not None else made
+    result = tensor(storage.storage, known, offset, size, stride, requires_grad)
+    return _with_bits(result, bits) if bits is not None else result
 
 
-def _with_bits(made: LazyTensor, metadata: Any) -> LazyTensor:
+def _with_bits(tensor: LazyTensor, metadata: Any) -> LazyTensor:
     """Apply the lazy conjugation and negation that PyTorch records as bits."""
     if not isinstance(metadata, dict):
         raise CorruptFileError(f"a tensor's metadata is a {type(metadata).__name__}")
     conj, neg = metadata.get("conj") is True, metadata.get("neg") is True
     if not (conj or neg):
-        return made
-    if made.dtype.kind == "raw":
-        raise FormatError(f"a {made.dtype} tensor needs a known dtype to be conjugated or negated when it is read")
-    if (conj and made.dtype.kind != "complex") or (neg and made.dtype.name not in _NEGATED):
-        raise CorruptFileError(f"a tensor of {made.dtype} that is conjugated or negated")
+        return tensor
+    if tensor.dtype.kind == "raw":
+        raise FormatError(f"a {tensor.dtype} tensor needs a known dtype to be conjugated or negated when it is read")
+    if (conj and tensor.dtype.kind != "complex") or (neg and tensor.dtype.name not in _NEGATED):
+        raise CorruptFileError(f"a tensor of {tensor.dtype} that is conjugated or negated")
     from statedict.tensor.assembled import map_elements
 
-    return map_elements(made, made.dtype, partial(_as_bits, conj, neg))
+    return map_elements(tensor, tensor.dtype, partial(_as_bits, conj, neg))
 
 
 # what PyTorch negates by a bit: complex numbers, and the imaginary parts of them
@@ -195,10 +195,10 @@ class Pending(LazyTensor):
 
     __slots__ = ()
 
-    def become(self, made: LazyTensor) -> LazyTensor:
+    def become(self, other: LazyTensor) -> LazyTensor:
         """Take all attributes of a tensor."""
         for slot in LazyTensor.__slots__:
-            setattr(self, slot, getattr(made, slot))
+            setattr(self, slot, getattr(other, slot))
         self.__class__ = LazyTensor  # type: ignore[assignment]
         return self
 
@@ -224,8 +224,8 @@ def _old_tensor(*args: Any) -> LazyTensor:
 
 
 def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None) -> Any:
-    made = as_parameter(data, requires_grad is True)
-    return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks)) if made is None else made
+    parameter = as_parameter(data, requires_grad is True)
+    return Opaque("torch._utils._rebuild_parameter", (data, requires_grad, hooks)) if parameter is None else parameter
 
 
 def as_parameter(data: Any, requires_grad: bool) -> LazyTensor | None:

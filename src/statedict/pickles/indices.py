@@ -50,12 +50,12 @@ class Indices:
 
     def tensor(self, parts: Mapping[str, Any], part: str, ndim: int | None = None) -> LazyTensor:
         """A part that holds integers."""
-        found = _tensor(parts, part)
-        _expect(found.dtype.name in ("int64", "int32"), part, "int64 or int32", found.dtype)
-        if found.storage not in self._storages or found.nbytes > found.storage.nbytes:
-            raise LimitError(f"{part}: {found.nbytes:,} bytes of indices would be copied; refused")
-        _expect(ndim is None or found.ndim == ndim, part, f"{ndim} dimensions", f"shape {found.shape}")
-        return found
+        indices = _tensor(parts, part)
+        _expect(indices.dtype.name in ("int64", "int32"), part, "int64 or int32", indices.dtype)
+        if indices.storage not in self._storages or indices.nbytes > indices.storage.nbytes:
+            raise LimitError(f"{part}: {indices.nbytes:,} bytes of indices would be copied; refused")
+        _expect(ndim is None or indices.ndim == ndim, part, f"{ndim} dimensions", f"shape {indices.shape}")
+        return indices
 
     def facts(self, find: Any, *tensors: LazyTensor) -> Any:
         """The result of `find` for the values of some tensors."""
@@ -80,9 +80,9 @@ def _expect_within(least: int, most: int, what: str, bound: int, before: str = "
 
 
 def _tensor(parts: Mapping[str, Any], part: str) -> LazyTensor:
-    found: Any = parts.get(part)
-    _expect(type(found) is LazyTensor, part, "a tensor", "none" if found is None else f"a {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    value: Any = parts.get(part)
+    _expect(type(value) is LazyTensor, part, "a tensor", "none" if value is None else f"a {type(value).__name__}")
+    return value  # type: ignore[no-any-return]
 
 
 def _size(parts: Mapping[str, Any]) -> tuple[int, ...]:

@@ -272,10 +272,10 @@ class _Machine(Builder):
             self.stack.append(value)
             return position
         if op == 0x69:  # INST
-            found, position = self.read_global(op, position)
+            function, position = self.read_global(op, position)
             items = self.pop_mark()
             self.charge(OBJECT + TUPLE + 8 * len(items))
-            self.stack.append(self.call(found, tuple(items)))
+            self.stack.append(self.call(function, tuple(items)))
         elif row.layout == "fixed":  # EXT1, EXT2, EXT4
             code = row.read(self.data[position : position + width])
             self.stack.append(self.find("copyreg", f"extension {code}"))

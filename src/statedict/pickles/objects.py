@@ -143,14 +143,14 @@ class Builder:
         if len(module) + len(name) > _MAX_NAME:
             raise LimitError(f"a global's name has {len(module) + len(name):,} characters, over {_MAX_NAME:,}")
         full = f"{module} {name}"
-        found = self.globals.get(full)
-        if found is None:
-            found = self.constructors.get(full)
-            if found is None:
-                found = Global(f"{module}.{name}")
+        known = self.globals.get(full)
+        if known is None:
+            known = self.constructors.get(full)
+            if known is None:
+                known = Global(f"{module}.{name}")
             self.charge(3 * OBJECT + 8 * len(full))
-            self.globals[full] = found
-        return found
+            self.globals[full] = known
+        return known
 
     def call(self, function: Any, args: Any) -> Any:
         """The result of a call; a label where no constructor is known."""
@@ -233,10 +233,10 @@ class Builder:
             self.charge(STATE)
             if type(state) is tuple:
                 self.charge_copies(state)
-            made = target.set_state(state)
-            if made is not target:
-                self.replace(target, made)
-            return made
+            replacement = target.set_state(state)
+            if replacement is not target:
+                self.replace(target, replacement)
+            return replacement
         else:
             raise CorruptFileError(f"gives a state to a {type(target).__name__}")
         return target
@@ -252,10 +252,10 @@ class Builder:
     def module(self, state: dict[Any, Any]) -> dict[Any, Any]:
         """The attributes of a `torch.nn.Module`, with its parameters, buffers and modules under their own names."""
         members = [state[name] for name in _MODULE]
-        if not all(isinstance(held, dict) for held in members):
+        if not all(isinstance(part, dict) for part in members):
             return state
         self.charge(2 * DICT + 2 * ENTRY * sum(map(len, (state, *members))))
-        flat = StateDict((name, value) for held in members for name, value in held.items())
+        flat = StateDict((name, value) for part in members for name, value in part.items())
         rest = {name: value for name, value in state.items() if name not in _MODULE}
         if len(flat) != sum(map(len, members)) or not flat.keys().isdisjoint(rest):
             return state

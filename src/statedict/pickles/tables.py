@@ -100,14 +100,14 @@ def _quantized(
         if not isinstance(size, tuple) or not all(type(n) is int and n >= 0 for n in size):
             raise CorruptFileError("a quantized tensor whose shape is not made of sizes")
         needed = -(-prod(size) // packed)
-        held = {"packed": tensor(storage.storage, kind, 0, (nbytes,), (1,)), "size": size, "stride": stride}
+        parts = {"packed": tensor(storage.storage, kind, 0, (nbytes,), (1,)), "size": size, "stride": stride}
     else:
-        made = tensor(storage.storage, kind, storage.place(offset), size, stride)
-        needed, held = made.nbytes, {"int_repr": made}
+        numbers = tensor(storage.storage, kind, storage.place(offset), size, stride)
+        needed, parts = numbers.nbytes, {"int_repr": numbers}
     if needed > nbytes:
         raise CorruptFileError(f"a quantized tensor of shape {size} in {nbytes:,} bytes")
     fields = _check_quantizer(name, quantizer[1:], size, requires_grad)
-    return _parts(name, **held, dtype=storage.dtype, **dict(zip(fields, quantizer[1:], strict=True)))
+    return _parts(name, **parts, dtype=storage.dtype, **dict(zip(fields, quantizer[1:], strict=True)))
 
 
 def _check_quantizer(name: str, numbers: tuple[Any, ...], size: Any, requires_grad: Any) -> tuple[str, ...]:
@@ -163,18 +163,18 @@ def _of_device(data: Any, dtype: Any, device: Any, requires_grad: Any = False) -
 
 
 def _parameter_with_state(data: Any, requires_grad: Any = True, hooks: Any = None, state: Any = None) -> Any:
-    made = as_parameter(data, requires_grad is True)
-    if made is None:
+    parameter = as_parameter(data, requires_grad is True)
+    if parameter is None:
         return data
-    return _with_attributes(made, _PLAIN[1], drop_compiler(attributes(state)))
+    return _with_attributes(parameter, _PLAIN[1], drop_compiler(attributes(state)))
 
 
-def _with_attributes(made: LazyTensor, name: str, held: dict[Any, Any] | None) -> Any:
+def _with_attributes(tensor: LazyTensor, name: str, attributes: dict[Any, Any] | None) -> Any:
     """The tensor with its attributes, or a label for a part of a larger tensor."""
-    if held and held.get("global_shape") is not None:
-        return Opaque(name, state=StateDict({"data": made} | held))
-    made.attributes = held
-    return made
+    if attributes and attributes.get("global_shape") is not None:
+        return Opaque(name, state=StateDict({"data": tensor} | attributes))
+    tensor.attributes = attributes
+    return tensor
 
 
 def attributes(state: Any) -> dict[Any, Any]:
@@ -196,14 +196,14 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
     name = getattr(kind, "name", "torch.Tensor")
     if isinstance(inner, Opaque) and inner.name == _JAGGED:
         return inner  # its attributes are its parts again
-    held = drop_compiler(attributes(state)) or {}
+    noted = drop_compiler(attributes(state)) or {}
     if isinstance(inner, LazyTensor) and name in _PLAIN:
-        return _with_attributes(inner.replace(), name, held or None)
+        return _with_attributes(inner.replace(), name, noted or None)
     if isinstance(inner, Opaque) and isinstance(inner.state, dict):
-        return Opaque(name, state=StateDict(held | dict(inner.state)))
-    if name in _PLAIN and not held:
+        return Opaque(name, state=StateDict(noted | dict(inner.state)))
+    if name in _PLAIN and not noted:
         return inner
-    return Opaque(name, state=StateDict({"data": inner} | held))
+    return Opaque(name, state=StateDict({"data": inner} | noted))
 
 
 IN_PICKLE = "pickle"  # the name of the source of an array
@@ -245,8 +245,8 @@ class _Array(Pending):
         if type(state) is not tuple or len(state) != 5:
             raise CorruptFileError("a numpy array without a valid state")
         _, shape, kind, fortran, raw = state
-        made = array(raw, kind, shape, "F" if fortran else "C")
-        return made if isinstance(made, Opaque) else self.become(made)
+        result = array(raw, kind, shape, "F" if fortran else "C")
+        return result if isinstance(result, Opaque) else self.become(result)
 
 
 def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
@@ -299,14 +299,14 @@ def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> Any:
 
 
 def _frombuffer(raw: Any, kind: Any, shape: Any, order: Any = "C", axes: Any = None) -> Any:
-    made = array(raw, kind, shape, order)
-    if order != "K" or axes is None or isinstance(made, Opaque):
-        return made
+    result = array(raw, kind, shape, order)
+    if order != "K" or axes is None or isinstance(result, Opaque):
+        return result
     if type(axes) is not tuple or {*map(type, axes)} - {int} or sorted(axes) != [*range(len(shape))]:
         raise CorruptFileError("a numpy array whose axes are not a permutation")
     steps = contiguous_strides(shape)
     shape, strides = tuple(shape[axis] for axis in axes), tuple(steps[axis] for axis in axes)
-    return made.replace(shape=shape, strides=None if strides == contiguous_strides(shape) else strides)
+    return result.replace(shape=shape, strides=None if strides == contiguous_strides(shape) else strides)
 
 
 def _dtype(code: Any, align: Any = False, copy: Any = False) -> NumpyType:

@@ -85,17 +85,17 @@ class _NumberType(NumpyType):
     __slots__ = ()
 
     def set_state(self, state: Any) -> NumpyType:
-        made = super().set_state(state)
+        kind = super().set_state(state)
         if self.kind is None or tuple(state[5:]) != (-1, -1, 0):
             raise RefusedError(f"a numpy dtype {self.code!r} with fields or a size of its own; {_REMEDY}")
-        return made
+        return kind
 
 
 def _number_type(code: Any, align: Any = False, copy: Any = False) -> NumpyType:
-    made = _NumberType(code.decode("ascii", "replace") if type(code) is bytes else code)
-    if made.kind is None:
+    kind = _NumberType(code.decode("ascii", "replace") if type(code) is bytes else code)
+    if kind.kind is None:
         raise RefusedError(f"a numpy dtype {str(code)[:100]!r} that is not a number; {_REMEDY}")
-    return made
+    return kind
 
 
 def _never(*args: Any) -> Any:
@@ -170,31 +170,31 @@ class Allowed:
         if not self._noted:
             return
         indices = Indices(storages)
-        for kind, parts, made in self._noted:
+        for kind, parts, node in self._noted:
             try:
                 indices.check(kind, parts)
             except FormatError as error:
                 raise type(error)(
-                    f"{where}: {_find_path(tree, made)}: {kind.removeprefix('torch.')} tensor: {error}; "
+                    f"{where}: {_find_path(tree, node)}: {kind.removeprefix('torch.')} tensor: {error}; "
                     "using it would reach memory that is not its own; the file is damaged or hostile"
                 ) from error
 
     def _parts(self, build: Callable[..., Any], *args: Any) -> Any:
-        made = build(*args)
-        if not isinstance(made, Opaque) or not isinstance(made.state, dict):
-            raise CorruptFileError(f"{getattr(made, 'name', 'a tensor')}: without its parts")
+        node = build(*args)
+        if not isinstance(node, Opaque) or not isinstance(node.state, dict):
+            raise CorruptFileError(f"{getattr(node, 'name', 'a tensor')}: without its parts")
         # in a dict of its own, for the program may replace the state
-        self._noted.append((made.name, dict(made.state), made))
-        return made
+        self._noted.append((node.name, dict(node.state), node))
+        return node
 
     def _subclass(self, build: Callable[..., Any], *args: Any) -> Any:
         function, kind, _, state = (*args, None)[:4]
         if (getattr(function, "name", "") == _JAGGED) != (getattr(kind, "name", "") == _NESTED):
             raise CorruptFileError("a jagged tensor rebuilt as another class, or another class rebuilt as jagged")
-        made = build(*args)
+        node = build(*args)
         if getattr(kind, "name", "") == _NESTED:
-            self._note_attributes(made, state)
-        return made
+            self._note_attributes(node, state)
+        return node
 
     def _parameter(self, build: Callable[..., Any], *args: Any) -> Any:
         data, _, _, state = (*args, None, None, None)[:4]
@@ -202,13 +202,13 @@ class Allowed:
             self._note_attributes(data, state)
         return build(*args)
 
-    def _note_attributes(self, made: Opaque, state: Any) -> None:
-        found = attributes(state)
-        if parts := {part: found[name] for name, part in _ATTRIBUTES.items() if name in found}:
-            self._noted.append(("torch.jagged", parts, made))
+    def _note_attributes(self, node: Opaque, state: Any) -> None:
+        named = attributes(state)
+        if parts := {part: named[name] for name, part in _ATTRIBUTES.items() if name in named}:
+            self._noted.append(("torch.jagged", parts, node))
 
 
-def _find_path(tree: Any, made: Opaque) -> str:
-    tensors = {id(part) for part in dict(made.children()).values() if isinstance(part, LazyTensor)}
-    found = (path.rpartition(".")[0] for path, tensor in tensors_of(tree) if id(tensor) in tensors)
-    return next(found, "") or "the tensor"
+def _find_path(tree: Any, node: Opaque) -> str:
+    tensors = {id(part) for part in dict(node.children()).values() if isinstance(part, LazyTensor)}
+    paths = (path.rpartition(".")[0] for path, tensor in tensors_of(tree) if id(tensor) in tensors)
+    return next(paths, "") or "the tensor"

@@ -157,7 +157,7 @@ class _Writer:
     def attributes(self, tensor: LazyTensor, path: str) -> dict[str, Any]:
         """The attributes that the file keeps: data that `torch.load(weights_only=True)` accepts."""
         assert tensor.attributes is not None
-        kept: dict[str, Any] = {}
+        data: dict[str, Any] = {}
         for name, value in data_of(tensor.attributes).items():
             trial = _Writer(self.place, frozenset())
             trial.bare = True
@@ -165,9 +165,9 @@ class _Writer:
                 trial.value(value, name)
             except (UnsupportedError, TreeError):
                 continue
-            kept[name] = value
-        self.left_out += [f"{path}.{name}" for name in tensor.attributes if name not in kept]
-        return kept
+            data[name] = value
+        self.left_out += [f"{path}.{name}" for name in tensor.attributes if name not in data]
+        return data
 
     def ints(self, numbers: tuple[int, ...]) -> bytes:
         known = self.shapes.get(numbers)

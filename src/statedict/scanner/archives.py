@@ -70,8 +70,8 @@ def _holds(scan: Scan, part: Part, head: bytes, reading: Reading) -> bool:
     """Whether an archive's end lies within a pickle or a member of a tar archive that the file begins with."""
     if is_tar(head):
         return any(inner.start <= reading.place <= reading.at < inner.end for inner in tar_members(part) if inner.name)
-    found = scan.walk(part)
-    return not found.problem and found.end > reading.at
+    pickle = scan.walk(part)
+    return not pickle.problem and pickle.end > reading.at
 
 
 def _look_into_zip(scan: Scan, part: Part, ends: Ends) -> None:
@@ -79,16 +79,16 @@ def _look_into_zip(scan: Scan, part: Part, ends: Ends) -> None:
     end, start = part.size, 0  # where the archive behind should begin by its offsets
     seen: set[Member] = set()
     doubtful: list[Reading] = []
-    now: Ends | None = ends
-    while now is not None:
-        reading, *others = now.readings
+    current: Ends | None = ends
+    while current is not None:
+        reading, *others = current.readings
         if start and start != reading.stop:
             _add_shift(scan, part, start)
         start = reading.shift
         doubtful += others
-        scan.add_damage(part.label, *now.problems)
+        scan.add_damage(part.label, *current.problems)
         gaps = _look_into_records(scan, part, end, reading, seen)
-        now, end = find_ends_before(part, gaps, end)
+        current, end = find_ends_before(part, gaps, end)
         for begin, stop in gaps:
             if stop > end:  # what lies below is in that archive or in a gap of it
                 look_into_gap(scan, part, begin, stop)
@@ -153,9 +153,9 @@ def look_into_packed(
         return
     data, before = Unpacked(part, codec, scan.budget), scan.count_findings()
     scan.look_into(part.inner(name, data, role))
-    found = scan.count_findings() != before
+    has_findings = scan.count_findings() != before
     likely = part.role in (WHOLE, EXPECTED) or codec == "deflate" or (codec in _LONG_MAGIC and data.read(0, 1) != b"")
-    if found or likely:
+    if has_findings or likely:
         data.drain(min(_DRAINED, scan.budget.left // 2))
         if data.problem:
             scan.add_damage(label, f"compressed by {codec}, and damaged ({data.problem})")
@@ -226,9 +226,9 @@ def find_ends_before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple
     """The end of an archive that stands before the one that ends at `end`, and its offset; None and 0 without one."""
     for begin, stop in reversed(gaps):
         if stop < end and stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
-            found = find_ends(part, stop)
-            if found.readings and found.readings[0].stop == stop:
-                return found, stop
+            before = find_ends(part, stop)
+            if before.readings and before.readings[0].stop == stop:
+                return before, stop
     return None, 0
 
 
@@ -241,8 +241,8 @@ def local_member(part: Part, at: int, end: int) -> Member | None:
     if not 0 < local.packed < FULL32:
         stop = end
         for base in range(local.at, end, CHUNK - 3):
-            if found := _SIGNATURE.search(part.read(base, min(CHUNK, end - base))):
-                stop = base + found.start()
+            if signature := _SIGNATURE.search(part.read(base, min(CHUNK, end - base))):
+                stop = base + signature.start()
                 break
     return Member(local.name, local.at, min(end, stop), local.method)
 
@@ -263,8 +263,8 @@ def tar_members(part: Part) -> Iterator[Member]:
         size, override = (override if override >= 0 else size), -1
         start, kind = at + 512, header[156:157]
         if kind in (b"x", b"g"):
-            found = re.search(rb"\d size=(\d{1,18})\n", part.read(start, min(size, 1 << 20)))
-            override = int(found[1]) if found and kind == b"x" else -1
+            stated = re.search(rb"\d size=(\d{1,18})\n", part.read(start, min(size, 1 << 20)))
+            override = int(stated[1]) if stated and kind == b"x" else -1
         size = 0 if b"1" <= kind <= b"6" else size
         prefix = header[345:500].rstrip(b"\0") + b"/" if header[257:262] == b"ustar" and header[345] else b""
         yield Member(read_name(prefix + header[:100].split(b"\0")[0]).removeprefix("./"), start, start + size, STORED)

@@ -80,8 +80,8 @@ class Part:
 
     def inner(self, name: str | None, base: Readable | None = None, role: str | None = None) -> Part:
         """The same bytes, or `base`, as a file inside of it."""
-        held = (self._base, self.start, self._end) if base is None else (base, 0, None)
-        return Part(*held, self.label_of(name), self.depth + 1, self._inherit(role))
+        extent = (self._base, self.start, self._end) if base is None else (base, 0, None)
+        return Part(*extent, self.label_of(name), self.depth + 1, self._inherit(role))
 
     def label_of(self, name: str | None) -> str:
         """The label of a file inside of it; without a name, its own."""

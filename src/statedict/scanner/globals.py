@@ -335,6 +335,6 @@ def walk(
     >>> [(found.module, found.name, found.called) for found in walk(lambda at, n: data[at : at + n]).globals]
     [('posix', 'system', 0)]
     """
-    found = Walk(read, start, nested, torch)
-    found._run(fuel, patience)
-    return found
+    result = Walk(read, start, nested, torch)
+    result._run(fuel, patience)
+    return result

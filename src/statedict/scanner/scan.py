@@ -143,9 +143,9 @@ class Scan:
 
     def walk(self, part: Part, patience: int = 1 << 62) -> Walk:
         """Walk over the opcodes that the part begins with."""
-        found = walk(part.read, fuel=self.budget.left // verdicts.OPCODE, patience=patience)
-        self.budget.spend(verdicts.cost_of(found))
-        return found
+        walked = walk(part.read, fuel=self.budget.left // verdicts.OPCODE, patience=patience)
+        self.budget.spend(verdicts.cost_of(walked))
+        return walked
 
     def _follow_magic(self, part: Part) -> None:
         """Record what a zip archive names when read as a pickle: its magic begins with PERSID, whose line is ASCII.
@@ -156,9 +156,9 @@ class Scan:
         line, newline, _ = part.read(0, _FIRST_LINE).partition(b"\n")
         if not newline or not line.isascii():
             return
-        found = self.walk(part, patience=verdicts.GLANCE)
+        walked = self.walk(part, patience=verdicts.GLANCE)
         known = {(finding.module, finding.name) for finding in self.found.values()}
-        for ref in found.globals:
+        for ref in walked.globals:
             plausible = verdicts.IDENTIFIERS.fullmatch(f"{ref.module}.{ref.name}")  # else it is bytes of a record
             if plausible and (ref.module, ref.name) not in known:
                 self.add(part.label, ref)
@@ -221,12 +221,12 @@ class Scan:
             return
         while pending:
             value = pending.pop()
-            for key, held in value if type(value) is _Pairs else enumerate(value):
-                if type(held) in (list, _Pairs):
-                    pending.append(held)
-                elif key == ":serialized:" and type(held) is str:
+            for key, item in value if type(value) is _Pairs else enumerate(value):
+                if type(item) in (list, _Pairs):
+                    pending.append(item)
+                elif key == ":serialized:" and type(item) is str:
                     try:
-                        data = binascii.a2b_base64(held.encode())  # skips what is not base64, as the loader does
+                        data = binascii.a2b_base64(item.encode())  # skips what is not base64, as the loader does
                     except ValueError as error:
                         self.add_damage(part.label_of(key), f"is not base64 ({error})")
                     else:
@@ -260,8 +260,8 @@ class Scan:
                     continue
                 self.budget.spend(verdicts.PICKLE)
                 if not data.startswith(b"PK\3\4", start):
-                    found = self._pickle(part.cut(0, end), place, hidden=True)
-                    done = done if found is None else found.end
+                    walked = self._pickle(part.cut(0, end), place, hidden=True)
+                    done = done if walked is None else walked.end
                     continue
                 inner = archives.local_member(part, place, end)
                 if inner is not None:
@@ -282,21 +282,21 @@ class Scan:
                 part.cut(begin, begin + length).inner(f"bytes at {begin:,}"), length, decode, begin
             )
 
-        found = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // verdicts.OPCODE, patience=patience)
-        known = verdicts.is_pickle(found, part, sure and not hidden)
+        walked = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // verdicts.OPCODE, patience=patience)
+        known = verdicts.is_pickle(walked, part, sure and not hidden)
         if known:
             self.pickles += 1
-            for ref in found.globals:
+            for ref in walked.globals:
                 self.add(part.label, ref)
             what = f"the pickle at byte {at:,} is read differently by different readers"
-            self.add_damage(part.label, *(f"{what}: {doubt}" for doubt in found.doubts))
-            if found.problem and not hidden:
-                text = f"the pickle at byte {at:,} breaks off at byte {found.end:,}: {found.problem}"
+            self.add_damage(part.label, *(f"{what}: {doubt}" for doubt in walked.doubts))
+            if walked.problem and not hidden:
+                text = f"the pickle at byte {at:,} breaks off at byte {walked.end:,}: {walked.problem}"
                 self.add_damage(part.label, text)
-        elif found.problem and found.opcodes > verdicts.PATIENCE and not tensor:
+        elif walked.problem and walked.opcodes > verdicts.PATIENCE and not tensor:
             self.add_unread(part.label, "something that begins as a pickle", "it goes on without naming anything", at)
-        self.budget.spend(verdicts.cost_of(found))
-        return found if known else None
+        self.budget.spend(verdicts.cost_of(walked))
+        return walked if known else None
 
     def _look_into_constant(self, part: Part, length: int, decode: Any, at: int) -> None:
         if decode is not None:

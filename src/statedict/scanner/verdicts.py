@@ -235,9 +235,9 @@ def _read_alarms() -> dict[str, str]:
 
 def find_beginnings(data: bytes, done: int) -> list[int]:
     """Offsets where something may begin in bytes of no known form; what lies before `done` is known."""
-    starts = {found.start() for pattern in _HIDDEN for found in pattern.finditer(data)}
-    for found in _LINE.finditer(data):
-        word = _WORD.search(data, max(0, found.start() - 128), found.start())
+    starts = {match.start() for pattern in _HIDDEN for match in pattern.finditer(data)}
+    for match in _LINE.finditer(data):
+        word = _WORD.search(data, max(0, match.start() - 128), match.start())
         if word:
             letters = {word.start() + at for at, letter in enumerate(word[0][:-1]) if letter in b"ci"}
             starts |= letters
@@ -251,27 +251,27 @@ def is_lines(head: bytes) -> bool:
     return _LINES.fullmatch(head) is not None
 
 
-def is_pickle(found: Walk, part: Part, sure: bool) -> bool:
+def is_pickle(walked: Walk, part: Part, sure: bool) -> bool:
     """Whether a walk went over a pickle, and not over other bytes that happen to look like one.
 
     Tensors begin in every way. Without PROTO (`sure`) and a role that says pickle, it takes a name that could be
     imported.
     """
     whole, expected = part.role == WHOLE, part.role == EXPECTED
-    known = [ref for ref in found.globals if _is_importable(ref, bool(found.problem))]
-    if not found.problem:
-        alone = whole and not part.read(found.end, 1)
-        return sure or expected or alone or bool(known) or (whole and bool(found.globals))
+    known = [ref for ref in walked.globals if _is_importable(ref, bool(walked.problem))]
+    if not walked.problem:
+        alone = whole and not part.read(walked.end, 1)
+        return sure or expected or alone or bool(known) or (whole and bool(walked.globals))
     if (
-        (whole and known and not is_lines(part.read(found.start, 512)))
-        or (found.crossed and (whole or sure))
-        or (sure and (whole or expected or known or found.opcodes >= _SURE))
-        or (expected and found.opcodes > 1)
+        (whole and known and not is_lines(part.read(walked.start, 512)))
+        or (walked.crossed and (whole or sure))
+        or (sure and (whole or expected or known or walked.opcodes >= _SURE))
+        or (expected and walked.opcodes > 1)
     ):
         return True
-    if whole and found.truncated and found.opcodes >= _SURE // 2 and _OLD.match(part.read(found.start, 160)):
+    if whole and walked.truncated and walked.opcodes >= _SURE // 2 and _OLD.match(part.read(walked.start, 160)):
         return True
-    last = None if whole else found.cut  # tensors begin so by chance; no other opcode bears it out
+    last = None if whole else walked.cut  # tensors begin so by chance; no other opcode bears it out
     return any(ref.called or grade(ref, ALLOWED)[0] == DANGEROUS for ref in known if ref is not last)
 
 
@@ -282,7 +282,7 @@ def _is_importable(ref: GlobalRef, broken: bool) -> bool:
     return ref.kind in ("", ALTERED) and bool(IDENTIFIERS.fullmatch(ref.module) and IDENTIFIERS.fullmatch(ref.name))
 
 
-def cost_of(found: Walk) -> int:
+def cost_of(walked: Walk) -> int:
     """The cost of a walk, in bytes of the budget."""
-    names = sum(ref.count for ref in found.globals)
-    return PICKLE + OPCODE * found.opcodes + _LISTED * names + found.searched // _SEARCHED
+    names = sum(ref.count for ref in walked.globals)
+    return PICKLE + OPCODE * walked.opcodes + _LISTED * names + walked.searched // _SEARCHED

@@ -90,20 +90,20 @@ def load(
     source, start = _open_file(f)
     with Paused():
         allowed = Allowed()
-        found = _read(f, source, start, allowed)
-        allowed.check(found.tree, found.storages.values(), source.name)
-        given.check({storage.device for storage in found.storages.values()}, source.name)
+        file = _read(f, source, start, allowed)
+        allowed.check(file.tree, file.storages.values(), source.name)
+        given.check({storage.device for storage in file.storages.values()}, source.name)
         reason = ""
-        if found.pickled[:2] == b"\x80\x02":
+        if file.pickled[:2] == b"\x80\x02":
             try:
-                return _build(f, start, found, given, mmap, encoding)
+                return _build(f, start, file, given, mmap, encoding)
             except pickle.UnpicklingError as error:
                 reason = str(error)
-        noted = [tensor.attributes for _, tensor in tensors_of(found.tree) if tensor.attributes]
-        labels = inspect(StateDict({"": found.tree, "attributes": noted})).opaque
+        noted = [tensor.attributes for _, tensor in tensors_of(file.tree) if tensor.attributes]
+        labels = inspect(StateDict({"": file.tree, "attributes": noted})).opaque
         if labels:
             raise _refusal(source.name, reason or f"it holds objects of {', '.join(labels)}")
-        return from_tree(found.tree, not mmap, map_location)
+        return from_tree(file.tree, not mmap, map_location)
 
 
 def _refusal(where: str, why: str) -> RefusedError:
@@ -151,7 +151,7 @@ def _open_file(f: Any) -> tuple[ByteSource, int]:
     return BytesSource(data[:done], name), start
 
 
-class _Found(NamedTuple):
+class _File(NamedTuple):
     """What our machine read of a file, and the pickle that PyTorch reads too."""
 
     format: str
@@ -161,7 +161,7 @@ class _Found(NamedTuple):
     pickled: bytes
 
 
-def _read(f: Any, source: ByteSource, start: int, allowed: Allowed) -> _Found:
+def _read(f: Any, source: ByteSource, start: int, allowed: Allowed) -> _File:
     name = formats.detect(source)
     if name == "torch":
         records = torch_zip.read_members(source)
@@ -172,7 +172,7 @@ def _read(f: Any, source: ByteSource, start: int, allowed: Allowed) -> _Found:
         big = serialization.get_default_load_endianness() is serialization.LoadEndianness.BIG
         tree, storages = torch_zip.unpickle(records, big_endian=big, constructors=allowed.constructors)
         pickled = bytes(records["data.pkl"].read(0, records["data.pkl"].size))
-        return _Found(name, source, tree, storages, pickled)
+        return _File(name, source, tree, storages, pickled)
     if name == "torch-legacy" and not torch_legacy.is_tar(source):
         tree, storages, (begin, end), size = torch_legacy.unpickle(source, allowed.constructors)
         pickled = bytes(source.read(begin, end - begin))
@@ -180,25 +180,25 @@ def _read(f: Any, source: ByteSource, start: int, allowed: Allowed) -> _Found:
             refuse_behind(source, size)
         else:  # what follows may be saved into the same file
             f.seek(start + size)
-        return _Found(name, source, tree, storages, pickled)
-    return _Found(name, source, formats.load_format(name).read(source), {}, b"")
+        return _File(name, source, tree, storages, pickled)
+    return _File(name, source, formats.load_format(name).read(source), {}, b"")
 
 
-def _build(f: Any, start: int, found: _Found, given: _Places, mmap: bool, encoding: str) -> Any:
+def _build(f: Any, start: int, file: _File, given: _Places, mmap: bool, encoding: str) -> Any:
     """Build the objects by PyTorch's unpickler; UnpicklingError if it refuses something."""
-    location, where, storages = given.location, found.source.name, found.storages
+    location, where, storages = given.location, file.source.name, file.storages
     is_path = isinstance(f, str | os.PathLike)
     bare = torch_private.writes_no_bytes() or str(location) == "meta"
-    mapped = mmap and found.format == "torch" and is_path  # what else is to be mapped, PyTorch refuses with its reason
+    mapped = mmap and file.format == "torch" and is_path  # what else is to be mapped, PyTorch refuses with its reason
     try:
         if not torch_private.unpickler_works() or mmap != mapped:
             return _load_by_torch(f, start, location, mmap)
         if bare:  # only PyTorch makes these, of what stands up to our rules
             meta = {key: torch.UntypedStorage(storage.nbytes, device="meta") for key, storage in storages.items()}
-            _unpickle(found, meta, lambda storage, _: storage, None, encoding)
+            _unpickle(file, meta, lambda storage, _: storage, None, encoding)
             return _load_by_torch(f, start, location, mmap)
-        own = _map_storages(storages, f) if mapped else _read_storages(storages)
-        return _unpickle(found, own, given.place, location, encoding)
+        buffers = _map_storages(storages, f) if mapped else _read_storages(storages)
+        return _unpickle(file, buffers, given.place, location, encoding)
     except (pickle.UnpicklingError, StateDictError, MemoryError):
         raise
     except Exception as error:
@@ -227,30 +227,30 @@ def _load_by_torch(f: Any, start: int, map_location: Any, mmap: bool) -> Any:
 
 
 def _unpickle(
-    found: _Found, storages: Mapping[Any, Any], place: Callable[[Any, str], Any], map_location: Any, encoding: str
+    file: _File, storages: Mapping[Any, Any], place: Callable[[Any, str], Any], map_location: Any, encoding: str
 ) -> Any:
     placed: dict[Any, Any] = {}
-    made: dict[Any, Any] = {}
+    typed: dict[Any, Any] = {}
 
     def persistent_load(identifier: Any) -> Any:
         kind, key, device, _, *view = identifier[1:]
         if type(key) is bytes:  # from Python 2, with encoding="bytes"
             key, device = as_text(key), device.decode("ascii")
         if key not in storages:
-            raise CorruptFileError(f"{found.source.name}: storage {key!r} is not in the file")
+            raise CorruptFileError(f"{file.source.name}: storage {key!r} is not in the file")
         untyped = placed.get(key)
         if untyped is None:
             untyped = placed[key] = place(storages[key], device)
         name, offset, size = view[0] if view and view[0] is not None else (key, 0, 0)
         dtype = kind.dtype
-        if (name, dtype) not in made:
+        if (name, dtype) not in typed:
             part = untyped
             if name != key:
                 part = untyped[offset * dtype.itemsize : (offset + size) * dtype.itemsize]
-            made[name, dtype] = torch_private.make_typed_storage(part, dtype)
-        return made[name, dtype]
+            typed[name, dtype] = torch_private.make_typed_storage(part, dtype)
+        return typed[name, dtype]
 
-    return unpickle(found.pickled, persistent_load, encoding, "cpu" if map_location is None else map_location)
+    return unpickle(file.pickled, persistent_load, encoding, "cpu" if map_location is None else map_location)
 
 
 class _Places:
@@ -303,7 +303,7 @@ def _read_storages(storages: Mapping[Any, Storage]) -> dict[Any, Any]:
 def _map_storages(storages: Mapping[Any, Storage], path: Any) -> dict[Any, Any]:
     """Map the file and slice storages out of it; read those that do not lie in it as they are."""
     whole: Any = None
-    made: dict[Any, Any] = {}
+    mapped: dict[Any, Any] = {}
     shared = torch.serialization.get_default_mmap_options() == MAP_SHARED
     for key, storage in storages.items():
         if not isinstance(storage.source, Record) or not storage.nbytes:
@@ -313,10 +313,10 @@ def _map_storages(storages: Mapping[Any, Storage], path: Any) -> dict[Any, Any]:
             begin += storage.offset
             if whole is None:
                 whole = torch.UntypedStorage.from_file(os.fspath(path), True, archive.size)
-            made[key] = whole[begin : begin + storage.nbytes]
+            mapped[key] = whole[begin : begin + storage.nbytes]
         elif (data := storage.view(private=True)) is not None:
-            made[key] = torch_storage(data)
-    return made | _read_storages({key: storage for key, storage in storages.items() if key not in made})
+            mapped[key] = torch_storage(data)
+    return mapped | _read_storages({key: storage for key, storage in storages.items() if key not in mapped})
 
 
 def from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
@@ -329,10 +329,10 @@ def from_tree(tree: Any, copy: bool, map_location: Any) -> Any:
         if places.location is not None:
             real = real.to(places.place(real.untyped_storage(), lazy.storage.device).device)
         grad = lazy.requires_grad
-        made = torch.nn.Parameter(real, grad) if lazy.parameter else real.requires_grad_(grad)
+        result = torch.nn.Parameter(real, grad) if lazy.parameter else real.requires_grad_(grad)
         for name, value in (lazy.attributes or {}).items():
-            setattr(made, name, build(value))
-        return made
+            setattr(result, name, build(value))
+        return result
 
     def build(tree: Any) -> Any:
         return realize(tree, lambda lazy: list(map(tensor, lazy, torch_tensors(lazy, copy))), torch_value)

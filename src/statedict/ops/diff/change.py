@@ -113,12 +113,12 @@ class Change:
         starts = range(0, self.columns, step)
         if self.rows * self.columns <= HELD and self.columns <= ELEMENTS:
             kind = numpy.complex64 if self.work.kind == "c" else numpy.float32
-            held, at = numpy.empty((self.rows, self.columns), kind), 0
+            whole, at = numpy.empty((self.rows, self.columns), kind), 0
             for block in self.blocks():
-                held[at : at + len(block)] = block
+                whole[at : at + len(block)] = block
                 at += len(block)
             for first in starts:
-                yield held[:, first : first + step].T.astype(self.work)
+                yield whole[:, first : first + step].T.astype(self.work)
             return
 
         def read(first: int) -> tuple[Any, _Part | None]:
@@ -172,14 +172,14 @@ class Change:
                     x, y = (convert(a[start : start + CHUNK], self._kind, side) for side, a in enumerate(arrays))
                     here = slice(at + start, at + start + len(x))
                     difference = self._subtract(x, y, flat[here])
-                    found = float(numpy.vdot(difference, difference).real)
+                    squared = float(numpy.vdot(difference, difference).real)
                     finite = None
-                    if not math.isfinite(found):
+                    if not math.isfinite(squared):
                         finite = numpy.isfinite(difference)
                         difference[~finite] = 0
-                        found = float(numpy.vdot(difference, difference).real)
+                        squared = float(numpy.vdot(difference, difference).real)
                     if powers is not None:
-                        energy += found
+                        energy += squared
                         nonfinite += 0 if finite is None else int((~finite).sum())
                         _powers(y, powers.reshape(-1)[here], self._tiny, finite)
             if powers is None:
@@ -210,11 +210,11 @@ def _powers(values: Any, out: Any, tiny: float, finite: Any) -> None:
 
 def _precision(kind: DType, bits: int) -> int:
     """Bits behind the leading one that the numbers of a tensor use; `bits` are those that are set in any of them."""
-    own = int(float_info(kind).nmant)
-    if not bits or own not in (23, 52):
-        return own
-    used = own - ((bits & -bits).bit_length() - 1)
-    return used if used in _WIDTHS and used < own else own
+    width = int(float_info(kind).nmant)
+    if not bits or width not in (23, 52):
+        return width
+    used = width - ((bits & -bits).bit_length() - 1)
+    return used if used in _WIDTHS and used < width else width
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +254,8 @@ def _randomized_svd(change: Change, directions: int) -> Spectrum:
     image = _times(change, basis, turned)
     small = basis.T.conj() @ image
     weights, vectors = numpy.linalg.eigh((small + small.T.conj()) / 2)
-    kept = weights > max(0.0, weights[-1]) * count * _EPS
-    half = (image @ vectors[:, kept]) / numpy.sqrt(weights[kept])
+    positive = weights > max(0.0, weights[-1]) * count * _EPS
+    half = (image @ vectors[:, positive]) / numpy.sqrt(weights[positive])
     squares = numpy.linalg.svd(half, compute_uv=False) ** 2
     method = f"randomized, {directions} directions"
     return _to_spectrum(squares[:directions], method, False, math.sqrt(count) * len(basis) * _EPS)

@@ -118,7 +118,7 @@ def compare(
     pairs: Sequence[tuple[LazyTensor, LazyTensor]], rule: Rule, executor: Executor | None = None
 ) -> list[Tally | None]:
     """The differences of each pair of tensors of as many elements, of comparable dtypes; None for an equal pair."""
-    found: list[Tally | None] = [None] * len(pairs)
+    tallies: list[Tally | None] = [None] * len(pairs)
     by_origin: dict[tuple[object, object], list[int]] = {}
     for number, (one, other) in enumerate(pairs):
         by_origin.setdefault((origin(one), origin(other)), []).append(number)
@@ -128,7 +128,7 @@ def compare(
         one, other = pairs[number]
         exact = not (rule.numeric and one.dtype.kind in ("float", "complex"))  # a NaN is not equal to itself
         if _have_other_labels(one, other):
-            found[number] = Tally(changed=1)
+            tallies[number] = Tally(changed=1)
         elif one.nbytes and not (origins[0] == origins[1] and exact):
             first, second, count = _align(one, other)
             repeated[number] = max(one.numel() // count, 1) if one.dtype.itemsize else 1
@@ -141,20 +141,20 @@ def compare(
         if tally is None and part.number in differ and comparable(part.one.kind, part.other.kind)
     ]
     for part, tally in (*results, *_run(again, rule, executor)):
-        before = found[part.number]
+        before = tallies[part.number]
         if before is None:
-            found[part.number] = tally
+            tallies[part.number] = tally
         elif tally is not None:
             before += tally
-    for number, tally in enumerate(found):
+    for number, tally in enumerate(tallies):
         if tally is not None and not tally.changed and tally.elements:  # by numbers equal after all
-            found[number] = None
+            tallies[number] = None
         elif tally is not None:
             tally.repeat(repeated.get(number, 1))
     for number, *same in by_origin.values():
         for twin in same:
-            found[twin] = found[number]
-    return found
+            tallies[twin] = tallies[number]
+    return tallies
 
 
 def _have_other_labels(one: LazyTensor, other: LazyTensor) -> bool:
@@ -244,8 +244,8 @@ def _memcmp() -> Any:
     import ctypes
 
     try:
-        found = ctypes.CDLL(None).memcmp
-        found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        compare_memory = ctypes.CDLL(None).memcmp
+        compare_memory.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
     except (OSError, TypeError, AttributeError):
         return None
-    return found
+    return compare_memory

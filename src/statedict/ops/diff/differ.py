@@ -161,12 +161,12 @@ class _Work:
                 del ours[old], theirs[new]
         if not ours or not theirs:
             return
-        found, self.same = match_contents(ours, theirs)
-        into = set(found.values())
-        for old, new in found.items():
+        matched, self.same = match_contents(ours, theirs)
+        into = set(matched.values())
+        for old, new in matched.items():
             alone = old in lone and new in fresh
             explained = old not in lone and self.pairs[old] in into
-            if alone or explained or (new not in fresh and back[new] in found):
+            if alone or explained or (new not in fresh and back[new] in matched):
                 self.renamed[old] = new
             elif new in fresh:
                 self.same[new] = old
@@ -190,19 +190,19 @@ def _compare_values(
         for key in {**one, **other}:
             if name == "metadata" or (key in one and key in other):  # what modules there are the tensors tell
                 path = f"{name}.{key}" if key else name
-                for side, held in ((ours, one), (theirs, other)):
-                    if key in held:
-                        side.setdefault(path, held[key])
-    found, equal = [], 0
+                for side, entries in ((ours, one), (theirs, other)):
+                    if key in entries:
+                        side.setdefault(path, entries[key])
+    differences, equal = [], 0
     for path, value in ours.items():
         if path not in theirs:
-            found.append(ValueDiff(kinds.REMOVED, path, before=value))
+            differences.append(ValueDiff(kinds.REMOVED, path, before=value))
         elif same_value(value, theirs[path], numeric):
             equal += 1
         else:
-            found.append(ValueDiff(kinds.CHANGED, path, value, theirs[path]))
-    found += [ValueDiff(kinds.ADDED, path, after=value) for path, value in theirs.items() if path not in ours]
-    return [*found, *_compare_types(a, b)], equal
+            differences.append(ValueDiff(kinds.CHANGED, path, value, theirs[path]))
+    differences += [ValueDiff(kinds.ADDED, path, after=value) for path, value in theirs.items() if path not in ours]
+    return [*differences, *_compare_types(a, b)], equal
 
 
 def _compare_types(a: Entries, b: Entries) -> Iterator[ValueDiff]:

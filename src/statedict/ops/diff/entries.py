@@ -96,12 +96,12 @@ class Entries:
             return [list(some) for some in names], False
         try:
             self._layout = self._layout or Layout(self._tree)
-            found = find_model(state, self._layout)
+            match = find_model(state, self._layout)
         except (AlterError, TypeError):
-            found = None
-        if found is None:
+            match = None
+        if match is None:
             return None, False
-        base, owners = found
+        base, owners = match
         below = base + "." if base else ""
         return [[owners[i].removeprefix(below) for i in group["params"]] for group in groups], True
 
@@ -124,7 +124,7 @@ class Entries:
 
 def match_optimizers(one: Entries, other: Entries) -> list[tuple[str, str]]:
     """Take in the optimizers of both sides, and return notes on them: the optimizer's path, and a note."""
-    found: list[tuple[str, str]] = []
+    all_notes: list[tuple[str, str]] = []
     for path in dict.fromkeys([*one.optimizers, *other.optimizers]):
         notes: list[str] = []
         sides = {name: side for name, side in (("A", one), ("B", other)) if path in side.optimizers}
@@ -149,20 +149,20 @@ def match_optimizers(one: Entries, other: Entries) -> list[tuple[str, str]]:
             labels = [[(str(n), n) for n in range(len(s.optimizers[path]["param_groups"]))] for s in sides.values()]
         for name, groups in zip(sides, labels, strict=True):
             sides[name].put_optimizer(path, names[name][0], groups)
-        found += [(path, note) for note in notes]
-    return found
+        all_notes += [(path, note) for note in notes]
+    return all_notes
 
 
 def _infer_names(there: Any, here: Any, names: Names) -> Names | None:
     """The names of a state that has none, by the shapes of another state, which has these."""
-    then = {}
+    sizes = {}
     for number, name in names_by_key(there["param_groups"], names).items():
         size = parameter_size(there["state"].get(number))
         if size is not None:
-            then[name] = size
-    now = [name for group in names for name in group]
+            sizes[name] = size
+    flat = [name for group in names for name in group]
     try:
-        return infer(here["param_groups"], here["state"], names, then, now) if then else None
+        return infer(here["param_groups"], here["state"], names, sizes, flat) if sizes else None
     except (KeyError, TypeError):
         return None
 

@@ -127,8 +127,8 @@ def digests(tensors: Tensors) -> dict[str, str]:
     """Path → XXH3-128, in hexadecimal, of the elements in their order; each range of bytes is read once."""
     firsts: dict[object, str] = {}
     same = {path: firsts.setdefault(origin(tensor), path) for path, tensor in tensors.items()}
-    found = _digest_all({path: tensors[path] for path in firsts.values()})
-    return {path: found[first].key[-1].hex() for path, first in same.items()}
+    digested = _digest_all({path: tensors[path] for path in firsts.values()})
+    return {path: digested[first].key[-1].hex() for path, first in same.items()}
 
 
 def _is_readable(tensor: LazyTensor) -> bool:
@@ -203,8 +203,8 @@ class _Pattern:
         self.words: dict[tuple[int, str], set[str]] = {}  # place and key → what it becomes there
         self.shifts: dict[int, set[int]] = {}  # place → what is added to a number there
         for old, new in pairs:
-            before, now = old.split("."), new.split(".")
-            for place, (one, other) in enumerate(zip(before, now, strict=False)) if len(before) == len(now) else ():
+            keys, others = old.split("."), new.split(".")
+            for place, (one, other) in enumerate(zip(keys, others, strict=False)) if len(keys) == len(others) else ():
                 if one.isdecimal() and other.isdecimal():
                     self.shifts.setdefault(place, set()).add(int(other) - int(one))
                 else:

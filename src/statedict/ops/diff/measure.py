@@ -78,15 +78,15 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
 
 def _products(x: Any, y: Any, difference: Any) -> tuple[tuple[float, float, float, float], int]:
     """The sums of a chunk, and by what power of two its numbers are scaled for them."""
-    found = _dot(x, x), _dot(y, y), _dot(x, y), _dot(difference, difference)
-    if len(x) and not _TINY < max(found) < _HUGE:
+    sums = _dot(x, x), _dot(y, y), _dot(x, y), _dot(difference, difference)
+    if len(x) and not _TINY < max(sums) < _HUGE:
         x, y = x.view(x.real.dtype), y.view(y.real.dtype)
         most = max(float(numpy.abs(x).max()), float(numpy.abs(y).max()))
         scale = math.frexp(most)[1] if most else 0
         if scale:
             x, y = (numpy.ldexp(some.astype(numpy.float64), -scale) for some in (x, y))
             return (_dot(x, x), _dot(y, y), _dot(x, y), _dot(x - y, x - y)), scale
-    return found, 0
+    return sums, 0
 
 
 def working_dtype(kinds: tuple[DType, DType]) -> Any:
@@ -149,7 +149,7 @@ def _largest(difference: Any) -> float:
 def _dot(x: Any, y: Any) -> float:
     if x.dtype.kind == "c":
         return float(numpy.vdot(x, y).real)
-    found = float(x.dot(y))
-    if x.dtype == numpy.float32 and not _LEAST < abs(found) < _MOST and x.any() and y.any():
+    product = float(x.dot(y))
+    if x.dtype == numpy.float32 and not _LEAST < abs(product) < _MOST and x.any() and y.any():
         return float(x.astype(numpy.float64).dot(y.astype(numpy.float64)))
-    return found
+    return product

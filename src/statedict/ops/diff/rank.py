@@ -67,7 +67,7 @@ def find_ranks(
     An adapter counts up to `rank`; by default if it has a quarter of the matrix's numbers. Without an executor it is
     one matrix at a time, for the matrix products use all cores.
     """
-    found = list(tensors)
+    ranked = list(tensors)
     matrices: dict[object, _Matrix] = {}
     numbers: dict[object, list[int]] = {}
     for number, tensor in enumerate(tensors):
@@ -80,8 +80,8 @@ def find_ranks(
     done = run_jobs(work, matrices.values(), executor, batch=0, workers=1, ahead=_PARALLEL)
     for same, (_, change) in zip(numbers.values(), done, strict=True):
         for number in same:
-            found[number] = replace(found[number], change=change)
-    return found
+            ranked[number] = replace(ranked[number], change=change)
+    return ranked
 
 
 def _is_matrix(tensor: TensorDiff, one: LazyTensor, other: LazyTensor) -> bool:
@@ -94,16 +94,16 @@ def _judge_one(rank: int | None, matrix: _Matrix, counter: Meter) -> LowRank:
     return judge(change, spectrum(change, max(DIRECTIONS, rank or 0)), rank)
 
 
-def judge(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
+def judge(change: Change, singular: Spectrum, rank: int | None = None) -> LowRank:
     """The verdict on a change whose blocks were all read, from its singular values and the largest rank that counts."""
     m, n, total = change.rows, change.columns, change.energy
-    squares = found.squares
-    left = _energy_left(found, total)
-    above = max(found.floor, (_MARGIN * change.edge) ** 2)
+    squares = singular.squares
+    left = _energy_left(singular, total)
+    above = max(singular.floor, (_MARGIN * change.edge) ** 2)
     stand = int((squares > above).sum())
-    bounded = not found.whole and stand == len(squares) and left[-1] > found.floor
+    bounded = not singular.whole and stand == len(squares) and left[-1] > singular.floor
     most = m * n // (4 * (m + n)) if rank is None else rank
-    verdict, adapter = _verdict(change, found, left, most)
+    verdict, adapter = _verdict(change, singular, left, most)
     counts = sorted({*_TOP, *([] if rank is None else [rank])})
     return LowRank(
         rows=m,
@@ -115,30 +115,30 @@ def judge(change: Change, found: Spectrum, rank: int | None = None) -> LowRank:
         stable_rank=total / float(squares[0]) if total else 0.0,
         top=tuple((r, min(1.0, float(1 - left[r] / total)) if total else 0.0) for r in counts if r <= len(squares)),
         rounding=change.noise / total if total else 0.0,
-        method=found.method,
+        method=singular.method,
         bounded=bounded,
         nonfinite=change.nonfinite,
     )
 
 
-def _energy_left(found: Spectrum, total: float) -> Any:
+def _energy_left(singular: Spectrum, total: float) -> Any:
     """The energy beside the first r directions, for each r from 0; summed up from the end where that is known."""
-    if found.whole:
-        return numpy.append(numpy.cumsum(found.squares[::-1])[::-1], 0.0)
-    return numpy.maximum(total - numpy.append(0.0, numpy.cumsum(found.squares)), 0.0)
+    if singular.whole:
+        return numpy.append(numpy.cumsum(singular.squares[::-1])[::-1], 0.0)
+    return numpy.maximum(total - numpy.append(0.0, numpy.cumsum(singular.squares)), 0.0)
 
 
-def _verdict(change: Change, found: Spectrum, left: Any, most: int) -> tuple[str, int | None]:
+def _verdict(change: Change, singular: Spectrum, left: Any, most: int) -> tuple[str, int | None]:
     if change.nonfinite:  # which no adapter explains, and no rounding
         return FULL, None
-    total, squares = change.energy, found.squares
+    total, squares = change.energy, singular.squares
     allowed = change.noise + _OWN * total
     if change.noise > _OWN * total:  # the edge of errors whose energy is 1
         edge = change.edge / math.sqrt(change.noise)
     else:
         edge = change.own_edge / math.sqrt(total) if total else 0.0
-    following = numpy.append(squares, 0.0 if found.whole else squares[-1])
-    limits = numpy.maximum((_MARGIN * edge) ** 2 * left, max(found.floor, (_MARGIN * change.edge) ** 2))
+    following = numpy.append(squares, 0.0 if singular.whole else squares[-1])
+    limits = numpy.maximum((_MARGIN * edge) ** 2 * left, max(singular.floor, (_MARGIN * change.edge) ** 2))
     fits = numpy.flatnonzero((left <= allowed) & (following <= limits))
     first = int(fits[0]) if len(fits) else None
     if first == 0 or total <= change.noise or (first is not None and left[first] >= total / 2):

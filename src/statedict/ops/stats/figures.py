@@ -285,7 +285,7 @@ def _combine_moments(parts: Sequence[tuple[float, float | complex, float]]) -> t
     imag = _mean([(share, mean.imag) for share, mean, _ in parts])
     roots = [(math.sqrt(share), mean, deviation) for share, mean, deviation in parts]
     deviation = math.hypot(
-        *(root * own for root, _, own in roots),
+        *(root * spread for root, _, spread in roots),
         *(root * mean.real - root * real for root, mean, _ in roots),
         *(root * mean.imag - root * imag for root, mean, _ in roots),
     )
@@ -295,10 +295,10 @@ def _combine_moments(parts: Sequence[tuple[float, float | complex, float]]) -> t
 def _mean(parts: Sequence[tuple[float, float]]) -> float:
     """The mean of means; near the largest number it may be beyond all of them by a rounding."""
     try:
-        found = math.fsum(share * mean for share, mean in parts)
+        middle = math.fsum(share * mean for share, mean in parts)
     except OverflowError:
-        found = 2 * math.fsum(share * (mean / 2) for share, mean in parts)
-    return min(max(found, min(mean for _, mean in parts)), max(mean for _, mean in parts))
+        middle = 2 * math.fsum(share * (mean / 2) for share, mean in parts)
+    return min(max(middle, min(mean for _, mean in parts)), max(mean for _, mean in parts))
 
 
 def _add_histograms(histograms: Sequence[Histogram]) -> Histogram:

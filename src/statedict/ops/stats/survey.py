@@ -50,8 +50,8 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
 
     def value_of(step: LazyTensor) -> float | None:
         """The value of a tensor of one element."""
-        found = figures.get(by_region.get(step.region, ""))
-        return None if found is None else found.min
+        known = figures.get(by_region.get(step.region, ""))
+        return None if known is None else known.min
 
     seen = optimizers(state, value_of)
     owned = owners(seen, tensors)
@@ -145,10 +145,10 @@ def _run(
         tensor = tensors[name]
         # in memory its bytes go to the workers, where a part would take all of them along
         parts += _cut(name, tensor, unit, whole=executor is not None and tensor.storage.source.in_memory)
-    found: dict[str, list[Any]] = {name: [] for name in units}
+    results: dict[str, list[Any]] = {name: [] for name in units}
     for part, result in run_jobs(work, parts, executor, _JOB):
-        found[part.name].append(result)
-    return found
+        results[part.name].append(result)
+    return results
 
 
 def _measure(part: Part, counter: Meter) -> Figures:
@@ -219,7 +219,7 @@ def roles(names: Iterable[str], owned: Mapping[str, tuple[Optimizer, Any]]) -> d
     Buffers differ from layer to layer by nature. State of an optimizer goes by the name of its parameter; if that is
     unknown, layers cannot be told from one another.
     """
-    found: dict[str, str | None] = {}
+    siblings: dict[str, str | None] = {}
     for name in names:
         path: str | None = name
         if name.rpartition(".")[2] in BUFFERS:
@@ -229,8 +229,8 @@ def roles(names: Iterable[str], owned: Mapping[str, tuple[Optimizer, Any]]) -> d
             owner = optimizer.names.get(key)
             rest = name[len(f"{optimizer.path}.state.{label(key)}".removeprefix(".")) :]
             path = None if owner is None else f"{optimizer.path}.state.{owner}{rest}"
-        found[name] = path and re.sub(r"\d+", "{n}", path)
-    return found
+        siblings[name] = path and re.sub(r"\d+", "{n}", path)
+    return siblings
 
 
 def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None]) -> Iterator[Flag]:
