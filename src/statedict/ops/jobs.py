@@ -47,13 +47,6 @@ def _run_batch(work: Callable[[Job, Meter], Any], counter: Meter | None, batch: 
     return [work(job, counter) for job in batch]
 
 
-def element_blocks(tensor: LazyTensor, start: int = 0, size: int | None = None) -> Iterator[Any]:
-    """The bytes of a contiguous tensor, or `size` of them from `start`, in blocks of whole elements."""
-    storage = tensor.storage
-    pieces = blocks(storage.source, storage.offset + tensor.offset + start, tensor.nbytes if size is None else size)
-    return whole_elements((block for _, block in pieces), tensor.dtype.itemsize or 1)
-
-
 def whole_elements(blocks: Iterable[Any], itemsize: int) -> Iterator[Any]:
     """The blocks, cut between elements; those of a compressed record end anywhere."""
     rest = b""
@@ -81,7 +74,9 @@ class Part(NamedTuple):
 
     def blocks(self, counter: Meter) -> Iterator[Any]:
         """Its bytes, in blocks of whole elements."""
-        for block in element_blocks(self.tensor, self.start, self.size):
+        tensor, storage = self.tensor, self.tensor.storage
+        pieces = blocks(storage.source, storage.offset + tensor.offset + self.start, self.size)
+        for block in whole_elements((piece for _, piece in pieces), tensor.dtype.itemsize or 1):
             yield block
             counter.advance(len(block))
 

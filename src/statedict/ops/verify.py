@@ -8,7 +8,7 @@ from typing import Any
 from statedict.errors import FileError, FormatError, LimitError, TreeError, UnknownFormatError
 from statedict.io.parallel import batches, parallel
 from statedict.io.pipeline import Meter, Sums, compute_sums, meter
-from statedict.ops.jobs import element_blocks
+from statedict.ops.jobs import Part
 from statedict.reports.outcomes import Nonfinite, VerifyReport
 from statedict.tensor.checks import Check, Found, Problem, refusal
 from statedict.tensor.lazy import LazyTensor
@@ -134,7 +134,7 @@ def _count_values(path: str, tensor: LazyTensor) -> Nonfinite:
         # in the order of the file; an element that a stride of 0 repeats is counted once
         spread = tensor.nbytes >= tensor.span
         whole = tensor if spread else tensor.contiguous()
-        for block in element_blocks(whole, 0, tensor.span if spread else tensor.nbytes):
+        for block in Part(path, whole, 1, 0, tensor.span if spread else tensor.nbytes).blocks(Meter()):
             array = numpy.frombuffer(block, kind.numpy)
             with numpy.errstate(invalid="ignore"):  # a signalling NaN is a NaN
                 if not numpy.isfinite(array).all():
