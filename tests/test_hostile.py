@@ -2,7 +2,7 @@
 
 What else is hostile is tested where it belongs: pickles that exhaust memory or time in pickles/test_bounds.py, numbers
 that lie in formats/test_*_damage.py and io/test_zip.py, links and names that lead out of a folder in
-formats/test_sharded.py and formats/test_distributed.py. docs/security.md has the list.
+formats/test_sharded.py and formats/test_distributed.py.
 """
 
 from __future__ import annotations

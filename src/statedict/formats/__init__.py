@@ -93,7 +93,7 @@ def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> 
             name = _SUFFIXES.get(suffix) if suffix else "torch"
     if not name:
         raise FormatError(
-            f"{path}: {suffix} is the suffix of no format that is written; name a file that ends in "
+            f"{path}: statedict does not write {suffix} files; name a file that ends in "
             f"{', '.join(_SUFFIXES)}, or a folder that ends in /, or give the format: {', '.join(WRITABLE)}"
         )
     module, folder_format = load_writer(name), FORMATS[name].folder
