@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, Flag
 from typing import Any, Protocol
 
@@ -93,11 +93,7 @@ class Capture:
 
     def data(self, value: Any, path: str, owner: Any) -> Any:
         """The state that an object gives of itself, which may hold data only."""
-        before, self.owner = self.owner, type(owner).__name__
-        try:
-            return self.value(value, path)
-        finally:
-            self.owner = before
+        return replace(self, owner=type(owner).__name__).value(value, path)
 
     def value(self, value: Any, path: str) -> Any:
         """The state of any value in the tree, which may not contain itself."""

@@ -119,8 +119,8 @@ def snapshot(tree: Any) -> Any:
         return lazy
 
     whole = collect(tree, make)
-    made = [*(torch_tensors(tensors, True) if tensors else ()), *(numpy_arrays(arrays, True) if arrays else ())]
-    copies = {id(lazy): copy for lazy, copy in zip([*tensors, *arrays], made, strict=True)}
+    new = [*(torch_tensors(tensors, True) if tensors else ()), *(numpy_arrays(arrays, True) if arrays else ())]
+    copies = {id(lazy): copy for lazy, copy in zip([*tensors, *arrays], new, strict=True)}
     for lazy in tensors:
         if lazy.attributes:
             vars(copies[id(lazy)]).update(to_framework(data_of(lazy.attributes)))

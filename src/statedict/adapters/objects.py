@@ -137,7 +137,8 @@ def _plan_array(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.problem("kind", path, "the target is a LazyTensor, which is read-only; restore into arrays")
         return
     try:
-        _check_writable(value)
+        if reason := _why_not_writable(value):
+            raise UnsupportedError(reason)
         tensor = piece(value, as_lazy(state))
     except UnsupportedError as error:
         plan.problem("target", path, str(error))
@@ -149,23 +150,18 @@ def _plan_array(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.actions.append((path, lambda: _copy_part(value, tensor, fit)))
 
 
-def _check_writable(value: Any) -> None:
-    if is_torch(value):
-        if value.is_meta:
-            raise UnsupportedError(
-                "the target is on the meta device, which holds no data; make it with to_empty(device=...) first"
-            )
-        if str(value.layout) != "torch.strided":
-            raise UnsupportedError(f"the target has the layout {value.layout}; restore into a dense tensor")
-        strides = value.stride()
-    elif not value.flags.writeable:
-        raise UnsupportedError("the target is a read-only array")
-    else:
-        strides = value.strides
-    if repeats_elements(value.shape, strides):
-        raise UnsupportedError(
-            "elements of the target share memory, as those of expand() do; restore into a tensor of its own"
-        )
+def _why_not_writable(value: Any) -> str:
+    """Why an array cannot be filled in place; empty if it can."""
+    torch = is_torch(value)
+    if torch and value.is_meta:
+        return "the target is on the meta device, which holds no data; make it with to_empty(device=...) first"
+    if torch and str(value.layout) != "torch.strided":
+        return f"the target has the layout {value.layout}; restore into a dense tensor"
+    if not torch and not value.flags.writeable:
+        return "the target is a read-only array"
+    if repeats_elements(value.shape, value.stride() if torch else value.strides):
+        return "elements of the target share memory, as those of expand() do; restore into a tensor of its own"
+    return ""
 
 
 def _copy_part(target: Any, tensor: LazyTensor, fit: Fit) -> None:

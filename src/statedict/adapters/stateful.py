@@ -50,12 +50,9 @@ def _settle(own: dict[Any, Any], state: dict[Any, Any], plan: Plan, path: str) -
     result = like(state, StateDict(state))
     for key in plan.common_keys(own, state, path) if own else ():  # a sampler before it starts has none, and takes any
         full = join(path, key)
-        result[key] = plan.override(full, state[key])
-        if result[key] is state[key]:
+        if plan.override(full, state[key]) is state[key]:
             plan.note("restored", full)
-            plan.settle_entry(result, key, own[key], full)
-        else:
-            plan.note("overridden", full, f"{state[key]!r:.40} of the state by {result[key]!r:.40}")
+        plan.settle_entry(result, key, own[key], full)
     for key in state:
         if key not in own:
             plan.settle_entry(result, key, None, join(path, key))

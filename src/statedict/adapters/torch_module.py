@@ -25,7 +25,7 @@ from statedict.io.pipeline import compute_sums
 from statedict.reports.outcomes import Entry
 from statedict.tensor.arrays import live_region
 from statedict.tensor.lazy import LazyTensor, is_array
-from statedict.tree.state_dict import StateDict, like
+from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import matches
 
 STAGE = 0
@@ -43,7 +43,7 @@ def capture(value: Any, context: Capture, path: str) -> Any:
     """Its `state_dict()`, live."""
     own = value.state_dict()
     refuse_parts(value, own, path)
-    return like(own, StateDict((name, context.data(entry, join(path, name), value)) for name, entry in own.items()))
+    return context.data(own, path, value)
 
 
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:

@@ -60,8 +60,7 @@ def accepts(value: Any) -> bool:
 def capture(value: Any, context: Capture, path: str) -> Any:
     """Its `state_dict()`, live, with `param_names` where they are known."""
     refuse_states_of_parts(value, path)
-    own = value.state_dict()
-    state = StateDict((key, context.data(entry, join(path, key), value)) for key, entry in own.items())
+    state = context.data(value.state_dict(), path, value)
     for group, live in zip(state["param_groups"], value.param_groups, strict=True):
         names = live_names(live, context.names)
         if names is not None:
@@ -84,10 +83,10 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.problem("kind", join(path, "param_groups"), "is not a list of groups with 'params'")
         return
     entries = number_keys(state["state"], saved)
-    found = match(value.param_groups, saved, entries, plan, path)
-    if found is None:
+    matched = match(value.param_groups, saved, entries, plan, path)
+    if matched is None:
         return
-    task = _Task(value, saved, entries, found, plan, path)
+    task = _Task(value, saved, entries, matched, plan, path)
     task.report()
     task.plan_groups()
     task.plan_states()

@@ -172,18 +172,18 @@ def _ask_module(reader: Reader, known: dict[str, str], reading: Reading, places:
     ):
         return
     entries = {name: reader.tensors[old] for name, old in given.items() if old in reader.tensors}
-    found = rehearse(reader.module, entries, reader.metadata, reader.own, reader.live)
-    if found is None or not (found.reads or found.errors):
+    result = rehearse(reader.module, entries, reader.metadata, reader.own, reader.live)
+    if result is None or not (result.reads or result.errors):
         return
     extra = {name: old for name, old in reader.sources.items() if old not in reader.tensors}  # no twin gets extra state
     reader.sources = {
-        name: given[before] for name, before in found.sources.items() if before and name in reader.own
+        name: given[before] for name, before in result.sources.items() if before and name in reader.own
     } | extra
-    reader.products = {name for name, before in found.sources.items() if not before and name in reader.own}
-    taken = {given[name] for name in found.reads} | set(reader.sources.values())
+    reader.products = {name for name, before in result.sources.items() if not before and name in reader.own}
+    taken = {given[name] for name in result.reads} | set(reader.sources.values())
     reader.inputs = {name: old for name, old in given.items() if old in taken}
     reader.leftovers = [name for name in reader.state if name not in taken]
-    reader.rehearsal = found
+    reader.rehearsal = result
 
 
 def _is_foreign(module: Any, path: str) -> bool:
@@ -238,13 +238,13 @@ def rehearse(
     names = {name if name in places else where.get(id(live.get(name)), name): name for name in own}
     shells = {name: torch.empty(t.shape, dtype=t.dtype.torch, device="meta") for name, t in state.items()}
     try:
-        found = _load_into(_twin(module, {}), shells, metadata, names)
-        if found.errors:  # it may be of a hook that looks at values
+        result = _load_into(_twin(module, {}), shells, metadata, names)
+        if result.errors:  # it may be of a hook that looks at values
             values = {name: tensor.torch(copy=True) for name, tensor in state.items()}
-            found = _load_into(_twin(module, {}), values, metadata, names)
+            result = _load_into(_twin(module, {}), values, metadata, names)
     except (TypeError, AttributeError, RuntimeError):
         return None
-    return found
+    return result
 
 
 def _load_into(twin: Any, state: dict[str, Any], metadata: Any, names: Mapping[str, str]) -> Rehearsal:
@@ -267,13 +267,13 @@ def _load_into(twin: Any, state: dict[str, Any], metadata: Any, names: Mapping[s
         except Exception as error:  # a hook's own
             result.errors.append(f"{path or 'the module'}: {type(error).__name__}: {error}")
         result.reads |= {name for name in before if entries.get(name) is not before[name]} & state.keys()
-        ours = load is not torch_private.find_load()
+        by_method = load is not torch_private.find_load()
         for name, called in inside.get(path, ()):
-            if name not in missing and (name in entries or ours):
+            if name not in missing and (name in entries or by_method):
                 result.sources[called] = origins.get(id(entries.get(name)), "")
                 if not result.sources[called] and name in entries:
                     result.dtypes[called] = getattr(entries[name], "dtype", None)
-                if ours:
+                if by_method:
                     result.shapers.add(called)
         below: dict[str, dict[str, Any]] = {}
         for name, value in entries.items():

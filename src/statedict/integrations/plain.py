@@ -70,10 +70,10 @@ def _convert(value: Any, path: str, left: list[str] | None) -> Any:
     if not isinstance(value, dict | list | tuple):
         return _drop(qualified_name(type(value)), path, left)
     children = dict(value if isinstance(value, dict) else enumerate(value))
-    made = {key: _convert(child, join(path, key), left) for key, child in children.items()}
-    if all(made[key] is child for key, child in children.items()):
+    new = {key: _convert(child, join(path, key), left) for key, child in children.items()}
+    if all(new[key] is child for key, child in children.items()):
         return value
-    plain = {key: child for key, child in made.items() if child is not _GONE}
+    plain = {key: child for key, child in new.items() if child is not _GONE}
     return plain if isinstance(value, dict) else (tuple if isinstance(value, tuple) else list)(plain.values())
 
 

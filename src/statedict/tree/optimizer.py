@@ -142,9 +142,9 @@ def names_of(groups: Sequence[Any]) -> list[list[str]] | None:
 
 def leaves(kept: Any) -> list[tuple[tuple[Any, ...], Any]]:
     """(keys, value) of everything that is kept for a parameter, at any depth."""
-    found: list[tuple[tuple[Any, ...], Any]] = []
-    map_leaves(kept, lambda keys, value: found.append((keys, value)))
-    return found
+    pairs: list[tuple[tuple[Any, ...], Any]] = []
+    map_leaves(kept, lambda keys, value: pairs.append((keys, value)))
+    return pairs
 
 
 def map_leaves(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tuple[Any, ...] = ()) -> Any:

@@ -150,16 +150,16 @@ def _tokens(pattern: str) -> list[str | _Term]:
     """Literal text and terms; those of `*` are called `*1`, `*2` and so on."""
     tokens: list[str | _Term] = []
     at = stars = 0
-    for found in _TOKEN.finditer(pattern):
-        tokens.append(pattern[at : found.start()])
-        at = found.end()
-        if found[0] == "*":
+    for hit in _TOKEN.finditer(pattern):
+        tokens.append(pattern[at : hit.start()])
+        at = hit.end()
+        if hit[0] == "*":
             stars += 1
             tokens.append(_Term(f"*{stars}"))
             continue
-        term = _TERM.fullmatch(found[1].replace(" ", ""))
+        term = _TERM.fullmatch(hit[1].replace(" ", ""))
         if term is None:
-            raise RenameError(f"{pattern!r}: {found[0]} is neither {{name}} nor such as {{n+1}} or {{2*n}}")
+            raise RenameError(f"{pattern!r}: {hit[0]} is neither {{name}} nor such as {{n+1}} or {{2*n}}")
         factor, name, sign, shift = term.groups()
         number = factor is not None or sign is not None
         tokens.append(_Term(name, int(factor or 1), int(f"{sign or '+'}{shift or 0}"), number))
@@ -178,14 +178,14 @@ def _step(old: str, new: str) -> Callable[[str], str | None]:
     if not _names(right) <= _names(left):
         raise RenameError(f"{old!r} → {new!r}: the new path has a * or a {{name}} that the old one lacks")
     numbers = {token.name for token in (*left, *right) if isinstance(token, _Term) and token.number}
-    text = "".join(
+    regex = "".join(
         re.escape(token) if isinstance(token, str)
         else "(.*?)" if token.name[0] == "*"
         else r"(0|[1-9]\d*)" if token.name in numbers
         else r"([^.]+)"
         for token in left
     )  # fmt: skip
-    match = re.compile(text + r"(\..*)?", re.DOTALL).fullmatch
+    match = re.compile(regex + r"(\..*)?", re.DOTALL).fullmatch
     groups, parts = ([token for token in side if isinstance(token, _Term)] for side in (left, right))
     template = "".join(token.replace("%", "%%") if isinstance(token, str) else "%s" for token in right)
     names = [term.name for term in groups]
@@ -196,14 +196,14 @@ def _step(old: str, new: str) -> Callable[[str], str | None]:
     plain = not numbers and len(set(names)) == len(names)
 
     def step(path: str) -> str | None:
-        found = match(path)
-        if found is None:
+        hit = match(path)
+        if hit is None:
             return None
-        values = found.group(*picked) if plain else _solve(found.groups(), groups, parts, numbers)
+        values = hit.group(*picked) if plain else _solve(hit.groups(), groups, parts, numbers)
         if values is None:
             return None
-        made, after = template % values if picked else template, found[rest]
-        return made if not after else made + after if made else after[1:]
+        text, after = template % values if picked else template, hit[rest]
+        return text if not after else text + after if text else after[1:]
 
     return step
 
