@@ -203,3 +203,18 @@ def test_who_lost_the_lock_ends_its_own_save_before_it_cleans(run: Path) -> None
     assert (run / "2").is_dir()
     manager.close()
     assert manager.steps() == [1, 2, 9, 10]
+
+
+def test_two_managers_that_lost_the_lock_are_both_told(run: Path) -> None:
+    first = begin(run)
+    open_and_close(run)
+    process = other(run, 2)
+    second = CheckpointManager(run, existing="continue", background=False)
+    for manager in (second, first, second, first):
+        with pytest.raises(RunError, match=f"process {process.pid} on .* writes into this directory"):
+            manager.save(3, {"w": 0.0})
+    process.communicate()
+    assert CheckpointManager(run).steps() == [1, 2]
+    first.save(3, {"w": 0.0})
+    second.close()
+    first.close()

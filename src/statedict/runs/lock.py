@@ -68,8 +68,8 @@ class Lock:
         if before is not None:
             before._leave()
         if before is not None and before.is_held:
+            before.renew()
             self._file, self._leased, self._written = before._file, before._leased, before._written
-            self.renew()
             before._file = None
         elif place.has_folders:
             self._file = self._lock()
