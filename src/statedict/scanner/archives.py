@@ -11,28 +11,15 @@ import re
 from collections import namedtuple
 from itertools import pairwise
 
+from statedict.io import zip_table
 from statedict.io.tar import is_tar
-from statedict.io.zip_table import (
-    DEFERRED,
-    DEFLATED,
-    END,
-    FULL32,
-    STORED,
-    UNREADABLE,
-    Ends,
-    differs,
-    find_ends,
-    read_entries,
-    read_local,
-    read_name,
-)
 from statedict.scanner.containers import CHUNK, CODECS, EXPECTED, TENSOR, WHOLE, Part, Unpacked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from statedict.io.zip_table import Reading
+    from statedict.io.zip_table import Ends, Reading
     from statedict.scanner.scan import Scan
 
 # a file in an archive: its name, the range and the method of its packed bytes, its unpacked size
@@ -54,7 +41,7 @@ def look_into_archive(scan: Scan, part: Part, head: bytes) -> bool:
     zipped = head[:4] == b"PK\3\4"
     if not zipped and part.role == TENSOR:
         return False
-    ends = find_ends(part, part.size)
+    ends = zip_table.find_ends(part, part.size)
     if not zipped and (not ends.readings or _holds(scan, part, head, ends.readings[0])):
         return False
     if ends.readings:
@@ -135,9 +122,9 @@ def look_into_member(scan: Scan, part: Part, inner: Member) -> None:
     """Look into a record or a file of an archive."""
     data = part.cut(inner.start, inner.end)
     role = EXPECTED if _EXPECTED.search(inner.name) else ""
-    if inner.method in (STORED, _BZIP2):  # a record of bzip2 is a file of bzip2
+    if inner.method in (zip_table.STORED, _BZIP2):  # a record of bzip2 is a file of bzip2
         scan.look_into(data.inner(inner.name, role=TENSOR if _STORAGE.search(inner.name) else role))
-    elif inner.method == DEFLATED:
+    elif inner.method == zip_table.DEFLATED:
         look_into_packed(scan, data, "deflate", inner.name, role, inner.size)
     else:
         scan.add_unread(part.label_of(inner.name), f"a record compressed by method {inner.method}", "compressed")
@@ -185,28 +172,28 @@ def zip_members(part: Part, end: int, reading: Reading) -> tuple[list[Member], l
     members: list[Member] = []
     problems: list[str] = []
     place, size, count, shift, _, last, _ = reading
-    taken = [(place, last + END.size)]  # the comment is a gap
-    entries = list(read_entries(part.read(place, size), count, problems))
+    taken = [(place, last + zip_table.END.size)]  # the comment is a gap
+    entries = list(zip_table.read_entries(part.read(place, size), count, problems))
     part.prefetch([entry.at + shift for entry in entries if 0 <= entry.at + shift < place])
     for entry in entries:
         name, method, packed = entry.name, entry.method, entry.packed
         for at in dict.fromkeys((entry.at + shift, entry.at)):
-            local = read_local(part, at)
+            local = zip_table.read_local(part, at)
             if local is not None:
                 break
         else:
             problems.append(f"record {name!r}: there is none at byte {entry.at + shift:,}")
             continue
-        if (entry.flags | local.flags) & UNREADABLE:
+        if (entry.flags | local.flags) & zip_table.UNREADABLE:
             problems.append(f"record {name!r} is marked as encrypted")
-        if difference := differs(entry, local):
+        if difference := zip_table.differs(entry, local):
             problems.append(f"record {name!r}: {difference}")
-        if method == STORED and packed != entry.unpacked:
+        if method == zip_table.STORED and packed != entry.unpacked:
             problems.append(f"record {name!r} is stored but has two sizes")
         if local.at + packed > place and at < place:
             problems.append(f"record {name!r} overlaps the directory")
-        sizes = {packed, *((entry.unpacked,) if method == STORED else ())}
-        if local.packed != FULL32 and (local.packed or not local.flags & DEFERRED):
+        sizes = {packed, *((entry.unpacked,) if method == zip_table.STORED else ())}
+        if local.packed != zip_table.FULL32 and (local.packed or not local.flags & zip_table.DEFERRED):
             sizes.add(local.packed)
         stop = local.at + max(sizes)
         members += [Member(name, local.at, stop, one, entry.unpacked) for one in dict.fromkeys((method, local.method))]
@@ -225,8 +212,8 @@ def zip_members(part: Part, end: int, reading: Reading) -> tuple[list[Member], l
 def find_ends_before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple[Ends | None, int]:
     """The end of an archive that stands before the one that ends at `end`, and its offset; None and 0 without one."""
     for begin, stop in reversed(gaps):
-        if stop < end and stop - begin >= END.size and part.read(stop - END.size, 4) == b"PK\5\6":
-            before = find_ends(part, stop)
+        if stop < end and stop - begin >= zip_table.END.size and part.read(stop - zip_table.END.size, 4) == b"PK\5\6":
+            before = zip_table.find_ends(part, stop)
             if before.readings and before.readings[0].stop == stop:
                 return before, stop
     return None, 0
@@ -234,11 +221,11 @@ def find_ends_before(part: Part, gaps: list[tuple[int, int]], end: int) -> tuple
 
 def local_member(part: Part, at: int, end: int) -> Member | None:
     """The record whose local header stands at an offset; without a size it reaches to the next header."""
-    local = read_local(part, at)
+    local = zip_table.read_local(part, at)
     if local is None or local.at > end:
         return None
     stop = local.at + local.packed
-    if not 0 < local.packed < FULL32:
+    if not 0 < local.packed < zip_table.FULL32:
         stop = end
         for base in range(local.at, end, CHUNK - 3):
             if signature := _SIGNATURE.search(part.read(base, min(CHUNK, end - base))):
@@ -267,6 +254,7 @@ def tar_members(part: Part) -> Iterator[Member]:
             override = int(stated[1]) if stated and kind == b"x" else -1
         size = 0 if b"1" <= kind <= b"6" else size
         prefix = header[345:500].rstrip(b"\0") + b"/" if header[257:262] == b"ustar" and header[345] else b""
-        yield Member(read_name(prefix + header[:100].split(b"\0")[0]).removeprefix("./"), start, start + size, STORED)
+        name = zip_table.read_name(prefix + header[:100].split(b"\0")[0]).removeprefix("./")
+        yield Member(name, start, start + size, zip_table.STORED)
         at = start + size + -size % 512
-    yield Member("", at, part.size, STORED)
+    yield Member("", at, part.size, zip_table.STORED)
