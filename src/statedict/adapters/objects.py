@@ -144,10 +144,8 @@ def _plan_array(value: Any, state: Any, plan: Plan, path: str) -> None:
         plan.problem("target", path, str(error))
         return
     fit = plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path)
-    if fit is True:
-        plan.actions.append((path, lambda: _copy(value, tensor)))
-    elif fit and fit.policy != "skip":
-        plan.actions.append((path, lambda: _copy_part(value, tensor, fit)))
+    if fit is True or (fit and fit.policy != "skip"):
+        plan.actions.append((path, lambda: _copy(value, tensor, fit)))
 
 
 def _why_not_writable(value: Any) -> str:
@@ -164,14 +162,13 @@ def _why_not_writable(value: Any) -> str:
     return ""
 
 
-def _copy_part(target: Any, tensor: LazyTensor, fit: Fit) -> None:
-    part = fit.part(tensor)
-    if fit.policy == "pad":
-        target[...] = 0
-    _copy(target[tuple(slice(0, size) for size in part.shape)], part)
-
-
-def _copy(target: Any, tensor: LazyTensor) -> None:
+def _copy(target: Any, tensor: LazyTensor, fit: Fit | bool) -> None:
+    """Fill an array with a tensor, or the part of it that a tensor of another shape has."""
+    if isinstance(fit, Fit):
+        if fit.policy == "pad":
+            target[...] = 0
+        tensor = fit.part(tensor)
+        target = target[tuple(slice(0, size) for size in tensor.shape)]
     if hasattr(target, "copy_"):
         import torch
 

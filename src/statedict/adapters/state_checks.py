@@ -12,23 +12,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from statedict.adapters import join
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.optimizer import COLUMNS, KEPT, ONE, ROWS, SAME, Shape
 from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import label
 from statedict.values import Opaque
 
 _WHERE = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
 """The hyperparameters without which these are not kept."""
-
-
-class Fault(NamedTuple):
-    """What is wrong: one of `missing`, `unexpected`, `kind` and `shape`, the keys to where it is, and why."""
-
-    action: str
-    keys: tuple[Any, ...]
-    detail: str
+Fault = tuple[str, str, str]
+"""What is wrong, as a plan takes it: `missing`, `kind` or `shape`; the path; and why."""
 
 
 def class_of(optimizer: Any) -> str:
@@ -43,7 +39,7 @@ def class_of(optimizer: Any) -> str:
 
 
 def faults(
-    optimizer: Any, name: str, parameter: Any, shape: Shape, entries: Any, group: Any, saved: Any
+    optimizer: Any, name: str, parameter: Any, shape: Shape, entries: Any, group: Any, saved: Any, path: str
 ) -> Iterator[Fault]:
     """What is wrong with what a state keeps for a parameter, which had this shape when the state was made.
 
@@ -53,7 +49,7 @@ def faults(
     if not name:
         live = optimizer.state.get(parameter)
         if isinstance(live, dict) and shape == tuple(parameter.shape):
-            yield from _compare(live, entries, shape, ())
+            yield from _compare(live, entries, shape, path)
         return
     expected: dict[str, bool] = {}
     for key, kind in KEPT[name].items():
@@ -66,30 +62,30 @@ def faults(
     for key, needed in expected.items():
         if key not in entries:
             if needed:
-                yield Fault("missing", (key,), f"{name} does not step without it")
+                yield "missing", join(path, key), f"{name} does not step without it"
         elif needed or entries[key] is not None:
-            yield from _check(entries[key], KEPT[name][key], shape, (key,))
+            yield from _check(entries[key], KEPT[name][key], shape, join(path, key))
 
 
-def _check(value: Any, kind: str, shape: Shape, keys: tuple[Any, ...]) -> Iterator[Fault]:
+def _check(value: Any, kind: str, shape: Shape, path: str) -> Iterator[Fault]:
     if kind == ONE:
         if not _is_one(value):
-            yield Fault("kind", keys, f"expected a number or a tensor of one element, the state has {_describe(value)}")
+            yield "kind", path, f"expected a number or a tensor of one element, the state has {_describe(value)}"
         return
     if kind in (ROWS, COLUMNS):
         shape = (*shape[:-1], 1) if kind == ROWS else (*shape[:-2], 1, shape[-1])
     if not is_array(value):
-        yield Fault("kind", keys, f"expected a tensor of shape {shape}, the state has {_describe(value)}")
+        yield "kind", path, f"expected a tensor of shape {shape}, the state has {_describe(value)}"
     elif tuple(value.shape) != shape:
-        yield Fault("shape", keys, f"expected {shape}, the state has {tuple(value.shape)}")
+        yield "shape", path, f"expected {shape}, the state has {tuple(value.shape)}"
 
 
-def _compare(live: Mapping[Any, Any], entries: Any, shape: Shape, keys: tuple[Any, ...]) -> Iterator[Fault]:
+def _compare(live: Mapping[Any, Any], entries: Any, shape: Shape, path: str) -> Iterator[Fault]:
     """Where a state differs in kind from what the optimizer keeps now; what it keeps besides does not matter."""
     for key, mine in live.items():
-        at, theirs = (*keys, key), entries.get(key)
+        at, theirs = join(path, label(key)), entries.get(key)
         if key not in entries:
-            yield Fault("missing", at, "the target keeps it, the state does not")
+            yield "missing", at, "the target keeps it, the state does not"
         elif mine is None or theirs is None:
             continue
         elif is_array(mine) and tuple(mine.shape) == shape:
@@ -99,7 +95,7 @@ def _compare(live: Mapping[Any, Any], entries: Any, shape: Shape, keys: tuple[An
         elif isinstance(mine, dict) and isinstance(theirs, dict):
             yield from _compare(mine, theirs, shape, at)
         elif _sort(mine) != _sort(theirs):
-            yield Fault("kind", at, f"the target has {_describe(mine)}, the state has {_describe(theirs)}")
+            yield "kind", at, f"the target has {_describe(mine)}, the state has {_describe(theirs)}"
 
 
 def _sort(value: Any) -> tuple[bool, ...]:
@@ -126,13 +122,13 @@ _LATER = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "p
 """What is there after the first iteration; `al` follows after the second."""
 
 
-def lbfgs_faults(entries: Any, length: int) -> Iterator[Fault]:
+def lbfgs_faults(entries: Any, length: int, path: str) -> Iterator[Fault]:
     """What is wrong with the state of an LBFGS for parameters of so many elements in all."""
     count = entries.get("n_iter")
     count = float(as_lazy(count).torch()) if is_array(count) and _is_one(count) else count if _is_one(count) else 0
     for key in (*_NUMBERS, *_LATER * (count >= 1), *("al",) * (count > 1)):
         if key not in entries:
-            yield Fault("missing", (key,), "LBFGS does not go on without it")
+            yield "missing", join(path, key), "LBFGS does not go on without it"
 
     def is_flat(value: Any) -> bool:
         return is_array(value) and tuple(value.shape) == (length,)
@@ -152,7 +148,8 @@ def lbfgs_faults(entries: Any, length: int) -> Iterator[Fault]:
         if fine and key in ("old_stps", "ro", "al") and isinstance(pairs, list):
             fine = len(value) == len(pairs) or (key == "al" and len(value) > len(pairs))
         if not fine:
-            yield Fault("kind", (key,), f"is not what LBFGS keeps for {length:,} elements; it has {_describe(value)}")
+            detail = f"is not what LBFGS keeps for {length:,} elements; it has {_describe(value)}"
+            yield "kind", join(path, key), detail
 
 
 def reorder(saved: Sequence[Any], live: Sequence[Any], sizes: Mapping[Any, int], entries: Any) -> StateDict:

@@ -10,13 +10,13 @@ beside it (param_groups.py), and without one the order must be the same. The rep
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from typing import Any
 
-from statedict.adapters import Capture, join, state_checks
+from statedict.adapters import Capture, join
 from statedict.adapters.param_groups import (
     UNKNOWN,
     WHOSE,
@@ -30,7 +30,7 @@ from statedict.adapters.param_groups import (
 )
 from statedict.adapters.plan import UNEXPECTED, Plan
 from statedict.adapters.shapes import Fit, refuse_states_of_parts
-from statedict.adapters.state_checks import Fault
+from statedict.adapters.state_checks import class_of, faults, lbfgs_faults, reorder
 from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.optimizer import Shape, find_strays, is_global, leaves, map_leaves, number_keys, parameter_size
@@ -205,7 +205,7 @@ class _Task:
         unsure = [s for s in chain.from_iterable(self.slots) if s.key in entries and id(s.parameter) not in sure]
         strays = find_strays([(tuple(slot.parameter.shape), entries[slot.key]) for slot in unsure])
         sizes = {slot.number: size for slot, size in zip(unsure, strays, strict=True)}
-        kind = state_checks.class_of(self.optimizer)
+        kind = class_of(self.optimizer)
         for group, slots in zip(self.groups, self.slots, strict=True):
             for slot in slots:
                 if slot.key not in entries:
@@ -220,8 +220,8 @@ class _Task:
                 if isinstance(kept, dict) and (fit is not None or size is None):
                     shape = tuple(slot.parameter.shape) if fit is None else fit.old
                     hyper = group, self.saved[slot.source]
-                    faults = state_checks.faults(self.optimizer, kind, slot.parameter, shape, kept, *hyper)
-                    _report_faults(faults, self.plan, at)
+                    for fault in faults(self.optimizer, kind, slot.parameter, shape, kept, *hyper, at):
+                        self.plan.problem(*fault)
                 if fit is not None:
                     self.follow[slot.number] = partial(_follow, fit, group)
 
@@ -240,15 +240,11 @@ class _Task:
         if not isinstance(held, dict):
             self.plan.mismatch(at, {}, held)
             return
-        _report_faults(state_checks.lbfgs_faults(held, sum(sizes.values())), self.plan, at)
+        for fault in lbfgs_faults(held, sum(sizes.values()), at):
+            self.plan.problem(*fault)
         self.states[0] = held
         if before != after:
-            self.follow[0] = partial(state_checks.reorder, before, after, sizes)
-
-
-def _report_faults(faults: Iterable[Fault], plan: Plan, path: str) -> None:
-    for action, keys, detail in faults:
-        plan.problem(action, _at(path, keys), detail)
+            self.follow[0] = partial(reorder, before, after, sizes)
 
 
 def _at(path: str, keys: tuple[Any, ...]) -> str:

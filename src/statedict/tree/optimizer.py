@@ -152,9 +152,9 @@ def map_leaves(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tup
     if len(keys) > MAX_DEPTH:
         raise TreeError(f"the state of an optimizer is nested deeper than {MAX_DEPTH}")
     if isinstance(kept, dict) and type(kept) is not Counter:
-        return like(kept, StateDict((key, map_leaves(value, make, (*keys, key))) for key, value in kept.items()))
+        return like(kept, StateDict({key: map_leaves(value, make, (*keys, key)) for key, value in kept.items()}))
     if type(kept) in (list, tuple):
-        return type(kept)(map_leaves(value, make, (*keys, index)) for index, value in enumerate(kept))
+        return type(kept)([map_leaves(value, make, (*keys, index)) for index, value in enumerate(kept)])
     return make(keys, kept)
 
 
