@@ -199,6 +199,9 @@ def edit(
     with Paused():
         before = tree_of(src)
         state, report = apply_steps(before, [steps] if isinstance(steps, Mapping) else steps, not dry_run)
+        if dry_run:
+            del before, state
+            return report
     if dst is not None and not dry_run:
         target.write(state)
     elif not dry_run and not _rewrite_in_place(to_name(src), state, before, format):

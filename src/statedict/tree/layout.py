@@ -36,8 +36,7 @@ class Layout:
         self.listed: dict[str, Any] = {}
         self.inner: dict[str, list[tuple[int, Any, str]]] = {"": []}
         self.keys: dict[str, Any] = {}
-        for key, child in tree.items():
-            self.add(key, child, "")
+        self._add_all(tree, "", 0)
 
     def add(self, key: Any, value: Any, home: str, depth: int = 0) -> None:
         """Add the entry `key` of the dict at `home`, and all below it.
@@ -56,8 +55,7 @@ class Layout:
                 if depth >= MAX_DEPTH:
                     raise AlterError(f"{path[:80]!r}: nested deeper than {MAX_DEPTH}")
                 self.open(key, path, value, home)
-                for below, child in value.items():
-                    self.add(below, child, path, depth + 1)
+                self._add_all(value, path, depth + 1)
                 return
         if path in self.leaves:
             raise AlterError(f"{path!r}: two entries have this path; rename one of them in Python first")
@@ -67,6 +65,17 @@ class Layout:
             self.keys[path] = key
         if type(value) in (list, tuple):
             self.listed |= {f"{path}.{i}": item for i, item in enumerate(value) if is_optimizer(item)}
+
+    def _add_all(self, node: Any, path: str, depth: int) -> None:
+        """Add the entries of the dict at a path."""
+        if {*map(type, node.values())} == {LazyTensor} and {*map(type, node)} == {str}:  # as most large dicts are
+            tensors = {f"{path}.{key}": tensor for key, tensor in node.items()} if path else node
+            if self.leaves.keys().isdisjoint(tensors):
+                self.leaves.update(tensors)
+                self.home.update(dict.fromkeys(tensors, path))
+                return
+        for key, child in node.items():
+            self.add(key, child, path, depth)
 
     def open(self, key: Any, path: str, value: Any, home: str) -> None:
         """Add a dict without its entries."""

@@ -67,8 +67,7 @@ class Rules:
     def __call__(self, path: str) -> str:
         """The path as the first rule that matches makes it, or as it is."""
         for text, step in self._steps:
-            new = step(path)
-            if new is not None:
+            if (new := step(path)) is not None:
                 self.matched[text] += 1
                 return new
         return path
@@ -185,14 +184,12 @@ def _step(old: str, new: str) -> Callable[[str], str | None]:
         else r"([^.]+)"
         for token in left
     )  # fmt: skip
-    match = re.compile(regex + r"(\..*)?", re.DOTALL).fullmatch
+    match = re.compile(regex + r"((?:\..*)?)", re.DOTALL).fullmatch
     groups, parts = ([token for token in side if isinstance(token, _Term)] for side in (left, right))
-    template = "".join(token.replace("%", "%%") if isinstance(token, str) else "%s" for token in right)
+    template = "".join(token.replace("%", "%%") if isinstance(token, str) else "%s" for token in right) + "%s"
     names = [term.name for term in groups]
-    picked = [1 + names.index(term.name) for term in parts]
-    if not picked:
-        template %= ()
     rest = len(groups) + 1
+    picked = (*(1 + names.index(term.name) for term in parts), rest)
     plain = not numbers and len(set(names)) == len(names)
 
     def step(path: str) -> str | None:
@@ -202,18 +199,18 @@ def _step(old: str, new: str) -> Callable[[str], str | None]:
         values = hit.group(*picked) if plain else _solve(hit.groups(), groups, parts, numbers)
         if values is None:
             return None
-        text, after = template % values if picked else template, hit[rest]
-        return text if not after else text + after if text else after[1:]
+        name = template % values
+        return name if name != hit[rest] else name[1:]
 
     return step
 
 
 def _solve(
-    values: Iterable[str], groups: list[_Term], parts: list[_Term], numbers: set[str]
+    values: tuple[str, ...], groups: list[_Term], parts: list[_Term], numbers: set[str]
 ) -> tuple[str | int, ...] | None:
-    """What stands for the terms of the new path; None where a name has two values, or a number cannot be."""
+    """What stands for the terms of the new path and the rest; None if a name has two values, or a number cannot be."""
     bound: dict[str, str | int] = {}
-    for term, value in zip(groups, values, strict=False):  # after them comes the rest of the path
+    for term, value in zip(groups, values, strict=False):
         known: str | int = value
         if term.name in numbers:
             known, left_over = divmod(int(value) - term.shift, term.factor or 1)
@@ -222,7 +219,7 @@ def _solve(
         if bound.setdefault(term.name, known) != known:
             return None
     results = [n if isinstance(n := bound[term.name], str) else term.factor * n + term.shift for term in parts]
-    return None if any(isinstance(result, int) and result < 0 for result in results) else tuple(results)
+    return None if any(isinstance(result, int) and result < 0 for result in results) else (*results, values[-1])
 
 
 def _regex_step(old: str, new: str) -> Callable[[str], str | None]:

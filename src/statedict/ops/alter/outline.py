@@ -48,8 +48,6 @@ def rebuild(layout: Layout, outline: Outline, dropped: Collection[str] = ()) -> 
     Raises:
         AlterError: parameters of an optimizer change, and which of its moments are theirs cannot be told.
     """
-    new = Layout(like(layout.tree, StateDict()))
-    rows, renamed = _place(layout, outline, dropped)
     used = uses(outline) if layout.optimizers or layout.listed else {}
     leaves = layout.leaves
 
@@ -61,6 +59,13 @@ def rebuild(layout: Layout, outline: Outline, dropped: Collection[str] = ()) -> 
             items = ((f"{origin}.{index}", item) for index, item in enumerate(value))
             return type(value)(follow(p, v, layout, used) if p in layout.listed else v for p, v in items)
         return value
+
+    filled = {path for path, leaf in leaves.items() if type(leaf) in (list, tuple, Counter)}
+    filled.update(layout.optimizers)
+    if len(layout.dicts) == 1 and not filled and not layout.keys and getattr(layout.tree, "_metadata", None) is None:
+        return Layout(like(layout.tree, StateDict(zip(outline, map(make_leaf, outline.values()), strict=True))))
+    new = Layout(like(layout.tree, StateDict()))
+    rows, renamed = _place(layout, outline, dropped, filled)
 
     def fill(node: StateDict, home: str) -> None:
         below = len(home) + 1 if home else 0
@@ -98,13 +103,12 @@ Row = tuple[int, Any, str]
 
 
 def _place(
-    layout: Layout, outline: Outline, dropped: Collection[str]
+    layout: Layout, outline: Outline, dropped: Collection[str], filled: Collection[str]
 ) -> tuple[dict[str, list[str | Row]], dict[str, list[tuple[str, str]]]]:
-    """What each new dict holds, in order: paths of leaves, and rows of `layout.inner`; and (old, new) names in it."""
-    filled = {path for path, leaf in layout.leaves.items() if type(leaf) in (list, tuple, Counter)}
-    filled.update(layout.optimizers)
-    if len(layout.dicts) == 1 and not filled and getattr(layout.tree, "_metadata", None) is None:
-        return {"": [*outline]}, {}
+    """What each new dict holds, in order: paths of leaves, and rows of `layout.inner`; and (old, new) names in it.
+
+    `filled` has the paths that hold entries and take no new ones.
+    """
     ranks = {path: rank for rank, path in enumerate(layout.leaves)}
     waiting = {path: [row for row in rows if row[2] not in dropped][::-1] for path, rows in layout.inner.items()}
     placed: dict[str, list[str | Row]] = {path: [] for path in layout.dicts}
