@@ -161,11 +161,9 @@ def edit(
 
     Args:
         src: the file to read, as for `load`, or a tree, as for `save`.
-        dst: the file or folder to write, as for `convert`; it may be `src`. None edits in place, without
-            `max_shard_size`: names, values and metadata in milliseconds and not atomically, if the file has room for
-            them, anything else atomically.
-        steps: one or a list of them, such as `{"drop": "head.*"}` or `{"cast": "bf16", "only": "model.*"}`; see
-            docs/altering.md.
+        dst: the file or folder to write, as for `convert`; it may be `src`. None edits in place: names, values and
+            metadata in milliseconds and not atomically if the file has room for them, anything else atomically.
+        steps: one or a list of them, such as `{"cast": "bf16", "only": "model.*"}`; docs/altering.md has them.
         format: as for `save`.
         max_shard_size: as for `save`.
         overwrite: as for `save`.
@@ -200,13 +198,12 @@ def edit(
         before = tree_of(src)
         state, report = apply_steps(before, [steps] if isinstance(steps, Mapping) else steps, not dry_run)
         if dry_run:
-            del before, state
+            del before, state  # while the collector is off
             return report
-    if dst is not None and not dry_run:
+    if dst is not None:
         target.write(state)
-    elif not dry_run and not _rewrite_in_place(to_name(src), state, before, format):
-        path, kind = places.resolve_target(to_name(src), formats.detect(places.open_checkpoint(to_name(src))))
-        save(state, path, format=format or kind, fsync=fsync, executor=executor)
+    else:
+        _write_in_place(to_name(src), state, before, format, fsync=fsync, executor=executor)
     return report
 
 
@@ -242,18 +239,19 @@ class _Target:
             self._location.publish_folder(files, nbytes=covered_bytes(tensors), **self._how)
 
 
-def _rewrite_in_place(path: str, state: StateDict, before: StateDict, format: str | None) -> bool:
-    """Whether the file has all tensors of a state, and has its names and values now."""
+def _write_in_place(path: str, state: StateDict, before: StateDict, format: str | None, **how: Any) -> None:
+    """Give the file the names and values of a state if it has all its tensors and room for them, or write it anew."""
     from statedict.io.disk import overwrite
     from statedict.io.source import FileSource
 
     with Paused():
         source = places.open_checkpoint(path)
-        found = formats.rewrite(to_writable(state), source, before, format) if isinstance(source, FileSource) else None
-    if found is None or not isinstance(source, FileSource):
-        return False
-    overwrite(source, *found)
-    return True
+        change = formats.rewrite(to_writable(state), source, before, format) if isinstance(source, FileSource) else None
+    if isinstance(source, FileSource) and change is not None:
+        overwrite(source, *change)
+        return
+    path, kind = places.resolve_target(path, formats.detect(source))
+    save(state, path, format=format or kind, **how)
 
 
 def is_path(source: Any) -> TypeGuard[Path]:
