@@ -41,9 +41,9 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
         if live is not None and not isinstance(live, dict) and leaf(live) is ... and type(live) not in (list, tuple):
             return decide(path, value, f"is a dict, where the target has a {qualified_name(type(live))}")
         children: Iterable[tuple[Any, Any]] = value.items()
-        beside: Callable[[Any], Any] = live.get if isinstance(live, dict) else _unknown
+        beside: Callable[[Any], Any] = live.get if isinstance(live, dict) else _know_nothing
     elif type(value) in (list, tuple):
-        children, beside = enumerate(value), _unknown
+        children, beside = enumerate(value), _know_nothing
         if isinstance(live, list | tuple) and len(live) == len(value):
             beside = live.__getitem__
         elif isinstance(live, list) and live and isinstance(live[0], Enum) and len({*map(type, live)}) == 1:
@@ -70,7 +70,7 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
     return type(value)(changed.get(index, child) for index, child in enumerate(value))
 
 
-def _unknown(_: Any) -> None:
+def _know_nothing(_: Any) -> None:
     """What the live object has where that is not known."""
 
 

@@ -53,7 +53,7 @@ def connect(url: str) -> _Object:
         raise FileError(errno.EINVAL, f"names no {where}; write {scheme}://{where.upper()}/…", name)
     try:
         root, key = (url, "") if far else (f"{scheme}://{host}", key.strip("/"))
-        return _Object(_store(root, _environment()), key, name, url if far else "")
+        return _Object(_store(root, _read_environment()), key, name, url if far else "")
     except FileError:
         raise
     except Exception as error:
@@ -71,7 +71,7 @@ def _check_process() -> None:
         raise UnsupportedError(FORKED)
 
 
-def _environment() -> tuple[tuple[str, str], ...]:
+def _read_environment() -> tuple[tuple[str, str], ...]:
     """The settings of stores; a store made with other settings is not used again."""
     return tuple(item for item in os.environ.items() if item[0].startswith(("AWS_", "GOOGLE_", "AZURE_", "STATEDICT_")))
 

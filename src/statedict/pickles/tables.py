@@ -86,7 +86,7 @@ def _sparse(layout: Any, data: Any) -> Opaque:
     return _parts(layout.name, **dict(zip(names, data, strict=False)))
 
 
-def _quantized(
+def _make_quantized(
     storage: Any, offset: Any, size: Any, stride: Any, quantizer: Any, requires_grad: Any = False, hooks: Any = None
 ) -> Opaque:
     scheme = quantizer[0] if type(quantizer) is tuple and quantizer else None
@@ -136,7 +136,7 @@ def _is_small(number: Any) -> bool:
     return type(number) is int and -(1 << 63) <= number < 1 << 63
 
 
-def _jagged(parts: Any) -> Opaque:
+def _make_jagged(parts: Any) -> Opaque:
     if not isinstance(parts, dict):
         raise CorruptFileError("a jagged tensor without its parts")
     return Opaque(_JAGGED, state=StateDict(parts))
@@ -352,7 +352,7 @@ DATA: dict[str, Any] = {
     **table(
         {
             "torch._utils _rebuild_sparse_tensor": _sparse,
-            "torch._utils _rebuild_qtensor": _quantized,
+            "torch._utils _rebuild_qtensor": _make_quantized,
             "torch._utils _rebuild_nested_tensor": lambda values, sizes, strides, offsets: _parts(
                 "torch.nested", values=values, sizes=sizes, strides=strides, offsets=offsets
             ),
@@ -364,7 +364,7 @@ DATA: dict[str, Any] = {
             "torch._utils _rebuild_parameter_with_state": _parameter_with_state,
             "torch._tensor _rebuild_from_type": _from_type,
             "torch._tensor _rebuild_from_type_v2": _from_type,
-            _NJT: _jagged,
+            _NJT: _make_jagged,
         },
         cost=1024,
     ),

@@ -277,12 +277,14 @@ class Scan:
         sure = not tensor and verdicts.STRONG.match(part.read(at, 2)) is not None
         patience = verdicts.GLANCE if tensor else 1 << 62 if sure or part.role else verdicts.PATIENCE
 
-        def nested(begin: int, length: int, decode: Any) -> None:
+        def scan_nested(begin: int, length: int, decode: Any) -> None:
             self._look_into_constant(
                 part.cut(begin, begin + length).inner(f"bytes at {begin:,}"), length, decode, begin
             )
 
-        walked = walk(part.read, at, nested, torch=torch, fuel=self.budget.left // verdicts.OPCODE, patience=patience)
+        walked = walk(
+            part.read, at, scan_nested, torch=torch, fuel=self.budget.left // verdicts.OPCODE, patience=patience
+        )
         known = verdicts.is_pickle(walked, part, sure and not hidden)
         if known:
             self.pickles += 1

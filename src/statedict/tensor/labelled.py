@@ -77,9 +77,9 @@ class Labelled(LazyTensor):
         """As a `torch.Tensor`, if the installed PyTorch has its dtype."""
         kind = self.dtype.torch
         data = None if copy else self.storage.view(private=True)
-        storage = torch_storage(self._owned() if data is None else data)
+        storage = torch_storage(self._read_copy() if data is None else data)
         if storage.data_ptr() % max(kind.itemsize, 1):
-            storage = torch_storage(self._owned())
+            storage = torch_storage(self._read_copy())
         return torch_view(storage, self.dtype, self.shape, self.stride(), self.first)
 
     def contiguous(self) -> LazyTensor:

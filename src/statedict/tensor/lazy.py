@@ -230,7 +230,7 @@ class LazyTensor(OperatorErrors):
             UnsupportedError: numpy has no such dtype.
         """
         if copy:
-            return numpy_view(self._owned(), self.dtype, self.shape, None)
+            return numpy_view(self._read_copy(), self.dtype, self.shape, None)
         data = self.storage.view()
         if data is None and self.strides is not None and self.nbytes <= self.span:
             return self.contiguous().numpy()
@@ -254,9 +254,9 @@ class LazyTensor(OperatorErrors):
             mapped = torch_storage(data[self.offset : self.offset + self.span])
             if mapped.data_ptr() % self.dtype.itemsize == 0:
                 return torch_view(mapped, self.dtype, self.shape, self.strides, 0)
-        return torch_view(torch_storage(self._owned()), self.dtype, self.shape, None, 0)
+        return torch_view(torch_storage(self._read_copy()), self.dtype, self.shape, None, 0)
 
-    def _owned(self) -> memoryview:
+    def _read_copy(self) -> memoryview:
         tensor, buffer = self.contiguous(), allocate(self.nbytes)
         fill([(tensor.storage.source, tensor.storage.offset + tensor.offset, buffer)])
         return buffer

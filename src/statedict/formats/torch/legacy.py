@@ -158,7 +158,7 @@ def unpickle(
     swap = isinstance(system, dict) and system.get("little_endian") is False
     storages: dict[Any, tuple[Storage, StorageType]] = {}
 
-    def persistent(identifier: Any) -> Any:
+    def load_persistent(identifier: Any) -> Any:
         if type(identifier) is tuple and identifier[:1] in (("module",), (b"module",)) and len(identifier) > 1:
             return identifier[1]  # a class with its source text; the class is all that the tree refers to
         if type(identifier) is not tuple or len(identifier) != 6 or identifier[0] not in ("storage", b"storage"):
@@ -184,7 +184,7 @@ def unpickle(
         return TypedStorage(storage, kind.dtype, 0, numel)
 
     start = stream.position
-    tree = stream.read_pickle(persistent)
+    tree = stream.read_pickle(load_persistent)
     end = stream.position
     keys = stream.read_pickle()
     if type(keys) is not list:
@@ -232,7 +232,7 @@ def _read_tar(source: ByteSource) -> Any:
         typed = storages[root]
         tensors[str(key)] = tensor(typed.storage, typed.dtype, typed.place(offset), shape, strides)
 
-    def persistent(identifier: Any) -> Any:
+    def load_persistent(identifier: Any) -> Any:
         if type(identifier) is tuple and identifier:
             return identifier[0]  # a class with its source text
         key = str(identifier) if type(identifier) in (int, str) else ""
@@ -240,7 +240,7 @@ def _read_tar(source: ByteSource) -> Any:
             raise CorruptFileError(f"tensor {key[:40]!r} is missing from the archive")
         return tensors[key]
 
-    return _Stream(source, *members["pickle"]).read_pickle(persistent)
+    return _Stream(source, *members["pickle"]).read_pickle(load_persistent)
 
 
 def _check_fields(value: Any, count: int) -> Any:

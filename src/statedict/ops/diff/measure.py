@@ -40,7 +40,7 @@ def _add(tally: Tally, a: Any, b: Any, kinds: tuple[DType, DType], rule: Rule) -
     kind, four = working_dtype(kinds), kinds[0].name == "float4_e2m1fn_x2"
     x, y = (_unpack(a), _unpack(b)) if four else (convert(a, kind, 0), convert(b, kind, 1))
     if same and not rule.numeric:
-        differs = _different(a, b, four)
+        differs = _find_different(a, b, four)
     elif {kinds[0].kind, kinds[1].kind} <= {"int", "uint", "bool"}:
         differs = a != b
     else:
@@ -127,7 +127,7 @@ def _unpack(values: Any) -> Any:
     return table[values].reshape(-1)
 
 
-def _different(a: Any, b: Any, four: bool) -> Any:
+def _find_different(a: Any, b: Any, four: bool) -> Any:
     """Where the bytes of elements differ; of four bits, of which each byte has two."""
     if four:
         bits = a ^ b
