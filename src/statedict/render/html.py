@@ -144,7 +144,7 @@ def tree(
     """
     left = TREE_ROWS
 
-    def listed(count: int, children: Sequence[tuple[str, Any]], depth: int) -> str:
+    def list_children(count: int, children: Sequence[tuple[str, Any]], depth: int) -> str:
         nonlocal left
         shown = children[: max(0, min(TREE_CHILDREN, left))]
         left -= len(shown)  # siblings first, so that a large one cannot hide the next
@@ -156,10 +156,10 @@ def tree(
         count, children = below(child) if depth < TREE_DEPTH else (0, ())
         if not count:
             return f"<li><span>{line(key, child)}</span></li>"
-        inner = listed(count, children, depth + 1)
+        inner = list_children(count, children, depth + 1)
         return f"<li><details><summary>{line(key, child)}</summary>{inner}</details></li>"
 
-    return Safe(listed(*below(node), 0))
+    return Safe(list_children(*below(node), 0))
 
 
 def entry(key: str, *facts: object) -> Safe:

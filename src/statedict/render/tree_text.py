@@ -59,9 +59,9 @@ def groups(optimizer: Optimizer) -> list[str]:
     """A head and a row for each group, without settings that are off in all groups."""
     keys = list(dict.fromkeys(key for _, group in optimizer.groups for key in group))
     shown = [key for key in keys if not all(_is_off(group.get(key)) for _, group in optimizer.groups)]
-    rows = [(optimizer.title, "group", "parameters", *map(_setting, shown))]
+    rows = [(optimizer.title, "group", "parameters", *map(_format_setting, shown))]
     for at, (size, group) in enumerate(optimizer.groups):
-        rows.append(("", str(at), f"{size:,}", *(_setting(group.get(key, "")) for key in shown)))
+        rows.append(("", str(at), f"{size:,}", *(_format_setting(group.get(key, "")) for key in shown)))
     return list(table(rows, range(1, len(rows[0]))))
 
 
@@ -69,7 +69,7 @@ def _is_off(value: object) -> bool:
     return value is None or (type(value) in (bool, int, float) and not value)
 
 
-def _setting(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     return shorten(value if isinstance(value, str) and value.isprintable() else repr(value), _LONGEST)
 
 
@@ -172,7 +172,7 @@ def recipe_lines(state: StateDict) -> Iterator[str]:
             yield ""
         if is_optimizer(node):
             yield "Optimizer's state_dict:"
-            for key, value in _as_printed(node).items():
+            for key, value in _get_children(node).items():
                 yield f"{printable(str(key))} \t {_escape(value)}"
         else:
             yield "Model's state_dict:"
@@ -194,7 +194,7 @@ class _Text(str):
     __repr__ = str.__str__
 
 
-def _as_printed(node: Any) -> dict[Any, Any]:
+def _get_children(node: Any) -> dict[Any, Any]:
     """An optimizer's state_dict as plain Python, its tensors as PyTorch prints them, or as dtype and shape."""
     if find_spec("torch") is not None:
         return StateDict(node).torch()

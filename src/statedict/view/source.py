@@ -50,7 +50,7 @@ class Opened:
             file = split(source)[0]
             self.format, self.size = formats.detect(places.open_checkpoint(file)), location(file).size()
         self.owned = owners(self.summary.optimizers, [tensor.path for tensor in self.summary.tensors])
-        self.moments = {path: _moment(path, *owner) for path, owner in self.owned.items()}
+        self.moments = {path: _find_moment(path, *owner) for path, owner in self.owned.items()}
         self.at = {path: "".join(moment) for path, moment in self.moments.items() if moment is not None}
 
     def head(self, found: StatsReport) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Patterns:
             raise no_match_error(min(self.unseen), len(self.names), "tensor")
 
 
-def _moment(path: str, optimizer: Optimizer, key: Any) -> tuple[str, str] | None:
+def _find_moment(path: str, optimizer: Optimizer, key: Any) -> tuple[str, str] | None:
     name, state = optimizer.names.get(key), f"{optimizer.path}.state.".removeprefix(".")
     return None if name is None else (state + name, path[len(state + label(key)) :])
 
