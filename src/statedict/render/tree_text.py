@@ -172,7 +172,7 @@ def recipe_lines(state: StateDict) -> Iterator[str]:
             yield ""
         if is_optimizer(node):
             yield "Optimizer's state_dict:"
-            for key, value in _get_children(node).items():
+            for key, value in _to_printable(node).items():
                 yield f"{printable(str(key))} \t {_escape(value)}"
         else:
             yield "Model's state_dict:"
@@ -194,7 +194,7 @@ class _Text(str):
     __repr__ = str.__str__
 
 
-def _get_children(node: Any) -> dict[Any, Any]:
+def _to_printable(node: Any) -> dict[Any, Any]:
     """An optimizer's state_dict as plain Python, its tensors as PyTorch prints them, or as dtype and shape."""
     if find_spec("torch") is not None:
         return StateDict(node).torch()
