@@ -95,3 +95,25 @@ for call in (state.torch, state.at("model_state.fc3.bias").torch):
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.count("pip install 'statedict[torch]'") == 2
+
+
+def test_an_object_with_arrays_is_restored_where_torch_is_missing(tmp_path: Path) -> None:
+    program = """
+import sys
+sys.modules["torch"] = None
+import numpy, statedict
+class Counter:
+    count = numpy.zeros(3)
+    def state_dict(self):
+        return {"count": self.count}
+    def load_state_dict(self, state):
+        self.count = state["count"]
+one, other = Counter(), Counter()
+one.count = numpy.arange(3.0)
+statedict.save({"counter": one}, sys.argv[1])
+statedict.restore({"counter": other}, sys.argv[1])
+print(type(other.count).__name__, *other.count)
+"""
+    command = [sys.executable, "-c", program, tmp_path / "x.safetensors"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout == "ndarray 0.0 1.0 2.0\n"

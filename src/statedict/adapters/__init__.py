@@ -74,7 +74,7 @@ def to_framework(value: Any) -> Any:
     if type(value) in PLAIN:
         return value
     whole = StateDict({"": value})
-    return (whole.torch(copy=True) if "torch" in sys.modules else whole.numpy(copy=True))[""]
+    return (whole.torch(copy=True) if sys.modules.get("torch") else whole.numpy(copy=True))[""]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from statedict.adapters import Capture, join
+from statedict.adapters import Capture, join, to_framework
 from statedict.adapters.labels import DROPPED
 from statedict.adapters.plan import Plan
 from statedict.tree.state_dict import StateDict, like
@@ -42,7 +42,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         state = plan.settle(state, own, path)
         if state is DROPPED:
             return
-    plan.actions.append((path, lambda: value.load_state_dict(StateDict({"": state}).torch(copy=True)[""])))
+    plan.actions.append((path, lambda: value.load_state_dict(to_framework(state))))
 
 
 def _settle(own: dict[Any, Any], state: dict[Any, Any], plan: Plan, path: str) -> StateDict:
