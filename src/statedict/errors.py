@@ -22,6 +22,7 @@
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
     ├── WorkerError (RuntimeError)        a worker of an executor died
     ├── RunError (RuntimeError)           a run's directory is unusable: locked, or another run's
+    │   └── ArgumentError (ValueError)    an argument of a manager, a policy or a query is invalid
     └── MissingExtraError (ImportError)   an optional dependency is not installed
 
 A message says what, where, expected, got, and the remedy.
@@ -169,6 +170,10 @@ class WorkerError(StateDictError, RuntimeError):
 
 class RunError(StateDictError, RuntimeError):
     """A run's directory is unusable: it is locked, or has another run's checkpoints."""
+
+
+class ArgumentError(RunError, ValueError):
+    """An argument of a manager, a policy or a query of a run is invalid."""
 
 
 class MissingExtraError(StateDictError, ImportError):

@@ -24,7 +24,7 @@ from tests.same import assert_same
 
 import statedict
 from statedict import CheckpointManager, LazyTensor, Storage, dtype
-from statedict.errors import CorruptFileError, FileError, MissingFileError, RunError
+from statedict.errors import ArgumentError, CorruptFileError, FileError, MissingFileError, RunError
 from statedict.io.source import ComputedSource
 from statedict.runs import prune
 from statedict.runs.directory import Directory
@@ -66,6 +66,24 @@ def test_a_run_that_has_not_begun_has_no_steps_and_nothing_to_restore(run: Path)
     assert manager.best("loss") is None
     with pytest.raises(MissingFileError, match="holds no sound checkpoint"):
         manager.restore({})
+
+
+def test_bad_arguments_are_value_errors(run: Path) -> None:
+    for arguments in ({"format": "xyz"}, {"keep": -1}, {"save_every": "often"}, {"in_flight": 0}, {"busy": "no"}):
+        with pytest.raises(ValueError) as error:
+            CheckpointManager(run, **arguments)
+        assert isinstance(error.value, ArgumentError)
+        assert not run.exists()
+
+
+def test_a_format_may_be_named_by_a_suffix(run: Path, at: At) -> None:
+    saved(run, at, (1,), format="pth")
+    assert (run / "1" / "checkpoint.pth").exists()
+
+
+def test_a_manager_shows_its_settings(run: Path) -> None:
+    shown = repr(CheckpointManager(run, keep=2, format="pt"))
+    assert shown == f"CheckpointManager({str(run)!r}, keep=LatestN(n=2), save_every=None, format='torch')"
 
 
 def test_any_tool_opens_the_file_of_a_checkpoint(run: Path, at: At) -> None:

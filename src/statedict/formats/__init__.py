@@ -49,8 +49,14 @@ def checks(source: ByteSource) -> tuple[str, Iterator[Found]]:
     return name, run_checks(source, FORMATS[name].load())
 
 
+def resolve_name(name: str) -> str:
+    """The name of a format, which may be given as a suffix: `pth` means torch."""
+    return _SUFFIXES.get(f".{name}".replace("..", "."), name)
+
+
 def load_format(name: str) -> ModuleType:
     """Import the module of a format; FormatError if there is no such format."""
+    name = resolve_name(name)
     if name not in FORMATS:
         raise FormatError(f"no format {name!r}; there are {', '.join(FORMATS)}")
     return FORMATS[name].load()
@@ -58,7 +64,7 @@ def load_format(name: str) -> ModuleType:
 
 def load_writer(name: str) -> ModuleType:
     """As `load_format`; FormatError, too, if the format can only be read."""
-    module = load_format(name)
+    module, name = load_format(name), resolve_name(name)
     if name not in WRITABLE:
         raise FormatError(f"{name} files are read, not written; formats for writing are {', '.join(WRITABLE)}")
     return module
@@ -71,7 +77,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any, name: str | None = None)
     write, by default the file's.
     """
     kind = detect(source)
-    if not FORMATS[kind].in_place or name not in (None, kind):
+    if not FORMATS[kind].in_place or (name is not None and resolve_name(name) != kind):
         return None
     return importlib.import_module(FORMATS[kind].in_place).rewrite(tree, source, before)  # type: ignore[no-any-return]
 
@@ -96,7 +102,8 @@ def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> 
             f"{path}: statedict does not write {suffix} files; name a file that ends in "
             f"{', '.join(_SUFFIXES)}, or a folder that ends in /, or give the format: {', '.join(WRITABLE)}"
         )
-    module, folder_format = load_writer(name), FORMATS[name].folder
+    module, name = load_writer(name), resolve_name(name)
+    folder_format = FORMATS[name].folder
     if not folder and folder_format != name:
         return module, False
     if not folder_format:

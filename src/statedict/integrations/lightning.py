@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from statedict.adapters import qualified_name
 from statedict.adapters.collect import copy_arrays
 from statedict.api.files import load, save
-from statedict.errors import FileError, MissingExtraError, RefusedError, RunError
+from statedict.errors import ArgumentError, FileError, MissingExtraError, RefusedError, RunError
 from statedict.integrations.plain import data, without_objects
 from statedict.io.location import location
 from statedict.io.urls import join, to_name
@@ -90,7 +90,7 @@ class StatedictCheckpointIO(CheckpointIO):
         """
         target, options = to_name(path), storage_options or {}
         if not isinstance(options, dict):
-            raise RunError(f"storage_options={options!r:.80}: expected a dict with options of statedict.save")
+            raise ArgumentError(f"storage_options={options!r:.80}: expected a dict with options of statedict.save")
         location(target).make_folder_above()
         tree = _data(checkpoint)
         if self._background is None:
@@ -174,7 +174,8 @@ class StatedictCallback(Checkpoint):
         options: those of `CheckpointManager`: `keep=[3, BestN("val_loss")]`, `preemption=True`, …
 
     Raises:
-        RunError: an argument is invalid; or, when training begins, the strategy writes its own directories, or the
+        ArgumentError: an argument is invalid.
+        RunError: when training begins, the strategy writes its own directories, or the
             directory has checkpoints and nobody called `latest()`.
 
     >>> import tempfile

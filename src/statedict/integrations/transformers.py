@@ -61,7 +61,8 @@ class StatedictCallback(TrainerCallback):
         options: those of `CheckpointManager`: `keep=[3, BestN("eval_loss")]`, `preemption=True`, …
 
     Raises:
-        RunError: an argument is invalid; or, when training begins, the model is spread over processes, or the
+        ArgumentError: an argument is invalid.
+        RunError: when training begins, the model is spread over processes, or the
             directory has checkpoints and nobody called `latest()`.
 
     >>> import tempfile

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
-from statedict.errors import RunError
+from statedict.errors import ArgumentError
 from statedict.reports.runs import Checkpoint
 from statedict.runs.manifest import WHOLE, Manifest
 
@@ -37,7 +37,7 @@ class LatestN:
     >>> LatestN(0)
     Traceback (most recent call last):
         ...
-    statedict.errors.RunError: LatestN(n=0): n must be 1 or more
+    statedict.errors.ArgumentError: LatestN(n=0): n must be 1 or more
     """
 
     n: int
@@ -183,7 +183,7 @@ def _to_policy(given: Any, name: str, number: type, method: str) -> Any:
         return AnyPolicy([_to_policy(one, name, number, method) for one in given])
     parts = given.policies if isinstance(given, AnyPolicy) else (given,)
     if isinstance(given, type) or not parts or not all(callable(getattr(part, method, None)) for part in parts):
-        raise RunError(
+        raise ArgumentError(
             f"{name}={given!r:.80}: expected a number, a policy with the method {method}(), or a list of them"
         )
     return given
@@ -197,7 +197,7 @@ def parse_policy(text: str) -> Policy:
             `steps:100,200`.
 
     Raises:
-        RunError: it is malformed.
+        ArgumentError: it is malformed.
 
     >>> parse_policy("3"), parse_policy("best:val:acc:2:max"), parse_policy("every:1000")
     (LatestN(n=3), BestN(metric='val:acc', n=2, mode='max'), EveryNSteps(n=1000))
@@ -218,7 +218,7 @@ def parse_policy(text: str) -> Policy:
             return BestN(":".join(metric), int(n or 1), mode or "min")
         return _WORDS[head](rest)
     except (KeyError, ValueError):
-        raise RunError(
+        raise ArgumentError(
             f"{text!r:.60}: not a policy; expected N, latest:N, best:METRIC[:N][:min|:max], every:N, seconds:N "
             "or steps:A,B"
         ) from None
@@ -242,15 +242,15 @@ def rank(checkpoints: Iterable[Ranked], metric: str, mode: str) -> list[Ranked]:
 
 def _check_positive(policy: object, name: str, number: float) -> None:
     if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0 or math.isinf(number):
-        raise RunError(f"{type(policy).__name__}({name}={number!r}): {name} must be 1 or more")
+        raise ArgumentError(f"{type(policy).__name__}({name}={number!r}): {name} must be 1 or more")
     if name == "n" and not isinstance(number, int):
-        raise RunError(f"{type(policy).__name__}({name}={number!r}): {name} must be a whole number")
+        raise ArgumentError(f"{type(policy).__name__}({name}={number!r}): {name} must be a whole number")
 
 
 def check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
     """Check that an argument is one of the known words."""
     if given not in allowed:
-        raise RunError(f"{name}={given!r}: expected {' or '.join(map(repr, allowed))}")
+        raise ArgumentError(f"{name}={given!r}: expected {' or '.join(map(repr, allowed))}")
 
 
 def check_step(given: Any) -> int:
@@ -261,22 +261,22 @@ def check_step(given: Any) -> int:
         step = -1
     if not 0 <= step < WHOLE or isinstance(given, bool):
         shown = repr(given) if abs(step) < WHOLE else f"{step:#x}"  # repr refuses thousands of digits
-        raise RunError(f"step={shown:.40}: expected a whole number of 0 or more, below 2**63")
+        raise ArgumentError(f"step={shown:.40}: expected a whole number of 0 or more, below 2**63")
     return step
 
 
 def to_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics as floats; arrays of one element count as numbers."""
     if not isinstance(metrics, Mapping):
-        raise RunError(f"metrics={metrics!r:.40}: expected a dict of numbers by name")
+        raise ArgumentError(f"metrics={metrics!r:.40}: expected a dict of numbers by name")
     found = {}
     for name, value in metrics.items():
         try:
             str(name).encode()
         except UnicodeEncodeError:
-            raise RunError(f"metrics: the name {name!r:.80} has half of a surrogate pair, which is not text") from None
+            raise ArgumentError(f"metrics: the name {name!r:.80} has half of a surrogate pair; it is not text") from None
         try:
             found[str(name)] = float(value.item() if hasattr(value, "item") else value)
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise RunError(f"metrics[{name!r}]={value!r:.40}: expected a number") from None
+            raise ArgumentError(f"metrics[{name!r}]={value!r:.40}: expected a number") from None
     return found

@@ -16,7 +16,8 @@ from statedict.adapters.collect import copy_arrays
 from statedict.api.files import load, to_writable, unwrap_root
 from statedict.api.live import restore
 from statedict.collector import Paused
-from statedict.errors import RunError
+from statedict.errors import ArgumentError, RunError
+from statedict.formats import resolve_name
 from statedict.io.location import location
 from statedict.io.urls import to_name
 from statedict.reports.outcomes import RestoreReport
@@ -62,7 +63,7 @@ class CheckpointManager(Reader):
             `keep` keeps before training begins.
 
     Raises:
-        RunError: an argument is invalid.
+        ArgumentError: an argument is invalid.
         FileError: the directory cannot be made or written.
 
     >>> import numpy, statedict, tempfile
@@ -96,11 +97,12 @@ class CheckpointManager(Reader):
         retries: int = 3,
         check: Any = None,
     ) -> None:
+        format = resolve_name(format)
         check_choice("format", format, tuple(DATA))
         check_choice("busy", busy, ("wait", "skip"))
         check_choice("existing", existing, ("error", "continue", "replace"))
         if type(in_flight) is not int or type(retries) is not int or in_flight < 1 or retries < 0:
-            raise RunError(f"in_flight={in_flight}, retries={retries}: in_flight is 1 or more, retries 0 or more")
+            raise ArgumentError(f"in_flight={in_flight}, retries={retries}: in_flight is 1 or more, retries 0 or more")
         # absolute, as the process may change its directory later
         super().__init__(Directory(location(to_name(directory)).absolute()), to_policy(keep), verify)
         self._save_every = to_schedule(save_every)
@@ -115,12 +117,17 @@ class CheckpointManager(Reader):
         self._process, self._one_at_a_time = os.getpid(), RLock()
         self._not_captured: tuple[str, ...] | None = None
         self._since = time.monotonic()
-        self._retries = retries
+        self._retries, self._format = retries, format
         retry(self._files.place.make, retries, "the directory could not be made")
         signals = SIGNALS if preemption is True else tuple(preemption or ())
         self._preemption = Preemption(signals) if signals else None
         if check is not None:
             self._rehearse(check)
+
+    def __repr__(self) -> str:
+        """The settings that decide what is written and what stays; the disk is not read."""
+        settings = f"keep={self._keep}, save_every={self._save_every}, format={self._format!r}"
+        return f"CheckpointManager({str(self._files)!r}, {settings})"
 
     @property
     def preempted(self) -> bool:
