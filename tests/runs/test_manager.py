@@ -70,9 +70,9 @@ def test_a_run_that_has_not_begun_has_no_steps_and_nothing_to_restore(run: Path)
 
 def test_bad_arguments_are_value_errors(run: Path) -> None:
     for arguments in ({"format": "xyz"}, {"keep": -1}, {"save_every": "often"}, {"in_flight": 0}, {"busy": "no"}):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ArgumentError) as error:
             CheckpointManager(run, **arguments)
-        assert isinstance(error.value, ArgumentError)
+        assert isinstance(error.value, ValueError)
         assert not run.exists()
 
 

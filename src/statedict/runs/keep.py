@@ -274,7 +274,9 @@ def to_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         try:
             str(name).encode()
         except UnicodeEncodeError:
-            raise ArgumentError(f"metrics: the name {name!r:.80} has half of a surrogate pair; it is not text") from None
+            raise ArgumentError(
+                f"metrics: the name {name!r:.80} has half of a surrogate pair; it is not text"
+            ) from None
         try:
             found[str(name)] = float(value.item() if hasattr(value, "item") else value)
         except (TypeError, ValueError, RuntimeError, OverflowError):
