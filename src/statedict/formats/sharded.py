@@ -29,6 +29,7 @@ from statedict.io.parallel import batches
 from statedict.io.pipeline import put_bytes
 from statedict.pickles.budget import Together
 from statedict.tensor.checks import Check, Problem, refusal
+from statedict.tensor.segments import count_bytes
 from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
@@ -140,7 +141,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         if problems:  # what else differs is their consequence
             sound = False
             continue
-        total += sum({t.region: t.nbytes for t in there.values()}.values())
+        total += count_bytes([*there.values()])
         for names, what in (
             (promised[file] - there.keys(), "which the index says are in it, are not"),
             (there.keys() - promised[file], "which are in it, are not in the index"),

@@ -48,6 +48,13 @@ def plan(tensors: Sequence[LazyTensor]) -> tuple[list[Segment], list[Place]]:
     return segments, places  # type: ignore[return-value]
 
 
+def count_bytes(tensors: Sequence[LazyTensor]) -> int:
+    """The bytes of tensors, those of tied ones once; overlapping views count each."""
+    if len({tensor.storage.key for tensor in tensors}) == len(tensors):
+        return sum(tensor.nbytes for tensor in tensors)
+    return sum({tensor.region: tensor.nbytes for tensor in tensors}.values())
+
+
 def covered_bytes(tensors: Sequence[LazyTensor]) -> int:
     """The bytes that tensors need together; bytes of tied tensors and overlapping views count once.
 

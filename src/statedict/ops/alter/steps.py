@@ -24,6 +24,7 @@ from statedict.errors import AlterError, RenameError
 from statedict.ops.alter import tensors, verbs
 from statedict.reports.outcomes import Change, EditReport
 from statedict.tensor.lazy import as_lazy, is_array
+from statedict.tensor.segments import count_bytes
 from statedict.tree.layout import Layout
 from statedict.tree.state_dict import StateDict
 
@@ -204,11 +205,13 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
         altered = (path for path, leaf in now.items() if path in old and not _is_same(old[path], leaf))
         added, removed = (tuple(p for p in one if p not in other) for one, other in ((now, old), (old, now)))
         changes.append(Change(describe(step), added, removed, tuple(altered)))
-    held, holds = ([leaf for leaf in entries.values() if is_array(leaf)] for entries in (before, now))
-    nbytes = _count_bytes(held)
-    same = [*map(id, held)] == [*map(id, holds)]
-    sizes = nbytes, nbytes if same else _count_bytes(holds)
-    return layout.tree, EditReport(tuple(changes), (len(held), len(holds)), sizes, written)
+    old_tensors, new_tensors = (
+        [as_lazy(leaf) for leaf in entries.values() if is_array(leaf)] for entries in (before, now)
+    )
+    nbytes = count_bytes(old_tensors)
+    same = [*map(id, old_tensors)] == [*map(id, new_tensors)]
+    sizes = nbytes, nbytes if same else count_bytes(new_tensors)
+    return layout.tree, EditReport(tuple(changes), (len(old_tensors), len(new_tensors)), sizes, written)
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -219,11 +222,3 @@ def _is_same(one: Any, other: Any) -> bool:
         alike = one.dtype is other.dtype and one.shape == other.shape
         return alike and (not one.nbytes or bool(one.region == other.region))
     return type(one) is type(other) and bool(one == other)
-
-
-def _count_bytes(arrays: Iterable[Any]) -> int:
-    """Bytes of tensors, tied ones once."""
-    tensors = [*map(as_lazy, arrays)]
-    if len({tensor.storage.key for tensor in tensors}) == len(tensors):
-        return sum(tensor.nbytes for tensor in tensors)
-    return sum({tensor.region: tensor.nbytes for tensor in tensors}.values())
