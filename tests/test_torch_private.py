@@ -107,7 +107,7 @@ EVERYTHING = """if True:
         names = hidden.split()
         torch_private.look_up = lambda name, owner=None: None if name in names else look_up(name, owner)
         torch_private.unpickler_works.cache_clear()
-        torch_unpickler._allowed_globals.cache_clear()
+        torch_unpickler._make_unpickler.cache_clear()
         try:
             everything(names)
         except Exception:

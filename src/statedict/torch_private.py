@@ -120,14 +120,8 @@ def get_renamed_modules() -> Mapping[str, str]:
     return dict(importlib.import_module("_compat_pickle").IMPORT_MAPPING) if mapping is None else mapping
 
 
-def unpickle(
-    allowed: Mapping[str, Any],
-    data: bytes,
-    persistent_load: Callable[[Any], Any],
-    encoding: str = "utf-8",
-    map_location: Any = "cpu",
-) -> Any:
-    """The object in a pickle of protocol 2, by PyTorch's unpickler for `weights_only=True`, which may name `allowed`.
+def make_unpickler(allowed: Mapping[str, Any]) -> Callable[..., Any]:
+    """PyTorch's unpickler for `weights_only=True`, for pickles of protocol 2 that may name what is `allowed`.
 
     PyTorch's own table, and what `add_safe_globals` adds to it, are for all threads at once, so its code runs over
     other globals here.
@@ -144,13 +138,19 @@ def unpickle(
             "_get_sparse_tensors_to_validate": lambda: forgotten,
         },
     )
-    unpickler = theirs.Unpickler(io.BytesIO(data), encoding=encoding)
-    unpickler.persistent_load = persistent_load
-    local.map_location = map_location  # for the functions that rebuild tensors of other devices
-    try:
-        return load(unpickler)
-    finally:
-        local.map_location = None
+
+    def unpickle(
+        data: bytes, persistent_load: Callable[[Any], Any], encoding: str = "utf-8", map_location: Any = "cpu"
+    ) -> Any:
+        unpickler = theirs.Unpickler(io.BytesIO(data), encoding=encoding)
+        unpickler.persistent_load = persistent_load
+        local.map_location = map_location  # for the functions that rebuild tensors of other devices
+        try:
+            return load(unpickler)
+        finally:
+            local.map_location = None
+
+    return unpickle
 
 
 # {"w": [a call of the function `made` with the storage of the persistent id ("storage",)]}
@@ -188,7 +188,7 @@ def unpickler_works() -> bool:
         return False
     try:
         allowed = {"statedict.made": lambda storage: ("made", storage)}
-        return bool(unpickle(allowed, _TRIAL, lambda key: [*key, 1]) == {"w": [("made", ["storage", 1])]})
+        return bool(make_unpickler(allowed)(_TRIAL, lambda key: [*key, 1]) == {"w": [("made", ["storage", 1])]})
     except Exception:  # of whatever kind: it is not the unpickler that we know
         return False
 

@@ -31,13 +31,13 @@ def unpickle(data: bytes, persistent_load: Callable[[Any], Any], encoding: str, 
     Raises:
         pickle.UnpicklingError: it names what is not allowed.
     """
-    allowed = _allowed_globals(b"torch.nested._internal" in data, b"torch._dynamo.decorators" in data)
-    return torch_private.unpickle(allowed, data, persistent_load, encoding, map_location)
+    load = _make_unpickler(b"torch.nested._internal" in data, b"torch._dynamo.decorators" in data)
+    return load(data, persistent_load, encoding, map_location)
 
 
 @cache
-def _allowed_globals(jagged: bool, marked: bool) -> dict[str, Any]:
-    """What a pickle may name: PyTorch's table and numpy's arrays and scalars, but nothing that a number makes large.
+def _make_unpickler(jagged: bool, marked: bool) -> Callable[..., Any]:
+    """An unpickler with PyTorch's table and numpy's arrays and scalars, but nothing that a number makes large.
 
     `jagged` adds jagged tensors, which no table has since PyTorch 2.15, and imports their module; `marked` adds what
     PyTorch up to 2.14 noted in them for its compiler.
@@ -45,7 +45,7 @@ def _allowed_globals(jagged: bool, marked: bool) -> dict[str, Any]:
     storage = torch.serialization.StorageType("ByteStorage")
     theirs = torch_private.get_default_globals() or {}
     nested = torch_private.look_up("_utils._rebuild_nested_tensor")
-    return {
+    allowed = {
         **{name: known for name, known in theirs.items() if ".sparse." not in name},  # classes that check no index
         "torch._utils._rebuild_sparse_tensor": _sparse_tensor,
         **({} if nested is None else {"torch._utils._rebuild_nested_tensor": nested}),
@@ -53,6 +53,7 @@ def _allowed_globals(jagged: bool, marked: bool) -> dict[str, Any]:
         **{name: known for known, name in numpy_globals()},
         **torch_private.get_jagged_globals(jagged, marked),
     }
+    return torch_private.make_unpickler(allowed)
 
 
 def numpy_globals() -> list[tuple[Any, str]]:
