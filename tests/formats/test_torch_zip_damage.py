@@ -232,3 +232,23 @@ def test_a_persistent_id_that_doubles_itself_is_refused_at_once(tmp_path: Path) 
             archive.writestr("archive/data.pkl", b"\x80\x02" + identifier + b"Q.")
         with pytest.raises(statedict.errors.CorruptFileError, match="storage"):
             statedict.load(tmp_path / "bomb.pth")
+
+
+def test_a_file_that_pytorch_wrote_without_crc_32_is_fine_and_the_report_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.arange(1000.0), "step": 1}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    report = statedict.verify(path)
+    assert (report.problems, report.crcs) == ((), 0)
+    assert report.notes[0] == "PyTorch wrote it without CRC-32 (compute_crc32 = False)"
+    statedict.edit(path, None, {"set": "step", "value": 2})
+    report = statedict.verify(path)
+    assert report.problems == ()
+    assert report.crcs
+    whole = bytearray(path.read_bytes())
+    whole[whole.rindex(b"step")] ^= 1
+    path.write_bytes(whole)
+    assert not statedict.verify(path).ok

@@ -80,9 +80,12 @@ def _read_tree(records: Records) -> tuple[Any, dict[Storage, str]]:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List every record with its CRC-32 and, if we wrote it, its digest; check the archive's structure."""
-    from statedict.formats.torch.structure import find_earlier, find_faults, make_check
+    from statedict.formats.torch.structure import NO_SUMS, find_earlier, find_faults, has_sums, make_check
 
     records = read_records(source)
+    summed = has_sums(records)
+    if not summed:
+        yield NO_SUMS
     folder, digests = "", list[str]()
     tensors: dict[str, list[tuple[str, LazyTensor]]] = {}
     try:
@@ -99,12 +102,13 @@ def checks(source: ByteSource) -> Iterator[Found]:
         yield "another program packed the archive anew, so its digests cannot be told apart; CRC-32 only"
         digests = []
     for part, record, digest in zip(order, records.values(), chain(digests, repeat(None)), strict=False):
-        yield make_check(part, record, tuple(tensors.get(part, ())), digest)
+        yield make_check(part, record, tuple(tensors.get(part, ())), digest, summed)
     before = find_earlier(source, records)
     for older in before:
         for name, record in older.records.items():
             if name not in older.kept:
-                yield make_check(f"{name.removeprefix(folder)} of the first {older.source.size:,} bytes", record)
+                part = f"{name.removeprefix(folder)} of the first {older.source.size:,} bytes"
+                yield make_check(part, record, summed=summed)
     if before:
         yield (
             f"its index was replaced in place, {len(before):,}×; its first {before[0].source.size:,} bytes are what it "

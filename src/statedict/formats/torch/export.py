@@ -53,14 +53,17 @@ def read(source: ByteSource) -> StateDict:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List every record with its CRC-32 and its tensors; check the archive's structure."""
-    from statedict.formats.torch.structure import find_faults, make_check
+    from statedict.formats.torch.structure import NO_SUMS, find_faults, has_sums, make_check
 
     records = read_directory(source)
+    summed = has_sums(records)
+    if not summed:
+        yield NO_SUMS
     yield from find_faults(source, records)
     tree, places = _read_tree(records, source.name)
     tensors = group_tensors(tree, lambda storage: places.get(storage, ""))
     for name, record in records.items():
-        yield make_check(name, record, tuple(tensors.get(name, ())))
+        yield make_check(name, record, tuple(tensors.get(name, ())), summed=summed)
 
 
 def _read_tree(records: Records, where: str) -> tuple[StateDict, dict[Storage, str]]:
