@@ -49,7 +49,7 @@ HALF = weights(100, 100, scale=0.5).astype("f2")
         ("dead rows", changed(W, 7, -0.0).astype(ml_dtypes.bfloat16), W.astype(ml_dtypes.bfloat16)),
         ("dead rows", changed(W, 7, 0).astype(FNUZ), (W * 99).astype(FNUZ)),
         ("dead rows", changed(W.astype("c8"), 19, 0), W.astype("c8")),
-        ("denormal", W.astype("f2") / 1000, W.astype("f2") + 1),
+        ("denormal", (W / 1000).astype("f2"), (W + 1).astype("f2")),
         ("denormal", W / 1e38, W / 1e30),
         ("edge", changed(HALF, (1, 1), 65504), HALF),
         ("edge", changed(numpy.arange(9), 3, -(2**63)), numpy.arange(9)),
