@@ -80,6 +80,15 @@ def repacked(path: Path, into: Path, change: Callable[[Any], None], **options: A
     return into
 
 
+def test_parameters_buffers_and_constants_are_told_apart() -> None:
+    roles = {tensor.path: tensor.role for tensor in statedict.inspect(RECORDED).tensors}
+    assert {path for path, role in roles.items() if role == "parameter"} == {
+        "linear.weight", "linear.bias", "tall", "tied"
+    }  # fmt: skip
+    assert roles["table"] == "buffer"
+    assert (roles["constants.constant"], roles["sample_inputs.0.0"]) == ("tensor", "tensor")
+
+
 def test_weights_and_constants_have_their_names_and_values(archive: tuple[Path, Model]) -> None:
     path, model = archive
     state = statedict.load(path)

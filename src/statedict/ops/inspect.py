@@ -113,7 +113,7 @@ class _Builder:
         if is_optimizer(value):
             return self.optimizer(value, path)
         if isinstance(value, dict) and type(value) is not Counter:
-            role = "parameter" if role == "tensor" and is_model(value) else role
+            role = _role_within(value, role)
             return _group(self.children(value.items(), path, role, parameter), mark_inferred(parameter, self.inferred))
         if isinstance(value, Opaque):
             if id(value) in self.objects:
@@ -151,8 +151,12 @@ class _Builder:
                 self.count(item)
 
     def tensor(self, key: str, tensor: LazyTensor, path: str, role: str, parameter: str | None) -> Node:
-        if role == "parameter" and key.rpartition(".")[2] in BUFFERS:
+        if role == "marked":
+            role = "parameter" if tensor.parameter else "buffer"
+        elif role == "parameter" and key.rpartition(".")[2] in BUFFERS:
             role = "buffer"
+        elif role == "beside":
+            role = "tensor"
         first = self.regions.setdefault(tensor.region, path)
         tied = None if first == path else first
         info = TensorInfo(
@@ -189,6 +193,21 @@ class _Builder:
                 rows.append((str(name), self.node(str(name), part, f"{dot}{name}", "optimizer", None)))
         self.inferred = False
         return _group(rows, "optimizer")
+
+
+def _role_within(node: dict[Any, Any], role: str) -> str:
+    """The role of the tensors in a dict, from that of the tensors around it.
+
+    "marked" where PyTorch recorded which ones are parameters; a dict in such a one, where it recorded none, has what
+    lies "beside" them, as the constants of torch.export do.
+    """
+    if role not in ("tensor", "marked"):
+        return role
+    if any(isinstance(value, LazyTensor) and value.parameter for value in node.values()):
+        return "marked"
+    if role == "marked":
+        return "beside"
+    return "parameter" if is_model(node) else role
 
 
 def _group(rows: _Rows, note: str = "") -> Node:
