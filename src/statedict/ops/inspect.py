@@ -126,7 +126,7 @@ class _Builder:
         if type(value) in (list, tuple) and any(
             is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value
         ):
-            return _group(self.children(enumerate(value), path, role, parameter))
+            return _group(self.children(enumerate(value), path, "beside" if role == "marked" else role, parameter))
         for where, item in walk(value):  # a plain value, or a list of them on one row
             self.values[free_name(f"{path}.{where}" if where else path, self.values)] = item
             if isinstance(item, set | frozenset):
