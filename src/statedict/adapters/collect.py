@@ -9,10 +9,20 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-from statedict.adapters import Adapter, Capture, depth_error, join, leaf, objects, to_framework, unsupported_error
+from statedict.adapters import (
+    Adapter,
+    Capture,
+    depth_error,
+    join,
+    leaf,
+    objects,
+    qualified_name,
+    to_framework,
+    unsupported_error,
+)
 from statedict.adapters.plan import Options, Plan
 from statedict.collector import Paused
-from statedict.errors import RestoreError
+from statedict.errors import RestoreError, UnsupportedError
 from statedict.reports.outcomes import RESTORED, RestoreReport, explain_problems, suggest_options
 from statedict.tensor.arrays import is_torch
 from statedict.tensor.attributes import data_of
@@ -20,8 +30,8 @@ from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import move_to_copies, numpy_arrays, torch_tensors
 from statedict.tree.rename import Rules
 from statedict.tree.state_dict import StateDict, transform
-from statedict.tree.walk import MAX_DEPTH
-from statedict.values import PLAIN
+from statedict.tree.walk import MAX_DEPTH, walk
+from statedict.values import PLAIN, Opaque
 
 # module that must be loaded for the adapter to matter, adapter
 ADAPTERS: tuple[tuple[str, str], ...] = (
@@ -146,8 +156,32 @@ def copy_arrays(tree: Any, room: Any) -> Any:
 # restore
 
 
-def put_back(obj: Any, state: Any, options: Options, dry_run: bool) -> RestoreReport:
+def as_state(source: Any) -> Any:
+    """A tree with each live object replaced by its state, or by a label where no adapter takes it.
+
+    Raises:
+        TreeError: as `tree.walk.visit`.
+        UnsupportedError: the state of a live object holds what is not data; the message begins with the path.
+    """
+    live = {id(value): (path, value) for path, value in walk(source) if leaf(value) is ...}
+    if not live:
+        return source
+    capture = Capture(find, parameters(source)[0], lambda array: array)
+    states: dict[int, Any] = {}
+    for key, (path, value) in live.items():
+        try:
+            find(value, path)
+        except UnsupportedError:
+            states[key] = Opaque(qualified_name(value if hasattr(value, "__qualname__") else type(value)))
+        else:
+            states[key] = capture.value(value, path)
+    return transform(source, lambda value: states.get(id(value), value))
+
+
+def put_back(obj: Any, source: Any, options: Options, dry_run: bool) -> RestoreReport:
     """Plan for the whole tree, then do it; see `statedict.restore`."""
+    with Paused():
+        state = as_state(source)
     if isinstance(state, StateDict) and list(state) == [""] and not (isinstance(obj, dict) and "" in obj):
         state = state[""]
     with Paused():

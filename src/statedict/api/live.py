@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from statedict.api.files import tree_of, wrap_root
-from statedict.errors import RestoreError
+from statedict.api.files import is_path, load, wrap_root
+from statedict.errors import RestoreError, UnsupportedError
+from statedict.io.urls import redact, to_name
 from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
@@ -61,7 +62,7 @@ def restore(
     Args:
         target: a module, an optimizer, a scheduler, anything with `load_state_dict`, an object with attributes, arrays,
             or a dict or list of them.
-        source: a StateDict or any dict like it; or a path or URL, as for `load`; or live objects, as for `save`.
+        source: a path or URL, as for `load`; or a tree of dicts, lists, arrays, plain values and live objects.
         allow_missing: patterns of what the state may lack and the target keeps. Optimizers follow their parameters.
         allow_unexpected: patterns of what only the state may have, objects that are not data included.
         shapes: what to do where shapes differ, for all or by pattern; the first that matches counts: `"error"`,
@@ -78,7 +79,7 @@ def restore(
         What happened to every entry.
 
     Raises:
-        RenameError: a rule is malformed.
+        RenameError, TreeError, UnsupportedError: a malformed rule, a source that contains itself, a path as the target.
         RestoreError: something is not allowed and nothing was written, or writing failed and the message says where.
 
     >>> import statedict, numpy
@@ -99,7 +100,13 @@ def restore(
         _table("rename", {} if rename is None else rename),
         _table("override", {} if override is None else override),
     )
-    return put_back(target, source if isinstance(source, Mapping) else tree_of(source), options, dry_run)
+    return put_back(_check_target(target), load(source) if is_path(source) else source, options, dry_run)
+
+
+def _check_target(target: Any) -> Any:
+    if is_path(target):
+        raise UnsupportedError(f"{redact(to_name(target))}: is a path, not a live object; call restore(target, source)")
+    return target
 
 
 def _patterns(name: str, given: Any) -> tuple[str, ...]:
