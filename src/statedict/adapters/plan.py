@@ -14,6 +14,7 @@ from statedict.adapters import DATA, Find, join, leaf, to_framework
 from statedict.adapters.labels import DROPPED, find_member, settle
 from statedict.adapters.names import Reading, align, plain, suggest_rules
 from statedict.adapters.shapes import POLICIES, Fit
+from statedict.dtypes import DType
 from statedict.errors import RestoreError
 from statedict.reports.outcomes import Entry
 from statedict.tensor.arrays import format_boxes
@@ -69,6 +70,7 @@ class Plan:
     actions: list[tuple[str, Callable[[], None]]] = field(default_factory=list)  # path → what restores something there
     origins: dict[str, str] = field(default_factory=dict)  # path in the state → what it was called before `rename`
     fates: dict[int, Fit] = field(default_factory=dict)  # id of a live parameter → how its shape changes
+    dtypes: dict[int, DType] = field(default_factory=dict)  # id of a live parameter → its dtype in the state
     first_values: dict[int, tuple[str, LazyTensor]] = field(default_factory=dict)  # id of a tensor → module, value
     absent: set[int] = field(default_factory=set)  # ids of parameters that the caller lets the state lack
     rates: dict[int, list[Any]] = field(default_factory=dict)  # id of an optimizer → learning rates of its groups

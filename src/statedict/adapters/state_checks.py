@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from statedict.adapters import join
+from statedict.dtypes import DType
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.optimizer import COLUMNS, KEPT, ONE, ROWS, SAME, Shape
 from statedict.tree.state_dict import StateDict
@@ -38,10 +39,28 @@ def class_of(optimizer: Any) -> str:
     return ""
 
 
+def role_of(name: str, key: Any) -> str:
+    """What an entry is to its parameter: one of the values of `KEPT`, empty if that is not known; see `faults`."""
+    return KEPT.get(name, {}).get(key, ONE if key == "step" else "")
+
+
+def has_elements(shape: Shape, parameter: Shape, role: str) -> bool:
+    """Whether a tensor of this shape keeps something of a parameter's elements, and not one number for all of them."""
+    if role or shape == parameter:
+        return role != ONE
+    return math.prod(shape) > 1 or (bool(shape) and 1 in parameter)
+
+
+def dtype_of(name: str, entries: Any) -> DType | None:
+    """The dtype that a parameter had by what is kept for it; None where that does not tell."""
+    kept = (entries[key] for key, role in KEPT.get(name, {}).items() if role != ONE and is_array(entries.get(key)))
+    return next((as_lazy(value).dtype for value in kept), None)
+
+
 def faults(
-    optimizer: Any, name: str, parameter: Any, shape: Shape, entries: Any, group: Any, saved: Any, path: str
+    optimizer: Any, name: str, parameter: Any, shape: Shape, kind: str, entries: Any, group: Any, saved: Any, path: str
 ) -> Iterator[Fault]:
-    """What is wrong with what a state keeps for a parameter, which had this shape when the state was made.
+    """What is wrong with what a state keeps for a parameter, of this shape and kind of dtype when the state was made.
 
     What is there besides is taken as it is; the hyperparameters tell whether the state is another optimizer's.
     `name` is `class_of(optimizer)`; `group` has the hyperparameters that the parameter will have, `saved` the state's.
@@ -52,8 +71,8 @@ def faults(
             yield from _compare(live, entries, shape, path)
         return
     expected: dict[str, bool] = {}
-    for key, kind in KEPT[name].items():
-        if name != "Adafactor" or (kind in (ROWS, COLUMNS)) is (len(shape) > 1) or kind == ONE:
+    for key, role in KEPT[name].items():
+        if name != "Adafactor" or (role in (ROWS, COLUMNS)) is (len(shape) > 1) or role == ONE:
             hyper = _WHERE.get(key)
             # SGD begins a momentum that it does not have
             expected[key] = hyper is None or bool(group.get(hyper) and (name != "SGD" or saved.get(hyper)))
@@ -64,20 +83,22 @@ def faults(
             if needed:
                 yield "missing", join(path, key), f"{name} does not step without it"
         elif needed or entries[key] is not None:
-            yield from _check(entries[key], KEPT[name][key], shape, join(path, key))
+            yield from _check(entries[key], KEPT[name][key], shape, join(path, key), kind)
 
 
-def _check(value: Any, kind: str, shape: Shape, path: str) -> Iterator[Fault]:
-    if kind == ONE:
+def _check(value: Any, role: str, shape: Shape, path: str, kind: str = "") -> Iterator[Fault]:
+    if role == ONE:
         if not _is_one(value):
             yield "kind", path, f"expected a number or a tensor of one element, the state has {_describe(value)}"
         return
-    if kind in (ROWS, COLUMNS):
-        shape = (*shape[:-1], 1) if kind == ROWS else (*shape[:-2], 1, shape[-1])
+    if role in (ROWS, COLUMNS):
+        shape = (*shape[:-1], 1) if role == ROWS else (*shape[:-2], 1, shape[-1])
     if not is_array(value):
         yield "kind", path, f"expected a tensor of shape {shape}, the state has {_describe(value)}"
     elif tuple(value.shape) != shape:
         yield "shape", path, f"expected {shape}, the state has {tuple(value.shape)}"
+    elif kind and as_lazy(value).dtype.kind != kind:
+        yield "kind", path, f"expected {kind}s, the state has {as_lazy(value).dtype}"
 
 
 def _compare(live: Mapping[Any, Any], entries: Any, shape: Shape, path: str) -> Iterator[Fault]:

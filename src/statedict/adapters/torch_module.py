@@ -214,6 +214,7 @@ def _tell_optimizers(reader: Reader, fits: dict[str, Fit], plan: Plan) -> None:
             plan.owners[full] = id(parameter)
             if id(parameter) not in told:
                 plan.shapes[full] = id(parameter), tensor.shape
+                plan.dtypes[id(parameter)] = tensor.dtype
             told.add(id(parameter))
         elif old not in names and tensor.dtype.kind in ("float", "complex") and not _RUNNING.search(old):
             plan.shapes[full] = None, tensor.shape  # a parameter at that time, it may be

@@ -30,7 +30,8 @@ from statedict.adapters.param_groups import (
 )
 from statedict.adapters.plan import UNEXPECTED, Plan
 from statedict.adapters.shapes import Fit, refuse_states_of_parts
-from statedict.adapters.state_checks import class_of, faults, lbfgs_faults, reorder
+from statedict.adapters.state_checks import class_of, dtype_of, faults, has_elements, lbfgs_faults, reorder, role_of
+from statedict.dtypes import DType, dtype
 from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.optimizer import Shape, find_strays, is_global, leaves, map_leaves, number_keys, parameter_size
@@ -39,6 +40,7 @@ from statedict.tree.walk import label, matches
 from statedict.values import Opaque
 
 STAGE = 1
+Cast = tuple[DType, DType]
 _NEW = "the state has no such parameter; what the target has for it stays"
 _BEGIN = {"step_size": "lr", "sum": "initial_accumulator_value"}
 """What they begin with where that is not zero: a hyperparameter (torch/optim/rprop.py, adagrad.py)."""
@@ -211,7 +213,7 @@ class _Task:
                 if slot.key not in entries:
                     continue
                 at, size, kept = join(self.path, f"state.{slot.key}"), sizes.get(slot.number), entries[slot.key]
-                fit = _fit_state(slot, kept, size, self.plan, at)
+                fit, cast = _fit_state(slot, kept, size, self.plan, at), self._plan_cast(slot, kept, kind, at)
                 if fit is not None and fit.policy == "skip":
                     # with what its constructor made for it: Adagrad of PyTorch 2.9 needs that
                     self.fresh.append(slot.parameter)
@@ -219,11 +221,26 @@ class _Task:
                 self.states[slot.number] = kept
                 if isinstance(kept, dict) and (fit is not None or size is None):
                     shape = tuple(slot.parameter.shape) if fit is None else fit.old
+                    is_of = dtype(slot.parameter.dtype).kind if cast is None else cast[0].kind
                     hyper = group, self.saved[slot.source]
-                    for fault in faults(self.optimizer, kind, slot.parameter, shape, kept, *hyper, at):
+                    for fault in faults(self.optimizer, kind, slot.parameter, shape, is_of, kept, *hyper, at):
                         self.plan.problem(*fault)
-                if fit is not None:
-                    self.follow[slot.number] = partial(_follow, fit, group)
+                    if cast is not None:
+                        self.plan.note("cast", at, f"as its parameter, {cast[0]} → {cast[1]}")
+                    if fit is not None or cast is not None:
+                        self.follow[slot.number] = partial(_follow, kind, shape, fit, cast, group)
+
+    def _plan_cast(self, slot: _Slot, entries: Any, kind: str, path: str) -> Cast | None:
+        """The dtype that a parameter had and the one that it has, where they differ."""
+        old, new = self.plan.dtypes.get(id(slot.parameter)), dtype(slot.parameter.dtype)
+        if old is None and isinstance(entries, dict):  # its model is not restored
+            old = dtype_of(kind, entries)
+            if old is None or old.kind != new.kind:  # which `faults` tells
+                return None
+            if old is not new and not matches(path, self.plan.options.cast):
+                detail = f"the state has {old}, the parameter {new}; pass cast=True to convert"
+                self.plan.problem("dtype", path, detail)
+        return None if old is None or old is new else (old, new)
 
     def _plan_shared(self, entries: dict[Any, Any]) -> None:
         """The one state that all parameters of an LBFGS share, and how it follows their order."""
@@ -243,8 +260,20 @@ class _Task:
         for fault in lbfgs_faults(held, sum(sizes.values()), at):
             self.plan.problem(*fault)
         self.states[0] = held
-        if before != after:
-            self.follow[0] = partial(reorder, before, after, sizes)
+        casts = {self._plan_cast(slot, held, "", at) for slot in chain.from_iterable(self.slots)}
+        if len(casts) > 1:
+            detail = (
+                "LBFGS keeps one state for all parameters, whose dtypes change differently; leave the optimizer out"
+            )
+            self.plan.problem("dtype", join(self.path, "param_groups"), detail)
+            return
+        (cast,) = casts
+
+        def follow(entries: Any) -> Any:
+            entries = entries if before == after else reorder(before, after, sizes, entries)
+            return entries if cast is None else _follow("", (sum(sizes.values()),), None, cast, {}, entries)
+
+        self.follow[0] = follow
 
 
 def _at(path: str, keys: tuple[Any, ...]) -> str:
@@ -285,14 +314,20 @@ def _fit_state(slot: _Slot, entries: Any, size: Shape | None, plan: Plan, path: 
     return fit
 
 
-def _follow(fit: Fit, group: dict[str, Any], entries: Any) -> Any:
-    """What is kept for a parameter, as its new shape wants it."""
+def _follow(kind: str, shape: Shape, fit: Fit | None, cast: Cast | None, group: dict[str, Any], entries: Any) -> Any:
+    """What is kept for a parameter, which had this shape, as its new shape and dtype want it."""
 
     def follow(keys: tuple[Any, ...], value: Any) -> Any:
-        tensor = as_lazy(value) if is_array(value) else None
-        if tensor is None or fit.follow(tensor.shape) is None:
+        if not is_array(value):
             return value
-        return fit.apply(tensor, fill=float(group.get(_BEGIN.get(keys[-1], ""), 0)))
+        tensor = as_lazy(value)
+        if fit is not None and fit.follow(tensor.shape) is not None:
+            value = fit.apply(tensor, fill=float(group.get(_BEGIN.get(keys[-1], ""), 0)))
+        if cast is None or tensor.dtype is not cast[0]:
+            return value
+        if not has_elements(tensor.shape, shape, role_of(kind, keys[-1])):
+            return value
+        return as_lazy(value).torch().to(cast[1].torch)
 
     return map_leaves(entries, follow)
 
