@@ -6,14 +6,14 @@ Entries stay in their dict, at their place, unless their new path leads out of i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
 from statedict.errors import AlterError
-from statedict.ops.alter.follow import Build, Make, Outline, follow, uses
+from statedict.ops.alter.follow import Build, Make, Outline, follow, is_count, uses
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.layout import Layout
+from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.rename import modules
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import Patterns, filter_paths
@@ -48,7 +48,7 @@ def rebuild(layout: Layout, outline: Outline, dropped: Collection[str] = ()) -> 
     Raises:
         AlterError: parameters of an optimizer change, and which of its moments are theirs cannot be told.
     """
-    used = uses(outline) if layout.optimizers or layout.listed else {}
+    used = uses(outline, layout) if layout.optimizers or layout.listed else {}
     leaves = layout.leaves
 
     def make_leaf(origin: str | Build) -> Any:
@@ -177,8 +177,8 @@ def filter_entries(layout: Layout, patterns: Patterns, wanted: bool) -> Layout:
     return rebuild(layout, {path: path for path in layout.leaves if (path in found) is wanted}, dropped)
 
 
-def map_tensors(layout: Layout, patterns: Patterns, make: Make) -> Layout:
-    """Make each tensor that matches another one. What was tied is tied afterwards."""
+def map_tensors(layout: Layout, patterns: Patterns, make: Make, casts: bool = False) -> Layout:
+    """Make each tensor that matches another one. What was tied is tied afterwards. `casts`: only dtypes change."""
     results: dict[object, LazyTensor] = {}
 
     def make_once(tensor: LazyTensor) -> LazyTensor:
@@ -188,10 +188,13 @@ def map_tensors(layout: Layout, patterns: Patterns, make: Make) -> Layout:
             result = results[region] = make(tensor)
         return result
 
-    chosen = filter_tensors(layout, patterns)
-    return rebuild(layout, {p: Build((p,), make_once) if p in chosen else p for p in layout.leaves})
+    chosen = filter_tensors(layout, patterns, not casts)
+    return rebuild(layout, {p: Build((p,), make_once, casts=casts) if p in chosen else p for p in layout.leaves})
 
 
-def filter_tensors(layout: Layout, patterns: Patterns) -> dict[str, None]:
-    """The paths of the tensors that match."""
-    return filter_paths((path for path, leaf in layout.leaves.items() if is_array(leaf)), patterns, "tensor")
+def filter_tensors(layout: Layout, patterns: Patterns, counts: bool = True) -> dict[str, None]:
+    """The paths of the tensors that match; unless `counts`, without the step counts of a tree that is an optimizer."""
+    tensors: Iterable[str] = (path for path, leaf in layout.leaves.items() if is_array(leaf))
+    if not counts and is_optimizer(layout.tree):
+        tensors = [path for path in tensors if not is_count(path.rpartition(".")[2], as_lazy(layout.leaves[path]))]
+    return filter_paths(tensors, patterns, "tensor")

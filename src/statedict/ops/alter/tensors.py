@@ -58,7 +58,7 @@ def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
             raise AlterError(f"{tensor!r}: the imaginary part would be lost; take the real part in Python first")
         return map_elements(tensor, wanted, convert)
 
-    return map_tensors(state, patterns, make)
+    return map_tensors(state, patterns, make, casts=True)
 
 
 _NUMBERS = ("float", "int", "uint", "bool", "complex")
@@ -273,7 +273,7 @@ def fuse(state: Layout, paths: Sequence[str], into: str, dim: int = 0) -> Layout
         dim: the dimension that grows.
 
     Raises:
-        AlterError: a part is missing, or shapes or dtypes differ.
+        AlterError: a part is missing, or shapes or dtypes differ, or an optimizer does not treat the parts alike.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")["model_state"]

@@ -65,7 +65,7 @@ def strip(state: Layout) -> Layout:
     """
     tensors = [path for path, leaf in state.leaves.items() if is_array(leaf)]
     homes = dict.fromkeys(state.home[path] for path in tensors)
-    if not homes:
+    if not homes or is_optimizer(state.tree):
         raise AlterError("nothing is left without optimizers and plain values; there is no model in it")
     if len(homes) == 1:
         (home,) = homes
