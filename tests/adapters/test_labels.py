@@ -39,6 +39,16 @@ class Access(enum.Flag):
     WRITE = 2
 
 
+class Mode(enum.IntFlag):
+    NONE = 0
+    EXECUTE = 1
+
+
+class Name(enum.StrEnum):
+    FIRST = "first"
+    LAST = "last"
+
+
 class Projector:
     def __init__(self, rank: int = 2) -> None:
         self.rank, self.basis = rank, torch.ones(rank)
@@ -170,6 +180,26 @@ def test_members_come_back_by_name_wherever_a_live_object_has_one(tmp_path: Path
     assert members(target) == [Norm.AUTO] * 8
     statedict.restore(target, tmp_path / "x.pth")
     assert members(target) == [Norm.SPECTRAL] * 8
+
+
+@pytest.mark.parametrize("form", ["x.pth", "x.safetensors", "torch"])
+@pytest.mark.parametrize("member", [Access.WRITE, Access.READ | Access.WRITE, Mode.EXECUTE, Name.LAST, Word.UP])
+def test_members_that_iterate_come_back_in_the_state_of_an_optimizer(member: Any, form: str, tmp_path: Path) -> None:
+    def build(seed: int, member: Any) -> dict[str, Any]:
+        tree = pair(torch.optim.SGD, seed=seed, momentum=0.9)
+        tree["optimizer"].state[tree["model"].weight] |= {"mode": member, "deep": [{"mode": (member, "a")}]}
+        return tree
+
+    tree, target = build(1, member), build(2, next(iter(type(member))))
+    path = tmp_path / form if form != "torch" else foreign(tree, tmp_path / "x.pth")
+    if form != "torch":
+        statedict.save(tree, path)
+    statedict.restore(target, path)
+    state = target["optimizer"].state[target["model"].weight]
+    for held in (state["mode"], state["deep"][0]["mode"][0]):
+        assert (held, type(held)) == (member, type(member))
+    assert state["deep"][0]["mode"][1] == "a"
+    assert_same(target["model"].state_dict(), tree["model"].state_dict())
 
 
 def test_a_history_of_members_comes_back_at_another_length() -> None:

@@ -10,8 +10,9 @@ beside it (param_groups.py), and without one the order must be the same. The rep
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from itertools import chain, count
 from typing import Any
@@ -336,23 +337,34 @@ def _load(optimizer: Any, state: StateDict, follow: dict[int, Callable[[Any], An
     entries = {index: follow[index](held) if index in follow else held for index, held in state["state"].items()}
     made = StateDict(state | {"state": entries}).torch(copy=True)
     before = {parameter: optimizer.state[parameter] for parameter in fresh if parameter in optimizer.state}
-    optimizer.load_state_dict(made)
+    given = {key: _hide_members(held) if type(key) is int else held for key, held in made["state"].items()}
+    optimizer.load_state_dict(StateDict(made | {"state": given}))
     optimizer.state.update(before)
     parameters = parameters_of(optimizer.param_groups)
     for index, held in made["state"].items():  # PyTorch casts floating state to the parameter's dtype; undo that
         if type(index) is int:
-            optimizer.state[parameters[index]] = _restore_dtypes(optimizer.state[parameters[index]], held)
+            optimizer.state[parameters[index]] = _undo_casts(optimizer.state[parameters[index]], held)
 
 
-def _restore_dtypes(loaded: Any, held: Any) -> Any:
-    """What PyTorch has loaded, with the dtypes that the state has."""
+def _hide_members(entries: Any) -> Any:
+    """What is kept for a parameter, with None for members that one can iterate over.
+
+    PyTorch makes each value that it can iterate over anew, from a generator, which the class of a member refuses.
+    """
+    return map_leaves(
+        entries, lambda _, value: None if isinstance(value, Enum) and isinstance(value, Iterable) else value
+    )
+
+
+def _undo_casts(loaded: Any, held: Any) -> Any:
+    """What PyTorch has loaded, with the dtypes, texts and members that the state has."""
     import torch
 
     if isinstance(held, torch.Tensor) and isinstance(loaded, torch.Tensor):
         return loaded if loaded.dtype == held.dtype else held.to(loaded.device)
     if isinstance(held, dict) and isinstance(loaded, dict):
         for key in held.keys() & loaded.keys():
-            loaded[key] = _restore_dtypes(loaded[key], held[key])
+            loaded[key] = _undo_casts(loaded[key], held[key])
     elif isinstance(held, list | tuple) and type(held) is type(loaded) and len(held) == len(loaded):
-        return type(held)(_restore_dtypes(one, other) for one, other in zip(loaded, held, strict=True))
-    return held if isinstance(held, str) else loaded  # of a text PyTorch makes that of a generator
+        return type(held)(_undo_casts(one, other) for one, other in zip(loaded, held, strict=True))
+    return held if isinstance(held, str | Enum) else loaded  # of a text PyTorch makes that of a generator
