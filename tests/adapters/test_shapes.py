@@ -16,6 +16,7 @@ from statedict.adapters.shapes import POLICIES, Fit
 from statedict.tensor.lazy import as_lazy
 
 from ..same import assert_same
+from .test_optimizer_state import Keeping
 from .test_torch_optimizer import OPTIMIZERS, OPTIONS
 
 
@@ -180,3 +181,81 @@ def test_slicing_undoes_padding(sizes: list[tuple[int, int]]) -> None:
     assert padded.shape == large
     assert padded.abs().sum().item() == pytest.approx(tensor.abs().sum().item())
     assert torch.equal(Fit("slice", large, small).apply(as_lazy(padded)), tensor)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "policy"),
+    [
+        ((4, 1), (4, 3), "pad"),
+        ((1, 4), (3, 4), "pad"),
+        ((1, 1), (2, 2), "overlap"),
+        ((1, 1), (3, 1), "pad"),
+        ((3, 4), (1, 4), "slice"),
+        ((3, 4), (3, 1), "overlap"),
+        ((1, 4), (1, 2), "slice"),
+    ],
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_factored_moments_follow_a_parameter_of_one_row_or_column(
+    old: tuple[int, int], new: tuple[int, int], policy: str, own: bool
+) -> None:
+    class Other(torch.optim.Adafactor):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    def build(shape: tuple[int, int]) -> tuple[nn.Linear, torch.optim.Optimizer]:
+        model = nn.Linear(*shape)
+        return model, (torch.optim.Adafactor if own else Other)(model.parameters())
+
+    def step(model: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+        model(torch.ones(1, model.in_features)).sum().backward()
+        optimizer.step()
+
+    (model, optimizer), (target, after) = build(old), build(new)
+    step(model, optimizer)
+    statedict.restore({"m": target, "o": after}, statedict.capture({"m": model, "o": optimizer}), shapes=policy)
+    held, was, (rows, columns) = after.state[target.weight], optimizer.state[model.weight], target.weight.shape
+    assert (held["row_var"].shape, held["col_var"].shape) == ((rows, 1), (1, columns))
+    for key in ("row_var", "col_var"):
+        both = tuple(slice(0, min(pair)) for pair in zip(held[key].shape, was[key].shape, strict=True))
+        assert torch.equal(held[key][both], was[key][both])
+    step(target, after)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [((1, 4), (3, 4), (1,)), ((1, 1), (3, 1), (1,)), ((1, 4), (3, 4), (1, 4, 1)), ((4, 1, 4), (4, 2, 4), (4, 1, 1))],
+)
+def test_what_may_be_of_an_axis_of_one_that_changes_is_refused(old: Any, new: Any, kept: Any) -> None:
+    def build(shape: Any) -> tuple[nn.ParameterDict, Any]:
+        model = nn.ParameterDict({"w": nn.Parameter(torch.ones(shape))})
+        return model, Keeping(model.parameters(), lambda grad: {"e": grad})
+
+    (model, optimizer), (target, after) = build(old), build(new)
+    optimizer.state[model["w"]] = {"step": torch.ones(1), "e": torch.ones(kept)}
+    state = statedict.capture({"m": model, "o": optimizer})
+    with pytest.raises(statedict.errors.RestoreError, match=r"shape: o\.state\.0\.e \(.* cannot follow the parameter"):
+        statedict.restore({"m": target, "o": after}, state, shapes="pad")
+    assert torch.equal(target["w"], torch.ones(new))
+
+
+def test_a_single_number_stays_where_no_axis_of_one_changes() -> None:
+    model, target = nn.Linear(1, 4, bias=False), nn.Linear(1, 6, bias=False)
+    optimizers = [Keeping(m.parameters(), lambda grad: {"e": grad}) for m in (model, target)]
+    kept = {"step": torch.ones(1), "e": torch.ones(1), "n": torch.tensor(2.0), "u": torch.ones(1, 1)}
+    optimizers[0].state[model.weight] = dict(kept)
+    state = statedict.capture({"m": model, "o": optimizers[0]})
+    statedict.restore({"m": target, "o": optimizers[1]}, state, shapes="pad")
+    assert_same(dict(optimizers[1].state[target.weight]), kept)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_step_of_one_element_stays_where_its_parameter_has_one(size: int) -> None:
+    model, target = (nn.ParameterDict({"w": nn.Parameter(torch.ones(n))}) for n in (1, size))
+    optimizers = [torch.optim.Adam(m.parameters()) for m in (model, target)]
+    one = torch.ones(1)
+    optimizers[0].state[model["w"]] = {"step": one * 5, "exp_avg": one, "exp_avg_sq": one}
+    state = statedict.capture({"m": model, "o": optimizers[0]})
+    statedict.restore({"m": target, "o": optimizers[1]}, state, shapes="pad")
+    held = optimizers[1].state[target["w"]]
+    assert (held["step"].tolist(), held["exp_avg"].tolist()) == ([5], [1, 0, 0][:size])

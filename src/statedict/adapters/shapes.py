@@ -28,7 +28,7 @@ from statedict.errors import UnsupportedError
 from statedict.tensor.arrays import is_torch, part_of
 from statedict.tensor.assembled import assemble
 from statedict.tensor.lazy import LazyTensor, is_array
-from statedict.tree.optimizer import Shape
+from statedict.tree.optimizer import COLUMNS, ONE, ROWS, Shape
 
 POLICIES = ("error", "skip", "slice", "pad", "overlap", "reshape")
 
@@ -36,6 +36,11 @@ POLICIES = ("error", "skip", "slice", "pad", "overlap", "reshape")
 def repeats_elements(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether elements of an array share memory, as those of `expand()` do."""
     return any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True))
+
+
+def average(shape: Shape, role: str) -> Shape:
+    """The shape of what an optimizer keeps of the rows or the columns of a parameter of this shape."""
+    return (*shape[:-1], 1) if role == ROWS else (*shape[:-2], 1, *shape[-1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,37 +69,43 @@ class Fit:
             return "has more entries along a dimension; 'slice' or 'overlap' cuts off"
         return ""
 
-    def follow(self, shape: Shape) -> Shape | None:
+    def follow(self, shape: Shape, role: str) -> Shape | None:
         """The new shape of what has this one beside a tensor of the old one; None where it cannot follow.
 
-        What a factored optimizer keeps has some dimensions of the parameter and 1 for the others.
+        What a factored optimizer keeps has some dimensions of the parameter and 1 for the others. Where the parameter
+        had 1 itself and that changes, only the role tells, a value of `KEPT` or empty.
         """
+        if role == ONE:
+            return shape
+        if role in (ROWS, COLUMNS) and shape == average(self.old, role):
+            return None if self.policy == "reshape" else average(self.new, role)
         if shape == self.old:
             return self.new
-        if self.policy == "reshape" or len(shape) != len(self.old):
+        if self.policy == "reshape" or len(shape) != len(self.old) or 0 in shape:
+            pairs = zip(self.old, self.new, strict=False)
+            unclear = 1 in self.old if self.policy == "reshape" else any(old == 1 != new for old, new in pairs)
+            return shape if prod(shape) == 0 or (prod(shape) == 1 and not (shape and unclear)) else None
+        sizes = list(zip(shape, self.old, self.new, strict=True))
+        if any(own not in (1, old) or own == old == 1 != new for own, old, new in sizes):
             return None
-        if any(own not in (1, old) for own, old in zip(shape, self.old, strict=True)):
-            return None
-        return tuple(1 if own == 1 else new for own, new in zip(shape, self.new, strict=True))
+        return tuple(1 if own == 1 else new for own, _, new in sizes)
 
     def part(self, tensor: LazyTensor) -> LazyTensor:
         """What is taken of a tensor of the state, in the shape that it has in the target."""
-        new = self.follow(tensor.shape)
-        assert new is not None
         if self.policy == "reshape":
-            return tensor.contiguous().replace(shape=new)
-        return tensor[tuple(slice(0, min(pair)) for pair in zip(tensor.shape, new, strict=True))]
+            return tensor.contiguous().replace(shape=self.new)
+        return tensor[tuple(slice(0, min(pair)) for pair in zip(tensor.shape, self.new, strict=True))]
 
     def apply(self, tensor: LazyTensor, base: Any = None, fill: float = 0) -> Any:
-        """A tensor of the shape `old`, or one that follows it, as a torch tensor of the new shape and its own dtype.
+        """A tensor of the shape `old` as a torch tensor of the new shape and its own dtype.
 
         What the tensor does not have is as in `base`, of the new shape, or else `fill`.
         """
         import torch
 
-        new, part = self.follow(tensor.shape), self.part(tensor)
+        part = self.part(tensor)
         if base is None:
-            result = torch.full(new, fill, dtype=tensor.dtype.torch)  # type: ignore[arg-type]  # not None, by part
+            result = torch.full(self.new, fill, dtype=tensor.dtype.torch)
         else:
             result = base.detach().to("cpu", tensor.dtype.torch, copy=True)
         result[tuple(slice(0, size) for size in part.shape)].copy_(part.torch())

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from statedict.adapters import join
+from statedict.adapters.shapes import average
 from statedict.dtypes import DType
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.optimizer import COLUMNS, KEPT, ONE, ROWS, SAME, Shape
@@ -24,6 +25,8 @@ from statedict.values import Opaque
 
 _WHERE = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
 """The hyperparameters without which these are not kept."""
+_ALWAYS = {"step": ONE, "row_var": ROWS, "col_var": COLUMNS}
+"""What these are to a parameter in an optimizer of any other class."""
 Fault = tuple[str, str, str]
 """What is wrong, as a plan takes it: `missing`, `kind` or `shape`; the path; and why."""
 
@@ -41,7 +44,7 @@ def class_of(optimizer: Any) -> str:
 
 def role_of(name: str, key: Any) -> str:
     """What an entry is to its parameter: one of the values of `KEPT`, empty if that is not known; see `faults`."""
-    return KEPT.get(name, {}).get(key, ONE if key == "step" else "")
+    return KEPT.get(name, _ALWAYS).get(key, "")
 
 
 def has_elements(shape: Shape, parameter: Shape, role: str) -> bool:
@@ -92,7 +95,7 @@ def _check(value: Any, role: str, shape: Shape, path: str, kind: str = "") -> It
             yield "kind", path, f"expected a number or a tensor of one element, the state has {_describe(value)}"
         return
     if role in (ROWS, COLUMNS):
-        shape = (*shape[:-1], 1) if role == ROWS else (*shape[:-2], 1, shape[-1])
+        shape = average(shape, role)
     if not is_array(value):
         yield "kind", path, f"expected a tensor of shape {shape}, the state has {_describe(value)}"
     elif tuple(value.shape) != shape:

@@ -214,7 +214,7 @@ class _Task:
                 if slot.key not in entries:
                     continue
                 at, size, kept = join(self.path, f"state.{slot.key}"), sizes.get(slot.number), entries[slot.key]
-                fit, cast = _fit_state(slot, kept, size, self.plan, at), self._plan_cast(slot, kept, kind, at)
+                fit, cast = _fit_state(slot, kept, kind, size, self.plan, at), self._plan_cast(slot, kept, kind, at)
                 if fit is not None and fit.policy == "skip":
                     # with what its constructor made for it: Adagrad of PyTorch 2.9 needs that
                     self.fresh.append(slot.parameter)
@@ -281,7 +281,7 @@ def _at(path: str, keys: tuple[Any, ...]) -> str:
     return ".".join([path, *map(label, keys)])
 
 
-def _fit_state(slot: _Slot, entries: Any, size: Shape | None, plan: Plan, path: str) -> Fit | None:
+def _fit_state(slot: _Slot, entries: Any, kind: str, size: Shape | None, plan: Plan, path: str) -> Fit | None:
     """How what is kept for a parameter follows where its shape changes; `size` is what it was kept for, if another."""
     if not isinstance(entries, dict):
         plan.mismatch(path, {}, entries)
@@ -308,7 +308,7 @@ def _fit_state(slot: _Slot, entries: Any, size: Shape | None, plan: Plan, path: 
         return fit
     for keys, value in leaves(entries):
         opaque = isinstance(value, Opaque)
-        if opaque or (is_array(value) and as_lazy(value).numel() > 1 and fit.follow(tuple(value.shape)) is None):
+        if opaque or (is_array(value) and fit.follow(tuple(value.shape), role_of(kind, keys[-1])) is None):
             what = f"an object of {value.name}" if opaque else f"{tuple(value.shape)}"
             plan.problem("shape", _at(path, keys), f"{what} cannot follow the parameter, {fit}")
     plan.note("reshaped", path, f"as its parameter, {fit}")
@@ -321,12 +321,12 @@ def _follow(kind: str, shape: Shape, fit: Fit | None, cast: Cast | None, group: 
     def follow(keys: tuple[Any, ...], value: Any) -> Any:
         if not is_array(value):
             return value
-        tensor = as_lazy(value)
-        if fit is not None and fit.follow(tensor.shape) is not None:
-            value = fit.apply(tensor, fill=float(group.get(_BEGIN.get(keys[-1], ""), 0)))
-        if cast is None or tensor.dtype is not cast[0]:
-            return value
-        if not has_elements(tensor.shape, shape, role_of(kind, keys[-1])):
+        tensor, role = as_lazy(value), role_of(kind, keys[-1])
+        new = tensor.shape if fit is None else fit.follow(tensor.shape, role)
+        if fit is not None and new is not None and new != tensor.shape:
+            part = Fit(fit.policy, tensor.shape, new)
+            value = part.apply(tensor, fill=float(group.get(_BEGIN.get(keys[-1], ""), 0)))
+        if cast is None or tensor.dtype is not cast[0] or not has_elements(tensor.shape, shape, role):
             return value
         return as_lazy(value).torch().to(cast[1].torch)
 
