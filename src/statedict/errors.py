@@ -13,7 +13,7 @@
     │   └── ExistingFileError (FileExistsError)
     ├── OutOfMemoryError (MemoryError)    there is no more memory
     ├── PathError (KeyError)              no such path in the tree
-    │   └── PatternError (AlterError)     a pattern matches nothing
+    │   └── PatternError (AlterError)     a pattern matches nothing, or is not a pattern
     ├── TreeError (ValueError)            a tree that cannot be flattened or rebuilt
     ├── UnsupportedError (TypeError)      a value or dtype that the target cannot hold
     │   └── DeviceError (RuntimeError)    this PyTorch has no such device
@@ -157,7 +157,7 @@ class AlterError(StateDictError, ValueError):
 
 
 class PatternError(PathError, AlterError):
-    """A pattern matches nothing."""
+    """A pattern matches nothing, or there is none, or it is not a text."""
 
 
 class RestoreError(StateDictError, ValueError):

@@ -164,10 +164,9 @@ def diff(
         raise ValueError("names_only reads no tensor, and deep takes their numbers; ask for one of them")
     if rank is not None and (rank < 1 or not deep):
         raise ValueError(f"rank={rank}: a rank of 1 or more is looked for, with deep=True")
-    patterns = (only,) if isinstance(only, str) else only
     with Paused():
         rule, names = Rule(numeric, rtol, atol), (name_of(a), name_of(b))
-        return compare_trees(tree_of(a), tree_of(b), names, patterns, names_only, rule, executor, deep, rank)
+        return compare_trees(tree_of(a), tree_of(b), names, only, names_only, rule, executor, deep, rank)
 
 
 def scan(path: str | os.PathLike[str]) -> ScanReport:

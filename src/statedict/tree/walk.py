@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
 
@@ -13,7 +13,7 @@ from statedict.values import Opaque, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
 MAX_DEPTH = 200
@@ -54,20 +54,32 @@ def filter_paths(paths: Iterable[str], patterns: Patterns, kind: str) -> dict[st
         kind: what the error calls the paths: "tensor" or "entry".
 
     Raises:
-        PatternError: a pattern matches nothing.
+        PatternError: a pattern matches nothing, or there is none, or it is not a text.
 
     >>> list(filter_paths(["model.w", "model.b", "epoch"], "model", "entry"))
     ['model.w', 'model.b']
     """
     every = dict.fromkeys(paths)
     hits: set[str] = set()
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+    for pattern in to_patterns(patterns):
         match = _compile(pattern)
         found = [path for path in every if match(path)]
         if not found:
             raise no_match_error(pattern, len(every), kind)
         hits.update(found)
     return every if len(hits) == len(every) else {path: None for path in every if path in hits}
+
+
+def to_patterns(given: Any) -> tuple[str, ...]:
+    """One or more patterns as a tuple.
+
+    Raises:
+        PatternError: there is none, or it is not a text.
+    """
+    patterns = () if not isinstance(given, Iterable) else (given,) if isinstance(given, str) else tuple(given)
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise PatternError(f"expected a pattern or a list of one or more, got {given!r:.40}")
+    return patterns
 
 
 def no_match_error(pattern: str, count: int, kind: str) -> PatternError:

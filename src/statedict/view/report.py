@@ -25,6 +25,7 @@ from statedict.io.location import location
 from statedict.io.pipeline import put_bytes
 from statedict.io.urls import to_name
 from statedict.runs.directory import LOOKS
+from statedict.tree.walk import to_patterns
 from statedict.view.compared import changes, compare, expand, history, point, sort_steps
 from statedict.view.source import Opened, Patterns
 
@@ -107,7 +108,7 @@ def report(
     """
     if not sources:
         raise TypeError("report takes a file, two to compare, or the checkpoints of a run; got none")
-    globs = None if only is None else (only,) if isinstance(only, str) else tuple(only)
+    globs = None if only is None else to_patterns(only)
     with Paused():
         for _ in range(LOOKS):
             page = _page(sources, Patterns(globs), title, executor)

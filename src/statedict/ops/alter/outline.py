@@ -5,12 +5,13 @@ Entries stay in their dict, at their place, unless their new path leads out of i
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
-from statedict.errors import AlterError
+from statedict.errors import AlterError, UnsupportedError
 from statedict.ops.alter.follow import Build, Make, Outline, follow, is_count, uses
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout, is_optimizer
@@ -35,11 +36,26 @@ def on_trees(verb: Callable[Concatenate[Layout, P], Layout]) -> Verb[P]:
 
     @wraps(verb)
     def alter(state: StateDict, *args: P.args, **kwargs: P.kwargs) -> StateDict:
-        return cast(StateDict, verb(Layout(state), *args, **kwargs).tree)
+        return cast(StateDict, verb(_lay_out(state, verb.__name__), *args, **kwargs).tree)
 
     alter.__annotations__ |= {"state": "StateDict", "return": "StateDict"}
     alter.on_layout = verb  # type: ignore[attr-defined]
     return cast("Verb[P]", alter)
+
+
+def _lay_out(state: Any, verb: str) -> Layout:
+    """The layout of a state_dict, which a file or a live object is not."""
+    where, value = "", state
+    if isinstance(state, dict):
+        layout = Layout(state)
+        live = {path: leaf for path, leaf in layout.entries().items() if callable(getattr(type(leaf), "state_dict", 0))}
+        if not live:
+            return layout
+        where, value = next(iter(live.items()))
+    path = isinstance(value, str | bytes | os.PathLike)
+    get = "statedict.load(path)" if path and not where else "statedict.capture(objects)"
+    what = f"{where!r}: alter.{verb}" if where else f"alter.{verb}"
+    raise UnsupportedError(f"{what} takes a state_dict, not a {type(value).__name__}; call {get} first")
 
 
 def rebuild(layout: Layout, outline: Outline, dropped: Collection[str] = ()) -> Layout:

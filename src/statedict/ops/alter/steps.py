@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Number
 from typing import Any, NamedTuple
 
-from statedict.errors import AlterError, RenameError
+from statedict.errors import AlterError, PatternError, RenameError
 from statedict.ops.alter import tensors, verbs
 from statedict.reports.outcomes import Change, EditReport
 from statedict.tensor.lazy import as_lazy, is_array
@@ -163,7 +163,8 @@ def apply(layout: Layout, step: Step) -> Layout:
         )
     for key, value in step.items():
         if not kinds[key].holds(value):
-            raise AlterError(f"{describe(step)}: {key!r}: expected {kinds[key].expected}, got {value!r}")
+            kind = PatternError if kinds[key] is _PATTERNS else AlterError
+            raise kind(f"{describe(step)}: {key!r}: expected {kinds[key].expected}, got {value!r}")
     try:
         first = [] if verb.kind is _TRUE else [step[name]]
         arguments = {"patterns" if key == "only" else key: value for key, value in step.items() if key != name}

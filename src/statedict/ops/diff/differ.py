@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from statedict.reports.diff import Diff, TensorDiff, ValueDiff
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import find_ties
 from statedict.tree.rename import modules
-from statedict.tree.walk import filter_paths
+from statedict.tree.walk import Patterns, filter_paths
 from statedict.values import same_value
 
 _TIES = 10
@@ -25,7 +25,7 @@ def compare_trees(
     one: Any,
     other: Any,
     names: tuple[str, str],
-    only: Sequence[str] | None = None,
+    only: Patterns | None = None,
     names_only: bool = False,
     rule: Rule | None = None,
     executor: Executor | None = None,
@@ -55,7 +55,7 @@ def compare_trees(
     return Diff(*names, tuple(tensors), tuple(values), equal, tuple(work.moved), tuple(notes), names_only, deep)
 
 
-def _select(a: Entries, b: Entries, only: Sequence[str]) -> None:
+def _select(a: Entries, b: Entries, only: Patterns) -> None:
     tables: list[dict[str, Any]] = [a.tensors, a.values, b.tensors, b.values]
     keep = filter_paths((path for table in tables for path in table), only, "entry")
     for table in tables:

@@ -24,7 +24,7 @@ from statedict.runs.directory import LOOKS, Directory
 from statedict.runs.look.listing import listing, look_again
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import filter_paths, matches
+from statedict.tree.walk import filter_paths, matches, to_patterns
 
 _GONE = "was removed meanwhile"
 
@@ -57,7 +57,7 @@ def blame(
     never changed
       frozen  float64  4
     """
-    globs = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    globs = to_patterns(patterns)
     files = Directory(to_name(directory))
     for _ in range(LOOKS):
         looker = _Looker(executor)
