@@ -19,6 +19,11 @@ Shape = tuple[int, ...]
 Sizes = Sequence[Sequence[Shape | None]]
 """For each saved group, for each of its parameters the shape of what is kept for it, None where nothing is."""
 
+
+class Hint(tuple[int, ...]):
+    """A shape that is the parameter's own only if its optimizer keeps something for each element."""
+
+
 ONE, SAME, ROWS, COLUMNS = "one", "same", "rows", "columns"
 """A number or a tensor of one element; the parameter's shape; with 1 for the last dimension, for the one before."""
 _ADAM = {"step": ONE, "exp_avg": SAME, "exp_avg_sq": SAME}
@@ -58,23 +63,22 @@ def fits(state: Any, layout: Layout) -> list[Linked]:
     groups, tensors = state["param_groups"], layout.tensors()
     names, (sizes, kept) = names_of(groups), _sizes(groups, state["state"])
     parameters = {} if names is not None else _group_parameters(tensors, layout)
-    keys = [key for group in groups for key in group["params"]]
+    keys = _flatten([group["params"] for group in groups])
+    flat = _flatten(sizes)
     found: list[Linked] = []
-    for certain in (True, False):
-        for base in layout.dicts if not found else ():
-            below = base + "." if base else ""
-            if names is not None:
-                some: Any = [[below + name for name in group] for group in names]
-                if not all(path in tensors for group in some for path in group):
-                    continue
-            else:
-                then = parameters.get(base, {})
-                sure = sizes if certain else _drop_unsure(sizes, then)
-                some = infer_names(sure, [list(then)], then, list(then), kept) if then else None
-                if some is None or not (certain or _is_plausible(sizes, some, then)):
-                    continue
-            found.append((base, dict(zip(keys, (path for group in some for path in group), strict=True))))
-    flat = [size for group in sizes for size in group]
+    for base in layout.dicts:
+        below = base + "." if base else ""
+        if names is not None:
+            paths = [below + name for name in _flatten(names)]
+            if not all(path in tensors for path in paths):
+                continue
+        else:
+            then = parameters.get(base, {})
+            some = infer_names(sizes, [list(then)], then, list(then), kept) if then else None
+            paths = _flatten(some or ())
+            if some is None or not _is_plausible(flat, paths, then):
+                continue
+        found.append((base, dict(zip(keys, paths, strict=True))))
     exact = [
         (base, owners)
         for base, owners in found
@@ -96,9 +100,9 @@ def _group_parameters(tensors: Mapping[str, LazyTensor], layout: Layout) -> dict
     return found
 
 
-def _is_plausible(sizes: Sizes, names: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> bool:
+def _is_plausible(sizes: Sequence[Shape | None], names: Sequence[str], then: Mapping[str, Shape]) -> bool:
     """Whether what is kept may be of these parameters: of their shapes, or of less."""
-    pairs = zip((size for group in sizes for size in group), (name for some in names for name in some), strict=True)
+    pairs = zip(sizes, names, strict=True)
     return all(size is None or size == then[name] or _is_less(size, then[name]) for size, name in pairs)
 
 
@@ -107,6 +111,10 @@ def _is_less(size: Shape, shape: Shape) -> bool:
     if math.prod(size) <= 1 or len(size) < len(shape):
         return math.prod(size) <= math.prod(shape)
     return len(size) == len(shape) and all(one in (1, other) for one, other in zip(size, shape, strict=True))
+
+
+def _flatten(groups: Sequence[Sequence[Any]]) -> list[Any]:
+    return [item for group in groups for item in group]
 
 
 def number_keys(entries: Any, groups: Sequence[Any]) -> Any:
@@ -136,15 +144,19 @@ def names_of(groups: Sequence[Any]) -> list[list[str]] | None:
         if not whole or not all(type(name) is str and (given or not name.isdecimal()) for name in names):
             return None
         found.append(names)
-    flat = [name for names in found for name in names]
+    flat = _flatten(found)
     return found if 0 < len(set(flat)) == len(flat) else None
 
 
-def leaves(kept: Any) -> list[tuple[tuple[Any, ...], Any]]:
+def leaves(kept: Any, keys: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
     """(keys, value) of everything that is kept for a parameter, at any depth."""
-    pairs: list[tuple[tuple[Any, ...], Any]] = []
-    map_leaves(kept, lambda keys, value: pairs.append((keys, value)))
-    return pairs
+    if len(keys) > MAX_DEPTH:
+        raise TreeError(f"the state of an optimizer is nested deeper than {MAX_DEPTH}")
+    if isinstance(kept, dict) and type(kept) is not Counter:
+        return [pair for key, value in kept.items() for pair in leaves(value, (*keys, key))]
+    if type(kept) in (list, tuple):
+        return [pair for index, value in enumerate(kept) for pair in leaves(value, (*keys, index))]
+    return [(keys, kept)]
 
 
 def map_leaves(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tuple[Any, ...] = ()) -> Any:
@@ -161,7 +173,8 @@ def map_leaves(kept: Any, make: Callable[[tuple[Any, ...], Any], Any], keys: tup
 def parameter_size(entries: Any) -> Shape | None:
     """The shape of the parameter that something is kept for, None where that does not tell.
 
-    That of an entry which PyTorch keeps for each element, or of Adafactor's two, or of what has most elements.
+    That of an entry which PyTorch keeps for each element, or of Adafactor's two; or, as a hint, of what has most
+    elements.
     """
     found = _find_largest(entries)
     return None if found is None else found[1]
@@ -183,7 +196,10 @@ def _find_largest(entries: Any) -> tuple[Any, Shape] | None:
             return (rows,), (*left[: len(left) - kept], right[-1])
     several = [item for item in tensors if math.prod(item[1]) > 1] or tensors[: len(tensors) == 1]
     shallow = [item for item in several if len(item[0]) == len(several[0][0])]
-    return max(shallow, key=lambda item: math.prod(item[1]), default=None)
+    if not shallow:
+        return None
+    keys, shape = max(shallow, key=lambda item: math.prod(item[1]))
+    return keys, Hint(shape)
 
 
 def find_strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
@@ -191,7 +207,8 @@ def find_strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
 
     Optimizers may keep anything, so only this counts: a shape that another of the parameters has, and that not more
     entries have than parameters; or another number of rows where the same entry of others, or PyTorch's entries of
-    that name, have the parameter's own shape.
+    that name, have the parameter's own shape. A hint that may be of less than its parameter counts only where all
+    shapes are those of the parameters in another order.
 
     Args:
         parameters: the shape of each, and what is kept for it.
@@ -204,6 +221,7 @@ def find_strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
     claims = [_find_largest(entries) for _, entries in parameters]
     told = Counter(claim[1] for claim in claims if claim is not None)
     there = Counter(shape for shape, _ in parameters)
+    rearranged = told == there
     usual = {
         claim[0]
         for (shape, _), claim in zip(parameters, claims, strict=True)
@@ -217,7 +235,9 @@ def find_strays(parameters: Sequence[tuple[Shape, Any]]) -> list[Shape | None]:
         keys, size = claim
         full = len(size) == len(shape) and math.prod(size) > 1
         named = keys in usual or keys[-1] in ELEMENTWISE
-        if size != shape and (told[size] <= there[size] or (named and full and not _is_less(size, shape))):
+        less = _is_less(size, shape)
+        other = told[size] <= there[size] and (rearranged or not (less and isinstance(size, Hint)))
+        if size != shape and (other or (named and full and not less)):
             found[-1] = size
     return found
 
@@ -227,7 +247,7 @@ def infer(
 ) -> list[list[str]] | None:
     """The names of the parameters of saved groups, by what is kept for them; see `infer_names`."""
     sizes, kept = _sizes(groups, entries)
-    return infer_names(sizes, live, then, now, kept) or infer_names(_drop_unsure(sizes, then), live, then, now, kept)
+    return infer_names(sizes, live, then, now, kept)
 
 
 def _sizes(groups: Sequence[Any], entries: Any) -> tuple[Sizes, bool]:
@@ -241,11 +261,15 @@ def _sizes(groups: Sequence[Any], entries: Any) -> tuple[Sizes, bool]:
 def _drop_unsure(sizes: Sizes, then: Mapping[str, Shape]) -> Sizes:
     """The sizes without those that more entries have than parameters.
 
-    Optimizers may keep anything, so that its shape may be another parameter's.
+    Optimizers may keep anything, so that its shape may be another parameter's. A hint does not make others unsure.
     """
-    told: Counter[Shape | None] = Counter(size for group in sizes for size in group)
+    flat = _flatten(sizes)
     there: Counter[Shape | None] = Counter(then.values())
-    return [[size if told[size] <= there[size] else None for size in group] for group in sizes]
+    told, sure = Counter(flat), Counter(size for size in flat if not isinstance(size, Hint))
+    return [
+        [size if (told if isinstance(size, Hint) else sure)[size] <= there[size] else None for size in group]
+        for group in sizes
+    ]
 
 
 def infer_names(
@@ -254,7 +278,7 @@ def infer_names(
     """The names of the parameters of saved groups.
 
     Args:
-        sizes: what is known of the saved parameters.
+        sizes: what is known of the saved parameters. Hints tell names only if they are the shapes of all parameters.
         live: the names of the parameters of the live groups.
         then: the model's parameters when it was saved: name → shape, in their order.
         now: the names of the live model's parameters, in their order.
@@ -268,20 +292,27 @@ def infer_names(
     """
     if not kept and all(size is None for group in sizes for size in group):  # nothing is kept, so nothing can go astray
         return [[*names] for names in live] if [*map(len, sizes)] == [*map(len, live)] else None
+    sizes = _drop_unsure(sizes, then)
+    if [*then] == [*now] and (found := _by_place(sizes, live, then)):
+        return found
     places = {name: place for place, name in enumerate(now)}
     by_model = all([*names] == sorted(names, key=lambda name: places.get(name, -1)) for names in live)
-    found = _by_shape(sizes, then, by_model)
-    if found is None and [*then] == [*now]:
-        found = _by_place(sizes, live, then)
-    return found or (_in_order(sizes, then) if by_model else None)
+    flat = _flatten(sizes)
+    proven = Counter(flat) == Counter(then.values())  # less than a parameter anywhere is then more elsewhere
+    sure = sizes if proven else [[None if isinstance(size, Hint) else size for size in group] for group in sizes]
+    found = _by_shape(sure, then, by_model) or (_in_order(sure, then) if by_model else None)
+    exact = found and all(size in (None, then[name]) for size, name in zip(flat, _flatten(found), strict=True))
+    return found if exact else None
 
 
 def _by_place(sizes: Sizes, live: Sequence[Sequence[str]], then: Mapping[str, Shape]) -> list[list[str]] | None:
-    """The model is as it was, and so are the sizes of the groups and all shapes: then so are the groups."""
+    """The model and the sizes of its groups are as they were, and no shape contradicts: then so are the groups."""
     if [*map(len, sizes)] != [*map(len, live)]:
         return None
-    pairs = (pair for group, names in zip(sizes, live, strict=True) for pair in zip(group, names, strict=True))
-    return [[*names] for names in live] if all(size in (None, then[name]) for size, name in pairs) else None
+    for size, name in zip(_flatten(sizes), _flatten(live), strict=True):
+        if size not in (None, then[name]) and not (isinstance(size, Hint) and _is_less(size, then[name])):
+            return None
+    return [[*names] for names in live]
 
 
 def _by_shape(sizes: Sizes, then: Mapping[str, Shape], by_model: bool) -> list[list[str]] | None:
