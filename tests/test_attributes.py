@@ -19,7 +19,7 @@ from torch import nn
 
 import statedict
 import statedict.torch
-from statedict.ops.alter.tensors import cast
+from statedict.ops.alter.tensors import cast, fuse, pad, reshape, slice, split, transpose
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy
 from statedict.values import Opaque
@@ -287,3 +287,47 @@ def test_a_checkpoint_with_attributes_opens_without_pytorch(tmp_path: Path) -> N
     )
     found = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.pth")], capture_output=True, text=True)
     assert (found.stdout, found.stderr) == ("0.5\n", "")
+
+
+ONES, ZEROS = as_lazy(torch.ones(2)), as_lazy(torch.zeros(2))  # as a file gives them
+
+
+def two_parts(first: Any, other: Any) -> statedict.StateDict:
+    parts = {"a": noted(nn.Parameter(torch.ones(2, 4)), first), "b": noted(nn.Parameter(torch.ones(2, 4)), other)}
+    return statedict.StateDict({name: as_lazy(part) for name, part in parts.items()})
+
+
+@pytest.mark.parametrize(
+    ("alter", "names"),
+    [
+        (lambda s: cast(s, "bf16"), "a b"),
+        (lambda s: transpose(s, "*"), "a b"),
+        (lambda s: reshape(s, "*", (8,)), "a b"),
+        (lambda s: slice(s, "*", "0:1"), "a b"),
+        (lambda s: pad(s, "*", (3, 4)), "a b"),
+        (lambda s: split(s, "a", ["c", "d"]), "c d b"),
+        (lambda s: fuse(s, ["a", "b"], "c"), "c"),
+    ],
+    ids=["cast", "transpose", "reshape", "slice", "pad", "split", "fuse"],
+)
+def test_what_is_altered_keeps_its_attributes_and_its_marks(alter: Any, names: str) -> None:
+    new = alter(two_parts(DATA, {**DATA, "groups": ["a", {"b": (1, 2.5)}]}))
+    assert list(new) == names.split()
+    for tensor in new.values():
+        assert tensor.attributes == as_lazy(noted(torch.ones(1))).attributes
+        assert tensor.parameter
+        assert tensor.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [(0.5, 0.1), (0.5, None), (1, True), (ONES, ZEROS), ([1, ONES], [1, ZEROS])],
+    ids=["numbers", "none", "kinds", "tensors", "lists"],
+)
+def test_parts_with_different_attributes_are_not_fused(first: Any, other: Any) -> None:
+    for one, two in ((first, other), (other, first)):
+        with pytest.raises(statedict.errors.AlterError, match="a: the parts differ in their attribute 'lr_scale'"):
+            fuse(two_parts({"lr_scale": one}, {"lr_scale": two}), ["a", "b"], "c")
+    with pytest.raises(statedict.errors.AlterError, match="a: the parts differ in their attribute 'lr_scale'"):
+        fuse(two_parts({}, {"lr_scale": first}), ["a", "b"], "c")
+    assert fuse(two_parts({"lr_scale": first}, {"lr_scale": first}), ["a", "b"], "c")["c"].shape == (4, 4)

@@ -270,6 +270,14 @@ def test_what_cannot_be_done_says_why(operation: Callable[[Any], Any], message: 
         operation(checkpoint())
 
 
+def test_a_slice_is_told_in_python_or_as_text() -> None:
+    state = flat(a=torch.arange(12.0).reshape(3, 4))
+    for text, index in (("0:2", slice(0, 2)), ("...,-1", (..., -1)), ("1,:2", (1, slice(2)))):
+        assert_same(alter.slice(state, "a", text), alter.slice(state, "a", index))
+    with pytest.raises(statedict.errors.AlterError, match="'0;2': not an index; write it as 0:5"):
+        alter.slice(state, "a", "0;2")
+
+
 def test_moments_that_nobody_can_attribute_stop_what_would_need_them() -> None:
     state = checkpoint()
     del state["optim"]["param_groups"][0]["param_names"]

@@ -10,7 +10,8 @@ import torch
 import statedict
 from statedict import alter
 from statedict.ops.alter import steps
-from statedict.ops.alter.steps import VERBS, describe, parsed_index, read_plan
+from statedict.ops.alter.steps import VERBS, describe, read_plan
+from statedict.ops.alter.tensors import parse_index
 from statedict.tree.layout import Layout
 
 
@@ -171,7 +172,7 @@ def test_an_index_is_numpy_s() -> None:
 
     array = numpy.arange(60).reshape(3, 4, 5)
     for text in ("1", "0:2", "...,1", ":, 1:3, ::2", "-1,:,0"):
-        assert (array[parsed_index(text)] == eval(f"array[{text}]")).all()
+        assert (array[parse_index(text)] == eval(f"array[{text}]")).all()
     for text in ("", "a", "1:2:3:4", "0:b"):
         with pytest.raises(statedict.errors.AlterError, match="not an index"):
-            parsed_index(text)
+            parse_index(text)

@@ -211,7 +211,7 @@ def _make_moments(found: list[Any], parameters: list[LazyTensor], use: Use, apar
                 return make(*tensors)
             elif first.numel() > 1 or name in _FACTORED or (grown and first.ndim and not count):
                 raise refuse(keys, f"{first.shape} cannot follow its parameter")
-        if not all(_is_same(value, other) for other in values[1:]):
+        if not all(is_same(value, other) for other in values[1:]):
             raise refuse(keys, f"differs between {', '.join(use.sources)}")
         return with_own_storage(as_lazy(value)) if apart and is_array(value) else value  # each counts its own steps
 
@@ -226,8 +226,10 @@ def is_count(key: Any, tensor: LazyTensor) -> bool:
     return bool(key == "step" or (not tensor.ndim and key in _COUNTS))
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
     """Whether two plain values, or the bytes of two small tensors, are the same."""
+    if one is other:
+        return True
     if is_array(one) and is_array(other):
         one, other = as_lazy(one), as_lazy(other)
         return one.dtype is other.dtype and one.shape == other.shape and bool(one.raw() == other.raw())

@@ -15,7 +15,6 @@ Each step names one operation; its other keys are that operation's arguments.
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Number
 from typing import Any, NamedTuple
@@ -96,25 +95,6 @@ VERBS: dict[str, Verb] = {
 }
 
 
-def parsed_index(text: str) -> tuple[Any, ...]:
-    """`"0:5,:,-1,..."` as numpy has it.
-
-    >>> parsed_index("0:5, :, ...")
-    (slice(0, 5, None), slice(None, None, None), Ellipsis)
-    """
-    items: list[Any] = []
-    for part in text.split(","):
-        part = part.strip()
-        try:
-            bounds = [int(number) if number.strip() else None for number in part.split(":")] if part != "..." else []
-        except ValueError:
-            raise AlterError(f"{text!r}: not an index; write it as 0:5,:,-1") from None
-        if len(bounds) > 3 or (len(bounds) == 1 and bounds[0] is None):
-            raise AlterError(f"{text!r}: not an index; write it as 0:5,:,-1")
-        items.append(... if not bounds else bounds[0] if len(bounds) == 1 else builtins.slice(*bounds))
-    return tuple(items)
-
-
 def read_plan(text: str, name: str) -> list[Step]:
     """The steps of a plan file.
 
@@ -168,8 +148,6 @@ def apply(layout: Layout, step: Step) -> Layout:
     try:
         first = [] if verb.kind is _TRUE else [step[name]]
         arguments = {"patterns" if key == "only" else key: value for key, value in step.items() if key != name}
-        if "index" in arguments:
-            arguments["index"] = parsed_index(arguments["index"])
         new: Layout = verb.operation.on_layout(layout, *first, **arguments)
         for path in new.leaves if name in ("rename", "prefix") else ():
             if (not path or path[-1] == ".") and path not in layout.leaves:

@@ -14,12 +14,13 @@ from typing import Any
 
 from statedict.dtypes import DType, dtype
 from statedict.errors import AlterError
-from statedict.ops.alter.follow import Build
+from statedict.ops.alter.follow import Build, is_same
 from statedict.ops.alter.outline import map_tensors, on_trees, rebuild
 from statedict.tensor.assembled import assemble, map_elements
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree import rename as rules
 from statedict.tree.layout import Layout
+from statedict.tree.optimizer import leaves
 from statedict.tree.walk import Patterns, no_match_error
 
 
@@ -136,25 +137,54 @@ def reshape(state: Layout, patterns: Patterns, shape: Sequence[int]) -> Layout:
 
 @on_trees
 def slice(state: Layout, patterns: Patterns, index: Any) -> Layout:
-    """Take a part of tensors, by integers, slices and `...`.
+    """Take a part of tensors, by integers, slices and `...`, or by a text such as `"0:5,:"`.
 
     Raises:
         AlterError: nothing matches, or the index is outside of a tensor.
 
     >>> import statedict
     >>> state = statedict.load("examples/checkpoint.pth")["model_state"]
-    >>> import builtins
-    >>> slice(state, "fc3.*", builtins.slice(0, 5))["fc3.weight"].shape
+    >>> slice(state, "fc3.*", "0:5")["fc3.weight"].shape
     (5, 84)
     """
+    index = parse_index(index) if isinstance(index, str) else index
 
     def make(tensor: LazyTensor) -> LazyTensor:
         try:
-            return tensor[index]
+            return _mark(tensor[index], tensor)
         except (IndexError, ValueError) as error:
             raise AlterError(f"{tensor!r}: {error}") from error
 
     return map_tensors(state, patterns, make)
+
+
+def parse_index(text: str) -> tuple[Any, ...]:
+    """`"0:5,:,-1,..."` as numpy has it.
+
+    >>> parse_index("0:5, :, ...")
+    (slice(0, 5, None), slice(None, None, None), Ellipsis)
+    """
+    items: list[Any] = []
+    for part in text.split(","):
+        part = part.strip()
+        try:
+            bounds = [int(number) if number.strip() else None for number in part.split(":")] if part != "..." else []
+        except ValueError:
+            raise AlterError(f"{text!r}: not an index; write it as 0:5,:,-1") from None
+        if len(bounds) > 3 or (len(bounds) == 1 and bounds[0] is None):
+            raise AlterError(f"{text!r}: not an index; write it as 0:5,:,-1")
+        items.append(... if not bounds else bounds[0] if len(bounds) == 1 else builtins.slice(*bounds))
+    return tuple(items)
+
+
+def _mark(result: LazyTensor, *parts: LazyTensor) -> LazyTensor:
+    """A tensor with the flags and Python attributes of those that it is made of, which are alike."""
+    first, absent = parts[0], object()
+    alike = [dict(leaves(part.attributes or {})) for part in parts]
+    for keys in (keys for one in alike[1:] for keys in (alike[0] | one)):
+        if any(not is_same(alike[0].get(keys, absent), one.get(keys, absent)) for one in alike):
+            raise AlterError(f"the parts differ in their attribute {keys[0]!r}; remove it in Python first")
+    return result.replace(requires_grad=first.requires_grad, parameter=first.parameter, attributes=first.attributes)
 
 
 @on_trees
@@ -178,7 +208,8 @@ def pad(state: Layout, patterns: Patterns, shape: Sequence[int], value: float = 
         if not _holds(tensor.dtype, value):
             raise AlterError(f"{tensor!r}: cannot be padded with {value!r}, which is no {tensor.dtype}")
         wanted = tuple(own if size == -1 else size for size, own in zip(shape, tensor.shape, strict=True))
-        return assemble(tensor.dtype, wanted, [((0,) * tensor.ndim, tensor)], tensor.storage.source.name, value)
+        name = tensor.storage.source.name
+        return _mark(assemble(tensor.dtype, wanted, [((0,) * tensor.ndim, tensor)], name, value), tensor)
 
     return map_tensors(state, patterns, make)
 
@@ -259,7 +290,7 @@ def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, tenso
         raise AlterError(f"{tensor.shape} cannot be split along {dim} into {said}")
     start = sum(parts[:number])
     index = [builtins.slice(None)] * (dim % tensor.ndim) + [builtins.slice(start, start + parts[number])]
-    return tensor[tuple(index)]
+    return _mark(tensor[tuple(index)], tensor)
 
 
 @on_trees
@@ -319,4 +350,4 @@ def _join(dim: int, *parts: LazyTensor) -> LazyTensor:
         chunks.append((tuple(start if d == axis else 0 for d in range(first.ndim)), part))
         start += part.shape[axis]
     shape = tuple(start if d == axis else size for d, size in enumerate(first.shape))
-    return assemble(first.dtype, shape, chunks, first.storage.source.name)
+    return _mark(assemble(first.dtype, shape, chunks, first.storage.source.name), *parts)
