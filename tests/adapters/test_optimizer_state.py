@@ -321,3 +321,42 @@ def test_an_optimizer_with_a_layout_of_its_own_is_an_object_like_any_other(
     assert train(one, range(5, 8)) == train(other, range(5, 8))
     with pytest.raises(statedict.errors.RestoreError, match=r"missing: optimizer\.slow"):
         statedict.restore(other, {"model": one["model"].state_dict(), "optimizer": {"inner": {}, "count": 1}})
+
+
+class Peculiar(torch.optim.SGD):
+    """Has PyTorch's keys with contents of its own."""
+
+    def __init__(self, parameters: Any, contents: dict[str, Any]) -> None:
+        super().__init__(parameters, 0.1)
+        self.contents = contents
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.contents
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.contents = state
+
+
+@pytest.mark.parametrize(
+    ("state", "groups"),
+    [
+        (3, 4),
+        ([3], []),
+        ({"a": 3}, 4),
+        ({}, []),
+        ({}, [3]),
+        ({}, [{"lr": 3}]),
+        ({}, [{"params": 3}]),
+        ({}, [{"params": [0]}]),
+        ({}, [{"params": [0, 1]}, {"params": []}]),
+    ],
+)
+def test_an_optimizer_with_pytorchs_keys_and_other_contents_is_an_object_like_any_other(
+    state: Any, groups: Any, tmp_path: Path
+) -> None:
+    contents = {"state": state, "param_groups": groups}
+    model = nn.Linear(2, 2)
+    statedict.save({"m": model, "o": Peculiar(model.parameters(), copy.deepcopy(contents))}, tmp_path / "x.pth")
+    optimizer = Peculiar(model.parameters(), copy.deepcopy(contents))
+    statedict.restore({"m": model, "o": optimizer}, tmp_path / "x.pth")
+    assert optimizer.contents == contents

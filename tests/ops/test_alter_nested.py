@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -89,3 +90,18 @@ def test_a_counter_stays_one_and_its_counts_can_be_set() -> None:
     assert changed == Counter({2: 1, 4: 3})
     with pytest.raises(statedict.StateDictError, match=r"'scheduler\.milestones' cannot hold an entry"):
         verbs.rename(state, {"w": "scheduler.milestones.w"})
+
+
+@pytest.mark.parametrize("names", [{}, {"param_names": ["weight", "bias"]}], ids=["without names", "with names"])
+@pytest.mark.parametrize("odd", [[1], {}, None, 1.5])
+def test_parameters_that_are_numbered_by_something_else_follow_nothing(
+    odd: Any, names: dict[str, Any], tmp_path: Path
+) -> None:
+    group = {"lr": 0.1, "params": [0, odd], **names}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [group]}
+    torch.save({"m": torch.nn.Linear(2, 2).state_dict(), "o": optimizer}, tmp_path / "x.pth")
+    with pytest.raises(statedict.errors.AlterError, match="drop the optimizer"):
+        statedict.edit(tmp_path / "x.pth", tmp_path / "y.pth", {"drop": "m.weight"})
+    statedict.edit(tmp_path / "x.pth", tmp_path / "y.pth", {"drop": ["o", "m.weight"]})
+    assert list(statedict.load(tmp_path / "y.pth")["m"]) == ["bias"]
+    assert not statedict.inspect(tmp_path / "x.pth").optimizers[0].names

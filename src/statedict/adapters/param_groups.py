@@ -76,7 +76,7 @@ def match(live: Sequence[Any], saved: Sequence[Any], entries: Any, plan: Plan, p
         plan.problem(
             "groups",
             join(path, "param_groups"),
-            f"the state has groups of {_sizes(saved)} parameters without names, the target of {_sizes(live)}, and "
+            f"the state has groups of {sizes_of(saved)} parameters without names, the target of {sizes_of(live)}, and "
             "neither their order nor their shapes tell which is which; restore from a checkpoint that has param_names, "
             "or the optimizer alone, which goes by position",
         )
@@ -105,7 +105,8 @@ def _name_keys(saved: Sequence[Any], names: Sequence[Sequence[str]]) -> dict[Key
     return dict(zip(keys_of(saved), chain.from_iterable(names), strict=True))
 
 
-def _sizes(groups: Sequence[Any]) -> list[int]:
+def sizes_of(groups: Sequence[Any]) -> list[int]:
+    """How many parameters each group has."""
     return [len(group["params"]) for group in groups]
 
 
@@ -149,11 +150,11 @@ def find_owner(name: str, homes: Iterable[str], plan: Plan) -> Any:
 
 
 def _match_positions(live: Sequence[Any], saved: Sequence[Any], plan: Plan, path: str) -> Match | None:
-    if _sizes(live) != _sizes(saved):
+    if sizes_of(live) != sizes_of(saved):
         plan.problem(
             "groups",
             join(path, "param_groups"),
-            f"the state has groups of {_sizes(saved)} parameters, the target of {_sizes(live)}, and not both have "
+            f"the state has groups of {sizes_of(saved)} parameters, the target of {sizes_of(live)}, and not both have "
             "names to go by; restore it together with its model, from a checkpoint that has param_names, or build it "
             "alike",
         )

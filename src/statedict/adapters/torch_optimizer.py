@@ -28,6 +28,7 @@ from statedict.adapters.param_groups import (
     match,
     merge,
     parameters_of,
+    sizes_of,
 )
 from statedict.adapters.plan import UNEXPECTED, Plan
 from statedict.adapters.shapes import Fit, refuse_states_of_parts
@@ -35,6 +36,7 @@ from statedict.adapters.state_checks import class_of, dtype_of, faults, has_elem
 from statedict.dtypes import DType, dtype
 from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
+from statedict.tree.layout import is_optimizer
 from statedict.tree.optimizer import Shape, find_strays, is_global, leaves, map_leaves, number_keys, parameter_size
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import label, matches
@@ -57,7 +59,7 @@ def accepts(value: Any) -> bool:
     if type(value).state_dict is usual and "state_dict" not in vars(value):
         return True
     own = value.state_dict()
-    return isinstance(own, dict) and {"state", "param_groups"} <= own.keys()
+    return is_optimizer(own) and sizes_of(own["param_groups"]) == sizes_of(value.param_groups)
 
 
 def capture(value: Any, context: Capture, path: str) -> Any:

@@ -61,9 +61,11 @@ def fits(state: Any, layout: Layout) -> list[Linked]:
     If the shapes of some are the same as those of the state, only these.
     """
     groups, tensors = state["param_groups"], layout.tensors()
+    keys = _flatten([group["params"] for group in groups])
+    if not all(type(key) in (int, str) for key in keys):
+        return []
     names, (sizes, kept) = names_of(groups), _sizes(groups, state["state"])
     parameters = {} if names is not None else _group_parameters(tensors, layout)
-    keys = _flatten([group["params"] for group in groups])
     flat = _flatten(sizes)
     found: list[Linked] = []
     for base in layout.dicts:
