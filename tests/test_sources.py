@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import statedict
-from statedict.errors import MissingFileError, PathError, UnsupportedError
+from statedict.errors import AlterError, FileError, FormatError, MissingFileError, PathError, UnsupportedError
 
 VERBS: dict[str, Callable[[Any, Path], list[str]]] = {
     "inspect": lambda source, _: [tensor.path for tensor in statedict.inspect(source).tensors],
@@ -93,3 +93,44 @@ def test_what_is_no_whole_file_is_not_edited_in_place(file: Path) -> None:
     for source in (f"{file}::model", statedict.load(file)):
         with pytest.raises(UnsupportedError, match="only a whole file is edited in place; name a file to write"):
             statedict.edit(source, None, [{"drop": "bias"}])
+
+
+@pytest.mark.parametrize("source", [LIVE, {"w": numpy.ones(2)}, statedict.StateDict(), None, 3, b"ck.pth"], ids=repr)
+def test_load_says_why_it_takes_paths_only(source: Any) -> None:
+    with pytest.raises(UnsupportedError, match=f"load opens a file, and a {type(source).__name__} is not a path; "):
+        statedict.load(source)
+
+
+@taking_files
+def test_bytes_are_not_taken_for_a_tree(verb: Any, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="bytes are neither a path nor a tree; name a file by a str"):
+        verb(b"source.pth", tmp_path / "x.pth")
+
+
+def test_a_folder_with_colons_in_its_name_holds_files_with_parts(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "x::y"
+    folder.mkdir()
+    file.rename(folder / "f.pth")
+    assert list(statedict.load(f"{folder}/f.pth::model")) == NAMES
+    assert statedict.inspect(f"{folder}/f.pth::model").total.tensors == 2
+    with pytest.raises(MissingFileError, match=r"x: cannot open"):
+        statedict.load(f"{folder}/nothing.pth::model")
+
+
+@pytest.mark.parametrize("steps", [None, 3, True])
+def test_steps_that_are_no_list_are_an_error_that_shows_one(steps: Any, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(AlterError, match=r"expected a dict such as \{'drop': 'head\.\*'\}"):
+        statedict.edit(file, tmp_path / "x.pth", steps)
+
+
+@pytest.mark.parametrize("verb", [VERBS[name] for name in ("save", "convert", "edit")])
+def test_a_nul_in_the_name_of_a_target_is_an_error_of_files(verb: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="a name cannot hold a NUL"):
+        verb(LIVE, f"{tmp_path}/a\0b.pth")
+
+
+def test_an_unknown_format_lists_those_that_are_written_or_read(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"no format 'xyz'; there are torch, safetensors, distributed$"):
+        statedict.save(LIVE, tmp_path / "x.pth", format="xyz")
+    with pytest.raises(FormatError, match=r"no format 'xyz'; there are .*torch-export"):
+        statedict.load(file, format="xyz")

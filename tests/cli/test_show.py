@@ -180,3 +180,9 @@ def test_the_groups_of_an_optimizer_are_a_table_and_its_troubles_stand_below(run
         ["1", "7", "0.001", "0.9"],
         ["optimizer_state:", "stale", "state", "of", "1", "parameter", "in", "no", "group:", "9"],
     ]
+
+
+def test_textconv_shows_a_part_of_a_file(run: Run, tmp_path: Path) -> None:
+    done = run("show", "checkpoint.pth::model_state", "--textconv")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("conv1.bias = float32[6]")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from statedict import formats
 from statedict.collector import Paused
-from statedict.errors import AlterError, PathError, UnsupportedError
+from statedict.errors import AlterError, FileError, PathError, UnsupportedError
 from statedict.formats import places
 from statedict.io.urls import redact, to_name
 from statedict.tensor.lazy import as_lazy
@@ -18,7 +20,7 @@ from statedict.values import parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from concurrent.futures import Executor
     from typing import Any, TypeGuard
 
@@ -42,6 +44,7 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     Raises:
         MissingFileError: there is no such file.
         UnknownFormatError: it is not a checkpoint; the message says what it seems to be.
+        UnsupportedError: it is a tree or bytes, not a path.
         CorruptFileError: it is truncated or damaged.
         PathError: nothing stands at that path in it.
 
@@ -50,6 +53,9 @@ def load(path: Path, *, format: str | None = None) -> StateDict:
     >>> state["model_state"]["conv1.weight"].shape
     (6, 3, 5, 5)
     """
+    if not is_path(path):
+        advice = "name it by a str or pathlib.Path" if isinstance(path, bytes) else "pass it on as it is, or save it"
+        raise UnsupportedError(f"load opens a file, and a {type(path).__name__} is not a path; {advice}")
     name, at = split(path)
     source = places.open_checkpoint(name)
     with Paused():
@@ -196,7 +202,9 @@ def edit(
         raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
     with Paused():
         before = tree_of(src)
-        state, report = apply_steps(before, [steps] if isinstance(steps, Mapping) else steps, not dry_run)
+        state, report = apply_steps(
+            before, [steps] if isinstance(steps, Mapping) or not isinstance(steps, Iterable) else steps, not dry_run
+        )
         if dry_run:
             del before, state  # while the collector is off
             return report
@@ -218,6 +226,8 @@ class _Target:
         from statedict.io.location import location
 
         self.path, self._max_size, self._how = to_name(path), max_size, how
+        if "\0" in self.path:
+            raise FileError(errno.EINVAL, "a name cannot hold a NUL", self.path)
         unnamed = format is None and is_path(src) and not formats.get_suffix(self.path)
         if unnamed and location(split(src)[0]).names() is not None:
             self.path = os.path.join(self.path, "")  # a folder, as the source
@@ -264,8 +274,13 @@ def split(source: Path) -> tuple[str, str]:
     name = to_name(source)
     scheme, mark, rest = name.partition("://")
     host = len(scheme) + 3 + len(rest.partition("/")[0]) if mark else 0  # [::1] is one
-    file, colons, at = name[host:].partition("::")
-    return (name[:host] + file, at) if colons and not os.path.lexists(name) else (name, "")
+    if os.path.lexists(name):
+        return name, ""
+    marks = [at.start() for at in re.finditer("::", name) if at.start() >= host]
+    there = [at for at in marks if os.path.lexists(name[:at])]
+    for at in (*there[-1:], *marks):
+        return name[:at], name[at + 2 :]
+    return name, ""
 
 
 def tree_of(source: Any, lazy: bool = True) -> StateDict:
@@ -283,6 +298,8 @@ def tree_of(source: Any, lazy: bool = True) -> StateDict:
         return load(source)
     from statedict.adapters.collect import collect
 
+    if isinstance(source, bytes):
+        raise UnsupportedError(f"{source!r:.40}: bytes are neither a path nor a tree; name a file by a str")
     walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
     return wrap_root(collect(source, as_lazy) if lazy else collect(source))
 

@@ -80,7 +80,7 @@ def _textconv_lines(file: str) -> list[str]:
     from statedict.io.pipeline import compute_sums
     from statedict.render.textconv import lines
 
-    source = places.open_checkpoint(to_name(file))
+    source = places.open_checkpoint(split(file)[0])
     try:
         return lines(load(file))
     except (StateDictError, RecursionError, MemoryError) as error:

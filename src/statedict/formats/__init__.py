@@ -16,7 +16,7 @@ from statedict.formats.kinds import detect as detect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import ModuleType
     from typing import Any
 
@@ -54,17 +54,17 @@ def resolve_name(name: str) -> str:
     return _SUFFIXES.get(f".{name}".replace("..", "."), name)
 
 
-def load_format(name: str) -> ModuleType:
-    """Import the module of a format; FormatError if there is no such format."""
+def load_format(name: str, choice: Iterable[str] = FORMATS) -> ModuleType:
+    """Import the module of a format; FormatError, which lists the `choice`, if there is no such format."""
     name = resolve_name(name)
     if name not in FORMATS:
-        raise FormatError(f"no format {name!r}; there are {', '.join(FORMATS)}")
+        raise FormatError(f"no format {name!r}; there are {', '.join(choice)}")
     return FORMATS[name].load()
 
 
 def load_writer(name: str) -> ModuleType:
     """As `load_format`; FormatError, too, if the format can only be read."""
-    module, name = load_format(name), resolve_name(name)
+    module, name = load_format(name, WRITABLE), resolve_name(name)
     if name not in WRITABLE:
         raise FormatError(f"{name} files are read, not written; formats for writing are {', '.join(WRITABLE)}")
     return module
