@@ -101,3 +101,28 @@ def test_a_source_that_contains_itself_is_an_error(tmp_path):
 def test_a_path_as_the_target_is_an_error_that_shows_the_order(target):
     with pytest.raises(UnsupportedError, match=r"is a path, not a live object; call restore\(target, source\)"):
         statedict.restore(target, nn.Linear(2, 2))
+
+
+def test_other_shapes_come_with_a_hint_at_the_policies():
+    model = nn.Linear(2, 3)
+    state = nn.Linear(2, 2).state_dict()
+    with pytest.raises(RestoreError, match=r"pass shapes=\{'weight': 'skip', 'bias': 'skip'\} to leave the target"):
+        statedict.restore(model, state)
+    statedict.restore(model, state, shapes={"weight": "skip", "bias": "overlap"})
+    (hint,) = statedict.restore(model, state, shapes={"bias": "reshape", "w*": "error"}, dry_run=True).hints
+    assert "shapes={'weight': 'skip'}" in hint
+    many = nn.Sequential(*[nn.Linear(2, 3) for _ in range(2)])
+    smaller = nn.Sequential(*[nn.Linear(2, 2) for _ in range(2)]).state_dict()
+    (hint,) = statedict.restore(many, smaller, dry_run=True).hints
+    assert "pass shapes='skip' to" in hint
+
+
+def test_a_prefix_that_is_not_there_comes_with_a_hint_in_whole_sentences():
+    with pytest.raises(RestoreError, match="all 2 keys have the names of the target as they are; leave prefix at"):
+        statedict.restore(nn.Linear(2, 2), nn.Linear(2, 2).state_dict(), prefix="x.")
+
+
+def test_what_is_refused_is_not_reported_as_restored():
+    report = statedict.restore({"a": 1, "b": 0}, {"a": Thing(), "b": 2}, dry_run=True)
+    assert [entry.path for entry in report.entries] == ["b"]
+    assert [entry.path for entry in report.problems] == ["a"]

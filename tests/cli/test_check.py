@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +147,35 @@ def test_what_cannot_be_had_is_status_2_and_one_line(check: Run, arguments: tupl
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
+
+
+def test_hints_about_shapes_prefixes_and_objects_are_shell(run: Run, check: Run, tmp_path: Path) -> None:
+    assert "--shapes fc3.weight=skip --shapes fc3.bias=skip to leave" in check("--model", "nets:bigger").stdout
+    hinted = check("--model", "nets:Net", "--at", "model_state", "--prefix", "x.").stdout
+    assert "all 10 keys have the names of the target as they are; leave out --prefix to read them so" in hinted
+    (tmp_path / "things.py").write_text("class Thing:\n    pass\n")
+    program = (
+        "import torch, things, nets; net = nets.Net(); o = nets.sgd(net); s = o.state_dict();"
+        "s['param_groups'][0]['lr'] = things.Thing();"
+        "torch.save({'model': net.state_dict(), 'opt': s}, 'odd.pth')"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    done = run("check", "odd.pth", "--model", "nets:Net", "--optimizer", "nets:sgd")
+    assert done.returncode == 1
+    assert "pass --allow-unexpected opt.param_groups.0.lr to leave it out" in done.stdout
+    assert "override" not in done.stdout
+
+
+def test_the_model_is_found_by_the_names_that_rules_give_it(run: Run, check: Run, tmp_path: Path) -> None:
+    state = statedict.load(tmp_path / "checkpoint.pth")
+    numbered = {str(number): tensor for number, tensor in enumerate(state["model_state"].values())}
+    statedict.save({"epoch": 1, "nets": {"other": {"x": 1}, "model": numbered}}, tmp_path / "odd.pth")
+    rules = [text for n, name in enumerate(state["model_state"]) for text in ("--rename", f"{n}={name}")]
+    done = run("check", "odd.pth", "--model", "nets:Net", *rules)
+    assert done.stdout.startswith("odd.pth at nets.model: would restore 10 of 10 entries"), done.stdout
+
+
+def test_a_path_that_is_not_in_the_file_names_the_file(check: Run) -> None:
+    done = check("--model", "nets:Net", "--at", "nope")
+    assert done.returncode == 2
+    assert done.stderr.startswith("statedict: checkpoint.pth: no entry 'nope' among ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -43,6 +43,7 @@ ADAPTERS: tuple[tuple[str, str], ...] = (
     ("sys", "statedict.adapters.objects"),
 )
 _CONTAINERS = frozenset({dict, list, tuple, OrderedDict, StateDict})
+_NAMED = 3  # shapes that a hint names one by one
 _DEEP = 3  # keys to an entry that may fit an object
 
 
@@ -215,6 +216,10 @@ def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:
         shown = ", ".join(f"{old} → {new}" for old, new in [*plan.renames.items()][:2])
         more = ", …" if len(plan.renames) > 2 else ""
         hints.append(f"{count:,} keys look renamed: {shown}{more}; pass rename={plan.renames!r}")
+    shapes = [one.path for one in plan.problems if one.action == "shape" and plan.policy(one.path) == "error"]
+    if shapes:
+        wanted = dict.fromkeys(shapes, "skip") if len(shapes) <= _NAMED else "skip"
+        hints.append(f"where shapes differ, pass shapes={wanted!r} to leave the target as it is, or another policy")
     if not isinstance(obj, dict) and isinstance(state, dict) and any(map(_is_container, state.values())):
         path, entry = locate(obj, state) or ("", None)
         if path and not _try(obj, entry).problems:
@@ -223,10 +228,10 @@ def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:
     return tuple(filter(None, [*hints, suggest_options(plan.problems)]))
 
 
-def locate(target: Any, state: Any) -> tuple[str, Any] | None:
+def locate(target: Any, state: Any, rename: Mapping[str, str] | None = None) -> tuple[str, Any] | None:
     """The path and the entry of a state that fits an object best, by how many of its entries the state has.
 
-    None if the object is an optimizer and no entry could be one's.
+    None if the object is an optimizer and no entry could be one's. `rename` has rules for paths below the entry.
 
     >>> import torch
     >>> locate(torch.nn.Linear(2, 1), {"epoch": 3, "net": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}})[0]
@@ -234,7 +239,7 @@ def locate(target: Any, state: Any) -> tuple[str, Any] | None:
     """
     wanted = hasattr(target, "param_groups")
     places = [place for place in _places(state, "") if _has_groups(place[1]) is wanted]
-    return max(places, key=lambda place: _count_fitting(target, place[1]), default=None)
+    return max(places, key=lambda place: _count_fitting(target, place[1], rename or {}), default=None)
 
 
 def _places(state: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -254,13 +259,13 @@ def _is_container(value: Any) -> bool:
     return isinstance(value, dict | list | tuple)
 
 
-def _count_fitting(target: Any, state: Any) -> int:
-    plan = _try(target, state)
+def _count_fitting(target: Any, state: Any, rename: Mapping[str, str]) -> int:
+    plan = _try(target, state, rename)
     good = sum(entry.action in RESTORED for entry in plan.entries)
     return good - sum(problem.action not in ("missing", "shape", "dtype") for problem in plan.problems)
 
 
-def _try(target: Any, state: Any) -> Plan:
-    plan = Plan(find, Options(cast=("*",)))
+def _try(target: Any, state: Any, rename: Mapping[str, str] | None = None) -> Plan:
+    plan = Plan(find, Options(cast=("*",), rename=rename or {}))
     plan.tree(target, state)
     return plan

@@ -112,9 +112,10 @@ class Plan:
             return
         wanted = self.override(path, state)
         action = "restored" if wanted is state else "overridden"
+        problems = len(self.problems)
         if wanted is state:
             wanted = self.settle(state, target if isinstance(target, Enum) else None, path)
-        if wanted is DROPPED:
+        if wanted is DROPPED or len(self.problems) > problems:
             return
         if assign is None:
             self.problem("cannot be set", path, "is a plain value that its parent cannot replace")
@@ -215,7 +216,8 @@ class Plan:
             better = align(target, state)
             if len(better.pairs) > len(reading.pairs) and not better.other:
                 count = f"{'all ' if len(better.pairs) == len(target) else ''}{len(better.pairs):,}"
-                self.hints.append(f"{count} keys differ by {better.by}; leave prefix at 'auto' to read them so")
+                how = f"differ by {better.by}" if better.by else "have the names of the target as they are"
+                self.hints.append(f"{count} keys {how}; leave prefix at 'auto' to read them so")
         if reading.note:
             self.notes.append(f"{path}: {reading.note}" if path else reading.note)
         return reading

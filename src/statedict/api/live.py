@@ -143,7 +143,9 @@ def fit(
 
     parts: dict[str, tuple[Any, Any]] = {}
     for path, value in wanted:
-        place = locate(value, state) if path is None else (path, state.at(path) if path else state)
+        place = (
+            locate(value, state, options.get("rename")) if path is None else (path, state.at(path) if path else state)
+        )
         if place is None:
             return None
         parts[place[0]] = value, place[1]

@@ -100,6 +100,8 @@ OPTIONS = {
 }
 _PHRASES = (
     (re.compile(r"restore from load\(path\)((?:\['[^']*'\])+)"), lambda found: f"name it by --at {_path(found[1])}"),
+    (re.compile(r"leave prefix at 'auto'"), lambda found: "leave out --prefix"),
+    (re.compile(r"override=\{.*?: …\} with a value for it, or (?=allow_)"), lambda found: ""),
     (re.compile(r"allow overwriting"), lambda found: "add --overwrite"),
     (
         re.compile(r'load it with (format="\w+")'),

@@ -24,7 +24,7 @@ from statedict.cli.commands import (
     shell_json,
     split_pair,
 )
-from statedict.errors import StateDictError
+from statedict.errors import PathError, StateDictError
 from statedict.formats import WRITABLE
 from statedict.io.location import location
 from statedict.io.urls import redact
@@ -64,7 +64,10 @@ def check(file: str, model: str, optimizer: str | None, as_json: bool, **options
     options["rename"] = dict(split_pair("rename", "OLD=NEW", text) for text in options["rename"])
     policies = (text.rpartition("=") for text in options["shapes"])
     options["shapes"] = {glob or "*": policy for glob, _, policy in policies}
-    fitting = fit(state, wanted, **options)
+    try:
+        fitting = fit(state, wanted, **options)
+    except PathError as error:
+        raise PathError(f"{redact(file)}: {error}") from error
     if fitting is None:
         lack = "has no optimizer's state; if it has, name it by --optimizer-at"
         echo_report({"file": redact(file), "error": lack}, as_json, [f"{printable(file)}: {lack}"])
