@@ -202,9 +202,7 @@ def edit(
         raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
     with Paused():
         before = tree_of(src)
-        state, report = apply_steps(
-            before, [steps] if isinstance(steps, Mapping) or not isinstance(steps, Iterable) else steps, not dry_run
-        )
+        state, report = apply_steps(before, _list_steps(steps), not dry_run)
         if dry_run:
             del before, state  # while the collector is off
             return report
@@ -213,6 +211,10 @@ def edit(
     else:
         _write_in_place(to_name(src), state, before, format, fsync=fsync, executor=executor)
     return report
+
+
+def _list_steps(steps: Any) -> Iterable[Any]:
+    return steps if isinstance(steps, Iterable) and not isinstance(steps, Mapping) else [steps]
 
 
 class _Target:
