@@ -48,14 +48,19 @@ def _lay_out(state: Any, verb: str) -> Layout:
     where, value = "", state
     if isinstance(state, dict):
         layout = Layout(state)
-        live = {path: leaf for path, leaf in layout.entries().items() if callable(getattr(type(leaf), "state_dict", 0))}
-        if not live:
+        listed = (item for leaf in layout.leaves.values() if type(leaf) in (list, tuple) for item in leaf)
+        kinds = {*map(type, layout.leaves.values()), *map(type, listed)}
+        if not any(map(_is_live, kinds)):
             return layout
-        where, value = next(iter(live.items()))
+        where, value = next((path, leaf) for path, leaf in layout.entries().items() if _is_live(type(leaf)))
     path = isinstance(value, str | bytes | os.PathLike)
     get = "statedict.load(path)" if path and not where else "statedict.capture(objects)"
     what = f"{where!r}: alter.{verb}" if where else f"alter.{verb}"
     raise UnsupportedError(f"{what} takes a state_dict, not a {type(value).__name__}; call {get} first")
+
+
+def _is_live(kind: type) -> bool:
+    return callable(getattr(kind, "state_dict", None))
 
 
 def rebuild(layout: Layout, outline: Outline, dropped: Collection[str] = ()) -> Layout:
