@@ -46,7 +46,7 @@ KEPT: dict[str, dict[str, str]] = {
 }
 """What each optimizer of torch.optim keeps for a parameter (torch/optim/adam.py and so on)."""
 ELEMENTWISE = frozenset(key for kept in KEPT.values() for key, kind in kept.items() if kind == SAME)
-_FACTORED = (("row_var", "col_var", 1), ("exp_avg_sq_row", "exp_avg_sq_col", 0))
+FACTORED = (("row_var", "col_var", 1), ("exp_avg_sq_row", "exp_avg_sq_col", 0))
 """What Adafactor keeps of rows and of columns, and whether an averaged dimension stays: PyTorch, transformers."""
 
 
@@ -192,7 +192,7 @@ def _find_largest(entries: Any) -> tuple[Any, Shape] | None:
         if keys[-1] in ELEMENTWISE:
             return keys, shape
     shapes = dict(tensors)
-    for rows, columns, kept in _FACTORED:
+    for rows, columns, kept in FACTORED:
         left, right = shapes.get((rows,), ()), shapes.get((columns,), ())
         if min(len(left), len(right)) > kept:
             return (rows,), (*left[: len(left) - kept], right[-1])

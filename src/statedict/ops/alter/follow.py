@@ -9,17 +9,15 @@ from typing import Any, NamedTuple
 from statedict.errors import AlterError
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
 from statedict.tree.layout import Layout
-from statedict.tree.optimizer import COLUMNS, KEPT, ONE, ROWS, Linked, fits, is_global, leaves, map_leaves, number_keys
+from statedict.tree.optimizer import FACTORED, KEPT, ONE, Linked, fits, is_global, leaves, map_leaves, number_keys
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import label
 from statedict.values import Opaque
 
 Make = Callable[..., LazyTensor]
 
-_KINDS = [item for kept in KEPT.values() for item in kept.items()]
-_COUNTS = frozenset(key for key, kind in _KINDS if kind == ONE)
-_FACTORED = frozenset(key for key, kind in _KINDS if kind in (ROWS, COLUMNS)) | {"exp_avg_sq_row", "exp_avg_sq_col"}
-"""What torch.optim and transformers keep of a parameter's rows or columns, whatever shape that has."""
+_COUNTS = frozenset(key for kept in KEPT.values() for key, kind in kept.items() if kind == ONE)
+_FACTORED = frozenset(key for *keys, _ in FACTORED for key in keys)  # whatever shape they have
 
 
 class Build(NamedTuple):
