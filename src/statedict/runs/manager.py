@@ -47,7 +47,7 @@ class CheckpointManager(Reader):
             `EveryNSteps`, `EveryNSeconds`, `CustomSteps`); an int means `LatestN(int)`, a list any-of, None all.
         save_every: when `save` saves: a number of steps, a `timedelta`, `EveryNSteps`, `EveryNSeconds`, `CustomSteps`,
             or a list of them. None saves at every call.
-        format: `"safetensors"` or `"torch"`.
+        format: `"safetensors"` or `"torch"`, or a suffix of theirs such as `"pth"`.
         background: whether `save` returns once the tree is copied.
         in_flight: most copies at a time; each takes as much memory as a checkpoint.
         busy: what `save` does when there are as many: `"wait"`, or `"skip"` this one.
