@@ -15,7 +15,7 @@ from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import find_model, names_of
-from statedict.tree.walk import free_name, label, nest, visit, walk
+from statedict.tree.walk import free_name, label, nest, sort_numbers, visit, walk
 from statedict.values import Opaque, abbreviate, count, shorten
 
 _SHORT = 60
@@ -188,7 +188,7 @@ class _Builder:
                     (label(i), self.node(label(i), entry, f"{dot}state.{label(i)}", "optimizer", record.names.get(i)))
                     for i, entry in part.items()
                 ]
-                rows.append(("state", _group(entries)))
+                rows.append(("state", _group(sort_numbers(entries))))
             else:
                 rows.append((str(name), self.node(str(name), part, f"{dot}{name}", "optimizer", None)))
         self.inferred = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from statedict.render.text import limit_lines, shape, table
 from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, LowRank, Measures, TensorDiff, ValueDiff
+from statedict.tree.walk import sort_by_module
 from statedict.values import count, same_value, shorten
 
 LIMIT = 20
@@ -30,10 +32,11 @@ def lines(diff: Diff, limit: int | None = LIMIT) -> Iterator[str]:
 
 
 def tensor_groups(diff: Diff) -> Iterator[tuple[str, Sequence[TensorDiff]]]:
-    """The tensors of each kind; those with numbers are in the order of their changes."""
+    """The tensors of each kind; measured by their changes, others as a tree lists them."""
     for kind in (kinds.CHANGED, kinds.CLOSE, kinds.RETYPED, kinds.RESHAPED, kinds.RENAMED, kinds.ADDED, kinds.REMOVED):
         part = diff.filter(kind)
-        yield kind, (part.sort() if kind in (kinds.CHANGED, kinds.CLOSE) else part).tensors
+        is_measured = kind in (kinds.CHANGED, kinds.CLOSE)
+        yield kind, part.sort().tensors if is_measured else sort_by_module(part.tensors, attrgetter("path"))
 
 
 def value_groups(diff: Diff) -> Iterator[tuple[str, list[ValueDiff]]]:

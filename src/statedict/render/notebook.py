@@ -19,7 +19,7 @@ _COUNTED = 200_000  # entries to add up, so that a display takes no longer than 
 
 
 class _Module(list[tuple[str, Any]]):
-    """The rows of neighbours whose keys have a prefix in common."""
+    """The rows whose keys have a prefix in common."""
 
 
 def html(state: Any) -> str:

@@ -133,7 +133,7 @@ def stats_lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
 def _stats_rows(report: StatsReport, depth: int | None) -> Iterator[tuple[str, ...]]:
     modules = {module.name: module for module in report.modules}
     seen: set[str] = set()
-    for tensor in report.tensors:
+    for tensor in report.by_module:
         above = ".".join(tensor.name.split(".")[:-1][:depth]) if depth is not None else ""
         if depth is None or above not in modules or above.count(".") + 1 < depth:
             yield _tensor_row(tensor)

@@ -109,7 +109,7 @@ def _stats(report: StatsReport) -> str:
         parts += [
             table(("", "tensors", *_FIGURES, ""), [*dtypes, report.total], sums),
             _section("modules", ("module", "tensors", *_FIGURES, ""), report.modules, sums, opened=False),
-            _section("tensors", ("tensor", "dtype", "shape", *_FIGURES, "", ""), report.tensors, _tensor_cells, tone),
+            _section("tensors", ("tensor", "dtype", "shape", *_FIGURES, "", ""), report.by_module, _tensor_cells, tone),
             *map(_groups, report.optimizers[:20]),
         ]
     title = f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements: {verdict}"

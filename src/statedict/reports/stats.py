@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from statedict.errors import PathError
 from statedict.reports.summary import Optimizer
 from statedict.shown import Shown, Viewed, to_record
+from statedict.tree.walk import sort_by_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +140,18 @@ class Flag:
 class StatsReport(Shown):
     """What `stats` found."""
 
-    tensors: tuple[TensorStats, ...]  # every tensor in order
-    modules: tuple[GroupStats, ...]  # every module in order: each prefix of a tensor's path
+    tensors: tuple[TensorStats, ...]  # every tensor in the order of the file
+    modules: tuple[GroupStats, ...]  # every module in the order of a tree: each prefix of a tensor's path
     dtypes: tuple[GroupStats, ...]  # every dtype in order
     total: GroupStats  # all together
     flags: tuple[Flag, ...]  # what deserves a look
     # those that have some of the tensors, with their groups and the names of their parameters
     optimizers: tuple[Optimizer, ...] = ()
+
+    @property
+    def by_module(self) -> list[TensorStats]:
+        """Every tensor in the order of a tree, with those of a module together."""
+        return sort_by_module(self.tensors, attrgetter("name"))
 
     def __getitem__(self, name: str) -> TensorStats | GroupStats:
         """The figures of a tensor, or of a module.

@@ -131,7 +131,7 @@ class Node:
     tensor: TensorInfo | None = None  # the tensor, if it is one
     value: str | None = None  # its text, if it is a plain value
     note: str = ""  # a remark, such as the parameter that an optimizer's entry belongs to
-    children: tuple[tuple[str, Node], ...] = ()  # (key, row) of what is below it; keys with dots are nested by module
+    children: tuple[tuple[str, Node], ...] = ()  # (key, row) of what is below it, by module as `tree.walk.nest`
     total: Total = Total()  # sums over the subtree
 
 
@@ -140,7 +140,7 @@ class Summary(Shown):
     """What `inspect` found."""
 
     root: Node  # the tree
-    tensors: tuple[TensorInfo, ...]  # every tensor in order
+    tensors: tuple[TensorInfo, ...]  # every tensor in the order of the file
     values: dict[str, Any]  # path → plain value
     dtypes: dict[str, Total]  # PyTorch's name → sums
     wasted: int  # bytes of storages that no tensor covers (a small view of a large storage)

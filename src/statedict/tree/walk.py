@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import groupby
 
 from statedict.errors import PatternError, TreeError
 from statedict.tensor.lazy import LazyTensor
@@ -14,7 +13,9 @@ from statedict.values import Opaque, to_json
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from typing import Any
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 MAX_DEPTH = 200
 MAX_ENTRIES = 20_000_000
@@ -116,25 +117,62 @@ def label(key: Any) -> str:
 
 
 def nest(rows: list[tuple[str, Any]], group: Callable[[list[tuple[str, Any]]], Any], depth: int = 0) -> list[Any]:
-    """Rows whose keys have dots, nested by module; only neighbours share a module, so the order stays.
+    """Rows whose keys have dots, nested by module, wherever the members of a module stand.
+
+    A module stands where its first member does. Siblings that differ only in numbers are in the order of these.
 
     Args:
         rows: keys, and anything.
         group: makes what stands for the rows of a module.
         depth: of the modules around.
 
-    >>> nest([("a.w", 1), ("a.b", 2), ("c", 3)], dict)
-    [('a', {'w': 1, 'b': 2}), ('c', 3)]
+    >>> nest([("a.10", 1), ("b", 2), ("a.9", 3)], dict)
+    [('a', {'9': 3, '10': 1}), ('b', 2)]
     """
+    modules: dict[str, list[tuple[str, Any]]] = {}
+    for row in rows:
+        modules.setdefault(row[0].partition(".")[0], []).append(row)
     found: list[tuple[str, Any]] = []
-    for head, members in groupby(rows, key=lambda row: row[0].partition(".")[0]):
-        module = list(members)
+    for head, module in sort_numbers([*modules.items()]):
         if depth < MAX_DEPTH and all("." in key for key, _ in module):
             inner = nest([(key.partition(".")[2], row) for key, row in module], group, depth + 1)
             found.append((head, group(inner)))
         else:
-            found += module
+            found += sort_numbers(module)
     return found
+
+
+def sort_numbers(rows: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Rows whose keys differ only in numbers, sorted by these among themselves; the others stay.
+
+    >>> sort_numbers([("conv10", 0), ("bn10", 0), ("conv9", 0), ("bn9", 0), ("head", 0)])
+    [('conv9', 0), ('bn9', 0), ('conv10', 0), ('bn10', 0), ('head', 0)]
+    """
+    import re
+
+    alike: dict[str, list[tuple[list[tuple[int, str]], int]]] = {}
+    for at, (key, _) in enumerate(rows):
+        if numbers := re.findall("[0-9]+", key):
+            size = [(len(digits := text.lstrip("0")), digits) for text in numbers]  # of any length
+            alike.setdefault(re.sub("[0-9]+", "0", key), []).append((size, at))
+    found = list(rows)
+    for places in alike.values():
+        for (_, to), (_, at) in zip(places, sorted(places), strict=True):
+            found[to] = rows[at]
+    return found
+
+
+def sort_by_module(items: Iterable[T], path: Callable[[T], str]) -> list[T]:
+    """Items by their paths, in the order in which a tree lists them; see `nest`.
+
+    >>> sort_by_module(["0.w", "10.w", "9.w", "0.b"], str)
+    ['0.w', '0.b', '9.w', '10.w']
+    """
+
+    def join(rows: list[tuple[str, list[T]]]) -> list[T]:
+        return [item for _, some in rows for item in some]
+
+    return join(nest([(path(item), [item]) for item in items], join))
 
 
 def visit(

@@ -19,7 +19,7 @@ from statedict.ops.stats.survey import roles, survey
 from statedict.reports.stats import StatsReport
 from statedict.reports.summary import Node, Optimizer
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import label, matches, no_match_error
+from statedict.tree.walk import label, matches, no_match_error, sort_by_module
 
 COLUMNS = (
     "name", "at", "dtype", "shape", "elements", "bytes", "role", "inferred", "tied", "computed",
@@ -78,7 +78,7 @@ class Opened:
         infos = {tensor.path: tensor for tensor in self.summary.tensors}
         siblings = roles([tensor.name for tensor in found.tensors], self.owned)
         rows = []
-        for tensor in found.tensors:
+        for tensor in sort_by_module(found.tensors, lambda tensor: self.at.get(tensor.name, tensor.name)):
             at = self.at.get(tensor.name, tensor.name)
             series, depth = "", tuple[int, ...]()
             moment = self.moments.get(tensor.name)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import fields
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
@@ -20,7 +21,7 @@ from statedict.reports.summary import BUFFERS, Optimizer
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import find_ties, storage_bytes
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import filter_paths, label
+from statedict.tree.walk import filter_paths, label, sort_by_module
 
 _JOB = 32 << 20  # bytes that a thread takes at a time
 _NAMES = tuple(field.name for field in fields(Figures))
@@ -82,7 +83,7 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
     troubles = [Flag(one.title, kind, what) for one in seen for kind, what in one.troubles.items()]
     return StatsReport(
         tuple(records),
-        tuple(_modules(figures.items())),
+        tuple(_modules(sort_by_module(figures.items(), itemgetter(0)))),
         tuple(_group(kind, len(parts), parts) for kind, parts in by_dtype.items()),
         _group("", len(figures), figures.values()),
         (*troubles, *flags(records, roles(tensors, owned))),
