@@ -53,7 +53,11 @@ def test_what_cannot_be_read_exits_with_2(run: Run, tmp_path: Path) -> None:
     assert run("scan", "cut.pth").returncode == 2
     missing = run("scan", "nothing.pth")
     assert missing.returncode == 2
-    assert "No such file" in missing.stdout
+    assert "No such file" in missing.stderr
+    assert "damaged" not in missing.stdout + missing.stderr
+    record = json.loads(run("scan", "nothing.pth", "checkpoint.pth", "--json").stdout)["files"]
+    assert [one["verdict"] for one in record] == ["unreadable", "data"]
+    assert "No such file" in record[0]["error"]
 
 
 def test_of_several_files_a_finding_counts_more_than_an_unreadable_one_and_that_more_than_data(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -29,9 +30,14 @@ from statedict.formats import WRITABLE
 from statedict.io.location import location
 from statedict.io.urls import redact
 from statedict.render.text import printable
+from statedict.reports.outcomes import DANGEROUS, DATA, OPAQUE, UNREADABLE
 from statedict.values import human_bytes
 
-_STATUS = {"dangerous": 1, "opaque": 1, "unreadable": 2, "data": 0}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_STATUS = {DANGEROUS: 1, OPAQUE: 1, UNREADABLE: 2, DATA: 0}
 
 
 @click.command()
@@ -145,28 +151,44 @@ def scan(files: tuple[str, ...], as_json: bool) -> int:
     Exit status: 0 only data (or no pickle at all), 1 something opaque or dangerous in any file, damaged or not,
     2 otherwise something unreadable in any file, or no such file.
     """
+    from statedict.api import look
     from statedict.render.report_text import scan_table
 
-    reports = list(map(_scan, files))
-    if as_json:
-        echo_json({"files": [report.to_json() for report in reports]})
-    else:
-        click.echo("\n\n".join("\n".join(scan_table(report)) for report in reports))
-    found = {_STATUS[report.verdict] for report in reports}
+    printed = False
+
+    def read(file: str) -> tuple[int, dict[str, Any]]:
+        nonlocal printed
+        report = look.scan(file)
+        report = replace(report, file=redact(report.file))
+        if not as_json:
+            click.echo("\n" * printed + "\n".join(scan_table(report)))
+            printed = True
+        return _STATUS[report.verdict], report.to_json()
+
+    found = _each(files, read, as_json, {"verdict": UNREADABLE})
     return 1 if 1 in found else max(found)
 
 
-def _scan(file: str) -> Any:
-    from dataclasses import replace
+def _each(
+    files: tuple[str, ...], read: Callable[[str], tuple[int, dict[str, Any]]], as_json: bool, failed: dict[str, Any]
+) -> set[int]:
+    """Read each file, print the records as JSON if asked; the exit statuses: `read`'s, 2 where it raises.
 
-    from statedict.api import look
-    from statedict.reports.outcomes import ScanReport
-
-    try:
-        report = look.scan(file)
-        return replace(report, file=redact(report.file))
-    except StateDictError as error:
-        return ScanReport(redact(file), 0, (), (), (str(error),))
+    `read` returns a status and a record; `failed` is what the record of a file has that cannot be read.
+    """
+    found, records = set(), []
+    for file in files:
+        try:
+            status, record = read(file)
+        except StateDictError as error:
+            status, record = 2, {"file": redact(file), **failed, "error": str(error)}
+            if not as_json:
+                click.echo(error_line(error), err=True)
+        found.add(status)
+        records.append(record)
+    if as_json:
+        echo_json({"files": shell_json(records)})
+    return found
 
 
 @click.command()
@@ -185,21 +207,12 @@ def verify(files: tuple[str, ...], as_json: bool, **options: bool) -> int:
 
     if options["values"] and options["quick"]:
         raise click.UsageError("--values reads every tensor, --quick none; give one of them")
-    status, records = 0, []
-    for file in files:
-        try:
-            with progress("checking"):
-                report = look.verify(file, **options)
-        except StateDictError as error:
-            status = 2
-            records.append({"file": redact(file), "ok": False, "error": str(error)})
-            if not as_json:
-                click.echo(error_line(error), err=True)
-            continue
-        status = max(status, int(not report.ok))
-        records.append(report.to_json())
+
+    def read(file: str) -> tuple[int, dict[str, Any]]:
+        with progress("checking"):
+            report = look.verify(file, **options)
         if not as_json:
             echo_lines(map(shell, report_text.verify(report)))
-    if as_json:
-        echo_json({"files": shell_json(records)})
-    return status
+        return int(not report.ok), report.to_json()
+
+    return max(_each(files, read, as_json, {"ok": False}))
