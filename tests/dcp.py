@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -17,7 +19,14 @@ def save(tree: Any, folder: Any) -> None:
         dcp.save(tree, checkpoint_id=folder, **_ALONE)
 
 
-def load(tree: Any, folder: Any) -> None:
+def load(tree: Any, folder: Any, **options: Any) -> None:
     """Read one into the tensors of a tree."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        dcp.load(tree, checkpoint_id=folder, **_ALONE)
+        dcp.load(tree, checkpoint_id=folder, **_ALONE, **options)
+
+
+def run_ranks(code: str, world: int, *arguments: Any) -> None:
+    """Run code in several processes, which get their rank and the arguments."""
+    command = [sys.executable, "-c", code]
+    ranks = [subprocess.Popen([*command, str(rank), *map(str, arguments)]) for rank in range(world)]
+    assert [rank.wait(timeout=240) for rank in ranks] == [0] * world

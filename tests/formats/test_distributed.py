@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +117,7 @@ def test_the_state_of_an_optimizer_has_the_integers_that_its_groups_have(tmp_pat
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of two processes."""
     folder = tmp_path_factory.mktemp("ranks") / "checkpoint"
-    workers = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(folder)]) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    dcp.run_ranks(RANK, 2, folder)
     return folder
 
 

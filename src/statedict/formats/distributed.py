@@ -23,7 +23,7 @@ from statedict.errors import (
     is_failure_of_code,
 )
 from statedict.formats import places
-from statedict.formats.distributed_tensors import OURS, REMEDY, Tensors, format_key, get_fields
+from statedict.formats.distributed_tensors import OURS, Tensors, format_key, get_fields
 from statedict.formats.kinds import check_part, read_part
 from statedict.io.source import Slice
 from statedict.pickles.budget import RECORDS, Together
@@ -31,6 +31,7 @@ from statedict.pickles.machine import load
 from statedict.pickles.objects import Keys
 from statedict.pickles.tables import DATA
 from statedict.tensor.arrays import format_boxes
+from statedict.tensor.assembled import REMEDY
 from statedict.tensor.checks import Check, Problem, refusal
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict

@@ -7,15 +7,14 @@ which boxes are there (`LazyTensor.present_boxes`); these can be read, and readi
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise, product
 from math import prod
 
 from statedict.dtypes import DType, is_torch_dtype, labelled_dtype
 from statedict.errors import CorruptFileError, LimitError
 from statedict.formats.kinds import read_part
 from statedict.pickles.objects import Global
-from statedict.tensor.arrays import find_shape_fault, format_boxes
-from statedict.tensor.assembled import assemble
+from statedict.tensor.arrays import find_shape_fault
+from statedict.tensor.assembled import assemble, covers, missing_error
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import EXPANDED, LazyTensor
 from statedict.values import Opaque, Size
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 
 
 OURS = "statedict"  # an attribute of the index, which PyTorch does not have: what the names do not say of the tree
-REMEDY = "fetch the files of the other ranks, or save it from all ranks"
-_MAX_APART = 4096  # chunks that are compared pair by pair
-_MAX_SIZE = 1 << 60
 
 
 def format_key(key: Any) -> str:
@@ -67,7 +63,7 @@ class Tensors:
             raise CorruptFileError(f"{where} has a size that no tensor has: {fault}")
         shape = tuple(size)
         boxes = [self._read_box(name, shape, get_fields(chunk)) for chunk in entry["chunks"]]
-        whole = self._covers(name, shape, boxes)
+        whole = covers(where, shape, boxes)
         chunks = [(*box, place) for box in boxes if (place := self.places.get((name, box[0]))) is not None]
         if not kind.bits:
             kind = _infer_size(kind, [place for _, sizes, place in chunks if 0 not in sizes], name)
@@ -78,7 +74,8 @@ class Tensors:
         first = chunks[0][2] if chunks else None
         parts = [(offsets, partial(_read_chunk, kind, sizes, place, name)) for offsets, sizes, place in chunks]
         held = tuple((offsets, sizes) for offsets, sizes, _ in chunks)
-        lack = None if whole and len(chunks) == len(boxes) else (held, partial(self._missing_error, name, shape, held))
+        complete = whole and len(chunks) == len(boxes)
+        lack = None if complete else (held, partial(missing_error, where, shape, held, self.lost))
         source = first.name if first else name
         tensor = assemble(kind, shape, parts, source, remote=bool(first and first.remote), lack=lack)
         storage = tensor.storage
@@ -94,61 +91,6 @@ class Tensors:
         if any(o < 0 or n < 0 or o + n > total for o, n, total in zip(offsets, sizes, shape, strict=True)):
             raise CorruptFileError(f"{self.where}: a chunk of {name!r} lies outside of the tensor")
         return tuple(offsets), tuple(sizes)
-
-    def _covers(self, name: str, shape: Shape, boxes: list[Box]) -> bool:
-        """Whether the chunks, which must not overlap, cover the whole tensor."""
-        numel, whole = sum(prod(sizes) for _, sizes in boxes), prod(shape)
-        if numel == whole and _tile(shape, boxes):
-            return True
-        if numel >= whole or not _are_apart(shape, boxes):
-            raise CorruptFileError(
-                f"{self.where}: the chunks of {name!r} have {numel:,} elements, do not make up its {whole:,} and "
-                "overlap; the metadata is damaged"
-            )
-        return False
-
-    def _missing_error(
-        self, name: str, shape: Shape, held: tuple[Box, ...], corner: Shape, sizes: Shape
-    ) -> CorruptFileError:
-        missing = f"; missing: {', '.join(self.lost[:3])}{', …' * (len(self.lost) > 3)}" if self.lost else ""
-        return CorruptFileError(
-            f"{self.where}: {name!r}: {format_boxes([(corner, sizes)])} is not all there; of its shape {shape} "
-            f"there is {format_boxes(held)} only{missing}; {REMEDY}"
-        )
-
-
-def _tile(size: Shape, chunks: list[Box]) -> bool:
-    """Whether chunks with as many elements as the tensor cover it.
-
-    They do if each element is in an odd number of chunks. Then all corners cancel out in pairs but those of the tensor.
-    """
-    axes = [a for a in range(len(size)) if any(sizes[a] != size[a] for _, sizes in chunks)]
-    if 0 in size or not axes:
-        return True
-    if len(axes) > 8:
-        raise LimitError(f"a tensor that is split along {len(axes)} axes")
-    odd: set[str] = set()  # of texts, whose hashes cannot be chosen
-    for offsets, sizes in [((0,) * len(size), size), *chunks]:
-        if 0 not in sizes:
-            odd ^= {str(corner) for corner in product(*((offsets[a], offsets[a] + sizes[a]) for a in axes))}
-    return not odd
-
-
-def _are_apart(shape: Shape, boxes: list[Box]) -> bool:
-    held = [box for box in boxes if 0 not in box[1]]
-    for axis in range(len(shape)):
-        runs = sorted((begin[axis], begin[axis] + sizes[axis]) for begin, sizes in held)
-        if all(end <= begin for (_, end), (begin, _) in pairwise(runs)):
-            return True
-    if len(held) > _MAX_APART or any(n > _MAX_SIZE for n in shape):
-        raise LimitError(f"an incomplete tensor of {len(held):,} chunks, over {_MAX_APART:,} or too large")
-    import numpy
-
-    begins = numpy.array([begin for begin, _ in held], "i8").reshape(len(held), len(shape))
-    ends = begins + numpy.array([sizes for _, sizes in held], "i8").reshape(begins.shape)
-    return not any(
-        ((begins[at] < ends[at + 1 :]) & (begins[at + 1 :] < ends[at])).all(1).any() for at in range(len(held))
-    )
 
 
 def _read_properties(properties: Any) -> tuple[DType | None, bool]:

@@ -7,6 +7,7 @@ modules.
 from __future__ import annotations
 
 import importlib
+import re
 from collections import namedtuple
 from contextlib import contextmanager
 
@@ -48,6 +49,10 @@ KINDS: dict[str, Row] = {
         "statedict.formats.torch.archive",
         (".pth", ".pt", ".bin", ".ckpt", ".pth.tar"),
         in_place="statedict.formats.torch.in_place",
+    ),
+    "distributed-safetensors": Row(
+        lambda head: b"{" in (head[:1], head[8:9]) and re.search(rb'"DCP_SHARDING_INFO"\s*:\s*["\[]', head) is not None,
+        "statedict.formats.distributed_safetensors",
     ),
     "safetensors": Row(
         lambda head: (head[8:9] == b"{" and head[5:8] == b"\0\0\0") or _is_nearly(head[8:], b'{"__metadata__":{'),
@@ -92,7 +97,7 @@ def _find_second_kind(source: ByteSource, head: bytes, name: str) -> str:
         if head[257:262] != b"ustar" or head[:4] == b"PK\3\4":
             return "a tar archive"
         return "a pickle" if _is_pickle(head) else ""
-    if not _is_pickle(head) or name not in ("torch", "safetensors", "sharded"):
+    if not _is_pickle(head) or name not in ("torch", "safetensors", "distributed-safetensors", "sharded"):
         return ""
     from statedict.scanner.globals import walk
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from itertools import pairwise
@@ -16,7 +17,7 @@ from statedict.errors import (
 )
 from statedict.io.location import location
 from statedict.io.parallel import parallel
-from statedict.io.source import FileSource
+from statedict.io.source import BytesSource, FileSource
 from statedict.io.urls import folder_of, join, redact
 
 TYPE_CHECKING = False
@@ -44,17 +45,34 @@ _ENTRIES = (
 )
 
 
-def open_checkpoint(path: str) -> FileSource | RemoteSource:
+class Listing(BytesSource):
+    """Stands for the index of a folder whose files, one or more of each rank, have none."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.files = folder, [name for name in location(folder).names() or () if is_part(name)]
+        super().__init__(json.dumps({"DCP_SHARDING_INFO": self.files}).encode(), redact(folder))
+
+
+def is_part(name: str) -> bool:
+    """Whether it is the name of a file that `torch.distributed.checkpoint` writes for one rank, without an index."""
+    return re.fullmatch(r"shard-\d+-model-\d+-of-\d+\.safetensors", name) is not None
+
+
+def open_checkpoint(path: str) -> FileSource | RemoteSource | Listing:
     """Open the file at a path or URL, or the entry file of a folder."""
     if location(path).is_folder():
-        return open_file(find_entry(path))
+        return _open_entry(path, find_entry(path))
     try:
         return open_file(path)
     except MissingFileError:
         inner = find_entry(path)  # of a store only asking tells whether it is a file or a folder
         if inner == path:
             raise
-        return open_file(inner)
+        return _open_entry(path, inner)
+
+
+def _open_entry(folder: str, entry: str) -> FileSource | RemoteSource | Listing:
+    return Listing(folder) if is_part(os.path.basename(entry)) else open_file(entry)
 
 
 def open_file(path: str) -> FileSource | RemoteSource:
@@ -102,10 +120,11 @@ def find_entry(path: str) -> str:
 
 
 def _find_weights(names: list[str]) -> list[str]:
-    """List the indexes in a folder or, without any, the weights that are not shards."""
+    """List the indexes in a folder or, without any, the weights that are not shards, or the first part of a rank."""
     indexes = [name for name in names if re.search(r"\.index\.([^.]+\.)?json$", name)]
     weights = [name for name in names if re.search(r"\.safetensors$|^(diffusion_)?pytorch_model\..*bin$", name)]
-    return indexes or [name for name in weights if not re.search(r"-\d+-of-\d+\.", name)]
+    shards = [name for name in weights if is_part(name) or re.search(r"-\d+-of-(?!0*1\.)\d+\.", name)]
+    return indexes or [name for name in weights if name not in shards] or [*filter(is_part, shards)][:1]
 
 
 def resolve_inside(folder: str, file: str) -> str:
@@ -155,6 +174,8 @@ def resolve_target(path: str, kind: str) -> tuple[str, str]:
     if kind == "distributed":
         inner = path.rstrip("/").endswith("/.metadata") or path == ".metadata"
         return (folder_of(path) or os.curdir) if inner else path, kind
+    if kind == "distributed-safetensors" and not is_part(os.path.basename(find_entry(path))):
+        kind = "safetensors"
     kind = "torch" if kind == "torch-legacy" else kind
     if kind not in ("torch", "safetensors"):
         raise UnsupportedError(f"{redact(path)}: is {kind}, which is not altered in place; name another file or folder")

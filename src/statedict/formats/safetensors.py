@@ -48,13 +48,13 @@ _MARKER = json.dumps(_DIGESTS).encode() + b':"xxh3_128 '
 
 def read(source: ByteSource) -> Any:
     """Read the tree lazily: only the header is read."""
-    _, metadata, tensors = _read_header(source)
+    _, metadata, tensors = read_header(source)
     return put_together(tensors, metadata, source.name)
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List the header and every tensor, with digests if the file has them."""
-    raw, metadata, tensors = _read_header(source)
+    raw, metadata, tensors = read_header(source)
     held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     try:
         held = group_tensors(put_together(dict(tensors), metadata, source.name), lambda storage: storage)
@@ -82,7 +82,8 @@ def _looks_signed(text: str, count: int) -> bool:
     return text.startswith("xxh3_128 ") and [len(digest) for digest in text.split(" ")[1:]] == [32] * count
 
 
-def _read_header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTensor]]:
+def read_header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, LazyTensor]]:
+    """Read the bytes of the header, `__metadata__`, and the tensors lazily."""
     name = source.name
     if source.size < 8:
         raise TruncatedError(f"{name}: {source.size} bytes are too few for a header; the file looks truncated")
@@ -210,7 +211,7 @@ def write(tree: Any, sink: Sink) -> None:
 
 def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | None:
     """As `formats.rewrite`: a new header at byte 0; None if the tensors differ or the header has no room."""
-    raw, old_metadata, old = _read_header(source)
+    raw, old_metadata, old = read_header(source)
     start = 8 + len(raw)
     tensors, metadata = take_apart(tree)
     there = {(t.storage.offset + t.offset, t.nbytes): name for name, t in old.items()}

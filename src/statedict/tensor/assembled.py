@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise, product
+from math import prod
 
-from statedict.errors import UnsupportedError
+from statedict.errors import CorruptFileError, LimitError, UnsupportedError
+from statedict.tensor.arrays import format_boxes
 from statedict.tensor.boxes import PANEL, BoxSource, copy_box, cut, is_reordered, raw_dtype
 from statedict.tensor.lazy import LazyTensor, Storage
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     """Its corner, and the tensor or a function that fetches it when it is first read."""
     Lack = tuple[tuple[Box, ...], Callable[[Shape, Shape], Exception]]
 
+REMEDY = "fetch the files of the other ranks, or save it from all ranks"
+_MAX_APART = 4096  # chunks that are compared pair by pair
+_MAX_SIZE = 1 << 60
 _MAPPED = 2 << 20  # bytes that a function gets at once
 
 
@@ -56,6 +62,64 @@ def assemble(
     limit = partial(_panel_limit, parts) if lack is None else int
     source = BoxSource(kind, shape, partial(_copy_chunks, parts, kind, error or fill), name, limit, remote, present)
     return LazyTensor(kind, shape, Storage(source, 0, source.size))
+
+
+def covers(where: str, shape: Shape, boxes: list[Box]) -> bool:
+    """Whether the chunks of a tensor cover it; CorruptFileError if they overlap."""
+    numel, whole = sum(prod(sizes) for _, sizes in boxes), prod(shape)
+    if numel == whole and _tile(shape, boxes):
+        return True
+    if numel >= whole or not _are_apart(shape, boxes):
+        raise CorruptFileError(
+            f"{where}: its chunks have {numel:,} elements, do not make up its {whole:,} and overlap; they are of "
+            "different checkpoints, or damaged"
+        )
+    return False
+
+
+def missing_error(
+    where: str, shape: Shape, held: tuple[Box, ...], lost: Sequence[str], corner: Shape, sizes: Shape
+) -> CorruptFileError:
+    """The error for reading a box that is not there; `lost` are the files that are missing."""
+    missing = f"; missing: {', '.join(lost[:3])}{', …' * (len(lost) > 3)}" if lost else ""
+    return CorruptFileError(
+        f"{where}: {format_boxes([(corner, sizes)])} is not all there; of its shape {shape} "
+        f"there is {format_boxes(held)} only{missing}; {REMEDY}"
+    )
+
+
+def _tile(size: Shape, chunks: list[Box]) -> bool:
+    """Whether chunks with as many elements as the tensor cover it.
+
+    They do if each element is in an odd number of chunks. Then all corners cancel out in pairs but those of the tensor.
+    """
+    axes = [a for a in range(len(size)) if any(sizes[a] != size[a] for _, sizes in chunks)]
+    if 0 in size or not axes:
+        return True
+    if len(axes) > 8:
+        raise LimitError(f"a tensor that is split along {len(axes)} axes")
+    odd: set[str] = set()  # of texts, whose hashes cannot be chosen
+    for offsets, sizes in [((0,) * len(size), size), *chunks]:
+        if 0 not in sizes:
+            odd ^= {str(corner) for corner in product(*((offsets[a], offsets[a] + sizes[a]) for a in axes))}
+    return not odd
+
+
+def _are_apart(shape: Shape, boxes: list[Box]) -> bool:
+    held = [box for box in boxes if 0 not in box[1]]
+    for axis in range(len(shape)):
+        runs = sorted((begin[axis], begin[axis] + sizes[axis]) for begin, sizes in held)
+        if all(end <= begin for (_, end), (begin, _) in pairwise(runs)):
+            return True
+    if len(held) > _MAX_APART or any(n > _MAX_SIZE for n in shape):
+        raise LimitError(f"an incomplete tensor of {len(held):,} chunks, over {_MAX_APART:,} or too large")
+    import numpy
+
+    begins = numpy.array([begin for begin, _ in held], "i8").reshape(len(held), len(shape))
+    ends = begins + numpy.array([sizes for _, sizes in held], "i8").reshape(begins.shape)
+    return not any(
+        ((begins[at] < ends[at + 1 :]) & (begins[at + 1 :] < ends[at])).all(1).any() for at in range(len(held))
+    )
 
 
 def map_elements(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> LazyTensor:
