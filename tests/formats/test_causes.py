@@ -11,12 +11,14 @@ import lzma
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import joblib
 import numpy
 import pytest
 import torch
@@ -67,6 +69,35 @@ def zipped(**changes: bytes) -> Callable[[Path], Path]:
 def npz(folder: Path) -> Path:
     numpy.savez(folder / "model.npz", w=numpy.ones(3))
     return folder / "model.npz"
+
+
+def joblib_file(tree: object, **options: object) -> Callable[[Path], Path]:
+    """What joblib writes."""
+
+    def make(folder: Path) -> Path:
+        joblib.dump(tree, folder / "model.joblib", **options)
+        return folder / "model.joblib"
+
+    return make
+
+
+def members(*names: str) -> Callable[[Path], Path]:
+    """A zip archive of empty members."""
+
+    def make(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "model.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, b"")
+        return folder / "model.zip"
+
+    return make
+
+
+def sovits(folder: Path) -> Path:
+    """What the `my_save2` of GPT-SoVITS does."""
+    data = io.BytesIO()
+    torch.save({"weight": TENSORS}, data)
+    return plain(b"05" + data.getvalue()[2:])(folder)
 
 
 def npy(folder: Path) -> Path:
@@ -170,7 +201,42 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "HDF5, as Keras writes": (plain(b"\x89HDF\r\n\x1a\n" + bytes(100), "model.h5"), "HDF5", "h5py"),
     "GGUF": (plain(b"GGUF\3\0\0\0" + bytes(100)), "GGUF", "package gguf"),
     "npy": (npy, r"\.npy file", "load it with numpy"),
-    "npz": (npz, "without a checkpoint among its members", r"it holds w\.npy"),
+    "npz": (npz, r"\.npz archive of NumPy", "load it with numpy"),
+    "what joblib wrote": (joblib_file({"w": numpy.arange(9.0)}), "a file of joblib", "load it with joblib, which runs"),
+    "what joblib wrote in protocol 2": (
+        joblib_file([numpy.ones(0)], protocol=2),
+        "a file of joblib",
+        "save its arrays",
+    ),
+    "what joblib compressed": (joblib_file({"w": numpy.ones(9)}, compress=3), "by zlib, as joblib", "save its arrays"),
+    "LZMA": (joblib_file({"w": numpy.ones(9)}, compress=("lzma", 3)), "LZMA", "unpack it"),
+    "a .keras archive": (
+        members("metadata.json", "config.json", "model.weights.h5"),
+        r"\.keras archive",
+        "open it with keras",
+    ),
+    "a Core ML package in a zip archive": (
+        members("m.mlpackage/Manifest.json", "m.mlpackage/Data/com.apple.CoreML/model.mlmodel"),
+        "Core ML package",
+        "unpack it and open it with coremltools",
+    ),
+    "Core ML": (  # of coremltools 9.0
+        plain(bytes.fromhex("080412c9010a0f0a01781a0a2a080a02010410a0800452120a086c696e6561725f301a062a0410a08004")),
+        "is a Core ML model",
+        "open it with coremltools",
+    ),
+    "an OpenVINO model": (  # of openvino 2026.4
+        plain(b'<?xml version="1.0"?>\n<net name="m" version="11">\n\t<layers>', "openvino_model.xml"),
+        "graph of an OpenVINO model .the weights lie in the .bin",
+        "open it with openvino",
+    ),
+    "a small msgpack of Flax": (  # of flax 0.12
+        plain(bytes.fromhex("81a6706172616d7381a177c715019391 02a7666c6f61743332c4080000803f0000803f")),
+        "is the msgpack of Flax",
+        "open it with flax",
+    ),
+    "another msgpack": (plain(b"\x81\xa4step\3"), "looks like msgpack", "open it with the library that wrote it"),
+    "GPT-SoVITS": (sovits, "is a checkpoint of GPT-SoVITS", "in a copy write PK over them"),
     "a PNG": (plain(b"\x89PNG\r\n\x1a\n" + bytes(20)), "image", "fetch it from another address"),
     "a JPEG": (plain(b"\xff\xd8\xff\xe0" + bytes(20)), "image", "fetch it from another address"),
     "a PDF": (plain(b"%PDF-1.7\n" + bytes(20)), "PDF", "fetch it from another address"),
@@ -195,6 +261,33 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     ),
     "an empty folder": (names(), "is an empty folder", "fetch the checkpoint"),
     "a folder of source code": (names("train.py", "README.md"), "folder of source code", "name the checkpoint"),
+    "a checkpoint of DeepSpeed": (
+        names("global_step10/", "latest", "zero_to_fp32.py"),
+        "is a checkpoint of DeepSpeed",
+        r"run `python zero_to_fp32\.py \. OUTPUT`",
+    ),
+    "a step of DeepSpeed": (
+        names("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "mp_rank_00_model_states.pt", name="global_step10"),
+        "a file for each rank",
+        r"name mp_rank_00_model_states\.pt",
+    ),
+    "a Core ML package": (names("Data/", "Manifest.json"), "Core ML package", "open it with coremltools"),
+    "a folder of OpenVINO": (
+        names("config.json", "openvino_model.bin", "openvino_model.xml"),
+        "OpenVINO model",
+        "open it with openvino",
+    ),
+    "a folder of Orbax": (names("_METADATA", "d/", "manifest.ocdbt"), "Orbax checkpoint", "with orbax-checkpoint"),
+    "a checkpoint of TensorFlow": (
+        names("checkpoint", "model.ckpt-1.data-00000-of-00001", "model.ckpt-1.index"),
+        "TensorFlow checkpoint",
+        "open it with TensorFlow",
+    ),
+    "weights of another framework only": (
+        names("config.json", "flax_model.msgpack"),
+        "another framework than PyTorch",
+        "with its own library",
+    ),
     "a model's folder without weights": (
         names("config.json", "tokenizer.json"),
         "without its weights",
@@ -430,6 +523,15 @@ def test_a_file_without_permission_says_whom_to_ask(tmp_path: Path) -> None:
     for opened in (statedict.load, statedict.verify):
         with as_somebody_else(), pytest.raises(statedict.errors.FileError, match=r"Permission denied; .*chmod"):
             opened(path)
+
+
+def test_the_remedy_for_gpt_sovits_works(tmp_path: Path) -> None:
+    path = sovits(tmp_path)
+    with pytest.raises(StateDictError) as caught:
+        statedict.load(path)
+    command = str(caught.value).split("`")[1]
+    subprocess.run(command.replace("COPY", str(path)), shell=True, check=True, stderr=subprocess.DEVNULL)
+    assert list(statedict.load(path)["weight"]) == [*TENSORS]
 
 
 def test_a_cause_is_looked_for_only_where_something_is_wrong(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ STRANGERS = {
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), r"HDF5 file"),
     "npy": (_npy(), r"\.npy file; load it with numpy"),
     "json": (json.dumps({"hidden_size": 768}).encode(), r"is JSON text.*lie beside it"),
-    "noise": (b"\x01\x02\x03\x04nothing", r"no known checkpoint begins with .*formats are torch, safetensors"),
+    "noise": (b"\x01\x02\x03\x04nothing", r"no known checkpoint begins with .*formats are torch, .*safetensors"),
 }
 
 

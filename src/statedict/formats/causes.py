@@ -10,6 +10,7 @@ from statedict.errors import FileError, MissingFileError
 from statedict.io.urls import redact
 
 _NOT_READ = "which this version does not read"
+_MSGPACK = rb"([\x81-\x8f]|\xde..|\xdf.{4})([\xa1-\xbf]|\xd9.)[ -~]"  # a map whose first key is text
 
 # how a file begins, as a regular expression, then what it is and what to do
 _STRANGERS: tuple[tuple[bytes, str], ...] = (
@@ -17,6 +18,10 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (
         rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body|script|title|meta)",
         "is an HTML page; the download needs a login or another address",
+    ),
+    (
+        rb"\s*<\?xml[^>]*>\s*<net\s",
+        f"is the graph of an OpenVINO model (the weights lie in the .bin beside it), {_NOT_READ}; open it with openvino",
     ),
     (rb"\s*<\?xml|\s*<Error>", "is XML, as servers send errors; read it and download again"),
     (
@@ -31,9 +36,14 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     ),
     (rb"\x1f\x8b", "is compressed by gzip; unpack it first"),
     (rb"\xfd7zXZ", "is compressed by xz; unpack it first"),
+    (rb"\]\0\0.{2}", "is compressed by LZMA; unpack it first"),
     (rb"BZh", "is compressed by bzip2; unpack it first"),
     (rb"\x28\xb5\x2f\xfd", "is compressed by Zstandard; unpack it first"),
     (rb"\x04\x22\x4d\x18", "is compressed by LZ4; unpack it first"),
+    (
+        rb"x[\x01\x5e\x9c\xda](?=.{0,16}[^\t-\r -~])|ZF0x",
+        "is compressed by zlib, as joblib does; load it with joblib, which runs the code in it, and save its arrays",
+    ),
     (rb"7z\xbc\xaf", "is a 7z archive; unpack it first"),
     (rb"Rar!", "is a RAR archive; unpack it first"),
     (rb"Salted__|-----BEGIN PGP|age-encryption\.org|\x85[\x01-\x04]\x0c\x03", "is encrypted; decrypt it first"),
@@ -43,8 +53,22 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (rb"\x08\x01\x12", f"is a TensorFlow SavedModel, {_NOT_READ}; open it with TensorFlow"),
     (rb".{5}\x1a\x02\x08\x01", f"is the index of a TensorFlow checkpoint, {_NOT_READ}; open it with TensorFlow"),
     (rb"\n.{1,3}\n.{1,120}\x12.(Placeholder|Const|VariableV2)", f"is a TensorFlow graph, {_NOT_READ}; open it there"),
+    (
+        rb"\x08[\x01-\x1f]\x12[\x01-\xff]{1,4}\n.{1,4}\n",
+        f"is a Core ML model, {_NOT_READ}; open it with coremltools, or fetch the model that it was converted from",
+    ),
     (rb"\x08[\x03-\x0f][\x12\x1a:B]", f"is an ONNX model, {_NOT_READ}; open it with the package onnx"),
     (rb".{4}TFL3", f"is a TensorFlow Lite model, {_NOT_READ}; open it with TensorFlow"),
+    (
+        rb"0\d\x03\x04.{26}[^/]{1,99}/data\.pkl",
+        "is a checkpoint of GPT-SoVITS: a file of torch.save whose first two bytes are the version of the model; in a "
+        "copy write PK over them: `printf PK | dd of=COPY conv=notrunc`",
+    ),
+    (
+        rb"(?=.*(\xc7.|\xc8..|\xc9.{4})\x01\x93)" + _MSGPACK,
+        f"is the msgpack of Flax, {_NOT_READ}; open it with flax.serialization.msgpack_restore",
+    ),
+    (_MSGPACK, f"looks like msgpack, {_NOT_READ}; open it with the library that wrote it"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", "is an image; name the checkpoint, or fetch it from another address"),
     (rb"%PDF", "is a PDF document; name the checkpoint, or fetch it from another address"),
     (
@@ -61,7 +85,15 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
 )
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".!qB", ".tmp")
 
-# the same for folders: a regular expression for the names in them, sorted, one a line
+# the same for zip archives: a regular expression for the names in them, one a line
+_ARCHIVES: tuple[tuple[str, str], ...] = (
+    (r"\A([^\n]+\.npy(\n|\Z))+\Z", f"is an .npz archive of NumPy, {_NOT_READ}; load it with numpy"),
+    (r"^model\.weights\.h5$", f"is a .keras archive, {_NOT_READ}; open it with keras"),
+    (r"com\.apple\.CoreML/", f"is a Core ML package, {_NOT_READ}; unpack it and open it with coremltools"),
+    (r"(^|/)saved_model\.pb$", f"holds a TensorFlow SavedModel, {_NOT_READ}; unpack it and open it with TensorFlow"),
+)
+
+# the same for folders, whose names are sorted
 _FOLDERS: tuple[tuple[str, str], ...] = (
     (r"\A\Z", "is an empty folder; fetch the checkpoint, or name its file"),
     (f"({'|'.join(map(re.escape, _UNFINISHED))})$", "holds an unfinished download; fetch it again"),
@@ -74,6 +106,27 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
     (
         r"^((checkpoint|step)[-_])?\d+$",
         "holds the checkpoints of a run, each in a folder of its own; name one of these",
+    ),
+    (
+        r"^zero_to_fp32\.py$|^global_step\d+$",
+        "is a checkpoint of DeepSpeed; run `python zero_to_fp32.py . OUTPUT` in it and open OUTPUT, or name "
+        "mp_rank_00_model_states.pt in the folder of the step, which has the weights unless ZeRO 3 splits them",
+    ),
+    (
+        r"_(model|optim)_states\.pt$",
+        "is a step that DeepSpeed saved, a file for each rank; name mp_rank_00_model_states.pt, which has the weights "
+        "unless ZeRO 3 splits them; zero_to_fp32.py, in the folder above, merges the ranks",
+    ),
+    (r"^Data\n([^\n]*\n)*Manifest\.json$", f"is a Core ML package, {_NOT_READ}; open it with coremltools"),
+    (r"^openvino_[^\n]*\.xml$", f"is an OpenVINO model, {_NOT_READ}; open it with openvino"),
+    (
+        r"^_CHECKPOINT_METADATA$|^manifest\.ocdbt$",
+        f"is an Orbax checkpoint, {_NOT_READ}; open it with orbax-checkpoint",
+    ),
+    (r"\.data-\d{5}-of-\d{5}$", f"is a TensorFlow checkpoint, {_NOT_READ}; open it with TensorFlow"),
+    (
+        r"^(flax_model.*\.msgpack|tf_model\.h5|.*\.onnx)$",
+        f"has weights of another framework than PyTorch, {_NOT_READ}; open them with its own library",
     ),
     (r"^model_index\.json$", "is a pipeline of several models; name one of its folders"),
     (
@@ -97,7 +150,7 @@ def describe_file(head: bytes, size: int, formats: str) -> str:
     line = repr(text[:80])[1:-1] + "…" * (len(text) > 80) if text.isprintable() and len(text) > len(head) / 2 else ""
     for pattern, what in _STRANGERS:
         if re.match(pattern, head, re.DOTALL):
-            quoted = line and head.lstrip()[:1] in (b"{", b"<") and size < 4096
+            quoted = line and _NOT_READ not in what and head.lstrip()[:1] in (b"{", b"<") and size < 4096
             return what.replace(";", f" ({line});", 1) if quoted else what
     if line:
         return f"is text ({line}); name the checkpoint, or fetch it again"
@@ -105,12 +158,20 @@ def describe_file(head: bytes, size: int, formats: str) -> str:
     return f"no known checkpoint begins with {head[:8]!r}; formats are {formats}{short}"
 
 
+def describe_archive(names: list[str]) -> str:
+    """Say what a zip archive is that has no checkpoint, and the remedy; empty if its names do not tell."""
+    return _find(_ARCHIVES, names)
+
+
+def _find(table: tuple[tuple[str, str], ...], names: list[str]) -> str:
+    lines = "\n".join(names)
+    return next((what for pattern, what in table if re.search(pattern, lines, re.MULTILINE)), "")
+
+
 def describe_folder(path: str, names: list[str]) -> str:
     """Say what a folder is that has no checkpoint, and the remedy; empty if its names do not tell."""
-    lines = "\n".join(names)
-    return next(
-        (f"{redact(path)}: {what}" for pattern, what in _FOLDERS if re.search(pattern, lines, re.MULTILINE)), ""
-    )
+    what = _find(_FOLDERS, names)
+    return what and f"{redact(path)}: {what}"
 
 
 def find_unfinished(path: str) -> str:

@@ -7,7 +7,9 @@ for the arrays lie within it; a tensor's storage does so as what the legacy form
 
 from __future__ import annotations
 
-from statedict.errors import CorruptFileError
+import re
+
+from statedict.errors import CorruptFileError, UnknownFormatError
 from statedict.formats.torch import legacy as torch_legacy
 from statedict.io.source import BytesSource
 from statedict.io.zip import refuse_behind
@@ -49,6 +51,11 @@ def read(source: ByteSource) -> Any:
 
 def _load(source: ByteSource) -> tuple[Any, int]:
     data = source.read(0, source.size)
+    if re.search(rb"(?:c|\x8c\x13)joblib\.numpy_pickle", data):  # as a global; its arrays lie between the opcodes
+        raise UnknownFormatError(
+            f"{source.name}: is a file of joblib, which this version does not read; load it with joblib, which runs "
+            "the code in it, and save its arrays"
+        )
     tree, end = load(data, _CONSTRUCTORS, None, source.name)
     if data[end : end + 4] == b"PK\7\x08":
         raise CorruptFileError(

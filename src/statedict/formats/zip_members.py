@@ -49,10 +49,13 @@ def read(source: ByteSource) -> StateDict:
                 if record.size <= _MAX_TEXT:
                     tree[name] = bytes(record.read(0, record.size)).decode()
     if not found:
-        raise UnknownFormatError(
-            f"{source.name}: is a zip archive without data.pkl and without a checkpoint among its members; "
+        from statedict.formats.causes import describe_archive
+
+        what = describe_archive(list(tree)) or (
+            "is a zip archive without data.pkl and without a checkpoint among its members; "
             f"it holds {', '.join(list(tree)[:3]) or 'nothing'}"
         )
+        raise UnknownFormatError(f"{source.name}: {what}")
     return tree
 
 
