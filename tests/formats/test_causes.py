@@ -227,7 +227,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     ),
     "an OpenVINO model": (  # of openvino 2026.4
         plain(b'<?xml version="1.0"?>\n<net name="m" version="11">\n\t<layers>', "openvino_model.xml"),
-        "graph of an OpenVINO model .the weights lie in the .bin",
+        "graph of an OpenVINO model, whose weights are in a .bin",
         "open it with openvino",
     ),
     "a small msgpack of Flax": (  # of flax 0.12

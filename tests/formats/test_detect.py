@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,19 @@ def test_a_stranger_is_called_by_its_name_with_a_remedy(name: str, suffix: str, 
     with pytest.raises(statedict.errors.UnknownFormatError, match=message) as caught:
         statedict.load(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("length", [1 << 40, (1 << 47) + 5, 100_000_001, 1 << 62])
+@pytest.mark.parametrize("header", [b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b'{"__metadata__":{}}'])
+def test_a_header_of_safetensors_that_is_too_long_is_named_with_its_limits(
+    length: int, header: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    message = rf"the header claims {length:,} bytes, .* allows 100,000,000"
+    with pytest.raises(statedict.errors.TruncatedError, match=message):
+        statedict.load(path)
+    assert re.search(message, str(statedict.verify(path)))
 
 
 def test_a_tar_archive_of_other_things_is_no_checkpoint(tmp_path: Path) -> None:

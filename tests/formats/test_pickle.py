@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 import subprocess
@@ -12,8 +13,12 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from click.testing import CliRunner
 
 import statedict
+from statedict.cli import cli
+from statedict.cli.commands import error_line
+from statedict.errors import FormatError, UnknownFormatError
 from statedict.values import Opaque
 
 from ..same import assert_same
@@ -198,3 +203,62 @@ def test_an_archive_without_its_first_header_is_no_pickle(tmp_path: Path) -> Non
     with pytest.raises(statedict.errors.CorruptFileError, match=r"archive of torch.save whose first bytes are missing"):
         statedict.load(tmp_path / "cut.pth")
     assert not statedict.verify(tmp_path / "cut.pth").ok
+
+
+PLAIN = [["a", "b"], [["a"], ("b", 2.5, None)], 42, "text", b"bytes", None, (), {1, 2}]
+
+
+@pytest.mark.parametrize("value", PLAIN, ids=repr)
+def test_a_pickle_of_plain_values_is_no_checkpoint_unless_one_asks_for_it(value: object, tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps(value))
+    for opened in (statedict.load, statedict.inspect, statedict.verify, statedict.stats):
+        with pytest.raises(UnknownFormatError, match=r"is a pickle without any tensor .* not a checkpoint"):
+            opened(path)
+    assert statedict.load(path, format="pickle") == {"": value}
+    assert statedict.inspect(path, format="pickle").total.tensors == 0
+    shown = CliRunner().invoke(cli, ["show", str(path)])
+    assert isinstance(shown.exception, UnknownFormatError)
+    assert "show it with --format pickle" in error_line(shown.exception)
+    assert CliRunner().invoke(cli, ["show", str(path), "--format", "pickle"]).exit_code == 0
+
+
+def test_a_list_that_contains_itself_is_no_checkpoint(tmp_path: Path) -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(endless))
+    with pytest.raises(UnknownFormatError, match="without any tensor"):
+        statedict.load(tmp_path / "x.pkl")
+
+
+WITHOUT_TENSORS = {
+    "an optimizer before its first step": torch.optim.SGD([torch.zeros(1)], lr=0.1).state_dict(),
+    "several optimizers": [torch.optim.Adam([torch.zeros(1)]).state_dict() for _ in range(2)],
+    "a number of steps": {"epoch": 3},
+    "nothing yet": {},
+    "an object": argparse.Namespace(lr=0.1),
+}
+
+
+@pytest.mark.parametrize("name", list(WITHOUT_TENSORS))
+def test_dicts_and_objects_without_tensors_are_checkpoints(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(WITHOUT_TENSORS[name]))
+    assert statedict.inspect(tmp_path / "x.pkl").total.tensors == 0
+    assert statedict.verify(tmp_path / "x.pkl").ok
+
+
+def test_protocols_that_look_like_text_are_read_where_one_says_what_they_are(tmp_path: Path) -> None:
+    for protocol in (0, 1):
+        path = tmp_path / f"{protocol}.pkl"
+        path.write_bytes(pickle.dumps({"w": numpy.ones(3), "epoch": 3}, protocol))
+        assert statedict.stats(path, format="pickle")["w"].l2 == 3**0.5
+        assert statedict.diff(path, path, format="pickle").same
+        assert statedict.verify(path, format="pickle").ok
+        for command in (["verify", path], ["stats", path], ["diff", path, path]):
+            assert CliRunner().invoke(cli, [*map(str, command), "--format", "pickle"]).exit_code == 0
+
+
+def test_a_format_that_does_not_exist_is_named_beside_those_that_do(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": numpy.ones(3)}))
+    with pytest.raises(FormatError, match="no format 'pickles'; there are torch, "):
+        statedict.verify(tmp_path / "x.pkl", format="pickles")

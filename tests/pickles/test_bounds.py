@@ -106,8 +106,14 @@ def test_nine_bytes_that_claim_an_exabyte_are_refused() -> None:
 
 
 def test_nine_bytes_with_a_huge_memo_index_cost_one_entry() -> None:
-    data = b"\x80\x02Nr\xff\xff\xff\xff."
+    data = b"\x80\x02Nr\xff\xff\xff\x7f."
     assert load(data, DATA) == (None, 9)
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02Nr\0\0\0\x80.", b"\x80\x02Nr\xff\xff\xff\xff.", b"Np2147483648\n."])
+def test_a_memo_index_that_no_pickler_reaches_is_damage(data: bytes) -> None:
+    with pytest.raises(CorruptFileError, match="a memo index of"):
+        load(data, DATA)
 
 
 def test_laughs_are_read_as_the_few_lists_that_they_are() -> None:

@@ -285,19 +285,20 @@ def split(source: Path) -> tuple[str, str]:
     return name, ""
 
 
-def tree_of(source: Any, lazy: bool = True) -> StateDict:
+def tree_of(source: Any, lazy: bool = True, format: str | None = None) -> StateDict:
     """The state that a verb works on, of any source.
 
     Args:
         source: a path, a URL or `file::path`, as for `load`; or a tree of dicts, lists, arrays, plain values and live
             objects, as for `save`.
         lazy: as `save` writes it, which takes whole tensors. False leaves arrays as they are.
+        format: of a file, as for `load`.
 
     Raises:
         StateDictError: what `load` and `save` raise.
     """
     if is_path(source):
-        return load(source)
+        return load(source, format=format)
     from statedict.adapters.collect import collect
 
     if isinstance(source, bytes):

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from statedict.reports.summary import Summary
 
 
-def inspect(source: Any, path: str = "") -> Summary:
+def inspect(source: Any, path: str = "", *, format: str | None = None) -> Summary:
     """See what is in a checkpoint or a state_dict without reading a tensor.
 
     Args:
         source: a path or URL as for `load`, or a tree, as for `save`.
         path: where the state stands in a larger tree; paths in the summary begin with it.
+        format: read the file as this format, as for `load`.
 
     >>> import statedict
     >>> statedict.inspect("examples/checkpoint.pth").total
@@ -37,10 +38,10 @@ def inspect(source: Any, path: str = "") -> Summary:
     """
     from statedict.ops.inspect import summarize
 
-    return summarize(tree_of(source, lazy=False), path)
+    return summarize(tree_of(source, lazy=False, format=format), path)
 
 
-def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyReport:
+def verify(path: Path, *, values: bool = False, quick: bool = False, format: str | None = None) -> VerifyReport:
     """Check a checkpoint for damage; every byte of it is read once, unless it is to be `quick`.
 
     Checked are ranges, overlaps, bytes that belong to nothing, an archive's headers against its directory, shards
@@ -50,6 +51,7 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
         path: as for `load`.
         values: also count NaN and infinities, for which the tensors are read a second time.
         quick: the structure only; no byte of a tensor is read, so damage within tensors is not seen.
+        format: read the file as this format, as for `load`.
 
     Returns:
         What was found; `report.ok` says whether the file is fine, `report.problems` what is wrong and where.
@@ -71,7 +73,7 @@ def verify(path: Path, *, values: bool = False, quick: bool = False) -> VerifyRe
     file = _whole_file("verify", path)
     source = places.open_checkpoint(file)
     with Paused():
-        name, found = formats.checks(source)
+        name, found = formats.checks(source, format)
         return examine(redact(file), name, found, values, quick)
 
 
@@ -87,13 +89,20 @@ def _whole_file(verb: str, source: Any) -> str:
     return name
 
 
-def stats(source: Any, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
+def stats(
+    source: Any,
+    only: Sequence[str] | str | None = None,
+    executor: Executor | None = None,
+    *,
+    format: str | None = None,
+) -> StatsReport:
     """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
 
     Args:
         source: a path or URL as for `load`, or a tree, as for `save`.
         only: patterns of the tensors to take.
         executor: as for `save`; the figures are the same.
+        format: read the file as this format, as for `load`.
 
     Returns:
         What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
@@ -109,7 +118,7 @@ def stats(source: Any, only: Sequence[str] | str | None = None, executor: Execut
     """
     from statedict.ops.stats.survey import survey
 
-    state = tree_of(source)
+    state = tree_of(source, format=format)
     with Paused():
         return survey(state, only, executor)
 
@@ -126,6 +135,7 @@ def diff(
     deep: bool = False,
     rank: int | None = None,
     executor: Executor | None = None,
+    format: str | None = None,
 ) -> Diff:
     """How two checkpoints differ: tensors by name and content, optimizers by parameter, all other values by path.
 
@@ -142,6 +152,7 @@ def diff(
             each is read once or twice more.
         rank: with `deep`, count adapters up to this rank; by default those with a quarter of the matrix's numbers.
         executor: as for `save`.
+        format: read both files as this format, as for `load`.
 
     Returns:
         What was found; `found.same` says whether nothing differs.
@@ -166,7 +177,8 @@ def diff(
         raise ValueError(f"rank={rank}: a rank of 1 or more is looked for, with deep=True")
     with Paused():
         rule, names = Rule(numeric, rtol, atol), (name_of(a), name_of(b))
-        return compare_trees(tree_of(a), tree_of(b), names, only, names_only, rule, executor, deep, rank)
+        one, other = tree_of(a, format=format), tree_of(b, format=format)
+        return compare_trees(one, other, names, only, names_only, rule, executor, deep, rank)
 
 
 def scan(path: str | os.PathLike[str]) -> ScanReport:

@@ -15,6 +15,7 @@ from statedict.cli.commands import (
     FILE,
     FILES,
     JSON,
+    READ_AS,
     echo_json,
     echo_lines,
     echo_report,
@@ -52,6 +53,7 @@ _STATUS = {DANGEROUS: 1, OPAQUE: 1, UNREADABLE: 2, DATA: 0}
 @click.option("--rename", metavar="OLD=NEW", multiple=True, help="A rule for names of the file.")
 @click.option("--cast", metavar="GLOB", multiple=True, help="Where dtypes may differ.")
 @click.option("--prefix", default="auto", metavar="PREFIX", help="What stands before the model's names in the file.")
+@READ_AS
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as one JSON object.")
 def check(file: str, model: str, optimizer: str | None, as_json: bool, **options: Any) -> int:
     """Check whether a file fits a model and an optimizer: the plan that restoring would follow. Nothing is written.
@@ -62,7 +64,7 @@ def check(file: str, model: str, optimizer: str | None, as_json: bool, **options
     from statedict.api.live import fit
     from statedict.render import report_text
 
-    state, live = api.load(file), _make(model)
+    state, live = api.load(file, format=options.pop("format")), _make(model)
     wanted = [(options.pop("at"), live)]
     at = options.pop("optimizer_at")
     if optimizer is not None:
@@ -195,8 +197,9 @@ def _each(
 @FILES
 @click.option("--values", is_flag=True, help="Count NaN and infinities in each tensor, too.")
 @click.option("--quick", is_flag=True, help="Headers, ranges and sizes only; no tensor is read.")
+@READ_AS
 @JSON
-def verify(files: tuple[str, ...], as_json: bool, **options: bool) -> int:
+def verify(files: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Check files for damage: structure, CRC-32, digests, shards against their index.
 
     Every byte is read, except with --quick. The exit status is 0 if all files are fine, 1 if one is damaged, 2 if

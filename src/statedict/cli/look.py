@@ -12,6 +12,7 @@ from statedict.api.files import load, split
 from statedict.cli.commands import (
     FILE,
     JSON,
+    READ_AS,
     echo_json,
     echo_lines,
     echo_report,
@@ -32,10 +33,13 @@ from statedict.values import count, human_bytes
 @FILE
 @click.option("--at", metavar="PATH", help="Show only this entry, such as model.layers.0.")
 @click.option("--depth", type=click.IntRange(min=1), help="Fold the tree below this many levels.")
+@READ_AS
 @JSON
 @click.option("--recipe", is_flag=True, help="Print as the loops of PyTorch's state_dict recipe do.")
 @click.option("--textconv", is_flag=True, help="Be git's diff.*.textconv: a line for each entry, with digests.")
-def show(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bool, textconv: bool) -> None:
+def show(
+    file: str, at: str | None, depth: int | None, as_json: bool, recipe: bool, textconv: bool, format: str | None
+) -> None:
     """Show what is in a checkpoint: its tree, dtypes, shapes, sizes and values. No tensor is read.
 
     With --textconv every tensor is read, for its digest, and a file that is not a checkpoint is one line and no error.
@@ -45,9 +49,9 @@ def show(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bo
     if textconv:
         if at or depth:
             raise click.UsageError("--textconv shows the whole file, without --at and --depth")
-        click.echo("".join(f"{printable(line)}\n" for line in _textconv_lines(file)), nl=False)
+        click.echo("".join(f"{printable(line)}\n" for line in _textconv_lines(file, format)), nl=False)
         return
-    state = load(file)
+    state = load(file, format=format)
     try:
         part = state.at(at) if at else state
     except PathError as error:
@@ -74,7 +78,7 @@ def show(file: str, at: str | None, depth: int | None, as_json: bool, recipe: bo
     click.echo("\n".join(summary_lines(summary, depth)))
 
 
-def _textconv_lines(file: str) -> list[str]:
+def _textconv_lines(file: str, format: str | None) -> list[str]:
     """What git compares; one line for a file that is not a checkpoint, because git would give up on all files."""
     from statedict.formats import places
     from statedict.io.pipeline import compute_sums
@@ -82,7 +86,7 @@ def _textconv_lines(file: str) -> list[str]:
 
     source = places.open_checkpoint(split(file)[0])
     try:
-        return lines(load(file))
+        return lines(load(file, format=format))
     except (StateDictError, RecursionError, MemoryError) as error:
         what = " ".join(str(error).removeprefix(f"{redact(file)}: ").split()) or type(error).__name__
         digest = compute_sums(source, 0, source.size, crc=False).digest
@@ -93,9 +97,10 @@ def _textconv_lines(file: str) -> list[str]:
 @FILE
 @only_option("Only what matches, such as '*.attn.*'.")
 @click.option("--depth", type=click.IntRange(min=1), help="Fold modules below this many levels to one row.")
+@READ_AS
 @JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print one line for each tensor.")
-def stats(file: str, only: Sequence[str] | None, depth: int | None, as_json: bool, as_csv: bool) -> None:
+def stats(file: str, depth: int | None, as_json: bool, as_csv: bool, **options: Any) -> None:
     """Compute min, max, mean, std, norm, zeros, NaN, Inf and a histogram of every tensor, and flag what is odd.
 
     Every tensor is read once, in blocks. The exit status is 0 whatever is flagged: to fail on it, look at the JSON.
@@ -106,7 +111,7 @@ def stats(file: str, only: Sequence[str] | None, depth: int | None, as_json: boo
     if as_json + as_csv + (depth is not None) > 1:
         raise click.UsageError("--json, --csv and --depth exclude one another")
     with progress("reading"):
-        report = look.stats(file, only=only)
+        report = look.stats(file, **options)
     if as_json:
         echo_json({"file": redact(file), **report.to_json()})
     elif as_csv:
@@ -167,6 +172,7 @@ def report(files: tuple[str, ...], output: str, overwrite: bool, as_json: bool, 
 @click.option("--deep", is_flag=True, help="The rank of each change, and whether a low-rank adapter explains it.")
 @click.option("--rank", metavar="R", type=click.IntRange(min=1), help="With --deep: adapters of up to this rank.")
 @click.option("--all", "everything", is_flag=True, help="Every line, not a screenful of each kind.")
+@READ_AS
 @JSON
 @click.option("--git", is_flag=True, help="Be git's diff.*.command: take the arguments that git gives, exit with 0.")
 def diff(files: tuple[str, ...], everything: bool, as_json: bool, git: bool, **options: Any) -> int:

@@ -39,14 +39,18 @@ _FOREIGN = (".gguf", ".onnx", ".h5", ".hdf5", ".npz", ".npy", ".keras", ".tflite
 def read(source: ByteSource, name: str | None = None) -> Any:
     """Read the tree in a file, in the format `name` or the one that is detected."""
     with hint_at_download(source.name):
-        return load_format(name or detect(source)).read(source)
+        kind = name or detect(source)
+        tree = load_format(kind).read(source)
+        if name is None and kind == "pickle":
+            load_format(kind).refuse_plain(tree, source.name)
+        return tree
 
 
-def checks(source: ByteSource) -> tuple[str, Iterator[Found]]:
-    """Detect the format of a file and list the checks of its parts."""
+def checks(source: ByteSource, name: str | None = None) -> tuple[str, Iterator[Found]]:
+    """List the checks of the parts of a file, in the format `name` or the one that is detected."""
     with hint_at_download(source.name):
-        name = detect(source)
-    return name, run_checks(source, FORMATS[name].load())
+        kind = resolve_name(name or detect(source))
+    return kind, run_checks(source, load_format(kind))
 
 
 def resolve_name(name: str) -> str:

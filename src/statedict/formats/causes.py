@@ -21,7 +21,7 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     ),
     (
         rb"\s*<\?xml[^>]*>\s*<net\s",
-        f"is the graph of an OpenVINO model (the weights lie in the .bin beside it), {_NOT_READ}; open it with openvino",
+        f"is the graph of an OpenVINO model, whose weights are in a .bin beside it, {_NOT_READ}; open it with openvino",
     ),
     (rb"\s*<\?xml|\s*<Error>", "is XML, as servers send errors; read it and download again"),
     (

@@ -55,7 +55,11 @@ KINDS: dict[str, Row] = {
         "statedict.formats.distributed_safetensors",
     ),
     "safetensors": Row(
-        lambda head: (head[8:9] == b"{" and head[5:8] == b"\0\0\0") or _is_nearly(head[8:], b'{"__metadata__":{'),
+        lambda head: (
+            (head[8:9] == b"{" and (head[5:8] == b"\0\0\0" or (head[6:8] == b"\0\0" and head[9:10] in b' "}')))
+            or _is_nearly(head[8:], b'{"__metadata__":{')
+            or (head[8:9] == b"{" and b'"data_offsets"' in head)
+        ),
         "statedict.formats.safetensors",
         (".safetensors",),
         folder="sharded",

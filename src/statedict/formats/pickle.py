@@ -18,6 +18,8 @@ from statedict.pickles.machine import load
 from statedict.pickles.objects import Global
 from statedict.pickles.tables import DATA
 from statedict.tensor.checks import by_storage
+from statedict.tensor.lazy import LazyTensor
+from statedict.values import Opaque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +51,25 @@ def read(source: ByteSource) -> Any:
     return _load(source)[0]
 
 
+def refuse_plain(tree: Any, name: str) -> None:
+    """Raise UnknownFormatError if there is neither a tensor nor a dict nor an object in a tree.
+
+    Dicts and objects may be checkpoints without a tensor: the state of a scheduler, or of an optimizer at step 0.
+    """
+    pending, seen = [tree], set[int]()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, LazyTensor | dict | Opaque):
+            return
+        if isinstance(node, list | tuple | set | frozenset) and id(node) not in seen:
+            seen.add(id(node))
+            pending += node
+    raise UnknownFormatError(
+        f"{name}: is a pickle without any tensor (its root is of the type {type(tree).__name__}), not a checkpoint; "
+        'load it with format="pickle" if you want to see it'
+    )
+
+
 def _load(source: ByteSource) -> tuple[Any, int]:
     data = source.read(0, source.size)
     if re.search(rb"(?:c|\x8c\x13)joblib\.numpy_pickle", data):  # as a global; its arrays lie between the opcodes
@@ -69,6 +90,7 @@ def _load(source: ByteSource) -> tuple[Any, int]:
 def checks(source: ByteSource) -> Iterator[Found]:
     """List the arrays, which lie in the pickle and have no checksums."""
     tree, end = _load(source)
+    refuse_plain(tree, source.name)
     yield from by_storage(tree)
     if end < source.size:
         yield f"{source.size - end:,} bytes follow the pickle, from byte {end:,}, and are not read"

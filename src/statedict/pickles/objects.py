@@ -11,6 +11,7 @@ from collections import OrderedDict
 from statedict.dtypes import DType
 from statedict.errors import CorruptFileError, FormatError, LimitError
 from statedict.pickles.budget import DICT, ENTRY, KEY, OBJECT, STATE, Budget, weigh
+from statedict.pickles.opcodes import MAX_INDEX
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
 from statedict.values import Device, Opaque, Size
@@ -131,6 +132,8 @@ class Builder:
             memo[index] = value
         elif index == len(memo):
             memo.append(value)
+        elif index >= MAX_INDEX:
+            raise CorruptFileError(f"a memo index of {index:,}, which no pickler writes")
         else:
             if index not in self.far_memo:
                 self.charge(OBJECT)

@@ -35,7 +35,7 @@ _INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
 _FLOAT = re.compile(rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf)")
 _ESCAPED = re.compile(rb"(?:[^\\]|\\(?:[\\'\"abfnrtv]|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[0-7]{1,2}(?![0-7])))*+")
 _BOOLEANS = {b"00": False, b"01": True}
-_MAX_INDEX = 1 << 32
+MAX_INDEX = 1 << 31  # of the memo; picklers count from 0, and Python's own would take 16 bytes for each below
 
 
 def as_text(raw: bytes) -> str | bytes:
@@ -71,7 +71,7 @@ def _decimal(raw: bytes) -> int:
 def _index(raw: bytes) -> int:
     if not raw.isdigit() or (raw[0] == 0x30 and len(raw) > 1):
         raise _spelling_error(raw, "a memo index")
-    if len(raw) > 10 or (index := int(raw)) >= _MAX_INDEX:
+    if len(raw) > 10 or (index := int(raw)) >= MAX_INDEX:
         raise CorruptFileError(f"a memo index of {len(raw)} digits")
     return index
 
