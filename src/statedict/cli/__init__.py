@@ -6,7 +6,6 @@ Exit status: 0 done, 1 a finding (differences, damage), 2 could not do it. Error
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import traceback
@@ -15,6 +14,7 @@ import click
 
 from statedict import __version__
 from statedict.cli.commands import Commands, error_line
+from statedict.cli.terminal import prepare, wants_colours, write
 from statedict.errors import StateDictError
 
 COMMANDS = {
@@ -43,11 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character gets its escape
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    prepare()
+    words = [word for word in arguments if word != "--debug"]
     try:
-        status = cli.main([a for a in arguments if a != "--debug"], prog_name="statedict", standalone_mode=False)
+        status = cli.main(words, prog_name="statedict", standalone_mode=False, color=wants_colours())
     except click.Abort:
         sys.exit(130)
     except BrokenPipeError:  # the reader has seen enough; as if SIGPIPE had ended us
@@ -57,6 +56,6 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         else:
-            click.echo(error_line(error), err=True)
+            write(error_line(error), err=True)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import os
 import re
 import shlex
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 import click
 
+from statedict.cli.terminal import echo
 from statedict.io.pipeline import Meter
 from statedict.io.urls import redact
 from statedict.render.text import printable
@@ -153,9 +155,9 @@ def shell_json(node: Any, key: str = "") -> Any:
     return shell(node) if isinstance(node, str) and key in _REMEDIES else node
 
 
-def echo_lines(lines: Iterable[str]) -> None:
-    """Print lines; a name from a file can neither begin a line nor steer the terminal."""
-    click.echo("\n".join(map(printable, lines)))
+def echo_lines(lines: Iterable[str], title: Iterable[str] = (), paged: bool = True) -> None:
+    """Print lines, below those of a title; a name from a file can neither begin a line nor steer the terminal."""
+    echo([*title, *map(printable, lines)], paged)
 
 
 def echo_json(record: Mapping[str, Any]) -> None:
@@ -175,9 +177,9 @@ def echo_report(report: Any, as_json: bool, lines: Iterable[str] | None = None) 
         echo_lines(views.lines(report))
 
 
-def echo_title(file: str, text: str) -> None:
-    """Print the name of a file and its totals, and an empty line."""
-    click.echo(click.style(f"{printable(redact(file))}  {text}", bold=True) + "\n")
+def title(file: str, text: str) -> list[str]:
+    """The name of a file and its totals, and an empty line."""
+    return [click.style(f"{printable(redact(file))}  {text}", bold=True), ""]
 
 
 def error_line(error: Exception) -> str:
@@ -189,7 +191,7 @@ def error_line(error: Exception) -> str:
 @contextmanager
 def progress(doing: str) -> Iterator[None]:
     """Show the progress of the work within, if standard error is a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
     over = Event()

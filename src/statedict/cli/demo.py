@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from statedict.cli.terminal import write
 from statedict.errors import MissingFileError
 
 STORY = """
@@ -80,14 +81,14 @@ def demo() -> None:
         shutil.copy(source, directory)
         for kind, text in steps(STORY):
             if kind == "$":
-                click.echo(click.style(f"$ {text}", fg="green"))
-                subprocess.run(text, shell=True, check=True, env=os.environ | {"PATH": path})
+                write(click.style(f"$ {text}", fg="green"))
+                subprocess.run(text, shell=True, check=True, env=os.environ | {"PATH": path, "PAGER": "cat"})
             elif kind == ">>>":
                 typed = text.replace("\n", "\n... ")
-                click.echo(click.style(f">>> {typed}", fg="green"))
+                write(click.style(f">>> {typed}", fg="green"))
                 exec(compile(text + "\n", "<demo>", "single"), names)
             else:
-                click.echo(click.style(text, bold=True))
+                write(click.style(text, bold=True))
 
 
 def steps(story: str) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ from statedict.cli.commands import (
     shell_json,
     split_pair,
 )
+from statedict.cli.terminal import ALL, echo, write
 from statedict.errors import PathError, StateDictError
 from statedict.formats import WRITABLE
 from statedict.io.location import location
@@ -142,6 +143,7 @@ def convert(src: str, dst: str, as_json: bool, **options: Any) -> None:
 
 @click.command()
 @FILES
+@ALL
 @JSON
 def scan(files: tuple[str, ...], as_json: bool) -> int:
     """List every global that the pickles in a file name, with a verdict. Nothing is unpickled.
@@ -163,7 +165,7 @@ def scan(files: tuple[str, ...], as_json: bool) -> int:
         report = look.scan(file)
         report = replace(report, file=redact(report.file))
         if not as_json:
-            click.echo("\n" * printed + "\n".join(scan_table(report)))
+            echo(["\n" * printed + "\n".join(scan_table(report))], paged=len(files) == 1)
             printed = True
         return _STATUS[report.verdict], report.to_json()
 
@@ -185,7 +187,7 @@ def _each(
         except StateDictError as error:
             status, record = 2, {"file": redact(file), **failed, "error": str(error)}
             if not as_json:
-                click.echo(error_line(error), err=True)
+                write(error_line(error), err=True)
         found.add(status)
         records.append(record)
     if as_json:
@@ -215,7 +217,7 @@ def verify(files: tuple[str, ...], as_json: bool, **options: Any) -> int:
         with progress("checking"):
             report = look.verify(file, **options)
         if not as_json:
-            echo_lines(map(shell, report_text.verify(report)))
+            echo_lines(map(shell, report_text.verify(report)), paged=len(files) == 1)
         return int(not report.ok), report.to_json()
 
     return max(_each(files, read, as_json, {"ok": False}))

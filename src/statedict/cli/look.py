@@ -16,11 +16,12 @@ from statedict.cli.commands import (
     echo_json,
     echo_lines,
     echo_report,
-    echo_title,
     error_line,
     only_option,
     progress,
+    title,
 )
+from statedict.cli.terminal import ALL, all_option, echo, write
 from statedict.errors import PathError, StateDictError
 from statedict.io.location import location
 from statedict.io.urls import redact, to_name
@@ -33,6 +34,7 @@ from statedict.values import count, human_bytes
 @FILE
 @click.option("--at", metavar="PATH", help="Show only this entry, such as model.layers.0.")
 @click.option("--depth", type=click.IntRange(min=1), help="Fold the tree below this many levels.")
+@ALL
 @READ_AS
 @JSON
 @click.option("--recipe", is_flag=True, help="Print as the loops of PyTorch's state_dict recipe do.")
@@ -49,7 +51,7 @@ def show(
     if textconv:
         if at or depth:
             raise click.UsageError("--textconv shows the whole file, without --at and --depth")
-        click.echo("".join(f"{printable(line)}\n" for line in _textconv_lines(file, format)), nl=False)
+        write("".join(f"{printable(line)}\n" for line in _textconv_lines(file, format)), nl=False)
         return
     state = load(file, format=format)
     try:
@@ -63,7 +65,7 @@ def show(
     if recipe:
         from statedict.render.tree_text import recipe_lines
 
-        click.echo("\n".join(recipe_lines(part)))
+        echo(recipe_lines(part))
         return
     from statedict.api.look import inspect
 
@@ -74,8 +76,8 @@ def show(
     from statedict.render.tree_text import summary_lines
 
     total = summary.total
-    echo_title(file, f"{human_bytes(size)}  {count(total.tensors, 'tensor')}, {total.elements:,} elements")
-    click.echo("\n".join(summary_lines(summary, depth)))
+    head = title(file, f"{human_bytes(size)}  {count(total.tensors, 'tensor')}, {total.elements:,} elements")
+    echo([*head, *summary_lines(summary, depth)])
 
 
 def _textconv_lines(file: str, format: str | None) -> list[str]:
@@ -97,6 +99,7 @@ def _textconv_lines(file: str, format: str | None) -> list[str]:
 @FILE
 @only_option("Only what matches, such as '*.attn.*'.")
 @click.option("--depth", type=click.IntRange(min=1), help="Fold modules below this many levels to one row.")
+@ALL
 @READ_AS
 @JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print one line for each tensor.")
@@ -115,10 +118,10 @@ def stats(file: str, depth: int | None, as_json: bool, as_csv: bool, **options: 
     if as_json:
         echo_json({"file": redact(file), **report.to_json()})
     elif as_csv:
-        click.echo(_csv(report.tensors), nl=False)
+        write(_csv(report.tensors), nl=False)
     else:
-        echo_title(file, f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements")
-        echo_lines(stats_lines(report, depth))
+        head = title(file, f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements")
+        echo_lines(stats_lines(report, depth), head)
 
 
 def _csv(tensors: Sequence[Any]) -> str:
@@ -171,11 +174,11 @@ def report(files: tuple[str, ...], output: str, overwrite: bool, as_json: bool, 
 @click.option("--atol", type=click.FloatRange(min=0), default=0.0, help="Absolute tolerance.")
 @click.option("--deep", is_flag=True, help="The rank of each change, and whether a low-rank adapter explains it.")
 @click.option("--rank", metavar="R", type=click.IntRange(min=1), help="With --deep: adapters of up to this rank.")
-@click.option("--all", "everything", is_flag=True, help="Every line, not a screenful of each kind.")
+@all_option("Every line, not a screenful of each kind.")
 @READ_AS
 @JSON
 @click.option("--git", is_flag=True, help="Be git's diff.*.command: take the arguments that git gives, exit with 0.")
-def diff(files: tuple[str, ...], everything: bool, as_json: bool, git: bool, **options: Any) -> int:
+def diff(files: tuple[str, ...], all: bool, as_json: bool, git: bool, **options: Any) -> int:
     """Show how two checkpoints differ: tensors by name and content, optimizers by parameter, all other values.
 
     The two may have different formats, and each may be a URL. Exit status: 0 they are the same, 1 they differ, 2 one
@@ -192,7 +195,7 @@ def diff(files: tuple[str, ...], everything: bool, as_json: bool, git: bool, **o
         raise click.UsageError(f"diff takes two files, got {len(files)}")
     title, *sides = _git_arguments(files) if git else ("", *files)
     if git:
-        click.echo(click.style(f"statedict diff {printable(title)}", bold=True))
+        write(click.style(f"statedict diff {printable(title)}", bold=True))
     one, other = ({} if git and side == os.devnull else side for side in sides)
     try:
         with progress("comparing"):
@@ -200,9 +203,9 @@ def diff(files: tuple[str, ...], everything: bool, as_json: bool, git: bool, **o
     except StateDictError as error:
         if not git:  # git would give up on all files
             raise
-        click.echo(error_line(error))
+        write(error_line(error))
         return 0
-    echo_report(report, as_json, lines(report, None if everything else LIMIT))
+    echo_report(report, as_json, lines(report, None if all else LIMIT))
     return 0 if git else int(not report.same)
 
 

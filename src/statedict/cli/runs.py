@@ -13,10 +13,11 @@ import click
 
 from statedict.cli import look
 from statedict.cli.commands import DIRECTORY, JSON, Commands, echo_json, echo_report, progress
+from statedict.cli.terminal import ALL, all_option, echo, write
 from statedict.errors import RunError
 from statedict.io.location import location
 from statedict.io.urls import join, redact, to_name
-from statedict.render.text import number, printable, shape, table
+from statedict.render.text import number, printable, screen, shape, table
 from statedict.reports.runs import DAMAGED, UNFINISHED, About, Checkpoint, Pruned, Tried
 from statedict.runs.directory import Directory
 from statedict.runs.look.listing import find, listing, verify_run
@@ -44,6 +45,7 @@ def runs() -> None:
 @click.option("--metric", "metrics", metavar="NAME", multiple=True, help="Show only this metric; may be repeated.")
 @click.option("--sort", metavar="METRIC", help="Sort by this metric, the least first, instead of by step.")
 @click.option("--reverse", is_flag=True, help="The other way round.")
+@ALL
 @JSON
 def ls(directory: str, metrics: tuple[str, ...], sort: str | None, reverse: bool, as_json: bool) -> None:
     """List checkpoints with step, age, size, state and metrics, and draw each metric over the steps.
@@ -63,9 +65,9 @@ def ls(directory: str, metrics: tuple[str, ...], sort: str | None, reverse: bool
     if as_json:
         echo_json({"directory": name, "checkpoints": [one.to_json() for one in rows]})
     elif not found:
-        click.echo(f"{printable(name)}: no checkpoints{_hint(to_name(directory))}")
+        write(f"{printable(name)}: no checkpoints{_hint(to_name(directory))}")
     else:
-        click.echo("\n".join([*_table_rows(rows, metrics or known[:4]), *_charts(found, metrics or known)]))
+        echo([*_table_rows(rows, metrics or known[:4]), *_charts(found, metrics or known)])
 
 
 @click.command()
@@ -82,7 +84,7 @@ def show(directory: str, step: str, biggest: int, as_json: bool) -> None:
         echo_json(found.to_json())
     else:
         head, *rest = map(printable, _describe(found))
-        click.echo("\n".join([click.style(head, bold=True), *rest]))
+        echo([click.style(head, bold=True), *rest])
 
 
 @click.command()
@@ -139,7 +141,7 @@ def prune(directory: str, words: tuple[str, ...], dry_run: bool, yes: bool, as_j
     def confirm(found: Pruned) -> bool:
         nonlocal answer
         if not yes:
-            click.echo(_format_pruned(found, "would remove"))
+            write(_format_pruned(found, "would remove"))
             answer = click.confirm("Remove them?")
         return answer
 
@@ -147,9 +149,9 @@ def prune(directory: str, words: tuple[str, ...], dry_run: bool, yes: bool, as_j
     if as_json:
         echo_json(found.to_json() | {"dry_run": dry_run})
     elif not answer:
-        click.echo("nothing was removed")
+        write("nothing was removed")
     else:
-        click.echo(_format_pruned(found, "would remove" if dry_run else "removed"))
+        write(_format_pruned(found, "would remove" if dry_run else "removed"))
     return int(not answer)
 
 
@@ -201,9 +203,9 @@ def diff(directory: str, step: str, other: str, **options: Any) -> Any:
 @click.command()
 @DIRECTORY
 @click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True)
-@click.option("--all", "everything", is_flag=True, help="Every line, not a screenful of each kind.")
+@all_option("Every line, not a screenful of each kind.")
 @JSON
-def blame(directory: str, patterns: tuple[str, ...], everything: bool, as_json: bool) -> None:
+def blame(directory: str, patterns: tuple[str, ...], all: bool, as_json: bool) -> None:
     """Tell at which steps tensors changed, by how much, and when they got their first NaN or infinity.
 
     PATTERN is a glob over paths, such as 'layers.3.*'. Of the checkpoints that statedict wrote only what changed is
@@ -214,7 +216,7 @@ def blame(directory: str, patterns: tuple[str, ...], everything: bool, as_json: 
 
     with progress("comparing"):
         report = blame(directory, patterns)
-    echo_report(report, as_json, report_text.blame(report, None) if everything else None)
+    echo_report(report, as_json, report_text.blame(report, None) if all else None)
 
 
 @click.command()
@@ -234,7 +236,7 @@ def bisect(directory: str, test: str, good: str | None, bad: str | None, as_json
 
     def tell(tried: Tried, left: int) -> None:
         if not as_json:
-            click.echo(printable(f"{tried.name}: {tried.verdict} ({tried.seconds:.1f} s), {left:,} left"))
+            write(printable(f"{tried.name}: {tried.verdict} ({tried.seconds:.1f} s), {left:,} left"))
 
     report = bisect(directory, test, good=good, bad=bad, tell=tell, stdout=sys.stderr if as_json else None)
     echo_report(report, as_json)
@@ -249,7 +251,7 @@ def _hint(directory: str) -> str:
     return f"; {below[0]!r} in it has some" if below else ""
 
 
-def _table_rows(rows: Sequence[Checkpoint], metrics: Iterable[str]) -> Iterator[str]:
+def _table_rows(rows: Sequence[Checkpoint], metrics: Sequence[str]) -> Iterator[str]:
     """A table of checkpoints, then what is wrong with them."""
     now = time.time()
     columns = {
@@ -273,7 +275,9 @@ def _table_rows(rows: Sequence[Checkpoint], metrics: Iterable[str]) -> Iterator[
         colour = _COLOURS.get(rows[at - 1].state) if at else None
         return [click.style(cell, dim=at == 0, fg=colour) for cell in row]
 
-    yield from table(cells, [at for at in range(len(titles)) if at not in left], style)
+    right = [at for at in range(len(titles)) if at not in left]
+    optional = [titles.index(title) for title in (*reversed(metrics), "age", "size")]
+    yield from table(cells, right, style, left, optional)
     for one in rows:
         if one.state == DAMAGED:
             yield click.style(printable(f"{one.name}: {one.damage}"), fg="red")
@@ -292,18 +296,21 @@ def _charts(found: Iterable[Checkpoint], metrics: Iterable[str]) -> Iterator[str
         span = f"{number(least[0])} at {least[1]}"
         if most[0] != least[0]:
             span += f" … {number(most[0])} at {most[1]}"
-        rows.append((name, sparkline([score for score, _ in scores]), span))
-    yield from table(rows)
+        rows.append((name, [score for score, _ in scores], span))
+    width = screen.get().width or 1000
+    taken = max((len(name) + len(span) for name, _, span in rows), default=0)
+    bars = max(min(_WIDTH, width - taken - 4), _WIDTH // 6)
+    yield from table([(name, sparkline(scores, bars), span) for name, scores, span in rows])
 
 
-def sparkline(values: list[float]) -> str:
+def sparkline(values: list[float], width: int = _WIDTH) -> str:
     """Bars from the least to the most, a dot for NaN and infinity; many values become means of neighbours.
 
     >>> sparkline([1, 2, float("nan"), 8])
     '▁▂·█'
     """
-    if len(values) > _WIDTH:
-        cuts = [round(at * len(values) / _WIDTH) for at in range(_WIDTH + 1)]
+    if len(values) > width:
+        cuts = [round(at * len(values) / width) for at in range(width + 1)]
         parts = [[v for v in values[a:b] if math.isfinite(v)] for a, b in pairwise(cuts)]
         values = [math.fsum(v / len(part) for v in part) if part else math.nan for part in parts]
     known = [value for value in values if math.isfinite(value)]
@@ -340,4 +347,4 @@ def _describe(found: About) -> Iterator[str]:
     if one.usable:
         yield f"holds         {count(found.tensors, 'tensor')}, {found.elements:,} elements"
     rows = [(tensor.path, tensor.dtype, shape(tensor.shape), human_bytes(tensor.nbytes)) for tensor in found.biggest]
-    yield from (f"  {line}" for line in table(rows))
+    yield from table(rows, indent=2)

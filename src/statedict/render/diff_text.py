@@ -69,7 +69,8 @@ def summary(diff: Diff) -> str:
 def _group(title: str, rows: list[tuple[str, str]], limit: int | None) -> Iterator[str]:
     if rows:
         yield title
-        yield from (f"  {line}" for line in limit_lines(table(rows[:limit]), len(rows), limit))
+        elide = (0,) if title in (kinds.CHANGED, kinds.CLOSE) else (0, 1)
+        yield from limit_lines(table(rows[:limit], elide=elide, indent=2), len(rows), limit, 2)
 
 
 def tensor(tensor: TensorDiff) -> tuple[str, str]:
@@ -147,7 +148,7 @@ def _ranks(diff: Diff, limit: int | None) -> Iterator[str]:
     yield rank_summary([change for _, change in changes])
     yield "rank of the change"
     rows = [_RANKS, *((path, *_rank_cells(change)) for path, change in changes[:limit])]
-    yield from (f"  {line}" for line in limit_lines(table(rows, range(1, 6)), len(changes), limit))
+    yield from limit_lines(table(rows, range(1, 6), optional=(6, 3, 4), indent=2), len(changes), limit, 2)
 
 
 def rank_summary(changes: list[LowRank]) -> str:

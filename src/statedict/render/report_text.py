@@ -111,7 +111,7 @@ def scan_table(report: ScanReport) -> Iterator[str]:
     def style(number: int, cells: list[str]) -> list[str]:
         return [_colour(cells[0], rows[number][0]), *cells[1:]]
 
-    yield from table(rows, style=style)
+    yield from table(rows, style=style, elide=(1, 3, 4))
     yield from (click.style("damaged", fg="yellow") + f"  {printable(text)}" for text in report.damage)
     yield from (f"note  {printable(text)}" for text in report.notes)
     head = f"{printable(report.file)}: {_colour(report.verdict, report.verdict)}, {count(report.pickles, 'pickle')}"
@@ -135,15 +135,17 @@ def blame(report: Blame, limit: int | None = LIMIT) -> Iterator[str]:
     for group in groups[:limit]:
         single = len(group) == 1
         yield _describe(group[0]) + ("" if single else f": {count(len(group), 'tensor')}")
-        for one in group[:limit]:
-            yield "  " + "  ".join([one.path, one.dtype, shape(one.shape), *_extent(report, one, single)])
-            if single:
-                changes = (
-                    f"{each.name}  {measures(each.measures, cosine=False) if each.measures else each.note}"
-                    for each in one.changes[:limit]
-                )
-                yield from (f"    {line}" for line in limit_lines(changes, len(one.changes), limit))
-        yield from (f"  {line}" for line in limit_lines((), len(group), limit))
+        yield from table(
+            [(one.path, one.dtype, shape(one.shape), "  ".join(_extent(report, one, single))) for one in group[:limit]],
+            indent=2,
+        )
+        if single:
+            changes = (
+                f"    {each.name}  {measures(each.measures, cosine=False) if each.measures else each.note}"
+                for each in group[0].changes[:limit]
+            )
+            yield from limit_lines(changes, len(group[0].changes), limit, 4)
+        yield from limit_lines((), len(group), limit, 2)
     if limit is not None and len(groups) > limit:
         yield f"… and {sum(map(len, groups[limit:])):,} tensors with {len(groups) - limit:,} other histories"
     for number, (name, some) in enumerate(groupby(report.broken, key=lambda one: one.broken and one.broken.name)):

@@ -30,7 +30,7 @@ _ROLES = {"parameter": "parameters", "buffer": "buffers", "optimizer": "optimize
 
 def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
     """The tree, then totals by dtype and role, optimizers, and what deserves a look."""
-    yield from table([_HEAD, *_rows("", summary.root, "", "", depth, 0)], _RIGHT, _style)
+    yield from table([_HEAD, *_rows("", summary.root, "", "", depth, 0)], _RIGHT, _style, (0, 5), (3, 2))
     if summary.tensors:
         yield ""
         rows: list[Row] = [("dtype", "tensors", "", "elements", "bytes", "")]
@@ -62,7 +62,7 @@ def groups(optimizer: Optimizer) -> list[str]:
     rows = [(optimizer.title, "group", "parameters", *map(_format_setting, shown))]
     for at, (size, group) in enumerate(optimizer.groups):
         rows.append(("", str(at), f"{size:,}", *(_format_setting(group.get(key, "")) for key in shown)))
-    return list(table(rows, range(1, len(rows[0]))))
+    return list(table(rows, range(1, len(rows[0])), optional=range(len(rows[0]) - 1, 2, -1)))
 
 
 def _is_off(value: object) -> bool:
@@ -117,7 +117,7 @@ def stats_lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
     rows = [_STATS_HEAD, *_stats_rows(report, depth)]
     sums = [*(report.dtypes if len(report.dtypes) > 1 else ()), report.total]
     rows += [("",) * len(_STATS_HEAD), *(_group_row(one, one.name or "total", one.name) for one in sums)]
-    yield from table(rows, range(3, 9))
+    yield from table(rows, range(3, 9), None, (0, 9), (2, 7, 8, 1, 5))
     for optimizer in report.optimizers:
         yield ""
         yield from groups(optimizer)
