@@ -179,3 +179,30 @@ def test_a_path_that_is_not_in_the_file_names_the_file(check: Run) -> None:
     done = check("--model", "nets:Net", "--at", "nope")
     assert done.returncode == 2
     assert done.stderr.startswith("statedict: checkpoint.pth: no entry 'nope' among ")
+
+
+def test_of_several_models_that_fit_alike_one_is_to_be_named(run: Run, check: Run, tmp_path: Path) -> None:
+    model = statedict.load(tmp_path / "checkpoint.pth")["model_state"]
+    statedict.save({"params": model, "params_ema": model.copy(), "x": {}}, tmp_path / "esr.pth")
+    done = run("check", "esr.pth", "--model", "nets:Net")
+    assert done.returncode == 2
+    assert done.stderr.startswith("statedict: esr.pth: 2 models could be meant: params (10 tensors, 62,006 elements)")
+    assert "name one by --at params" in done.stderr
+    assert run("check", "esr.pth", "--model", "nets:Net", "--at", "params_ema").returncode == 0
+    assert run("check", "esr.pth", "--model", "nets:bigger", "--at", "params").returncode == 1
+
+
+def test_an_empty_dict_is_never_the_model(run: Run, check: Run, tmp_path: Path) -> None:
+    model = {f"net.{name}": tensor for name, tensor in statedict.load(tmp_path / "checkpoint.pth")["model_state"].items()}
+    del model["net.conv1.weight"]
+    state = {"loops": {"fit_loop": {"state_dict": {}}}, "state_dict": model | {"loss.weight": model["net.fc3.bias"]}}
+    statedict.save(state, tmp_path / "lightning.ckpt")
+    assert run("check", "lightning.ckpt", "--model", "nets:renamed").stdout.startswith("lightning.ckpt at state_dict: ")
+
+
+def test_a_whole_module_is_the_model(run: Run, check: Run, tmp_path: Path) -> None:
+    program = "import torch, nets; torch.save({'net': nets.Net(), 'epoch': 1}, 'whole.pth')"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    done = run("check", "whole.pth", "--model", "nets:Net")
+    assert done.stdout == "whole.pth at net: would restore 10 of 10 entries\n"
+    assert run("check", "whole.pth", "--model", "nets:Net", "--at", "net").returncode == 0

@@ -235,3 +235,14 @@ def test_what_cannot_be_done_is_one_line_status_2_and_nothing_is_written(
     assert message in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pth"]
+
+
+def test_of_several_models_strip_asks_for_one_as_one_types_it(run: Run, tmp_path: Path) -> None:
+    model = statedict.load(tmp_path / "checkpoint.pth")["model_state"]
+    statedict.save({"params": model, "params ema": model.copy()}, tmp_path / "esr.pth")
+    failed = run("edit", "esr.pth", "out.safetensors", "--strip")
+    assert failed.returncode == 2
+    assert "2 models could be meant: params (10 tensors, 62,006 elements), params ema (10 tensors" in failed.stderr
+    assert failed.stderr.endswith("keep one first, by --keep params\n")
+    assert run("edit", "esr.pth", "out.safetensors", "--keep", "params ema", "--strip").returncode == 0
+    assert names(tmp_path / "out.safetensors") == list(model)

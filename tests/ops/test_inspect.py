@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import statedict
-from statedict.ops.inspect import is_model, state_dicts
 from statedict.reports.summary import Total
 from statedict.tensor.lazy import as_lazy
 from statedict.tree.layout import is_optimizer
+from statedict.tree.roles import find_roles, is_model
 from statedict.values import Opaque
 
 from ..work import assert_linear, steps
@@ -95,7 +95,7 @@ def test_the_totals_are_the_sums_of_the_tensors(tree: object) -> None:
 def test_optimizers_and_models_are_found_at_any_depth() -> None:
     model, optimizer = trained()
     tree = {"gan": {"g": model.state_dict(), "o": optimizer.state_dict()}, "n": 1}
-    assert [path for path, _ in state_dicts(tree)] == ["gan.g", "gan.o"]
+    assert [path for _, path, _ in find_roles(tree)] == ["gan.g", "gan.o"]
     assert is_model(model.state_dict())
     assert is_optimizer(optimizer.state_dict())
     assert not is_model({"a": 1})

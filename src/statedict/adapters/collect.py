@@ -29,6 +29,7 @@ from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import move_to_copies, numpy_arrays, torch_tensors
 from statedict.tree.rename import Rules
+from statedict.tree.roles import find_models
 from statedict.tree.state_dict import StateDict, transform
 from statedict.tree.walk import MAX_DEPTH, walk
 from statedict.values import PLAIN, Opaque
@@ -221,25 +222,30 @@ def _hints(plan: Plan, obj: Any, state: Any) -> tuple[str, ...]:
         wanted = dict.fromkeys(shapes, "skip") if len(shapes) <= _NAMED else "skip"
         hints.append(f"where shapes differ, pass shapes={wanted!r} to leave the target as it is, or another policy")
     if not isinstance(obj, dict) and isinstance(state, dict) and any(map(_is_container, state.values())):
-        path, entry = locate(obj, state) or ("", None)
+        path, entry = next(iter(locate(obj, state).items()), ("", None))
         if path and not _try(obj, entry).problems:
             keys = "".join(f"[{key!r}]" for key in path.split("."))
             hints.append(f"the entry {path!r} of the state fits, restore from load(path){keys}")
     return tuple(filter(None, [*hints, suggest_options(plan.problems)]))
 
 
-def locate(target: Any, state: Any, rename: Mapping[str, str] | None = None) -> tuple[str, Any] | None:
-    """The path and the entry of a state that fits an object best, by how many of its entries the state has.
+def locate(target: Any, state: Any, rename: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Path → entry of those in a state that fit an object best, by how many of its entries each has.
 
-    None if the object is an optimizer and no entry could be one's. `rename` has rules for paths below the entry.
+    Of a module only models are tried, if there are any. None is found if the object is an optimizer and no entry could
+    be one's. `rename` has rules for paths below the entry.
 
     >>> import torch
-    >>> locate(torch.nn.Linear(2, 1), {"epoch": 3, "net": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}})[0]
-    'net'
+    >>> [*locate(torch.nn.Linear(2, 1), {"epoch": 3, "net": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}})]
+    ['net']
     """
     wanted = hasattr(target, "param_groups")
-    places = [place for place in _places(state, "") if _has_groups(place[1]) is wanted]
-    return max(places, key=lambda place: _count_fitting(target, place[1], rename or {}), default=None)
+    places = find_models(state) if is_module(target) else {}
+    places = places or {path: node for path, node in _places(state, "") if node and _has_groups(node) is wanted}
+    if len(places) < 2:
+        return places
+    fitting = {path: _count_fitting(target, node, rename or {}) for path, node in places.items()}
+    return {path: places[path] for path, fits in fitting.items() if fits == max(fitting.values())}
 
 
 def _places(state: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import reduce, wraps
 from typing import Any, TypeVar
 
-from statedict.adapters.names import plain, unwrap
 from statedict.errors import RenameError
 from statedict.tree.rename import Rules, modules
+from statedict.tree.roles import plain, unwrap
 
 _RULES = "_statedict_renamed_in"
 _VERSION = "renamed_in"

@@ -23,10 +23,8 @@ from typing import Any
 
 from statedict.adapters import join
 from statedict.tree.rename import Rules
+from statedict.tree.roles import WRAPPERS, plain, unwrap
 
-WRAPPERS = frozenset((
-    "module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module",
-))  # fmt: skip
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _LETTERS = "nmkpqr"
 _MOST = 50  # rules; more are not a pattern
@@ -71,21 +69,6 @@ class Reading:
             if path in places:
                 return ".".join([places[path], *keys[depth:]])
         return join(places.get("", ""), ".".join(keys))
-
-
-def plain(name: str) -> str:
-    """A name without the keys that wrappers put into it.
-
-    >>> plain("module.encoder._orig_mod.weight")
-    'encoder.weight'
-    """
-    keys = name.split(".")
-    return name if WRAPPERS.isdisjoint(keys) else unwrap(name) or name
-
-
-def unwrap(path: str) -> str:
-    """A module's path without wrappers; that of a module which is only wrapped is empty."""
-    return ".".join(key for key in path.split(".") if key not in WRAPPERS)
 
 
 def align(target: Iterable[str], state: Iterable[str], prefix: str | None = None) -> Reading:

@@ -16,10 +16,10 @@ from typing import Any
 
 from statedict.adapters import join
 from statedict.adapters.labels import DROPPED
-from statedict.adapters.names import plain
 from statedict.adapters.plan import Plan
 from statedict.tensor.lazy import is_array
 from statedict.tree.optimizer import infer, names_of
+from statedict.tree.roles import plain
 
 Key = tuple[int, Any]
 """A saved parameter: the number of its group, and what identifies it there."""

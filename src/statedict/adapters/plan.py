@@ -12,7 +12,7 @@ from typing import Any
 
 from statedict.adapters import DATA, Find, join, leaf, to_framework
 from statedict.adapters.labels import DROPPED, find_member, settle
-from statedict.adapters.names import Reading, align, plain, suggest_rules
+from statedict.adapters.names import Reading, align, suggest_rules
 from statedict.adapters.shapes import POLICIES, Fit
 from statedict.dtypes import DType
 from statedict.errors import RestoreError
@@ -22,6 +22,7 @@ from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.tree.optimizer import Shape
 from statedict.tree.rename import Rules, modules
+from statedict.tree.roles import plain
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import matches
 from statedict.values import PLAIN

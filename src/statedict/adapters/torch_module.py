@@ -25,8 +25,10 @@ from statedict.io.pipeline import compute_sums
 from statedict.reports.outcomes import Entry
 from statedict.tensor.arrays import live_region
 from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tree.roles import module_state
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import matches
+from statedict.values import Opaque
 
 STAGE = 0
 _RUNNING = re.compile(r"\brunning_(mean|var)$")
@@ -48,8 +50,10 @@ def capture(value: Any, context: Capture, path: str) -> Any:
 
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     """Compare names, shapes and dtypes; then fill the tensors and let the module load."""
+    given = type(state).__name__
+    state = module_state(state) if isinstance(state, Opaque) else state
     if not isinstance(state, dict):
-        plan.problem("kind", path, f"a module is restored from a dict, the state has a {type(state).__name__} there")
+        plan.problem("kind", path, f"a module is restored from a dict, the state has a {given} there")
         return
     reader = read(value, state, plan, path)
     if reader is None:

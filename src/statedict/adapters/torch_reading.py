@@ -19,10 +19,11 @@ from typing import Any
 from statedict import torch_private
 from statedict.adapters import join
 from statedict.adapters.history import apply_history
-from statedict.adapters.names import Reading, unwrap
+from statedict.adapters.names import Reading
 from statedict.adapters.plan import Plan
 from statedict.errors import UnsupportedError
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tree.roles import unwrap
 
 _MISMATCH = re.compile(r"size mismatch for (\S+?):")
 

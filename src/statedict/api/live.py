@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from statedict.api.files import is_path, load, wrap_root
 from statedict.errors import RestoreError, UnsupportedError
 from statedict.io.urls import redact, to_name
+from statedict.tree.roles import ambiguity_error
 from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
@@ -136,6 +137,7 @@ def fit(
         The paths and the plan; None if an object is an optimizer and the checkpoint has no state of one.
 
     Raises:
+        AlterError: several entries fit equally well.
         PathError: there is no such path.
         StateDictError: what `restore` raises.
     """
@@ -143,12 +145,16 @@ def fit(
 
     parts: dict[str, tuple[Any, Any]] = {}
     for path, value in wanted:
-        place = (
-            locate(value, state, options.get("rename")) if path is None else (path, state.at(path) if path else state)
-        )
-        if place is None:
+        if path is None:
+            places = locate(value, state, options.get("rename"))
+        else:
+            places = {path: state.at(path) if path else state}
+        if not places:
             return None
-        parts[place[0]] = value, place[1]
+        if len(places) > 1:
+            raise ambiguity_error(places, f"name one by {'at' if not parts else 'optimizer_at'}={{}}")
+        ((where, entry),) = places.items()
+        parts[where] = value, entry
     if len(parts) == 1:  # paths in the report are the object's own then
         target, source = next(iter(parts.values()))
     else:

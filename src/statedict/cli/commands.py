@@ -92,6 +92,8 @@ class Commands(click.Group):
 
 # argument → option, and the placeholder for a value that the message leaves open
 OPTIONS = {
+    "at": ("--at", "PATH"),
+    "optimizer_at": ("--optimizer-at", "PATH"),
     "allow_missing": ("--allow-missing", "GLOB"),
     "allow_unexpected": ("--allow-unexpected", "GLOB"),
     "shapes": ("--shapes", "[GLOB=]POLICY"),
@@ -105,6 +107,10 @@ OPTIONS = {
 }
 _PHRASES = (
     (re.compile(r"restore from load\(path\)((?:\['[^']*'\])+)"), lambda found: f"name it by --at {_path(found[1])}"),
+    (
+        re.compile(r"by select\(state, ('.*?')\) or a step \{'keep': \1\}"),
+        lambda found: f"by --keep {_path(f'[{found[1]}]')}",
+    ),
     (re.compile(r"leave prefix at 'auto'"), lambda found: "leave out --prefix"),
     (re.compile(r"override=\{.*?: …\} with a value for it, or (?=allow_)"), lambda found: ""),
     (re.compile(r"allow overwriting"), lambda found: "add --overwrite"),

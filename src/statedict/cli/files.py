@@ -27,7 +27,7 @@ from statedict.cli.commands import (
     split_pair,
 )
 from statedict.cli.terminal import ALL, echo, write
-from statedict.errors import PathError, StateDictError
+from statedict.errors import AlterError, PathError, StateDictError
 from statedict.formats import WRITABLE
 from statedict.io.location import location
 from statedict.io.urls import redact
@@ -75,8 +75,8 @@ def check(file: str, model: str, optimizer: str | None, as_json: bool, **options
     options["shapes"] = {glob or "*": policy for glob, _, policy in policies}
     try:
         fitting = fit(state, wanted, **options)
-    except PathError as error:
-        raise PathError(f"{redact(file)}: {error}") from error
+    except (PathError, AlterError) as error:
+        raise type(error)(f"{redact(file)}: {error}") from error
     if fitting is None:
         lack = "has no optimizer's state; if it has, name it by --optimizer-at"
         echo_report({"file": redact(file), "error": lack}, as_json, [f"{printable(file)}: {lack}"])

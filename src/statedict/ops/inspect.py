@@ -15,6 +15,7 @@ from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import find_model, names_of
+from statedict.tree.roles import MODEL, find_roles, members
 from statedict.tree.walk import free_name, label, nest, sort_numbers, visit, walk
 from statedict.values import Opaque, abbreviate, count, shorten
 
@@ -22,27 +23,6 @@ _SHORT = 60
 _NAMES = ("params", "param_names")
 
 _Rows = list[tuple[str, Node]]
-
-
-def is_model(node: Any) -> bool:
-    """Whether a value is a model's state_dict: a dict of names → tensors, extra state aside."""
-    return (
-        isinstance(node, dict)
-        and any(is_array(value) for value in node.values())
-        and all(type(key) is str for key in node)
-        and all(is_array(value) or key.rpartition(".")[2] == "_extra_state" for key, value in node.items())
-    )
-
-
-def state_dicts(tree: Any) -> Iterator[tuple[str, Any]]:
-    """(path, state_dict) of every model and optimizer in a tree."""
-    pending = [("", tree)]
-    while pending:
-        path, node = pending.pop()
-        if is_optimizer(node) or is_model(node):
-            yield path, node
-        elif isinstance(node, dict):
-            pending += [(f"{path}.{key}" if path else str(key), child) for key, child in reversed(node.items())]
 
 
 def optimizers(tree: Any, item: Callable[[LazyTensor], Any] | None = None) -> list[Optimizer]:
@@ -83,6 +63,7 @@ def summarize(state: Any, path: str = "") -> Summary:
         dot = path + "." if path else ""
         by_path = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
         build = _Builder(by_path)
+        build.models = {id(node) for role, _, node in find_roles(state) if role == MODEL}
         root = build.node("", state, path, "tensor", None)
         wasted = unseen_bytes(build.lazy)
     return Summary(
@@ -99,6 +80,7 @@ def summarize(state: Any, path: str = "") -> Summary:
 class _Builder:
     def __init__(self, optimizers: dict[str, Optimizer]) -> None:
         self.optimizers = optimizers
+        self.models: set[int] = set()
         self.inferred = False
         self.tensors: dict[str, TensorInfo] = {}
         self.values: dict[str, Any] = {}
@@ -113,14 +95,20 @@ class _Builder:
         if is_optimizer(value):
             return self.optimizer(value, path)
         if isinstance(value, dict) and type(value) is not Counter:
-            role = _role_within(value, role)
+            role = self.role_within(value, role)
             return _group(self.children(value.items(), path, role, parameter), mark_inferred(parameter, self.inferred))
         if isinstance(value, Opaque):
             if id(value) in self.objects:
                 return Node(note=f"the object of {value.name} that holds it")
             self.objects.add(id(value))
             self.count(value)
-            children = self.children(value.children(), path, role, parameter)
+            within = members(value)
+            if within is not None:
+                rest = ((key, child) for key, child in value.children() if key not in within)
+                children = self.children(within.items(), path, "marked", parameter)
+                children += self.children(rest, path, "beside", parameter)
+            else:
+                children = self.children(value.children(), path, role, parameter)
             self.objects.discard(id(value))
             return _group(children, f"object of {value.name}")
         if type(value) in (list, tuple) and any(
@@ -177,6 +165,20 @@ class _Builder:
         notes = (f"= {tied}" if tied is not None else "", part, _note_attributes(tensor.attributes or {}))
         return Node(info, note=" ".join(filter(None, notes)), total=info.total)
 
+    def role_within(self, node: dict[Any, Any], role: str) -> str:
+        """The role of the tensors in a dict, from that of the tensors around it.
+
+        "marked" where PyTorch recorded which ones are parameters; a dict in such a one, where it recorded none, has
+        what lies "beside" them, as the constants of torch.export do.
+        """
+        if role not in ("tensor", "marked"):
+            return role
+        if any(isinstance(value, LazyTensor) and value.parameter for value in node.values()):
+            return "marked"
+        if role == "marked":
+            return "beside"
+        return "parameter" if id(node) in self.models else role
+
     def optimizer(self, value: Any, path: str) -> Node:
         record = self.optimizers.get(path, Optimizer(path))
         self.inferred = record.inferred
@@ -193,21 +195,6 @@ class _Builder:
                 rows.append((str(name), self.node(str(name), part, f"{dot}{name}", "optimizer", None)))
         self.inferred = False
         return _group(rows, "optimizer")
-
-
-def _role_within(node: dict[Any, Any], role: str) -> str:
-    """The role of the tensors in a dict, from that of the tensors around it.
-
-    "marked" where PyTorch recorded which ones are parameters; a dict in such a one, where it recorded none, has what
-    lies "beside" them, as the constants of torch.export do.
-    """
-    if role not in ("tensor", "marked"):
-        return role
-    if any(isinstance(value, LazyTensor) and value.parameter for value in node.values()):
-        return "marked"
-    if role == "marked":
-        return "beside"
-    return "parameter" if is_model(node) else role
 
 
 def _group(rows: _Rows, note: str = "") -> Node:

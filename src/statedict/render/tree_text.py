@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from statedict.errors import FormatError
-from statedict.ops.inspect import state_dicts
 from statedict.render.text import number, printable, shape, table
 from statedict.reports.stats import GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, Summary, Total, mark_inferred
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.layout import is_optimizer
+from statedict.tree.roles import find_roles, is_model
 from statedict.tree.state_dict import StateDict, transform
 from statedict.values import count, human_bytes, shorten
 
@@ -167,7 +167,8 @@ def recipe_lines(state: StateDict) -> Iterator[str]:
     Raises:
         FormatError: it has neither.
     """
-    for at, (_, node) in enumerate(nodes := list(state_dicts(state))):
+    nodes = [node for _, _, node in find_roles(state) if is_optimizer(node) or is_model(node)]
+    for at, node in enumerate(nodes):
         if at:
             yield ""
         if is_optimizer(node):

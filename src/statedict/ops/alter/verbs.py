@@ -17,6 +17,7 @@ from statedict.ops.alter.outline import filter_entries, filter_tensors, on_trees
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree import rename as rules
 from statedict.tree.layout import Layout, is_optimizer
+from statedict.tree.roles import choose_model, unwrap_names
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import Patterns, label
 
@@ -52,26 +53,22 @@ def drop(state: Layout, patterns: Patterns) -> Layout:
 
 @on_trees
 def strip(state: Layout) -> Layout:
-    """The model's state_dict alone, without optimizers, schedulers and plain values.
+    """The model's state_dict alone, without optimizers, plain values and tensors beside it, such as a loss.
 
-    Several models stay in a dict under their keys.
+    The keys of wrappers go: `module.` (DistributedDataParallel) before all names, `_orig_mod.` (torch.compile) and the
+    like anywhere. A whole module that was pickled gives the state_dict that it would give itself.
 
     Raises:
-        AlterError: there is no tensor outside of optimizers.
+        AlterError: there is no tensor outside of optimizers, or several models could be meant.
 
     >>> import statedict
     >>> list(strip(statedict.load("examples/checkpoint.pth")))[:2]
     ['conv1.weight', 'conv1.bias']
     """
-    tensors = [path for path, leaf in state.leaves.items() if is_array(leaf)]
-    homes = dict.fromkeys(state.home[path] for path in tensors)
-    if not homes or is_optimizer(state.tree):
-        raise AlterError("nothing is left without optimizers and plain values; there is no model in it")
-    if len(homes) == 1:
-        (home,) = homes
-        node = state.dicts[home]
-        return Layout(like(node, StateDict((key, value) for key, value in node.items() if is_array(value))))
-    return rebuild(state, {path: path for path in tensors}, state.optimizers)
+    _, model = choose_model(state.tree, "keep one first, by select(state, {0}) or a step {{'keep': {0}}}")
+    layout = Layout(model)
+    kept = [path for path, leaf in layout.leaves.items() if is_array(leaf) or "_extra_state" in path.split(".")]
+    return rebuild(layout, unwrap_names(kept))
 
 
 @on_trees
