@@ -193,10 +193,11 @@ def test_of_several_models_that_fit_alike_one_is_to_be_named(run: Run, check: Ru
 
 
 def test_an_empty_dict_is_never_the_model(run: Run, check: Run, tmp_path: Path) -> None:
-    model = {f"net.{name}": tensor for name, tensor in statedict.load(tmp_path / "checkpoint.pth")["model_state"].items()}
+    state = statedict.load(tmp_path / "checkpoint.pth")["model_state"]
+    model = {f"net.{name}": tensor for name, tensor in state.items()}
     del model["net.conv1.weight"]
-    state = {"loops": {"fit_loop": {"state_dict": {}}}, "state_dict": model | {"loss.weight": model["net.fc3.bias"]}}
-    statedict.save(state, tmp_path / "lightning.ckpt")
+    saved = {"loops": {"fit_loop": {"state_dict": {}}}, "state_dict": model | {"loss.weight": model["net.fc3.bias"]}}
+    statedict.save(saved, tmp_path / "lightning.ckpt")
     assert run("check", "lightning.ckpt", "--model", "nets:renamed").stdout.startswith("lightning.ckpt at state_dict: ")
 
 

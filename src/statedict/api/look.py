@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from statedict import formats
-from statedict.api.files import is_path, name_of, split, tree_of
+from statedict.api.files import is_path, load, name_of, split, tree_of
 from statedict.collector import Paused
 from statedict.errors import StateDictError, UnsupportedError
-from statedict.formats import places
-from statedict.io.urls import redact, to_name
+from statedict.formats import beside, places
+from statedict.io.urls import join, redact, to_name
+from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +48,8 @@ def verify(path: Path, *, values: bool = False, quick: bool = False, format: str
     """Check a checkpoint for damage; every byte of it is read once, unless it is to be `quick`.
 
     Checked are ranges, overlaps, bytes that belong to nothing, an archive's headers against its directory, shards
-    against their index; then the CRC-32 of each record of a zip archive, and digests, as in all files of `save`.
+    against their index; then the CRC-32 of each record of a zip archive, and digests, as in all files of `save`. Of a
+    folder also the files beside the checkpoint that `load` opens are read.
 
     Args:
         path: as for `load`.
@@ -54,7 +58,8 @@ def verify(path: Path, *, values: bool = False, quick: bool = False, format: str
         format: read the file as this format, as for `load`.
 
     Returns:
-        What was found; `report.ok` says whether the file is fine, `report.problems` what is wrong and where.
+        What was found; `report.ok` says whether nothing is wrong, `report.problems` what is and where,
+        `report.unread` which files nobody looked at.
 
     Raises:
         FileError: it cannot be opened.
@@ -74,7 +79,8 @@ def verify(path: Path, *, values: bool = False, quick: bool = False, format: str
     source = places.open_checkpoint(file)
     with Paused():
         name, found = formats.checks(source, format)
-        return examine(redact(file), name, found, values, quick)
+        others = beside.check_others(file) if beside.is_folder(file) else ()
+        return examine(redact(file), name, chain(found, others), values, quick)
 
 
 def _whole_file(verb: str, source: Any) -> str:
@@ -141,7 +147,7 @@ def diff(
 
     Args:
         a: a path or URL as for `load`, or a tree, as for `save`.
-        b: likewise; their formats may differ.
+        b: likewise; their formats may differ. Of two folders all checkpoints are compared that have the same name.
         only: globs over paths; the rest is not looked at.
         names_only: no tensor is read; names, dtypes, shapes and values are compared.
         numeric: tensors are equal as `torch.equal` has it: 0.0 is -0.0, NaN is nothing, and equal numbers of another
@@ -177,8 +183,26 @@ def diff(
         raise ValueError(f"rank={rank}: a rank of 1 or more is looked for, with deep=True")
     with Paused():
         rule, names = Rule(numeric, rtol, atol), (name_of(a), name_of(b))
-        one, other = tree_of(a, format=format), tree_of(b, format=format)
-        return compare_trees(one, other, names, only, names_only, rule, executor, deep, rank)
+        trees = tree_of(a, format=format), tree_of(b, format=format)
+        unread = _add_others((a, b), trees)
+        found = compare_trees(*trees, names, only, names_only, rule, executor, deep, rank)
+        return replace(found, unread=unread) if unread else found
+
+
+def _add_others(sources: tuple[Any, Any], trees: tuple[StateDict, StateDict]) -> tuple[str, ...]:
+    """Add to the trees of two folders the other checkpoints that both hold, under the names of their files.
+
+    Returns:
+        Those that only one of the sources holds.
+    """
+    folders = [to_name(one) if is_path(one) and beside.is_folder(to_name(one)) else "" for one in sources]
+    others = [beside.list_checkpoints(folder) if folder else [] for folder in folders]
+    for folder, tree in zip(folders, trees, strict=True):
+        for name in others[0]:
+            if name in others[1]:
+                tree[name] = load(join(folder, name))
+    sides = ((others[0], others[1], "first"), (others[1], others[0], "second"))
+    return tuple(f"{name} (only in the {which})" for one, other, which in sides for name in one if name not in other)
 
 
 def scan(path: str | os.PathLike[str]) -> ScanReport:

@@ -96,6 +96,11 @@ def _list_stored(metadata: dict[str, Any], where: str) -> Iterator[tuple[Any, An
         yield what.get("fqn"), None if chunk is None else tuple(chunk), file, offset, length
 
 
+def list_files(source: ByteSource) -> list[str]:
+    """List the files that `.metadata` names."""
+    return [file for _, _, file, _, _ in _list_stored(_read_metadata(source), source.name)]
+
+
 def _read_leaves(index: ByteSource, metadata: dict[str, Any]) -> dict[Any, Any]:
     stored = list(_list_stored(metadata, index.name))
     files = places.open_files(places.get_folder(index), (file for _, _, file, _, _ in stored))

@@ -88,6 +88,11 @@ def _open_index(source: ByteSource) -> tuple[dict[str, str], dict[str, Any], dic
     return files, places.open_files(folder, files.values()), metadata if isinstance(metadata, dict) else {}
 
 
+def list_files(source: ByteSource) -> list[str]:
+    """List the files that the index names."""
+    return list(parse(read_document(source), source.name)["weight_map"].values())
+
+
 def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
     """Map each file of the folder to the function that writes it, the index last.
 

@@ -10,7 +10,7 @@ from statedict.io.parallel import batches, parallel
 from statedict.io.pipeline import Meter, Sums, compute_sums, meter
 from statedict.ops.jobs import Part
 from statedict.reports.outcomes import Nonfinite, VerifyReport
-from statedict.tensor.checks import Check, Found, Problem, refusal
+from statedict.tensor.checks import Check, Found, Problem, Unread, refusal
 from statedict.tensor.lazy import LazyTensor
 
 _REMEDY = "fetch the file again, or save it again"
@@ -30,7 +30,7 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
         UnknownFormatError: it turns out to be no checkpoint.
     """
     checks, read = list[Check](), list[Check]()
-    problems, notes, counter = list[Problem](), list[str](), meter()
+    problems, notes, unread, counter = list[Problem](), list[str](), list[str](), meter()
 
     def parts() -> Iterator[Check]:
         """The checks to read; threads read the first ones while the format examines the rest of the structure."""
@@ -38,6 +38,8 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
             for item in found:
                 if isinstance(item, Problem):
                     problems.append(item)
+                elif isinstance(item, Unread):
+                    unread.append(item)
                 elif isinstance(item, str):
                     notes.append(item)
                 else:
@@ -76,6 +78,7 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
         digests=sum(check.digest is not None for check in read),
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(notes),
+        unread=tuple(unread),
         nonfinite=tuple(one for one in nonfinite.values() if one.nan or one.inf) if values else None,
     )
 

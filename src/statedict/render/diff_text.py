@@ -29,6 +29,8 @@ def lines(diff: Diff, limit: int | None = LIMIT) -> Iterator[str]:
     if diff.deep:
         yield from _ranks(diff, limit)
     yield from (f"note: {note}" for note in diff.notes)
+    if diff.unread:
+        yield f"not compared: {', '.join(diff.unread)}"
 
 
 def tensor_groups(diff: Diff) -> Iterator[tuple[str, Sequence[TensorDiff]]]:
@@ -62,7 +64,7 @@ def summary(diff: Diff) -> str:
     if diff.moved:
         text += ", names moved"
     if diff.same:
-        text = f"same: {text}"
+        text = f"same{' as far as compared' if diff.unread else ''}: {text}"
     return text + (" (names, dtypes, shapes and values only; no tensor was read)" if diff.names_only else "")
 
 

@@ -42,12 +42,15 @@ _MEANING = {
 
 def verify(report: VerifyReport) -> Iterator[str]:
     """The verdict and what was checked, problems, notes, and tensors with NaN or infinities."""
-    verdict = count(len(report.problems), "problem") if report.problems else "fine"
+    fine = "no damage found" if report.unread else "fine"
+    verdict = count(len(report.problems), "problem") if report.problems else fine
     counts = f"{count(report.tensors, 'tensor')} in {count(report.parts, 'part')}"
     sums = f"CRC-32 of {report.crcs:,}, digests of {report.digests:,}"
     yield f"{report.file}: {verdict} ({report.format}, {counts}, {sums})"
     yield from (f"  {problem}" for problem in report.problems)
     yield from (f"  note: {note}" for note in report.notes)
+    if report.unread:
+        yield f"  not looked at: {', '.join(report.unread)}"
     for one in report.nonfinite or ():
         yield f"  {one.path}: {one.nan:,} NaN and {one.inf:,} infinite of {one.elements:,} elements"
 
@@ -191,9 +194,15 @@ def verified(report: RunVerified) -> Iterator[str]:
     """How many checkpoints are damaged, and what is wrong with each."""
     bad = sum(map(bool, report.damage.values()))
     head = f"{report.directory}: {count(len(report.damage), 'checkpoint')}, {bad or 'none'} damaged"
-    yield head + (", by headers and sizes" if report.quick else "")
-    yield from (f"  {name}  {damage or 'fine'}" for name, damage in report.damage.items())
+    head += ", by headers and sizes" if report.quick else ""
+    yield head + (" as far as looked at" if report.unread else "")
+    for name, damage in report.damage.items():
+        left = report.unread.get(name, ())
+        yield f"  {name}  {damage or 'fine'}" if damage or not left else f"  {name}  no damage found"
+        yield from [f"    not looked at: {', '.join(left)}"] if left else []
     yield from (f"  {name}  unfinished" for name in report.unfinished)
+    if beside := report.unread.get(""):
+        yield f"  not looked at: {', '.join(beside)}"
 
 
 def pruned(report: Pruned) -> Iterator[str]:

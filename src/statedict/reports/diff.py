@@ -191,6 +191,7 @@ class Diff(Shown):
     # whether only names, dtypes, shapes and values were compared; `identical` means no more than that
     names_only: bool = False
     deep: bool = False  # whether the ranks of changes were computed
+    unread: tuple[str, ...] = ()  # checkpoints in a folder that were not compared, and why
 
     close = _OfKind(CLOSE, "Tensors that differ within the tolerance.")
     changed = _OfKind(CHANGED, "Tensors of the same dtype and shape with other values.")
@@ -281,6 +282,7 @@ class Diff(Shown):
             **of_kinds(self.tensors, ADDED, REMOVED),
             "values": {"identical": self.equal_values, **of_kinds(self.values, CHANGED, ADDED, REMOVED)},
             "notes": list(self.notes),
+            "unread": list(self.unread),
         }
 
 

@@ -61,6 +61,7 @@ class VerifyReport(Shown):
     digests: int = 0  # how many digests were compared
     problems: tuple[Problem, ...] = ()  # what is wrong; empty if the file is fine
     notes: tuple[str, ...] = ()  # remarks, not damage
+    unread: tuple[str, ...] = ()  # files of a folder that were not looked at
     nonfinite: tuple[Nonfinite, ...] | None = None  # tensors with NaN or infinities; None if these were not asked for
 
     @property

@@ -81,6 +81,8 @@ class RunVerified(Shown):
     damage: dict[str, str]  # name → what is wrong, empty if sound; in the order of steps
     unfinished: tuple[str, ...] = ()  # names of checkpoints that were never committed, which is not damage
     quick: bool = False  # whether tensor bytes were left unread
+    # name of a checkpoint → files in it that were not looked at; under "" those beside the checkpoints
+    unread: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -90,10 +92,17 @@ class RunVerified(Shown):
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""
         checkpoints = [
-            {"checkpoint": name, "ok": not damage, "damage": damage or None} for name, damage in self.damage.items()
+            {
+                "checkpoint": name,
+                "ok": not damage,
+                "damage": damage or None,
+                "unread": list(self.unread.get(name, ())),
+            }
+            for name, damage in self.damage.items()
         ]
         head = {"directory": self.directory, "ok": self.ok, "quick": self.quick}
-        return head | {"checkpoints": checkpoints, "unfinished": list(self.unfinished)}
+        rest = {"unfinished": list(self.unfinished), "unread": list(self.unread.get("", ()))}
+        return head | {"checkpoints": checkpoints, **rest}
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,14 @@ class Check:
         return tuple(path for path, _ in self.tensors)
 
 
-# what a format's `checks` yields: parts, problems of the structure, and notes
-Found = Check | Problem | str
+class Unread(str):
+    """The name of a file that belongs to a folder and is not looked at."""
+
+    __slots__ = ()
+
+
+# what a format's `checks` yields: parts, problems of the structure, files that are not looked at, and notes
+Found = Check | Problem | Unread | str
 
 
 def refusal(error: Exception, file: str, part: str = "", tensors: Iterable[str] = ()) -> Problem:
@@ -97,7 +103,7 @@ def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found
             tensors = tuple(map(path, item.tensors))
             yield replace(item, part=f"{part}: {item.part}" if item.part else part, tensors=tensors)
         else:
-            yield f"{part}: {item}"
+            yield type(item)(f"{part}: {item}")
 
 
 def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:

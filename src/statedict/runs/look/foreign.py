@@ -31,8 +31,8 @@ from statedict.io.location import location
 from statedict.io.urls import Item, join, redact
 from statedict.reports.runs import DAMAGED, FOREIGN, Checkpoint
 
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-_INDEX = ".index.json"
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+INDEX = ".index.json"
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 _BESIDE = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|sampler|dataloader)\b.*|rng_.*"
@@ -81,7 +81,7 @@ def metrics_of(name: str) -> dict[str, float]:
 
 
 def _stem(name: str) -> str:
-    for suffix in (_INDEX, *_SUFFIXES):
+    for suffix in (INDEX, *WEIGHTS):
         name = name.removesuffix(suffix)
     return re.sub(r"-v\d+$", "", name)
 
@@ -94,7 +94,7 @@ def recognize(directory: str, inside: Mapping[str, Item], name: str) -> Checkpoi
     try:
         places.resolve_inside(directory, name)
     except FormatError as error:
-        if step_of(name) is None or not (item.folder or name.endswith((_INDEX, *_SUFFIXES))):
+        if step_of(name) is None or not (item.folder or name.endswith((INDEX, *WEIGHTS))):
             return None
         return _make(path, name, "link", 0, item.time, metrics_of(name), error)
     return _read_folder(path, name) if item.folder else _read_file(path, inside, name)
@@ -133,7 +133,7 @@ _FOLDERS: dict[str, Any] = {
     "distributed": lambda files: ".metadata" in files or any(name.endswith(".distcp") for name in files),
     "transformers": lambda files: _TRAINER in files,
     "accelerate": lambda files: any(name.startswith("random_states_") for name in files),
-    "folder": lambda files: any(name.endswith((".safetensors", ".bin", _INDEX)) for name in files),
+    "folder": lambda files: any(name.endswith((".safetensors", ".bin", INDEX)) for name in files),
 }
 
 
@@ -156,12 +156,12 @@ def _read_log(path: str, step: int | None) -> dict[str, float]:
 
 def _read_file(path: str, inside: Mapping[str, Item], name: str) -> Checkpoint | None:
     item, metrics = inside[name], metrics_of(name)
-    if name.endswith(_INDEX):
-        first, _, suffix = name.removesuffix(_INDEX).rpartition(".")
+    if name.endswith(INDEX):
+        first, _, suffix = name.removesuffix(INDEX).rpartition(".")
         shards = re.compile(re.escape(first or suffix) + r"-\d+-of-\d+\..*")
         nbytes = sum(one.size for shard, one in inside.items() if shards.fullmatch(shard))
         return _make(path, name, "sharded", nbytes, item.time, metrics)
-    if not name.endswith(_SUFFIXES) or _SHARD.search(name):
+    if not name.endswith(WEIGHTS) or _SHARD.search(name):
         return None
     try:
         kind = formats.detect(location(path).open())

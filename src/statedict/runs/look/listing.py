@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from statedict.io.urls import Item, join, redact, to_name
 from statedict.reports.runs import COMMITTED, DAMAGED, REPLACED, UNFINISHED, About, Checkpoint, RunVerified
 from statedict.runs.directory import LOOKS, Directory, GoneError, is_step
 from statedict.runs.keep import rank
-from statedict.runs.look.foreign import recognize, step_of
+from statedict.runs.look.foreign import INDEX, WEIGHTS, recognize, step_of
 from statedict.runs.manifest import DATA, MARKER, NAME, WHOLE
 from statedict.runs.replaced import NAME as REPLACED_NAME
 from statedict.runs.replaced import find_superseded
@@ -240,35 +241,51 @@ def verify_run(
     files, found = Directory(to_name(directory)), listing(directory)
     chosen = [find(found, one, str(files)) for one in which] or found
     checked = {one.name: _check(files, one, quick) for one in chosen if one.state != UNFINISHED}
-    damage = {name: damage for name, damage in checked.items() if damage is not None}
-    return RunVerified(str(files), damage, tuple(one.name for one in chosen if one.state == UNFINISHED), quick)
+    sound = {name: result for name, result in checked.items() if result is not None}
+    unread = {name: left for name, (_, left) in sound.items() if left}
+    if not which and (beside := _list_beside(files.path, found)):
+        unread[""] = beside
+    unfinished = tuple(one.name for one in chosen if one.state == UNFINISHED)
+    return RunVerified(str(files), {name: damage for name, (damage, _) in sound.items()}, unfinished, quick, unread)
 
 
-def _check(files: Directory, one: Checkpoint, quick: bool) -> str | None:
-    """The damage of a checkpoint that stays the same during the check; None if it is gone."""
+def _list_beside(directory: str, found: Iterable[Checkpoint]) -> tuple[str, ...]:
+    """The files in a directory that look like checkpoints, such as an optimizer's, and belong to none."""
+    names = {one.name for one in found}
+    shards = [re.compile(re.escape(name.removesuffix(INDEX).rpartition(".")[0]) + r"-\d+-of-\d+\.") for name in names]
+    held = (name for name, item in (location(directory).contents() or {}).items() if not item.folder)
+    return tuple(
+        name
+        for name in held
+        if name not in names and name.endswith(WEIGHTS) and not any(shard.match(name) for shard in shards)
+    )
+
+
+def _check(files: Directory, one: Checkpoint, quick: bool) -> tuple[str, tuple[str, ...]] | None:
+    """The damage of a checkpoint that stays the same meanwhile, and what is not looked at; None if it is gone."""
     for _ in range(LOOKS):
         try:
-            damage = _find_damage(files, one, quick)
+            damage, unread = _find_damage(files, one, quick)
         except GoneError:
-            damage = "gone"
+            damage, unread = "gone", ()
         if not damage:
-            return ""
+            return "", unread
         now = look_again(files.path, one)
         if now is None:
             return None
         if now == one:
-            return damage
+            return damage, unread
         one = now
     return None
 
 
-def _find_damage(files: Directory, one: Checkpoint, quick: bool) -> str:
+def _find_damage(files: Directory, one: Checkpoint, quick: bool) -> tuple[str, tuple[str, ...]]:
     if one.kind == "statedict" and one.step is not None:
-        return files.damage(one.step, "quick" if quick else "full") or ""
+        return files.damage(one.step, "quick" if quick else "full") or "", ()
     if one.damage:
-        return one.damage
+        return one.damage, ()
     try:
-        problems = verify(one.path, quick=quick).problems
+        report = verify(one.path, quick=quick)
     except (FormatError, FileError) as error:
-        return str(error)
-    return str(problems[0]) if problems else ""
+        return str(error), ()
+    return str(report.problems[0]) if report.problems else "", report.unread
