@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -137,3 +138,10 @@ def test_folders_differ_where_any_checkpoint_in_them_does(run: Path) -> None:
     first, *_, last = str(found).splitlines()
     assert first.startswith("same as far as compared: ")
     assert last == "not compared: model_1.safetensors (only in the first)"
+
+
+def test_a_pickle_of_plain_values_is_no_damage_and_named(run: Path) -> None:
+    (run / "checkpoint_3" / "seen.pkl").write_bytes(pickle.dumps([1, 2, 3]))
+    report = statedict.verify(run / "checkpoint_3")
+    assert report.ok
+    assert report.unread == ("seen.pkl",)

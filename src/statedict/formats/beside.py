@@ -99,16 +99,15 @@ def _check(path: str, name: str) -> Iterator[Found]:
     if name.endswith(("/", ".distcp")):
         yield Unread(name)
         return
+    known = bool(_CHECKPOINT.search(name))
     try:
         source = places.open_file(places.resolve_inside(path, name))
-        if source.size or name.endswith(".json") or _CHECKPOINT.search(name):
-            _, found = formats.checks(source)
-            yield from within(found, name, name)
+        if source.size or known or name.endswith(".json"):
+            formats.detect(source)
+            known = False  # else no checkpoint begins so
+            yield from within(formats.checks(source)[1], name, name)
     except UnknownFormatError as error:
-        if _CHECKPOINT.search(name):
-            yield refusal(error, join(path, name), name)
-        else:
-            yield _check_text(source, name)
+        yield refusal(error, join(path, name), name) if known else _check_text(source, name)
     except (FormatError, FileError) as error:
         yield refusal(error, join(path, name), name)
 
