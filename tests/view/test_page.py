@@ -231,6 +231,25 @@ def test_a_run_is_in_the_order_of_its_steps_and_names_the_first_nan(pages: dict[
         assert page.inner_text("#detail-title") == "model.h.1.mlp.weight"
 
 
+def test_the_metrics_of_a_run_are_drawn_and_generators_are_in_no_tile(tmp_path: Path, opened: Open) -> None:
+    hostile = HOSTILE[1]
+    with statedict.CheckpointManager(tmp_path / "run", keep=9) as manager:
+        for step in (5, 10, 100):
+            tree = training(step) | {"rng": statedict.rng()}
+            manager.save(step, tree, metrics={"loss": 1 / step, hostile: step, "lost": math.nan if step == 10 else 1.0})
+    statedict.report(tmp_path / "run").save(tmp_path / "run.html")
+    for scheme in ("light", "dark"):
+        with opened(tmp_path / "run.html", scheme) as page:
+            assert page.locator("#metrics figcaption").all_inner_texts() == ["loss", hostile, "lost"]
+            assert [page.locator(f"#metric-{at} .point").count() for at in range(3)] == [3, 3, 2]
+            drawn = page.evaluate("[...document.getElementById('metric-0').data[0].y]")
+            assert drawn == [0.2, 0.1, 0.01]
+            assert page.locator('#treemap-chart g.slice[data-path^="rng"]').count() == 0
+            assert "rng" in names(page)
+            assert page.evaluate("RUN.modules.filter(name => name.startsWith('rng'))") == []
+            assert page.evaluate("MODULES.get('rng').sum.l2") == 0
+
+
 def luminance(colour: str) -> float:
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,6 +133,57 @@ def test_steps_are_ordered_by_number_if_all_have_one(tmp_path: Path) -> None:
     run = statedict.report(*files, {"w": numpy.ones(4)}).data["run"]
     assert [step["step"] for step in run["steps"]] == [0, 1, 2, 3]
     assert not run["numbered"]
+
+
+def test_a_loss_in_a_name_is_a_metric_and_not_the_step(tmp_path: Path) -> None:
+    losses = {2: 0.125, 10: 0.5, 1: 9.75}
+    files = [tmp_path / f"epoch={step}-step={step}-val_loss={loss}.ckpt" for step, loss in losses.items()]
+    for file, step in zip(files, losses, strict=True):
+        torch.save({"w": torch.full((4,), step)}, file)
+    folders = [tmp_path / f"checkpoint-{step}" / "loss0.3.safetensors" for step in losses]
+    for folder, step in zip(folders, losses, strict=True):
+        folder.parent.mkdir()
+        statedict.save({"w": numpy.full(4, step, "f4")}, folder)
+    listed = [one.step for one in statedict.runs.listing(tmp_path) if one.name.endswith(".ckpt")]
+    run = statedict.report(*files).data["run"]["steps"]
+    assert [one["step"] for one in run] == listed == [1, 2, 10]
+    assert [one["metrics"] for one in run] == [{"val_loss": losses[step]} for step in (1, 2, 10)]
+    assert [one["step"] for one in statedict.report(*folders).data["run"]["steps"]] == [1, 2, 10]
+
+
+def test_the_metrics_of_a_run_are_those_of_its_manifests(tmp_path: Path) -> None:
+    with statedict.CheckpointManager(tmp_path / "run") as manager:
+        for step in (5, 10, 100):
+            manager.save(
+                step, {"w": numpy.full(4, step)}, metrics={"loss": 1 / step} | ({"nan": math.nan} if step > 5 else {})
+            )
+    steps = statedict.report(tmp_path / "run").data["run"]["steps"]
+    assert [one["metrics"]["loss"] for one in steps] == [0.2, 0.1, 0.01]
+    assert [one["metrics"].get("nan") for one in steps] == [None, "nan", "nan"]
+
+
+def test_states_of_generators_are_in_no_norm(tmp_path: Path) -> None:
+    """Those of this library, and what transformers, accelerate and Lightning save."""
+    generator = torch.Generator()
+    twister = numpy.random.RandomState(0).get_state()
+    tree = statedict.capture({"rng": statedict.rng(), "sampler": generator, "draw": numpy.random.default_rng()})
+    tree |= {
+        "philox": numpy.random.Generator(numpy.random.Philox(0)).bit_generator.state,
+        "rng_state": {"cpu": torch.get_rng_state(), "cuda": [torch.zeros(16, dtype=torch.uint8)], "numpy": twister},
+        "torch_manual_seed": torch.get_rng_state(),
+        "gpu": {"device": "cuda", "state": torch.full((16,), 255, dtype=torch.uint8)},
+    }
+    model = {"w": numpy.full(4, 2, "f4"), "image": numpy.full(16, 2, "u1"), "codes": numpy.full(625, 2, "u1")}
+    statedict.save({"model": model, "other": tree}, tmp_path / "a.pth")
+    stats = statedict.stats(tmp_path / "a.pth")
+    assert stats.total.elements == 4 + 16 + 625
+    assert {one.name.split(".")[0] for one in stats.modules} == {"model"}
+    assert stats.total.l2 == stats["model"].l2
+    roles = {one.path: one.role for one in statedict.inspect(tmp_path / "a.pth").tensors}
+    found = {path for path, role in roles.items() if role == "generator"}
+    assert found == {path for path in roles if path.startswith("other.")}
+    assert {"other.rng.torch.state", "other.rng.numpy.state.key", "other.sampler.state", "other.gpu.state"} <= found
+    assert {flag.name for flag in stats.flags if flag.name.startswith("other")} == set()
 
 
 def test_a_directory_of_plain_files_stands_for_its_steps_too(tmp_path: Path) -> None:

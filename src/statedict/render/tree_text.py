@@ -25,7 +25,13 @@ _HEAD: Row = ("name", "dtype", "shape", "elements", "bytes", "")
 _LONGEST = 24  # characters of a hyperparameter
 _NAME = 48  # characters of a name in a table of figures
 _STATS_HEAD = ("name", "dtype", "shape", "min", "max", "mean", "std", "l2", "zeros", "histogram")
-_ROLES = {"parameter": "parameters", "buffer": "buffers", "optimizer": "optimizer state", "tensor": "other tensors"}
+_ROLES = {
+    "parameter": "parameters",
+    "buffer": "buffers",
+    "optimizer": "optimizer state",
+    "generator": "generator state",
+    "tensor": "other tensors",
+}
 
 
 def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:

@@ -97,7 +97,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     elements: int  # their product
     nbytes: int  # bytes of the elements
-    role: str  # `parameter`, `buffer`, `optimizer` or `tensor`, by its place and name
+    role: str  # `parameter`, `buffer`, `optimizer`, `generator` or `tensor`, by its place and name
     parameter: str | None = None  # for optimizer state the name of its parameter, where known
     inferred: bool = False  # whether that name is inferred from the model's order and shapes
     tied: str | None = None  # the path of an earlier tensor with the same bytes

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from statedict.errors import PatternError, UnknownFormatError
 from statedict.formats.places import find_entry
@@ -19,6 +19,7 @@ from statedict.ops.diff.differ import compare_trees
 from statedict.render.diff_text import summary
 from statedict.reports.diff import ADDED, REMOVED, Diff, TensorDiff
 from statedict.reports.stats import StatsReport
+from statedict.runs.look.foreign import metrics_of, step_of
 from statedict.runs.look.listing import listing
 from statedict.view.source import Opened, Patterns, number, text
 
@@ -93,55 +94,54 @@ def _rows(table: dict[str, Any]) -> dict[str, int]:
     return rows | {row[1]: at for at, row in enumerate(table["tensors"]) if row[1] is not None}
 
 
-def expand(sources: Sequence[Any]) -> list[Any]:
-    """The sources, with the directory of a run replaced by its checkpoints, whoever wrote them."""
-    found: list[Any] = []
+class Step(NamedTuple):
+    """A checkpoint of a run."""
+
+    source: Any
+    step: int | None = None
+    metrics: Mapping[str, float] = MappingProxyType({})
+
+
+def expand(sources: Sequence[Any]) -> list[Step]:
+    """The sources, with the directory of a run replaced by its checkpoints, whoever wrote them.
+
+    Three and more are sorted by step if all have one of their own.
+    """
+    found: list[Step] = []
     for source in sources:
-        found += (_steps(to_name(source)) if isinstance(source, str | os.PathLike) else []) or [source]
-    return found
+        name = to_name(source) if isinstance(source, str | os.PathLike) else None
+        found += [Step(source)] if name is None else _steps(name) or [_step_of(source, name)]
+    numbers = {one.step for one in found}
+    if len(found) < 3 or None in numbers or len(numbers) < len(found):
+        return [one._replace(step=None) for one in found]
+    return sorted(found, key=lambda one: one.step or 0)
 
 
-def _steps(name: str) -> list[str]:
+def _steps(name: str) -> list[Step]:
     """The checkpoints of a run; none for a checkpoint."""
     if not location(name).is_folder():
         return []
     try:
         find_entry(name)
     except UnknownFormatError:
-        return [one.path for one in listing(name) if one.usable and one.step is not None]
+        return [Step(one.path, one.step, one.metrics) for one in listing(name) if one.usable and one.step is not None]
     return []
 
 
-def sort_steps(sources: Sequence[Any]) -> list[tuple[int | None, Any]]:
-    """Each source with its step; more than two are sorted by step, if the names of all have one."""
-    steps = [step_of(source) for source in sources]
-    if len(steps) < 3 or None in steps or len(set(steps)) < len(steps):
-        return [(None, source) for source in sources]
-    return sorted(zip(steps, sources, strict=True), key=lambda pair: pair[0] or 0)
+def _step_of(source: Any, name: str) -> Step:
+    """A checkpoint with what `runs ls` would read from the name of its file, or of the nearest folder with a step."""
+    *above, last = [part for part in name.split("/") if part]
+    steps = (step_of(part) for part in (last, *reversed(above)))
+    return Step(source, next((step for step in steps if step is not None), None), metrics_of(last))
 
 
-def step_of(source: Any) -> int | None:
-    """The last number in the name of a file, or of the nearest folder with one.
-
-    >>> step_of("run1/epoch=3-step=1500.ckpt"), step_of("out/checkpoint-500/model.safetensors"), step_of("a.pt")
-    (1500, 500, None)
-    """
-    if not isinstance(source, str | os.PathLike):
-        return None
-    *folders, last = [part for part in os.fspath(source).split("/") if part]
-    for name in (re.sub(r"(\.[A-Za-z]\w*)+$", "", last), *reversed(folders)):
-        found = re.findall(r"\d+", name)
-        if found:
-            return int(found[-1])
-    return None
-
-
-def point(step: int | None, at: int, one: Opened, found: StatsReport) -> dict[str, Any]:
+def point(step: Step, at: int, one: Opened, found: StatsReport) -> dict[str, Any]:
     """One step on the page, and the norms of its modules."""
     inside = tuple(f"{optimizer.path}.state.".lstrip(".") for optimizer in one.summary.optimizers) or "\0"
     kinds = Counter(flag.kind for flag in found.flags)
     return {
-        "step": at if step is None else step,
+        "step": at if step.step is None else step.step,
+        "metrics": {text(name): number(value) for name, value in step.metrics.items()},
         "name": one.name,
         "size": one.size,
         "bytes": one.summary.total.nbytes,
@@ -156,7 +156,7 @@ def point(step: int | None, at: int, one: Opened, found: StatsReport) -> dict[st
 
 
 def history(points: Sequence[dict[str, Any]], numbered: bool) -> dict[str, Any]:
-    """Bytes, flags and norms, step by step."""
+    """Bytes, flags, metrics and norms, step by step."""
     names = dict.fromkeys(name for one in points for name in one["norms"])
     kept = set(sorted(names, key=lambda name: name.count("."))[:_MODULES])
     modules = [name for name in names if name in kept]

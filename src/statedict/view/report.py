@@ -26,7 +26,7 @@ from statedict.io.pipeline import put_bytes
 from statedict.io.urls import to_name
 from statedict.runs.directory import LOOKS
 from statedict.tree.walk import to_patterns
-from statedict.view.compared import changes, compare, expand, history, point, sort_steps
+from statedict.view.compared import changes, compare, expand, history, point
 from statedict.view.source import Opened, Patterns
 
 TYPE_CHECKING = False
@@ -87,8 +87,8 @@ def report(
 
     Args:
         sources: paths or URLs as for `load`, or trees as for `save`. One is shown, two are compared, more are steps of
-            a run in the order of the numbers in their names; the page shows the last and compares it with the first.
-            The directory of a run stands for its steps.
+            a run in the order that `statedict runs ls` gives them; the page shows the last and compares it with the
+            first. The directory of a run stands for its steps.
         only: patterns of the tensors to take.
         title: by default the names of the files.
         executor: as for `save`.
@@ -119,15 +119,15 @@ def report(
 
 def _page(sources: Sequence[Any], pick: Patterns, title: str | None, executor: Executor | None) -> Page | None:
     """The page; None if all checkpoints were removed before they were opened."""
-    steps = sort_steps(expand(sources))
+    steps = expand(sources)
     run = len(steps) > 2
     first: tuple[Opened, Any] | None = None
     points = []
-    for number, (step, source) in enumerate(steps):
+    for number, step in enumerate(steps):
         try:
-            checkpoint = Opened(source)
+            checkpoint = Opened(step.source)
         except MissingFileError:
-            if any(source is given for given in sources):
+            if any(step.source is given for given in sources):
                 raise
             continue  # a live run pruned it meanwhile
         end = checkpoint, pick.stats(checkpoint, executor)
@@ -147,7 +147,7 @@ def _page(sources: Sequence[Any], pick: Patterns, title: str | None, executor: E
         difference = compare(files[0], files[1], pick, executor)
         data["change"] = changes(difference, files[0].tensors(figures[0]), data)
     if run:
-        data["run"] = history(points, steps[0][0] is not None)
+        data["run"] = history(points, steps[0].step is not None)
     title = title or " → ".join(_short([file.name for file in files]))
     return Page(title, data | {"title": title})
 

@@ -14,7 +14,7 @@ from typing import Any
 from statedict.dtypes import DType, dtype
 from statedict.errors import LimitError
 from statedict.io.pipeline import Meter
-from statedict.ops.inspect import optimizers, owners
+from statedict.ops.inspect import is_generator_state, optimizers, owners
 from statedict.ops.jobs import Part, run_jobs
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import BUFFERS, Optimizer
@@ -77,16 +77,17 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
             **_fields(found or Figures(elements=tensor.numel())),
         )
         records.append(record)
+    summed = {name: found for name, found in figures.items() if not is_generator_state(name, tensors[name])}
     by_dtype: dict[str, list[Figures]] = {}
-    for name, found in figures.items():
+    for name, found in summed.items():
         by_dtype.setdefault(tensors[name].dtype.name, []).append(found)
     troubles = [Flag(one.title, kind, what) for one in seen for kind, what in one.troubles.items()]
     return StatsReport(
         tuple(records),
-        tuple(_modules(sort_by_module(figures.items(), itemgetter(0)))),
+        tuple(_modules(sort_by_module(summed.items(), itemgetter(0)))),
         tuple(_group(kind, len(parts), parts) for kind, parts in by_dtype.items()),
-        _group("", len(figures), figures.values()),
-        (*troubles, *flags(records, roles(tensors, owned))),
+        _group("", len(summed), summed.values()),
+        (*troubles, *flags([one for one in records if one.name in summed], roles(tensors, owned))),
         tuple(seen),
     )
 

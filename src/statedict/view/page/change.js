@@ -12,7 +12,7 @@ function showKind(kind) {
 }
 
 function most() {
-  const all = TENSORS.filter(tensor => tensor.elements > 1 && valueOf(tensor, 'relative') > 0);
+  const all = TENSORS.filter(tensor => tensor.elements > 1 && !tensor.random && valueOf(tensor, 'relative') > 0);
   const weights = all.filter(tensor => tensor.role !== 'optimizer');
   const found = (weights.length ? weights : all).sort((a, b) => valueOf(b, 'relative') - valueOf(a, 'relative'));
   if (!found.length) return null;

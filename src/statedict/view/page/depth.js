@@ -21,7 +21,7 @@ function metricOf(tensor, metric) {
 function deepGroups() {
   const made = new Map();
   for (const tensor of TENSORS) {
-    if (!tensor.series || tensor.gone || !tensor.computed) continue;
+    if (!tensor.series || tensor.gone || tensor.random || !tensor.computed) continue;
     const last = tensor.at.slice(tensor.at.lastIndexOf('.') + 1);
     const owner = DATA.files[DATA.files.length - 1].optimizers.find(one => tensor.role === 'optimizer'
       && tensor.at.startsWith(one.path ? `${one.path}.` : ''));

@@ -1,5 +1,6 @@
 // What the file is, in numbers, and what in it deserves a look.
-const ROLES = {parameter: 'parameters', buffer: 'buffers', optimizer: 'optimizer state', tensor: 'other tensors'};
+const ROLES = {parameter: 'parameters', buffer: 'buffers', optimizer: 'optimizer state',
+  generator: 'generator state', tensor: 'other tensors'};
 
 const KINDS = ['nan', 'inf', 'exploded', 'edge', 'denormal', 'dead rows', 'zeros', 'constant'];
 

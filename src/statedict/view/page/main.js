@@ -23,6 +23,7 @@ dark.addEventListener('change', () => themed());
 heading();
 change();
 run();
+metrics();
 treemap();
 table();
 depth();

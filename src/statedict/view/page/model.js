@@ -12,6 +12,7 @@ function record(row, tables) {
   found.series = found.series < 0 ? null : tables.series[found.series];
   found.flags = [];
   found.change = null;
+  found.random = found.role === 'generator'; // in no norm, change or tile
   return found;
 }
 
@@ -63,7 +64,7 @@ for (const tensor of TENSORS) {
 
 // The figures of a module from those of what is in it: sums, extremes, and the deviation about the common mean.
 function together(module) {
-  const sum = {tensors: 0, elements: 0, bytes: 0, zeros: 0, nan: 0, inf: 0, min: null, max: null, l2: 0, finite: 0,
+  const sum = {tensors: 0, elements: 0, bytes: 0, tile: 0, zeros: 0, nan: 0, inf: 0, min: null, max: null, l2: 0, finite: 0,
     mean: 0, spread: 0, kinds: new Set(), flags: 0, moved: 0, was: 0, changed: 0, some: false};
   const parts = [];
   for (const inner of module.below) {
@@ -74,7 +75,8 @@ function together(module) {
     sum.changed += own.changed;
     sum.tensors += own.tensors;
     if (inner.tensor && inner.tensor.tied) continue;
-    for (const name of ['elements', 'bytes', 'zeros', 'nan', 'inf']) sum[name] += own[name];
+    for (const name of ['elements', 'bytes', 'tile', 'zeros', 'nan', 'inf']) sum[name] += own[name];
+    if (inner.tensor && inner.tensor.random) continue;
     sum.moved = Math.hypot(sum.moved, own.moved);
     sum.was = Math.hypot(sum.was, own.was);
     if (!own.some || typeof own.mean !== 'number') continue;
@@ -101,7 +103,8 @@ function leaf(tensor) {
   const relative = amount(change.relative ?? null);
   // the step of an optimizer is no norm
   const known = Number.isFinite(was) && Number.isFinite(relative ?? 0) && tensor.elements > 1;
-  return {tensors: 1, elements: tensor.elements, bytes: tensor.bytes, zeros: tensor.zeros, nan: tensor.nan,
+  return {tensors: 1, elements: tensor.elements, bytes: tensor.bytes,
+    tile: tensor.random ? 0 : tensor.bytes, zeros: tensor.zeros, nan: tensor.nan,
     inf: tensor.inf, min: tensor.min, max: tensor.max, l2: amount(tensor.l2), finite, mean: tensor.mean,
     spread: finite > 1 ? (tensor.std || 0) ** 2 * (finite - 1) / finite : 0, kinds: new Set([tensor.dtype]),
     flags: tensor.flags.length, relative, moved: known ? (relative || 0) * was : 0, was: known ? was : 0,

@@ -28,6 +28,31 @@ function drawRun() {
   legend(byId('run-legend'), rows.map(([name]) => [name, name]), runState.off, drawRun);
 }
 
+// A small chart for each metric that the run recorded.
+const METRICS_SHOWN = 24;
+const recorded = () => [...new Set(RUN.steps.flatMap(step => Object.keys(step.metrics)))].slice(0, METRICS_SHOWN);
+
+function drawMetrics() {
+  recorded().forEach((name, at) => {
+    const found = RUN.steps.filter(step => typeof step.metrics[name] === 'number');
+    Plotly.react(byId(`metric-${at}`), [{type: 'scatter', mode: 'lines+markers', x: found.map(step => step.step),
+      y: found.map(step => step.metrics[name]), line: {color: line(0), width: 1.8}, marker: {size: 5},
+      hovertemplate: `${plain(shortened(name, 60))}<br>step %{x}: <b>%{y:.5g}</b><extra></extra>`}],
+    layout({height: 170, margin: {l: 8, r: 12, t: 8, b: 8}, xaxis: {exponentformat: 'none', nticks: 5},
+      yaxis: {nticks: 5, exponentformat: 'power'}}), CONFIG);
+  });
+}
+
+function metrics() {
+  if (!RUN || !recorded().length) return;
+  const all = new Set(RUN.steps.flatMap(step => Object.keys(step.metrics))).size;
+  section('metrics', 'Metrics', all > METRICS_SHOWN ? `${METRICS_SHOWN} of ${whole(all)}.` : null,
+    el('div', {class: 'metrics'}, recorded().map((name, at) => el('figure', {},
+      el('figcaption', {class: 'mono', title: name}, shortened(name, 40)),
+      el('div', {id: `metric-${at}`, class: 'chart', role: 'img', 'aria-label': `${name} over the run`})))));
+  drawn(drawMetrics);
+}
+
 function run() {
   if (!RUN) return;
   const bad = RUN.steps.find(step => step.nan || step.inf);

@@ -7,7 +7,7 @@ function groups() {
   let layer = TREE.below.filter(inner => inner.sum || inner.tensor);
   while (layer.length === 1 && !layer[0].tensor) layer = layer[0].below;
   for (let again = 0; again < 3 && layer.length < 10; again++) {
-    const large = layer.find(inner => inner.sum && inner.sum.bytes > 0.6 * TREE.sum.bytes && inner.below.length > 1);
+    const large = layer.find(inner => inner.sum && inner.sum.tile > 0.6 * TREE.sum.tile && inner.below.length > 1);
     if (!large) break;
     layer = layer.flatMap(inner => inner === large ? large.below : [inner]);
   }
@@ -28,7 +28,7 @@ function warm(relative, low, high) {
   return mixed(RAMP[from], step - from, RAMP[from + 1]);
 }
 function bounds() {
-  const found = TENSORS.filter(tensor => tensor.elements > 1 && valueOf(tensor, 'relative') > 0)
+  const found = TENSORS.filter(tensor => tensor.elements > 1 && !tensor.random && valueOf(tensor, 'relative') > 0)
     .map(tensor => Math.log10(Math.min(valueOf(tensor, 'relative'), 1e30))).sort((a, b) => a - b);
   if (!found.length) return [0, 0];
   const at = share => found[Math.round(share * (found.length - 1))];
@@ -42,7 +42,8 @@ function innermost(module) {
   return here;
 }
 
-const weight = inner => inner.tensor ? inner.tensor.tied || inner.tensor.gone ? 0 : inner.tensor.bytes : inner.sum.bytes;
+const weight = inner => inner.tensor ? inner.tensor.tied || inner.tensor.gone || inner.tensor.random ? 0
+  : inner.tensor.bytes : inner.sum.tile;
 
 // What is in a module, the largest first; what is too much for a screen is one tile.
 function inside(module) {
@@ -90,7 +91,7 @@ function tiles(start) {
     const label = inner === TREE ? 'all' : inner.path.slice(base ? base.length + 1 : 0) || '(unnamed)';
     const change = CHANGE && sum.relative !== null ? `<br>relative change ${figure(sum.relative)}` : '';
     put(id, shortened(label, 60), above, size, `<b>${plain(shortened(inner.path || 'all', 90))}</b><br>${bytes(size)}, `
-      + `${(100 * size / TREE.sum.bytes).toFixed(1)}%<br>${inner.tensor
+      + `${(100 * size / TREE.sum.tile).toFixed(1)}%<br>${inner.tensor
         ? `${inner.tensor.dtype} ${shape(inner.tensor.shape)}` : count(sum.tensors, 'tensor')}${change}`,
       inner === TREE ? COLD : tint(inner, sum, family));
     if (inner.tensor || left < 2) return;
@@ -185,7 +186,7 @@ function treemap() {
     el('div', {class: 'bar'}, trail, choice('colour', colours, value => { treemapColour = value; drawTreemap(); }),
       CHANGE && el('span', {class: 'ramp'}, 'same', el('i', {style: `background:${COLD}`}),
         RAMP.map(step => el('i', {style: `background:${step}`})), 'most')), host);
-  if (!TREE.sum.bytes) { host.replaceWith(el('p', {class: 'fine'}, 'There are no bytes to show.')); return; }
+  if (!TREE.sum.tile) { host.replaceWith(el('p', {class: 'fine'}, 'There are no bytes to show.')); return; }
   drawn(drawTreemap);
   host.on('plotly_treemapclick', event => {
     const id = event.points?.[0]?.id;
