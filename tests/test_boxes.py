@@ -124,7 +124,7 @@ def _next(values: Any) -> Any:
 def test_operations_on_operations_are_those_of_numpy(file: FileSource, data: st.DataObject, size: int) -> None:
     tensor, array = tensor_of(file, (10, 20, 30), None, 0), NUMBERS.reshape(10, 20, 30)
     for _ in range(data.draw(st.integers(1, 5))):
-        step = data.draw(st.sampled_from(["permute", "slice", "map", "join", "pad", "reshape"]))
+        step = data.draw(st.sampled_from(["permute", "slice", "map", "add", "join", "pad", "reshape"]))
         axis = data.draw(st.integers(0, array.ndim - 1))
         if step == "permute":
             order = data.draw(st.permutations(range(array.ndim)))
@@ -139,6 +139,8 @@ def test_operations_on_operations_are_those_of_numpy(file: FileSource, data: st.
             tensor, array = tensor[index], array[index]
         elif step == "map":
             tensor, array = map_elements(tensor, KIND, _next), _next(array)
+        elif step == "add":
+            tensor, array = map_elements(tensor, KIND, np.add, map_elements(tensor, KIND, _next)), array + _next(array)
         elif step == "join":
             start = (*[0] * axis, array.shape[axis], *[0] * (array.ndim - axis - 1))
             wide = tuple(n * (1 + (d == axis)) for d, n in enumerate(array.shape))

@@ -17,7 +17,7 @@ from statedict import errors
 
 VALUES = [
     "CheckpointManager", "DType", "Device", "LazyTensor", "Opaque", "Page", "ResumableLoader", "Size", "StateDict",
-    "StateDictError", "Storage", "__version__", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
+    "StateDictError", "Storage", "__version__", "average", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
     "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
 MODULES = ["alter", "errors", "reports", "runs"]
@@ -28,7 +28,7 @@ IN_MODULES = {
         "transpose", "untie",
     ],
     "reports": [
-        "Diff", "EditReport", "RestoreReport", "ScanReport", "StatsReport", "Summary", "TensorStats", "VerifyReport",
+        "CombineReport", "Diff", "EditReport", "RestoreReport", "ScanReport", "StatsReport", "Summary", "TensorStats", "VerifyReport",
     ],
 }  # fmt: skip
 POLICIES = ["AnyPolicy", "BestN", "CustomSteps", "EveryNSeconds", "EveryNSteps", "LatestN"]

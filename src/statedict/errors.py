@@ -19,6 +19,7 @@
     │   └── DeviceError (RuntimeError)    this PyTorch has no such device
     ├── RenameError (ValueError)          a rule is malformed, matches nothing, or makes two names one
     ├── AlterError (ValueError)           an operation on a state cannot be done
+    ├── CombineError (ValueError)         states cannot be combined
     ├── RestoreError (ValueError)         the plan does not fit, or writing it failed
     ├── WorkerError (RuntimeError)        a worker of an executor died
     ├── RunError (RuntimeError)           a run's directory is unusable: locked, or another run's
@@ -154,6 +155,10 @@ class RenameError(StateDictError, ValueError):
 
 class AlterError(StateDictError, ValueError):
     """An operation on a state is impossible: nothing matches, or shapes or names conflict."""
+
+
+class CombineError(StateDictError, ValueError):
+    """States cannot be combined: names, shapes or dtypes differ, or a weight or a rule is not valid."""
 
 
 class PatternError(PathError, AlterError):

@@ -106,7 +106,7 @@ def save(
     >>> statedict.load(path)
     {'w': LazyTensor(float32, (2, 3), 24 B, '...weights.safetensors'), 'epoch': 3}
     """
-    _Target(path, format, max_shard_size, overwrite=overwrite, fsync=fsync, executor=executor).write(tree)
+    Target(path, format, max_shard_size, overwrite=overwrite, fsync=fsync, executor=executor).write(tree)
 
 
 def convert(
@@ -142,7 +142,7 @@ def convert(
     >>> list(statedict.load(path))
     ['epoch', 'model_state', 'optimizer_state']
     """
-    target = _Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
+    target = Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
     state = tree_of(src)
     if only is not None:
         from statedict.ops.alter.verbs import select
@@ -195,7 +195,7 @@ def edit(
     from statedict.ops.alter.steps import apply_steps
 
     if dst is not None:
-        target = _Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
+        target = Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
     elif not is_path(src) or split(src)[1]:
         raise UnsupportedError("only a whole file is edited in place; name a file to write")
     elif max_shard_size is not None:
@@ -217,26 +217,34 @@ def _list_steps(steps: Any) -> Iterable[Any]:
     return steps if isinstance(steps, Iterable) and not isinstance(steps, Mapping) else [steps]
 
 
-class _Target:
+class Target:
     """Where and how a tree is written, checked before anything is read.
 
     Raises:
         FormatError, UnsupportedError: as `save`.
     """
 
-    def __init__(self, path: Path, format: str | None, max_size: int | str | None, src: Any = None, **how: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        format: str | None = None,
+        max_shard_size: int | str | None = None,
+        src: Any = None,
+        **how: Any,
+    ) -> None:
         from statedict.io.location import location
 
-        self.path, self._max_size, self._how = to_name(path), max_size, how
+        self.path, self._max_size, self._how = to_name(path), max_shard_size, how
         if "\0" in self.path:
             raise FileError(errno.EINVAL, "a name cannot hold a NUL", self.path)
         unnamed = format is None and is_path(src) and not formats.get_suffix(self.path)
         if unnamed and location(split(src)[0]).names() is not None:
             self.path = os.path.join(self.path, "")  # a folder, as the source
-        self._module, self._folder = formats.choose_writer(self.path, format, max_size is not None)
+        self._module, self._folder = formats.choose_writer(self.path, format, max_shard_size is not None)
         self._location = location(self.path)
 
     def write(self, tree: Any) -> None:
+        """Write a tree, whole or not at all."""
         from statedict.tensor.checks import tensors_of
         from statedict.tensor.segments import covered_bytes
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "statedict.cli.files:check",
     "convert": "statedict.cli.files:convert",
     "edit": "statedict.cli.edit:edit",
+    "average": "statedict.cli.combine:average",
     "diff": "statedict.cli.look:diff",
     "scan": "statedict.cli.files:scan",
     "verify": "statedict.cli.files:verify",

@@ -9,7 +9,8 @@ from operator import attrgetter
 import click
 
 from statedict.render.diff_text import LIMIT, measures
-from statedict.render.text import limit_lines, printable, shape, table
+from statedict.render.text import limit_lines, number, printable, shape, table
+from statedict.reports.combine import CombineReport
 from statedict.reports.outcomes import (
     DANGEROUS,
     DATA,
@@ -53,6 +54,20 @@ def verify(report: VerifyReport) -> Iterator[str]:
         yield f"  not looked at: {', '.join(report.unread)}"
     for one in report.nonfinite or ():
         yield f"  {one.path}: {one.nan:,} NaN and {one.inf:,} infinite of {one.elements:,} elements"
+
+
+def combine(report: CombineReport) -> Iterator[str]:
+    """The sources with their shares, what is no average, what is left out, then the size."""
+    yield from (f"{number(share)} × {name}" for name, share in report.sources)
+    by_rule: dict[str, list[str]] = {}
+    for path, rule in report.rules:
+        by_rule.setdefault(rule, []).append(path)
+    yield from (f"{rule}, no average: {abbreviate(paths)}" for rule, paths in by_rule.items())
+    if report.left_out:
+        yield "left out: " + abbreviate([f"{path} ({why})" for path, why in report.left_out], 5)
+    yield from (f"note: {note}" for note in report.notes)
+    done = f"{count(report.tensors, 'tensor')}, {human_bytes(report.nbytes)}"
+    yield done if report.written else f"{done} (nothing was written)"
 
 
 def edit(report: EditReport) -> Iterator[str]:
@@ -151,9 +166,9 @@ def blame(report: Blame, limit: int | None = LIMIT) -> Iterator[str]:
         yield from limit_lines((), len(group), limit, 2)
     if limit is not None and len(groups) > limit:
         yield f"… and {sum(map(len, groups[limit:])):,} tensors with {len(groups) - limit:,} other histories"
-    for number, (name, some) in enumerate(groupby(report.broken, key=lambda one: one.broken and one.broken.name)):
+    for rank, (name, some) in enumerate(groupby(report.broken, key=lambda one: one.broken and one.broken.name)):
         paths = abbreviate([one.path for one in some])
-        yield f"{'then' if number else 'first'} NaN or infinite at {name}: {paths}"
+        yield f"{'then' if rank else 'first'} NaN or infinite at {name}: {paths}"
     for name, why in report.skipped.items():
         yield f"skipped {name}: {why}"
 

@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from statedict.reports.combine import CombineReport as CombineReport
     from statedict.reports.diff import Diff as Diff
     from statedict.reports.outcomes import EditReport as EditReport
     from statedict.reports.outcomes import RestoreReport as RestoreReport
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from statedict.reports.summary import Summary as Summary
 
 _EXPORTS = {
+    "CombineReport": "combine",
     "Diff": "diff",
     "EditReport": "outcomes",
     "RestoreReport": "outcomes",

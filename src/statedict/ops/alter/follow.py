@@ -221,7 +221,7 @@ def _make_moments(found: list[Any], parameters: list[LazyTensor], use: Use, apar
 
 def is_count(key: Any, tensor: LazyTensor) -> bool:
     """Whether what an optimizer keeps under a key counts steps, or is a number of torch.optim that belongs to them."""
-    return bool(key == "step" or (not tensor.ndim and key in _COUNTS))
+    return bool(key == "step" or (key in _COUNTS and not getattr(tensor, "ndim", 0)))
 
 
 def is_same(one: Any, other: Any) -> bool:

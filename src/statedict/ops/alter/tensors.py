@@ -46,14 +46,14 @@ def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
         wanted = dtype(kind)
     except ValueError as error:
         raise AlterError(str(error)) from error
-    if not wanted.itemsize or wanted.kind not in _NUMBERS or wanted.name in _SCALED:
+    if not wanted.itemsize or wanted.kind not in NUMBERS or wanted.name in SCALED:
         raise AlterError(f"{wanted}: not a dtype to convert to; take a float, integer, complex or bool dtype")
-    floats, convert = patterns == "*", partial(_convert, wanted)
+    floats, convert = patterns == "*", partial(round_to, wanted)
 
     def make(tensor: LazyTensor) -> LazyTensor:
         if tensor.dtype is wanted or (floats and tensor.dtype.kind != "float"):
             return tensor
-        if tensor.dtype.kind not in _NUMBERS or not tensor.dtype.itemsize:
+        if tensor.dtype.kind not in NUMBERS or not tensor.dtype.itemsize:
             raise AlterError(f"{tensor!r}: cannot be converted to {wanted}")
         if tensor.dtype.kind == "complex" and wanted.kind != "complex":
             raise AlterError(f"{tensor!r}: the imaginary part would be lost; take the real part in Python first")
@@ -62,12 +62,13 @@ def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
     return map_tensors(state, patterns, make, casts=True)
 
 
-_NUMBERS = ("float", "int", "uint", "bool", "complex")
-_SCALED = ("float8_e8m0fnu", "float4_e2m1fn_x2")  # parts of a number in blocks that share a scale
+NUMBERS = ("float", "int", "uint", "bool", "complex")
+SCALED = ("float8_e8m0fnu", "float4_e2m1fn_x2")  # parts of a number in blocks that share a scale
 _LARGEST = {"float8_e4m3fn": 448.0}  # where PyTorch takes the largest one for what is beyond the range
 
 
-def _convert(wanted: DType, values: Any) -> Any:
+def round_to(wanted: DType, values: Any) -> Any:
+    """Elements in another dtype, rounded as PyTorch does."""
     import numpy
 
     with numpy.errstate(all="ignore"):  # beyond the range is infinity, where there is one, as in PyTorch

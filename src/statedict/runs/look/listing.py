@@ -22,6 +22,7 @@ from statedict.runs.look.foreign import INDEX, WEIGHTS, recognize, step_of
 from statedict.runs.manifest import DATA, MARKER, NAME, WHOLE
 from statedict.runs.replaced import NAME as REPLACED_NAME
 from statedict.runs.replaced import find_superseded
+from statedict.values import abbreviate
 
 _DIGITS = 1000  # most digits of a step on the command line; it may have leading zeros
 
@@ -166,6 +167,37 @@ def find(checkpoints: Sequence[Checkpoint], which: str | int, where: str = "the 
         held = f"it has {'… ' * (len(names) > 5)}{', '.join(names[-5:])}" if names else "it has none"
         raise RunError(f"{where}: has no checkpoint {text!r:.80}; {held}")
     return found[0]
+
+
+def choose(
+    checkpoints: Sequence[Checkpoint],
+    where: str = "the run",
+    *,
+    last: int | None = None,
+    best: tuple[int, str] | None = None,
+    mode: str = "min",
+    steps: range | None = None,
+) -> list[Checkpoint]:
+    """Pick checkpoints in the order of their steps: the last, the best by a metric, or those of a range of steps.
+
+    Raises:
+        RunError: there are fewer than asked for, or none in the range.
+    """
+    usable = [one for one in checkpoints if one.usable and one.step is not None]
+    if steps is not None:
+        found, wanted = [one for one in usable if one.step in steps], 1
+    elif best is not None:
+        wanted, metric = best
+        found = rank(usable, metric, mode)[:wanted]
+    else:
+        wanted = last or 0
+        found = usable[-wanted:]
+    if len(found) < wanted:
+        held = abbreviate([one.name for one in usable]) or "none"
+        having = f" with the metric {best[1]!r}" if best else " in that range" if steps is not None else ""
+        expected = f"expected {wanted:,} or more; there are {held}"
+        raise RunError(f"{where}: has {len(found):,} sound checkpoints{having}, {expected}")
+    return sorted(found, key=lambda one: one.step or 0)
 
 
 def about(directory: str | os.PathLike[str], which: str | int = "latest", *, biggest: int = 10) -> About:

@@ -1,0 +1,1 @@
+"""Combine states: one lazy tree of several."""

@@ -1,0 +1,105 @@
+"""Tensors computed element by element from several: in float32 or wider, rounded once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any, Generic, TypeVar
+
+from statedict.dtypes import DType, dtype
+from statedict.ops.alter.tensors import SCALED, round_to
+from statedict.tensor.assembled import map_elements
+from statedict.tensor.lazy import LazyTensor
+
+Result = TypeVar("Result")
+WORK = {"float32": ("float32", "complex64"), "float64": ("float64", "complex128")}
+"""Precision → the dtypes of sums, of real and of complex numbers."""
+_PIECE = 1 << 16  # elements that stay in the processor's cache
+
+
+def has_mean(kind: DType) -> bool:
+    """Whether elements of a dtype are numbers that can be averaged."""
+    return kind.kind in ("float", "complex") and bool(kind.itemsize) and kind.name not in SCALED
+
+
+def combine(
+    function: Callable[..., Any], tensors: Sequence[LazyTensor], precision: str = "float32", kind: DType | None = None
+) -> LazyTensor:
+    """A tensor whose elements a function makes of flat arrays of those of tensors of one shape.
+
+    Args:
+        function: gets an array for each tensor, which it may change, and returns one; called with pieces of any length.
+        tensors: of float or complex dtypes; flags and attributes are those of the first.
+        precision: `"float32"` or `"float64"`, the least width that the function computes in.
+        kind: the dtype of the result; by default the widest of the tensors.
+    """
+    kinds = {tensor.dtype for tensor in tensors}
+    wide = any(one.component.bits > 32 for one in kinds)
+    is_complex = any(one.kind == "complex" for one in kinds)
+    work = dtype(WORK["float64" if wide else precision][is_complex])
+    kind = kind or _widest(kinds)
+    return map_elements(tensors[0], kind, partial(_compute, function, work, kind), *tensors[1:])
+
+
+def _widest(kinds: set[DType]) -> DType:
+    kind = max(kinds, key=lambda one: (one.kind == "complex", one.bits))
+    if any(one.bits == kind.bits and one is not kind for one in kinds):  # such as float16 and bfloat16
+        return dtype(WORK["float32"][kind.kind == "complex"])
+    return kind
+
+
+def _compute(function: Callable[..., Any], work: DType, kind: DType, *values: Any) -> Any:
+    import numpy
+
+    out = numpy.empty(len(values[0]), kind.numpy)
+    with numpy.errstate(all="ignore"):
+        for start in range(0, len(out), _PIECE):
+            part = slice(start, start + _PIECE)
+            out[part] = round_to(kind, function(*(value[part].astype(work.numpy) for value in values)))
+    return out
+
+
+def weighted_mean(tensors: Sequence[LazyTensor], weights: Sequence[float], precision: str = "float32") -> LazyTensor:
+    """Σ w·x / Σ w of float or complex tensors of one shape, in float32 or wider, rounded once to their widest dtype.
+
+    Source: mergekit 0.1.5, merge_methods/linear.py.
+
+    >>> import numpy
+    >>> from statedict.tensor.lazy import as_lazy
+    >>> one, other = (as_lazy(numpy.array([value], "float16")) for value in (1, 4))
+    >>> weighted_mean([one, other], [2, 1]).tolist()
+    [2.0]
+    """
+    return combine(partial(add_up, weights, math.fsum(weights)), tensors, precision)
+
+
+def add_up(factors: Sequence[float], divisor: float, *values: Any) -> Any:
+    """Σ f·x / divisor of arrays, which are changed."""
+    for value, factor in zip(values, factors, strict=True):
+        if factor != 1:
+            value *= factor
+    total, *others = values
+    for value in others:
+        total += value
+    if divisor != 1:
+        total /= divisor
+    return total
+
+
+class Once(Generic[Result]):
+    """A call that is made when its result is first asked for, by one thread."""
+
+    def __init__(self, call: Callable[[], Result]) -> None:
+        self._call, self._lock, self._result = call, Lock(), list[Result]()
+
+    def __call__(self) -> Result:
+        """The result."""
+        with self._lock:
+            if not self._result:
+                self._result.append(self._call())
+            return self._result[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process makes the call itself
+        return Once, (self._call,)
