@@ -17,8 +17,8 @@ from statedict import errors
 
 VALUES = [
     "CheckpointManager", "DType", "Device", "LazyTensor", "Opaque", "Page", "ResumableLoader", "Size", "StateDict",
-    "StateDictError", "Storage", "__version__", "average", "capture", "convert", "diff", "dtype", "edit", "inspect", "load",
-    "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
+    "StateDictError", "Storage", "__version__", "average", "capture", "convert", "diff", "dtype", "edit", "inspect",
+    "load", "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
 MODULES = ["alter", "errors", "reports", "runs"]
 PUBLIC = VALUES + MODULES
@@ -28,7 +28,8 @@ IN_MODULES = {
         "transpose", "untie",
     ],
     "reports": [
-        "CombineReport", "Diff", "EditReport", "RestoreReport", "ScanReport", "StatsReport", "Summary", "TensorStats", "VerifyReport",
+        "CombineReport", "Diff", "EditReport", "RestoreReport", "ScanReport", "StatsReport", "Summary", "TensorStats",
+        "VerifyReport",
     ],
 }  # fmt: skip
 POLICIES = ["AnyPolicy", "BestN", "CustomSteps", "EveryNSeconds", "EveryNSteps", "LatestN"]

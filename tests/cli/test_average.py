@@ -87,6 +87,15 @@ def test_mistakes_are_explained(
     assert done.stdout == ""
 
 
+def test_integers_that_differ_need_a_rule_which_the_message_names(run: Run, tmp_path: Path) -> None:
+    for value in range(2):
+        statedict.save({"w": torch.zeros(1), "ids": torch.tensor([value])}, tmp_path / f"{value}.pth")
+    done = run("average", "0.pth", "1.pth", "--dry-run")
+    assert (done.returncode, "pass --integers ids=first, or one of max" in done.stderr) == (2, True), done.stderr
+    assert run("average", "0.pth", "1.pth", "-o", "out.pth", "--integers", "ids=last").returncode == 0
+    assert statedict.load(tmp_path / "out.pth")["ids"].tolist() == [1]
+
+
 def test_an_existing_file_is_replaced_only_when_asked(run: Run, weights: list[torch.Tensor], tmp_path: Path) -> None:
     (tmp_path / "out.pth").write_bytes(b"mine")
     assert run("average", "run/0", "run/10", "-o", "out.pth").returncode == 2

@@ -156,6 +156,29 @@ def test_a_model_may_stand_elsewhere_in_each_source(tmp_path: Path) -> None:
     assert torch.equal(found["state_dict"]["bias"].torch(), sum(model.bias for model in models) / 3)  # type: ignore[arg-type]
 
 
+def test_whole_modules_that_were_pickled_are_averaged_by_their_names(tmp_path: Path) -> None:
+    models = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(2)]
+    torch.save(models[0], tmp_path / "whole.pth")
+    torch.save({"epoch": 1, "model": models[1]}, tmp_path / "inside.pth")
+    found = statedict.average([tmp_path / "whole.pth", tmp_path / "inside.pth", models[1]])
+    assert torch.equal(found["0.weight"].torch(), (models[0][0].weight + models[1][0].weight + models[1][0].weight) / 3)  # type: ignore[arg-type]
+    assert list(found) == list(models[0].state_dict())
+
+
+def test_several_models_are_averaged_each_and_nested_names_stay_nested() -> None:
+    def source(value: float) -> dict[str, Any]:
+        return {
+            "netG": {"w": torch.full((2,), value)},
+            "netD": {"w": torch.full((3,), -value)},
+            "params": {"dense": {"kernel": torch.full((1,), value)}},
+        }
+
+    found = statedict.average([source(1.0), source(2.0)])
+    assert found["netG"]["w"].tolist() == [1.5, 1.5]
+    assert found["netD"]["w"].tolist() == [-1.5] * 3
+    assert found["params"]["dense"]["kernel"].tolist() == [1.5]
+
+
 def test_equal_integers_are_kept_and_others_need_a_rule() -> None:
     def source(seed: int) -> dict[str, Any]:
         return {"ids": np.arange(4), "seen": np.array([seed, 9 - seed]), "mask": np.array([seed > 0, True])}
@@ -192,8 +215,8 @@ def test_parts_of_numbers_have_no_average() -> None:
          "source 1: lacks 1 entry that source 2 has: v"),
         ([{"w": torch.ones(1)}, {"w": torch.ones(2)}], {}, r"w: has the shape \(2,\) in source 2, \(1,\) in source 1"),
         ([{"w": torch.ones(1)}, {"epoch": 1}], {}, "source 2: there is no model in it"),
-        ([{"a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}, {"a": {"w": torch.ones(1)}}], {},
-         "source 2: has the models a, source 1 has a, b"),
+        ([{"netG": {"w": torch.ones(1)}, "netD": {"w": torch.ones(1)}}, {"netG": {"w": torch.ones(1)}}], {},
+         "source 2: has the models netG, source 1 has netG, netD"),
         ([{"w": torch.ones(1)}] * 2, {"weights": [1]}, "expected 2 finite numbers, one for each source, got 1"),
         ([{"w": torch.ones(1)}] * 2, {"weights": [1, -1]}, "their sum is 0"),
         ([{"w": torch.ones(1)}] * 2, {"weights": [1, float("nan")]}, "got nan"),

@@ -13,13 +13,14 @@ from statedict.tensor.lazy import LazyTensor, Storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from statedict.dtypes import DType
     from statedict.io.source import ByteSource
     from statedict.tensor.boxes import Box, Shape
 
+    Index = tuple[slice, ...]
     Chunk = tuple[Shape, LazyTensor | Callable[[], LazyTensor]]
     """Its corner, and the tensor or a function that fetches it when it is first read."""
     Lack = tuple[tuple[Box, ...], Callable[[Shape, Shape], Exception]]
@@ -122,12 +123,17 @@ def _are_apart(shape: Shape, boxes: list[Box]) -> bool:
     )
 
 
-def map_elements(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any]) -> LazyTensor:
-    """A tensor of dtype `kind` whose elements `function` makes of a flat numpy array of those of `tensor`."""
-    rows = tensor.contiguous()
-    below = rows.storage.source
-    limit = partial(_mapped_panel_limit, below, rows.dtype.itemsize, kind.itemsize)
-    source = BoxSource(kind, rows.shape, partial(_map_box, rows, kind, function), below.name, limit, below.remote)
+def map_elements(tensor: LazyTensor, kind: DType, function: Callable[..., Any], *others: LazyTensor) -> LazyTensor:
+    """A tensor of dtype `kind` whose elements `function` makes of flat numpy arrays of those of `tensor` and `others`.
+
+    All have one shape. Flags and attributes are those of `tensor`.
+    """
+    parts = [part.contiguous() for part in (tensor, *others)] if others else [tensor.contiguous()]
+    rows, items = parts[0], sum(part.dtype.itemsize for part in parts)
+    below = [part.storage.source for part in parts]
+    limit = partial(_mapped_panel_limit, below, items, kind.itemsize)
+    remote = any(source.remote for source in below)
+    source = BoxSource(kind, rows.shape, partial(_map_box, parts, kind, function), below[0].name, limit, remote)
     storage = Storage(source, 0, source.size, rows.storage.device)
     return LazyTensor(kind, rows.shape, storage, 0, None, rows.requires_grad, rows.parameter, rows.attributes)
 
@@ -169,9 +175,9 @@ def _panel_limit(chunks: list[Chunk]) -> int:
     return PANEL * any(is_reordered(tensor.storage.source, tensor.shape, tensor.strides) for tensor in tensors)
 
 
-def _mapped_panel_limit(source: ByteSource, before: int, after: int) -> int:
+def _mapped_panel_limit(sources: list[ByteSource], before: int, after: int) -> int:
     """Leaves room for the elements that the panel is made of; itemsizes before and after."""
-    return PANEL * after // (before + after) * is_reordered(source, (), None)
+    return PANEL * after // (before + after) * any(is_reordered(source, (), None) for source in sources)
 
 
 def _copy_tensor_box(tensor: LazyTensor, corner: Shape, out: Any) -> None:
@@ -179,18 +185,37 @@ def _copy_tensor_box(tensor: LazyTensor, corner: Shape, out: Any) -> None:
     copy_box(storage.source, tensor.dtype, storage.offset + tensor.offset, tensor.stride(), corner, out)
 
 
-def _map_box(tensor: LazyTensor, kind: DType, function: Callable[[Any], Any], corner: Shape, out: Any) -> None:
+def _map_box(tensors: list[LazyTensor], kind: DType, function: Callable[..., Any], corner: Shape, out: Any) -> None:
+    sizes = sum(tensor.dtype.itemsize for tensor in tensors)
+    panel = _mapped_panel_limit([tensor.storage.source for tensor in tensors], sizes, kind.itemsize)
+    for where, few, values in _read_pieces(tensors, corner, out.shape, PANEL - panel if panel else _MAPPED):
+        target = out[(*where, ...)][(*few, ...)]
+        target[...] = function(*values).view(raw_dtype(kind.itemsize)).reshape(target.shape)
+
+
+def read_elements(tensors: Sequence[LazyTensor]) -> Iterator[list[Any]]:
+    """Flat numpy arrays of the elements of tensors of one shape, piece by piece; each piece overwrites the last one."""
+    rows = [tensor.contiguous() for tensor in tensors]
+    panels = any(is_reordered(tensor.storage.source, (), None) for tensor in rows)
+    for _, _, values in _read_pieces(rows, (0,) * rows[0].ndim, rows[0].shape, PANEL if panels else _MAPPED):
+        yield values
+
+
+def _read_pieces(
+    tensors: list[LazyTensor], corner: Shape, shape: Shape, most: int
+) -> Iterator[tuple[Index, Index, list[Any]]]:
+    """The elements in a box, as (part, piece of the part, flat arrays); a part has up to `most` bytes."""
     import numpy
 
-    native, item, source = tensor.dtype.numpy, tensor.dtype.itemsize, tensor.storage.source
-    most = PANEL - _mapped_panel_limit(source, item, kind.itemsize) if is_reordered(source, (), None) else _MAPPED
-    memory = numpy.empty(min(out.size, max(1, most // item)), raw_dtype(item))
-    for where in cut(out.shape, len(memory)):
-        part = out[(*where, ...)]
-        values: Any = memory[: part.size].reshape(part.shape)
+    sizes = [tensor.dtype.itemsize for tensor in tensors]
+    count = min(prod(shape), max(1, most // sum(sizes)))
+    memory = [numpy.empty(count, raw_dtype(size)) for size in sizes]
+    for where in cut(shape, count):
+        inside = (*(w.stop - w.start for w in where), *shape[len(where) :])
         place = tuple(c + w.start for c, w in zip(corner, where, strict=False)) + corner[len(where) :]
-        _copy_tensor_box(tensor, place, values)
-        for few in cut(part.shape, max(1, _MAPPED // item)):
-            target = part[(*few, ...)]
-            result = function(values[(*few, ...)].reshape(-1).view(native))
-            target[...] = result.view(raw_dtype(kind.itemsize)).reshape(target.shape)
+        parts: list[Any] = [some[: prod(inside)].reshape(inside) for some in memory]
+        for tensor, part in zip(tensors, parts, strict=True):
+            _copy_tensor_box(tensor, place, part)
+        for few in cut(inside, max(1, _MAPPED // sum(sizes))):
+            pairs = zip(tensors, parts, strict=True)
+            yield where, few, [part[(*few, ...)].reshape(-1).view(tensor.dtype.numpy) for tensor, part in pairs]

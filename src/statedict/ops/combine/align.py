@@ -8,9 +8,9 @@ from typing import Any
 
 from statedict.errors import CombineError
 from statedict.ops.alter.follow import is_count
-from statedict.ops.inspect import is_model, state_dicts
 from statedict.tensor.lazy import is_array
 from statedict.tree.layout import Layout, is_optimizer
+from statedict.tree.roles import MODEL, find_models, find_roles
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
 from statedict.values import abbreviate, count, same_value
@@ -53,14 +53,7 @@ def align(sources: Sequence[tuple[str, StateDict]], optimizer: bool = False) -> 
         CombineError: a source has no model, or they have other models or other names.
     """
     names = tuple(name for name, _ in sources)
-    layouts = [Layout(tree) for _, tree in sources]
-    models = [
-        [path for path, node in state_dicts(layout.tree) if is_model(node) and not is_optimizer(node)]
-        for layout in layouts
-    ]
-    for name, paths in zip(names, models, strict=True):
-        if not paths:
-            raise CombineError(f"{name}: there is no model in it; name its state_dict as file::path")
+    layouts, models = zip(*(_lay_out(name, tree) for name, tree in sources), strict=True)
     for name, paths in zip(names, models, strict=True):
         if {*paths} != {*models[0]} and not len(paths) == len(models[0]) == 1:
             which = f"the models {abbreviate(paths)}, {names[0]} has {abbreviate(models[0])}"
@@ -109,11 +102,27 @@ def _find_reason(paths: Sequence[str], layouts: Sequence[Layout]) -> str:
     return "" if all(same_value(leaves, other) for other in others) else "differs"
 
 
+def _lay_out(name: str, tree: StateDict) -> tuple[Layout, list[str]]:
+    """The layout of a source, and the paths of its models. Of a whole module it is that of its state_dict."""
+    models = find_models(tree)
+    if not models:
+        raise CombineError(f"{name}: there is no model in it; name its state_dict as file::path")
+    layout = Layout(tree)
+    if any(layout.dicts.get(path) is not node for path, node in models.items()):
+        if len(models) > 1:
+            raise CombineError(f"{name}: has {len(models):,} whole modules; convert it, and name one as file::path")
+        return Layout(next(iter(models.values()))), [""]
+    return layout, [*models]
+
+
 def _entries(layout: Layout, models: list[str], names: list[str]) -> Iterator[tuple[str, Any]]:
     """(path in the first source, leaf) of the entries of models; a single model may stand elsewhere in each source."""
     homes = dict(zip(models, names if len(models) == 1 else models, strict=True))
+    others = {path for role, path, _ in find_roles(layout.tree) if role != MODEL}
     for path, leaf in layout.leaves.items():
         home = layout.home[path]
+        while home and home not in homes and home not in others:
+            home = home.rpartition(".")[0]
         if home in homes:
             below = path[len(home) + 1 :] if home else path
             yield f"{homes[home]}.{below}" if homes[home] else below, leaf
