@@ -105,6 +105,50 @@ class Opaque:
         return f"Opaque({self.name!r})"
 
 
+class Member:
+    """A member of an `enum.Enum` in a tree: it equals its name, or the number of flags, and knows its class.
+
+    Attributes:
+        kind: the qualified name of the class, `"lab.Norm"`.
+        plain: the name or the number alone.
+
+    >>> member("lab.Norm", "AUTO"), member("lab.Norm", "AUTO") == "AUTO", member("lab.Access", 3)
+    (lab.Norm.AUTO, True, lab.Access(3))
+    """
+
+    __slots__ = ()
+    kind: str
+    plain: str | int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return member, (self.kind, self.plain)
+
+    def __repr__(self) -> str:
+        text = f"{self.kind}.{self.plain}" if type(self.plain) is str else f"{self.kind}({self.plain})"
+        return text if text.isprintable() else repr(text)
+
+
+class MemberName(Member, str):
+    """A member by its name."""
+
+
+class MemberFlags(Member, int):
+    """Members of an `enum.Flag` by their number, for several together have no one name."""
+
+
+def member(kind: object, value: object) -> Member:
+    """The member of a class, by its name or number.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if type(kind) is not str or type(value) not in (str, int):
+        raise ValueError("not a member of an enumeration")
+    made: Any = (MemberName if type(value) is str else MemberFlags)(value)  # type: ignore[call-overload]
+    made.kind, made.plain = kind, value
+    return made  # type: ignore[no-any-return]
+
+
 def human_bytes(count: int) -> str:
     """Bytes in decimal units, three digits.
 
@@ -165,6 +209,8 @@ def same_value(one: Any, other: Any, numeric: bool = False) -> bool:
         return same_value((one.real, one.imag), (other.real, other.imag), numeric)
     if isinstance(one, Opaque):
         return bool(one.name == other.name)
+    if isinstance(one, Member):
+        return bool(one.kind == other.kind and one == other)
     return bool(one == other)
 
 
@@ -189,7 +235,8 @@ def parse_bytes(size: int | str) -> int:
 
 
 PLAIN = (type(None), bool, int, float, str)
-KINDS = (*PLAIN, complex, bytes, bytearray, Size, Device, DType, set, frozenset, Counter)
+_MEMBERS = (MemberName, MemberFlags)
+KINDS = (*PLAIN, complex, bytes, bytearray, Size, Device, DType, set, frozenset, Counter, *_MEMBERS)
 
 
 def to_json(value: Any) -> Any:
@@ -278,6 +325,15 @@ def _decode_counter(body: Any) -> Counter[Any]:
     return Counter(dict(zip(_decode_items(key for key, _ in body), [from_json(n) for _, n in body], strict=True)))
 
 
+def _encode_member(value: Member) -> list[Any]:
+    return [value.kind, to_json(value.plain)]
+
+
+def _decode_member(body: Any) -> Member:
+    kind, value = body
+    return member(kind, from_json(value))
+
+
 # type, tag, encoder, decoder
 _TABLE: tuple[tuple[type, str, Any, Any], ...] = (
     (int, "$int", hex, lambda body: int(body, 16)),
@@ -292,6 +348,7 @@ _TABLE: tuple[tuple[type, str, Any, Any], ...] = (
     (set, "$set", _encode_set, lambda body: set(_decode_items(body))),
     (frozenset, "$frozenset", _encode_set, lambda body: frozenset(_decode_items(body))),
     (Counter, "$counter", lambda counts: [[to_json(k), to_json(n)] for k, n in counts.items()], _decode_counter),
+    *((kind, "$member", _encode_member, _decode_member) for kind in _MEMBERS),
 )
 _CODERS = {kind: (tag, encode) for kind, tag, encode, _ in _TABLE}
 _DECODERS = {tag: decode for _, tag, _, decode in _TABLE}

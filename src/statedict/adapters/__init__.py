@@ -19,7 +19,7 @@ from statedict.tensor.arrays import is_numpy
 from statedict.tensor.lazy import is_array
 from statedict.tree.state_dict import StateDict, transform
 from statedict.tree.walk import MAX_DEPTH
-from statedict.values import KINDS, PLAIN, Device, Opaque, Size
+from statedict.values import KINDS, PLAIN, Device, Opaque, Size, member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ DATA = (bool, int, float, complex, str, bytes)
 def leaf(value: Any) -> Any:
     """A leaf as plain data, or `Ellipsis` if the value is not a leaf.
 
-    An enumeration's member becomes its value if it is a number or a text, or flags; else its name.
+    A member of an enumeration becomes its value if it is a number or a text; any other becomes a `Member`.
     """
     if type(value) in KINDS or is_array(value) or isinstance(value, Opaque):
         return value
@@ -65,7 +65,9 @@ def leaf(value: Any) -> Any:
         if isinstance(value, torch.dtype):
             return dtype(value)
     if isinstance(value, Enum):
-        value = value.value if isinstance(value, (*DATA, Flag)) else value.name  # type: ignore[union-attr]
+        if not isinstance(value, DATA):
+            return member(qualified_name(type(value)), value.value if isinstance(value, Flag) else value.name)
+        value = value.value
     return next((kind(value) for kind in DATA if isinstance(value, kind)), ...)  # type: ignore[arg-type]
 
 

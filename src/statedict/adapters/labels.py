@@ -1,8 +1,9 @@
 """What no live object may get: labels of objects that were not built.
 
-A pickle names objects of any class, which are read as `Opaque`. What a live object is about to take is looked through
-before anything is written. A member of an enumeration is made of the class that the live object has at that place.
-Every other label is an error, unless the caller gives a value for it or leaves it out.
+A pickle names objects of any class, which are read as `Opaque`, and our files have a `Member` for one of an
+enumeration. What a live object is about to take is looked through before anything is written. A member is made of the
+class that the live object has at that place. Every other label is an error, unless the caller gives a value for it or
+leaves it out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from statedict.adapters import DATA, depth_error, join, leaf, qualified_name
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH, label
-from statedict.values import Opaque
+from statedict.values import Member, Opaque
 
 Decide = Callable[[str, Any, str], Any]
 """Path, value and what is wrong with it → the caller's value instead, `DROPPED`, or the same value."""
@@ -32,11 +33,13 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
     """
     if depth > MAX_DEPTH:
         raise depth_error(path)
-    if isinstance(live, Enum) and not isinstance(value, Enum):
+    if isinstance(live, Enum) and type(value) is not type(live):
         member = find_member(type(live), value)
         return decide(path, value, f"is not a member of {qualified_name(type(live))}") if member is None else member
     if isinstance(value, Opaque):
         return decide(path, value, f"is an object of {value.name}, which is not built")
+    if isinstance(value, Member):
+        return decide(path, value, f"is {value!r}, and the target has no member of that class there")
     if isinstance(value, dict) and type(value) is not Counter:
         if live is not None and not isinstance(live, dict) and leaf(live) is ... and type(live) not in (list, tuple):
             return decide(path, value, f"is a dict, where the target has a {qualified_name(type(live))}")
@@ -75,16 +78,21 @@ def _know_nothing(_: Any) -> None:
 
 
 def _is_label(value: Any) -> bool:
-    return isinstance(value, Opaque) or (isinstance(value, tuple | frozenset) and any(map(_is_label, value)))
+    return isinstance(value, Opaque | Member) or (isinstance(value, tuple | frozenset) and any(map(_is_label, value)))
 
 
 def find_member(kind: type[Enum], value: Any) -> Enum | None:
     """The member of an enumeration that a state means; None if there is none.
 
-    A pickle has the class and the value. Our files have the name, or the value if it is a number, a text or flags.
+    A pickle has the class and the value. Our files have the value if it is a number or a text, else a `Member`; files
+    of older versions have the name alone, or the number of flags.
     """
     named = not issubclass(kind, (*DATA, Flag))
-    if isinstance(value, Opaque):
+    if isinstance(value, Member):
+        if value.kind != qualified_name(kind):
+            return None
+        value, named = value.plain, isinstance(value, str)
+    elif isinstance(value, Opaque):
         if value.name != qualified_name(kind) or not isinstance(value.args, tuple) or len(value.args) != 1:
             return None
         value, named = value.args[0], False

@@ -15,6 +15,7 @@ from statedict.errors import UnsupportedError
 from statedict.tensor.arrays import is_numpy, is_torch
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.state_dict import StateDict, like
+from statedict.values import Member
 
 STAGE = 0
 
@@ -98,7 +99,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
             assign = partial(value.__setitem__, index) if isinstance(value, list) else None
             if assign is None and leaf(item) is not ... and not is_array(item):
                 there = find_member(type(item), state[index]) if isinstance(item, Enum) else state[index]
-                if item != there:
+                if item != there or isinstance(there, Member):
                     plan.problem("kind", join(path, index), "is a plain value in a tuple, which cannot be changed")
                 else:
                     plan.note("restored", join(path, index))

@@ -48,6 +48,8 @@ class Options:
         for pattern, policy in self.shapes.items():
             if policy not in POLICIES:
                 raise RestoreError(f"shapes: {pattern!r}: expected one of {', '.join(POLICIES)}, got {policy!r}")
+        for pattern, wanted in self.override.items():
+            settle(wanted, None, pattern, _refuse_label)
 
 
 @dataclass
@@ -97,6 +99,9 @@ class Plan:
             self.problem("idle override", pattern, "matches no value of the target")
         counts = self.rules.matched.items() if self.rules else ()
         self.notes += [f"renamed {count:,} by {rule}" for rule, count in counts if count]
+        refused = {one.path for one in self.problems if one.action == "object"}  # which says enough
+        self.entries = [entry for entry in self.entries if entry.path not in refused]
+        self.problems = [one for one in self.problems if one.action != "kind" or one.path not in refused]
         if not self.problems and self.entries and all(e.action in _LEFT for e in self.entries):
             self.problem("nothing matched", "", "no entry of the state has the name of an entry of the target")
 
@@ -290,6 +295,11 @@ class Plan:
         action = "reshaped" if fit is not True else "cast" if not same else "renamed" if origin else "restored"
         self.note(action, path, ", ".join(details))
         return fit
+
+
+def _refuse_label(path: str, label: Any, why: str) -> Any:
+    if why:
+        raise RestoreError(f"override: {path}: {label!r} is a label of an object; give the object itself")
 
 
 def _fills(value: LazyTensor, shape: Shape, kind: Any) -> bool:

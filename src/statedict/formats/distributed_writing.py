@@ -23,7 +23,7 @@ from itertools import groupby, islice
 
 from statedict.errors import UnsupportedError
 from statedict.formats.distributed_tensors import OURS, format_key
-from statedict.formats.torch.archive import Packing, pickle_tree, refuse_place
+from statedict.formats.torch.archive import NO_NOTES, Notes, Packing, pickle_tree, refuse_place
 from statedict.io.parallel import batches
 from statedict.io.pipeline import Meter, Part, StreamSink, put_bytes
 from statedict.io.source import BytesSource
@@ -64,10 +64,11 @@ _RECORD_NAMES = frozenset(
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """An archive in one of the files: its pickle, its storages and its place."""
+    """An archive in one of the files: its pickle, its storages, what these cannot say, and its place."""
 
     data: bytes
     storages: list[Segment]
+    notes: Notes = NO_NOTES
     size: int = 0
     file: str = ""
     offset: int = 0
@@ -161,11 +162,11 @@ def _make_chunks(entries: Entries) -> dict[str, Chunk]:
 
 
 def _place_in_files(chunks: list[Chunk], most: int | None) -> dict[str, list[Chunk]]:
-    sizes: dict[tuple[int, ...], int] = {}
+    sizes: dict[object, int] = {}
     for chunk in chunks:
-        lengths = (len(chunk.data), *(size for _, _, size in chunk.storages))
+        lengths = (len(chunk.data), *(size for _, _, size in chunk.storages), *chunk.notes.classes.items())
         if lengths not in sizes:
-            sizes[lengths] = Packing(chunk.data, chunk.storages).size
+            sizes[lengths] = Packing(chunk.data, chunk.storages, chunk.notes).size
         chunk.size = sizes[lengths]
     groups = batches(chunks, most, count=math.inf)
     files = {f"__0_{number}.distcp": held for number, held in enumerate(groups)}
@@ -221,7 +222,7 @@ def _write(chunks: list[Chunk], sink: Sink) -> None:
     for large, neighbours in groupby(chunks, key=lambda chunk: chunk.size > _SMALL):
         most = (1 if sink.in_order else _TOGETHER) if large else math.inf
         for held in batches(neighbours, None if large else _GATHER, count=most):
-            packed = (Packing(chunk.data, chunk.storages, at=chunk.offset) for chunk in held)
+            packed = (Packing(chunk.data, chunk.storages, chunk.notes, at=chunk.offset) for chunk in held)
             if large:
                 archives = list(packed)
                 sums = iter(sink.put([part for archive in archives for part in archive.parts], crc=True))

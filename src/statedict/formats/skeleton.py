@@ -45,7 +45,9 @@ def take_apart(tree: Any) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     metadata = plan.aliases | {"format": "pt"} | strings
     is_flat = skeleton == {name: {"$tensor": name} for name in plan.tensors}
     if not is_flat or any(value in plan.tensors for value in strings.values()):
-        metadata[KEY] = json.dumps({"version": 1, "tree": skeleton}, separators=(",", ":"))
+        text = json.dumps(skeleton, separators=(",", ":"))
+        version = 2 if '{"$member":' in text else 1  # within a JSON string the quotes would be escaped
+        metadata[KEY] = f'{{"version":{version},"tree":{text}}}'
     return plan.tensors, metadata
 
 
@@ -92,7 +94,7 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
 
     skeleton = parse(text, f"{name}: the skeleton under {KEY!r}", weight=2.5, surrogates=True)
     try:
-        if skeleton["version"] != 1:
+        if skeleton["version"] not in (1, 2):
             raise FormatError(f"{name}: its skeleton has version {skeleton['version']!r}; a newer version may read it")
         tree = decode(skeleton["tree"], get)
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -28,7 +28,7 @@ from statedict.tensor.attributes import data_of, left_out_note
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.walk import MAX_DEPTH
-from statedict.values import Device, Opaque, Size, device
+from statedict.values import Device, MemberFlags, MemberName, Opaque, Size, device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -282,6 +282,8 @@ _VALUES: dict[type, Callable[[_Writer, Any, str], None]] = {
     int: _Writer.int,
     float: lambda w, v, p: w.out.append(b"G" + _F8.pack(v)),
     str: lambda w, v, p: w.out.append(_text(v)),
+    MemberName: lambda w, v, p: w.out.append(_text(v)),
+    MemberFlags: _Writer.int,
     bytes: lambda w, v, p: w.call("_codecs.encode", v.decode("latin1"), "latin1"),
     bytearray: lambda w, v, p: w.call("builtins.bytearray", bytes(v)),
     complex: lambda w, v, p: w.call("builtins.complex", v.real, v.imag),

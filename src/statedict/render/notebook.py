@@ -149,6 +149,6 @@ def _entries(node: Any) -> str:
 
 def _value(value: Any) -> str:
     try:
-        return repr(value[:1000] if isinstance(value, str | bytes) else value)
+        return repr(value[:1000] if type(value) in (str, bytes) else value)
     except ValueError:  # an integer of more digits than Python prints
         return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"

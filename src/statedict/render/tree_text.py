@@ -76,7 +76,7 @@ def _is_off(value: object) -> bool:
 
 
 def _format_setting(value: Any) -> str:
-    return shorten(value if isinstance(value, str) and value.isprintable() else repr(value), _LONGEST)
+    return shorten(value if type(value) is str and value.isprintable() else repr(value), _LONGEST)
 
 
 def totals(summary: Summary) -> Iterator[str]:

@@ -79,8 +79,7 @@ def _summary(report: Summary) -> str:
 
 def _groups(one: Optimizer) -> Safe:
     def plain(value: Any) -> Any:
-        is_plain = value is None or (isinstance(value, int | float | str) and type(value) is not bool)
-        return value if is_plain else repr(value)
+        return value if type(value) in (type(None), int, float, str) else repr(value)
 
     keys = list(dict.fromkeys(key for _, group in one.groups for key in group))[:30]
     rows = [(at, count, *(group.get(key) for key in keys)) for at, (count, group) in enumerate(one.groups)]

@@ -112,4 +112,4 @@ def _lay_out(obj: object, protocol: int, order: bool) -> Packing | None:
         # PyTorch may compute where the records are, as its own writer would have placed them: so are ours then
         records = {".format_version": b"1", ".storage_alignment": str(ALIGNMENT).encode()} | records
     segments = [Segment(AddressSource(m.data_ptr(), m.nbytes(), m), 0, m.nbytes()) for m in memory]
-    return Packing(file.getvalue(), segments, records)
+    return Packing(file.getvalue(), segments, records=records)

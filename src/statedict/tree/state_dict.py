@@ -10,7 +10,7 @@ from statedict.shown import Viewed
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import numpy_arrays, torch_tensors
 from statedict.tree.walk import MAX_DEPTH, encode, free_name, label, visit, walk
-from statedict.values import Device, Opaque, Size, distinct, from_json
+from statedict.values import Device, Member, Opaque, Size, distinct, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,13 +107,16 @@ class StateDict(dict["Any", "Any"], Viewed):
         return found
 
     def numpy(self, copy: bool = False) -> dict[Any, Any]:
-        """Plain nested dicts with numpy arrays; see `LazyTensor.numpy`. With `copy`, tied tensors stay tied."""
-        return realize(self, lambda tensors: numpy_arrays(tensors, copy), lambda value: value)  # type: ignore[no-any-return]
+        """Plain nested dicts with numpy arrays, members of enumerations as names; see `LazyTensor.numpy`.
+
+        With `copy`, tied tensors stay tied.
+        """
+        return realize(self, lambda tensors: numpy_arrays(tensors, copy), _plain_value)  # type: ignore[no-any-return]
 
     def torch(self, copy: bool = False) -> dict[Any, Any]:
-        """Plain nested dicts with torch tensors, sizes, dtypes and devices; see `LazyTensor.torch`.
+        """Plain nested dicts with torch tensors, sizes, dtypes and devices, members of enumerations as names.
 
-        Tied tensors share their storage again.
+        See `LazyTensor.torch`. Tied tensors share their storage again.
         """
         return realize(self, lambda tensors: torch_tensors(tensors, copy), torch_value)  # type: ignore[no-any-return]
 
@@ -327,6 +330,10 @@ def realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: C
     return transform(tree, lambda leaf: made[id(leaf)] if id(leaf) in made else value(leaf), plain)
 
 
+def _plain_value(value: Any) -> Any:
+    return value.plain if isinstance(value, Member) else value
+
+
 def torch_value(value: Any) -> Any:
     """A plain value as PyTorch has it: `torch.Size`, `torch.device`, `torch.dtype`."""
     if isinstance(value, Size | Device | DType):
@@ -339,4 +346,4 @@ def torch_value(value: Any) -> Any:
             return torch.device(str(value))
         except RuntimeError as error:
             raise UnsupportedError(f"torch {torch.__version__} has no device {str(value)[:100]!r}") from error
-    return value
+    return _plain_value(value)

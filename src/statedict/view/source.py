@@ -153,7 +153,7 @@ def number(value: Any) -> Any:
 
 def text(value: Any) -> str:
     """A value as a short text."""
-    full = value if isinstance(value, str) else repr(value)
+    full = value if type(value) is str else repr(value)
     return full if len(full) <= _LONGEST else f"{full[: _LONGEST - 40]} … {full[-30:]}"
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import chain, repeat
+from typing import NamedTuple
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, UnknownFormatError, UnsupportedError
 from statedict.io.json import parse
@@ -38,7 +39,7 @@ from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.tensor.segments import Segment, plan
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
-from statedict.values import Opaque
+from statedict.values import Member, Opaque, member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,9 +60,39 @@ def read(source: ByteSource) -> Any:
     """Read the tree lazily: only the pickle is read."""
     records = read_members(source)
     tree, _ = _read_tree(records)
-    if OURS in records and isinstance(tree, StateDict):
-        tree.metadata, _ = parse_our_record(records[OURS])
+    if OURS in records:
+        notes, _ = parse_our_record(records[OURS])
+        tree = _add_classes(tree, notes.classes) if notes.classes else tree
+        if isinstance(tree, StateDict):
+            tree.metadata = notes.metadata
     return tree
+
+
+class Notes(NamedTuple):
+    """What a pickle cannot say: the caller's strings, and the classes of members of enumerations by path."""
+
+    metadata: dict[str, str]
+    classes: dict[str, str]
+
+
+NO_NOTES = Notes({}, {})
+
+
+def get_notes(tree: Any, leaves: Iterable[Any]) -> Notes:
+    """Return what the pickle of a tree with these leaves will not say."""
+    classes: dict[str, str] = {}
+    if any(isinstance(leaf, Member) for leaf in leaves):
+        flat = StateDict({"": tree}).flatten()
+        classes = {path: leaf.kind for path, leaf in flat.items() if isinstance(leaf, Member)}
+    return Notes(getattr(tree, "metadata", {}), classes)
+
+
+def _add_classes(tree: Any, classes: Mapping[str, str]) -> Any:
+    flat = StateDict({"": tree}).flatten()
+    for path in classes.keys() & flat.keys():
+        if type(flat[path]) in (str, int):  # else another program changed the pickle
+            flat[path] = member(classes[path], flat[path])
+    return flat.unflatten()[""]
 
 
 def _read_tree(records: Records) -> tuple[Any, dict[Storage, str]]:
@@ -224,14 +255,16 @@ def _unwrap_modules(module: Opaque) -> Any:
     return module.state
 
 
-def parse_our_record(record: Record | Inflated) -> tuple[dict[str, str], list[str]]:
-    """Return the caller's strings, and the digests of the other records."""
+def parse_our_record(record: Record | Inflated) -> tuple[Notes, list[str]]:
+    """Return our notes, and the digests of the other records."""
     found = parse(bytes(record.read(0, record.size)), record.label, surrogates=True)
     try:
-        metadata, digests = found.get("metadata", {}), found.get("digests", {}).get("xxh3_128", [])
-        if type(digests) is list and all(type(text) is str for text in [*metadata.values(), *digests]):
-            return metadata, digests
-        raise ValueError("metadata or digests that are not strings")
+        notes = Notes(*(found.get(name, {}) for name in Notes._fields))
+        digests = found.get("digests", {}).get("xxh3_128", [])
+        texts = [text for some in notes for text in some.values()]
+        if type(digests) is list and all(type(text) is str for text in [*texts, *digests]):
+            return notes, digests
+        raise ValueError("metadata, classes or digests that are not strings")
     except (ValueError, AttributeError) as error:
         raise CorruptFileError(f"{record.label}: is damaged ({error})") from error
 
@@ -243,12 +276,13 @@ def is_in_order(names: list[str], digests: list[str]) -> bool:
 
 def write(tree: Any, sink: Sink) -> None:
     """Write a tree of LazyTensors and plain values."""
-    Packing(*pickle_tree(tree), metadata=getattr(tree, "metadata", None)).write(sink)
+    Packing(*pickle_tree(tree)).write(sink)
 
 
-def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Segment]]:
-    """Return the pickle of a tree, and its storages; `path` names the root in messages."""
-    leaves = {id(leaf): leaf for _, leaf in walk(tree) if isinstance(leaf, LazyTensor)}.values()
+def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Segment], Notes]:
+    """Return the pickle of a tree, its storages, and what it does not say; `path` names the root in messages."""
+    values = [leaf for _, leaf in walk(tree)]
+    leaves = {id(leaf): leaf for leaf in values if isinstance(leaf, LazyTensor)}.values()
     noted = (tensors_of(leaf.attributes) for leaf in leaves if leaf.attributes)
     tensors = [*leaves, *{id(tensor): tensor for found in noted for _, tensor in found}.values()]
     segments, places = plan(tensors)
@@ -259,7 +293,7 @@ def pickle_tree(tree: Any, path: str = "") -> tuple[bytes, list[Segment]]:
         strides = contiguous_strides(tensor.shape) if where.strides is None else where.strides
         return str(where.segment), segments[where.segment].size, where.offset, strides
 
-    return dumps(tree, place, path), segments
+    return dumps(tree, place, path), segments, get_notes(tree, values)
 
 
 def refuse_place(tensor: LazyTensor) -> NoReturn:
@@ -270,21 +304,21 @@ def refuse_place(tensor: LazyTensor) -> NoReturn:
 class Packing:
     """An archive that is laid out and not yet written.
 
-    `records` go between the pickle `data` and the storages; `metadata` holds the caller's strings; `at` is the offset
-    in the output. `size` counts all bytes; `parts` are the records but the last one, at their offsets.
+    `records` go between the pickle `data` and the storages; `notes` go into our record; `at` is the offset in the
+    output. `size` counts all bytes; `parts` are the records but the last one, at their offsets.
     """
 
-    __slots__ = ("_at", "_last", "_layout", "_metadata", "parts", "size")
+    __slots__ = ("_at", "_last", "_layout", "_notes", "parts", "size")
 
     def __init__(
         self,
         data: bytes,
         storages: Iterable[Segment],
+        notes: Notes = NO_NOTES,
         records: dict[str, bytes] = RECORDS,
-        metadata: dict[str, str] | None = None,
         at: int = 0,
     ) -> None:
-        self._layout, self._metadata, self._at = ArchiveLayout(), metadata, at
+        self._layout, self._notes, self._at = ArchiveLayout(), notes, at
         self.parts: list[Part] = []
         small = {"data.pkl": data, **records}
         for name, (source, start, size) in [
@@ -294,7 +328,7 @@ class Packing:
         ]:
             _, header, data_at = self._layout.add("archive/" + name, size)
             self.parts.append(Part(at + data_at, source, start, size, header, self._layout.descriptor))
-        self._last = self._layout.add(f"archive/{OURS}", len(encode_our_record(["0" * 32] * len(self.parts), metadata)))
+        self._last = self._layout.add(f"archive/{OURS}", len(encode_our_record(["0" * 32] * len(self.parts), notes)))
         self.size = self._layout.position + len(self._layout.directory([0] * (len(self.parts) + 1)))
 
     def write(self, sink: Sink) -> None:
@@ -306,18 +340,17 @@ class Packing:
         """Return what follows the parts, given their sums: our record and the directory."""
         from zlib_ng.zlib_ng import crc32
 
-        own = encode_our_record([s.digest for s in sums], self._metadata)
+        own = encode_our_record([s.digest for s in sums], self._notes)
         crc = crc32(own)
         rest = own + self._layout.descriptor(crc, len(own)) + self._layout.directory([*(s.crc for s in sums), crc])
         _, header, at = self._last
         return Part(self._at + at, BytesSource(rest), 0, len(rest), header)
 
 
-def encode_our_record(digests: list[str], metadata: dict[str, str] | None) -> bytes:
-    """Encode our record: the digests of those before it, and the caller's strings."""
+def encode_our_record(digests: list[str], notes: Notes) -> bytes:
+    """Encode our record: the digests of those before it, and our notes."""
     import json
 
     content: dict[str, Any] = {"digests": {"xxh3_128": digests}}
-    if metadata:
-        content["metadata"] = dict(metadata)
+    content |= {name: table for name, table in notes._asdict().items() if table}
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from statedict.formats.torch import archive
-from statedict.formats.torch.archive import encode_our_record, refuse_place
+from statedict.formats.torch.archive import encode_our_record, get_notes, refuse_place
 from statedict.formats.torch.structure import INDEX, build_directory, read_entries
 from statedict.io.disk import same_file
 from statedict.io.pipeline import compute_sums
@@ -16,6 +16,7 @@ from statedict.io.zip_table import CENTRAL, END
 from statedict.pickles.writer import dumps
 from statedict.tensor.checks import tensors_of
 from statedict.tensor.lazy import LazyTensor
+from statedict.tree.walk import walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
     regions = _find_regions(list(tensors.values()), source)
     if regions is None or regions != _find_regions([tensor for _, tensor in tensors_of(before)], source):
         return None
-    metadata = getattr(tree, "metadata", None)
-    if metadata and folder + OURS not in records:
+    notes = get_notes(tree, (leaf for _, leaf in walk(tree)))
+    if any(notes) and folder + OURS not in records:
         return None
 
     def place(tensor: LazyTensor) -> tuple[str, int, int, tuple[int, ...]]:
@@ -66,7 +67,7 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
         _, digests = archive.parse_our_record(records[folder + OURS])
         names = [name.removeprefix(folder) for name in records]
         by_name = dict(zip(records, digests, strict=False)) if archive.is_in_order(names, digests) else {}
-        add(OURS, encode_our_record([digest, *(by_name[name] for name in kept)] if by_name else [], metadata))
+        add(OURS, encode_our_record([digest, *(by_name[name] for name in kept)] if by_name else [], notes))
     return source.size, b"".join([*parts, build_directory(layout, crcs, kept.values())])
 
 
