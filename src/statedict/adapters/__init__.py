@@ -6,6 +6,7 @@ them, api.save writes them. Restoring plans first: the actions run only if nothi
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from typing import Any, Protocol
 from statedict.dtypes import dtype
 from statedict.errors import TreeError, UnsupportedError
 from statedict.tensor.arrays import is_numpy
-from statedict.tensor.lazy import is_array
-from statedict.tree.state_dict import StateDict, transform
+from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tensor.segments import numpy_arrays, torch_tensors
+from statedict.tree.state_dict import StateDict, realize, torch_value, transform
 from statedict.tree.walk import MAX_DEPTH
 from statedict.values import KINDS, PLAIN, Device, Opaque, Size, member
 
@@ -71,12 +73,72 @@ def leaf(value: Any) -> Any:
     return next((kind(value) for kind in DATA if isinstance(value, kind)), ...)  # type: ignore[arg-type]
 
 
-def to_framework(value: Any) -> Any:
-    """A value of a state with arrays, sizes, dtypes and devices as the framework that is loaded has them."""
-    if type(value) in PLAIN:
+def to_framework(value: Any, live: Any = None) -> Any:
+    """A value of a state with arrays, sizes, dtypes and devices as the framework that is loaded has them.
+
+    `live` is what the object has there, None if that is not known; see `adapt`.
+    """
+    if type(value) not in PLAIN:
+        whole, torch = StateDict({"": value}), sys.modules.get("torch") is not None
+        value = (realize(whole, _make_arrays, torch_value) if torch else whole.numpy(copy=True))[""]
+    return adapt(value, live)
+
+
+def _make_arrays(tensors: list[LazyTensor]) -> list[Any]:
+    """The tensors as torch has them, or as numpy arrays where they were."""
+    made = {
+        True: iter(numpy_arrays([tensor for tensor in tensors if tensor.ndarray], True)),
+        False: iter(torch_tensors([tensor for tensor in tensors if not tensor.ndarray], True)),
+    }
+    return [next(made[tensor.ndarray]) for tensor in tensors]
+
+
+def adapt(value: Any, live: Any) -> Any:
+    """A plain value as what the live object has there: another container, a subclass of a plain kind, numpy's scalar.
+
+    A container is a copy of the live one, so that it keeps its `default_factory`, with the entries of the value. A
+    scalar is converted only if it stays equal.
+    """
+    kind = type(live)
+    if isinstance(value, dict) and isinstance(live, dict):
+        items = {key: adapt(item, live.get(key)) for key, item in value.items()}
+        if type(value) is dict and kind in (dict, StateDict):
+            return items
+        made: Any = copy.copy(live if type(value) is dict else value)  # that may be a Counter, or have versions
+        made.clear()
+        for key, item in items.items():
+            made[key] = item
+        return made
+    if type(value) in (list, tuple):
+        beside = entries_beside(value, live)
+        entries = [adapt(item, beside(index)) for index, item in enumerate(value)]
+        if not isinstance(live, type(value)) or kind is type(value):
+            return type(value)(entries)
+        if type(value) is tuple:
+            return getattr(kind, "_make", kind)(entries)
+        made = copy.copy(live)
+        made[:] = entries
+        return made
+    numpy = sys.modules.get("numpy")
+    if is_numpy(value) and is_numpy(live) and value.dtype == live.dtype.newbyteorder("="):
+        return value.astype(live.dtype, copy=False)
+    scalar = numpy is not None and isinstance(live, numpy.generic) and type(value) is type(live.item())
+    if kind in PLAIN or not (scalar or (type(value) in DATA and isinstance(live, type(value)))):
         return value
-    whole = StateDict({"": value})
-    return (whole.torch(copy=True) if sys.modules.get("torch") else whole.numpy(copy=True))[""]
+    try:
+        same: Any = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return value
+    exact = same.item() if scalar else same  # numpy compares after rounding
+    return same if exact == value or value != value else value
+
+
+def entries_beside(value: Any, live: Any) -> Callable[[int], Any]:
+    """What a live list or tuple has beside each entry of another one; of a longer history what all its entries are."""
+    if isinstance(live, list | tuple) and len(live) == len(value):
+        return live.__getitem__
+    alike = isinstance(live, list) and len({*map(type, live)}) == 1
+    return lambda index: live[0] if alike else None
 
 
 @dataclass
@@ -104,7 +166,10 @@ class Capture:
         if is_array(value):
             if is_numpy(value) and type(value) is not sys.modules["numpy"].ndarray:
                 self.find(value, path)  # which refuses one with more than elements, such as a mask
-            return self.convert(value, path)
+            made = self.convert(value, path)
+            if self.owner and is_numpy(value) and isinstance(made, LazyTensor):
+                made.ndarray = True
+            return made
         plain = leaf(value)
         if isinstance(plain, Opaque):
             return transform(plain, lambda leaf: self.convert(leaf, path) if is_array(leaf) else leaf)

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable
 from enum import Enum, Flag
 from typing import Any
 
-from statedict.adapters import DATA, depth_error, join, leaf, qualified_name
+from statedict.adapters import DATA, depth_error, entries_beside, join, leaf, qualified_name
+from statedict.tensor.arrays import is_numpy, is_torch
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH, label
 from statedict.values import Member, Opaque
@@ -36,6 +38,8 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
     if isinstance(live, Enum) and type(value) is not type(live):
         member = find_member(type(live), value)
         return decide(path, value, f"is not a member of {qualified_name(type(live))}") if member is None else member
+    if isinstance(value, Opaque) and (held := _contents(value, live)) is not None:
+        value = held
     if isinstance(value, Opaque):
         return decide(path, value, f"is an object of {value.name}, which is not built")
     if isinstance(value, Member):
@@ -46,11 +50,19 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
         children: Iterable[tuple[Any, Any]] = value.items()
         beside: Callable[[Any], Any] = live.get if isinstance(live, dict) else _know_nothing
     elif type(value) in (list, tuple):
-        children, beside = enumerate(value), _know_nothing
-        if isinstance(live, list | tuple) and len(live) == len(value):
-            beside = live.__getitem__
-        elif isinstance(live, list) and live and isinstance(live[0], Enum) and len({*map(type, live)}) == 1:
-            beside = dict.fromkeys(range(len(value)), live[0]).get  # a history of members of one enumeration
+        fields = getattr(live, "_fields", value)
+        if isinstance(live, tuple) and len(fields) != len(value):
+            return decide(
+                path, value, f"has {len(value)} entries, {qualified_name(type(live))} has {len(fields)} fields"
+            )
+        children, beside = enumerate(value), entries_beside(value, live)
+    elif is_array(value):
+        wanted = is_numpy(live)
+        if not (wanted or is_torch(live)) or wanted is (
+            value.ndarray if isinstance(value, LazyTensor) else is_numpy(value)
+        ):
+            return value
+        return as_lazy(value).replace(ndarray=wanted)
     else:
         held = isinstance(value, set | frozenset | Counter) and any(map(_is_label, value))
         return decide(path, value, "holds objects that are not built") if held else value
@@ -71,6 +83,19 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
     if any(item is DROPPED for item in changed.values()):  # the others would move up
         return DROPPED
     return type(value)(changed.get(index, child) for index, child in enumerate(value))
+
+
+def _contents(value: Opaque, live: Any) -> Any:
+    """The entries of a dict, a list or a named tuple of the live class, which a pickle has as an object; else None."""
+    if value.name != qualified_name(type(live)) or value.state is not None:
+        return None
+    if isinstance(live, tuple) and hasattr(live, "_fields"):
+        return value.args if isinstance(value.args, tuple) else None
+    if value.args:
+        return None
+    if isinstance(live, dict) and value.items is None:
+        return StateDict(value.entries or {})
+    return [*(value.items or ())] if isinstance(live, list) and value.entries is None else None
 
 
 def _know_nothing(_: Any) -> None:

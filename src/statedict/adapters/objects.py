@@ -120,7 +120,7 @@ def _plan_items(value: Any, state: Any, plan: Plan, path: str) -> None:
     fill = value.update if isinstance(value, dict) else partial(value.__setitem__, slice(None))
     items = plan.settle(state, value, path)
     if items is not DROPPED:
-        plan.actions.append((path, lambda: fill(to_framework(items))))
+        plan.actions.append((path, lambda: fill(to_framework(items, value))))
 
 
 def _is_history(value: Any, state: Any) -> bool:

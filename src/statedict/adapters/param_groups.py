@@ -216,9 +216,17 @@ def _merge_one(before: Any, saved: Any, key: str, plan: Plan, path: str) -> Any:
     if type(before) in (bool, int, float) and isinstance(wanted, str):  # it may name a member of an enumeration
         remedy = f"pass override={{{path!r}: …}} with a value for it"
         plan.problem("kind", path, f"the target has {_short(before)}, the state {_short(wanted)}; {remedy}")
-    changed = not is_array(before) and not is_array(wanted) and before != wanted
+    changed = differ(before, wanted)
     plan.note("restored", path, f"{_short(before)} → {_short(wanted)}" if changed else "")
     return wanted
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Whether two hyperparameters differ; tensors are not compared, in containers either."""
+    try:
+        return not (is_array(one) or is_array(other)) and bool(one != other)
+    except (RuntimeError, ValueError):  # of several elements
+        return False
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import Any
 
-from statedict.adapters import DATA, Find, join, leaf, to_framework
+from statedict.adapters import Find, join, leaf, to_framework
 from statedict.adapters.labels import DROPPED, find_member, settle
 from statedict.adapters.names import Reading, align, suggest_rules
 from statedict.adapters.shapes import POLICIES, Fit
@@ -25,7 +24,6 @@ from statedict.tree.rename import Rules, modules
 from statedict.tree.roles import plain
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import matches
-from statedict.values import PLAIN
 
 MISSING = "the target has it, the state does not"
 UNEXPECTED = "the state has it, the target does not"
@@ -120,7 +118,7 @@ class Plan:
         action = "restored" if wanted is state else "overridden"
         problems = len(self.problems)
         if wanted is state:
-            wanted = self.settle(state, target if isinstance(target, Enum) else None, path)
+            wanted = self.settle(state, target, path)
         if wanted is DROPPED or len(self.problems) > problems:
             return
         if assign is None:
@@ -131,7 +129,7 @@ class Plan:
             plain = leaf(wanted)
             same = type(own) is type(plain) and bool(own == plain)
             self.note(action, path, "" if same else f"{own!r:.40} → {wanted!r:.40}")
-            self.actions.append((path, lambda: assign(_convert_like(target, to_framework(wanted)))))
+            self.actions.append((path, lambda: assign(_to_member(target, to_framework(wanted, target)))))
 
     @cached_property
     def plain_owners(self) -> dict[str, int | None]:
@@ -311,13 +309,9 @@ def _fills(value: LazyTensor, shape: Shape, kind: Any) -> bool:
     )
 
 
-def _convert_like(target: Any, value: Any) -> Any:
-    """The value as what the target was: a member of its enumeration, another subclass of a plain kind, a scalar."""
-    if isinstance(target, Enum) and not isinstance(value, Enum):
-        member = find_member(type(target), value)
-        return type(target)(value) if member is None else member
-    numpy = sys.modules.get("numpy")
-    special = type(target) not in PLAIN and isinstance(target, DATA)
-    if not isinstance(value, Enum) and (special or (numpy is not None and isinstance(target, numpy.generic))):
-        return type(target)(value)
-    return value
+def _to_member(target: Any, value: Any) -> Any:
+    """What the caller gives for a member of an enumeration, as one."""
+    if not isinstance(target, Enum) or isinstance(value, Enum):
+        return value
+    member = find_member(type(target), value)
+    return type(target)(value) if member is None else member

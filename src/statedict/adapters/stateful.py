@@ -42,7 +42,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
         state = plan.settle(state, own, path)
         if state is DROPPED:
             return
-    plan.actions.append((path, lambda: value.load_state_dict(to_framework(state))))
+    plan.actions.append((path, lambda: value.load_state_dict(to_framework(state, own))))
 
 
 def _settle(own: dict[Any, Any], state: dict[Any, Any], plan: Plan, path: str) -> StateDict:

@@ -71,12 +71,17 @@ def _settle(reader: Reader, plan: Plan) -> None:
     """Take no labels of objects as extra state."""
     for given, old in [*reader.inputs.items()]:
         value, own = reader.state[old], reader.own.get(given)
-        if not is_array(value) and not is_array(own):
+        if _is_extra(given) or (not is_array(value) and not is_array(own)):
             settled = plan.settle(value, own, join(reader.path, given))
             if settled is DROPPED:
                 del reader.inputs[given]
             elif settled is not value:
                 reader.replacements[given] = settled
+
+
+def _is_extra(name: str) -> bool:
+    """Whether it is what `get_extra_state` gives, which is of any kind and shape."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 class _Ties:
@@ -164,7 +169,7 @@ def _compare_entry(name: str, reader: Reader, ties: _Ties, plan: Plan) -> Fit | 
     """Report what becomes of an entry that the state has."""
     entry, old = reader.own[name], reader.sources[name]
     full, tensor, live = join(reader.path, name), reader.tensors.get(old), reader.live.get(name)
-    if not is_array(entry) or name.rpartition(".")[2] == "_extra_state":  # of any kind and shape
+    if not is_array(entry) or _is_extra(name):
         plan.note("restored", full)
         return None
     if tensor is None:
@@ -249,8 +254,9 @@ def _load(reader: Reader, fits: dict[str, Fit]) -> None:
     chosen._metadata = reader.metadata
     direct: dict[int, tuple[LazyTensor, Any]] = {}
     for given, old in reader.inputs.items():
-        if old not in tensors:
-            chosen[given] = to_framework(reader.replacements.get(given, reader.state[old]))
+        if old not in tensors or _is_extra(given):
+            value = reader.replacements.get(given, reader.state[old])
+            chosen[given] = to_framework(value, reader.own.get(given))
             continue
         fit, tensor, target = fits.get(given), tensors[old], reader.live.get(given)
         if given in skipped:

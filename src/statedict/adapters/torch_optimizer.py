@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from itertools import chain, count
 from typing import Any
 
-from statedict.adapters import Capture, join
+from statedict.adapters import Capture, adapt, join, to_framework
 from statedict.adapters.param_groups import (
     UNKNOWN,
     WHOSE,
     Match,
+    differ,
     find_owner,
     keys_of,
     live_names,
@@ -101,7 +101,7 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     for key in plan.common_keys(own, state, path):
         if key not in ("state", "param_groups"):
             plan.settle_entry(chosen, key, own[key], join(path, key))
-    plan.actions.append((path, lambda: _load(value, chosen, task.follow, task.fresh)))
+    plan.actions.append((path, lambda: _load(value, chosen, own, task.follow, task.fresh)))
 
 
 @dataclass(slots=True)
@@ -167,10 +167,10 @@ class _Task:
             source = self.saved[sources.most_common(1)[0][0]] if sources else group
             merged = merge(group, source, self.optimizer.defaults, self.plan, where)
             self.groups.append(merged | {"params": [slot.number for slot in slots]})
-            plain = {key: value for key, value in source.items() if key not in WHOSE and not is_array(value)}
+            plain = {key: value for key, value in source.items() if key not in WHOSE}
             for other in sources:
                 theirs = {key: self.saved[other].get(key) for key in plain}
-                unlike = ", ".join(key for key in plain if not is_array(theirs[key]) and plain[key] != theirs[key])
+                unlike = ", ".join(key for key in plain if differ(plain[key], theirs[key]))
                 if unlike:
                     detail = f"of its parameters some were in group {other} of the state, whose {unlike} differ"
                     self.plan.note("differs", where, detail)
@@ -335,31 +335,34 @@ def _follow(kind: str, shape: Shape, fit: Fit | None, cast: Cast | None, group: 
     return map_leaves(entries, follow)
 
 
-def _load(optimizer: Any, state: StateDict, follow: dict[int, Callable[[Any], Any]], fresh: list[Any]) -> None:
+def _load(
+    optimizer: Any, state: StateDict, own: Any, follow: dict[int, Callable[[Any], Any]], fresh: list[Any]
+) -> None:
     entries = {index: follow[index](held) if index in follow else held for index, held in state["state"].items()}
-    made = StateDict(state | {"state": entries}).torch(copy=True)
+    made = to_framework(StateDict(state | {"state": entries}))
     before = {parameter: optimizer.state[parameter] for parameter in fresh if parameter in optimizer.state}
-    given = {key: _hide_members(held) if type(key) is int else held for key, held in made["state"].items()}
-    optimizer.load_state_dict(StateDict(made | {"state": given}))
+    whole = adapt(made, own)
+    for key, held in made["state"].items():
+        if type(key) is int:
+            whole["state"][key] = map_leaves(held, lambda _, value: None if _is_remade(value) else value)
+    optimizer.load_state_dict(StateDict(whole))
     optimizer.state.update(before)
     parameters = parameters_of(optimizer.param_groups)
     for index, held in made["state"].items():  # PyTorch casts floating state to the parameter's dtype; undo that
         if type(index) is int:
-            optimizer.state[parameters[index]] = _undo_casts(optimizer.state[parameters[index]], held)
+            loaded = _undo_casts(optimizer.state[parameters[index]], held)
+            optimizer.state[parameters[index]] = adapt(loaded, own["state"].get(index))
 
 
-def _hide_members(entries: Any) -> Any:
-    """What is kept for a parameter, with None for members that one can iterate over.
+def _is_remade(value: Any) -> bool:
+    """Whether PyTorch makes it anew from a generator of its entries, which many kinds refuse and no text survives."""
+    import torch
 
-    PyTorch makes each value that it can iterate over anew, from a generator, which the class of a member refuses.
-    """
-    return map_leaves(
-        entries, lambda _, value: None if isinstance(value, Enum) and isinstance(value, Iterable) else value
-    )
+    return isinstance(value, Iterable) and not isinstance(value, torch.Tensor)
 
 
 def _undo_casts(loaded: Any, held: Any) -> Any:
-    """What PyTorch has loaded, with the dtypes, texts and members that the state has."""
+    """What PyTorch has loaded, with the dtypes that the state has, and with what PyTorch was not given."""
     import torch
 
     if isinstance(held, torch.Tensor) and isinstance(loaded, torch.Tensor):
@@ -367,6 +370,7 @@ def _undo_casts(loaded: Any, held: Any) -> Any:
     if isinstance(held, dict) and isinstance(loaded, dict):
         for key in held.keys() & loaded.keys():
             loaded[key] = _undo_casts(loaded[key], held[key])
-    elif isinstance(held, list | tuple) and type(held) is type(loaded) and len(held) == len(loaded):
+        return loaded
+    if isinstance(held, list | tuple) and type(held) is type(loaded) and len(held) == len(loaded):
         return type(held)(_undo_casts(one, other) for one, other in zip(loaded, held, strict=True))
-    return held if isinstance(held, str | Enum) else loaded  # of a text PyTorch makes that of a generator
+    return held if _is_remade(held) else loaded

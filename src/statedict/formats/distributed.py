@@ -25,6 +25,7 @@ from statedict.errors import (
 from statedict.formats import places
 from statedict.formats.distributed_tensors import OURS, Tensors, format_key, get_fields
 from statedict.formats.kinds import check_part, read_part
+from statedict.formats.torch.archive import NDARRAY
 from statedict.io.source import Slice
 from statedict.pickles.budget import RECORDS, Together
 from statedict.pickles.machine import load
@@ -192,7 +193,9 @@ def _arrange(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
     def visit(node: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(node, dict | list):
             leaf = take(path)
-            return leaf.replace(parameter=True) if node is True and isinstance(leaf, LazyTensor) else leaf
+            if isinstance(leaf, LazyTensor) and (node is True or node == NDARRAY):
+                leaf = leaf.replace(parameter=node is True, ndarray=node == NDARRAY)
+            return leaf
         if id(node) in seen or len(path) > MAX_DEPTH:
             raise CorruptFileError(f"{where}: the record of the tree holds a container twice or is nested too deep")
         seen.add(id(node))

@@ -8,7 +8,8 @@ it follows, and tuples never. An entry's name is its keys as text, joined by dot
 tied tensors are one chunk with several names. Everything else is a chunk that holds the value.
 
 Names alone lose keys that are not text, empty dicts and module versions. A tree with these adds one attribute to the
-index, which PyTorch ignores: the tree with None in place of each entry, or True for a parameter (docs/format.md).
+index, which PyTorch ignores: the tree with None in place of each entry, True for a parameter, "numpy.ndarray" for an
+array (docs/format.md).
 Source: torch/distributed/checkpoint/_traverse.py, default_planner.py, filesystem.py (PyTorch 2.13).
 """
 
@@ -23,7 +24,7 @@ from itertools import groupby, islice
 
 from statedict.errors import UnsupportedError
 from statedict.formats.distributed_tensors import OURS, format_key
-from statedict.formats.torch.archive import NO_NOTES, Notes, Packing, pickle_tree, refuse_place
+from statedict.formats.torch.archive import NDARRAY, NO_NOTES, Notes, Packing, pickle_tree, refuse_place
 from statedict.io.parallel import batches
 from statedict.io.pipeline import Meter, Part, StreamSink, put_bytes
 from statedict.io.source import BytesSource
@@ -94,7 +95,7 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
 
 
 def _follow(node: Any, keys: Keys, entries: Entries) -> Any:
-    """Return the tree with None or True in place of each entry, and add the entries to `entries`."""
+    """Return the tree with None, or what its tensor is, in place of each entry, and add these to `entries`."""
     if isinstance(node, Counter):
         for key, count in node.items():
             _add(count, (*keys, format_key(key)), entries)
@@ -106,7 +107,9 @@ def _follow(node: Any, keys: Keys, entries: Entries) -> Any:
     if type(node) is list and not _is_single_entry(node):
         return [_follow(value, (*keys, index), entries) for index, value in enumerate(node)]
     _add(node, keys, entries)
-    return True if isinstance(node, LazyTensor) and node.parameter else None
+    if isinstance(node, LazyTensor):
+        return True if node.parameter else NDARRAY if node.ndarray else None
+    return None
 
 
 def _add(value: Any, keys: Keys, entries: Entries) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 KEY = "statedict"
+_FLAGS = {"parameter": "parameter", "grad": "requires_grad", "ndarray": "ndarray"}  # in a node → of a LazyTensor
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -83,8 +84,8 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             return stored
         if "dtype" in node:
             stored = _retype(stored, node["dtype"], key)
-        if "grad" in node or "parameter" in node:
-            stored = stored.replace(requires_grad=bool(node.get("grad")), parameter=bool(node.get("parameter")))
+        if flags := {slot: True for flag, slot in _FLAGS.items() if node.get(flag)}:
+            stored = stored.replace(**flags)
         if "attributes" in node:
             if not isinstance(node["attributes"], dict):
                 raise TypeError(f"the attributes of {key!r} are not an object")
@@ -164,11 +165,7 @@ class _Plan:
         node: dict[str, Any] = {"$tensor": name}
         if not kind.safetensors:
             node["dtype"] = kind.name
-        if leaf.parameter:
-            node["parameter"] = True
-        if leaf.requires_grad:
-            node["grad"] = True
-        return node
+        return node | {flag: True for flag, slot in _FLAGS.items() if getattr(leaf, slot)}
 
 
 def _storable(tensor: LazyTensor) -> LazyTensor:

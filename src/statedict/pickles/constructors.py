@@ -34,7 +34,7 @@ class TypedStorage(LazyTensor):
         itemsize = dtype.itemsize
         self.dtype, self.storage, self.strides, self.offset = dtype, storage, None, shift * itemsize
         self.shape = (storage.nbytes // itemsize - shift if numel < 0 else numel,)
-        self.requires_grad, self.parameter, self.attributes = False, False, None
+        self.requires_grad, self.parameter, self.attributes, self.ndarray = False, False, None, False
 
     def place(self, offset: Any) -> Any:
         """The element of the underlying storage that is element `offset` here."""

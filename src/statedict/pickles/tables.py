@@ -271,7 +271,7 @@ def array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     if kind.order == ">":
         raw = swap_bytes(BytesSource(raw), 0, len(raw), kind.kind).read(0, len(raw))
     strides = contiguous_strides(shape[::-1])[::-1] if order == "F" and len(shape) > 1 and numel else None
-    return LazyTensor(kind.kind, shape, Storage(BytesSource(raw, IN_PICKLE), 0, len(raw)), 0, strides)
+    return LazyTensor(kind.kind, shape, Storage(BytesSource(raw, IN_PICKLE), 0, len(raw)), 0, strides, ndarray=True)
 
 
 def _of_ml_dtypes(name: str, nbytes: int, shape: tuple[Any, ...]) -> DType | None:

@@ -135,7 +135,8 @@ def map_elements(tensor: LazyTensor, kind: DType, function: Callable[..., Any], 
     remote = any(source.remote for source in below)
     source = BoxSource(kind, rows.shape, partial(_map_box, parts, kind, function), below[0].name, limit, remote)
     storage = Storage(source, 0, source.size, rows.storage.device)
-    return LazyTensor(kind, rows.shape, storage, 0, None, rows.requires_grad, rows.parameter, rows.attributes)
+    flags = rows.requires_grad, rows.parameter, rows.attributes, rows.ndarray
+    return LazyTensor(kind, rows.shape, storage, 0, None, *flags)
 
 
 def _copy_chunks(

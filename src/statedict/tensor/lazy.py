@@ -79,6 +79,7 @@ class LazyTensor(OperatorErrors):
         storage: the bytes that it shares with tied tensors and other views.
         offset: its first byte in the storage.
         requires_grad, parameter: as PyTorch recorded them.
+        ndarray: whether it was a numpy array in the state of an object, which gets one back.
         attributes: Python attributes (`weight.lr_scale = 0.5`) by name, or None. Formats keep those that are data.
 
     It works wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
@@ -93,7 +94,17 @@ class LazyTensor(OperatorErrors):
     (3,)
     """
 
-    __slots__ = ("attributes", "dtype", "offset", "parameter", "requires_grad", "shape", "storage", "strides")
+    __slots__ = (
+        "attributes",
+        "dtype",
+        "ndarray",
+        "offset",
+        "parameter",
+        "requires_grad",
+        "shape",
+        "storage",
+        "strides",
+    )
 
     is_meta = False  # Module.load_state_dict asks
     _slots: ClassVar[tuple[str, ...]] = __slots__
@@ -111,9 +122,11 @@ class LazyTensor(OperatorErrors):
         requires_grad: bool = False,
         parameter: bool = False,
         attributes: dict[Any, Any] | None = None,
+        ndarray: bool = False,
     ) -> None:
         self.dtype, self.shape, self.storage, self.offset, self.strides = dtype, shape, storage, offset, strides
         self.requires_grad, self.parameter, self.attributes = requires_grad, parameter, attributes
+        self.ndarray = ndarray
 
     def replace(self, **changes: Any) -> Self:
         """A tensor of the same class with some attributes changed, such as `shape=(2, 3)`, without checks.

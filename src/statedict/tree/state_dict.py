@@ -7,6 +7,7 @@ from collections import OrderedDict
 from statedict.dtypes import DType, import_torch
 from statedict.errors import CorruptFileError, PathError, TreeError, UnsupportedError
 from statedict.shown import Viewed
+from statedict.tensor.arrays import is_numpy
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import numpy_arrays, torch_tensors
 from statedict.tree.walk import MAX_DEPTH, encode, free_name, label, visit, walk
@@ -317,7 +318,10 @@ def transform(
 def realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: Callable[[Any], Any]) -> Any:
     """The tree with plain dicts, its tensors made in one go by `arrays`, its other leaves by `value`."""
     leaves = {id(leaf): leaf for _, leaf in walk(tree) if is_array(leaf)}
-    made = dict(zip(leaves, arrays([as_lazy(leaf) for leaf in leaves.values()]), strict=True))
+    lazy = [as_lazy(leaf) for leaf in leaves.values()]
+    for tensor, leaf in zip(lazy, leaves.values(), strict=True):
+        tensor.ndarray = tensor.ndarray or is_numpy(leaf)
+    made = dict(zip(leaves, arrays(lazy), strict=True))
 
     def plain(entries: dict[Any, Any], origin: Any) -> dict[Any, Any]:
         metadata = getattr(origin, "_metadata", None)

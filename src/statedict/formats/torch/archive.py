@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     Records = dict[str, Record | Inflated]
 
+NDARRAY = "numpy.ndarray"
 RECORDS = {"byteorder": b"little"}
 
 
@@ -69,7 +70,7 @@ def read(source: ByteSource) -> Any:
 
 
 class Notes(NamedTuple):
-    """What a pickle cannot say: the caller's strings, and the classes of members of enumerations by path."""
+    """What a pickle cannot say: the caller's strings, and the classes of some values by path."""
 
     metadata: dict[str, str]
     classes: dict[str, str]
@@ -81,17 +82,27 @@ NO_NOTES = Notes({}, {})
 def get_notes(tree: Any, leaves: Iterable[Any]) -> Notes:
     """Return what the pickle of a tree with these leaves will not say."""
     classes: dict[str, str] = {}
-    if any(isinstance(leaf, Member) for leaf in leaves):
+    if any(map(_get_class, leaves)):
         flat = StateDict({"": tree}).flatten()
-        classes = {path: leaf.kind for path, leaf in flat.items() if isinstance(leaf, Member)}
+        classes = {path: kind for path, leaf in flat.items() if (kind := _get_class(leaf))}
     return Notes(getattr(tree, "metadata", {}), classes)
+
+
+def _get_class(leaf: Any) -> str:
+    """Return the class of a value that its pickle will not say, or nothing."""
+    if isinstance(leaf, LazyTensor):
+        return NDARRAY if leaf.ndarray else ""
+    return leaf.kind if isinstance(leaf, Member) else ""
 
 
 def _add_classes(tree: Any, classes: Mapping[str, str]) -> Any:
     flat = StateDict({"": tree}).flatten()
     for path in classes.keys() & flat.keys():
-        if type(flat[path]) in (str, int):  # else another program changed the pickle
-            flat[path] = member(classes[path], flat[path])
+        leaf, kind = flat[path], classes[path]
+        if isinstance(leaf, LazyTensor) and kind == NDARRAY:
+            flat[path] = leaf.replace(ndarray=True)
+        elif type(leaf) in (str, int):  # else another program changed the pickle
+            flat[path] = member(kind, leaf)
     return flat.unflatten()[""]
 
 

@@ -185,7 +185,8 @@ def _mark(result: LazyTensor, *parts: LazyTensor) -> LazyTensor:
     for keys in (keys for one in alike[1:] for keys in (alike[0] | one)):
         if any(not is_same(alike[0].get(keys, absent), one.get(keys, absent)) for one in alike):
             raise AlterError(f"the parts differ in their attribute {keys[0]!r}; remove it in Python first")
-    return result.replace(requires_grad=first.requires_grad, parameter=first.parameter, attributes=first.attributes)
+    flags = {name: getattr(first, name) for name in ("requires_grad", "parameter", "attributes", "ndarray")}
+    return result.replace(**flags)
 
 
 @on_trees
