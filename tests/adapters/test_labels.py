@@ -269,6 +269,18 @@ def test_an_object_in_foreign_state_is_refused_left_out_or_replaced(deep: bool, 
     assert (state["more"][0] if deep else state) is mine
 
 
+def test_what_is_refused_is_said_in_one_line(tmp_path: Path) -> None:
+    tree = pair()
+    tree["optimizer"].param_groups[0]["lr"] = tree["optimizer"].param_groups[0]["mine"] = Projector()
+    tree["s"] = Holder(Projector())
+    target = pair(seed=2) | {"s": Holder(1)}
+    target["optimizer"].param_groups[0]["mine"] = 0.5
+    report = statedict.restore(target, foreign(tree, tmp_path / "x.pth"), dry_run=True)
+    paths = ["optimizer.param_groups.0.lr", "optimizer.param_groups.0.mine", "s.held"]
+    assert sorted(report.paths("object")) == paths
+    assert [sum(one.path == path for one in (*report.entries, *report.problems)) for path in paths] == [1, 1, 1]
+
+
 def test_a_dict_does_not_take_the_place_of_an_object() -> None:
     tree, target = (pair(torch.optim.SGD, seed=seed, lr=0.1, momentum=0.9) for seed in (1, 2))
     target["optimizer"].state[target["model"].weight]["kept"] = Projector()

@@ -307,3 +307,61 @@ def test_an_optimizer_alone_is_cast_without_its_step_counts(tmp_path: Path) -> N
         alter.cast(statedict.capture(optimizer), "bf16", "state.0.step")
     with pytest.raises(AlterError, match="there is no model in it"):
         alter.strip(statedict.capture(optimizer))
+
+
+def trained(kind: Any = torch.optim.Adam, groups: bool = False, **options: Any) -> tuple[Parts, Any]:
+    model = Parts()
+    optimizer = kind([{"params": [p]} for p in model.parameters()] if groups else model.parameters(), **options)
+    step(model, optimizer)
+    return model, optimizer
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam, torch.optim.ASGD, torch.optim.Adagrad])
+@pytest.mark.parametrize("part", ["opt", "opt.state", "opt.state.0", "all.opt.state"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_part_of_an_optimizer_keeps_its_step_counts_too(kind: Any, part: str, suffix: str, tmp_path: Path) -> None:
+    _, optimizer = trained(kind)
+    optimizer.state[next(iter(optimizer.state))]["more"] = {"step": torch.tensor(1.0)}
+    path = tmp_path / f"ck.{suffix}"
+    statedict.save({"opt": optimizer, "all": {"opt": {"state": optimizer.state_dict()["state"]}}}, path)
+    statedict.edit(f"{path}::{part}", tmp_path / "half.pth", {"cast": "bf16"})
+    before, after = statedict.load(path).at(part), statedict.load(tmp_path / "half.pth")
+    dtypes = {path: str(tensor.dtype) for path, tensor in after.tensors().items()}
+    assert dtypes.keys() == before.tensors().keys()
+    counts = {path for path in dtypes if path.rpartition(".")[2] in ("step", "mu_product", "eta", "mu")}
+    assert counts
+    assert {path for path, dtype in dtypes.items() if dtype == "float32"} == counts
+    with pytest.raises(PatternError, match="no tensor of"):
+        alter.cast(before, "bf16", "*step")
+
+
+def test_a_step_of_a_model_is_cast_like_the_rest() -> None:
+    state = StateDict({"model": StateDict({"step": torch.ones(()), "sum.w": torch.ones(2)}), "sum": torch.ones(1)})
+    assert {str(tensor.dtype) for tensor in alter.cast(state, "bf16").tensors().values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.Adafactor, torch.optim.Rprop])
+def test_a_group_that_loses_its_parameters_stays_for_pytorch_steps_with_it(kind: Any) -> None:
+    model, optimizer = trained(kind, groups=True, lr=0.1)
+    state = alter.drop(statedict.capture({"model": model, "opt": optimizer}), "model.k")
+    assert [group["params"] for group in state["opt"]["param_groups"]] == [[0], [], [1]]
+    assert [group["param_names"] for group in state["opt"]["param_groups"]] == [["q"], [], ["last"]]
+    del model.k
+    other = kind([{"params": [model.q]}, {"params": []}, {"params": [model.last]}], lr=0.1)
+    other.load_state_dict(state["opt"].torch())
+    step(model, other, "q last")
+    fresh = kind([{"params": [model.q]}, {"params": []}, {"params": [model.last]}], lr=0.1)
+    statedict.restore({"model": model, "opt": fresh}, state)
+    step(model, fresh, "q last")
+
+
+def test_a_parameter_that_is_no_number_and_no_name_is_named() -> None:
+    model, optimizer = trained()
+    state = statedict.capture({"model": model, "opt": optimizer})
+    state["opt"]["param_groups"][0]["params"] = [0, [1], 2]
+    with pytest.raises(
+        AlterError, match=r"opt\.param_groups\.0\.params\.1: expected a number or a name, got \[1\]; fix it or drop"
+    ):
+        alter.transpose(state, "model.q")
+    with pytest.raises(statedict.errors.RestoreError, match=r"kind: opt\.param_groups\.0\.params\.1 \(expected"):
+        statedict.restore({"model": model, "opt": optimizer}, state)

@@ -37,7 +37,16 @@ from statedict.dtypes import DType, dtype
 from statedict.tensor.arrays import part_of
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.layout import is_optimizer
-from statedict.tree.optimizer import Shape, find_strays, is_global, leaves, map_leaves, number_keys, parameter_size
+from statedict.tree.optimizer import (
+    Shape,
+    find_bad_key,
+    find_strays,
+    is_global,
+    leaves,
+    map_leaves,
+    number_keys,
+    parameter_size,
+)
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import label, matches
 from statedict.values import Opaque
@@ -79,13 +88,11 @@ def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     if not isinstance(saved, list) or not isinstance(state.get("state"), dict):
         plan.problem("kind", path, "an optimizer is restored from a dict with 'state' and 'param_groups'")
         return
-    if not all(
-        isinstance(group, dict)
-        and isinstance(group.get("params"), list)
-        and all(type(identifier) in (int, str) for identifier in group["params"])
-        for group in saved
-    ):
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in saved):
         plan.problem("kind", join(path, "param_groups"), "is not a list of groups with 'params'")
+        return
+    if fault := find_bad_key(saved):
+        plan.problem("kind", join(path, fault[0]), fault[1])
         return
     entries = number_keys(state["state"], saved)
     matched = match(value.param_groups, saved, entries, plan, path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from statedict.errors import TreeError
 from statedict.tensor.lazy import LazyTensor, is_array
-from statedict.tree.layout import Layout
+from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH
 
@@ -45,6 +45,8 @@ KEPT: dict[str, dict[str, str]] = {
     "SparseAdam": _ADAM,
 }
 """What each optimizer of torch.optim keeps for a parameter (torch/optim/adam.py and so on)."""
+_COUNTS = frozenset(key for kept in KEPT.values() for key, kind in kept.items() if kind == ONE)
+_MOMENTS = frozenset(key for kept in KEPT.values() for key, kind in kept.items() if kind != ONE)
 ELEMENTWISE = frozenset(key for kept in KEPT.values() for key, kind in kept.items() if kind == SAME)
 FACTORED = (("row_var", "col_var", 1), ("exp_avg_sq_row", "exp_avg_sq_col", 0))
 """What Adafactor keeps of rows and of columns, and whether an averaged dimension stays: PyTorch, transformers."""
@@ -125,6 +127,35 @@ def number_keys(entries: Any, groups: Sequence[Any]) -> Any:
     if not numbers or not all(type(key) is str for key in entries):
         return entries
     return like(entries, StateDict((numbers.get(key, key), value) for key, value in entries.items()))
+
+
+def find_bad_key(groups: Sequence[Any]) -> tuple[str, str] | None:
+    """Which of the `params` of groups is no number and no name, and why; None if all are."""
+    for number, group in enumerate(groups):
+        for index, key in enumerate(group["params"]):
+            if type(key) not in (int, str):
+                return f"param_groups.{number}.params.{index}", f"expected a number or a name, got {key!r:.40}"
+    return None
+
+
+def is_count(key: Any, value: Any) -> bool:
+    """Whether what an optimizer keeps under a key counts steps, or is a number of torch.optim that belongs to them."""
+    return bool(key == "step" or (key in _COUNTS and not getattr(value, "ndim", 0)))
+
+
+def step_counts(layout: Layout) -> set[str]:
+    """The paths of step counts in a tree that is an optimizer's state or a part of one.
+
+    Such a part has a number for its key, or a count beside something of a parameter's shape, or below that.
+    """
+    numbered = {path for rows in layout.inner.values() for _, key, path in rows if type(key) is int}
+    kept = tuple(
+        path and f"{path}."
+        for path, node in layout.dicts.items()
+        if path in numbered or ("step" in node and not _MOMENTS.isdisjoint(node)) or is_optimizer(node)
+    )
+    found = {path: leaf for path, leaf in layout.leaves.items() if is_array(leaf) and path.startswith(kept)}
+    return {path for path, leaf in found.items() if is_count(path.rpartition(".")[2], leaf)}
 
 
 def is_global(key: Any, parameters: Collection[Any]) -> bool:

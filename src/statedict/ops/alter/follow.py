@@ -9,14 +9,23 @@ from typing import Any, NamedTuple
 from statedict.errors import AlterError
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
 from statedict.tree.layout import Layout
-from statedict.tree.optimizer import FACTORED, KEPT, ONE, Linked, fits, is_global, leaves, map_leaves, number_keys
+from statedict.tree.optimizer import (
+    FACTORED,
+    Linked,
+    find_bad_key,
+    fits,
+    is_count,
+    is_global,
+    leaves,
+    map_leaves,
+    number_keys,
+)
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import label
 from statedict.values import Opaque
 
 Make = Callable[..., LazyTensor]
 
-_COUNTS = frozenset(key for kept in KEPT.values() for key, kind in kept.items() if kind == ONE)
 _FACTORED = frozenset(key for *keys, _ in FACTORED for key in keys)  # whatever shape they have
 
 
@@ -153,6 +162,8 @@ def _find_model(path: str, state: Any, layout: Layout, used: Uses) -> Linked | N
     if not fitting:
         for touched in layout.tensors():
             if [use.make for use in used.get(touched, ())] != [None]:
+                if fault := find_bad_key(state["param_groups"]):
+                    raise AlterError(f"{path}.{fault[0]}: {fault[1]}; fix it or drop the optimizer")
                 raise AlterError(
                     f"{path}: has no names of parameters, and neither their order nor their shapes tell which moments "
                     f"follow {touched!r}; drop the optimizer, or save it beside its model by statedict first"
@@ -217,11 +228,6 @@ def _make_moments(found: list[Any], parameters: list[LazyTensor], use: Use, apar
         for keys in alike[0].keys() ^ other.keys():
             raise refuse(keys, f"only some of {', '.join(use.sources)} have it")
     return map_leaves(found[0], make_moment)
-
-
-def is_count(key: Any, tensor: LazyTensor) -> bool:
-    """Whether what an optimizer keeps under a key counts steps, or is a number of torch.optim that belongs to them."""
-    return bool(key == "step" or (key in _COUNTS and not getattr(tensor, "ndim", 0)))
 
 
 def is_same(one: Any, other: Any) -> bool:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
 from statedict.errors import AlterError, UnsupportedError
-from statedict.ops.alter.follow import Build, Make, Outline, follow, is_count, uses
+from statedict.ops.alter.follow import Build, Make, Outline, follow, uses
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.layout import Layout, is_optimizer
+from statedict.tree.layout import Layout
+from statedict.tree.optimizer import step_counts
 from statedict.tree.rename import modules
 from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import Patterns, filter_paths
@@ -214,8 +215,7 @@ def map_tensors(layout: Layout, patterns: Patterns, make: Make, casts: bool = Fa
 
 
 def filter_tensors(layout: Layout, patterns: Patterns, counts: bool = True) -> dict[str, None]:
-    """The paths of the tensors that match; unless `counts`, without the step counts of a tree that is an optimizer."""
-    tensors: Iterable[str] = (path for path, leaf in layout.leaves.items() if is_array(leaf))
-    if not counts and is_optimizer(layout.tree):
-        tensors = [path for path in tensors if not is_count(path.rpartition(".")[2], as_lazy(layout.leaves[path]))]
+    """The paths of the tensors that match; unless `counts`, without step counts in what an optimizer keeps."""
+    left = set() if counts else step_counts(layout)
+    tensors = (path for path, leaf in layout.leaves.items() if is_array(leaf) and path not in left)
     return filter_paths(tensors, patterns, "tensor")

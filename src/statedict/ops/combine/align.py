@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import CombineError
-from statedict.ops.alter.follow import is_count
 from statedict.tensor.lazy import is_array
 from statedict.tree.layout import Layout, is_optimizer
+from statedict.tree.optimizer import is_count
 from statedict.tree.roles import MODEL, find_models, find_roles
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
