@@ -79,7 +79,7 @@ class LazyTensor(OperatorErrors):
         storage: the bytes that it shares with tied tensors and other views.
         offset: its first byte in the storage.
         requires_grad, parameter: as PyTorch recorded them.
-        ndarray: whether it was a numpy array in the state of an object, which gets one back.
+        ndarray: whether it was a numpy array, in a pickle or in the state of an object, which gets one back.
         attributes: Python attributes (`weight.lr_scale = 0.5`) by name, or None. Formats keep those that are data.
 
     It works wherever PyTorch or numpy expect an array: `torch.add(t, 1)`, `model.load_state_dict({"w": t})`,
