@@ -13,7 +13,7 @@ from statedict.dtypes import DType
 from statedict.errors import UnsupportedError
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.state_dict import StateDict
-from statedict.values import Opaque
+from statedict.values import Member, Opaque
 
 
 def assert_same(one: Any, other: Any, path: str = "root", *, flags: bool = True) -> None:
@@ -45,8 +45,8 @@ def assert_same(one: Any, other: Any, path: str = "root", *, flags: bool = True)
     else:
         one, other = leaf(one), leaf(other)
         assert type(one) is type(other), f"{path}: {one!r}, {other!r}"
-        if isinstance(one, float | complex):
-            assert repr(one) == repr(other), path  # tells -0.0 from 0.0 and takes nan for nan
+        if isinstance(one, float | complex | Member):
+            assert repr(one) == repr(other), path  # tells -0.0 from 0.0, and classes, and takes nan for nan
         else:
             assert one == other, path
 

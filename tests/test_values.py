@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, UnsupportedError
 from statedict.pickles.objects import Global
-from statedict.values import KINDS, Device, Opaque, Size, from_json, parse_bytes, to_json
+from statedict.values import KINDS, Device, Opaque, Size, from_json, member, parse_bytes, to_json
 
 sizes = st.lists(st.integers(0, 1 << 40), max_size=5).map(Size)
 hashables = st.recursive(
@@ -30,6 +30,7 @@ hashables = st.recursive(
     | st.binary()
     | sizes
     | st.sampled_from([Device("cpu"), Device("cuda:0")])
+    | st.builds(member, st.text(), st.text() | st.integers())
     | st.sampled_from(list(BY_NAME.values())),
     lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
     max_leaves=6,

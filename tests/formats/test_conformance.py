@@ -16,7 +16,7 @@ from torch import nn
 
 import statedict
 from statedict.dtypes import BY_NAME
-from statedict.values import Opaque, Size
+from statedict.values import Opaque, Size, member
 
 from ..same import assert_same, in_torch, overlaps, patterned, raw
 from .conftest import Subject
@@ -279,6 +279,7 @@ plain = (
     | st.lists(st.integers(0, 5), max_size=4).map(torch.Size)
     | st.sampled_from([torch.float32, torch.device("cpu"), torch.device("cuda", 3)])
     | st.dictionaries(st.text(max_size=3), st.integers(), max_size=3).map(Counter)
+    | st.builds(member, st.sampled_from(["lab.Norm", "lab.Other"]), st.text(max_size=3) | st.integers(-3, 1 << 70))
 )
 tensors = st.builds(
     lambda kind, shape, transpose: (
