@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from statedict import formats
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from typing import Any, TypeGuard
 
-    from statedict.reports.outcomes import EditReport
+    from statedict.reports.outcomes import EditReport, SideFiles
 
 Path = str | os.PathLike[str]
 
@@ -142,13 +143,29 @@ def convert(
     >>> list(statedict.load(path))
     ['epoch', 'model_state', 'optimizer_state']
     """
-    target = Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
-    state = tree_of(src)
+    how = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
+    write_converted(src, dst, format=format, only=only, max_shard_size=max_shard_size, **how)
+
+
+def write_converted(
+    src: Any,
+    dst: Path,
+    *,
+    format: str | None,
+    only: Sequence[str] | str | None,
+    max_shard_size: int | str | None,
+    **how: Any,
+) -> SideFiles:
+    """`convert`, which says what became of the files beside the model."""
+    target = Target(dst, format, max_shard_size, src, **how)
+    before = state = tree_of(src)
     if only is not None:
         from statedict.ops.alter.verbs import select
 
         state = select(state, only)
-    target.write(state)
+    side, companions = _plan_companions(src, target.model_folder, before, state)
+    target.write(state, companions)
+    return side
 
 
 def edit(
@@ -196,21 +213,39 @@ def edit(
 
     if dst is not None:
         target = Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
-    elif not is_path(src) or split(src)[1]:
-        raise UnsupportedError("only a whole file is edited in place; name a file to write")
-    elif max_shard_size is not None:
-        raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
+    else:
+        _check_in_place(src, max_shard_size)
     with Paused():
         before = tree_of(src)
         state, report = apply_steps(before, _list_steps(steps), not dry_run)
+        folder = target.model_folder if dst is not None else to_name(src)
+        side, companions = _plan_companions(src, folder, before, state)
         if dry_run:
             del before, state  # while the collector is off
-            return report
-    if dst is not None:
-        target.write(state)
-    else:
-        _write_in_place(to_name(src), state, before, format, fsync=fsync, executor=executor)
-    return report
+        elif dst is not None:
+            target.write(state, companions)
+        else:
+            _write_in_place(to_name(src), state, before, format, companions, fsync=fsync, executor=executor)
+    return replace(report, files=side)
+
+
+def _check_in_place(src: Any, max_shard_size: int | str | None) -> None:
+    if not is_path(src) or split(src)[1]:
+        raise UnsupportedError("only a whole file is edited in place; name a file to write")
+    if max_shard_size is not None:
+        raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
+
+
+def _plan_companions(src: Any, folder: str, before: Any, after: Any) -> tuple[SideFiles, dict[str, bytes]]:
+    """What becomes of the files beside the model in a folder that is written into another, and those to write."""
+    from statedict.formats.beside import plan_companions
+    from statedict.reports.outcomes import SideFiles
+    from statedict.tensor.checks import count_floats
+
+    if not folder or not is_path(src) or split(src)[1]:
+        return SideFiles(), {}
+    old, new = (next(iter(count_floats(tree)), "") for tree in (before, after))
+    return plan_companions(to_name(src), folder, (old, new))
 
 
 def _list_steps(steps: Any) -> Iterable[Any]:
@@ -243,8 +278,14 @@ class Target:
         self._module, self._folder = formats.choose_writer(self.path, format, max_shard_size is not None)
         self._location = location(self.path)
 
-    def write(self, tree: Any) -> None:
-        """Write a tree, whole or not at all."""
+    @property
+    def model_folder(self) -> str:
+        """The folder, if it is one as Hugging Face's libraries have it; else nothing."""
+        return self.path if self._folder and self._module is formats.load_format("sharded") else ""
+
+    def write(self, tree: Any, companions: Mapping[str, bytes] | None = None) -> None:
+        """Write a tree, and into a folder further files with it."""
+        from statedict.io.pipeline import put_bytes
         from statedict.tensor.checks import tensors_of
         from statedict.tensor.segments import covered_bytes
 
@@ -256,10 +297,13 @@ class Target:
             files = self._module.files(root, None if self._max_size is None else parse_bytes(self._max_size))
             tensors = [tensor for _, tensor in tensors_of(root)]
             places.check_folder(self.path, files, [tensor.storage.source for tensor in tensors])
+            files = {name: partial(put_bytes, data) for name, data in (companions or {}).items()} | dict(files)
             self._location.publish_folder(files, nbytes=covered_bytes(tensors), **self._how)
 
 
-def _write_in_place(path: str, state: StateDict, before: StateDict, format: str | None, **how: Any) -> None:
+def _write_in_place(
+    path: str, state: StateDict, before: StateDict, format: str | None, companions: Mapping[str, bytes], **how: Any
+) -> None:
     """Give the file the names and values of a state if it has all its tensors and room for them, or write it anew."""
     from statedict.io.disk import overwrite
     from statedict.io.source import FileSource
@@ -269,9 +313,10 @@ def _write_in_place(path: str, state: StateDict, before: StateDict, format: str 
         change = formats.rewrite(to_writable(state), source, before, format) if isinstance(source, FileSource) else None
     if isinstance(source, FileSource) and change is not None:
         overwrite(source, *change)
-        return
-    path, kind = places.resolve_target(path, formats.detect(source))
-    save(state, path, format=format or kind, **how)
+    else:
+        target, kind = places.resolve_target(path, formats.detect(source))
+        save(state, target, format=format or kind, **how)
+    places.write_files(path, companions)
 
 
 def is_path(source: Any) -> TypeGuard[Path]:

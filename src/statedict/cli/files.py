@@ -33,6 +33,7 @@ from statedict.io.location import location
 from statedict.io.urls import redact
 from statedict.render.text import printable
 from statedict.reports.outcomes import DANGEROUS, DATA, OPAQUE, UNREADABLE
+from statedict.shown import to_record
 from statedict.values import human_bytes
 
 TYPE_CHECKING = False
@@ -135,10 +136,11 @@ def _call(factory: Any, models: tuple[Any, ...]) -> Any:
 def convert(src: str, dst: str, as_json: bool, **options: Any) -> None:
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
     with progress("converting"):
-        api.convert(src, dst, **options)
+        files = api.write_converted(src, dst, fsync=True, **options)
     (one, before), (other, after) = ((redact(name), location(api.split(name)[0]).size()) for name in (src, dst))
     line = f"{printable(one)} ({human_bytes(before)}) → {printable(other)} ({human_bytes(after)})"
-    echo_report({"src": one, "src_bytes": before, "dst": other, "dst_bytes": after}, as_json, [line])
+    record = {"src": one, "src_bytes": before, "dst": other, "dst_bytes": after, "files": to_record(files)}
+    echo_report(record, as_json, [line, *files.lines()])
 
 
 @click.command()

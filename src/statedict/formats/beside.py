@@ -15,6 +15,7 @@ from statedict.formats import places
 from statedict.io.json import parse
 from statedict.io.location import location
 from statedict.io.urls import join
+from statedict.reports.outcomes import SideFiles
 from statedict.tensor.checks import Check, Problem, Unread, refusal, within
 
 TYPE_CHECKING = False
@@ -25,6 +26,22 @@ if TYPE_CHECKING:
     from statedict.tensor.checks import Found
 
 _CHECKPOINT = re.compile(r"\.(pt|pth|ckpt|bin|safetensors|pkl|index\.json)$")
+# what goes along with a model of Hugging Face's libraries: configurations, tokenizers, code, cards and licences
+_COMPANION = re.compile(
+    r".*\.(json|txt|model|tiktoken|jinja|py|md|vocab|bpe|spm|yaml)|(LICEN[CS]E|NOTICE|USE_POLICY).*", re.IGNORECASE
+)
+_MARKS = re.compile(r"(.*_)?config\.json")  # one of these makes a folder one of Hugging Face's
+_LEFT = (
+    (re.compile(r".*/"), "a folder"),
+    (re.compile(r".*\.index\.json"), "an index of other shards"),
+    (
+        re.compile(r"trainer_state\.json|(optimizer|scheduler|rng_state|training_args|random_states).*"),
+        "of the training",
+    ),
+    (re.compile(r".*\.(pt|pth|ckpt|bin|safetensors|pkl|gguf|h5|msgpack|onnx|ot|npz)"), "other weights"),
+)
+_DTYPE = rb'("(?:torch_)?dtype"\s*:\s*")%s(")'
+_DTYPES = ("float16", "bfloat16", "float32", "float64")  # of which a model can be in transformers
 _DEEP = 5
 _LARGEST = 64 << 20  # bytes of a text that is read
 
@@ -35,26 +52,26 @@ def is_folder(path: str) -> bool:
     return place.is_folder() and place.names() is not None
 
 
-def list_others(path: str) -> list[str]:
-    """The files in a folder, and in folders in it, that the checkpoint which opens it does not consist of.
+def list_others(path: str, deep: bool = True) -> list[str]:
+    """The files in a folder, and in folders in it if `deep`, that the checkpoint which opens it does not consist of.
 
-    Folders that are hidden, links or too deep end with `/`.
+    Folders that are not entered, such as those that are hidden, links or too deep, end with `/`.
     """
     found: list[str] = []
-    _add(path, "", found)
+    _add(path, "", found, _DEEP if deep else 0)
     return found
 
 
-def _add(path: str, below: str, found: list[str]) -> None:
+def _add(path: str, below: str, found: list[str], depth: int) -> None:
     own = _list_own(path) if not below else set()
     for name, item in (location(path).contents() or {}).items():
         inner, full = join(path, name), below + name
         if not item.folder:
             found += [] if name in own else [full]
-        elif name.startswith((".", "__")) or os.path.islink(inner) or below.count("/") >= _DEEP:
+        elif name.startswith((".", "__")) or os.path.islink(inner) or not depth:
             found.append(full + "/")
         else:
-            _add(inner, full + "/", found)
+            _add(inner, full + "/", found, depth - 1)
 
 
 def _list_own(folder: str) -> set[str]:
@@ -128,3 +145,40 @@ def _check_text(source: ByteSource, name: str) -> Check | Problem | Unread:
         except FormatError as error:
             return refusal(error, name, name)
     return Unread(name)
+
+
+def plan_companions(source: str, target: str, dtypes: tuple[str, str]) -> tuple[SideFiles, dict[str, bytes]]:
+    """Plan which files go along when the model in a folder of Hugging Face's is written into another folder.
+
+    Args:
+        source: the folder that is read.
+        target: the folder that is written; what it holds already, being the same, stays.
+        dtypes: that of most floating-point numbers in the source, and in the target; `config.json` follows.
+
+    Returns:
+        What becomes of each file, and the bytes of those to write, by name.
+    """
+    if not is_folder(source) or not any(map(_MARKS.fullmatch, location(source).names() or ())):
+        return SideFiles(), {}
+    writes: dict[str, bytes] = {}
+    left: dict[str, str] = {}
+    same = location(source).real_paths("") == location(target).real_paths("")
+    for name in list_others(source, deep=False):
+        why = next((why for pattern, why in _LEFT if pattern.fullmatch(name)), "")
+        if not why and _COMPANION.fullmatch(name):
+            file = places.open_file(places.resolve_inside(source, name))
+            writes[name] = bytes(file.read(0, file.size))
+        elif not same:
+            left[name] = why or "of no known use"
+    notes = []
+    before, after = dtypes
+    config = writes.get("config.json", b"")
+    changed = re.sub(_DTYPE % re.escape(before.encode()), rb"\g<1>%s\2" % after.encode(), config)
+    if before != after and after in _DTYPES and changed != config:
+        writes["config.json"] = changed
+        notes.append(f"config.json says {after} now, not {before}")
+    elif before != after and b'dtype"' in config:
+        notes.append(f"config.json still has the dtype it had, though the weights are {after} now, not {before}")
+    if same:
+        writes = {name: data for name, data in writes.items() if notes and name == "config.json" and data == changed}
+    return SideFiles(tuple(writes), left, tuple(notes)), writes

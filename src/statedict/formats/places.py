@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from itertools import pairwise
 
 from statedict.errors import (
@@ -17,12 +18,13 @@ from statedict.errors import (
 )
 from statedict.io.location import location
 from statedict.io.parallel import parallel
+from statedict.io.pipeline import put_bytes
 from statedict.io.source import BytesSource, FileSource
 from statedict.io.urls import folder_of, join, redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from statedict.io.remote import RemoteSource
     from statedict.io.source import ByteSource
@@ -195,6 +197,12 @@ def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource
             f"{redact(join(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; "
             "name another folder, or take it away"
         )
+
+
+def write_files(folder: str, files: Mapping[str, bytes]) -> None:
+    """Replace small files in a folder."""
+    for name, data in files.items():
+        location(join(folder, name)).publish(partial(put_bytes, data))
 
 
 def find_gaps(ranges: Iterable[tuple[int, int]], size: int, unit: str = "byte") -> Iterator[str]:

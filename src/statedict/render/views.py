@@ -227,7 +227,7 @@ def _edit(report: EditReport) -> str:
         return _wide(change.step, change.removed, change.added, change.altered)
 
     steps = _section("steps", ("step", "removed", "added", "altered"), report.changes, cells)
-    return page(report_text.edit_total(report), steps)
+    return page(report_text.edit_total(report), steps, listing(tuple(report.files.lines())))
 
 
 def _restore(report: RestoreReport) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from statedict.shown import Shown, to_record
@@ -29,6 +29,23 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class SideFiles:
+    """What becomes of the files beside the model in a folder of Hugging Face's, when it is written into another."""
+
+    copied: tuple[str, ...] = ()
+    left: dict[str, str] = field(default_factory=dict)  # file → why it is not copied
+    notes: tuple[str, ...] = ()  # what was changed in them
+
+    def lines(self) -> Iterator[str]:
+        """What there is to say of it."""
+        if self.copied:
+            yield f"with {', '.join(self.copied)}"
+        if self.left:
+            yield f"without {', '.join(f'{name} ({why})' for name, why in self.left.items())}"
+        yield from (f"note: {note}" for note in self.notes)
+
+
+@dataclass(frozen=True, slots=True)
 class EditReport(Shown):
     """What `edit` did, or with `dry_run` would do."""
 
@@ -36,6 +53,7 @@ class EditReport(Shown):
     tensors: tuple[int, int]  # how many there were before, and are now
     nbytes: tuple[int, int]  # bytes of tensors before and now; tied ones count once
     written: bool  # whether a file was written
+    files: SideFiles = field(default_factory=SideFiles)  # what became of the files beside the model
 
 
 @dataclass(frozen=True, slots=True)

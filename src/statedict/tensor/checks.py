@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from statedict.tensor.lazy import LazyTensor
@@ -135,6 +136,15 @@ def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:
             dot = path[-_LONGEST:] + "." if path else ""
             pending += [(f"{dot}{key}", child) for key, child in reversed(items)]
     return found
+
+
+def count_floats(tree: Any) -> list[str]:
+    """The floating-point dtypes of a tree, that of most elements first."""
+    sizes = Counter[str]()
+    for _, tensor in tensors_of(tree):
+        if tensor.dtype.kind == "float":
+            sizes[tensor.dtype.name] += tensor.numel()
+    return [name for name, _ in sizes.most_common()]
 
 
 def group_tensors(tree: Any, key: Callable[[Storage], K]) -> dict[K, list[tuple[str, LazyTensor]]]:
