@@ -19,6 +19,7 @@ from ..same import assert_same
 from .test_labels import Extra, Holder, pair
 
 Point = namedtuple("Point", ["x", "y"])
+Wide = namedtuple("Wide", ["x", "y", "z"])
 
 
 class Table(dict[str, Any]):
@@ -160,16 +161,39 @@ def test_a_named_tuple_of_other_fields_is_refused_before_anything_is_written(
     form: str, place: str, tmp_path: Path
 ) -> None:
     tree, _ = build(place, Point(1, 2), 1)
-    other = namedtuple("other", ["x", "y", "z"])  # type: ignore[name-match]
-    for live in (other(1, 2, 3), other(1, 2, 3)._replace()):
-        target, get = build(place, {"a": 1} if form == "never" else live, 2)
-        before = statedict.capture(target)
-        with pytest.raises(
-            RestoreError, match=r"object: .*\((has 2 entries, .*other has 3 fields|is an object of .*Point)"
-        ):
-            statedict.restore(target, write(tree, tmp_path, form))
-        assert_same(statedict.capture(target), before)
-        assert get(target) is live
+    live = Wide(1, 2, 3)
+    target, get = build(place, live, 2)
+    before = statedict.capture(target)
+    with pytest.raises(
+        RestoreError, match=r"object: .*(cannot become a .*Wide: Expected 3 arguments, got 2|of .*Point)"
+    ):
+        statedict.restore(target, write(tree, tmp_path, form))
+    assert_same(statedict.capture(target), before)
+    assert get(target) is live
+
+
+class Frozen(dict[str, Any]):
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("is frozen")
+
+
+class Pair(tuple[Any, ...]):
+    def __new__(cls, one: Any, other: Any) -> Pair:
+        return super().__new__(cls, (one, other))
+
+
+@pytest.mark.parametrize(("live", "value"), [(Frozen(a=1), {"a": 2}), (Pair(1, 2), (3, 4)), ([Pair(1, 2)], [(3, 4)])])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_container_that_takes_no_entries_is_refused_before_anything_is_written(
+    place: str, live: Any, value: Any
+) -> None:
+    (tree, _), (target, _) = build(place, value, 1), build(place, live, 2)
+    before = statedict.capture(target)
+    with pytest.raises(
+        RestoreError, match=r"object: .*cannot become a .*(Frozen: is frozen|Pair: .*missing 1 required)"
+    ):
+        statedict.restore(target, statedict.capture(tree))
+    assert_same(statedict.capture(target), before)
 
 
 def test_a_scalar_keeps_its_value_where_the_live_kind_cannot_hold_it() -> None:

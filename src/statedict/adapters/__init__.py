@@ -102,9 +102,10 @@ def adapt(value: Any, live: Any) -> Any:
     kind = type(live)
     if isinstance(value, dict) and isinstance(live, dict):
         items = {key: adapt(item, live.get(key)) for key, item in value.items()}
-        if type(value) is dict and kind in (dict, StateDict):
+        plain = type(value) in (dict, StateDict)
+        if plain and kind in (dict, StateDict):
             return items
-        made: Any = copy.copy(live if type(value) is dict else value)  # that may be a Counter, or have versions
+        made: Any = copy.copy(live if plain else value)  # that may be a Counter, or have versions
         made.clear()
         for key, item in items.items():
             made[key] = item

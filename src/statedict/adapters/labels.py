@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum, Flag
 from typing import Any
 
-from statedict.adapters import DATA, depth_error, entries_beside, join, leaf, qualified_name
+from statedict.adapters import DATA, adapt, depth_error, entries_beside, join, leaf, qualified_name
 from statedict.tensor.arrays import is_numpy, is_torch
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.state_dict import StateDict, like
@@ -44,17 +44,14 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
         return decide(path, value, f"is an object of {value.name}, which is not built")
     if isinstance(value, Member):
         return decide(path, value, f"is {value!r}, and the target has no member of that class there")
+    if why := _why_not(value, live):
+        return decide(path, value, why)
     if isinstance(value, dict) and type(value) is not Counter:
         if live is not None and not isinstance(live, dict) and leaf(live) is ... and type(live) not in (list, tuple):
             return decide(path, value, f"is a dict, where the target has a {qualified_name(type(live))}")
         children: Iterable[tuple[Any, Any]] = value.items()
         beside: Callable[[Any], Any] = live.get if isinstance(live, dict) else _know_nothing
     elif type(value) in (list, tuple):
-        fields = getattr(live, "_fields", value)
-        if isinstance(live, tuple) and len(fields) != len(value):
-            return decide(
-                path, value, f"has {len(value)} entries, {qualified_name(type(live))} has {len(fields)} fields"
-            )
         children, beside = enumerate(value), entries_beside(value, live)
     elif is_array(value):
         wanted = is_numpy(live)
@@ -83,6 +80,17 @@ def settle(value: Any, live: Any, path: str, decide: Decide, depth: int = 0) -> 
     if any(item is DROPPED for item in changed.values()):  # the others would move up
         return DROPPED
     return type(value)(changed.get(index, child) for index, child in enumerate(value))
+
+
+def _why_not(value: Any, live: Any) -> str:
+    """Why a container cannot become one of the live class, whose methods do that; empty if it can."""
+    if type(live) in (dict, list, tuple, StateDict) or not isinstance(live, dict | list | tuple):
+        return ""
+    try:
+        adapt(value, live)
+    except Exception as error:
+        return f"cannot become a {qualified_name(type(live))}: {error}"
+    return ""
 
 
 def _contents(value: Opaque, live: Any) -> Any:
