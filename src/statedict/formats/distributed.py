@@ -181,7 +181,7 @@ def _arrange(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
     version = ours.get("version") if isinstance(ours, dict) else None
     if version != 1:
         raise FormatError(f"{where}: its record of the tree has version {version!r:.40}; a newer version may read it")
-    left = dict(leaves)
+    left = leaves | _lay_out(ours.get("strides", {}), leaves, where)
     seen: set[int] = set()
 
     def take(path: tuple[str, ...]) -> Any:
@@ -214,6 +214,23 @@ def _arrange(ours: Any, leaves: dict[Any, Any], where: str) -> StateDict:
     if isinstance(metadata, dict):
         tree.metadata = {str(key): text for key, text in metadata.items() if type(text) is str}
     return tree
+
+
+def _lay_out(strides: dict[Any, Any], leaves: dict[Any, Any], where: str) -> dict[Any, LazyTensor]:
+    """The tensors that had other strides than row-major ones; tied ones share a storage."""
+    found: dict[Any, LazyTensor] = {}
+    laid_out: dict[Any, LazyTensor] = {}
+    for name, steps in strides.items():
+        leaf = leaves.get(name)
+        if not isinstance(leaf, LazyTensor):
+            raise CorruptFileError(f"{where}: the record of the tree gives strides to {name!r:.80}, which is no tensor")
+        if leaf.present_boxes is None:
+            try:
+                made = laid_out.get((leaf.region, steps), leaf.lay_out(steps))
+            except ValueError as error:
+                raise CorruptFileError(f"{where}: {name!r:.80}: {error}") from error
+            found[name] = laid_out.setdefault((leaf.region, steps), made).replace(requires_grad=leaf.requires_grad)
+    return found
 
 
 def checks(source: ByteSource) -> Iterator[Found]:

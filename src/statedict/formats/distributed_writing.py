@@ -203,8 +203,11 @@ def _make_index(entries: Entries, chunks: dict[str, Chunk], template: Any, metad
         "storage_meta": None,
         "version": "1.0.0",
     }
-    if metadata or not _is_implied(template):
+    leaves = {name: value for name, (_, value) in entries.items() if isinstance(value, LazyTensor)}
+    strides = {name: value.strides for name, value in leaves.items() if value.is_dense()}
+    if metadata or strides or not _is_implied(template):
         index[OURS] = {"version": 1, "tree": template, "metadata": dict(metadata)}
+        index[OURS] |= {"strides": strides} if strides else {}
     return dumps(Opaque(f"{_METADATA}Metadata", (), index), refuse_place, records=_RECORD_NAMES)
 
 

@@ -57,7 +57,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     raw, metadata, tensors = read_header(source)
     held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     try:
-        held = group_tensors(put_together(dict(tensors), metadata, source.name), lambda storage: storage)
+        held = group_tensors(put_together(dict(tensors), metadata, source.name), _as_stored)
     except FormatError as error:
         yield refusal(error, source.name, "header")
     count = len(tensors) + 1
@@ -75,6 +75,12 @@ def checks(source: ByteSource) -> Iterator[Found]:
         storage = tensor.storage
         here = tuple(held.get(storage, ()))
         yield Check(name, source, storage.offset, storage.nbytes, here, None, digest)
+
+
+def _as_stored(storage: Storage) -> Storage:
+    """The storage in the file of a tensor that has strides of its own."""
+    origin = getattr(storage.source, "origin", None)
+    return origin[0].storage if origin else storage
 
 
 def _looks_signed(text: str, count: int) -> bool:

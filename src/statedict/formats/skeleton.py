@@ -73,6 +73,12 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
         return StateDict(tensors)
 
     unnamed = dict(tensors)
+    laid_out: dict[Any, LazyTensor] = {}  # tied tensors share one
+
+    def lay_out(stored: LazyTensor, strides: tuple[Any, ...], key: str) -> LazyTensor:
+        if (key, strides) not in laid_out:
+            laid_out[key, strides] = stored.lay_out(strides)
+        return laid_out[key, strides]
 
     def get(node: Any) -> Any:
         if not isinstance(node, dict) or "$tensor" not in node:
@@ -84,6 +90,8 @@ def _tree(tensors: dict[str, LazyTensor], metadata: dict[str, str], name: str) -
             return stored
         if "dtype" in node:
             stored = _retype(stored, node["dtype"], key)
+        if "strides" in node:
+            stored = lay_out(stored, tuple(node["strides"]), key)
         if flags := {slot: True for flag, slot in _FLAGS.items() if node.get(flag)}:
             stored = stored.replace(**flags)
         if "attributes" in node:
@@ -165,6 +173,8 @@ class _Plan:
         node: dict[str, Any] = {"$tensor": name}
         if not kind.safetensors:
             node["dtype"] = kind.name
+        if leaf.is_dense():
+            node["strides"] = leaf.strides
         return node | {flag: True for flag, slot in _FLAGS.items() if getattr(leaf, slot)}
 
 

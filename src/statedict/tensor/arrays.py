@@ -63,6 +63,20 @@ def contiguous_strides(shape: tuple[int, ...]) -> Strides:
     return tuple(strides)
 
 
+def is_dense(shape: tuple[int, ...], strides: Strides) -> bool:
+    """Whether the elements are all that lies between the first and the last one, each once.
+
+    >>> is_dense((2, 3), (1, 2)), is_dense((2, 3), (6, 2)), is_dense((2, 3), (0, 1))
+    (True, False, False)
+    """
+    size = 1
+    for stride, length in sorted(zip(strides, shape, strict=True)):
+        if length != 1 and stride != size:
+            return False
+        size *= length
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class Memory:
     """A live array: the address and size of its storage, which `owner` keeps alive, and its first byte there."""

@@ -63,6 +63,7 @@ class BoxSource(ByteSource):
     panel_limit: Callable[[], int]  # returns the largest size of a panel; 0 if the bytes below have the same order
     remote: bool = False  # whether the bytes below are: more threads then make smaller panels
     present: tuple[Box, ...] | None = None  # the boxes that can be made; None if all can
+    origin: tuple[Any, Strides] | None = None  # the row-major tensor whose elements these are, and their strides here
     size: int = field(init=False)
     _panel: int = field(default=-1, init=False)
 

@@ -12,6 +12,7 @@ from statedict.tensor.arrays import (
     Strides,
     apply_index,
     contiguous_strides,
+    is_dense,
     is_numpy,
     is_torch,
     mark_written,
@@ -267,10 +268,11 @@ class LazyTensor(OperatorErrors):
             mapped = torch_storage(data[self.offset : self.offset + self.span])
             if mapped.data_ptr() % self.dtype.itemsize == 0:
                 return torch_view(mapped, self.dtype, self.shape, self.strides, 0)
-        return torch_view(torch_storage(self._read_copy()), self.dtype, self.shape, None, 0)
+        strides = self.strides if self.is_dense() else None
+        return torch_view(torch_storage(self._read_copy(strides is not None)), self.dtype, self.shape, strides, 0)
 
-    def _read_copy(self) -> memoryview:
-        tensor, buffer = self.contiguous(), allocate(self.nbytes)
+    def _read_copy(self, as_it_lies: bool = False) -> memoryview:
+        tensor, buffer = self if as_it_lies else self.contiguous(), allocate(self.nbytes)
         fill([(tensor.storage.source, tensor.storage.offset + tensor.offset, buffer)])
         return buffer
 
@@ -300,9 +302,31 @@ class LazyTensor(OperatorErrors):
                 "a view by .numpy() or an index takes no memory"
             )
         base = self.storage
+        rows, strides = getattr(base.source, "origin", None) or (self, None)
+        if strides == self.strides and rows.shape == self.shape and base.offset == self.offset == 0:
+            return self.replace(storage=rows.storage, offset=rows.offset, strides=None)
         source = gather(base.source, self.dtype, base.offset + self.offset, self.shape, self.strides)
         storage = Storage(source, 0, self.nbytes, base.device)
         return self.replace(storage=storage, offset=0, strides=None)
+
+    def is_dense(self) -> bool:
+        """Whether its elements have other strides than row-major ones, and are all that lies between them."""
+        return self.strides is not None and bool(self.dtype.itemsize) and is_dense(self.shape, self.strides)
+
+    def lay_out(self, strides: Strides) -> LazyTensor:
+        """A row-major tensor with other strides; `.torch()` returns it so, and reading its bytes computes them.
+
+        Raises:
+            ValueError: the strides are not dense, or the tensor is not row-major.
+        """
+        known = len(strides) == self.ndim and all(type(n) is int and 0 <= n < 1 << 63 for n in strides)
+        if self.strides is not None or 0 in self.shape or not known or not self.replace(strides=strides).is_dense():
+            raise ValueError(f"a tensor of shape {self.shape} cannot have the strides {strides}")
+        order = sorted(range(self.ndim), key=lambda axis: -strides[axis])
+        shape, steps = (tuple(some[axis] for axis in order) for some in (self.shape, self.stride()))
+        source = gather(self.storage.source, self.dtype, self.storage.offset + self.offset, shape, steps)
+        source.origin = self, strides
+        return self.replace(storage=Storage(source, 0, self.nbytes, self.storage.device), offset=0, strides=strides)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -19,6 +19,7 @@ from statedict.io.parallel import BATCH
 from statedict.io.pipeline import PIECE, Meter
 from statedict.ops.jobs import BLOCK, Elements, run_jobs
 from statedict.reports.diff import Measures
+from statedict.tensor.arrays import is_dense
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import origin
@@ -172,7 +173,7 @@ def _align(one: LazyTensor, other: LazyTensor) -> tuple[Elements, Elements, int]
     alike = one.strides is not None and one.strides == other.strides and one.shape == other.shape
     if alike and one.dtype is other.dtype:
         one, other = _without_repeats(one), _without_repeats(other)
-        if one.strides is not None and _is_dense(one):
+        if one.strides is not None and is_dense(one.shape, one.strides):
             one, other = (t.replace(shape=(t.span // t.dtype.itemsize,), strides=None) for t in (one, other))
     return Elements(one), Elements(other), one.numel() if one.dtype.itemsize else one.nbytes
 
@@ -180,16 +181,6 @@ def _align(one: LazyTensor, other: LazyTensor) -> tuple[Elements, Elements, int]
 def _without_repeats(tensor: LazyTensor) -> LazyTensor:
     strides = tensor.strides or ()
     return tensor[tuple(slice(None) if stride else 0 for stride in strides)] if 0 in strides else tensor
-
-
-def _is_dense(tensor: LazyTensor) -> bool:
-    """Whether its elements are all that lies between the first and the last one, each once."""
-    size = 1
-    for stride, length in sorted(zip(tensor.strides or (), tensor.shape, strict=True)):
-        if length != 1 and stride != size:
-            return False
-        size *= length
-    return True
 
 
 def _cut(whole: _Slice) -> list[_Slice]:
