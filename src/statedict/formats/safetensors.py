@@ -16,6 +16,7 @@ Source: the README of huggingface/safetensors 0.8. Limits: a header of 100 MB.
 from __future__ import annotations
 
 import json
+import re
 
 from statedict.dtypes import BY_SAFETENSORS, MAX_NAME, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, TruncatedError, UnsupportedError
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from statedict.tensor.checks import Found
 
 _MAX_HEADER = 100_000_000
+_FIELDS = ("dtype", "shape", "data_offsets")
+_MINUS_ZERO = re.compile(rb"[\[,:]\s*-0\s*[\],}]")
+_PAIRS = BY_SAFETENSORS["F4"]  # its shape counts the halves of our bytes
 _DIGESTS = "statedict.digests"
 _MAX_NUMEL = 1 << 256  # where a product of sizes is a lie; one more size keeps it short
 _NO_DIGEST = "0" * 32
@@ -103,10 +107,15 @@ def read_header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, La
     header = parse(raw, f"{name}: the header", keys=_count_keys)
     if not isinstance(header, dict):
         raise CorruptFileError(f"{name}: the header is a JSON {type(header).__name__}, not an object")
+    if _MINUS_ZERO.search(raw):  # a float, as for the reference
+        header = json.loads(raw, parse_int=lambda text: -0.0 if text == "-0" else int(text))
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata  # safetensors allows null
     if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
         raise CorruptFileError(f"{name}: __metadata__ is not a dict of strings")
+    for key, entry in header.items():
+        if type(entry) is list and len(entry) == len(_FIELDS):  # which the reference reads, too
+            header[key] = dict(zip(_FIELDS, entry, strict=True))
     return raw, metadata, _make_tensors(source, header, 8 + length)
 
 
@@ -143,20 +152,19 @@ def _make_tensors(source: ByteSource, header: dict[str, Any], start: int) -> dic
         if start + end > source.size:
             raise _truncated_error(source, header, key, start)
         storage = Storage(source, start + begin, end - begin)
-        if kind is None:
-            ranges.append((begin, end))
-            tensors[key] = _make_labelled(f"{source.name}: tensor {key!r}", code, numel, tuple(shape), storage)
-            continue
-        if kind.safetensors == "F4":  # its shape counts the halves of our bytes
-            if not shape or shape[-1] % 2:
-                raise CorruptFileError(f"{source.name}: tensor {key!r}: an odd number of 4 bit elements in a row")
-            numel, shape = numel // 2, [*shape[:-1], shape[-1] // 2]
-        if end - begin != (numel * kind.itemsize or kind.nbytes(numel)):
+        bits = 8 * (end - begin) if kind is None else numel * (4 if kind is _PAIRS else kind.bits)
+        if bits != 8 * (end - begin):
+            size = f"{bits // 8:,}" + f"{bits % 8 / 8:g}"[1:]
             raise CorruptFileError(
-                f"{source.name}: tensor {key!r}: {kind} of shape {shape} takes {kind.nbytes(numel):,} bytes, "
+                f"{source.name}: tensor {key!r}: {kind} of shape {shape} takes {size} bytes, "
                 f"data_offsets give {end - begin:,}; the file is damaged"
             )
         ranges.append((begin, end))
+        if kind is None or (kind is _PAIRS and shape[-1] % 2):  # rows of half a byte, for which PyTorch has no shape
+            tensors[key] = _make_labelled(f"{source.name}: tensor {key!r}", code, numel, tuple(shape), storage)
+            continue
+        if kind is _PAIRS:
+            shape = [*shape[:-1], shape[-1] // 2]
         tensors[key] = LazyTensor(kind, tuple(shape), storage)
     for gap in find_gaps(ranges, source.size - start, "data byte"):
         raise CorruptFileError(f"{source.name}: the tensors {gap}; the file is damaged, or bytes were appended")
@@ -251,7 +259,7 @@ def _encode_header(
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for name, tensor in tensors.items():
         shape = tensor.shape
-        if tensor.dtype.safetensors == "F4":
+        if tensor.dtype is _PAIRS:
             if not shape:
                 raise UnsupportedError(f"{name}: safetensors has no shape for a single pair of 4 bit elements")
             shape = (*shape[:-1], 2 * shape[-1])
