@@ -134,3 +134,11 @@ def test_a_name_cannot_begin_a_line(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert not any(line.startswith("nan") for line in done.stdout.splitlines())
     assert "x\\nnan: w" in done.stdout
+
+
+def test_histograms_are_linear_or_by_powers_of_two(run: Run, tmp_path: Path) -> None:
+    statedict.save({"w": numpy.random.default_rng(0).normal(size=10_000).astype("f4")}, tmp_path / "w.pth")
+    linear, powers = (run("stats", "w.pth", *option).stdout.splitlines()[3].split()[-1] for option in ([], ["--log"]))
+    assert "▇" in linear[4:-4]
+    assert (len(powers), powers.count("▇")) == (9, 1)
+    assert len(linear) > 9

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,19 @@ def agrees(found: Figures, data: bytes, kind: statedict.DType) -> None:
         for at, count in enumerate(side)
         if count
     }
+    linear = found.linear
+    if found.min == found.max:
+        assert linear.counts == ()
+    else:
+        assert sum(linear.counts) == found.finite
+        assert 2 <= len(linear.counts) <= 18
+        assert linear.counts[0]
+        assert linear.counts[-1]
+        width = Fraction(2) ** linear.exponent
+        numbers = numpy.minimum(size, numpy.finfo("f8").max).tolist()
+        if kind.kind in ("float", "complex") or max(map(abs, numbers)) < 1 << 53:
+            expected = Counter(math.floor(Fraction(number) / width) - linear.first for number in numbers)
+            assert dict(expected) == {at: count for at, count in enumerate(linear.counts) if count}
     assert (found.min is None or isinstance(found.min, int)) == (kind.kind not in ("float", "complex"))
 
 
@@ -334,3 +349,23 @@ def test_live_models_and_optimizers_have_the_figures_of_their_states() -> None:
     assert statedict.stats(model).tensors == statedict.stats(dict(model.state_dict())).tensors
     found = statedict.stats({"model": model, "optim": optimizer})
     assert [tensor.name for tensor in found.tensors][::2] == ["model.weight", "optim.state.0.momentum_buffer"]
+
+
+def test_a_normal_distribution_has_one_hump_and_all_equal_ones_a_bar() -> None:
+    draw = numpy.random.default_rng(0).normal(size=100_000).astype("f4")
+    for values in (draw, 1 + draw / 100, draw * 1e30):
+        counts = statedict.stats(values).tensors[0].bins()
+        peak = counts.index(max(counts))
+        assert 9 <= len(counts) <= 17
+        assert counts[: peak + 1] == sorted(counts[: peak + 1])
+        assert counts[peak:] == sorted(counts[peak:], reverse=True)
+    assert statedict.stats(numpy.full(5, 3.0)).tensors[0].bins() == [5]
+
+
+def test_json_says_which_bins_a_histogram_has() -> None:
+    values = numpy.array([-1.0, 0.0, 0.5, 3.0], "f4")
+    histogram = statedict.stats(values).to_json()["tensors"][0]["histogram"]
+    assert {*histogram} == {"exponent", "negative", "positive", "linear"}
+    start, width, counts = (histogram["linear"][name] for name in ("start", "width", "counts"))
+    edges = [start + at * width for at in range(len(counts) + 1)]
+    assert counts == numpy.histogram(values, edges)[0].tolist()

@@ -155,9 +155,14 @@ def test_the_panel_shows_the_figures_and_the_histogram(pages: dict[str, Path], o
         text = page.inner_text("#detail table")
         for value in (own.min, own.max, own.std, own.l2):
             assert f"{abs(value or 0):.4g}"[:5] in text
-        titles = page.locator("#detail svg.large title").all_text_contents()
-        counts = [int(re.sub(r"\D", "", title.rpartition(": ")[2])) for title in titles]
-        assert sum(counts) == own.elements
+        for powers in (False, True):
+            if powers:
+                page.click("#powers")
+            titles = page.locator("#detail svg.large title").all_text_contents()
+            counts = [int(re.sub(r"\D", "", title.rpartition(": ")[2])) for title in titles]
+            assert sum(counts) == own.elements
+            assert (counts == own.bins()) is not powers
+            assert ("2⁰" in page.inner_text("#detail") or "2⁻" in page.inner_text("#detail")) is powers
         page.click("#log")
         assert page.get_attribute("#log", "aria-pressed") == "true"
 

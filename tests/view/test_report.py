@@ -20,6 +20,7 @@ import statedict
 from statedict.view.report import render as rendered
 from statedict.view.source import place
 
+from ..pages import parsed
 from .conftest import training
 
 
@@ -220,3 +221,17 @@ def test_the_directory_of_a_run_stands_for_its_steps(tmp_path: Path) -> None:
 )
 def test_the_numbers_in_a_path_are_its_depth(path: str, series: str, depth: tuple[int, ...]) -> None:
     assert place(path) == (series, depth)
+
+
+def test_a_report_shows_itself_in_a_notebook_and_is_inert(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    with statedict.CheckpointManager(tmp_path / "run", keep=9) as manager:
+        for step in (5, 10, 100):
+            tree = {evil: numpy.full(4, math.nan if step > 5 else 1.0), "w": numpy.full(4, float(step))}
+            manager.save(step, tree, metrics={evil: step, "loss": math.nan})
+    shown = parsed(statedict.report(tmp_path / "run")._repr_html_()).text
+    assert shown.count(evil) >= 2
+    assert "steps" in shown
+    assert "deserves a look: 2" in shown
+    pair = statedict.report({"w": numpy.ones(2)}, {"w": numpy.zeros(2)})
+    assert "1 tensor changed" in parsed(pair._repr_html_()).text

@@ -102,8 +102,9 @@ def _textconv_lines(file: str, format: str | None) -> list[str]:
 @ALL
 @READ_AS
 @JSON
+@click.option("--log", is_flag=True, help="Histograms by powers of two.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print one line for each tensor.")
-def stats(file: str, depth: int | None, as_json: bool, as_csv: bool, **options: Any) -> None:
+def stats(file: str, depth: int | None, log: bool, as_json: bool, as_csv: bool, **options: Any) -> None:
     """Compute min, max, mean, std, norm, zeros, NaN, Inf and a histogram of every tensor, and flag what is odd.
 
     Every tensor is read once, in blocks. The exit status is 0 whatever is flagged: to fail on it, look at the JSON.
@@ -121,7 +122,7 @@ def stats(file: str, depth: int | None, as_json: bool, as_csv: bool, **options: 
         write(_csv(report.tensors), nl=False)
     else:
         head = title(file, f"{count(len(report.tensors), 'tensor')}, {report.total.elements:,} elements")
-        echo_lines(stats_lines(report, depth), head)
+        echo_lines(stats_lines(report, depth, log), head)
 
 
 def _csv(tensors: Sequence[Any]) -> str:

@@ -118,11 +118,14 @@ def _style(number: int, cells: list[str]) -> list[str]:
     return cells[:5] + [click.style(note, fg="cyan") for note in cells[5:]]
 
 
-def stats_lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
-    """A table of tensors (or of modules, `depth` levels deep), dtypes and totals, optimizers' groups, then flags."""
-    rows = [_STATS_HEAD, *_stats_rows(report, depth)]
+def stats_lines(report: StatsReport, depth: int | None = None, log: bool = False) -> Iterator[str]:
+    """A table of tensors (or of modules, `depth` levels deep), dtypes and totals, optimizers' groups, then flags.
+
+    Histograms are linear, or by powers of two.
+    """
+    rows = [_STATS_HEAD, *_stats_rows(report, depth, log)]
     sums = [*(report.dtypes if len(report.dtypes) > 1 else ()), report.total]
-    rows += [("",) * len(_STATS_HEAD), *(_group_row(one, one.name or "total", one.name) for one in sums)]
+    rows += [("",) * len(_STATS_HEAD), *(_group_row(one, one.name or "total", one.name, log) for one in sums)]
     yield from table(rows, range(3, 9), None, (0, 9), (2, 7, 8, 1, 5))
     for optimizer in report.optimizers:
         yield ""
@@ -136,34 +139,34 @@ def stats_lines(report: StatsReport, depth: int | None = None) -> Iterator[str]:
         yield f"not computed: {printable(tensor.name)}: the numbers in a {tensor.dtype} are packed, or not known"
 
 
-def _stats_rows(report: StatsReport, depth: int | None) -> Iterator[tuple[str, ...]]:
+def _stats_rows(report: StatsReport, depth: int | None, log: bool) -> Iterator[tuple[str, ...]]:
     modules = {module.name: module for module in report.modules}
     seen: set[str] = set()
     for tensor in report.by_module:
         above = ".".join(tensor.name.split(".")[:-1][:depth]) if depth is not None else ""
         if depth is None or above not in modules or above.count(".") + 1 < depth:
-            yield _tensor_row(tensor)
+            yield _tensor_row(tensor, log)
         elif above not in seen:
             seen.add(above)
-            yield _group_row(modules[above], above, "")
+            yield _group_row(modules[above], above, "", log)
 
 
-def _tensor_row(tensor: TensorStats) -> tuple[str, ...]:
-    figures = _figures(tensor) if tensor.computed else ("",) * 7
+def _tensor_row(tensor: TensorStats, log: bool) -> tuple[str, ...]:
+    figures = _figures(tensor, log) if tensor.computed else ("",) * 7
     notes = [f"= {printable(tensor.tied)}"] if tensor.tied else []
     notes += [printable(mark_inferred(tensor.parameter, tensor.inferred))] if tensor.parameter else []
     name = shorten(printable(tensor.name), _NAME)
     return name, tensor.dtype, shape(tensor.shape), *figures[:-1], "  ".join([figures[-1], *notes])
 
 
-def _group_row(group: GroupStats, name: str, kind: str) -> tuple[str, ...]:
-    return shorten(printable(name), _NAME), kind, count(group.tensors, "tensor"), *_figures(group)
+def _group_row(group: GroupStats, name: str, kind: str, log: bool) -> tuple[str, ...]:
+    return shorten(printable(name), _NAME), kind, count(group.tensors, "tensor"), *_figures(group, log)
 
 
-def _figures(of: Any) -> tuple[str, ...]:
+def _figures(of: Any, log: bool) -> tuple[str, ...]:
     numbers = [number(getattr(of, name)) for name in ("min", "max", "mean", "std", "l2")]
-    counts = of.histogram.counts(of.zeros)
-    most = max(counts) or 1
+    counts = of.bins(log)
+    most = max(counts, default=0) or 1
     return *numbers, f"{of.zeros:,}", "".join(" ▁▂▃▄▅▆▇"[-(-7 * count // most)] for count in counts)
 
 

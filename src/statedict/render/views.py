@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -27,7 +27,7 @@ from statedict.values import abbreviate, count, human_bytes, shorten
 _NOTES = 3  # up to this many are open
 _ROWS = 30  # a table of up to this many rows is open
 _WRONG = ("nan", "inf")  # flags that no one wants
-_SMALL, _LARGE = 10, 20  # octaves of a histogram on each side of 0
+_LARGE = 20  # octaves of a histogram on each side of 0
 _FIGURES = ("min", "max", "mean", "std", "l2", "zeros", "nan", "inf")
 _TONES = {"dangerous": "bad", "unreadable": "bad", "opaque": "look"}
 
@@ -117,9 +117,9 @@ def _stats(report: StatsReport) -> str:
 
 
 def _figures(of: Figures) -> tuple[Any, ...]:
-    """The numbers, and a histogram: the largest octaves below 0, all that is closer to 0, the largest above it."""
-    counts = of.histogram.counts(of.zeros, _SMALL)
-    label = f"histogram by powers of two: {', '.join(f'{count:,}' for count in counts if count)}"
+    """The numbers, and a linear histogram."""
+    counts = of.bins()
+    label = f"histogram: {', '.join(f'{count:,}' for count in counts)}"
     return *(getattr(of, name) for name in _FIGURES), histogram(counts, label[:200], 120, 18)
 
 
@@ -138,12 +138,27 @@ def _card(one: TensorStats | GroupStats) -> Safe:
     top = one.histogram.exponent + len(one.histogram.positive)
     octaves = [f"2^{top - back - 1} to 2^{top - back}" for back in range(_LARGE)]
     bins = [*(f"-({octave})" for octave in octaves), "closer to 0", *reversed(octaves)]
-    bars = histogram(one.histogram.counts(one.zeros, _LARGE), "histogram by powers of two", 420, 80, bins)
+    bars = histogram(one.bins(True, _LARGE), "histogram by powers of two", 420, 80, bins)
     ends = [f"{sign}{number(math.ldexp(1.0, top)) if -1000 < top < 1000 else f'2^{top}'}" for sign in ("-", "")]
     axis = f'<div class="axis" style="width:420px"><span>{ends[0]}</span><span>0</span><span>{ends[1]}</span></div>'
     note = f"a bar for each power of two; what is closer to 0 than 2^{top - _LARGE} is in the middle"
     head = table(names, [one], lambda of: (getattr(of, name) for name in names))
-    return Safe(f"{head}<div>{bars}{axis}<small>{note}</small></div>" if bars else head)
+    if not bars:
+        return head
+    powers = fold("by powers of two", f"<div>{bars}{axis}<small>{note}</small></div>")
+    return Safe(f"{head}{_linear(one)}{powers}")
+
+
+def _linear(one: Figures) -> Safe:
+    """A linear histogram with its axis."""
+    bins, edges = one.linear, [number(one.linear.start + at * one.linear.width) for at in range(len(one.bins()) + 1)]
+    if not bins.counts:
+        edges = [number(one.min), number(one.max)]
+    names = [f"{left} to {right}" for left, right in pairwise(edges)]
+    bars = histogram(one.bins(), "histogram", 420, 80, names)
+    return Safe(
+        f'<div>{bars}<div class="axis" style="width:420px"><span>{edges[0]}</span><span>{edges[-1]}</span></div></div>'
+    )
 
 
 def _tensor_stats(one: TensorStats | GroupStats) -> str:

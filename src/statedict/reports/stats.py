@@ -35,6 +35,32 @@ class Histogram:
         return counts
 
 
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """How many finite elements lie in bins of one width, from the smallest to the largest.
+
+    The width is a power of two, and the edges are multiples of it. There are 9 to 17 bins, none if all are equal.
+    """
+
+    exponent: int = 0  # the width is 2 ** exponent
+    first: int = 0  # entry i counts what is in [(first + i) * width, (first + i + 1) * width)
+    counts: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> float:
+        """The width of a bin."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def start(self) -> float:
+        """The left edge of the first bin."""
+        return self.first * self.width
+
+    def to_json(self) -> dict[str, Any]:
+        """The bins: `start`, `width` and `counts`."""
+        return {"start": _strict(self.start), "width": self.width, "counts": list(self.counts)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """Statistics of some elements. NaN and infinities are counted and excluded from everything else."""
@@ -52,6 +78,7 @@ class Figures:
     denormal: int = 0  # how many are closer to 0 than the dtype's smallest normal number, and not 0
     edge: int = 0  # how many are as large as the dtype allows
     histogram: Histogram = Histogram()  # by powers of two; of the modulus of complex numbers
+    linear: Linear = Linear()  # in bins of one width; of the modulus of complex numbers
 
     @property
     def std(self) -> float | None:
@@ -73,10 +100,18 @@ class Figures:
         rms = self.rms
         return None if rms is None else rms * math.sqrt(self.finite)
 
+    def bins(self, log: bool = False, octaves: int = 4) -> list[int]:
+        """The counts of a histogram to draw: linear, or by powers of two on both sides of 0."""
+        if log:
+            return self.histogram.counts(self.zeros, octaves)
+        return list(self.linear.counts) or [self.finite] * bool(self.finite)
+
     def record(self) -> dict[str, Any]:
         """The figures, ready for `json.dumps`: a complex number as [re, im], a number beyond float64 as `"inf"`."""
         names = ("elements", "min", "max", "mean", "std", "l2", "zeros", "nan", "inf", "denormal", "edge")
-        return {name: _strict(getattr(self, name)) for name in names} | {"histogram": to_record(self.histogram)}
+        return {name: _strict(getattr(self, name)) for name in names} | {
+            "histogram": to_record(self.histogram) | {"linear": self.linear.to_json()}
+        }
 
 
 def _strict(value: Any) -> Any:

@@ -26,6 +26,7 @@ from statedict.io.pipeline import put_bytes
 from statedict.io.urls import to_name
 from statedict.runs.directory import LOOKS
 from statedict.tree.walk import to_patterns
+from statedict.values import human_bytes
 from statedict.view.compared import changes, compare, expand, history, point
 from statedict.view.source import Opened, Patterns
 
@@ -72,7 +73,20 @@ class Page:
     def _repr_html_(self) -> str:
         from statedict.render import html
 
-        return html.page(self.title, html.listing(['page.save("report.html") writes it']))
+        data, names = self.data, ("name", "format", "size", "tensors", "elements")
+        files = [(one["name"], one["format"], human_bytes(one["size"]), *one["total"][:2]) for one in data["files"]]
+        steps = data.get("run", {}).get("steps", ())
+        metrics = list(dict.fromkeys(name for step in steps for name in step["metrics"]))[:10]
+        rows = [(step["step"], step["l2"], *(step["metrics"].get(name) for name in metrics)) for step in steps]
+        flags = [(kind, name, html.Wide(what)) for name, kind, what in data["files"][-1]["flags"]]
+        return html.page(
+            self.title,
+            html.table(names, files),
+            html.listing([data["change"]["summary"]] if "change" in data else []),
+            html.fold("steps", html.table(("step", "L2 norm", *metrics), rows), True),
+            html.fold(f"deserves a look: {len(flags):,}", html.table(("", "tensor", ""), flags)),
+            html.listing(['page.save("report.html") writes the page']),
+        )
 
 
 def report(

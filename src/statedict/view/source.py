@@ -23,7 +23,7 @@ from statedict.tree.walk import label, matches, no_match_error, sort_by_module
 
 COLUMNS = (
     "name", "at", "dtype", "shape", "elements", "bytes", "role", "inferred", "tied", "computed",
-    "min", "max", "mean", "std", "l2", "rms", "zeros", "nan", "inf", "denormal", "edge", "dead", "histogram",
+    "min", "max", "mean", "std", "l2", "rms", "zeros", "nan", "inf", "denormal", "edge", "dead", "histogram", "linear",
     "series", "depth",
 )  # fmt: skip
 _VALUES = 4_000  # rows
@@ -103,6 +103,9 @@ class Opened:
             row += [number(getattr(tensor, name)) for name in ("min", "max", "mean", "std", "l2", "rms")]
             row += [tensor.zeros, tensor.nan, tensor.inf, tensor.denormal, tensor.edge, tensor.dead_rows]
             row.append([bins.exponent, bins.negative, bins.positive] if tensor.computed else None)
+            bars = tensor.linear  # of width 0 if all elements are equal
+            edges = [bars.first, bars.width] if bars.counts else [number(tensor.min), 0]
+            row.append([*edges, tensor.bins()] if tensor.computed and tensor.finite else None)
             rows.append([*row, lookup("series", series) if series else -1, depth or None])
         return {"columns": COLUMNS, "tensors": rows} | {name: list(table) for name, table in tables.items()}
 

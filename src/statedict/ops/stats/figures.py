@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy
 
 from statedict.dtypes import DType
-from statedict.reports.stats import Figures, Histogram
+from statedict.reports.stats import Figures, Histogram, Linear
 
 _PACKED = ("float4_e2m1fn_x2", "quint4x2", "quint2x4")
 _FEW = 8192  # up to so many elements, sorting is faster than 65,536 counters
@@ -27,6 +27,9 @@ _SCALED = 2.0**500  # beyond it, or below its inverse, squares could leave float
 _EXPONENTS = 2048  # of a float64; times two signs
 _BIAS = 1023
 _EXACT = 1 << 53
+_BINS = 4  # a linear histogram has up to 2 ** _BINS bins and one
+_WHOLE = 2.0**52  # a float64 from here on is a whole number in its last bits
+_LEAST = -1074  # 2 ** _LEAST is the smallest float64
 
 
 def is_computable(kind: DType) -> bool:
@@ -132,7 +135,10 @@ def _evaluate(table: _Table, codes: Any, counts: Any) -> Figures:
     some = values != 0
     histogram = _bin(values[some], table.exponents[codes[some]], counts[some]) if some.any() else Histogram()
     ends = (int(low), int(high)) if table.integral else (low, high)
-    return replace(figures, min=ends[0], max=ends[1], mean=mean, deviation=deviation, histogram=histogram)
+    linear = _count_linear(values, low, high, numpy.empty(len(values)), counts)
+    return replace(
+        figures, min=ends[0], max=ends[1], mean=mean, deviation=deviation, histogram=histogram, linear=linear
+    )
 
 
 # 32 bits and more
@@ -151,6 +157,7 @@ def _measure(kind: DType, array: Any, room: Any) -> Figures:
     if not len(x):
         return figures
     mean, deviation, low, high = _moments(x, other)
+    figures = replace(figures, linear=_count_linear(x, low, high, other))
     if kind.kind == "float":
         array = x
     else:
@@ -191,6 +198,38 @@ def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any]:
     histogram = _add_histograms([_trim(-_BIAS, bins[1], bins[0]), below])
     figures = Figures(elements=elements, finite=len(x), zeros=zeros, denormal=denormal, histogram=histogram)
     return replace(figures, nan=nan, inf=beyond - nan), x
+
+
+def _grid(low: float, high: float) -> int:
+    """The exponent of the width of bins from the smallest to the largest."""
+    return max(math.frexp(high / 2 - low / 2)[1] + 1 - _BINS, _LEAST)
+
+
+def _scale(x: Any, exponent: int, out: Any = None) -> Any:
+    """The number of the bin of each."""
+    if abs(exponent) < _BIAS - 1:
+        bins = numpy.multiply(x, 2.0**-exponent, out=out)
+    else:
+        bins = numpy.ldexp(x, -exponent, out=out)
+    bins = numpy.floor(bins, out=out)
+    if exponent > 0:  # a negative number may come closer to 0 than a float64 can
+        numpy.putmask(bins, (x < 0) & (bins == 0), -1.0)
+    return bins
+
+
+def _count_linear(x: Any, low: float, high: float, other: Any, counts: Any = None) -> Linear:
+    """The linear histogram of finite float64, by how often each occurs; `other` is memory to work in."""
+    if low == high:
+        return Linear()
+    exponent = _grid(low, high)
+    first = float(_scale(numpy.array([low]), exponent)[0])
+    places = _scale(x, exponent, other[: len(x)])
+    places -= first
+    places += _WHOLE  # whose last bits then are the number of the bin
+    codes = places.view("i8")
+    codes &= 0xFF
+    bins = numpy.bincount(codes) if counts is None else numpy.bincount(codes, counts).astype("i8")
+    return Linear(exponent, int(first), tuple(bins.tolist()))
 
 
 def _bin(values: Any, exponents: Any, counts: Any) -> Histogram:
@@ -240,7 +279,8 @@ def _measure_complex(kind: DType, array: Any) -> Figures:
     with numpy.errstate(over="ignore"):
         modulus = numpy.hypot(real, imag)
     other = numpy.empty(len(real))
-    figures, _ = _count(numpy.minimum(modulus, numpy.finfo("f8").max), other, tiny)
+    sizes = numpy.minimum(modulus, numpy.finfo("f8").max)
+    figures, _ = _count(sizes, other, tiny)
     figures = replace(figures, elements=len(pairs), nan=nan, inf=inf)
     if not len(real):
         return figures
@@ -249,6 +289,7 @@ def _measure_complex(kind: DType, array: Any) -> Figures:
         figures,
         min=float(modulus.min()),
         max=float(modulus.max()),
+        linear=_count_linear(sizes, float(sizes.min()), float(sizes.max()), other),
         mean=complex(*means),
         deviation=math.hypot(*deviations),
         edge=int(numpy.count_nonzero((abs(real) == most) | (abs(imag) == most))),
@@ -276,7 +317,8 @@ def combine(parts: Iterable[Figures]) -> Figures:
     if low == high and not isinstance(mean, complex):
         mean, deviation = float(low), 0.0  # type: ignore[arg-type]
     histogram = _add_histograms([part.histogram for part in some])
-    return Figures(min=low, max=high, mean=mean, deviation=deviation, histogram=histogram, **sums)
+    linear = _add_linear(some, low, high)  # type: ignore[arg-type]
+    return Figures(min=low, max=high, mean=mean, deviation=deviation, histogram=histogram, linear=linear, **sums)
 
 
 def _combine_moments(parts: Sequence[tuple[float, float | complex, float]]) -> tuple[float | complex, float]:
@@ -299,6 +341,25 @@ def _mean(parts: Sequence[tuple[float, float]]) -> float:
     except OverflowError:
         middle = 2 * math.fsum(share * (mean / 2) for share, mean in parts)
     return min(max(middle, min(mean for _, mean in parts)), max(mean for _, mean in parts))
+
+
+def _add_linear(parts: Sequence[Figures], low: float, high: float) -> Linear:
+    """The linear histogram of several parts, of which each has bins that fit into those of all."""
+    if low == high:
+        return Linear()
+    exponent = max(
+        _grid(float(low), float(high)), *(part.linear.exponent for part in parts if part.linear.counts), _LEAST
+    )
+    bins: dict[int, int] = {}
+    for part in parts:
+        own = part.linear
+        if not own.counts:  # all are equal
+            at = int(_scale(numpy.array([float(part.min or 0)]), exponent)[0])
+            bins[at] = bins.get(at, 0) + part.finite
+        for at, count in enumerate(own.counts, own.first):
+            bins[at >> exponent - own.exponent] = bins.get(at >> exponent - own.exponent, 0) + count
+    first = min(bins)
+    return Linear(exponent, first, tuple(bins.get(at, 0) for at in range(first, max(bins) + 1)))
 
 
 def _add_histograms(histograms: Sequence[Histogram]) -> Histogram:
