@@ -315,7 +315,7 @@ class LazyTensor(OperatorErrors):
 
     def lay_out(self, strides: Strides) -> LazyTensor:
         """A row-major tensor with other strides, computed when it is read; ValueError if they are not dense."""
-        known = all(type(n) is int and 0 <= n < 1 << 63 for n in strides)
+        known = len(strides) == self.ndim and all(type(n) is int and 0 <= n < 1 << 63 for n in strides)
         if self.strides is not None or 0 in self.shape or not known or not self.replace(strides=strides).is_dense():
             raise ValueError(f"a tensor of shape {self.shape} cannot have the strides {strides}")
         order = sorted(range(self.ndim), key=lambda axis: -strides[axis])
