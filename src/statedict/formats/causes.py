@@ -143,6 +143,8 @@ def describe_file(head: bytes, size: int, formats: str) -> str:
         return "is empty; fetch or save it again"
     if not head.strip(b"\0"):
         return "begins with zero bytes only; its write was cut short, fetch it again"
+    if re.match(rb"\0{16}[\x04-\x7f]\0{3}\x08[\0-\x20]\x10", head):  # two versions, no levels, a description
+        return f"is Paddle's binary format (.pdiparams is one), {_NOT_READ}; load it with paddle and save a state_dict"
     if not head[:16].strip(b"\0"):
         return "begins with zero bytes where its header should be; its write or download was cut short, fetch it again"
     head = head.removeprefix(b"\xef\xbb\xbf")  # a text's mark of UTF-8

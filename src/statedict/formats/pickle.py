@@ -2,13 +2,15 @@
 
 One pickle of protocol 2 to 5; what follows it is ignored, as Python does. Nothing in it is executed. It is read whole,
 for the arrays lie within it; a tensor's storage does so as what the legacy format makes of it (torch/storage.py,
-`_load_from_bytes`). Protocols 0 and 1 begin in no way that tells them from text; `format="pickle"` reads them.
+`_load_from_bytes`). Files of Paddle are pickles, too (paddle/framework/io.py, 3.3). Protocols 0 and 1 begin in no way
+that tells them from text; `format="pickle"` reads them.
 """
 
 from __future__ import annotations
 
 import re
 
+from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, UnknownFormatError
 from statedict.formats.torch import legacy as torch_legacy
 from statedict.io.source import BytesSource
@@ -43,7 +45,26 @@ def _storage(stream: Any) -> TypedStorage:
     return found
 
 
-_CONSTRUCTORS = DATA | {"torch.storage _load_from_bytes": Global("torch.storage._load_from_bytes", _storage, cost=4096)}
+def _pair(value: Any) -> Any:
+    """What Paddle writes for a tensor in a list or a nested dict: a tuple of its name and an array."""
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is str and isinstance(value[1], LazyTensor):
+        return _of_paddle(value[1])
+    return Opaque("builtins.tuple", (value,))
+
+
+def _of_paddle(value: Any) -> Any:
+    """A tensor of Paddle, which writes bfloat16 as uint16, a dtype that it does not have."""
+    if not isinstance(value, LazyTensor):
+        return value
+    return value.replace(dtype=BY_NAME["bfloat16"] if value.dtype.name == "uint16" else value.dtype, ndarray=False)
+
+
+_PADDLE = "StructuredToParameterName@@"  # names of tensors → those of Paddle's variables
+_CONSTRUCTORS = (
+    DATA
+    | {"torch.storage _load_from_bytes": Global("torch.storage._load_from_bytes", _storage, cost=4096)}
+    | {"builtins tuple": Global("builtins.tuple", _pair)}
+)
 
 
 def read(source: ByteSource) -> Any:
@@ -84,6 +105,8 @@ def _load(source: ByteSource) -> tuple[Any, int]:
             "follows a record; fetch it again"
         )
     refuse_behind(source, end)
+    if isinstance(tree, dict) and isinstance(tree.get(_PADDLE), dict):
+        tree.update({name: _of_paddle(tree[name]) for name in tree[_PADDLE].keys() & tree.keys()})
     return tree, end
 
 

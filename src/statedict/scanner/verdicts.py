@@ -128,8 +128,10 @@ _INERT: dict[str, Container[str]] = {
     "pathlib._local": {"PosixPath", "WindowsPath", "Path", "PurePath", "PurePosixPath", "PureWindowsPath"},
     "joblib.numpy_pickle": {"NumpyArrayWrapper"},
 }
-# also data to a scan: the records in the index of a distributed checkpoint, which are read field by field, never built
+# also data to a scan: the records in the index of a distributed checkpoint, which are read field by field, never built,
+# and the pairs of Paddle's files
 ALLOWED = tables.DATA.keys() | {
+    "builtins tuple",
     *(f"{module} {name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
     "torch.distributed.checkpoint.filesystem _StorageInfo",
     *(
