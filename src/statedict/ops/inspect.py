@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from statedict.collector import Paused
+from statedict.dtypes import DType
 from statedict.errors import AlterError
 from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, mark_inferred, sum_by
 from statedict.tensor.arrays import format_boxes
@@ -127,7 +128,7 @@ class _Builder:
             else:
                 children = self.children(value.children(), path, role, parameter)
             self.objects.discard(id(value))
-            return _group(children, f"object of {value.name}")
+            return _group(children, _name_object(value))
         if type(value) in (list, tuple) and any(
             is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value
         ):
@@ -218,6 +219,14 @@ class _Builder:
 
 def _group(rows: _Rows, note: str = "") -> Node:
     return Node(note=note, children=tuple(rows), total=sum((row.total for _, row in rows), Total()))
+
+
+def _name_object(value: Opaque) -> str:
+    """What an object is: a tensor of its own class, as torchao's, or anything else."""
+    state = value.state if isinstance(value.state, dict) else {}
+    if not isinstance(state.get("dtype"), DType) or not isinstance(state.get("size"), tuple):
+        return f"object of {value.name}"
+    return f"{state['dtype']} {'×'.join(map(str, state['size'])) or 'scalar'}, a tensor of {value.name}"
 
 
 def _note_attributes(attributes: dict[Any, Any]) -> str:
