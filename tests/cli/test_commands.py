@@ -143,3 +143,43 @@ def test_convert_keeps_a_part_and_writes_shards(run: Run, tmp_path: Path) -> Non
     assert again.returncode == 2
     failed = run("convert", "checkpoint.pth", "x.pth", "--only", "nothing")
     assert "no entry of 12 matches 'nothing'" in failed.stderr
+
+
+PART = "checkpoint.pth::model_state"
+WITH_A_PART = {  # of every command that reads a source: arguments, and what it prints or writes
+    "show": ([PART], "10 tensors, 62,006 elements"),
+    "stats": ([PART], "10 tensors, 62,006 elements"),
+    "report": ([PART, "-o", "page.html"], "page.html"),
+    "check": ([PART, "--model", "torch.nn:Identity"], "model_state: would restore 0 of 10 entries"),
+    "convert": ([PART, "out.safetensors"], "out.safetensors"),
+    "edit": ([PART, "out.pth", "--drop", "fc1"], "10 tensors"),
+    "average": ([PART, PART, "--dry-run"], "0.5 × checkpoint.pth::model_state"),
+    "diff": ([PART, "weights"], "same: 10 tensors identical"),
+    "scan": ([PART], "scan checks a whole file; name checkpoint.pth alone"),
+    "verify": ([PART], "verify checks a whole file; name checkpoint.pth alone"),
+}
+
+
+def test_every_command_that_reads_a_source_is_in_the_table() -> None:
+    assert {*WITH_A_PART} == {*COMMANDS} - {"runs", "demo"}
+
+
+@pytest.mark.parametrize("name", WITH_A_PART)
+def test_every_command_takes_a_part_of_a_file_or_says_why_not(run: Run, name: str, tmp_path: Path) -> None:
+    statedict.convert(tmp_path / "checkpoint.pth::model_state", f"{tmp_path}/weights/")
+    arguments, expected = WITH_A_PART[name]
+    done = run(name, *arguments)
+    assert expected in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_part_that_only_one_side_has_is_compared_with_the_whole_of_the_other(run: Run, tmp_path: Path) -> None:
+    statedict.convert(tmp_path / "checkpoint.pth::model_state", f"{tmp_path}/weights/")
+    done = run("diff", "checkpoint.pth", "weights", "--only", "model_state")
+    assert done.returncode == 1
+    assert (
+        "note: only A has 'model_state'; to compare it with the whole of B, name it checkpoint.pth::model_state"
+        in done.stdout
+    )
+    assert "note: only B has 'model_state'" in run("diff", "weights", "checkpoint.pth", "--only", "model_state").stdout
+    assert "name it" not in run("diff", "checkpoint.pth", "checkpoint.pth", "--only", "model_state").stdout

@@ -246,3 +246,32 @@ def test_of_several_models_strip_asks_for_one_as_one_types_it(run: Run, tmp_path
     assert failed.stderr.endswith("keep one first, by --keep params\n")
     assert run("edit", "esr.pth", "out.safetensors", "--keep", "params ema", "--strip").returncode == 0
     assert names(tmp_path / "out.safetensors") == list(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "first"), [("-net.", "model_state.conv1.weight"), ("-model_state.net.", "conv1.weight")]
+)
+def test_a_prefix_is_taken_away_with_the_path_of_its_dict_or_without(
+    run: Run, tmp_path: Path, text: str, first: str
+) -> None:
+    assert run("edit", "checkpoint.pth", "below.pth", "--prefix", "net.").returncode == 0
+    done = run("edit", "below.pth", "out.pth", "--prefix", text)
+    assert done.returncode == 0, done.stderr
+    assert first in names(tmp_path / "out.pth")
+    assert not any("net." in name for name in names(tmp_path / "out.pth"))
+    failed = run("edit", "below.pth", "other.pth", "--prefix", "-model.")
+    assert "no name begins with 'model.', within its dict or from the root" in failed.stderr
+
+
+def test_split_takes_sizes_for_grouped_queries(run: Run, tmp_path: Path) -> None:
+    rule = "model_state.fc3=model_state.q:6,model_state.k:2,model_state.v:2"
+    assert run("edit", "checkpoint.pth", "out.pth", "--split", rule).returncode == 0
+    state = statedict.load(tmp_path / "out.pth")["model_state"]
+    assert [state[f"{part}.weight"].shape[0] for part in "qkv"] == [6, 2, 2]
+    by_rows = run("edit", "checkpoint.pth", "out.pth", "--overwrite", "--split", "model_state.fc3.weight=a:4,b:80@1")
+    assert by_rows.returncode == 0, by_rows.stderr
+    failed = run("edit", "checkpoint.pth", "other.pth", "--split", "model_state.fc3=q:6,k")
+    assert failed.returncode == 2
+    assert "give a size to each part or to none" in failed.stderr
+    wrong = run("edit", "checkpoint.pth", "other.pth", "--split", "model_state.fc3=q:6,k:2,v:1")
+    assert "cannot be split along 0 into 3 parts of [6, 2, 1]" in wrong.stderr

@@ -289,3 +289,13 @@ def test_moments_that_nobody_can_attribute_stop_what_would_need_them() -> None:
     with pytest.raises(statedict.errors.AlterError, match=r"optim: has no names of parameters.*drop the optimizer"):
         alter.drop(state, "model.first")
     assert next(iter(alter.drop(state, ["model.first", "optim"])["model"])) == "qkv.weight"
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_parts_of_several_sizes_fuse_again(transposed: bool) -> None:
+    weight = torch.randn(12, 8)
+    state = flat(**{"qkv.weight": weight.T.contiguous() if transposed else weight, "qkv.bias": torch.randn(12)})
+    new = alter.split(state, "qkv", ["q", "k", "v"], sizes=[8, 2, 2])
+    shapes = [tuple(new[f"{part}.weight"].shape) for part in "qkv"]
+    assert shapes == ([(8, 8), (8, 2), (8, 2)] if transposed else [(8, 8), (2, 8), (2, 8)])
+    assert_same(alter.fuse(new, ["q", "k", "v"], "qkv"), state)

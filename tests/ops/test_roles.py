@@ -137,9 +137,8 @@ def test_strip_takes_the_model_of_our_own_run_with_generators(net: Net, tmp_path
     with statedict.CheckpointManager(tmp_path / "run") as manager:
         manager.save(1, {"model": net, "optimizer": trained(net), "rng": statedict.rng(), "epoch": 1})
     state = statedict.load(tmp_path / "run" / "1")
-    assert {tensor.role for tensor in statedict.inspect(state).tensors if tensor.path.startswith("rng")} == {
-        "generator"
-    }
+    rng = {tensor.role for tensor in statedict.inspect(state).tensors if tensor.path.startswith("rng")}
+    assert rng == {"generator"}
     assert_same(alter.strip(state), net.state_dict())
 
 
@@ -223,3 +222,15 @@ def test_modules_that_contain_each_other_are_refused() -> None:
     one.state.update({"w": np.ones(1), "inner": one, **marks})
     with pytest.raises(statedict.errors.TreeError, match="modules nested deeper than"):
         find_models(statedict.StateDict(model=one))
+
+
+def test_the_tensors_of_a_model_may_stand_among_other_entries(net: Net, tmp_path: Path) -> None:
+    flat = {
+        **net.state_dict(),
+        "epoch": 3,
+        "callbacks": {"best": torch.ones(1)},
+        "optimizer": trained(net).state_dict(),
+    }
+    assert_same(stripped(flat, tmp_path), dict(net.state_dict()))
+    roles = {tensor.path: tensor.role for tensor in statedict.inspect(tmp_path / "x.pth").tensors}
+    assert roles["callbacks.best"] == "tensor"

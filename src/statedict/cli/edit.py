@@ -25,7 +25,7 @@ _STEPS = {
     "reshape": ("GLOB=SHAPE", "Give another shape."),
     "slice": ("GLOB=INDEX", "Take a part, such as 0:5,:."),
     "pad": ("GLOB=SHAPE", "Enlarge by zeros; -1 leaves a dimension."),
-    "split": ("OLD=NEW,NEW[@DIM]", "Make several tensors of one."),
+    "split": ("OLD=NEW[:SIZE],NEW[:SIZE][@DIM]", "Make several tensors of one, by default alike."),
     "fuse": ("NEW=OLD,OLD[@DIM]", "Make one tensor of several."),
     "tie": ("NEW=OLD", "Share the bytes of another tensor."),
     "untie": ("GLOB", "Give tied tensors their own bytes."),
@@ -122,7 +122,8 @@ def _parse_step(option: str, text: str) -> dict[str, Any]:
         case "slice":
             return {"slice": left, "index": right}
         case "split":
-            return {"split": left, "into": right.split(","), **dim}
+            names, sizes = _parse_parts(right)
+            return {"split": left, "into": names, **sizes, **dim}
         case "fuse":
             return {"fuse": right.split(","), "into": left, **dim}
         case "set":
@@ -131,6 +132,16 @@ def _parse_step(option: str, text: str) -> dict[str, Any]:
             except ValueError:
                 return {"set": left, "value": right}
     return {option: {left: right}}
+
+
+def _parse_parts(text: str) -> tuple[list[str], dict[str, list[int]]]:
+    """The names in `q:32,k:8,v:8`, and their sizes if they have any."""
+    parts = [part.rpartition(":") for part in text.split(",")]
+    if not any(sign and size.isdecimal() for _, sign, size in parts):
+        return text.split(","), {}
+    if not all(name and size.isdecimal() for name, _, size in parts):
+        raise click.UsageError(f"--split: {text!r}: give a size to each part or to none, as in q:32,k:8,v:8")
+    return [name for name, _, _ in parts], {"sizes": [int(size) for _, _, size in parts]}
 
 
 def _numbers(option: str, text: str) -> list[int]:

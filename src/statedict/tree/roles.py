@@ -19,14 +19,15 @@ from typing import Any
 from statedict.errors import AlterError, TreeError
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.layout import is_optimizer
-from statedict.tree.state_dict import StateDict
+from statedict.tree.state_dict import StateDict, like
 from statedict.tree.walk import MAX_DEPTH, label
 from statedict.values import Opaque, abbreviate, count
 
 WRAPPERS = frozenset((
     "module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module",
 ))  # fmt: skip
-MODEL, OPTIMIZER, BESIDE = "model", "optimizer", "beside"
+# mixed: a model whose tensors stand among other entries of a dict; beside: what holds tensors and is none of these
+MODEL, MIXED, OPTIMIZER, BESIDE = "model", "mixed", "optimizer", "beside"
 
 _OF_OTHERS = re.compile(
     r"opt(im(izers?)?)?(_\w*)?|\w*_opt(im)?|\w*optimi[sz]er\w*|callbacks?|loops|\w*schedulers?\w*|\w*rng\w*|args|cfg|"
@@ -149,7 +150,8 @@ def find_roles(tree: Any) -> Iterator[tuple[str, str, Any]]:
             leaf = made or is_model(node) or _is_nest(node, nests)
             if leaf or arrays:
                 named = leaf or any(type(key) is str and "." in key for key in arrays)
-                yield MODEL if made or (named and not other and _has_weights(node)) else BESIDE, path, node
+                likely = made or (named and not other and _has_weights(node))
+                yield (MODEL if leaf else MIXED) if likely else BESIDE, path, node
             if not leaf:
                 below = [(f"{path}.{label(k)}" if path else label(k), k, v) for k, v in node.items()]
                 pending += [
@@ -162,8 +164,15 @@ def find_roles(tree: Any) -> Iterator[tuple[str, str, Any]]:
 def find_models(tree: Any) -> dict[str, Any]:
     """Path → state_dict of the models in a tree; without any, of whatever holds tensors outside optimizers."""
     found = list(find_roles(tree))
-    models = {path: module_state(node) or node for role, path, node in found if role == MODEL}
-    return models or {path: node for role, path, node in found if role == BESIDE}
+    models = {path: _state_of(node) for role, path, node in found if role in (MODEL, MIXED)}
+    return models or {path: _state_of(node) for role, path, node in found if role == BESIDE}
+
+
+def _state_of(node: Any) -> Any:
+    whole = module_state(node)
+    if whole or is_model(node) or _is_nest(node, {}):
+        return whole or node
+    return like(node, StateDict((key, v) for key, v in node.items() if is_array(v) or is_extra(label(key))))
 
 
 def choose_model(tree: Any, remedy: str) -> tuple[str, Any]:

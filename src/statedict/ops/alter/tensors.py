@@ -17,7 +17,7 @@ from statedict.errors import AlterError
 from statedict.ops.alter.follow import Build, is_same
 from statedict.ops.alter.outline import map_tensors, on_trees, rebuild
 from statedict.tensor.assembled import assemble, map_elements
-from statedict.tensor.lazy import LazyTensor, is_array
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree import rename as rules
 from statedict.tree.layout import Layout
 from statedict.tree.optimizer import leaves
@@ -234,14 +234,17 @@ def _holds(kind: DType, value: Any) -> bool:
 
 
 @on_trees
-def split(state: Layout, path: str, into: Sequence[str], dim: int = 0, sizes: Sequence[int] | None = None) -> Layout:
+def split(
+    state: Layout, path: str, into: Sequence[str], dim: int | None = None, sizes: Sequence[int] | None = None
+) -> Layout:
     """Make several tensors of one, such as q, k and v of a fused projection.
 
     Args:
         state: any state_dict or checkpoint.
         path: a pattern in the language of rules: `"layers.{n}.qkv"`, for its weight and bias alike.
         into: the new paths: `["layers.{n}.q", "layers.{n}.k", "layers.{n}.v"]`.
-        dim: the dimension to split.
+        dim: the dimension to split; by default that of the outputs: the first, or the last of a matrix whose bias says
+            so, as in GPT-2, whose `Conv1D` has its weights transposed.
         sizes: how much of it each gets; by default equal parts.
 
     Raises:
@@ -267,7 +270,8 @@ def split(state: Layout, path: str, into: Sequence[str], dim: int = 0, sizes: Se
     def flush() -> None:
         for number, step in enumerate(steps):
             for old in run:
-                put(step(old), Build((old,), partial(_piece, number, len(into), dim, sizes)))
+                axis = _find_outputs(state, old) if dim is None else dim
+                put(step(old), Build((old,), partial(_piece, number, len(into), axis, sizes)))
         run.clear()
 
     for old, leaf in state.leaves.items():
@@ -284,6 +288,15 @@ def split(state: Layout, path: str, into: Sequence[str], dim: int = 0, sizes: Se
     return rebuild(state, outline)
 
 
+def _find_outputs(state: Layout, path: str) -> int:
+    """The dimension of a tensor that has as many elements as its module has outputs, by the bias of the module."""
+    above = path.rpartition(".")[0]
+    shape, bias = as_lazy(state.leaves[path]).shape, state.leaves.get(f"{above}.bias" if above else "bias")
+    if len(shape) != 2 or not is_array(bias):
+        return 0
+    return int(shape[0] != shape[1] and tuple(as_lazy(bias).shape) == (shape[1],))
+
+
 def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, tensor: LazyTensor) -> LazyTensor:
     whole = tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1
     parts = [whole // count] * count if sizes is None else list(sizes)
@@ -296,14 +309,14 @@ def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, tenso
 
 
 @on_trees
-def fuse(state: Layout, paths: Sequence[str], into: str, dim: int = 0) -> Layout:
+def fuse(state: Layout, paths: Sequence[str], into: str, dim: int | None = None) -> Layout:
     """Make one tensor of several, one after the other along a dimension: the inverse of `split`.
 
     Args:
         state: any state_dict or checkpoint.
         paths: patterns in the language of rules: `["layers.{n}.q", "layers.{n}.k", "layers.{n}.v"]`.
         into: the new path: `"layers.{n}.qkv"`.
-        dim: the dimension that grows.
+        dim: the dimension that grows; by default as for `split`. The biases of square matrices do not tell it.
 
     Raises:
         AlterError: a part is missing, or shapes or dtypes differ, or an optimizer does not treat the parts alike.
@@ -335,7 +348,9 @@ def fuse(state: Layout, paths: Sequence[str], into: str, dim: int = 0) -> Layout
             if len(found[new]) < len(paths):
                 absent = next(pattern for number, pattern in enumerate(paths) if number not in found[new])
                 raise AlterError(f"{new}: has no part for {absent!r}")
-            outline[new] = Build(tuple(found[new][number] for number in range(len(paths))), partial(_join, dim))
+            parts = tuple(found[new][number] for number in range(len(paths)))
+            axis = max(_find_outputs(state, part) for part in parts) if dim is None else dim
+            outline[new] = Build(parts, partial(_join, axis))
     return rebuild(state, outline)
 
 

@@ -98,6 +98,8 @@ def rename(state: Layout, renames: Mapping[str, str]) -> Layout:
 def prefix(state: Layout, text: str, patterns: Patterns = "*") -> Layout:
     """Put a text before the names of the tensors, within the dicts that hold them; `-text` takes it away.
 
+    What is taken away may begin with the path of the dict: `"-state_dict.model."` moves the tensors out of it.
+
     Args:
         state: any state_dict or checkpoint.
         text: such as `"model."`; `"-module."` removes `"module."` where it stands.
@@ -117,12 +119,17 @@ def prefix(state: Layout, text: str, patterns: Patterns = "*") -> Layout:
         if path in chosen:
             below = state.home[path] + "." if state.home[path] else ""
             name = path[len(below) :]
-            new = below + (name.removeprefix(text[1:]) if text.startswith("-") else text + name)
+            if not text.startswith("-"):
+                new = below + text + name
+            elif name.startswith(text[1:]):
+                new = below + name.removeprefix(text[1:])
+            else:
+                new = path.removeprefix(text[1:])
         if new in outline:
             raise AlterError(f"{outline[new]!r} and {path!r} both become {new!r}")
         outline[new] = path
     if all(new == path for new, path in outline.items()):
-        raise AlterError(f"no name begins with {text.removeprefix('-')!r}")
+        raise AlterError(f"no name begins with {text.removeprefix('-')!r}, within its dict or from the root")
     return rebuild(state, outline)
 
 

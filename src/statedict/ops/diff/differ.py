@@ -15,7 +15,8 @@ from statedict.reports.diff import Diff, TensorDiff, ValueDiff
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import find_ties
 from statedict.tree.rename import modules
-from statedict.tree.walk import Patterns, filter_paths
+from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import Patterns, filter_paths, to_patterns
 from statedict.values import same_value
 
 _TIES = 10
@@ -42,6 +43,7 @@ def compare_trees(
     said = match_optimizers(a, b)
     if only is not None:
         _select(a, b, only)
+        said += [("", note) for note in _suggest_parts((a, b), (one, other), names, only)]
     left = [path for side in (a, b) for table in (side.tensors, side.values) for path in table]
     notes = [note for at, note in said if any(path.startswith(f"{at}." if at else "") for path in left)]
     work = _Work(a.tensors, b.tensors, rule, executor)
@@ -63,6 +65,19 @@ def _select(a: Entries, b: Entries, only: Patterns) -> None:
             del table[path]
     for side in (a, b):
         side.extra.clear()
+
+
+def _suggest_parts(
+    sides: tuple[Entries, Entries], trees: tuple[Any, Any], names: tuple[str, str], only: Patterns
+) -> Iterator[str]:
+    """How to compare what only one state has below a path with the whole of the other."""
+    there = [bool(side.tensors) for side in sides]
+    if there[0] is not there[1]:
+        at = there.index(True)
+        for path in to_patterns(only):
+            if isinstance(trees[at], StateDict) and isinstance(trees[at].get(path), dict):
+                one, other = "AB"[at], "BA"[at]
+                yield f"only {one} has {path!r}; to compare it with the whole of {other}, name it {names[at]}::{path}"
 
 
 class _Work:
