@@ -233,6 +233,13 @@ def test_consolidated_output_and_the_parts_beside_it_are_the_same(saved: Path) -
     assert statedict.verify(saved / "consolidated").ok
 
 
+def test_tensors_that_another_program_renamed_in_a_whole_file_are_read(tmp_path: Path) -> None:
+    info = {"old.rows": {"saved_offsets": [0, 0]}}
+    save_file({"rows": WHOLE["rows"]}, tmp_path / "m.safetensors", {"DCP_SHARDING_INFO": json.dumps(info)})
+    assert_same(statedict.load(tmp_path / "m.safetensors")["rows"], WHOLE["rows"])
+    assert statedict.verify(tmp_path / "m.safetensors").ok
+
+
 def test_what_the_files_of_missing_ranks_held_is_known_and_the_rest_is_read(saved: Path, tmp_path: Path) -> None:
     imitate(tmp_path / "d")
     (tmp_path / "d" / "shard-00002-model-00001-of-00001.safetensors").unlink()

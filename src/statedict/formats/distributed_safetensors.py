@@ -43,7 +43,7 @@ _KEYS = (_INFO, "DCP_VERSION")  # they describe files, so that a tree does not k
 def read(source: ByteSource) -> Any:
     """Read the tensors of all ranks in a folder, or of a file that holds whole ones; lazily."""
     if not isinstance(source, places.Listing):
-        parts, metadata = _read_parts(source)
+        parts, metadata = _read_parts(source, alone=True)
         if text := _describe_parts(source, parts):
             raise FormatError(
                 f"{source.name}: {text}; name the folder, where those of the other ranks lie, or load it with "
@@ -58,7 +58,13 @@ def read(source: ByteSource) -> Any:
     return StateDict(_assemble(source.name, read))
 
 
-def _read_parts(source: ByteSource) -> tuple[Parts, dict[str, str]]:
+def list_files(source: ByteSource) -> list[str]:
+    """The files beside it that belong to it."""
+    return source.files if isinstance(source, places.Listing) else []
+
+
+def _read_parts(source: ByteSource, alone: bool = False) -> tuple[Parts, dict[str, str]]:
+    """Read the parts in a file; in one that is opened `alone` a tensor may be renamed, and then counts as whole."""
     if source.read(0, min(4, source.size)) == b"PK\3\4":
         raise CorruptFileError(
             f"{source.name}: PyTorch wrote a value that is not a tensor before the tensors, and cannot read such a "
@@ -69,7 +75,7 @@ def _read_parts(source: ByteSource) -> tuple[Parts, dict[str, str]]:
     parts: Parts = {}
     for name, tensor in tensors.items():
         try:
-            corner = tuple(info[name]["saved_offsets"])
+            corner = (0,) * tensor.ndim if alone and name not in info else tuple(info[name]["saved_offsets"])
         except (TypeError, KeyError) as error:
             raise CorruptFileError(f"{source.name}: {_INFO} does not say which part of {name!r} it is") from error
         if len(corner) != tensor.ndim or not all(type(n) is int and n >= 0 for n in corner):
@@ -117,7 +123,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
     """Check every file, and that the parts make up the tensors."""
     if not isinstance(source, places.Listing):
         yield from safetensors.checks(source)
-        yield from filter(None, [_describe_parts(source, _read_parts(source)[0])])
+        yield from filter(None, [_describe_parts(source, _read_parts(source, alone=True)[0])])
         return
     read: list[Parts] = []
     for file, opened in places.open_files(source.folder, source.files).items():
