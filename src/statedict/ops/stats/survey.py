@@ -30,6 +30,9 @@ _LEVELS = 32  # of modules; what is nested deeper counts for the module above
 EXPLODED = 10.0  # times the median of the siblings' root mean squares
 SIBLINGS = 3  # among fewer, no tensor is out of line
 DENORMAL = 0.01  # of the elements
+# what bitsandbytes, compressed-tensors, DeepSeek and GPTQ, AWQ and MLX call the scales of a module
+SCALES = ("SCB", "weight_scale", "weight_scale_inv", "weight.absmax", "scales")
+ZERO_POINT = re.compile(r"(^|\.)(qzeros|\w*zero_point)$")
 EDGE = 0.01  # of the elements of 8 bits, which are often scaled until the largest one is at the edge
 
 
@@ -244,8 +247,10 @@ def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None]) -> It
         if role and rms is not None and math.isfinite(rms) and dtype(tensor.dtype).kind in ("float", "complex"):
             groups.setdefault(role, []).append(rms)
     middles = {role: (median(values), len(values)) for role, values in groups.items() if len(values) >= SIBLINGS}
+    scaled = _list_scaled(tensors)
     for tensor in counted:
-        yield from (Flag(tensor.name, kind, what) for kind, what in _odd_values(tensor))
+        odd = _odd_values(tensor, tensor.name in scaled)
+        yield from (Flag(tensor.name, kind, what) for kind, what in odd)
         role, rms = siblings.get(tensor.name), tensor.rms
         middle, count = middles.get(role or "", (0.0, 0))
         if middle > 0 and rms is not None and rms > EXPLODED * middle:
@@ -253,7 +258,26 @@ def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None]) -> It
             yield Flag(tensor.name, "exploded", f"{what} ({role})")
 
 
-def _odd_values(tensor: TensorStats) -> Iterator[tuple[str, str]]:
+def _list_scaled(tensors: Sequence[TensorStats]) -> set[str]:
+    """The names of quantized tensors: of integers or 8-bit floats, with their scales in the same module.
+
+    The scale brings the largest number of a row or group to the edge of the dtype, and zero points are often constant.
+    """
+    modules = {
+        name.removesuffix(end)
+        for name in (tensor.name for tensor in tensors)
+        for end in SCALES
+        if f".{name}".endswith(f".{end}")
+    }
+    return {
+        tensor.name
+        for tensor in tensors
+        if tensor.name[: tensor.name.rfind(".") + 1] in modules
+        and (dtype(tensor.dtype).kind in ("int", "uint") or dtype(tensor.dtype).itemsize == 1)
+    }
+
+
+def _odd_values(tensor: TensorStats, scaled: bool) -> Iterator[tuple[str, str]]:
     def part(count: int) -> str:
         return f"{count:,} of {tensor.elements:,} elements are"
 
@@ -263,6 +287,8 @@ def _odd_values(tensor: TensorStats) -> Iterator[tuple[str, str]]:
     if tensor.inf:
         yield "inf", f"{part(tensor.inf)} infinite"
     several = tensor.elements > 1 and tensor.finite == tensor.elements and tensor.dtype != "bool"
+    if scaled and ZERO_POINT.search(tensor.name):
+        return
     if several and tensor.zeros == tensor.elements:
         yield "zeros", f"all {tensor.elements:,} elements are 0"
     elif several and tensor.deviation == 0 and tensor.min == tensor.max:  # a tiny deviation may be rounded to 0
@@ -270,7 +296,7 @@ def _odd_values(tensor: TensorStats) -> Iterator[tuple[str, str]]:
         yield "constant", f"all {tensor.elements:,} elements are {value:g}"
     elif tensor.dead_rows:
         yield "dead rows", f"{tensor.dead_rows:,} of {tensor.shape[0]:,} rows are all 0"
-    if kind.kind in ("bool", "uint", "quantized"):
+    if scaled or kind.kind in ("bool", "uint", "quantized"):
         return
     if kind.itemsize > 1 and tensor.denormal > DENORMAL * tensor.elements:
         yield "denormal", f"{part(tensor.denormal)} denormal: too small for {kind.name}'s full precision"
