@@ -184,14 +184,40 @@ def test_a_renamed_tensor_is_found_by_its_bytes_and_one_that_changed_is_not() ->
     assert ([t.path for t in found.added], [t.path for t in found.removed]) == (["y"], ["a"])
 
 
-def test_constant_tensors_are_renamed_only_where_other_names_say_so() -> None:
-    zeros = {"a": torch.zeros(9), "b": torch.zeros(9)}
-    found = statedict.diff(zeros, {"x": torch.zeros(9), "b": torch.zeros(9)})
-    assert (found.renamed, found.added[0].same_as) == ((), "a")
+def test_constant_tensors_are_renamed_only_where_other_names_say_so_or_one_is_left() -> None:
+    zeros = {"a": torch.zeros(9), "b": torch.zeros(9), "w": torch.randn(4)}
+    found = statedict.diff(zeros, {"x": torch.zeros(9), "b": torch.zeros(9), "v": zeros["w"]})
+    assert {(t.before, t.after, t.weak) for t in found.renamed} == {("a", "x", True), ("w", "v", False)}
+    found = statedict.diff(zeros, {"x": torch.zeros(9), "y": torch.zeros(9), "w": zeros["w"]})
+    assert (found.renamed, {t.same_as for t in found.added}) == ((), {"a"})
     one = {f"layers.{n}.{k}": v for n in range(5) for k, v in layer(n).items()}
     other = {key.replace("layers", "blocks").replace("fc", "linear"): value for key, value in one.items()}
     found = statedict.diff(one, other)
     assert {t.before: t.after for t in found.renamed} == dict(zip(one, other, strict=True))
+    assert {t.before for t in found.renamed if t.weak} == {name for name in one if not name.endswith("fc.weight")}
+
+
+def test_a_scalar_that_is_renamed_is_paired_and_marked() -> None:
+    weight = torch.randn(3, 3)
+    one = {"w": weight, "temperature": torch.tensor(14.5), "bias": torch.zeros(3)}
+    other = {"w": weight, "logit_scale": torch.tensor(14.5), "shift": torch.zeros(3)}
+    found = statedict.diff(one, other)
+    assert {(t.before, t.after, t.weak) for t in found.renamed} == {
+        ("temperature", "logit_scale", True), ("bias", "shift", True),
+    }  # fmt: skip
+    assert (found.added, found.removed) == ((), ())
+    assert str(found).count("(same bytes, proves little)") == 2
+    assert found._repr_html_().count("(same bytes, proves little)") == 2
+    assert "proves little" in found.renamed[0]._repr_html_()
+    assert {*found.to_json()["weak"]} == {"logit_scale", "shift"}
+    assert found.renamed[0].to_json()["weak"]
+
+
+def test_constants_that_changed_places_are_changes() -> None:
+    found = statedict.diff({"a": torch.zeros(5), "b": torch.ones(5)}, {"a": torch.ones(5), "b": torch.zeros(5)})
+    assert [t.path for t in found.changed] == ["a", "b"]
+    found = statedict.diff({"a": torch.zeros(5), "b": torch.ones(5)}, {"a": torch.ones(5), "c": torch.zeros(5)})
+    assert found.renamed == ()
 
 
 def layer(number: int) -> dict[str, torch.Tensor]:
@@ -442,7 +468,7 @@ def test_the_cost_of_finding_renames_is_linear(tmp_path: Path) -> None:
         )
         assert {t.before: t.after for t in found[0].renamed} == {
             f"layers.{n}.weight": f"blocks.{count - n}.linear.weight" for n in range(count)
-        }
+        } | {"x": "y"}
         return taken
 
     assert_linear(cost, 1_000, 4_000)

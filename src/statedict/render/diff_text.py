@@ -78,7 +78,7 @@ def _group(title: str, rows: list[tuple[str, str]], limit: int | None) -> Iterat
 def tensor(tensor: TensorDiff) -> tuple[str, str]:
     """Its name and how it changed."""
     if tensor.kind == kinds.RENAMED:
-        return str(tensor.before), f"→ {tensor.after}"
+        return str(tensor.before), f"→ {tensor.after}" + "  (same bytes, proves little)" * tensor.weak
     name = tensor.path
     if tensor.before is not None and tensor.after is not None and tensor.before != tensor.after:
         name = f"{tensor.before} → {tensor.after}"

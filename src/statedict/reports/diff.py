@@ -114,6 +114,7 @@ class TensorDiff(Viewed):
     # for an added one, a tensor of the first state with the same bytes, if that does not prove a renaming
     same_as: str | None = None
     passed: bool = False  # whether it counts as no difference
+    weak: bool = False  # of a renamed one: all its elements are equal, so that the same bytes prove little
     change: LowRank | None = None  # the rank of the change, for a changed matrix, on request
 
     @property
@@ -136,6 +137,7 @@ class TensorDiff(Viewed):
         if self.measures is not None:
             record |= self.measures.to_json()
         record |= {k: v for k, v in (("equal", self.equal), ("same_as", self.same_as)) if v is not None}
+        record |= {"weak": True} if self.weak else {}
         return record if self.change is None else record | {"change": self.change.to_json()}
 
 
@@ -278,6 +280,7 @@ class Diff(Shown):
             "identical": self.identical,
             **of_kinds(self.tensors, CLOSE, CHANGED, RETYPED, RESHAPED),
             "renamed": [[tensor.before, tensor.after] for tensor in self.renamed],
+            "weak": [tensor.after for tensor in self.renamed if tensor.weak],
             "moved": [to_record(rule) for rule in self.moved],
             **of_kinds(self.tensors, ADDED, REMOVED),
             "values": {"identical": self.equal_values, **of_kinds(self.values, CHANGED, ADDED, REMOVED)},

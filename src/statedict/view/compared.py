@@ -80,6 +80,7 @@ def _change(tensor: TensorDiff, was: int | None) -> dict[str, Any]:
         "shapes": None if tensor.shapes[0] == tensor.shapes[1] else tensor.shapes,
         "equal": tensor.equal,
         "same_as": tensor.same_as,
+        "weak": tensor.weak or None,
     }
     if tensor.measures is not None:
         record |= {name: number(getattr(tensor.measures, name)) for name in ("relative", "max_abs", "cosine", "share")}

@@ -93,6 +93,7 @@ class _Work:
         self.moved, moved = find_moves(left, right)
         self.pairs |= moved
         self.renamed: dict[str, str] = {}  # likewise, found by content
+        self.weak: set[str] = set()  # those of them whose content is that of many tensors
         self.same: dict[str, str] = {}  # path in the second state → in the first, of the same content by chance
 
     def compare(self, names_only: bool) -> list[TensorDiff]:
@@ -117,7 +118,8 @@ class _Work:
                 found[old] = self._judge(found[old], tally, comparable(one.dtype, other.dtype))
             self._match_contents({old for old, entry in found.items() if entry.kind == kinds.CHANGED})
         by_new = {new: found[old] for old, new in self.pairs.items()}
-        by_new |= {new: self._entry(kinds.RENAMED, old, new) for old, new in self.renamed.items()}
+        for old, new in self.renamed.items():
+            by_new[new] = replace(self._entry(kinds.RENAMED, old, new), weak=old in self.weak)
         for path in self.b:
             if path not in by_new:
                 by_new[path] = replace(self._entry(kinds.ADDED, None, path), same_as=self.same.get(path))
@@ -126,7 +128,7 @@ class _Work:
 
     def translator(self) -> Callable[[str], str | None]:
         """A function from the path of a value in the first state to that in the second one, as far as tensors tell."""
-        names = modules(self.renamed.items())
+        names = modules((old, new) for old, new in self.renamed.items() if old not in self.weak)
 
         def translate(path: str) -> str | None:
             for move in self.moved:
@@ -176,7 +178,7 @@ class _Work:
                 del ours[old], theirs[new]
         if not ours or not theirs:
             return
-        matched, self.same = match_contents(ours, theirs)
+        matched, self.same, self.weak = match_contents(ours, theirs)
         into = set(matched.values())
         for old, new in matched.items():
             alone = old in lone and new in fresh
@@ -185,6 +187,15 @@ class _Work:
                 self.renamed[old] = new
             elif new in fresh:
                 self.same[new] = old
+        held: dict[Any, tuple[list[str], list[str]]] = {}  # constants, by content
+        for at, side in enumerate((ours, theirs)):
+            for path, content in side.items():
+                if content.plain:
+                    held.setdefault(content.key, ([], []))[at].append(path)
+        pairs = [(olds[0], news[0]) for olds, news in held.values() if len(olds) == len(news) == 1]
+        only = {old: new for old, new in pairs if old in lone and new in fresh}
+        self.renamed |= only
+        self.weak |= only.keys()
         targets = set(self.renamed.values())
         self.pairs = {old: new for old, new in self.pairs.items() if old not in self.renamed and new not in targets}
         self.same = {new: old for new, old in self.same.items() if new not in targets and new in fresh}

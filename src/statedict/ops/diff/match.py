@@ -3,7 +3,7 @@
 A name decides first. Names that are left over are tried with one prefix in the place of another. What is left then, and
 what differs under its own name, is looked for by content: tensors of one dtype and shape by a digest of their first
 bytes, then of all. Tensors of the same content (zeros, ones, counters) are paired only where the names of others, or of
-their neighbours, say how.
+their neighbours, say how, or where one is left on either side; such a pair proves little, and says so.
 """
 
 from __future__ import annotations
@@ -162,8 +162,13 @@ def _digest(job: Part, counter: Meter) -> Content:
     return Content((*_kind(job.tensor), hasher.digest()), plain or job.size <= 2 * width)
 
 
-def match_contents(one: Mapping[str, Content], other: Mapping[str, Content]) -> tuple[dict[str, str], dict[str, str]]:
-    """First path → second path of the same content, and second → first where the same content proves nothing."""
+def match_contents(
+    one: Mapping[str, Content], other: Mapping[str, Content]
+) -> tuple[dict[str, str], dict[str, str], set[str]]:
+    """First path → second path of the same content, and second → first where the same content proves nothing.
+
+    The last are those of the first paths whose content proves little: the names of others say how they go on.
+    """
     buckets: dict[tuple[Any, ...], tuple[list[str], list[str]]] = {}
     for side, some in enumerate((one, other)):
         for path, content in some.items():
@@ -178,6 +183,7 @@ def match_contents(one: Mapping[str, Content], other: Mapping[str, Content]) -> 
             unsure.append((key, ours, theirs))
     pattern = _Pattern([*pairs.items()])
     same: dict[str, str] = {}
+    weak: set[str] = set()
     for key, ours, theirs in unsure:
         free = dict.fromkeys(theirs)
         rest = []
@@ -192,7 +198,9 @@ def match_contents(one: Mapping[str, Content], other: Mapping[str, Content]) -> 
             pairs |= dict(zip(rest, free, strict=False))
         else:
             same |= dict.fromkeys(free, ours[0])
-    return pairs, same
+        if key in plain:
+            weak.update(path for path in ours if path in pairs)
+    return pairs, same, weak
 
 
 class _Pattern:
