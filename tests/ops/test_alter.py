@@ -247,7 +247,7 @@ def test_set_replaces_and_adds() -> None:
     ("operation", "message"),
     [
         (lambda s: alter.select(s, "nothing.*"), r"no entry of \d+ matches 'nothing\.\*'"),
-        (lambda s: alter.cast(s, "bf16", "nothing"), "no tensor of 6 matches 'nothing'"),
+        (lambda s: alter.cast(s, "bf16", "nothing"), "no tensor of 7 matches 'nothing'"),
         (lambda s: alter.cast(s, "float33"), "unknown dtype 'float33'"),
         (lambda s: alter.rename(s, {"model.{n}.weight": "model.w"}), "both become 'model.w'"),
         (lambda s: alter.rename(s, {"optim": "o"}), "'optim': rules do not rename an optimizer"),

@@ -74,6 +74,7 @@ def edit(report: EditReport) -> Iterator[str]:
     """The changes of each step, then the size before and after."""
     yield from map(_change, report.changes)
     yield edit_total(report)
+    yield from report.notes
     yield from report.files.lines()
 
 

@@ -202,6 +202,7 @@ def _tensor_diff(one: TensorDiff) -> str:
     if one.measures is not None:
         facts += [(name, number(value)) for name, value in one.measures.to_json().items()]
     facts += [("equal", None if one.equal is None else str(one.equal)), ("same bytes as", one.same_as)]
+    facts += [("note", "same bytes, proves little")] if one.weak else []
     rows = table(("", ""), [fact for fact in facts if fact[1] is not None])
     return page(f"{one.path}: {one.kind}", rows, tone="fine" if one.passed else "look")
 
@@ -242,7 +243,7 @@ def _edit(report: EditReport) -> str:
         return _wide(change.step, change.removed, change.added, change.altered)
 
     steps = _section("steps", ("step", "removed", "added", "altered"), report.changes, cells)
-    return page(report_text.edit_total(report), steps, listing(tuple(report.files.lines())))
+    return page(report_text.edit_total(report), steps, listing((*report.notes, *report.files.lines())))
 
 
 def _restore(report: RestoreReport) -> str:

@@ -54,6 +54,7 @@ class EditReport(Shown):
     nbytes: tuple[int, int]  # bytes of tensors before and now; tied ones count once
     written: bool  # whether a file was written
     files: SideFiles = field(default_factory=SideFiles)  # what became of the files beside the model
+    notes: tuple[str, ...] = ()  # what else changed
 
 
 @dataclass(frozen=True, slots=True)

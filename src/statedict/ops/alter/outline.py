@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
 from statedict.errors import AlterError, UnsupportedError
 from statedict.ops.alter.follow import Build, Make, Outline, follow, uses
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
-from statedict.tree.layout import Layout
+from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import step_counts
 from statedict.tree.rename import modules
 from statedict.tree.state_dict import StateDict, like
-from statedict.tree.walk import Patterns, filter_paths
+from statedict.tree.walk import Patterns, filter_paths, visit, walk
+from statedict.values import Opaque
 
 P = ParamSpec("P")
 
@@ -37,7 +38,10 @@ def on_trees(verb: Callable[Concatenate[Layout, P], Layout]) -> Verb[P]:
 
     @wraps(verb)
     def alter(state: StateDict, *args: P.args, **kwargs: P.kwargs) -> StateDict:
-        return cast(StateDict, verb(_lay_out(state, verb.__name__), *args, **kwargs).tree)
+        tree = verb(_lay_out(state, verb.__name__), *args, **kwargs).tree
+        if tree is not state:
+            drop_hashes(tree)
+        return cast(StateDict, tree)
 
     alter.__annotations__ |= {"state": "StateDict", "return": "StateDict"}
     alter.on_layout = verb  # type: ignore[attr-defined]
@@ -210,12 +214,49 @@ def map_tensors(layout: Layout, patterns: Patterns, make: Make, casts: bool = Fa
             result = results[region] = make(tensor)
         return result
 
-    chosen = filter_tensors(layout, patterns, not casts)
-    return rebuild(layout, {p: Build((p,), make_once, casts=casts) if p in chosen else p for p in layout.leaves})
+    lists = {path: leaf for path, leaf in layout.leaves.items() if casts and type(leaf) in (list, tuple)}
+    above = tuple(f"{path}." for path in layout.listed) or "\0"  # what optimizers keep follows their parameters
+    inside = {
+        each: path
+        for path, leaf in lists.items()
+        for each, item in walk(leaf, path)
+        if is_array(item) and not each.startswith(above)
+    }
+    chosen = filter_tensors(layout, patterns, not casts, inside)
+    new = rebuild(layout, {p: Build((p,), make_once, casts=casts) if p in chosen else p for p in layout.leaves})
+
+    def build(node: Any, below: Any) -> Any:
+        if isinstance(node, Opaque) or is_optimizer(node):
+            return node
+        return like(node, StateDict(below)) if isinstance(node, dict) else type(node)(below)
+
+    for path in {inside[each]: None for each in chosen if each in inside}:
+        home = new.home[path]
+        key = new.keys.get(path, path[len(home) + 1 if home else 0 :])
+        made = visit(
+            new.leaves[path], lambda each, leaf: make_once(as_lazy(leaf)) if each in chosen else leaf, build, path
+        )
+        new.leaves[path] = new.dicts[home][key] = made
+    return new
 
 
-def filter_tensors(layout: Layout, patterns: Patterns, counts: bool = True) -> dict[str, None]:
-    """The paths of the tensors that match; unless `counts`, without step counts in what an optimizer keeps."""
+def filter_tensors(
+    layout: Layout, patterns: Patterns, counts: bool = True, others: Iterable[str] = ()
+) -> dict[str, None]:
+    """The paths of the tensors, and others, that match; unless `counts`, without step counts of optimizers."""
     left = set() if counts else step_counts(layout)
     tensors = (path for path, leaf in layout.leaves.items() if is_array(leaf) and path not in left)
-    return filter_paths(tensors, patterns, "tensor")
+    return filter_paths([*tensors, *others], patterns, "tensor")
+
+
+# kohya's sd-scripts and the model specification of Stability: digests of the tensors' bytes at the time of writing
+_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+
+
+def drop_hashes(tree: Any) -> list[str]:
+    """Take digests of other bytes out of the metadata of a new tree; their names."""
+    metadata = getattr(tree, "metadata", None)
+    stale = [key for key in _HASHES if isinstance(metadata, dict) and key in metadata]
+    if stale:
+        tree.metadata = {key: value for key, value in tree.metadata.items() if key not in stale}
+    return stale

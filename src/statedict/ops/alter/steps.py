@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from statedict.errors import AlterError, PatternError, RenameError
 from statedict.ops.alter import tensors, verbs
+from statedict.ops.alter.outline import drop_hashes
 from statedict.reports.outcomes import Change, EditReport
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tensor.segments import count_bytes
@@ -190,7 +191,10 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
     nbytes = count_bytes(old_tensors)
     same = [*map(id, old_tensors)] == [*map(id, new_tensors)]
     sizes = nbytes, nbytes if same else count_bytes(new_tensors)
-    return layout.tree, EditReport(tuple(changes), (len(old_tensors), len(new_tensors)), sizes, written)
+    touched = any(one.added or one.removed or one.altered for one in changes)
+    stale = drop_hashes(layout.tree) if touched else []
+    notes = (f"dropped from the metadata: {', '.join(stale)}, of the bytes before",) if stale else ()
+    return layout.tree, EditReport(tuple(changes), (len(old_tensors), len(new_tensors)), sizes, written, notes=notes)
 
 
 def _is_same(one: Any, other: Any) -> bool:
