@@ -6,7 +6,7 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 # statedict's own modules are compiled once, so that every command starts fast
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test newest oldest weights browser lint types fuzz faults bench clean
+.PHONY: demo test newest oldest peers weights browser lint types fuzz faults bench clean
 
 demo: $(VENV)/.core
 	@$(BIN)/statedict demo
@@ -33,6 +33,15 @@ oldest-%: weights browser
 	PIP_CONFIG_FILE=/dev/null .venv-$*/bin/pip install --quiet --disable-pip-version-check \
 		--constraint constraints-oldest.txt --editable '.[test]' torch==$*
 	.venv-$*/bin/python -m pytest -n 2 --dist worksteal
+
+# What libraries too heavy for the tests computed is recorded in tests/peers; this computes it again and compares.
+PEERS := mergekit
+peers: $(PEERS:%=peers-%)
+
+peers-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check --requirement tests/peers/$*.txt
+	.venv-$*/bin/python tests/peers/$*.py
 
 weights: $(VENV)/.test
 	$(BIN)/python tests/real/fetch.py
@@ -74,4 +83,4 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.core
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(OLDEST:%=.venv-%) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(NEWEST) $(OLDEST:%=.venv-%) $(PEERS:%=.venv-%) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

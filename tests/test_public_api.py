@@ -18,7 +18,7 @@ from statedict import errors
 VALUES = [
     "CheckpointManager", "DType", "Device", "LazyTensor", "Opaque", "Page", "ResumableLoader", "Size", "StateDict",
     "StateDictError", "Storage", "__version__", "average", "capture", "convert", "diff", "dtype", "edit", "inspect",
-    "load", "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
+    "load", "merge", "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
 MODULES = ["alter", "errors", "reports", "runs"]
 PUBLIC = VALUES + MODULES

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from statedict import runs as runs
     from statedict.adapters.history import renamed_in as renamed_in
     from statedict.api.combine import average as average
+    from statedict.api.combine import merge as merge
     from statedict.api.files import convert as convert
     from statedict.api.files import edit as edit
     from statedict.api.files import load as load
@@ -57,7 +58,7 @@ __version__ = "0.1.0"
 # module → what it gives, imported at first use, so that `import statedict` costs milliseconds
 _CONTENTS = {
     "adapters.history": ("renamed_in",),
-    "api.combine": ("average",),
+    "api.combine": ("average", "merge"),
     "api.files": ("convert", "edit", "load", "save"),
     "api.live": ("capture", "restore"),
     "api.look": ("diff", "inspect", "scan", "stats", "verify"),

@@ -56,7 +56,7 @@ def test_weights_and_a_dry_run(run: Run, weights: list[torch.Tensor], tmp_path: 
         "0.75 × run/0",
         "0.25 × run/10",
         "left out: step (differs)",
-        "2 tensors, 32 B (nothing was written)",
+        "average: 2 tensors, 32 B (nothing was written)",
     ]
     assert run("average", "run/0", "run/10", "--ema", "0.9", "-o", "out.pth").returncode == 0
     found = statedict.load(tmp_path / "out.pth")["model"]["weight"].torch()
@@ -101,3 +101,40 @@ def test_an_existing_file_is_replaced_only_when_asked(run: Run, weights: list[to
     assert run("average", "run/0", "run/10", "-o", "out.pth").returncode == 2
     assert (tmp_path / "out.pth").read_bytes() == b"mine"
     assert run("average", "run/0", "run/10", "-o", "out.pth", "--overwrite").returncode == 0
+
+
+def test_a_merge_by_a_method_with_parameters_of_each_model(run: Run, tmp_path: Path) -> None:
+    for name, values in (("base", [0.0, 0.0]), ("a", [2.0, 1.0]), ("b", [2.0, -3.0])):
+        statedict.save({"w": torch.tensor(values)}, tmp_path / f"{name}.safetensors")
+    models = ("--base", "base.safetensors", "a.safetensors", "b.safetensors")
+    done = run("merge", "--method", "ties", *models, "--weight", "1,3", "--set", "normalize=false", "-o", "out.pth")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "base.safetensors",
+        "1 × a.safetensors",
+        "3 × b.safetensors",
+        "ties: 1 tensor, 8 B",
+    ]
+    assert statedict.load(tmp_path / "out.pth")["w"].tolist() == [8, -9]
+    chosen = [run("merge", "--method", "dare_linear", *models, "--density", "0.5", "--seed", seed, "-o", f"{n}.pth")
+              for n, seed in enumerate("112")]  # fmt: skip
+    assert {done.returncode for done in chosen} == {0}
+    assert (tmp_path / "0.pth").read_bytes() == (tmp_path / "1.pth").read_bytes()
+    record = json.loads(run("merge", "--method", "slerp", *models[:3], "--set", "t=0.5", "--dry-run", "--json").stdout)
+    assert (record["method"], record["sources"]) == ("slerp", [["base.safetensors", None], ["a.safetensors", 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "tie", "checkpoint.pth", "--dry-run"), "'tie': not a merge method; expected one of linear"),
+        (("--method", "ties", "checkpoint.pth", "--dry-run"), "ties: needs a base; pass --base SOURCE"),
+        (("--method", "ties", "checkpoint.pth"), "name a file by -o OUT"),
+        (("--method", "linear", "checkpoint.pth", "--weight", "x", "--dry-run"), "'x' is not a list of numbers"),
+        (("--method", "linear", "checkpoint.pth", "--set", "x", "--dry-run"), "expected NAME=VALUE"),
+    ],
+)
+def test_mistakes_in_a_merge_are_explained(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    done = run("merge", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr

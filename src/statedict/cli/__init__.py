@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": "statedict.cli.files:convert",
     "edit": "statedict.cli.edit:edit",
     "average": "statedict.cli.combine:average",
+    "merge": "statedict.cli.combine:merge",
     "diff": "statedict.cli.look:diff",
     "scan": "statedict.cli.files:scan",
     "verify": "statedict.cli.files:verify",

@@ -1,7 +1,9 @@
-"""`statedict average`."""
+"""`statedict average` and `merge`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -9,48 +11,93 @@ import click
 from statedict.api import combine as api
 from statedict.cli.commands import JSON, echo_report, progress, split_pair
 from statedict.formats import WRITABLE
+from statedict.reports.combine import CombineReport
+
+
+def _output(command: Any) -> Any:
+    """The options of commands that write one state of several."""
+    options = (
+        click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path()),
+        click.option("-o", "--output", "dst", metavar="OUT", type=click.Path(), help="The file or folder to write."),
+        click.option("--integers", metavar="GLOB=RULE", multiple=True, help="max, min, first or last, if they differ."),
+        click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever OUT's suffix."),
+        click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB."),
+        click.option("--overwrite", is_flag=True, help="Replace OUT if it exists."),
+        click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing."),
+        JSON,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _run(
+    doing: str, write: Callable[..., CombineReport], as_json: bool, dst: str | None, integers: Any, how: Any
+) -> None:
+    if dst is None and not how["dry_run"]:
+        raise click.UsageError("name a file by -o OUT, or use --dry-run")
+    rules = dict(split_pair("integers", "GLOB=RULE", text) for text in integers)
+    with progress(doing):
+        report = write(dst=dst, integers=rules, **how)
+    echo_report(report, as_json)
 
 
 @click.command()
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", "dst", metavar="OUT", type=click.Path(), help="The file or folder to write.")
 @click.option("--weights", metavar="W,W,...", help="One for each source; equal ones by default.")
 @click.option("--ema", metavar="DECAY", type=float, help="An exponential moving average, oldest first.")
 @click.option("--last", metavar="N", type=click.IntRange(min=2), help="Of a run: the last N checkpoints.")
 @click.option("--best", metavar="N METRIC", type=(click.IntRange(min=2), str), help="Of a run: the best N by a metric.")
 @click.option("--mode", type=click.Choice(["min", "max"]), default="min", help="Whether less or more of it is better.")
 @click.option("--steps", metavar="FIRST:LAST[:BY]", help="Of a run: these steps, both ends included.")
-@click.option("--integers", metavar="GLOB=RULE", multiple=True, help="max, min, first or last, where integers differ.")
 @click.option("--precision", type=click.Choice(["float32", "float64"]), default="float32", help="The dtype of sums.")
 @click.option("--optimizer", is_flag=True, help="Average the moments of optimizers too.")
-@click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever OUT's suffix.")
-@click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
-@JSON
+@_output
 def average(
     sources: tuple[str, ...], dst: str | None, weights: str | None, as_json: bool, last: int | None,
-    best: tuple[int, str] | None, mode: str, steps: str | None, integers: tuple[str, ...], **options: Any,
+    best: tuple[int, str] | None, mode: str, steps: str | None, integers: tuple[str, ...], **how: Any,
 ) -> None:  # fmt: skip
     """Average the models of files, folders or URLs, or of the checkpoints of one run.
 
     Tensors are summed in float32 and rounded once. Optimizers, schedulers, and values that differ are left out, and
     the report lists them.
     """
-    if dst is None and not options["dry_run"]:
-        raise click.UsageError("name a file by -o OUT, or use --dry-run")
     chosen = list(sources)
-    if last is not None or best is not None or steps is not None:
-        if len(sources) > 1 or (last is not None) + (best is not None) + (steps is not None) > 1:
-            raise click.UsageError("--last, --best and --steps choose of one run; give one of them")
-        chosen = _choose(sources[0], last=last, best=best, mode=mode, steps=steps)
-    elif len(sources) < 2:
+    ways = (last is not None) + (best is not None) + (steps is not None)
+    if ways > 1 or (ways and len(sources) > 1):
+        raise click.UsageError("--last, --best and --steps choose of one run; give one of them")
+    if not ways and len(sources) < 2:
         raise click.UsageError("name two or more sources, or a run and --last, --best or --steps")
-    options["weights"] = None if weights is None else _numbers(weights)
-    options["integers"] = dict(split_pair("integers", "GLOB=RULE", text) for text in integers)
-    with progress("averaging"):
-        report = api.average_files(chosen, dst, **options)
-    echo_report(report, as_json)
+    if ways:
+        chosen = _choose(sources[0], last=last, best=best, mode=mode, steps=steps)
+    how["weights"] = None if weights is None else _numbers("weights", weights)
+    _run("averaging", partial(api.average_files, chosen), as_json, dst, integers, how)
+
+
+@click.command()
+@click.option("--method", metavar="NAME", required=True, help="Such as ties, slerp, task_arithmetic.")
+@click.option("--base", metavar="SOURCE", type=click.Path(), help="What the models were fine-tuned from.")
+@click.option("--weight", metavar="W[,W...]", help="Of each model, or of all.")
+@click.option("--density", metavar="D[,D...]", help="The share of each task vector that is kept.")
+@click.option("--set", "others", metavar="NAME=VALUE", multiple=True, help="Another parameter, a number, W,W or true.")
+@click.option("--seed", type=int, default=0, help="Of random choices.")
+@_output
+def merge(
+    sources: tuple[str, ...], dst: str | None, as_json: bool, integers: tuple[str, ...], weight: str | None,
+    density: str | None, others: tuple[str, ...], **how: Any,
+) -> None:  # fmt: skip
+    """Merge models by a method of mergekit, with its formulas, in float32.
+
+    Optimizers, schedulers, and values that differ are left out, and the report lists them.
+    """
+    parameters: dict[str, Any] = {}
+    for name, text in (("weight", weight), ("density", density)):
+        if text is not None:
+            parameters[name] = _one_or_more(name, text)
+    for pair in others:
+        name, text = split_pair("set", "NAME=VALUE", pair)
+        parameters[name] = text == "true" if text in ("true", "false") else _one_or_more(name, text)
+    write = partial(api.merge_files, how.pop("method"), sources, parameters=parameters)
+    _run("merging", write, as_json, dst, integers, how)
 
 
 def _choose(run: str, steps: str | None, **how: Any) -> list[str]:
@@ -70,8 +117,13 @@ def _range(text: str) -> range:
         raise click.UsageError(f"--steps: {text!r} is not FIRST:LAST or FIRST:LAST:BY, such as 100:500:100") from None
 
 
-def _numbers(text: str) -> list[float]:
+def _one_or_more(name: str, text: str) -> float | list[float]:
+    values = _numbers(name, text)
+    return values[0] if len(values) == 1 else values
+
+
+def _numbers(name: str, text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise click.UsageError(f"--weights: {text!r} is not a list of numbers such as 0.5,0.3,0.2") from None
+        raise click.UsageError(f"--{name}: {text!r} is not a list of numbers such as 0.5,0.3,0.2") from None

@@ -100,6 +100,7 @@ OPTIONS = {
     "rename": ("--rename", "OLD=NEW"),
     "cast": ("--cast", "GLOB"),
     "prefix": ("--prefix", "PREFIX"),
+    "base": ("--base", "SOURCE"),
     "integers": ("--integers", "GLOB=RULE"),
     "only": ("--only", "GLOB"),
     "max_shard_size": ("--max-shard-size", "SIZE"),

@@ -57,16 +57,16 @@ def verify(report: VerifyReport) -> Iterator[str]:
 
 
 def combine(report: CombineReport) -> Iterator[str]:
-    """The sources with their shares, what is no average, what is left out, then the size."""
-    yield from (f"{number(share)} × {name}" for name, share in report.sources)
+    """The sources with their shares, what the method did not make, what is left out, then the size."""
+    yield from (name if share is None else f"{number(share)} × {name}" for name, share in report.sources)
     by_rule: dict[str, list[str]] = {}
     for path, rule in report.rules:
         by_rule.setdefault(rule, []).append(path)
-    yield from (f"{rule}, no average: {abbreviate(paths)}" for rule, paths in by_rule.items())
+    yield from (f"{rule}, not combined: {abbreviate(paths)}" for rule, paths in by_rule.items())
     if report.left_out:
         yield "left out: " + abbreviate([f"{path} ({why})" for path, why in report.left_out], 5)
     yield from (f"note: {note}" for note in report.notes)
-    done = f"{count(report.tensors, 'tensor')}, {human_bytes(report.nbytes)}"
+    done = f"{report.method}: {count(report.tensors, 'tensor')}, {human_bytes(report.nbytes)}"
     yield done if report.written else f"{done} (nothing was written)"
 
 

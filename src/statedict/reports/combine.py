@@ -1,4 +1,4 @@
-"""What `average` reports."""
+"""What `average` and `merge` report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from statedict.shown import Shown
 class CombineReport(Shown):
     """How states were combined, or with `dry_run` would be."""
 
-    sources: tuple[tuple[str, float], ...]  # the name and the share of each
+    method: str  # `average`, or one of `statedict.merge`
+    sources: tuple[tuple[str, float | None], ...]  # the name of each, and its share or weight; None for a base
     tensors: int  # how many were combined
     nbytes: int  # of the result
-    rules: tuple[tuple[str, str], ...]  # path of a tensor that is no average → what it is: "equal", "max"
+    rules: tuple[tuple[str, str], ...]  # path of a tensor that the method did not make → what it is: "equal", "max"
     left_out: tuple[tuple[str, str], ...]  # path in the first source → why
     notes: tuple[str, ...]
     written: bool  # whether a file was written

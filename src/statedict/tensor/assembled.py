@@ -6,8 +6,9 @@ from functools import partial
 from itertools import pairwise, product
 from math import prod
 
+from statedict.dtypes import dtype
 from statedict.errors import CorruptFileError, LimitError, UnsupportedError
-from statedict.tensor.arrays import format_boxes
+from statedict.tensor.arrays import Strides, contiguous_strides, format_boxes
 from statedict.tensor.boxes import PANEL, BoxSource, copy_box, cut, is_reordered, raw_dtype
 from statedict.tensor.lazy import LazyTensor, Storage
 
@@ -137,6 +138,74 @@ def map_elements(tensor: LazyTensor, kind: DType, function: Callable[..., Any], 
     storage = Storage(source, 0, source.size, rows.storage.device)
     flags = rows.requires_grad, rows.parameter, rows.attributes, rows.ndarray
     return LazyTensor(kind, rows.shape, storage, 0, None, *flags)
+
+
+def map_rows(tensors: Sequence[LazyTensor], kind: DType, function: Callable[..., Any]) -> LazyTensor:
+    """As `map_elements`, but `function` gets arrays of whole rows along the last dimension, and returns one.
+
+    A row is held whole; a tensor without dimensions is one row of one.
+    """
+    rows = [tensor.contiguous() for tensor in tensors]
+    first = rows[0]
+    below = [tensor.storage.source for tensor in rows]
+    remote = any(source.remote for source in below)
+    at = partial(_map_rows, rows, kind, function)
+    source = BoxSource(kind, first.shape, at, below[0].name, partial(int, PANEL), remote)
+    return first.replace(dtype=kind, storage=Storage(source, 0, source.size, first.storage.device), offset=0)
+
+
+def _map_rows(tensors: list[LazyTensor], kind: DType, function: Callable[..., Any], corner: Shape, out: Any) -> None:
+    if not out.ndim:
+        out, corner, tensors = out.reshape(1), (0,), [tensor.replace(shape=(1,)) for tensor in tensors]
+    begin, shape = (*corner[:-1], 0), (*out.shape[:-1], tensors[0].shape[-1])
+    wanted = slice(corner[-1], corner[-1] + out.shape[-1])
+    for where, values in _read_rows(tensors, begin, shape):
+        target = out[(*where[: out.ndim - 1], ...)]
+        result = function(*values).view(raw_dtype(kind.itemsize)).reshape(*target.shape[:-1], shape[-1])
+        target[...] = result[..., wanted]
+
+
+def read_rows(tensors: Sequence[LazyTensor]) -> Iterator[list[Any]]:
+    """Arrays of whole rows of tensors of one shape, piece by piece; each piece overwrites the last one."""
+    rows = [tensor.contiguous() for tensor in tensors]
+    for _, values in _read_rows(rows, (0,) * rows[0].ndim, rows[0].shape):
+        yield values
+
+
+def _read_rows(tensors: list[LazyTensor], corner: Shape, shape: Shape) -> Iterator[tuple[Index, list[Any]]]:
+    import numpy
+
+    length = shape[-1] if shape else 1
+    most = max(length, _MAPPED // sum(tensor.dtype.itemsize for tensor in tensors))
+    for where in cut(shape, most) if prod(shape) else ():
+        inside = (*(w.stop - w.start for w in where), *shape[len(where) :])
+        place = tuple(c + w.start for c, w in zip(corner, where, strict=False)) + corner[len(where) :]
+        values: list[Any] = []
+        for tensor in tensors:
+            part = numpy.empty(inside, raw_dtype(tensor.dtype.itemsize))
+            _copy_tensor_box(tensor, place, part)
+            values.append(part.view(tensor.dtype.numpy).reshape(-1, length))
+        yield where, values
+
+
+def positions(shape: Shape) -> LazyTensor:
+    """An int64 tensor with the row-major position of each element, computed when it is read.
+
+    >>> positions((2, 2)).tolist()
+    [[0, 1], [2, 3]]
+    """
+    kind = dtype("int64")
+    source = BoxSource(kind, shape, partial(_count_up, contiguous_strides(shape)), "positions", int)
+    return LazyTensor(kind, shape, Storage(source, 0, source.size))
+
+
+def _count_up(strides: Strides, corner: Shape, out: Any) -> None:
+    import numpy
+
+    numbers: Any = numpy.int64(sum(place * stride for place, stride in zip(corner, strides, strict=True)))
+    for axis, (size, stride) in enumerate(zip(out.shape, strides, strict=True)):
+        numbers = numbers + numpy.arange(size).reshape(-1, *[1] * (out.ndim - axis - 1)) * stride
+    out[...] = numpy.asarray(numbers, "i8").view("u8")
 
 
 def _copy_chunks(

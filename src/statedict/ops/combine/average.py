@@ -9,7 +9,7 @@ they have rules of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from numbers import Real
@@ -58,24 +58,34 @@ def read_weights(weights: Any, ema: Any, number: int) -> list[float]:
 
 
 class Made(NamedTuple):
-    """An entry of the result, and how it was made: `average`, `equal`, a rule, or nothing to report."""
+    """An entry of the result, and the rule that made it, if it is not the mean."""
 
     leaf: Any
     rule: str = ""
 
 
-def average(
-    aligned: Aligned, weights: list[float], integers: Mapping[str, str], precision: str
+Mean = Callable[[str, list[LazyTensor]], LazyTensor]
+"""Path and tensors of all sources → what they give together."""
+
+
+def combine(
+    aligned: Aligned, mean: Mean, integers: Mapping[str, str], method: str, shares: Sequence[float | None]
 ) -> tuple[StateDict, CombineReport]:
-    """The average of states, and how it is made; see `statedict.average`.
+    """One state of several, and how it is made.
+
+    Args:
+        aligned: the sources.
+        mean: combines the tensors of one name, which are of float or complex dtypes.
+        integers: pattern → rule, for tensors of other dtypes that differ.
+        method: its name, for the report.
+        shares: what the report says of each source.
 
     Raises:
-        CombineError: entries of one name differ in shape or kind, or have no average.
+        CombineError: entries of one name differ in shape or kind, or cannot be combined.
     """
-    choices = [*(("integers", rule, [*RULES]) for rule in integers.values()), ("precision", precision, [*WORK])]
-    for name, given, allowed in choices:
-        if given not in allowed:
-            raise CombineError(f"{name}: expected one of {', '.join(allowed)}, got {given!r:.40}")
+    for rule in integers.values():
+        if rule not in RULES:
+            raise CombineError(f"integers: expected one of {', '.join(RULES)}, got {rule!r:.40}")
     equal = _find_equal(aligned)
     known: dict[tuple[object, ...], Made] = {}
     made: dict[str, Made] = {}
@@ -89,25 +99,42 @@ def average(
         elif key not in known:
             _check(aligned.names, path, leaves)
             rule = _choose_rule(path, tensors, integers, path in aligned.counters)
-            combine = RULES[rule] if rule else partial(weighted_mean, weights=weights, precision=precision)
-            known[key] = Made(combine(tensors), rule or "average")
+            known[key] = Made(RULES[rule](tensors) if rule else mean(path, tensors), rule)
         made[path] = known[key]
     results = {path: one.leaf for path, one in made.items() if isinstance(one.leaf, LazyTensor)}
     statistics = sum(path.rpartition(".")[2] in _STATISTICS for path in results)
     note = (
-        f"{statistics:,} running means and variances of batch normalization are averages, not what the averaged "
-        "weights give; recompute them with torch.optim.swa_utils.update_bn(loader, model)"
+        f"{statistics:,} running means and variances of batch normalization are combined too, and are not those of the "
+        "combined weights; recompute them with torch.optim.swa_utils.update_bn(loader, model)"
     )
-    total = math.fsum(weights)
     return _build(aligned, made), CombineReport(
-        sources=tuple((name, weight / total) for name, weight in zip(aligned.names, weights, strict=True)),
+        method=method,
+        sources=tuple(zip(aligned.names, shares, strict=True)),
         tensors=len(results),
         nbytes=count_bytes([*results.values()]),
-        rules=tuple((path, one.rule) for path, one in made.items() if one.rule not in ("average", "")),
+        rules=tuple((path, one.rule) for path, one in made.items() if one.rule),
         left_out=tuple(aligned.left_out.items()),
         notes=(note,) * bool(statistics),
         written=False,
     )
+
+
+def average(
+    aligned: Aligned, weights: list[float], integers: Mapping[str, str], precision: str
+) -> tuple[StateDict, CombineReport]:
+    """The average of states, and how it is made; see `statedict.average`.
+
+    Raises:
+        CombineError: as `combine`.
+    """
+    if precision not in WORK:
+        raise CombineError(f"precision: expected one of {', '.join(WORK)}, got {precision!r:.40}")
+    total = math.fsum(weights)
+
+    def mean(path: str, tensors: list[LazyTensor]) -> LazyTensor:
+        return weighted_mean(tensors, weights, precision)
+
+    return combine(aligned, mean, integers, "average", [weight / total for weight in weights])
 
 
 def _build(aligned: Aligned, made: Mapping[str, Made]) -> StateDict:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from statedict.dtypes import DType, dtype
 from statedict.ops.alter.tensors import SCALED, round_to
-from statedict.tensor.assembled import map_elements
+from statedict.tensor.assembled import map_elements, map_rows, positions, read_elements, read_rows
 from statedict.tensor.lazy import LazyTensor
 
 Result = TypeVar("Result")
@@ -25,7 +25,11 @@ def has_mean(kind: DType) -> bool:
 
 
 def combine(
-    function: Callable[..., Any], tensors: Sequence[LazyTensor], precision: str = "float32", kind: DType | None = None
+    function: Callable[..., Any],
+    tensors: Sequence[LazyTensor],
+    precision: str = "float32",
+    kind: DType | None = None,
+    numbered: bool = False,
 ) -> LazyTensor:
     """A tensor whose elements a function makes of flat arrays of those of tensors of one shape.
 
@@ -34,30 +38,71 @@ def combine(
         tensors: of float or complex dtypes; flags and attributes are those of the first.
         precision: `"float32"` or `"float64"`, the least width that the function computes in.
         kind: the dtype of the result; by default the widest of the tensors.
+        numbered: whether the function also gets the position of each element, last.
     """
+    kind = kind or widest(tensors)
+    more = [positions(tensors[0].shape)] if numbered else []
+    call = partial(_compute, function, work_dtype(tensors, precision), kind, len(tensors))
+    return map_elements(tensors[0], kind, call, *tensors[1:], *more)
+
+
+def combine_rows(function: Callable[..., Any], tensors: Sequence[LazyTensor], numbered: bool = False) -> LazyTensor:
+    """As `combine`, but with arrays of whole rows along the last dimension."""
+    kind = widest(tensors)
+    more = [positions(tensors[0].shape)] if numbered else []
+    call = partial(_compute_rows, function, work_dtype(tensors), kind, len(tensors))
+    return map_rows([*tensors, *more], kind, call)
+
+
+def read_whole_rows(tensors: Sequence[LazyTensor], numbered: bool = False) -> Iterator[list[Any]]:
+    """Arrays of rows of tensors as `combine_rows` passes them, from the first to the last."""
+    work = work_dtype(tensors).numpy
+    for values in read_rows([*tensors, positions(tensors[0].shape)] if numbered else tensors):
+        yield [*(value.astype(work) for value in values[: len(tensors)]), *values[len(tensors) :]]
+
+
+def _compute_rows(function: Callable[..., Any], work: DType, kind: DType, count: int, *values: Any) -> Any:
+    import numpy
+
+    with numpy.errstate(all="ignore"):
+        floats = (value.astype(work.numpy) for value in values[:count])
+        return round_to(kind, function(*floats, *values[count:]))
+
+
+def work_dtype(tensors: Sequence[LazyTensor], precision: str = "float32") -> DType:
+    """What elements of these tensors are computed in."""
+    wide = any(one.dtype.component.bits > 32 for one in tensors)
+    return dtype(WORK["float64" if wide else precision][any(one.dtype.kind == "complex" for one in tensors)])
+
+
+def read_pieces(tensors: Sequence[LazyTensor], numbered: bool = False) -> Iterator[list[Any]]:
+    """Arrays of the elements of tensors as `combine` passes them, from the first to the last."""
+    work = work_dtype(tensors).numpy
+    for values in read_elements([*tensors, positions(tensors[0].shape)] if numbered else tensors):
+        for start in range(0, len(values[0]), _PIECE):
+            part = slice(start, start + _PIECE)
+            floats = [value[part].astype(work) for value in values[: len(tensors)]]
+            yield [*floats, *(value[part] for value in values[len(tensors) :])]
+
+
+def widest(tensors: Sequence[LazyTensor]) -> DType:
+    """The dtype that holds the elements of all, as PyTorch promotes dtypes."""
     kinds = {tensor.dtype for tensor in tensors}
-    wide = any(one.component.bits > 32 for one in kinds)
-    is_complex = any(one.kind == "complex" for one in kinds)
-    work = dtype(WORK["float64" if wide else precision][is_complex])
-    kind = kind or _widest(kinds)
-    return map_elements(tensors[0], kind, partial(_compute, function, work, kind), *tensors[1:])
-
-
-def _widest(kinds: set[DType]) -> DType:
     kind = max(kinds, key=lambda one: (one.kind == "complex", one.bits))
     if any(one.bits == kind.bits and one is not kind for one in kinds):  # such as float16 and bfloat16
         return dtype(WORK["float32"][kind.kind == "complex"])
     return kind
 
 
-def _compute(function: Callable[..., Any], work: DType, kind: DType, *values: Any) -> Any:
+def _compute(function: Callable[..., Any], work: DType, kind: DType, count: int, *values: Any) -> Any:
     import numpy
 
     out = numpy.empty(len(values[0]), kind.numpy)
     with numpy.errstate(all="ignore"):
         for start in range(0, len(out), _PIECE):
             part = slice(start, start + _PIECE)
-            out[part] = round_to(kind, function(*(value[part].astype(work.numpy) for value in values)))
+            floats = (value[part].astype(work.numpy) for value in values[:count])
+            out[part] = round_to(kind, function(*floats, *(value[part] for value in values[count:])))
     return out
 
 

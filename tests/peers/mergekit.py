@@ -1,0 +1,154 @@
+"""Record what mergekit makes of small models, or compare it with the record; `make peers` installs it and runs this.
+
+    python mergekit.py [--write]
+
+The models are a base and three that differ from it by normal noise, with the names of a Llama of two layers. Each case
+is one configuration of mergekit in float32, which only some of its methods would use for bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy
+from safetensors.numpy import load_file, save_file
+
+RECORD = Path(__file__).with_suffix(".safetensors")
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "hidden_act": "silu",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SHAPES = {"model.embed_tokens.weight": (32, 16), "model.norm.weight": (16,), "lm_head.weight": (32, 16)} | {
+    f"model.layers.{n}.{name}.weight": shape
+    for n in range(2)
+    for name, shape in {
+        "self_attn.q_proj": (16, 16),
+        "self_attn.k_proj": (8, 16),
+        "self_attn.v_proj": (8, 16),
+        "self_attn.o_proj": (16, 16),
+        "mlp.gate_proj": (24, 16),
+        "mlp.up_proj": (24, 16),
+        "mlp.down_proj": (16, 24),
+        "input_layernorm": (16,),
+        "post_attention_layernorm": (16,),
+    }.items()
+}
+W2, W3 = {"weight": [0.5, 0.3]}, {"weight": [0.5, 0.3, 0.4]}
+DENSITY = W2 | {"density": [0.5, 0.6]}
+GAMMA = DENSITY | {"gamma": [0.05, 0.02]}
+EPSILON = DENSITY | {"epsilon": [0.1, 0.1]}
+CASES: dict[str, Any] = {  # name → method, models, parameters of each, parameters of the method
+    "linear": ("linear", "ABC", W3, {}),
+    "linear_sum": ("linear", "AB", W2, {"normalize": False}),
+    "slerp": ("slerp", "bA", {}, {"t": 0.3}),
+    "nuslerp": ("nuslerp", "AB", W2, {}),
+    "nuslerp_base": ("nuslerp", "bAB", W2, {}),
+    "nuslerp_rows": ("nuslerp", "AB", W2, {"nuslerp_flatten": False}),
+    "multislerp": ("multislerp", "ABC", W3, {}),
+    "multislerp_base": ("multislerp", "bABC", W3, {}),
+    "karcher": ("karcher", "ABC", {}, {}),
+    "task_arithmetic": ("task_arithmetic", "bAB", W2, {"lambda": 0.9}),
+    "ties": ("ties", "bAB", DENSITY, {}),
+    "breadcrumbs": ("breadcrumbs", "bAB", GAMMA, {}),
+    "breadcrumbs_ties": (
+        "breadcrumbs_ties",
+        "bAB",
+        GAMMA,
+        {},
+    ),
+    "dare_linear": ("dare_linear", "bAB", DENSITY, {}),
+    "dare_ties": ("dare_ties", "bAB", DENSITY, {}),
+    "della": ("della", "bAB", EPSILON, {}),
+    "della_linear": ("della_linear", "bAB", EPSILON, {}),
+    "model_stock": ("model_stock", "bABC", {}, {}),
+    "model_stock_rows": ("model_stock", "bABC", {}, {"filter_wise": True}),
+    "sce": ("sce", "bABC", {}, {"select_topk": 0.5}),
+    "nearswap": ("nearswap", "bA", {}, {"t": 0.001}),
+    "arcee_fusion": ("arcee_fusion", "bA", {}, {}),
+    "passthrough": ("passthrough", "A", {"scale": [0.5]}, {}),
+    "ram": ("ram", "bAB", {}, {}),
+    "ramplus_tl": ("ramplus_tl", "bAB", {}, {}),
+}
+
+
+def models() -> dict[str, dict[str, Any]]:
+    """By letter: b is the base."""
+    rng = numpy.random.Generator(numpy.random.PCG64(17))
+    base: dict[str, Any] = {
+        name: (rng.standard_normal(shape) * 0.05).astype("float32") + numpy.float32("norm" in name)
+        for name, shape in SHAPES.items()
+    }
+    made = {"b": base}
+    for letter in "ABC":
+        noise = {name: rng.standard_normal(value.shape).astype("float32") for name, value in base.items()}
+        made[letter] = {name: value + noise[name] * numpy.float32(0.01) for name, value in base.items()}
+    return made
+
+
+def run(root: Path, case: str) -> dict[str, Any]:
+    """What mergekit makes of one case."""
+    method, letters, each, whole = CASES[case]
+    chosen = [letter for letter in letters if letter != "b"]
+    config: dict[str, Any] = {
+        "merge_method": method,
+        "dtype": "float32",
+        "parameters": whole,
+        "models": [
+            {"model": str(root / letter), "parameters": {key: values[number] for key, values in each.items()}}
+            for number, letter in enumerate(chosen)
+        ],
+    }
+    if "b" in letters:
+        config["base_model"] = str(root / "b")
+    if method in ("slerp", "nearswap", "arcee_fusion"):
+        config["models"].insert(0, {"model": str(root / "b")})
+    (root / "config.yml").write_text(json.dumps(config))
+    command = Path(sys.executable).parent / "mergekit-yaml"
+    options = ["--random-seed", "7", "--no-copy-tokenizer"]
+    subprocess.run([command, root / "config.yml", root / case, *options], check=True, capture_output=True)
+    tensors: dict[str, Any] = load_file(root / case / "model.safetensors")
+    return tensors
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        record: dict[str, Any] = {}
+        for letter, tensors in models().items():
+            (root / letter).mkdir()
+            (root / letter / "config.json").write_text(json.dumps(CONFIG))
+            save_file(tensors, root / letter / "model.safetensors", {"format": "pt"})
+            record |= {f"{letter}/{name}": value for name, value in tensors.items()}
+        for case in CASES:
+            record |= {f"{case}/{name}": value for name, value in run(root, case).items()}
+    if "--write" in sys.argv:
+        save_file(record, RECORD)
+        return 0
+    before = load_file(RECORD)
+    wrong = [name for name in record.keys() | before.keys() if name not in record or name not in before]
+    wrong += [name for name in record.keys() & before.keys() if abs(record[name] - before[name]).max() > 1e-6]
+    print("\n".join(sorted(wrong)) or f"mergekit: {len(CASES)} cases are as recorded")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
