@@ -23,6 +23,8 @@ COMMANDS = {
     "check": "model.safetensors --model torch.nn:Flatten",
     "convert": "checkpoint.pth out.safetensors",
     "edit": "checkpoint.pth --strip --dry-run",
+    "average": "checkpoint.pth checkpoint.pth --dry-run",
+    "merge": "--method linear checkpoint.pth checkpoint.pth --dry-run",
     "diff": "checkpoint.pth model.safetensors",
     "scan": "checkpoint.pth missing.pth",
     "verify": "checkpoint.pth missing.pth",
