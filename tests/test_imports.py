@@ -81,6 +81,16 @@ def test_importing_statedict_imports_few_modules() -> None:
     assert len(done.stdout.split()) <= 20, done.stdout
 
 
+@pytest.mark.parametrize("missing", ["preadv", "preadv pread pwrite statvfs fchmod register_at_fork"])
+def test_a_system_without_the_calls_of_posix_is_told_so_at_once(missing: str) -> None:
+    code = f"import os\nfor name in {missing.split()!r}: delattr(os, name)\nimport statedict"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: statedict runs on Linux and macOS, and this system has no os.preadv; on Windows use WSL"
+    )
+
+
 def test_what_takes_torch_names_the_extra_where_torch_is_missing() -> None:
     program = """
 import sys

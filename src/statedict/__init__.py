@@ -12,6 +12,10 @@ LazyTensor(float32, (10,), 40 B, 'examples/checkpoint.pth')
 from __future__ import annotations
 
 import importlib
+import os
+
+if not hasattr(os, "preadv"):  # nor the other calls of POSIX by which files are read, written and locked
+    raise ImportError("statedict runs on Linux and macOS, and this system has no os.preadv; on Windows use WSL")
 
 from statedict import shown
 
