@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import statedict
 from statedict.render import html
 from statedict.render.html import ROWS, histogram, page, table, text
+from statedict.reports.combine import CombineReport
 from statedict.reports.diff import TensorDiff
 from statedict.reports.outcomes import (
     Change,
@@ -106,6 +107,11 @@ def edit() -> Any:
     return EditReport((Change(HOSTILE, every, every, every),) * COUNT, (COUNT, COUNT), (0, 0), False)
 
 
+def combine() -> Any:
+    pairs = tuple((path, HOSTILE) for path in paths())
+    return CombineReport(HOSTILE, tuple((path, 0.5) for path in paths()), COUNT, 0, pairs, pairs, (HOSTILE,), False)
+
+
 def pruned() -> Any:
     return Pruned(dict.fromkeys(range(COUNT), HOSTILE), tuple(range(COUNT)), COUNT)
 
@@ -116,6 +122,7 @@ def run_verified() -> Any:
 
 SUBJECTS: dict[type, Callable[[], Any]] = {
     statedict.reports.Diff: diff,
+    CombineReport: combine,
     EditReport: edit,
     GroupStats: group_stats,
     Pruned: pruned,
