@@ -116,6 +116,13 @@ def test_a_strided_tensor_is_gathered_whatever_its_layout(
     assert bytes(rows.raw()) == view(*layout).tobytes()
 
 
+@pytest.mark.parametrize("kind", ["file", "opened"])
+@pytest.mark.parametrize("count", range(60, 140))
+def test_a_piece_of_one_element_is_read(file: FileSource, count: int, kind: str) -> None:
+    rows = tensor_of(file if kind == "file" else Opened(), (count,), (2,), 0)
+    assert bytes(rows.raw()) == view((count,), (2,), 0).tobytes()
+
+
 def _next(values: Any) -> Any:
     return values + np.int16(1)
 

@@ -324,7 +324,7 @@ def _copy_pieces(reader: _Reader, moving: list[tuple[int, int]], at: int, out: A
     for start in range(0, count, some):
         part = out[start : start + some]
         if len(part) == 1:
-            _copy_pieces(reader, moving[1:], at + start * stride, part[0])
+            _copy_pieces(reader, moving[1:], at + start * stride, part[0, ...])  # a view, of one element too
         else:
             _copy_pieces(reader, [(len(part), stride), *moving[1:]], at + start * stride, part)
 
