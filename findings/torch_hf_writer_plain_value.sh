@@ -5,8 +5,8 @@
 # `"epoch": 3`. It writes the value with `torch.save` and the safetensors bytes behind it, both into
 # `model-00001-of-00001.safetensors`, and an index that names the file for both. The save raises nothing, and then
 # neither safetensors nor `torch.load` nor DCP's own `HuggingFaceStorageReader` opens the file. Both halves are whole:
-# cut apart they load. (With a weight of two numbers, not 100,000, `torch.load` of the bytes finds the zip and returns 3, the
-# plain value alone. With `enable_consolidation=True` the save raises, since it reads the file.)
+# cut apart they load. (With a weight of two numbers, not 100,000, `torch.load` of the bytes finds the zip and returns
+# 3, the plain value alone. With `enable_consolidation=True` the save raises, since it reads the file.)
 #
 # A confident guess: the writer refuses what safetensors cannot hold, or leaves it out, or writes it to another file.
 #
