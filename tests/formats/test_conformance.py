@@ -279,8 +279,8 @@ plain = (
     | st.lists(st.integers(0, 5), max_size=4).map(torch.Size)
     | st.sampled_from([torch.float32, torch.device("cpu"), torch.device("cuda", 3)])
     | st.dictionaries(st.text(max_size=3), st.integers(), max_size=3).map(Counter)
-    | st.builds(member, st.sampled_from(["lab.Norm", "lab.Other"]), st.text(max_size=3) | st.integers(-3, 1 << 70))
 )
+members = st.builds(member, st.sampled_from(["lab.Norm", "lab.Other"]), st.text(max_size=3) | st.integers(-3, 1 << 70))
 tensors = st.builds(
     lambda kind, shape, transpose: (
         patterned(kind, *shape).T if transpose and len(shape) == 2 else patterned(kind, *shape)
@@ -289,15 +289,22 @@ tensors = st.builds(
     st.lists(st.integers(0, 4), max_size=3),
     st.booleans(),
 )
-trees = st.recursive(
-    plain | tensors,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(keys.filter(lambda key: key == key), inner, max_size=4)
-    ),
-    max_leaves=20,
-)
+
+
+def grow(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(keys.filter(lambda key: key == key), inner, max_size=4)
+        ),
+        max_leaves=20,
+    )
+
+
+torch_trees = grow(plain | tensors)
+trees = grow(plain | members | tensors)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

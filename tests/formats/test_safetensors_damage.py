@@ -223,8 +223,8 @@ def test_a_skeleton_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_a_skeleton_of_a_later_version_says_so(tmp_path: Path) -> None:
     refused(
-        made(tmp_path, skeleton({}, 2)),
-        "its skeleton has version 2; a newer version may read it",
+        made(tmp_path, skeleton({}, 3)),
+        "its skeleton has version 3; a newer version may read it",
         statedict.errors.FormatError,
     )
 

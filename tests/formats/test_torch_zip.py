@@ -21,7 +21,7 @@ from statedict.tensor.lazy import LazyTensor
 from statedict.values import Opaque
 
 from ..same import assert_same, overlaps, patterned, raw
-from .test_conformance import _views, by_dtype, complex_half, trees
+from .test_conformance import _views, by_dtype, complex_half, torch_trees
 
 PLAIN = {
     "epoch": 3,
@@ -107,7 +107,7 @@ def test_torch_finds_the_types_that_its_own_file_would_have(tmp_path: Path) -> N
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tree=trees)
+@given(tree=torch_trees)
 def test_torch_opens_any_tree_that_we_write(tree: Any, tmp_path: Path) -> None:
     statedict.save({"root": tree}, tmp_path / "ours.pth", fsync=False)
     assert_same(torch.load(tmp_path / "ours.pth", weights_only=True)["root"], tree)
@@ -178,7 +178,7 @@ def test_we_read_what_torch_saves_by_any_pickle_protocol(protocol: int, tmp_path
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tree=trees)
+@given(tree=torch_trees)
 def test_we_read_any_tree_that_torch_saves(tree: Any, tmp_path: Path) -> None:
     assert_same(statedict.load(save_by_torch({"root": tree}, tmp_path))["root"], tree)
 
