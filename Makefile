@@ -35,13 +35,13 @@ oldest-%: weights browser
 	.venv-$*/bin/python -m pytest -n 2 --dist worksteal
 
 # What libraries too heavy for the tests computed is recorded in tests/peers; this computes it again and compares.
-PEERS := mergekit
+PEERS := mergekit paddle torchao
 peers: $(PEERS:%=peers-%)
 
 peers-%:
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check --requirement tests/peers/$*.txt
-	.venv-$*/bin/python tests/peers/$*.py
+	.venv-$*/bin/python -P tests/peers/$*.py
 
 weights: $(VENV)/.test
 	$(BIN)/python tests/real/fetch.py

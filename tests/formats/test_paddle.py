@@ -1,4 +1,4 @@
-"""Files of Paddle, whose bfloat16 is written as uint16; data/paddle/make.py made them."""
+"""Files of Paddle, whose bfloat16 is written as uint16; tests/peers/paddle.py made them."""
 
 from __future__ import annotations
 

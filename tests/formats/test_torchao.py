@@ -1,4 +1,4 @@
-"""Tensors of torchao's classes, by their parts; data/torchao/make.py made the files."""
+"""Tensors of torchao's classes, by their parts; tests/peers/torchao.py made the files."""
 
 from __future__ import annotations
 

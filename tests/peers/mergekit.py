@@ -1,6 +1,6 @@
 """Record what mergekit makes of small models, or compare it with the record; `make peers` installs it and runs this.
 
-    python mergekit.py [--write]
+    python -P mergekit.py [--write]
 
 The models are a base and three that differ from it by normal noise, with the names of a Llama of two layers. Each case
 is one configuration of mergekit in float32, which only some of its methods would use for bfloat16.
