@@ -71,6 +71,11 @@ def test_weights_and_a_dry_run(run: Run, weights: list[torch.Tensor], tmp_path: 
         (("run", "--last", "9", "--dry-run"), "has 5 sound checkpoints, expected 9 or more; there are 0, 10"),
         (("run", "--best", "2", "acc", "--dry-run"), "has 0 sound checkpoints with the metric 'acc'"),
         (("run", "--steps", "41:50", "--dry-run"), "has 0 sound checkpoints in that range"),
+        (("run", "--steps", "10:10", "--dry-run"), "has 1 sound checkpoints in that range, expected 2 or more"),
+        (("run", "--steps", "50:10:-20", "--dry-run"), "'50:10:-20' is not FIRST:LAST"),
+        (("run", "--steps", "1:2:3:4", "--dry-run"), "'1:2:3:4' is not FIRST:LAST"),
+        (("run", "--last", "2", "--mode", "max", "--dry-run"), "--mode goes with --best"),
+        (("run/0", "run/10", "--integers", "nope=first", "--dry-run"), "no entry of 2 matches 'nope'"),
         (("run", "--steps", "1", "--dry-run"), "'1' is not FIRST:LAST"),
         (("run", "run", "--last", "2", "--dry-run"), "choose of one run"),
         (("run/0", "run/10", "--weights", "a", "--dry-run"), "'a' is not a list of numbers"),
@@ -132,6 +137,7 @@ def test_a_merge_by_a_method_with_parameters_of_each_model(run: Run, tmp_path: P
         (("--method", "ties", "checkpoint.pth"), "name a file by -o OUT"),
         (("--method", "linear", "checkpoint.pth", "--weight", "x", "--dry-run"), "'x' is not a list of numbers"),
         (("--method", "linear", "checkpoint.pth", "--set", "x", "--dry-run"), "expected NAME=VALUE"),
+        (("--method", "linear", "checkpoint.pth", "--weight", "1", "--set", "weight=2", "--dry-run"), "given twice"),
     ],
 )
 def test_mistakes_in_a_merge_are_explained(run: Run, arguments: tuple[str, ...], message: str) -> None:

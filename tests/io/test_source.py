@@ -6,6 +6,8 @@ import errno
 import gc
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,13 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="is a pipe or a device"):
         FileSource(str(tmp_path / "pipe"))
+
+
+def test_a_file_that_is_open_when_python_ends_is_closed_without_a_word() -> None:
+    code = (
+        "import statedict, statedict.io.source as module\n"
+        "state = statedict.load('examples/checkpoint.pth')\n"
+        "module.os = None  # as when Python clears modules one by one\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -226,11 +226,79 @@ def test_parts_of_numbers_have_no_average() -> None:
         ([{"w": torch.ones(1)}] * 2, {"precision": "bf16"}, "precision: expected one of float32, float64"),
         ([{"w": torch.ones(1)}] * 2, {"integers": {"*": "mean"}}, "integers: expected one of max, min, first, last"),
         ([{"w": torch.ones(1)}] * 2, {"integers": "max"}, "integers: expected a dict"),
+        ([{"w": torch.ones(1)}] * 2, {"weights": [10**400, 1]}, "expected 2 finite numbers"),
+        ([{"w": torch.ones(1), "i": torch.ones(1, dtype=torch.int32)}, {"w": torch.ones(1), "i": torch.ones(1).long()}],
+         {}, "i: is int32 and int64 in the sources"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_averaged_is_an_error(sources: Any, options: Any, match: str) -> None:
     with pytest.raises(CombineError, match=match):
         statedict.average(sources, **options)
+
+
+def test_values_between_the_tensors_of_a_model_keep_it_in_its_place() -> None:
+    def source(number: int) -> dict[str, Any]:
+        weights = {"l.weight": torch.full((2, 2), float(number)), "l.bias": None, "version": 3, "count": number}
+        return {"net": weights, "arch": "x", "config": {"depth": 4}, "seen": number}
+
+    found = statedict.average([source(0), source(1)])
+    assert list(found) == ["net", "arch", "config"]
+    assert list(found["net"]) == ["l.weight", "l.bias", "version", "count"]
+    assert found["net"]["l.weight"].tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    made = report([source(0), source(1)])
+    assert (dict(made.rules), dict(made.left_out)) == ({"net.count": "first"}, {"seen": "differs"})
+    flat = [{**source(n)["net"], "optimizer": trained(n)["optimizer"], "kept": [torch.ones(1)]} for n in range(2)]
+    state = statedict.average(flat, optimizer=True)
+    assert list(state["optimizer"]) == ["state", "param_groups"]
+    assert dict(report(flat).left_out) == {"optimizer": "optimizer"}
+    assert dict(report(flat).rules) == {"count": "first", "kept": "first"}
+
+
+def test_what_only_a_later_source_has_is_reported() -> None:
+    sources = [{"model": {"w": torch.ones(1)}}, {"model": {"w": torch.ones(1)}, "scaler": {"scale": 2.0}}]
+    assert dict(report(sources).left_out) == {"scaler": "only in source 2"}
+
+
+def test_settings_of_an_optimizer_are_those_of_the_first() -> None:
+    def source(rate: float) -> dict[str, Any]:
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(rate))
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        return {"model": model, "optimizer": optimizer}
+
+    sources = [source(0.25), source(0.5)]
+    assert statedict.average(sources, optimizer=True)["optimizer"]["param_groups"][0]["lr"].item() == 0.25
+    assert dict(report(sources, optimizer=True).rules)["optimizer.param_groups.0.lr"] == "first"
+
+
+def test_an_optimizer_that_cannot_be_averaged_is_an_error_when_asked_for() -> None:
+    listed = {"state_dict": {"w": torch.ones(1)}, "optimizer_states": [trained(1)["optimizer"].state_dict()]}
+    with pytest.raises(CombineError, match=r"source 1: has no optimizer .* it is in a list"):
+        statedict.average([listed, listed], optimizer=True)
+
+
+def test_numbers_beyond_the_sum_are_averaged_in_float64() -> None:
+    largest = float(np.finfo("f4").max)
+    for sources in ([largest, largest], [-largest, -largest], [float("-inf")] * 2, [largest, 0.0]):
+        found = statedict.average([{"w": np.array([value], "f4")} for value in sources])["w"].item()
+        assert found == sum(np.array(sources, "f8")) / 2
+    assert statedict.average([{"w": np.array([n], "f4")} for n in (1, 3)], [1e38, 1e38])["w"].item() == 2
+    assert statedict.average([{"w": np.array([n], "f4")} for n in (1, 3)], [1e-50, 1e-50])["w"].item() == 2
+
+
+@pytest.mark.parametrize(
+    ("kinds", "wanted"),
+    [
+        (("float64", "complex64"), "complex128"),
+        (("float16", "complex64"), "complex64"),
+        (("float8_e4m3fn", "bfloat16"), "bfloat16"),
+        (("float8_e4m3fn", "float8_e5m2"), "float32"),
+        (("complex64", "complex128"), "complex128"),
+    ],
+)
+def test_the_result_has_the_widest_dtype(kinds: tuple[str, str], wanted: str) -> None:
+    assert str(statedict.average([{"w": numbers(kind, (2,), 1)} for kind in kinds])["w"].dtype) == wanted
 
 
 def test_negative_weights_extrapolate() -> None:

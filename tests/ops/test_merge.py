@@ -10,12 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import statedict
 from statedict.api.combine import merge_files
 from statedict.errors import CombineError
+from statedict.ops.combine import sparse
 from statedict.ops.combine.methods import METHODS
 from statedict.ops.combine.sparse import draw, find_cuts, is_kept, magnitude_bits
 
@@ -63,7 +64,7 @@ def test_a_merge_is_that_of_mergekit_in_float32(case: str) -> None:
     apart = 0
     for name, value in wanted.items():
         apart += int((np.abs(found[name].numpy() - value.numpy()) > 5e-7).sum())
-    assert apart <= (case == "arcee_fusion")  # an element may lie at the threshold
+    assert apart <= 2 * (case == "arcee_fusion")  # an element may lie at the threshold
 
 
 def test_every_method_is_compared_with_mergekit_or_tested_as_random() -> None:
@@ -116,8 +117,12 @@ def test_numbers_drawn_are_uniform_and_belong_to_their_position() -> None:
     st.lists(st.integers(0, 45), min_size=1, max_size=3),
     st.integers(1, 7),
 )
-@settings(max_examples=200, deadline=None)
-def test_the_largest_are_those_of_a_stable_sort(values: list[float], counts: list[int], size: int) -> None:
+@pytest.mark.parametrize("counted", [False, True])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_largest_are_those_of_a_stable_sort(
+    counted: bool, monkeypatch: pytest.MonkeyPatch, values: list[float], counts: list[int], size: int
+) -> None:
+    monkeypatch.setattr(sparse, "_SMALL", 0 if counted else 1 << 16)
     array = np.array(values, "f4")
     places = np.arange(len(array))
 
@@ -251,6 +256,16 @@ def test_ties_between_tensors_and_what_is_no_float() -> None:
         ("della", 2, True, {"density": 0.9}, r"density ± epsilon must stay between 0 and 1, got 0.9 ± 0.15"),
         ("ties", 0, True, {}, "one or more sources"),
         ("dare_ties", 1, True, {"seed": 0.5}, "seed: expected a whole number"),
+        ("della", 2, True, {}, "della: needs the parameter 'density'"),
+        ("della", 2, True, {"density": 0.5, "epsilon": -0.1}, "must stay between 0 and 1"),
+        ("linear", 2, False, {"weight": [1, -1]}, "linear: the weights sum to 0"),
+        ("multislerp", 2, False, {"weight": [1, -1]}, "multislerp: the weights sum to 0"),
+        ("linear", 2, False, {"weight": float("nan")}, "weight: expected a number"),
+        ("linear", 2, False, {"weight": 10**400}, "weight: expected a number"),
+        ("slerp", 1, True, {"t": float("inf")}, "t: expected a finite number, got inf"),
+        ("karcher", 2, False, {"max_iter": -1}, "max_iter: expected a whole number above 0, got -1"),
+        ("sce", 2, True, {"select_topk": -1}, "select_topk: expected a share from 0 to 1"),
+        (["ties"], 2, True, {}, "not a merge method"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_merged_is_an_error(
@@ -259,6 +274,17 @@ def test_what_cannot_be_merged_is_an_error(
     base, one = vectors([0.0], [1.0])
     with pytest.raises(CombineError, match=match):
         statedict.merge(method, [one] * models, base if based else None, **parameters)
+
+
+@pytest.mark.parametrize("method", [*METHODS])
+def test_numbers_that_all_models_share_stay_though_sums_overflow(method: str) -> None:
+    largest = float(np.finfo("f4").max)
+    one, most = METHODS[method].models[1] == 1, METHODS[method].models[0]
+    based = METHODS[method].base is True
+    same = {"w": np.array([-largest, float("-inf"), 1.5], "f4")}
+    given = {"t": 0.5} if method in ("slerp", "nearswap") else {"density": 0.5} if method.startswith("della") else {}
+    found = statedict.merge(method, [same] * (1 if one else max(most, 2)), same if based else None, **given)
+    assert found["w"].tolist() == same["w"].tolist()
 
 
 def test_a_merge_is_written_and_reported(tmp_path: Path) -> None:

@@ -47,14 +47,14 @@ def _run(
 @click.option("--ema", metavar="DECAY", type=float, help="An exponential moving average, oldest first.")
 @click.option("--last", metavar="N", type=click.IntRange(min=2), help="Of a run: the last N checkpoints.")
 @click.option("--best", metavar="N METRIC", type=(click.IntRange(min=2), str), help="Of a run: the best N by a metric.")
-@click.option("--mode", type=click.Choice(["min", "max"]), default="min", help="Whether less or more of it is better.")
+@click.option("--mode", type=click.Choice(["min", "max"]), help="Whether less (default) or more is better.")
 @click.option("--steps", metavar="FIRST:LAST[:BY]", help="Of a run: these steps, both ends included.")
 @click.option("--precision", type=click.Choice(["float32", "float64"]), default="float32", help="The dtype of sums.")
 @click.option("--optimizer", is_flag=True, help="Average the moments of optimizers too.")
 @_output
 def average(
     sources: tuple[str, ...], dst: str | None, weights: str | None, as_json: bool, last: int | None,
-    best: tuple[int, str] | None, mode: str, steps: str | None, integers: tuple[str, ...], **how: Any,
+    best: tuple[int, str] | None, mode: str | None, steps: str | None, integers: tuple[str, ...], **how: Any,
 ) -> None:  # fmt: skip
     """Average the models of files, folders or URLs, or of the checkpoints of one run.
 
@@ -65,10 +65,12 @@ def average(
     ways = (last is not None) + (best is not None) + (steps is not None)
     if ways > 1 or (ways and len(sources) > 1):
         raise click.UsageError("--last, --best and --steps choose of one run; give one of them")
+    if mode is not None and best is None:
+        raise click.UsageError("--mode goes with --best")
     if not ways and len(sources) < 2:
         raise click.UsageError("name two or more sources, or a run and --last, --best or --steps")
     if ways:
-        chosen = _choose(sources[0], last=last, best=best, mode=mode, steps=steps)
+        chosen = _choose(sources[0], last=last, best=best, mode=mode or "min", steps=steps)
     how["weights"] = None if weights is None else _numbers("weights", weights)
     _run("averaging", partial(api.average_files, chosen), as_json, dst, integers, how)
 
@@ -95,7 +97,10 @@ def merge(
             parameters[name] = _one_or_more(name, text)
     for pair in others:
         name, text = split_pair("set", "NAME=VALUE", pair)
-        parameters[name] = text == "true" if text in ("true", "false") else _one_or_more(name, text)
+        if name in parameters:
+            raise click.UsageError(f"{name!r} is given twice")
+        word = text.lower()
+        parameters[name] = word == "true" if word in ("true", "false") else _one_or_more(f"set {name}", text)
     write = partial(api.merge_files, how.pop("method"), sources, parameters=parameters)
     _run("merging", write, as_json, dst, integers, how)
 
@@ -111,8 +116,10 @@ def _choose(run: str, steps: str | None, **how: Any) -> list[str]:
 
 def _range(text: str) -> range:
     try:
-        first, last, *by = (int(part) for part in text.split(":"))
-        return range(first, last + 1, *by)
+        first, last, by = [*(int(part) for part in text.split(":")), 1][:3]
+        if by < 1 or text.count(":") > 2:
+            raise ValueError
+        return range(first, last + 1, by)
     except ValueError:
         raise click.UsageError(f"--steps: {text!r} is not FIRST:LAST or FIRST:LAST:BY, such as 100:500:100") from None
 
@@ -124,6 +131,6 @@ def _one_or_more(name: str, text: str) -> float | list[float]:
 
 def _numbers(name: str, text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        return [int(part) if part.strip().isdecimal() else float(part) for part in text.split(",")]
     except ValueError:
         raise click.UsageError(f"--{name}: {text!r} is not a list of numbers such as 0.5,0.3,0.2") from None

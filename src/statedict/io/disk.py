@@ -131,9 +131,9 @@ class Descriptor:
             return
         os.close(fd)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit `os` may be gone
         for fd in getattr(self, "_fds", ()):  # an interrupt may have come before there were any
-            os.close(fd)
+            close(fd)
 
 
 def _closed_error() -> FileError:

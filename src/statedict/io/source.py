@@ -94,9 +94,9 @@ class FileSource(ByteSource):
         self.identity = _identity(status)
         self._views: dict[bool, memoryview] = {}
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit `os` may be gone
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (os.path.abspath(self.name), self.identity)

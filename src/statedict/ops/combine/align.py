@@ -10,9 +10,9 @@ from statedict.errors import CombineError
 from statedict.tensor.lazy import is_array
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import is_count
-from statedict.tree.roles import MODEL, find_models, find_roles
+from statedict.tree.roles import MODEL, find_models, find_roles, members
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import walk
+from statedict.tree.walk import label, walk
 from statedict.values import abbreviate, count, same_value
 
 _SCHEDULER = "last_epoch"  # a key that every scheduler of PyTorch has
@@ -28,6 +28,7 @@ class Aligned:
         first: the first source.
         values: path → the leaves of all sources, of what is combined.
         counters: paths that count steps or batches, in models and optimizers.
+        settings: paths in the groups of optimizers, whose values are those of the first source.
         kept: the paths of the first source's leaves that the result has, outside of optimizers.
         left_out: path in the first source → why it is not in the result.
     """
@@ -36,6 +37,7 @@ class Aligned:
     first: Layout
     values: dict[str, list[Any]]
     counters: set[str]
+    settings: set[str]
     kept: list[str]
     left_out: dict[str, str]
 
@@ -60,10 +62,16 @@ def align(sources: Sequence[tuple[str, StateDict]], optimizer: bool = False) -> 
             raise CombineError(f"{name}: has {which}; name one state_dict of each as file::path")
     found = [dict(_entries(layout, paths, models[0])) for layout, paths in zip(layouts, models, strict=True)]
     counters = {path for path in found[0] if path.rpartition(".")[2] in _COUNTERS}
-    for entries, layout in zip(found, layouts, strict=True) if optimizer else ():
+    settings: set[str] = set()
+    for name, entries, layout in zip(names, found, layouts, strict=True) if optimizer else ():
+        if not layout.optimizers:
+            listed = "it is in a list; average the models alone" if layout.listed else "average the models alone"
+            raise CombineError(f"{name}: has no optimizer beside its model that could be averaged; {listed}")
         for path, node in layout.optimizers.items():
             entries.update(walk(node, path))
             counters.update(at for at, leaf in walk(node, path) if is_count(at.rpartition(".")[2], leaf))
+            groups = f"{path}.param_groups." if path else "param_groups."
+            settings.update(at for at, _ in walk(node, path) if at.startswith(groups))
     _check_names(names, found)
     first = layouts[0]
     left_out = dict.fromkeys([] if optimizer else first.optimizers, "optimizer")
@@ -75,10 +83,14 @@ def align(sources: Sequence[tuple[str, StateDict]], optimizer: bool = False) -> 
         reason = _find_reason(paths, layouts)
         if reason:
             left_out[whole] = reason
+    for name, layout, paths in zip(names[1:], layouts[1:], models[1:], strict=True):
+        for key in map(label, layout.tree if paths != [""] and models[0] != [""] else ()):
+            if key not in map(label, first.tree) and not any(f"{path}.".startswith(f"{key}.") for path in paths):
+                left_out[key] = f"only in {name}"
     gone = {path for whole in left_out for path in beside.get(whole, ())}
     kept = [path for path in first.leaves if path not in gone]
     return Aligned(
-        names, first, {path: [there[path] for there in found] for path in found[0]}, counters, kept, left_out
+        names, first, {path: [there[path] for there in found] for path in found[0]}, counters, settings, kept, left_out
     )
 
 
@@ -108,11 +120,13 @@ def _lay_out(name: str, tree: StateDict) -> tuple[Layout, list[str]]:
     if not models:
         raise CombineError(f"{name}: there is no model in it; name its state_dict as file::path")
     layout = Layout(tree)
-    if any(layout.dicts.get(path) is not node for path, node in models.items()):
-        if len(models) > 1:
-            raise CombineError(f"{name}: has {len(models):,} whole modules; convert it, and name one as file::path")
-        return Layout(next(iter(models.values()))), [""]
-    return layout, [*models]
+    homes = {path: node for path, node in layout.dicts.items() if path or "" not in layout.leaves}
+    whole = [path for path in models if path not in homes or members(homes[path]) is not None]
+    if whole and len(models) > 1:
+        raise CombineError(
+            f"{name}: has several models, {whole[0] or 'the root'!r} as a whole module; name one as file::path"
+        )
+    return (Layout(models[whole[0]]), [""]) if whole else (layout, [*models])
 
 
 def _entries(layout: Layout, models: list[str], names: list[str]) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
-from numbers import Real
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from statedict.tensor.assembled import map_elements
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import count_bytes
 from statedict.tree.state_dict import StateDict, like
-from statedict.tree.walk import matches, visit
+from statedict.tree.walk import matches, no_match_error, visit, walk
 from statedict.values import same_value
 
 _STATISTICS = ("running_mean", "running_var")
@@ -48,13 +47,20 @@ def read_weights(weights: Any, ema: Any, number: int) -> list[float]:
             raise CombineError(f"ema: expected {wanted}, got {ema!r:.40} and weights={weights!r:.40}")
         return [float(ema) ** (number - 1), *((1 - ema) * float(ema) ** power for power in reversed(range(number - 1)))]
     given = [1.0] * number if weights is None else list(weights) if isinstance(weights, list | tuple) else [weights]
-    wrong = [one for one in given if type(one) is bool or not isinstance(one, Real) or not math.isfinite(one)]
+    wrong = [one for one in given if not is_number(one)]
     if wrong or len(given) != number:
         got = f"{wrong[0]!r:.40}" if wrong else f"{len(given):,}"
         raise CombineError(f"weights: expected {number:,} finite numbers, one for each source, got {got}")
-    if not math.fsum(given):
+    most = max(abs(one) for one in given) or 1.0
+    scale = 1.0 if 1e-9 < most < 1e9 else most  # products stay within float32
+    if not math.fsum(one / scale for one in given):
         raise CombineError("weights: their sum is 0, and an average is divided by it")
-    return [float(one) for one in given]
+    return [one / scale for one in given]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, as a float can hold it."""
+    return isinstance(value, int | float) and value is not True and value is not False and abs(value) < 1e308
 
 
 class Made(NamedTuple):
@@ -86,13 +92,18 @@ def combine(
     for rule in integers.values():
         if rule not in RULES:
             raise CombineError(f"integers: expected one of {', '.join(RULES)}, got {rule!r:.40}")
+    for glob in integers:
+        if not any(matches(path, (glob,)) for path in aligned.values):
+            raise no_match_error(glob, len(aligned.values), "entry")
     equal = _find_equal(aligned)
     known: dict[tuple[object, ...], Made] = {}
     made: dict[str, Made] = {}
     for path, leaves in aligned.values.items():
         tensors = [as_lazy(leaf) for leaf in leaves if is_array(leaf)]
         key = tuple(tensor.region for tensor in tensors) or (path,)
-        if key not in known and not tensors:
+        if path in aligned.settings:
+            known[key] = Made(leaves[0], "" if not tensors and same_values(leaves) else "first")
+        elif key not in known and not tensors:
             known[key] = _combine_values(leaves, path in aligned.counters)
         elif key not in known and path in equal:
             known[key] = Made(tensors[0], "equal")
@@ -169,9 +180,17 @@ def _find_equal(aligned: Aligned) -> set[str]:
 
 
 def _combine_values(leaves: list[Any], counts: bool) -> Made:
-    if all(same_value(leaves[0], leaf) for leaf in leaves[1:]):
+    if same_values(leaves):
         return Made(leaves[0])
+    counts = counts and all(type(leaf) in (int, float) for leaf in leaves)
     return Made(max(leaves), "max") if counts else Made(leaves[0], "first")
+
+
+def same_values(leaves: list[Any]) -> bool:
+    """Whether plain values are the same; those with tensors in them are not compared."""
+    if any(is_array(value) for leaf in leaves for _, value in walk(leaf)):
+        return False
+    return all(same_value(leaves[0], leaf) for leaf in leaves[1:])
 
 
 def _check(names: tuple[str, ...], path: str, leaves: list[Any]) -> None:
@@ -191,8 +210,12 @@ def _choose_rule(path: str, tensors: list[LazyTensor], integers: Mapping[str, st
     kinds = dict.fromkeys(tensor.dtype for tensor in tensors)
     rule = next((rule for glob, rule in integers.items() if matches(path, (glob,))), "max" * counts)
     whole = len(kinds) == 1 and (rule in ("first", "last") or tensors[0].dtype.kind in NUMBERS)
+    if len(kinds) > 1:
+        raise CombineError(
+            f"{path}: is {' and '.join(map(str, kinds))} in the sources; cast it to one of them by edit first"
+        )
     if not rule or not whole:
-        what = f"{' and '.join(map(str, kinds))} has no average, and the sources differ"
+        what = f"{next(iter(kinds))} has no average, and the sources differ"
         raise CombineError(f"{path}: {what}; pass integers={{{path!r}: 'first'}}, or one of {', '.join(RULES)}")
     return rule
 

@@ -16,6 +16,7 @@ from statedict.tensor.lazy import LazyTensor
 Result = TypeVar("Result")
 WORK = {"float32": ("float32", "complex64"), "float64": ("float64", "complex128")}
 """Precision → the dtypes of sums, of real and of complex numbers."""
+_COMPLEX = {"float16": "complex32", "bfloat16": "bcomplex32", "float32": "complex64", "float64": "complex128"}
 _PIECE = 1 << 16  # elements that stay in the processor's cache
 
 
@@ -65,8 +66,12 @@ def _compute_rows(function: Callable[..., Any], work: DType, kind: DType, count:
     import numpy
 
     with numpy.errstate(all="ignore"):
-        floats = (value.astype(work.numpy) for value in values[:count])
-        return round_to(kind, function(*floats, *values[count:]))
+        result = function(*(value.astype(work.numpy) for value in values[:count]), *values[count:])
+        wrong = ~numpy.isfinite(result)
+        if wrong.any():
+            few = [value[wrong].astype(work.numpy) for value in values[:count]]
+            result[wrong] = _keep_shared(result[wrong], few)
+        return round_to(kind, result)
 
 
 def work_dtype(tensors: Sequence[LazyTensor], precision: str = "float32") -> DType:
@@ -88,10 +93,13 @@ def read_pieces(tensors: Sequence[LazyTensor], numbered: bool = False) -> Iterat
 def widest(tensors: Sequence[LazyTensor]) -> DType:
     """The dtype that holds the elements of all, as PyTorch promotes dtypes."""
     kinds = {tensor.dtype for tensor in tensors}
-    kind = max(kinds, key=lambda one: (one.kind == "complex", one.bits))
-    if any(one.bits == kind.bits and one is not kind for one in kinds):  # such as float16 and bfloat16
-        return dtype(WORK["float32"][kind.kind == "complex"])
-    return kind
+    if len(kinds) == 1:
+        return kinds.pop()
+    parts = {kind.component for kind in kinds}
+    most = max(kind.bits for kind in parts)
+    widest = [kind for kind in parts if kind.bits == most]
+    real = widest[0] if len(widest) == 1 else dtype("float32")  # such as float16 and bfloat16
+    return dtype(_COMPLEX[real.name]) if any(kind.kind == "complex" for kind in kinds) else real
 
 
 def _compute(function: Callable[..., Any], work: DType, kind: DType, count: int, *values: Any) -> Any:
@@ -101,9 +109,30 @@ def _compute(function: Callable[..., Any], work: DType, kind: DType, count: int,
     with numpy.errstate(all="ignore"):
         for start in range(0, len(out), _PIECE):
             part = slice(start, start + _PIECE)
-            floats = (value[part].astype(work.numpy) for value in values[:count])
-            out[part] = round_to(kind, function(*floats, *(value[part] for value in values[count:])))
+            pieces = [value[part] for value in values]
+            result = function(*(piece.astype(work.numpy) for piece in pieces[:count]), *pieces[count:])
+            _mend(result, function, count, pieces)
+            out[part] = round_to(kind, result)
     return out
+
+
+def _mend(result: Any, function: Callable[..., Any], count: int, values: list[Any]) -> None:
+    """Compute again what is not finite, in float64."""
+    import numpy
+
+    wrong = numpy.flatnonzero(~numpy.isfinite(result))
+    if not len(wrong):
+        return
+    few = [value[wrong].astype(numpy.promote_types(result.dtype, "f8")) for value in values[:count]]
+    again = function(*(array.copy() for array in few), *(value[wrong] for value in values[count:]))
+    result[wrong] = _keep_shared(again, few)
+
+
+def _keep_shared(result: Any, values: list[Any]) -> Any:
+    """The result, or the number that all sources have, such as the -inf of a mask."""
+    import numpy
+
+    return numpy.where(numpy.logical_and.reduce([value == values[0] for value in values]), values[0], result)
 
 
 def weighted_mean(tensors: Sequence[LazyTensor], weights: Sequence[float], precision: str = "float32") -> LazyTensor:

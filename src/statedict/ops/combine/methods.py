@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from statedict.errors import CombineError
 from statedict.ops.combine import pointwise, span, sparse
 from statedict.ops.combine.align import Aligned
-from statedict.ops.combine.average import combine
+from statedict.ops.combine.average import combine, is_number
 from statedict.ops.combine.elements import weighted_mean
 from statedict.reports.combine import CombineReport
 from statedict.tensor.lazy import LazyTensor
@@ -86,7 +85,7 @@ def _task(keeper: sparse.Keeper, elect: bool, normalize: bool, each: Mapping[str
 
 _DENSITY = {"density": 1.0}
 _GAMMA = {"density": 1.0, "gamma": 0.01}
-_EPSILON = {"density": 1.0, "epsilon": 0.15}
+_EPSILON = {"density": REQUIRED, "epsilon": 0.15}
 
 METHODS: dict[str, Method] = {
     "linear": Method(_linear, False, (1, 0), {"weight": 1.0}, {"normalize": True}),
@@ -125,7 +124,7 @@ def read_parameters(name: str, models: int, based: bool, parameters: Mapping[str
     >>> read_parameters("ties", 2, True, {"density": 0.5, "weight": [1, 2]})[1].each
     {'weight': [1.0, 2.0], 'density': [0.5, 0.5]}
     """
-    method = METHODS.get(name)
+    method = METHODS.get(name) if isinstance(name, str) else None
     if method is None:
         raise CombineError(f"{name!r:.40}: not a merge method; expected one of {', '.join(METHODS)}")
     if method.base is not None and method.base != based:
@@ -142,13 +141,15 @@ def read_parameters(name: str, models: int, based: bool, parameters: Mapping[str
             raise CombineError(f"{name}: has no parameter {key!r}; there are {known}")
     each = {key: _numbers(name, key, parameters.get(key, default), models) for key, default in method.each.items()}
     whole = {key: _single(name, key, parameters.get(key, default), default) for key, default in method.whole.items()}
-    _check_shares(name, each)
+    _check_shares(name, each, whole)
     return method, Given(each, whole, [])
 
 
 def _numbers(name: str, key: str, given: Any, models: int) -> list[float]:
     values = list(given) if isinstance(given, list | tuple) else [given] * models
-    if len(values) != models or any(type(one) is bool or not isinstance(one, Real) for one in values):
+    if given is REQUIRED:
+        raise CombineError(f"{name}: needs the parameter {key!r}")
+    if len(values) != models or not all(map(is_number, values)):
         raise CombineError(f"{name}: {key}: expected a number, or one for each of {models:,} models, got {given!r:.60}")
     return [float(one) for one in values]
 
@@ -157,18 +158,25 @@ def _single(name: str, key: str, given: Any, default: Any) -> Any:
     flag = type(default) is bool
     if given is REQUIRED:
         raise CombineError(f"{name}: needs the parameter {key!r}")
-    if type(given) is not bool if flag else type(given) is bool or not isinstance(given, Real):
-        raise CombineError(f"{name}: {key}: expected {'True or False' if flag else 'a number'}, got {given!r:.40}")
+    whole = type(default) is int
+    fine = type(given) is bool if flag else type(given) is int and given > 0 if whole else is_number(given)
+    if not fine:
+        wanted = "True or False" if flag else "a whole number above 0" if whole else "a finite number"
+        raise CombineError(f"{name}: {key}: expected {wanted}, got {given!r:.40}")
+    if key == "select_topk" and not 0 <= given <= 1:
+        raise CombineError(f"{name}: {key}: expected a share from 0 to 1, got {given:g}")
     return given
 
 
-def _check_shares(name: str, each: Mapping[str, list[float]]) -> None:
+def _check_shares(name: str, each: Mapping[str, list[float]], whole: Mapping[str, Any]) -> None:
     for key in ("density", "gamma"):
         for value in each.get(key, ()):
             if not 0 <= value <= 1:
                 raise CombineError(f"{name}: {key}: expected a share from 0 to 1, got {value:g}")
+    if (name == "multislerp" or whole.get("normalize") is True) and not sum(each["weight"]):
+        raise CombineError(f"{name}: the weights sum to 0, and are divided by that")
     for density, epsilon in zip(each.get("density", ()), each.get("epsilon", ()), strict=False):
-        if not 0 < density - abs(epsilon) <= density + abs(epsilon) < 1:
+        if epsilon < 0 or not 0 < density - epsilon <= density + epsilon < 1:
             raise CombineError(f"{name}: density ± epsilon must stay between 0 and 1, got {density:g} ± {epsilon:g}")
 
 

@@ -126,9 +126,9 @@ def _find_outliers(tensors: list[LazyTensor]) -> float:
 def _importance(base: Any, model: Any) -> Any:
     import numpy
 
-    one, other = _softmax(model) + 1e-8, _softmax(base) + 1e-8
+    one, other = _softmax(model.astype("f8")) + 1e-8, _softmax(base.astype("f8")) + 1e-8
     divergence = (one * numpy.log(one / other)).sum(axis=-1, keepdims=True)
-    return numpy.abs(model - base) * divergence
+    return (numpy.abs(model - base) * divergence.clip(0)).astype(base.dtype)
 
 
 def _softmax(values: Any) -> Any:

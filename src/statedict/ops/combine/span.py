@@ -34,8 +34,8 @@ def _find_factors(factors: Factors, tensors: Sequence[LazyTensor], based: bool) 
     count = len(tensors) - based
     gram = numpy.zeros((count, count))
     for values in read_pieces(tensors):
-        vectors = [value - values[0] for value in values[1:]] if based else values
-        gram += [[numpy.vdot(one, other) for other in vectors] for one in vectors]
+        vectors = [value.astype("f8") for value in ([one - values[0] for one in values[1:]] if based else values)]
+        gram += [[one @ other for other in vectors] for one in vectors]
     return factors(gram.tolist())
 
 

@@ -198,6 +198,10 @@ class Cut(NamedTuple):
     last: int  # the position of the last one that equals it and is kept
 
 
+_NONE = Cut(_NOTHING, -1)
+_SMALL = 1 << 16  # magnitudes that are sorted instead of counted
+
+
 def find_cuts(read: Callable[[], Iterable[tuple[Any, Any]]], counts: Sequence[int], number: int) -> list[Cut]:
     """Where to cut so that `count` of `number` magnitudes are kept, for each of several counts.
 
@@ -206,11 +210,18 @@ def find_cuts(read: Callable[[], Iterable[tuple[Any, Any]]], counts: Sequence[in
     """
     import numpy
 
+    counts = [min(count, number) for count in counts]
+    if number <= _SMALL:
+        pairs = [numpy.stack([bits.reshape(-1), places.reshape(-1)]).astype("i8") for bits, places in read()]
+        bits, places = numpy.concatenate([numpy.zeros((2, 0), "i8"), *pairs], axis=1)
+        order = numpy.argsort(-bits, kind="stable")
+        return [
+            _NONE if count < 1 else Cut(*(int(some[order[count - 1]]) for some in (bits, places))) for count in counts
+        ]
     bins = [1 << 15, 1 << 16]
     high = numpy.zeros(bins[0], "i8")
     for bits, _ in read():
         high += numpy.bincount(bits >> 16, minlength=bins[0])
-    counts = [min(count, number) for count in counts]
     wanted = [count for count in counts if count > 0]
     halves = {count: _find_bin(high, count) for count in wanted}
     low = {half: numpy.zeros(bins[1], "i8") for half, _ in halves.values()}
@@ -233,7 +244,7 @@ def find_cuts(read: Callable[[], Iterable[tuple[Any, Any]]], counts: Sequence[in
                 del partly[count]
             else:
                 partly[count] = bound, kept - len(equal)
-    return [found.get(count, Cut(_NOTHING, -1)) for count in counts]
+    return [found.get(count, _NONE) for count in counts]
 
 
 def _find_bin(sums: Any, count: int) -> tuple[int, int]:

@@ -185,7 +185,7 @@ def choose(
     """
     usable = [one for one in checkpoints if one.usable and one.step is not None]
     if steps is not None:
-        found, wanted = [one for one in usable if one.step in steps], 1
+        found, wanted = [one for one in usable if one.step in steps], 2
     elif best is not None:
         wanted, metric = best
         found = rank(usable, metric, mode)[:wanted]
