@@ -127,7 +127,11 @@ def adapt(value: Any, live: Any) -> Any:
     if kind in PLAIN or not (scalar or (type(value) in DATA and isinstance(live, type(value)))):
         return value
     try:
-        same: Any = kind(value)
+        if scalar and numpy is not None and isinstance(live, numpy.number):  # of the type itself numpy 1 would warn
+            with numpy.errstate(all="ignore"):
+                same: Any = numpy.array(value).astype(kind)[()]
+        else:
+            same = kind(value)
     except (TypeError, ValueError, OverflowError):
         return value
     exact = same.item() if scalar else same  # numpy compares after rounding
