@@ -83,9 +83,10 @@ def align(sources: Sequence[tuple[str, StateDict]], optimizer: bool = False) -> 
         reason = _find_reason(paths, layouts)
         if reason:
             left_out[whole] = reason
+    known = {*map(label, first.tree)}
     for name, layout, paths in zip(names[1:], layouts[1:], models[1:], strict=True):
-        for key in map(label, layout.tree if paths != [""] and models[0] != [""] else ()):
-            if key not in map(label, first.tree) and not any(f"{path}.".startswith(f"{key}.") for path in paths):
+        for key in map(label, layout.tree if "" not in (*paths, *models[0]) else ()):
+            if key not in known and not any(f"{path}.".startswith(f"{key}.") for path in paths):
                 left_out[key] = f"only in {name}"
     gone = {path for whole in left_out for path in beside.get(whole, ())}
     kept = [path for path in first.leaves if path not in gone]

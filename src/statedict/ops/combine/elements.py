@@ -29,19 +29,17 @@ def combine(
     function: Callable[..., Any],
     tensors: Sequence[LazyTensor],
     precision: str = "float32",
-    kind: DType | None = None,
     numbered: bool = False,
 ) -> LazyTensor:
-    """A tensor whose elements a function makes of flat arrays of those of tensors of one shape.
+    """A tensor, of the widest dtype, whose elements a function makes of flat arrays of those of tensors of one shape.
 
     Args:
         function: gets an array for each tensor, which it may change, and returns one; called with pieces of any length.
         tensors: of float or complex dtypes; flags and attributes are those of the first.
         precision: `"float32"` or `"float64"`, the least width that the function computes in.
-        kind: the dtype of the result; by default the widest of the tensors.
         numbered: whether the function also gets the position of each element, last.
     """
-    kind = kind or widest(tensors)
+    kind = widest(tensors)
     more = [positions(tensors[0].shape)] if numbered else []
     call = partial(_compute, function, work_dtype(tensors, precision), kind, len(tensors))
     return map_elements(tensors[0], kind, call, *tensors[1:], *more)
