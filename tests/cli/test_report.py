@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 from .conftest import Run
@@ -29,6 +30,13 @@ def test_it_takes_a_title_and_patterns(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "matches 'nothing'; fix or remove the pattern" in done.stderr
     assert not (tmp_path / "b.html").exists()
+
+
+def test_it_reads_files_as_the_format_that_it_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps([1, 2]))
+    assert run("report", "plain.pkl", "-o", "page.html").returncode == 2
+    assert run("report", "plain.pkl", "-o", "page.html", "--format", "pickle").returncode == 0
+    assert '"format":"pickle"' in (tmp_path / "page.html").read_text()
 
 
 def test_a_file_that_cannot_be_read_writes_nothing(run: Run, tmp_path: Path) -> None:

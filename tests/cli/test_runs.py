@@ -271,6 +271,9 @@ def test_diff_is_that_of_two_files_with_its_options(run: Run, ours: Path) -> Non
     assert run("runs", "diff", "run", "10", "20", "--only", "frozen").returncode == 0
     assert json.loads(run("runs", "diff", "run", "10", "20", "--json").stdout)["same"] is False
     assert run("runs", "diff", "run", "10").returncode == 2
+    parts = [("10::frozen", "20::frozen", 0), ("10::w", "latest::w", 1), ("10::frozen", "10::w", 1)]
+    assert [run("runs", "diff", "run", *sides).returncode for *sides, _ in parts] == [status for *_, status in parts]
+    assert run("runs", "diff", "run", "10::absent", "20").returncode == 2
 
 
 def test_blame_says_when_and_how_much(run: Run, ours: Path) -> None:

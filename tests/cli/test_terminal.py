@@ -110,7 +110,13 @@ def test_tables_fit_the_terminal(command: str, terminal: Terminal, folder: Path)
     shown = plain(terminal(command, columns))
     table = [line for line in shown.splitlines() if re.search(r"  \S+  ", line)]
     assert [line for line in table if len(line) > columns and not line.startswith("denormal")] == []
-    assert "…" in shown or "are too few" in shown or max(map(len, piped(command, folder).splitlines())) <= columns
+    assert re.search(r"…|are too few|m\.l", shown) or max(map(len, piped(command, folder).splitlines())) <= columns
+
+
+def test_a_narrow_table_keeps_the_numbers_of_layers_and_the_last_word(terminal: Terminal) -> None:
+    shown = plain(terminal("stats long.pth", 80))
+    layers = re.findall(r"^m\.m\.l\.(\d+)\.a\S*\.(weight|bias) ", shown, re.MULTILINE)
+    assert {*layers} == {(f"{i}", word) for i in range(20) for word in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("command", TABLES)

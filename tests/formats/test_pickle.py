@@ -219,8 +219,13 @@ def test_a_pickle_of_plain_values_is_no_checkpoint_unless_one_asks_for_it(value:
     assert statedict.inspect(path, format="pickle").total.tensors == 0
     shown = CliRunner().invoke(cli, ["show", str(path)])
     assert isinstance(shown.exception, UnknownFormatError)
-    assert "show it with --format pickle" in error_line(shown.exception)
+    assert "use --format pickle, or --read-as pickle of convert and edit" in error_line(shown.exception)
     assert CliRunner().invoke(cli, ["show", str(path), "--format", "pickle"]).exit_code == 0
+    as_pickle = ["--read-as", "pickle", "--overwrite"]
+    assert CliRunner().invoke(cli, ["convert", str(path), str(tmp_path / "x.pth"), *as_pickle]).exit_code == 0
+    assert statedict.load(tmp_path / "x.pth") == {"": value}
+    step = ["--set", "more=1", *as_pickle]
+    assert CliRunner().invoke(cli, ["edit", str(path), str(tmp_path / "y.pth"), *step]).exit_code == 0
 
 
 def test_a_list_that_contains_itself_is_no_checkpoint(tmp_path: Path) -> None:

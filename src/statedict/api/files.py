@@ -115,6 +115,7 @@ def convert(
     dst: Path,
     *,
     format: str | None = None,
+    read_as: str | None = None,
     only: Sequence[str] | str | None = None,
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
@@ -127,6 +128,7 @@ def convert(
         src: the file to read, as for `load`, or a tree, as for `save`.
         dst: the file or folder to write, as `path` of `save`. If `src` is a folder, a name without a suffix is one too.
         format: as for `save`.
+        read_as: the format to read `src` as, as `format` of `load`.
         only: patterns of what to keep; everything by default.
         max_shard_size: as for `save`.
         overwrite: as for `save`.
@@ -144,7 +146,7 @@ def convert(
     ['epoch', 'model_state', 'optimizer_state']
     """
     how = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
-    write_converted(src, dst, format=format, only=only, max_shard_size=max_shard_size, **how)
+    write_converted(src, dst, format=format, read_as=read_as, only=only, max_shard_size=max_shard_size, **how)
 
 
 def write_converted(
@@ -152,13 +154,14 @@ def write_converted(
     dst: Path,
     *,
     format: str | None,
+    read_as: str | None,
     only: Sequence[str] | str | None,
     max_shard_size: int | str | None,
     **how: Any,
 ) -> SideFiles:
     """`convert`, which says what became of the files beside the model."""
     target = Target(dst, format, max_shard_size, src, **how)
-    before = state = tree_of(src)
+    before = state = tree_of(src, format=read_as)
     if only is not None:
         from statedict.ops.alter.verbs import select
 
@@ -174,6 +177,7 @@ def edit(
     steps: Iterable[Mapping[str, Any]] | Mapping[str, Any],
     *,
     format: str | None = None,
+    read_as: str | None = None,
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
     fsync: bool = True,
@@ -183,11 +187,12 @@ def edit(
     """Write a checkpoint altered by a list of operations; tensors go through in blocks, never whole.
 
     Args:
-        src: the file to read, as for `load`, or a tree, as for `save`.
+        src: as for `convert`.
         dst: the file or folder to write, as for `convert`; it may be `src`. None edits in place: names, values and
             metadata in milliseconds and not atomically if the file has room for them, anything else atomically.
         steps: one or a list of them, such as `{"cast": "bf16", "only": "model.*"}`; docs/altering.md has them.
         format: as for `save`.
+        read_as: as for `convert`.
         max_shard_size: as for `save`.
         overwrite: as for `save`.
         fsync: as for `save`.
@@ -198,9 +203,8 @@ def edit(
         What each step did, and the bytes before and after.
 
     Raises:
-        AlterError: a step cannot be done; nothing was written.
-        RenameError: a rule is malformed or matches nothing, or two entries get one path.
-        StateDictError: what `load` and `save` raise.
+        AlterError: a step cannot be done; nothing was written. Of names it is a RenameError.
+        StateDictError: as `convert`.
 
     >>> import statedict, tempfile
     >>> path = tempfile.mkdtemp() + "/model.safetensors"
@@ -216,7 +220,7 @@ def edit(
     else:
         _check_in_place(src, max_shard_size)
     with Paused():
-        before = tree_of(src)
+        before = tree_of(src, format=read_as)
         state, report = apply_steps(before, _list_steps(steps), not dry_run)
         folder = target.model_folder if dst is not None else to_name(src)
         side, companions = _plan_companions(src, folder, before, state)

@@ -34,9 +34,9 @@ _PROGRESS_AFTER, _PROGRESS_EVERY = 1.0, 0.1  # seconds
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 FILE = click.argument("file", type=click.Path())
 FILES = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-READ_AS = click.option(
-    "--format", metavar="FORMAT", help="Read as this format, such as pickle, whatever it begins with."
-)
+_READ_AS = "Read as this format, such as pickle, whatever it begins with."
+READ_AS = click.option("--format", metavar="FORMAT", help=_READ_AS)
+READ_SOURCE_AS = click.option("--read-as", metavar="FORMAT", help=_READ_AS)  # where --format is that of the output
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path())
 
 
@@ -116,7 +116,10 @@ _PHRASES = (
     (re.compile(r"leave prefix at 'auto'"), lambda found: "leave out --prefix"),
     (re.compile(r"override=\{.*?: …\} with a value for it, or (?=allow_)"), lambda found: ""),
     (re.compile(r"allow overwriting"), lambda found: "add --overwrite"),
-    (re.compile(r'load it with format="(\w+)"'), lambda found: f"show it with --format {found[1]}"),
+    (
+        re.compile(r'load it with format="(\w+)"'),
+        lambda found: f"use --format {found[1]}, or --read-as {found[1]} of convert and edit",
+    ),
 )
 _TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _PAIR = rf"{_TEXT}(?:: {_TEXT})?"

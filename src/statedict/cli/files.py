@@ -16,6 +16,7 @@ from statedict.cli.commands import (
     FILES,
     JSON,
     READ_AS,
+    READ_SOURCE_AS,
     echo_json,
     echo_lines,
     echo_report,
@@ -129,6 +130,7 @@ def _call(factory: Any, models: tuple[Any, ...]) -> Any:
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
 @click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
+@READ_SOURCE_AS
 @only_option("Keep what matches.")
 @click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")

@@ -149,6 +149,7 @@ def _csv(tensors: Sequence[Any]) -> str:
 @only_option("Only what matches, such as 'model.*'.")
 @click.option("--title", help="The title of the page, by default the names of the files.")
 @click.option("--overwrite", is_flag=True, help="Replace PAGE if it exists.")
+@READ_AS
 @JSON
 def report(files: tuple[str, ...], output: str, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write one web page that shows a checkpoint, a pair and what changed, or the checkpoints of a run.

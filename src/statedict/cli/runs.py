@@ -189,15 +189,22 @@ unpin = _pin_command("unpin", "Take pins back, so that these checkpoints may be 
 def diff(directory: str, step: str, other: str, **options: Any) -> Any:
     """Show how two checkpoints of a run differ; the options are those of `statedict diff`.
 
+    STEP::PATH is what stands at that path in a checkpoint, such as 300::model and 300::ema.
+
     Exit status: 0 they are the same, 1 they differ, 2 one cannot be opened.
     """
     checkpoints, where = listing(directory), redact(to_name(directory))
-    sides = [find(checkpoints, name, where) for name in (step, other)]
+    names = [name.partition("::") for name in (step, other)]
+    sides = [find(checkpoints, name, where) for name, _, _ in names]
     for one in sides:
         if not one.usable:  # its files may be others, or lie elsewhere
             raise RunError(f"{where}: {one.name} is {one.state}: {one.damage}; name the files to compare them even so")
     assert look.diff.callback is not None
-    return look.diff.callback(files=tuple(one.path for one in sides), git=False, **options)
+    return look.diff.callback(
+        files=tuple(f"{one.path}{mark}{at}" for one, (_, mark, at) in zip(sides, names, strict=True)),
+        git=False,
+        **options,
+    )
 
 
 @click.command()

@@ -103,11 +103,28 @@ def table(
 
 
 def _elide(cell: str, size: int, dots: str) -> str:
-    """A cell without its middle; that of a tree keeps its branches."""
+    """A cell without its middle; that of a tree keeps its branches, a path of numbered modules its numbers."""
     name = cell.lstrip("│├└─ |`-")
     room = max(size - min(len(name), _NARROW), 0) // 3 * 3  # a branch takes three
     branches = cell[: min(len(cell) - len(name), room)]
-    return branches + shorten(name, size - len(branches) - len(dots) + 1).replace("…", dots)
+    left = size - len(branches)
+    return branches + shorten(_shorten_path(name, left), left - len(dots) + 1).replace("…", dots)
+
+
+def _shorten_path(name: str, size: int) -> str:
+    """A path with its words cut to their first letters, from the left, until it fits; the last word stays.
+
+    >>> _shorten_path("model.layers.12.self_attn.q_proj.weight", 24)
+    'm.l.12.s.q_proj.weight'
+    """
+    parts = name.split(".")
+    if " " in name or not any(map(str.isdecimal, parts)):
+        return name
+    for at, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) <= size:
+            break
+        parts[at] = part if part.isdecimal() else part[:1]
+    return ".".join(parts)
 
 
 def _fit(widths: list[int], elide: Sequence[int], optional: Sequence[int], room: int) -> list[int]:

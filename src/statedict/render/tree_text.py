@@ -23,7 +23,6 @@ Row = tuple[str, str, str, str, str, str]
 _RIGHT = (3, 4)
 _HEAD: Row = ("name", "dtype", "shape", "elements", "bytes", "")
 _LONGEST = 24  # characters of a hyperparameter
-_NAME = 48  # characters of a name in a table of figures
 _STATS_HEAD = ("name", "dtype", "shape", "min", "max", "mean", "std", "l2", "zeros", "histogram")
 _ROLES = {
     "parameter": "parameters",
@@ -155,12 +154,11 @@ def _tensor_row(tensor: TensorStats, log: bool) -> tuple[str, ...]:
     figures = _figures(tensor, log) if tensor.computed else ("",) * 7
     notes = [f"= {printable(tensor.tied)}"] if tensor.tied else []
     notes += [printable(mark_inferred(tensor.parameter, tensor.inferred))] if tensor.parameter else []
-    name = shorten(printable(tensor.name), _NAME)
-    return name, tensor.dtype, shape(tensor.shape), *figures[:-1], "  ".join([figures[-1], *notes])
+    return tensor.name, tensor.dtype, shape(tensor.shape), *figures[:-1], "  ".join([figures[-1], *notes])
 
 
 def _group_row(group: GroupStats, name: str, kind: str, log: bool) -> tuple[str, ...]:
-    return shorten(printable(name), _NAME), kind, count(group.tensors, "tensor"), *_figures(group, log)
+    return name, kind, count(group.tensors, "tensor"), *_figures(group, log)
 
 
 def _figures(of: Any, log: bool) -> tuple[str, ...]:

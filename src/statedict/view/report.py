@@ -94,6 +94,7 @@ def report(
     only: Sequence[str] | str | None = None,
     title: str | None = None,
     executor: Executor | None = None,
+    format: str | None = None,
 ) -> Page:
     """Make a web page: bytes by module, figures and histogram of every tensor, norms by depth, what changed.
 
@@ -106,6 +107,7 @@ def report(
         only: patterns of the tensors to take.
         title: by default the names of the files.
         executor: as for `save`.
+        format: read the files as this format, as for `load`.
 
     Returns:
         The page; `page.save("report.html")` writes it.
@@ -125,13 +127,15 @@ def report(
     globs = None if only is None else to_patterns(only)
     with Paused():
         for _ in range(LOOKS):
-            page = _page(sources, Patterns(globs), title, executor)
+            page = _page(sources, Patterns(globs), title, executor, format)
             if page is not None:
                 return page
     raise RunError("the checkpoints are removed before they can be read; try again")
 
 
-def _page(sources: Sequence[Any], pick: Patterns, title: str | None, executor: Executor | None) -> Page | None:
+def _page(
+    sources: Sequence[Any], pick: Patterns, title: str | None, executor: Executor | None, format: str | None
+) -> Page | None:
     """The page; None if all checkpoints were removed before they were opened."""
     steps = expand(sources)
     run = len(steps) > 2
@@ -139,7 +143,7 @@ def _page(sources: Sequence[Any], pick: Patterns, title: str | None, executor: E
     points = []
     for number, step in enumerate(steps):
         try:
-            checkpoint = Opened(step.source)
+            checkpoint = Opened(step.source, format)
         except MissingFileError:
             if any(step.source is given for given in sources):
                 raise

@@ -42,13 +42,14 @@ class Opened:
         at: its path → the path to show, which has the name of the parameter instead of its number.
     """
 
-    def __init__(self, source: Any) -> None:
-        self.name, self.state = name_of(source), tree_of(source)
+    def __init__(self, source: Any, format: str | None = None) -> None:
+        self.name, self.state = name_of(source), tree_of(source, format=format)
         self.summary = inspect(self.state)
         self.format, self.size = self.name, self.summary.total.nbytes
         if is_path(source):
             file = split(source)[0]
-            self.format, self.size = formats.detect(places.open_checkpoint(file)), location(file).size()
+            self.format = formats.resolve_name(format or formats.detect(places.open_checkpoint(file)))
+            self.size = location(file).size()
         self.owned = owners(self.summary.optimizers, [tensor.path for tensor in self.summary.tensors])
         self.moments = {path: _find_moment(path, *owner) for path, owner in self.owned.items()}
         self.at = {path: "".join(moment) for path, moment in self.moments.items() if moment is not None}
