@@ -27,6 +27,7 @@ from statedict.reports.outcomes import (
     Nonfinite,
     RestoreReport,
     ScanReport,
+    SideFiles,
     VerifyReport,
 )
 from statedict.reports.runs import Pruned, RunVerified
@@ -109,7 +110,10 @@ def edit() -> Any:
 
 def combine() -> Any:
     pairs = tuple((path, HOSTILE) for path in paths())
-    return CombineReport(HOSTILE, tuple((path, 0.5) for path in paths()), COUNT, 0, pairs, pairs, (HOSTILE,), False)
+    sources = tuple((path, 0.5) for path in paths())
+    files = SideFiles(tuple(paths()), dict(pairs), (HOSTILE,))
+    given = {HOSTILE: HOSTILE}
+    return CombineReport(HOSTILE, sources, COUNT, 0, pairs, pairs, (HOSTILE,), False, given, files)
 
 
 def pruned() -> Any:

@@ -3,7 +3,8 @@
     python -P mergekit.py [--write]
 
 The models are a base and three that differ from it by normal noise, with the names of a Llama of two layers. Each case
-is one configuration of mergekit in float32, which only some of its methods would use for bfloat16.
+is one configuration of mergekit in float32, which only some of its methods would use for bfloat16. The files in
+`recipes` name smaller models of four layers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy
 from safetensors.numpy import load_file, save_file
 
 RECORD = Path(__file__).with_suffix(".safetensors")
+RECIPES = sorted(Path(__file__).with_name("recipes").glob("*.yml"))
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,21 +39,7 @@ CONFIG = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-SHAPES = {"model.embed_tokens.weight": (32, 16), "model.norm.weight": (16,), "lm_head.weight": (32, 16)} | {
-    f"model.layers.{n}.{name}.weight": shape
-    for n in range(2)
-    for name, shape in {
-        "self_attn.q_proj": (16, 16),
-        "self_attn.k_proj": (8, 16),
-        "self_attn.v_proj": (8, 16),
-        "self_attn.o_proj": (16, 16),
-        "mlp.gate_proj": (24, 16),
-        "mlp.up_proj": (24, 16),
-        "mlp.down_proj": (16, 24),
-        "input_layernorm": (16,),
-        "post_attention_layernorm": (16,),
-    }.items()
-}
+SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 4, "vocab_size": 12}
 W2, W3 = {"weight": [0.5, 0.3]}, {"weight": [0.5, 0.3, 0.4]}
 DENSITY = W2 | {"density": [0.5, 0.6]}
 GAMMA = DENSITY | {"gamma": [0.05, 0.02]}
@@ -63,7 +51,9 @@ CASES: dict[str, Any] = {  # name → method, models, parameters of each, parame
     "nuslerp": ("nuslerp", "AB", W2, {}),
     "nuslerp_base": ("nuslerp", "bAB", W2, {}),
     "nuslerp_rows": ("nuslerp", "AB", W2, {"nuslerp_flatten": False}),
+    "nuslerp_columns": ("nuslerp", "bAB", W2, {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
     "multislerp": ("multislerp", "ABC", W3, {}),
+    "multislerp_sum": ("multislerp", "AB", W2, {"normalize_weights": False}),
     "multislerp_base": ("multislerp", "bABC", W3, {}),
     "karcher": ("karcher", "ABC", {}, {}),
     "task_arithmetic": ("task_arithmetic", "bAB", W2, {"lambda": 0.9}),
@@ -90,15 +80,38 @@ CASES: dict[str, Any] = {  # name → method, models, parameters of each, parame
 }
 
 
-def models() -> dict[str, dict[str, Any]]:
+def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a Llama."""
+    wide, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    outside: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (rows, wide),
+        "model.norm.weight": (wide,),
+        "lm_head.weight": (rows, wide),
+    }
+    layer: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (wide, wide),
+        "self_attn.k_proj": (wide // 2, wide),
+        "self_attn.v_proj": (wide // 2, wide),
+        "self_attn.o_proj": (wide, wide),
+        "mlp.gate_proj": (inner, wide),
+        "mlp.up_proj": (inner, wide),
+        "mlp.down_proj": (wide, inner),
+        "input_layernorm": (wide,),
+        "post_attention_layernorm": (wide,),
+    }
+    numbers = range(config["num_hidden_layers"])
+    return outside | {f"model.layers.{n}.{name}.weight": shape for n in numbers for name, shape in layer.items()}
+
+
+def models(config: dict[str, Any], letters: str) -> dict[str, dict[str, Any]]:
     """By letter: b is the base."""
     rng = numpy.random.Generator(numpy.random.PCG64(17))
     base: dict[str, Any] = {
         name: (rng.standard_normal(shape) * 0.05).astype("float32") + numpy.float32("norm" in name)
-        for name, shape in SHAPES.items()
+        for name, shape in shapes(config).items()
     }
     made = {"b": base}
-    for letter in "ABC":
+    for letter in letters:
         noise = {name: rng.standard_normal(value.shape).astype("float32") for name, value in base.items()}
         made[letter] = {name: value + noise[name] * numpy.float32(0.01) for name, value in base.items()}
     return made
@@ -122,9 +135,14 @@ def run(root: Path, case: str) -> dict[str, Any]:
     if method in ("slerp", "nearswap", "arcee_fusion"):
         config["models"].insert(0, {"model": str(root / "b")})
     (root / "config.yml").write_text(json.dumps(config))
+    return run_file(root, root / "config.yml", case)
+
+
+def run_file(root: Path, path: Path, case: str) -> dict[str, Any]:
+    """What mergekit makes of a configuration, whose models are folders in `root`."""
     command = Path(sys.executable).parent / "mergekit-yaml"
-    options = ["--random-seed", "7", "--no-copy-tokenizer"]
-    subprocess.run([command, root / "config.yml", root / case, *options], check=True, capture_output=True)
+    options = ["--random-seed", "7", "--no-copy-tokenizer", "--no-write-model-card"]
+    subprocess.run([command, path, root / case, *options], check=True, capture_output=True, cwd=root)
     tensors: dict[str, Any] = load_file(root / case / "model.safetensors")
     return tensors
 
@@ -133,20 +151,26 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         record: dict[str, Any] = {}
-        for letter, tensors in models().items():
-            (root / letter).mkdir()
-            (root / letter / "config.json").write_text(json.dumps(CONFIG))
-            save_file(tensors, root / letter / "model.safetensors", {"format": "pt"})
-            record |= {f"{letter}/{name}": value for name, value in tensors.items()}
+        small = CONFIG | SMALL
+        made = [(letter, tensors, CONFIG) for letter, tensors in models(CONFIG, "ABC").items()]
+        made += [(f"{letter}4", tensors, small) for letter, tensors in models(small, "AB").items()]
+        for name, tensors, config in made:
+            (root / name).mkdir()
+            (root / name / "config.json").write_text(json.dumps(config))
+            save_file(tensors, root / name / "model.safetensors", {"format": "pt"})
+            record |= {f"{name}/{key}": value for key, value in tensors.items()}
         for case in CASES:
             record |= {f"{case}/{name}": value for name, value in run(root, case).items()}
+        for path in RECIPES:
+            found = run_file(root, path, f"recipe {path.stem}")
+            record |= {f"{path.name}/{name}": value for name, value in found.items()}
     if "--write" in sys.argv:
         save_file(record, RECORD)
         return 0
     before = load_file(RECORD)
     wrong = [name for name in record.keys() | before.keys() if name not in record or name not in before]
     wrong += [name for name in record.keys() & before.keys() if abs(record[name] - before[name]).max() > 1e-6]
-    print("\n".join(sorted(wrong)) or f"mergekit: {len(CASES)} cases are as recorded")
+    print("\n".join(sorted(wrong)) or f"mergekit: {len(CASES) + len(RECIPES)} cases are as recorded")
     return int(bool(wrong))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from statedict.api.files import Target, is_path, name_of, tree_of
+from statedict.api.files import Target, is_path, name_of, plan_companions, split, tree_of
 from statedict.collector import Paused
 from statedict.errors import CombineError
 from statedict.tree.state_dict import StateDict
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.api.files import Path
+    from statedict.dtypes import DType
+    from statedict.ops.combine.align import Aligned
     from statedict.reports.combine import CombineReport
 
 
@@ -26,6 +30,7 @@ def average(
     integers: Mapping[str, str] | None = None,
     precision: str = "float32",
     optimizer: bool = False,
+    vocabulary: str | None = None,
 ) -> StateDict:
     """The average of states, name by name: a lazy tree, computed when it is read or saved.
 
@@ -41,6 +46,8 @@ def average(
             that are equal are kept, and of counters such as `num_batches_tracked` the largest.
         precision: `"float64"` sums in float64.
         optimizer: average the moments of optimizers too; other settings are those of the first source.
+        vocabulary: what to do if embeddings have different numbers of rows: `"truncate"` takes the rows that all have,
+            `"pad"` those of the largest, where the others get them from the first source that has them.
 
     Raises:
         CombineError: names, shapes or integers differ, or a weight or a rule is not valid.
@@ -51,7 +58,7 @@ def average(
     >>> statedict.average([one, other])["w"].tolist(), statedict.average([one, other], [3, 1])["w"].tolist()
     ([2.0], [1.5])
     """
-    return _average(sources, weights, ema, integers, precision, optimizer)[0]
+    return _average(sources, weights, ema, integers, precision, optimizer, vocabulary).tree
 
 
 def merge(
@@ -61,6 +68,8 @@ def merge(
     *,
     integers: Mapping[str, str] | None = None,
     seed: int = 0,
+    dtype: DType | str | None = None,
+    vocabulary: str | None = None,
     **parameters: Any,
 ) -> StateDict:
     """Merge models by a method: a lazy tree, computed in float32 when it is read or saved, rounded once.
@@ -73,6 +82,8 @@ def merge(
         base: what the models were fine-tuned from, for methods that use it.
         integers: as for `average`.
         seed: of the random choices of `dare_*` and `della*`. The same seed gives the same bytes.
+        dtype: of the result, such as `"bfloat16"`, instead of that of the sources.
+        vocabulary: as for `average`; the base comes first.
         parameters: of the method, such as `weight=0.5`, `density=[0.3, 0.5]` (one for each model), `t=0.5`.
 
     Raises:
@@ -86,7 +97,17 @@ def merge(
     >>> statedict.merge("ties", [one, other], base)["w"].tolist()
     [2.0, -3.0]
     """
-    return _merge(method, states, base, integers, seed, parameters)[0]
+    return _merge(method, states, base, integers, seed, dtype, vocabulary, parameters).tree
+
+
+class Made(NamedTuple):
+    """A state of several, and how it was made."""
+
+    tree: StateDict
+    report: CombineReport
+    changes: Mapping[str, Any] = {}  # in the configuration of the first source: path of keys → value
+    recipe: str = ""  # the text of a configuration that it was made by
+    tokenizer: Mapping[str, bytes] | None = None  # its files, instead of those beside the first source
 
 
 def average_files(
@@ -98,11 +119,12 @@ def average_files(
     integers: Mapping[str, str] | None = None,
     precision: str = "float32",
     optimizer: bool = False,
+    vocabulary: str | None = None,
     **how: Any,
 ) -> CombineReport:
     """Write the average of sources, as `average` and `save` do; see `_write`."""
     return _write(
-        lambda: _average(sources, weights, ema, integers, precision, optimizer), dst, next(iter(sources), None), **how
+        lambda: _average(sources, weights, ema, integers, precision, optimizer, vocabulary), dst, sources, **how
     )
 
 
@@ -114,64 +136,180 @@ def merge_files(
     *,
     integers: Mapping[str, str] | None = None,
     seed: int = 0,
+    dtype: DType | str | None = None,
+    vocabulary: str | None = None,
     parameters: Mapping[str, Any],
     **how: Any,
 ) -> CombineReport:
     """Write what `merge` makes, as `save` does; see `_write`."""
-    first = next(iter(states), None) if base is None else base
-    return _write(lambda: _merge(method, states, base, integers, seed, parameters), dst, first, **how)
+    sources = [*states] if base is None else [base, *states]
+    return _write(
+        lambda: _merge(method, states, base, integers, seed, dtype, vocabulary, parameters), dst, sources, **how
+    )
+
+
+def merge_recipe_files(
+    path: Path,
+    dst: Path | None,
+    *,
+    integers: Mapping[str, str] | None = None,
+    seed: int = 0,
+    vocabulary: str | None = None,
+    **how: Any,
+) -> CombineReport:
+    """Write the merge that a YAML file of mergekit describes, as `save` does; see `_write`."""
+    from statedict.api.recipes import merge_recipe, open_recipe
+
+    _check_seed(seed)
+    opened = open_recipe(path)
+
+    def make() -> Made:
+        with Paused():
+            tree, report, changes, tokenizer = merge_recipe(opened, _rules(integers), seed, vocabulary)
+            return Made(tree, report, changes, opened.text, tokenizer)
+
+    return _write(make, dst, opened.sources(), **how)
 
 
 def _write(
-    make: Callable[[], tuple[StateDict, CombineReport]],
+    make: Callable[[], Made],
     dst: Path | None,
-    first: Any,
+    sources: Sequence[Any],
     *,
     format: str | None = None,
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
     dry_run: bool = False,
 ) -> CombineReport:
-    """Make a state and write it, unless it is a dry run, which may have no `dst`; the target is checked first."""
+    """Make a state and write it, unless it is a dry run, which may have no `dst`; the target is checked first.
+
+    The metadata get the provenance: method, parameters and the digests of `sources`, which are those of the report. A
+    folder gets the files beside the first one, and a card.
+    """
+    first = next(iter(sources), None)
     place = None if dst is None else Target(dst, format, max_shard_size, first, overwrite=overwrite)
-    tree, report = make()
-    if place is None or dry_run:
+    made = make()
+    if place is None:
+        return made.report
+    folder = place.model_folder
+    before = tree_of(first) if folder and is_path(first) else None
+    side, companions = plan_companions(first, folder, before, made.tree, made.changes)
+    report = replace(made.report, files=replace(side, copied=tuple(x for x in side.copied if x != _CARD)))
+    if dry_run:
         return report
-    place.write(tree)
+    record = _describe(report, sources)
+    made.tree.metadata |= {_KEY: json.dumps(record | ({"recipe": made.recipe} if made.recipe else {}))}
+    if folder:
+        from statedict.formats.beside import read_config
+        from statedict.ops.combine.card import write_card
+
+        if made.tokenizer is not None:
+            from statedict.formats.tokenizer import is_of_tokenizer
+
+            companions = {name: data for name, data in companions.items() if not is_of_tokenizer(name)}
+        card = write_card(record, made.recipe, is_path(first) and bool(read_config(split(first)[0])))
+        companions |= {**(made.tokenizer or {}), _CARD: card}
+    place.write(made.tree, companions)
     return replace(report, written=True)
 
 
+_KEY = "provenance"
+_CARD = "README.md"
+
+
+def _describe(report: CombineReport, sources: Sequence[Any]) -> dict[str, Any]:
+    """Where a state comes from, without times and absolute paths: the same sources give the same bytes."""
+    from statedict.formats.provenance import describe_files
+    from statedict.shown import to_record
+
+    rows = []
+    for (name, share), source in zip(report.sources, sources, strict=True):
+        row = {"name": name} | ({} if share is None else {"share": share})
+        rows.append(row | ({"files": describe_files(split(source)[0])} if is_path(source) else {}))
+    return {"method": report.method, "parameters": to_record(report)["parameters"], "sources": rows}
+
+
 def _average(
-    sources: Any, weights: Any, ema: float | None, integers: Any, precision: str, optimizer: bool
-) -> tuple[StateDict, CombineReport]:
-    from statedict.ops.combine.align import align
+    sources: Any,
+    weights: Any,
+    ema: float | None,
+    integers: Any,
+    precision: str,
+    optimizer: bool,
+    vocabulary: str | None,
+) -> Made:
     from statedict.ops.combine.average import average, read_weights
 
     _check_list("average", sources, 2)
     shares = read_weights(weights, ema, len(sources))
     with Paused():
-        return average(align(_name(sources), optimizer), shares, _rules(integers), precision)
+        return _combine(
+            sources, vocabulary, lambda aligned: average(aligned, shares, _rules(integers), precision), optimizer
+        )
 
 
 def _merge(
-    method: str, states: Any, base: Any, integers: Any, seed: Any, parameters: Mapping[str, Any]
-) -> tuple[StateDict, CombineReport]:
-    from statedict.ops.combine.align import align
+    method: str,
+    states: Any,
+    base: Any,
+    integers: Any,
+    seed: Any,
+    dtype: Any,
+    vocabulary: str | None,
+    parameters: Mapping[str, Any],
+) -> Made:
     from statedict.ops.combine.methods import merge, read_parameters
+    from statedict.ops.combine.recipe import read_dtype
 
     _check_list("merge", states, 1)
-    if type(seed) is not int:
-        raise CombineError(f"seed: expected a whole number, got {seed!r:.40}")
-    based = base is not None
+    _check_seed(seed)
+    kind, based = read_dtype(dtype), base is not None
     read_parameters(method, len(states), based, parameters)  # an error before anything is opened
+    given = {**parameters, "seed": seed} | ({"dtype": str(kind)} if kind else {})
     with Paused():
-        return merge(align(_name([base] * based + [*states])), method, based, parameters, seed, _rules(integers))
+        made = _combine(
+            [base] * based + [*states],
+            vocabulary,
+            lambda aligned: merge(aligned, method, based, parameters, seed, _rules(integers), kind),
+        )
+    return made._replace(report=replace(made.report, parameters=given))
+
+
+def _combine(
+    sources: Sequence[Any],
+    vocabulary: str | None,
+    make: Callable[[Aligned], tuple[StateDict, CombineReport]],
+    optimizer: bool = False,
+) -> Made:
+    """Align sources, with heads and vocabularies that fit, and make one state of them."""
+    from statedict.formats.beside import read_config
+    from statedict.ops.combine.align import align
+    from statedict.ops.combine.model_config import is_tied, resize, untie
+    from statedict.ops.combine.vocabulary import add_heads, check_policy, fit
+
+    check_policy(vocabulary)
+    configs = [read_config(split(source)[0]) if is_path(source) else {} for source in sources]
+    named, heads = add_heads(_name(sources), [*map(is_tied, configs)])
+    aligned, rows = fit(align(named, optimizer), vocabulary)
+    tree, report = make(aligned)
+    changes = {**(untie(configs[0]) if heads else {})}
+    notes = [f"{head}: in {', '.join(names)} the tied embedding takes its place" for head, names in heads.items()]
+    if rows:
+        after = max(rows) if vocabulary == "pad" else min(rows)
+        changes |= resize(configs[0], rows[0], after)
+        notes.append(f"the vocabulary has {after:,} rows, of {', '.join(f'{size:,}' for size in rows)}")
+    return Made(tree, replace(report, notes=(*report.notes, *notes)), changes)
 
 
 def _check_list(verb: str, sources: Any, least: int) -> None:
     if is_path(sources) or isinstance(sources, Mapping) or not isinstance(sources, Sequence) or len(sources) < least:
         wanted = "two or more" if least > 1 else "one or more"
         raise CombineError(f"{verb} takes a list of {wanted} sources, not {sources!r:.60}")
+
+
+def _check_seed(seed: Any) -> None:
+    if type(seed) is not int:
+        raise CombineError(f"seed: expected a whole number, got {seed!r:.40}")
 
 
 def _rules(integers: Any) -> Mapping[str, str]:

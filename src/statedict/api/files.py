@@ -166,7 +166,7 @@ def write_converted(
         from statedict.ops.alter.verbs import select
 
         state = select(state, only)
-    side, companions = _plan_companions(src, target.model_folder, before, state)
+    side, companions = plan_companions(src, target.model_folder, before, state)
     target.write(state, companions)
     return side
 
@@ -223,7 +223,7 @@ def edit(
         before = tree_of(src, format=read_as)
         state, report = apply_steps(before, _list_steps(steps), not dry_run)
         folder = target.model_folder if dst is not None else to_name(src)
-        side, companions = _plan_companions(src, folder, before, state)
+        side, companions = plan_companions(src, folder, before, state)
         if dry_run:
             del before, state  # while the collector is off
         elif dst is not None:
@@ -240,16 +240,18 @@ def _check_in_place(src: Any, max_shard_size: int | str | None) -> None:
         raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
 
 
-def _plan_companions(src: Any, folder: str, before: Any, after: Any) -> tuple[SideFiles, dict[str, bytes]]:
+def plan_companions(
+    src: Any, folder: str, before: Any, after: Any, changes: Mapping[str, Any] | None = None
+) -> tuple[SideFiles, dict[str, bytes]]:
     """What becomes of the files beside the model in a folder that is written into another, and those to write."""
-    from statedict.formats.beside import plan_companions
+    from statedict.formats import beside
     from statedict.reports.outcomes import SideFiles
     from statedict.tensor.checks import count_floats
 
     if not folder or not is_path(src) or split(src)[1]:
         return SideFiles(), {}
     old, new = (next(iter(count_floats(tree)), "") for tree in (before, after))
-    return plan_companions(to_name(src), folder, (old, new))
+    return beside.plan_companions(to_name(src), folder, (old, new), changes or {})
 
 
 def _list_steps(steps: Any) -> Iterable[Any]:

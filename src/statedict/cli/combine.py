@@ -11,6 +11,7 @@ import click
 from statedict.api import combine as api
 from statedict.cli.commands import JSON, echo_report, progress, split_pair
 from statedict.formats import WRITABLE
+from statedict.ops.combine.vocabulary import POLICIES
 from statedict.reports.combine import CombineReport
 
 
@@ -20,6 +21,7 @@ def _output(command: Any) -> Any:
         click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path()),
         click.option("-o", "--output", "dst", metavar="OUT", type=click.Path(), help="The file or folder to write."),
         click.option("--integers", metavar="GLOB=RULE", multiple=True, help="max, min, first or last, if they differ."),
+        click.option("--vocabulary", type=click.Choice(POLICIES), help="What to do if embeddings differ in length."),
         click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever OUT's suffix."),
         click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB."),
         click.option("--overwrite", is_flag=True, help="Replace OUT if it exists."),
@@ -76,21 +78,38 @@ def average(
 
 
 @click.command()
-@click.option("--method", metavar="NAME", required=True, help="Such as ties, slerp, task_arithmetic.")
+@click.option("--method", metavar="NAME", help="Such as ties, slerp, task_arithmetic.")
 @click.option("--base", metavar="SOURCE", type=click.Path(), help="What the models were fine-tuned from.")
 @click.option("--weight", metavar="W[,W...]", help="Of each model, or of all.")
 @click.option("--density", metavar="D[,D...]", help="The share of each task vector that is kept.")
 @click.option("--set", "others", metavar="NAME=VALUE", multiple=True, help="Another parameter, a number, W,W or true.")
+@click.option("--dtype", metavar="DTYPE", help="Of the result, instead of the sources' dtype.")
 @click.option("--seed", type=int, default=0, help="Of random choices.")
 @_output
 def merge(
-    sources: tuple[str, ...], dst: str | None, as_json: bool, integers: tuple[str, ...], weight: str | None,
-    density: str | None, others: tuple[str, ...], **how: Any,
+    sources: tuple[str, ...], dst: str | None, as_json: bool, integers: tuple[str, ...], method: str | None,
+    weight: str | None, density: str | None, others: tuple[str, ...], **how: Any,
 ) -> None:  # fmt: skip
     """Merge models by a method of mergekit, with its formulas, in float32.
 
-    Optimizers, schedulers, and values that differ are left out, and the report lists them.
+    Instead of --method and models, SOURCE may be one YAML file as mergekit takes it. Optimizers, schedulers, and values
+    that differ are left out, and the report lists them.
     """
+    if method is None:
+        if len(sources) > 1 or not sources[0].endswith((".yml", ".yaml")):
+            raise click.UsageError("name a method by --method, or one CONFIG.yml")
+        given = {
+            "weight": weight,
+            "density": density,
+            "set": others,
+            "base": how.pop("base"),
+            "dtype": how.pop("dtype"),
+        }
+        for name, value in given.items():
+            if value:
+                raise click.UsageError(f"--{name} goes with --method; {sources[0]} has its own")
+        _run("merging", partial(api.merge_recipe_files, sources[0]), as_json, dst, integers, how)
+        return
     parameters: dict[str, Any] = {}
     for name, text in (("weight", weight), ("density", density)):
         if text is not None:
@@ -101,8 +120,7 @@ def merge(
             raise click.UsageError(f"{name!r} is given twice")
         word = text.lower()
         parameters[name] = word == "true" if word in ("true", "false") else _one_or_more(f"set {name}", text)
-    write = partial(api.merge_files, how.pop("method"), sources, parameters=parameters)
-    _run("merging", write, as_json, dst, integers, how)
+    _run("merging", partial(api.merge_files, method, sources, parameters=parameters), as_json, dst, integers, how)
 
 
 def _choose(run: str, steps: str | None, **how: Any) -> list[str]:

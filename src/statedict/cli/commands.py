@@ -102,6 +102,7 @@ OPTIONS = {
     "prefix": ("--prefix", "PREFIX"),
     "base": ("--base", "SOURCE"),
     "integers": ("--integers", "GLOB=RULE"),
+    "vocabulary": ("--vocabulary", "POLICY"),
     "only": ("--only", "GLOB"),
     "max_shard_size": ("--max-shard-size", "SIZE"),
     "overwrite": ("--overwrite", ""),

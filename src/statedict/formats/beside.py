@@ -6,13 +6,14 @@ tokenizer. `load` opens one of them. Here all are found, read and checked as far
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
 from statedict import formats
 from statedict.errors import FileError, FormatError, LimitError, UnknownFormatError
 from statedict.formats import places
-from statedict.io.json import parse
+from statedict.io.json import parse, read_document
 from statedict.io.location import location
 from statedict.io.urls import join
 from statedict.reports.outcomes import SideFiles
@@ -20,7 +21,8 @@ from statedict.tensor.checks import Check, Problem, Unread, refusal, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
@@ -42,6 +44,7 @@ _LEFT = (
 )
 _DTYPE = rb'("(?:torch_)?dtype"\s*:\s*")%s(")'
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # of which a model can be in transformers
+_CONFIG = "config.json"
 _DEEP = 5
 _LARGEST = 64 << 20  # bytes of a text that is read
 
@@ -63,7 +66,7 @@ def list_others(path: str, deep: bool = True) -> list[str]:
 
 
 def _add(path: str, below: str, found: list[str], depth: int) -> None:
-    own = _list_own(path) if not below else set()
+    own = list_own(path) if not below else set()
     for name, item in (location(path).contents() or {}).items():
         inner, full = join(path, name), below + name
         if not item.folder:
@@ -74,7 +77,7 @@ def _add(path: str, below: str, found: list[str], depth: int) -> None:
             _add(inner, full + "/", found, depth - 1)
 
 
-def _list_own(folder: str) -> set[str]:
+def list_own(folder: str) -> set[str]:
     """The names of the files of the checkpoint that opens a folder."""
     entry = os.path.basename(places.find_entry(folder))
     try:
@@ -147,13 +150,25 @@ def _check_text(source: ByteSource, name: str) -> Check | Problem | Unread:
     return Unread(name)
 
 
-def plan_companions(source: str, target: str, dtypes: tuple[str, str]) -> tuple[SideFiles, dict[str, bytes]]:
+def read_config(path: str) -> dict[str, Any]:
+    """The config.json of a model in a folder; empty if there is none."""
+    if not is_folder(path) or _CONFIG not in (location(path).names() or ()):
+        return {}
+    file = places.open_file(places.resolve_inside(path, _CONFIG))
+    found = parse(read_document(file), file.name, constants=True, surrogates=True)
+    return found if isinstance(found, dict) else {}
+
+
+def plan_companions(
+    source: str, target: str, dtypes: tuple[str, str], changes: Mapping[str, Any]
+) -> tuple[SideFiles, dict[str, bytes]]:
     """Plan which files go along when the model in a folder of Hugging Face's is written into another folder.
 
     Args:
         source: the folder that is read.
         target: the folder that is written; what it holds already, being the same, stays.
         dtypes: that of most floating-point numbers in the source, and in the target; `config.json` follows.
+        changes: path of keys in `config.json`, joined by dots → its new value.
 
     Returns:
         What becomes of each file, and the bytes of those to write, by name.
@@ -172,13 +187,29 @@ def plan_companions(source: str, target: str, dtypes: tuple[str, str]) -> tuple[
             left[name] = why or "of no known use"
     notes = []
     before, after = dtypes
-    config = writes.get("config.json", b"")
+    config = writes.get(_CONFIG, b"")
     changed = re.sub(_DTYPE % re.escape(before.encode()), rb"\g<1>%s\2" % after.encode(), config)
     if before != after and after in _DTYPES and changed != config:
-        writes["config.json"] = changed
         notes.append(f"config.json says {after} now, not {before}")
     elif before != after and b'dtype"' in config:
+        changed = config
         notes.append(f"config.json still has the dtype it had, though the weights are {after} now, not {before}")
+    if changes and config:
+        changed = _change(changed, changes)
+        notes += [f"config.json says {path} {json.dumps(value):.60} now" for path, value in changes.items()]
+    if config:
+        writes[_CONFIG] = changed
     if same:
-        writes = {name: data for name, data in writes.items() if notes and name == "config.json" and data == changed}
+        writes = {_CONFIG: changed} if changed != config else {}
     return SideFiles(tuple(writes), left, tuple(notes)), writes
+
+
+def _change(config: bytes, changes: Mapping[str, Any]) -> bytes:
+    tree = json.loads(config)
+    for path, value in changes.items():
+        *above, key = path.split(".")
+        node = tree
+        for name in above:
+            node = node[name]
+        node[key] = value
+    return json.dumps(tree, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"

@@ -55,19 +55,19 @@ def connect(url: str) -> Remote:
 class RemoteSource(ByteSource):
     """An object behind a URL, read in ranges."""
 
-    __slots__ = ("__weakref__", "_blocks", "_remote", "_tag", "name", "size", "url")
+    __slots__ = ("__weakref__", "_blocks", "_remote", "name", "size", "tag", "url")
 
     remote = True
 
     def __init__(self, url: str, remote: Remote) -> None:
         self.url, self._remote, self.name = url, remote, remote.name
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        first, self.size, self._tag = remote.get(0, _FIRST)
+        first, self.size, self.tag = remote.get(0, _FIRST)
         self._check_length(first, min(_FIRST, self.size))
         self._blocks[0] = bytes(first)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.url, self.size, self._tag)
+        return _reopen, (self.url, self.size, self.tag)
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
@@ -113,7 +113,7 @@ class RemoteSource(ByteSource):
             if error.errno != errno.ERANGE or self._current_size() == self.size:
                 raise
             raise self._replaced_error() from None
-        if size != self.size or tag != self._tag:
+        if size != self.size or tag != self.tag:
             raise self._replaced_error()
         self._check_length(data, end - start)
         return data
@@ -134,7 +134,7 @@ class RemoteSource(ByteSource):
 
 def _reopen(url: str, size: int, tag: str) -> RemoteSource:
     source = RemoteSource(url, connect(url))
-    if (source.size, source._tag) != (size, tag):
+    if (source.size, source.tag) != (size, tag):
         raise FileError(f"{source.name}: changed since it was loaded; load it again")
     return source
 

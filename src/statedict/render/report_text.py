@@ -66,6 +66,7 @@ def combine(report: CombineReport) -> Iterator[str]:
     if report.left_out:
         yield "left out: " + abbreviate([f"{path} ({why})" for path, why in report.left_out], 5)
     yield from (f"note: {note}" for note in report.notes)
+    yield from report.files.lines()
     done = f"{report.method}: {count(report.tensors, 'tensor')}, {human_bytes(report.nbytes)}"
     yield done if report.written else f"{done} (nothing was written)"
 

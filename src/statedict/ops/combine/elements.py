@@ -25,6 +25,11 @@ def has_mean(kind: DType) -> bool:
     return kind.kind in ("float", "complex") and bool(kind.itemsize) and kind.name not in SCALED
 
 
+def to_dtype(tensor: LazyTensor, kind: DType) -> LazyTensor:
+    """The tensor in another dtype, rounded as PyTorch rounds."""
+    return tensor if tensor.dtype is kind else map_elements(tensor, kind, partial(round_to, kind))
+
+
 def combine(
     function: Callable[..., Any],
     tensors: Sequence[LazyTensor],

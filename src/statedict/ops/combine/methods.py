@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from statedict.dtypes import DType
 from statedict.errors import CombineError
-from statedict.ops.combine import pointwise, span, sparse
+from statedict.ops.combine import pointwise, rows, span, sparse
 from statedict.ops.combine.align import Aligned
 from statedict.ops.combine.average import combine, is_number
-from statedict.ops.combine.elements import weighted_mean
+from statedict.ops.combine.elements import to_dtype, weighted_mean, work_dtype
 from statedict.reports.combine import CombineReport
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
@@ -69,6 +70,19 @@ def _on_sphere(factors: Callable[..., Any], models: Models, base: LazyTensor | N
     return span.merge(partial(factors, weights=given.each.get("weight", ()), **given.whole), models, base)
 
 
+def _nuslerp(models: Models, base: LazyTensor | None, given: Given) -> LazyTensor:
+    weights = given.each["weight"]
+    if given.whole["nuslerp_flatten"]:
+        return span.merge(partial(span.nuslerp, weights=weights), models, base)
+    return rows.nuslerp(models, base, weights, given.whole["nuslerp_row_wise"])
+
+
+def _model_stock(models: Models, base: LazyTensor, given: Given) -> LazyTensor:
+    if given.whole["filter_wise"]:
+        return rows.model_stock(models, base)
+    return span.merge(partial(span.model_stock, weights=()), models, base)
+
+
 def _sparse(keeper: sparse.Keeper, elect: bool, models: Models, base: LazyTensor, given: Given) -> LazyTensor:
     columns = [*given.each.values(), given.seeds]
     names = [*given.each, "seed"]
@@ -90,10 +104,14 @@ _EPSILON = {"density": REQUIRED, "epsilon": 0.15}
 METHODS: dict[str, Method] = {
     "linear": Method(_linear, False, (1, 0), {"weight": 1.0}, {"normalize": True}),
     "slerp": Method(_slerp, True, (1, 1), {}, {"t": REQUIRED}),
-    "nuslerp": Method(partial(_on_sphere, span.nuslerp), None, (2, 2), {"weight": 1.0}, {}),
-    "multislerp": Method(partial(_on_sphere, span.multislerp), None, (1, 0), {"weight": 1.0}, {"eps": 1e-8}),
+    "nuslerp": Method(
+        _nuslerp, None, (2, 2), {"weight": 1.0}, {"nuslerp_flatten": True, "nuslerp_row_wise": False}
+    ),
+    "multislerp": Method(
+        partial(_on_sphere, span.multislerp), None, (1, 0), {"weight": 1.0}, {"normalize_weights": True, "eps": 1e-8}
+    ),
     "karcher": Method(partial(_on_sphere, span.karcher), False, (2, 0), {}, {"max_iter": 10, "tol": 1e-5}),
-    "model_stock": Method(partial(_on_sphere, span.model_stock), True, (2, 0), {}, {}),
+    "model_stock": Method(_model_stock, True, (2, 0), {}, {"filter_wise": False}),
     "task_arithmetic": _task(sparse.ALL, False, False),
     "ties": _task(sparse.LARGEST, True, True, _DENSITY),
     "breadcrumbs": _task(sparse.MIDDLE, False, False, _GAMMA),
@@ -173,7 +191,8 @@ def _check_shares(name: str, each: Mapping[str, list[float]], whole: Mapping[str
         for value in each.get(key, ()):
             if not 0 <= value <= 1:
                 raise CombineError(f"{name}: {key}: expected a share from 0 to 1, got {value:g}")
-    if (name == "multislerp" or whole.get("normalize") is True) and not sum(each["weight"]):
+    divided = whole.get("normalize") is True or whole.get("normalize_weights") is True
+    if divided and not sum(each["weight"]):
         raise CombineError(f"{name}: the weights sum to 0, and are divided by that")
     for density, epsilon in zip(each.get("density", ()), each.get("epsilon", ()), strict=False):
         if epsilon < 0 or not 0 < density - epsilon <= density + epsilon < 1:
@@ -181,15 +200,30 @@ def _check_shares(name: str, each: Mapping[str, list[float]], whole: Mapping[str
 
 
 def merge(
-    aligned: Aligned, name: str, based: bool, parameters: Mapping[str, Any], seed: int, integers: Mapping[str, str]
+    aligned: Aligned,
+    name: str,
+    based: bool,
+    parameters: Mapping[str, Any] | Callable[[str], Mapping[str, Any]],
+    seed: int,
+    integers: Mapping[str, str],
+    kind: DType | None = None,
 ) -> tuple[StateDict, CombineReport]:
     """The merged state, and how it is made; see `statedict.merge`. The first source is the base if there is one.
+
+    Args:
+        aligned: the sources.
+        name: of the method.
+        based: whether the first source is the base.
+        parameters: of the method, or a function that gives those for a path.
+        seed: of random choices.
+        integers: pattern → rule.
+        kind: the dtype of the result instead of that of the sources.
 
     Raises:
         CombineError: a parameter is not valid, or as `combine`.
     """
     count = len(aligned.names) - based
-    method, given = read_parameters(name, count, based, parameters)
+    fixed = None if callable(parameters) else read_parameters(name, count, based, parameters)
 
     def mean(path: str, tensors: list[LazyTensor]) -> LazyTensor:
         import xxhash
@@ -197,10 +231,16 @@ def merge(
         fault = next((one.dtype for one in tensors if one.dtype.kind != "float"), None)
         if fault is not None:
             raise CombineError(f"{path}: {fault} cannot be merged; use average")
+        method, given = fixed or read_parameters(name, count, based, parameters(path))  # type: ignore[operator]
         seeds = [xxhash.xxh3_64_intdigest(f"{seed}/{number}/{path}".encode()) for number in range(count)]
-        result = method.make(tensors[based:], tensors[0] if based else None, replace(given, seeds=seeds))
         first = tensors[0]
+        if kind is not None and any(one.dtype is not kind and one.dtype.bits < 32 for one in tensors):
+            tensors = [to_dtype(one, work_dtype(tensors)) for one in tensors]  # so that only the result is rounded
+        result = method.make(tensors[based:], tensors[0] if based else None, replace(given, seeds=seeds))
+        result = result if kind is None else to_dtype(result, kind)
         return result.replace(requires_grad=first.requires_grad, parameter=first.parameter)
 
-    shares: list[float | None] = [*given.each.get("weight", [1.0] * count)]
+    shares: list[float | None] = [None] * count
+    if fixed is not None:
+        shares = [*fixed[1].each.get("weight", [1.0] * count)]
     return combine(aligned, mean, integers, name, [None] * based + shares)

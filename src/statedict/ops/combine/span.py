@@ -87,13 +87,13 @@ def _on_arc(cosine: float, t: float) -> list[float]:
     return [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
 
 
-def multislerp(gram: Gram, weights: Sequence[float], eps: float = 1e-8) -> list[float]:
+def multislerp(gram: Gram, weights: Sequence[float], normalize_weights: bool = True, eps: float = 1e-8) -> list[float]:
     """The mean on the sphere, in the tangent space at the mean direction, times the mean norm.
 
     >>> multislerp([[4, 0], [0, 4]], [1, 1])[0] - 2**-0.5 < 1e-6
     True
     """
-    total = math.fsum(weights)
+    total = math.fsum(weights) if normalize_weights else 1.0
     shares = [weight / total for weight in weights]
     norms = [math.sqrt(max(gram[i][i], 0)) for i in range(len(gram))]
     units = [[float(i == j) / (norms[i] + eps) for j in range(len(gram))] for i in range(len(gram))]

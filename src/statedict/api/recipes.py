@@ -1,0 +1,161 @@
+"""Merges that a file describes, as mergekit's do: the file read, its models opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from statedict.api.files import Path, split, tree_of
+from statedict.errors import AlterError, CombineError, MissingExtraError
+from statedict.formats import places
+from statedict.formats.beside import read_config
+from statedict.formats.tokenizer import check_tokens, read_files, read_tokens
+from statedict.io.location import location
+from statedict.io.urls import folder_of, is_url, join, redact, to_name
+from statedict.ops.combine.build import build
+from statedict.ops.combine.layers import Model, find_stacks
+from statedict.ops.combine.model_config import count_layers, is_tied, resize, restack, untie
+from statedict.ops.combine.recipe import Recipe, read_recipe
+from statedict.ops.combine.vocabulary import add_heads, check_policy
+from statedict.reports.combine import CombineReport
+from statedict.tensor.lazy import is_array
+from statedict.tree.layout import Layout
+from statedict.tree.roles import choose_model, is_extra
+from statedict.tree.state_dict import StateDict, like
+
+_LARGEST = 1 << 20  # bytes of a configuration
+
+
+class Opened(NamedTuple):
+    """A recipe, its text, and where its models lie, by name."""
+
+    recipe: Recipe
+    text: str
+    places: Mapping[str, str]
+
+    def names(self) -> list[str]:
+        """The models, the one whose configuration the result has first."""
+        donor = self.recipe.donor()
+        return [*dict.fromkeys([donor, *self.recipe.models()])]
+
+    def sources(self) -> list[str]:
+        """Where they lie."""
+        return [self.places[name] for name in self.names()]
+
+
+def open_recipe(path: Path) -> Opened:
+    """Read a merge from a YAML file, and find its models.
+
+    Raises:
+        CombineError: the file is not YAML of a merge, or names a model that is not there.
+        MissingExtraError: PyYAML is not installed.
+        FileError: the file cannot be read.
+    """
+    name = to_name(path)
+    source = places.open_file(name)
+    where = redact(name)
+    if source.size > _LARGEST:
+        raise CombineError(f"{where}: has {source.size:,} bytes; the configuration of a merge has at most {_LARGEST:,}")
+    try:
+        text = bytes(source.read(0, source.size)).decode()
+        recipe = read_recipe(_parse(text))
+    except (ValueError, RecursionError) as error:
+        raise CombineError(f"{where}: {' '.join(str(error).split())}") from error
+    wanted = [*recipe.models()]
+    wanted += [one for one in (recipe.base, recipe.tokenizer) if one and one not in (*wanted, "base", "union")]
+    return Opened(recipe, text, {model: _locate(model, folder_of(name), where) for model in wanted})
+
+
+def _parse(text: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("a merge from YAML needs PyYAML; pip install 'statedict[merge]'") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CombineError(f"is not YAML: {error}") from error
+
+
+def _locate(model: str, folder: str, where: str) -> str:
+    """The path or URL of a model: as it stands, or from the folder of the configuration."""
+    for name in (model, join(folder, model)):
+        place = split(name)[0]
+        if is_url(place) or location(place).exists():
+            return name
+    base, sign, adapter = model.partition("+")
+    if sign:
+        what = f"{model!r} is a model with an adapter; apply it first: statedict lora apply {base} {adapter} -o FOLDER"
+        raise CombineError(f"{where}: {what}")
+    hub = f"; a model of the hub is hf://{model}" if model.count("/") == 1 else ""
+    raise CombineError(f"{where}: there is no model {model!r}, here or beside the configuration{hub}")
+
+
+def merge_recipe(
+    opened: Opened, integers: Mapping[str, str], seed: int, vocabulary: str | None
+) -> tuple[StateDict, CombineReport, dict[str, Any], dict[str, bytes] | None]:
+    """The merged state, how it was made, what changes in the configuration of its model, and the tokenizer's files.
+
+    The last are None where they are those beside the model whose configuration it is.
+
+    Raises:
+        StateDictError: what `load` raises, or models do not fit.
+    """
+    recipe = opened.recipe
+    check_policy(vocabulary)
+    configs = {name: read_config(split(place)[0]) for name, place in opened.places.items()}
+    named, heads = add_heads(
+        [(name, _open_model(name, opened.places[name])) for name in opened.names()],
+        [is_tied(configs[name]) for name in opened.names()],
+    )
+    models = {name: Model(tree, find_stacks(tree, count_layers(configs[name]))) for name, tree in named}
+    tree, report, rows = build(recipe, models, seed, integers, vocabulary)
+    donor = recipe.donor()
+    config = configs[donor]
+    changes = untie(config) if heads else {}
+    if all(source.layers for part in recipe.slices for source in part.sources):
+        firsts = [part.sources[0] for part in recipe.slices]
+        taken = [(configs[source.model], *(source.layers or (0, 0))) for source in firsts]
+        changes |= restack(config, next(iter(models[donor].stacks.values()), 0), taken)
+    notes = [f"{head}: in {', '.join(names)} the tied embedding takes its place" for head, names in heads.items()]
+    if rows:
+        changes |= resize(config, rows[donor], rows[""]) if donor in rows else {}
+        notes.append(
+            f"the vocabulary has {rows['']:,} rows, of {', '.join(f'{rows[name]:,}' for name in rows if name)}"
+        )
+    tokenizer, more = _choose_tokenizer(opened)
+    report = replace(report, notes=(*report.notes, *notes, *more), parameters={"seed": seed})
+    return tree, report, changes, None if tokenizer == donor else read_files(opened.places[tokenizer])
+
+
+def _open_model(name: str, place: str) -> StateDict:
+    """The tensors of a model by name."""
+    try:
+        _, model = choose_model(tree_of(place), "name one as file::path")
+    except AlterError as error:
+        raise CombineError(f"{redact(name)}: {error}") from error
+    leaves = Layout(model).leaves
+    return like(model, StateDict({path: leaf for path, leaf in leaves.items() if is_array(leaf) or is_extra(path)}))
+
+
+def _choose_tokenizer(opened: Opened) -> tuple[str, list[str]]:
+    """The model whose tokenizer the result gets, and notes."""
+    recipe, donor = opened.recipe, opened.recipe.donor()
+    if recipe.tokenizer is None:
+        return donor, []
+    if recipe.tokenizer == "base" and recipe.base is None:
+        raise CombineError("tokenizer_source: base, and no base_model is named")
+    tokens = {name: read_tokens(split(place)[0]) for name, place in opened.places.items()}
+    unknown = [name for name, table in tokens.items() if not table]
+    check_tokens(tokens)
+    chosen = {"base": recipe.base or donor, "union": donor}.get(recipe.tokenizer, recipe.tokenizer)
+    if recipe.tokenizer == "union":
+        if unknown:
+            raise CombineError(f"tokenizer_source: union, and {', '.join(unknown)} have no tokenizer.json to compare")
+        everything = {token for table in tokens.values() for token in table}
+        chosen = next((name for name in (donor, *tokens) if len(tokens[name]) == len(everything)), "")
+        if not chosen:
+            raise CombineError("tokenizer_source: union, and no tokenizer has all tokens; a new one is not made")
+    notes = [f"{', '.join(unknown)}: without tokenizer.json, so tokens were not compared"] if unknown else []
+    return chosen, [*notes, f"the tokenizer is that of {chosen}"]

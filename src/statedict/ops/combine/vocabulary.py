@@ -1,0 +1,144 @@
+"""Models whose vocabularies or heads differ, made alike by an explicit policy.
+
+A vocabulary is the number of rows of embeddings and heads: the one size that may differ between models, the same in all
+such tensors of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from statedict.errors import CombineError
+from statedict.ops.combine.align import Aligned
+from statedict.tensor.assembled import assemble
+from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tree.state_dict import StateDict, like
+from statedict.values import abbreviate
+
+POLICIES = ("truncate", "pad")
+
+
+def check_policy(policy: Any) -> None:
+    """Check that it is a policy.
+
+    Raises:
+        CombineError: it is not.
+    """
+    if policy is not None and policy not in POLICIES:
+        raise CombineError(f"vocabulary: expected one of {', '.join(POLICIES)}, got {policy!r:.40}")
+
+
+def fit(aligned: Aligned, policy: str | None) -> tuple[Aligned, tuple[int, ...]]:
+    """The sources with vocabularies of one size, and the sizes that they had; none if they are alike.
+
+    Args:
+        aligned: the sources, the base first if there is one.
+        policy: `"truncate"`: the first rows, as many as the shortest has; `"pad"`: the rows that one lacks are those of
+            the first source that has them; None: they are not changed.
+
+    Raises:
+        CombineError: vocabularies differ and there is no policy, or a tensor has another number of rows.
+    """
+    differing = {path: [as_lazy(leaf) for leaf in leaves] for path, leaves in aligned.values.items() if _differ(leaves)}
+    if not differing or (policy is None and all(len(tensors[0].shape) == 1 for tensors in differing.values())):
+        return aligned, ()
+    first, tensors = next(iter(differing.items()))
+    sizes = tuple(tensor.shape[0] for tensor in tensors)
+    for path, others in differing.items():
+        if tuple(tensor.shape[0] for tensor in others) != sizes:
+            raise CombineError(
+                f"{path}: has {abbreviate([str(tensor.shape[0]) for tensor in others])} rows in the sources, and "
+                f"{first} {abbreviate([*map(str, sizes)])}; make them alike by edit first"
+            )
+    if policy is None:
+        rows = ", ".join(f"{size:,} rows in {name}" for name, size in zip(aligned.names, sizes, strict=True))
+        raise CombineError(
+            f"{first}: has {rows}; if that is the vocabulary, pass vocabulary='truncate' for the rows that all "
+            "have, or vocabulary='pad' for the rows of the largest"
+        )
+    known: dict[tuple[object, ...], LazyTensor] = {}
+    values = dict(aligned.values)
+    for path, tensors in differing.items():
+        values[path] = [_fit(tensors, number, policy, known) for number in range(len(tensors))]
+    return replace(aligned, values=values), sizes
+
+
+def _differ(leaves: Sequence[Any]) -> bool:
+    """Whether tensors of one name differ in the number of rows, and in nothing else."""
+    if not all(is_array(leaf) and len(leaf.shape) for leaf in leaves):
+        return False
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    return len({*shapes}) > 1 and len({shape[1:] for shape in shapes}) == 1
+
+
+def _fit(tensors: Sequence[LazyTensor], number: int, policy: str, known: dict[tuple[object, ...], LazyTensor]) -> Any:
+    """The tensor of one source with the rows of all; what was tied is tied."""
+    tensor, sizes = tensors[number], [one.shape[0] for one in tensors]
+    parts = [tensor]
+    if policy == "truncate":
+        parts = [tensor[: min(sizes)]]
+    for other in tensors if policy == "pad" else ():
+        begin = sum(part.shape[0] for part in parts)
+        if other.shape[0] > begin:
+            parts.append(other[begin:])
+    key = tuple(part.region for part in parts)
+    if key not in known:
+        known[key] = parts[0] if len(parts) == 1 else _join(parts)
+    return known[key]
+
+
+def _join(parts: Sequence[LazyTensor]) -> LazyTensor:
+    first, begin, chunks = parts[0], 0, []
+    for part in parts:
+        if part.dtype is not first.dtype:
+            raise CombineError(f"rows of {part.dtype} cannot go below rows of {first.dtype}; cast one by edit first")
+        chunks.append(((begin, *[0] * (part.ndim - 1)), part))
+        begin += part.shape[0]
+    remote = any(part.storage.source.remote for part in parts)
+    made = assemble(first.dtype, (begin, *first.shape[1:]), chunks, first.storage.source.name, remote=remote)
+    return made.replace(requires_grad=first.requires_grad, parameter=first.parameter)
+
+
+def add_heads(
+    sources: Sequence[tuple[str, StateDict]], tied: Sequence[bool]
+) -> tuple[list[tuple[str, StateDict]], dict[str, list[str]]]:
+    """The sources; those without a head that others have get their embedding as such, if they are tied.
+
+    Args:
+        sources: names and trees.
+        tied: for each whether its configuration says so.
+
+    Returns:
+        The sources, and head → the sources that got it.
+    """
+    trees = [tree for _, tree in sources]
+    names = [name for name in dict.fromkeys(name for tree in trees for name in tree) if not _is_in_layer(name)]
+    found, given = [], dict[str, list[str]]()
+    for (source, tree), is_tied in zip(sources, tied, strict=True):
+        missing = [name for name in names if name not in tree] if is_tied else []
+        embedding = _find_embedding(tree, missing[0], trees) if len(missing) == 1 else None
+        if embedding is not None:
+            tree = like(tree, StateDict({**tree, missing[0]: tree[embedding]}))
+            given.setdefault(missing[0], []).append(source)
+        found.append((source, tree))
+    return found, given
+
+
+def _is_in_layer(name: Any) -> bool:
+    return any(key.isdecimal() for key in str(name).split("."))
+
+
+def _find_embedding(tree: StateDict, head: str, trees: Sequence[StateDict]) -> str | None:
+    """The tensor of a tied model that is its head too: the only embedding of that width."""
+    wanted = next(one[head] for one in trees if head in one)
+    if not is_array(wanted) or len(wanted.shape) != 2:
+        return None
+    tensors = {str(name): leaf for name, leaf in tree.items() if is_array(leaf) and len(leaf.shape) == 2}
+    alike = [
+        name
+        for name, leaf in tensors.items()
+        if leaf.shape[1] == wanted.shape[1] and ("emb" in name or name.endswith("wte.weight"))
+    ]
+    return alike[0] if len(alike) == 1 else None

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import statedict
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+CONFIG = """
+merge_method: linear
+models:
+- model: a.safetensors
+  parameters: {weight: 1}
+- model: b.safetensors
+  parameters: {weight: 3}
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for name, value in (("a", 0.0), ("b", 4.0)):
+        statedict.save({"w": torch.full((2, 2), value)}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "merge.yml").write_text(CONFIG)
+    return tmp_path
+
+
+def test_a_configuration_is_merged(run: Run, models: Path) -> None:
+    done = run("merge", "merge.yml", "-o", "out.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["a.safetensors", "b.safetensors", "linear: 1 tensor, 16 B"]
+    assert statedict.load(models / "out.safetensors")["w"].tolist() == [[3, 3], [3, 3]]
+    record = json.loads(run("merge", "merge.yml", "--dry-run", "--json").stdout)
+    assert (record["method"], record["sources"], record["written"]) == (
+        "linear", [["a.safetensors", None], ["b.safetensors", None]], False,
+    )  # fmt: skip
+
+
+def test_models_are_found_beside_the_configuration(run: Run, models: Path) -> None:
+    (models / "deep").mkdir()
+    for name in ("a.safetensors", "b.safetensors", "merge.yml"):
+        shutil.move(models / name, models / "deep" / name)
+    assert run("merge", "deep/merge.yml", "-o", "out.pth").returncode == 0
+    assert statedict.load(models / "out.pth")["w"].tolist() == [[3, 3], [3, 3]]
+
+
+def test_a_part_of_a_file_is_a_model(run: Run, models: Path) -> None:
+    trees = [statedict.load(models / f"{name}.safetensors") for name in "ab"]
+    statedict.save({"one": trees[0], "two": trees[1]}, models / "both.pth")
+    (models / "merge.yml").write_text(CONFIG.replace("a.saf", "both.pth::one # ").replace("b.saf", "both.pth::two # "))
+    assert run("merge", "merge.yml", "-o", "out.pth").returncode == 0
+    assert statedict.load(models / "out.pth")["w"].tolist() == [[3, 3], [3, 3]]
+
+
+def test_the_dtype_is_an_option(run: Run, models: Path) -> None:
+    done = run("merge", "--method", "linear", "a.safetensors", "b.safetensors", "--dtype", "bf16", "-o", "out.pth")
+    assert done.returncode == 0, done.stderr
+    assert str(statedict.load(models / "out.pth")["w"].dtype) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (CONFIG, ("merge.yml", "--weight", "1"), "--weight goes with --method; merge.yml has its own"),
+        (CONFIG, ("merge.yml", "--base", "a"), "--base goes with --method"),
+        (CONFIG, ("merge.yml", "merge.yml"), "name a method by --method, or one CONFIG.yml"),
+        (CONFIG, ("a.safetensors",), "name a method by --method, or one CONFIG.yml"),
+        (CONFIG, ("nothing.yml",), "nothing.yml: cannot open"),
+        ("a: [", ("merge.yml",), "merge.yml: is not YAML"),
+        ("\0", ("merge.yml",), "merge.yml: is not YAML"),
+        ("!!python/name:os.system x", ("merge.yml",), "merge.yml: is not YAML: could not determine a constructor"),
+        (CONFIG + "extra: 1", ("merge.yml",), "merge.yml: the configuration: the key 'extra' is not known"),
+        (CONFIG.replace("b.saf", "c.saf"), ("merge.yml",), "there is no model 'c.safetensors', here or beside"),
+        (CONFIG.replace("b.safetensors", "org/name"), ("merge.yml",), "a model of the hub is hf://org/name"),
+        (
+            CONFIG.replace("b.safetensors", "org/name+org/adapter"),
+            ("merge.yml",),
+            "apply it first: statedict lora apply org/name org/adapter -o FOLDER",
+        ),
+        (" " * (1 << 21), ("merge.yml",), "the configuration of a merge has at most 1,048,576"),
+    ],
+)
+def test_mistakes_are_explained(run: Run, models: Path, text: str, arguments: tuple[str, ...], message: str) -> None:
+    (models / "merge.yml").write_text(text)
+    done = run("merge", *arguments, "--dry-run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_vocabularies_that_differ_name_the_option(run: Run, models: Path) -> None:
+    statedict.save({"w": torch.full((3, 2), 8.0)}, models / "b.safetensors")
+    done = run("merge", "merge.yml", "-o", "out.pth")
+    assert done.returncode == 2
+    assert (
+        "w: has 2 rows in a.safetensors, 3 rows in b.safetensors; if that is the vocabulary, pass --vocabulary trun"
+        in done.stderr
+    )
+    assert run("merge", "merge.yml", "-o", "out.pth", "--vocabulary", "pad").returncode == 0
+    assert statedict.load(models / "out.pth")["w"].tolist() == [[6, 6], [6, 6], [8, 8]]

@@ -1,0 +1,200 @@
+"""Merges that a YAML file describes: against what mergekit made of the same file, and its rules one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import statedict
+from statedict.errors import CombineError, PatternError
+from statedict.ops.combine.build import build
+from statedict.ops.combine.layers import Model, find_stacks
+from statedict.ops.combine.recipe import read_recipe
+from statedict.ops.combine.settings import resolve
+
+PEERS = Path(__file__).parents[1] / "peers"
+RECORD = statedict.load(PEERS / "mergekit.safetensors")
+RECIPES = sorted((PEERS / "recipes").glob("*.yml"))
+
+
+def recorded(name: str) -> statedict.StateDict:
+    return statedict.StateDict(
+        {key.partition("/")[2]: value for key, value in RECORD.items() if key.startswith(f"{name}/")}
+    )
+
+
+def made(text: str, models: dict[str, Any], **options: Any) -> tuple[statedict.StateDict, Any]:
+    opened = {name: Model(statedict.StateDict(state), find_stacks(state)) for name, state in models.items()}
+    tree, report, _ = build(read_recipe(yaml.safe_load(text)), opened, **options)
+    return tree, report
+
+
+def layered(value: float, count: int = 3) -> dict[str, Any]:
+    names = ["embed.w", *(f"layers.{n}.{part}" for n in range(count) for part in ("up", "down")), "norm.w"]
+    return {name: np.full(2, value + 10 * place, "f4") for place, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_configuration_gives_what_mergekit_makes_of_it(path: Path) -> None:
+    recipe = read_recipe(yaml.safe_load(path.read_text()))
+    models = {name: Model(recorded(name), find_stacks(recorded(name))) for name in recipe.models()}
+    found, wanted = build(recipe, models)[0], recorded(path.name)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name].numpy(), value.numpy(), rtol=0, atol=2.5e-7)
+
+
+def test_the_nearest_setting_decides_and_the_first_filter_that_fits() -> None:
+    scopes = [{"w": [{"filter": "mlp", "value": 1}, {"filter": "up", "value": 2}]}, {}, {"w": [0, 10]}]
+    assert [resolve(scopes, "w", name, t) for name, t in (("mlp.up", 0), ("up", 0), ("norm", 0.5))] == [1, 2, 5]
+    assert resolve(scopes, "v", "norm", 0) is None
+    assert resolve([{"w": {"filter": "*", "value": "1e-5"}}], "w", "norm", 0) == 1e-5
+    assert [resolve([{"w": [True, False, True]}], "w", "norm", t) for t in (0, 0.4, 0.5, 0.9, 1)] == [1, 1, 0, 0, 1]
+    assert [resolve([{"w": [0, 1, 5]}], "w", "norm", t) for t in (0, 0.25, 0.75, 1)] == [0, 0.5, 3, 5]
+
+
+def test_slices_are_stacked_and_layers_numbered_anew() -> None:
+    text = """
+        merge_method: passthrough
+        slices:
+        - sources: [{model: a, layer_range: [0, 2]}]
+        - sources: [{model: b, layer_range: [1, 3]}]
+    """
+    a, b = layered(0), layered(1)
+    tree, report = made(text, {"a": a, "b": b})
+    wanted = {"embed.w": a["embed.w"], "norm.w": b["norm.w"]}
+    wanted |= {f"layers.{n}.{part}": a[f"layers.{n}.{part}"] for n in (0, 1) for part in ("up", "down")}
+    wanted |= {f"layers.{n}.{part}": b[f"layers.{n - 1}.{part}"] for n in (2, 3) for part in ("up", "down")}
+    assert tree.numpy().keys() == wanted.keys()
+    assert all(np.array_equal(tree[name].numpy(), value) for name, value in wanted.items())
+    assert (report.tensors, report.sources) == (10, (("a", None), ("b", None)))
+
+
+def test_a_head_that_is_tied_to_the_embedding_goes_with_it() -> None:
+    text = """
+        merge_method: passthrough
+        slices:
+        - sources: [{model: a, layer_range: [0, 1]}]
+        - sources: [{model: b, layer_range: [1, 3]}]
+    """
+    models = {"a": layered(0), "b": layered(1)}
+    for model in models.values():
+        model["lm_head.w"] = model["embed.w"]
+    tree, _ = made(text, models)
+    assert tree["lm_head.w"].region == tree["embed.w"].region
+    assert tree["lm_head.w"].tolist() == [0, 0]
+
+
+def test_layers_are_found_by_the_first_number_in_names() -> None:
+    names = ["a.layers.0.experts.0.w", "a.layers.0.experts.1.w", "a.layers.1.w", "mlp.0.w", "gap.0.w", "gap.2.w"]
+    assert find_stacks(names) == {"a.layers": 2}
+    assert find_stacks(names, {1}) == {"mlp": 1}
+    assert find_stacks(names, {1, 2}) == {"a.layers": 2, "mlp": 1}
+    assert find_stacks(["w", "b"]) == {}
+
+
+def test_integers_of_slices_follow_one_rule_and_a_pattern_that_matches_nothing_is_an_error() -> None:
+    text = """
+        merge_method: linear
+        parameters: {weight: 1}
+        slices:
+        - sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]
+        - sources: [{model: a, layer_range: [1, 3]}, {model: b, layer_range: [1, 3]}]
+    """
+    models = {"a": layered(0) | {"norm.ids": np.array([1])}, "b": layered(2) | {"norm.ids": np.array([2])}}
+    tree, report = made(text, models, integers={"*.ids": "last"})
+    assert (tree["norm.ids"].tolist(), tree["norm.w"].tolist()) == ([2], [71, 71])
+    assert dict(report.rules) == {"norm.ids": "last"}
+    with pytest.raises(PatternError, match="no entry of 9 matches 'nope'"):
+        made(text, models, integers={"nope": "last"})
+
+
+def test_the_dtype_of_the_result_is_rounded_to_once() -> None:
+    import ml_dtypes
+
+    models = {name: {"w": np.array([value], ml_dtypes.bfloat16)} for name, value in (("a", 256), ("b", 1), ("c", 1))}
+    text = "{merge_method: linear, models: [{model: a}, {model: b}, {model: c}], parameters: {weight: 1}, %s}"
+    for setting, kind, value in (
+        ("dtype: float32", "float32", 86),
+        ("dtype: float16", "float16", 86),
+        ("dtype: bfloat16, out_dtype: float32", "float32", 86),
+        ("dtype: bfloat16", "bfloat16", 86),
+    ):
+        found = made(text % setting, models)[0]["w"]
+        assert (str(found.dtype), found.tolist()) == (kind, [value])
+    thirds = {name: {"w": np.array([value], "f2")} for name, value in (("a", 1), ("b", 0), ("c", 0))}
+    found = made(text % "dtype: float32", thirds)[0]["w"]
+    assert found.tolist() == [np.float32(1) / np.float32(3)]
+
+
+def test_what_has_no_effect_is_said() -> None:
+    text = """
+        merge_method: slerp
+        base_model: a
+        models:
+        - {model: a}
+        - {model: b, parameters: {t: 0.1, weight: 2}}
+        parameters: {t: 0.5, int8_mask: true, density: 0.5}
+    """
+    _, report = made(text, {"a": layered(0), "b": layered(1)})
+    assert report.notes == (
+        "parameters of b: t belongs to the merge, not to one model; it has no effect there",
+        "parameters of b: weight has no effect on slerp",
+        "parameters: int8_mask has no effect on slerp",
+        "parameters: density has no effect on slerp",
+    )
+
+
+SLICES = "merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources: "
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[]", "expected the keys of a merge, such as merge_method"),
+        ("{merge_method: lineal, models: []}", "merge_method: expected one of linear, slerp"),
+        ("{merge_method: linear, modles: []}", "the key 'modles' is not known; there are merge_method, base_model"),
+        ("{merge_method: linear}", "expected one of models, slices and modules"),
+        ("{merge_method: linear, models: [{model: a}], slices: []}", "expected one of models, slices and modules"),
+        ("{merge_method: linear, models: []}", "models: expected a list of them"),
+        ("{merge_method: linear, models: [a]}", "models: expected the keys model, parameters, got 'a'"),
+        ("{merge_method: linear, models: [{model: [a]}]}", r"model: expected a path or hf://OWNER/NAME, got \['a'\]"),
+        ("{merge_method: linear, models: [{model: a}]}", "needs the parameter 'weight' of a for embed.w"),
+        ("{merge_method: linear, models: [{model: a}, {model: a}]}", "names 'a' twice"),
+        ("{merge_method: ties, models: [{model: a}]}", "models: ties needs base_model"),
+        ("{merge_method: slerp, base_model: a, models: [{model: b}, {model: c}]}", "takes 1 models beside the base"),
+        ("{merge_method: linear, models: [{model: a}], parameters: {wieght: 1}}",
+         "parameters: 'wieght' is not known; linear has the parameters weight, normalize"),
+        ("{merge_method: linear, models: [{model: a}], parameters: {weight: {filter: mlp}}}",
+         "weight: expected {filter: TEXT, value: VALUE}"),
+        ("{merge_method: linear, models: [{model: a}], parameters: {weight: [1, [2]]}}", "expected {filter: TEXT"),
+        ("{merge_method: linear, models: [{model: a}], parameters: {weight: [{filter: 1, value: 2}]}}",
+         "expected a text as filter, got 1"),
+        ("{merge_method: linear, models: [{model: a}], parameters: [1]}", "expected names and values of parameters"),
+        ("{merge_method: linear, models: [{model: a}], parameters: {weight: heavy}}",
+         "weight: expected a number, or one for each of 1 models, got "),
+        ("{merge_method: linear, models: [{model: a}], dtype: int8}", "dtype: expected one of floating point"),
+        ("{merge_method: linear, models: [{model: a}], chat_template: auto}", "tokenizers are copied, not changed"),
+        ("{merge_method: linear, models: [{model: a}], tokenizer: {tokens: {}}}", "rows of single tokens are not"),
+        ("{merge_method: linear, models: [{model: a}], tokenizer: {}, tokenizer_source: base}", "got both"),
+        ("{merge_method: linear, modules: {x: {models: [{model: a}]}, y: {}}}", "a single one is merged, got x, y"),
+        (SLICES + "[{model: a}]", r"layer_range: expected \[FIRST, END\], END not included, got None"),
+        (SLICES + "[{model: a, layer_range: [2, 1]}]", r"got \[2, 1\]"),
+        (SLICES + "[{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 2]}]", r"got \[1, 2\]"),
+        (SLICES + "[{model: a, layer_range: [2, 4]}]", r"a: layer_range \[2, 4\]: layers has 3 layers"),
+        (SLICES + "[{model: flat, layer_range: [0, 1]}]", "flat: slices need one stack of layers, and it has none"),
+        (SLICES + "[{model: a, layer_range: [0, 1]}, {model: h, layer_range: [0, 1]}]",
+         "layers of one name, got h, layers"),
+        ("merge_method: ties\nbase_model: b\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]",
+         "slices: 1: ties needs its base_model 'b' among its sources"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_followed_is_an_error(text: str, match: str) -> None:
+    other = {f"h{name.removeprefix('layers')}": value for name, value in layered(1).items() if "layers" in name}
+    models = {"a": layered(0), "b": layered(1), "c": layered(2), "flat": {"w": np.ones(2, "f4")}, "h": other}
+    with pytest.raises(CombineError, match=match):
+        made(text, models)
