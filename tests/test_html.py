@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import statedict
 from statedict.render import html
 from statedict.render.html import ROWS, histogram, page, table, text
-from statedict.reports.combine import CombineReport
+from statedict.reports.combine import CombineReport, DeltaReport
 from statedict.reports.diff import TensorDiff
 from statedict.reports.outcomes import (
     Change,
@@ -116,6 +116,10 @@ def combine() -> Any:
     return CombineReport(HOSTILE, sources, COUNT, 0, pairs, pairs, (HOSTILE,), False, given, files)
 
 
+def delta() -> Any:
+    return DeltaReport("make", HOSTILE, HOSTILE, COUNT, COUNT, (COUNT, COUNT), False)
+
+
 def pruned() -> Any:
     return Pruned(dict.fromkeys(range(COUNT), HOSTILE), tuple(range(COUNT)), COUNT)
 
@@ -127,6 +131,7 @@ def run_verified() -> Any:
 SUBJECTS: dict[type, Callable[[], Any]] = {
     statedict.reports.Diff: diff,
     CombineReport: combine,
+    DeltaReport: delta,
     EditReport: edit,
     GroupStats: group_stats,
     Pruned: pruned,

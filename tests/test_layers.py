@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scanner",),
     ("formats", "ops", "adapters"),
     ("api", "alter"),
+    ("delta",),
     ("render",),
     ("runs",),
     ("view",),

@@ -20,16 +20,17 @@ VALUES = [
     "StateDictError", "Storage", "__version__", "average", "capture", "convert", "diff", "dtype", "edit", "inspect",
     "load", "merge", "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
-MODULES = ["alter", "errors", "reports", "runs"]
+MODULES = ["alter", "delta", "errors", "reports", "runs"]
 PUBLIC = VALUES + MODULES
 IN_MODULES = {
     "alter": [
         "cast", "drop", "fuse", "pad", "prefix", "rename", "reshape", "select", "set", "slice", "split", "strip", "tie",
         "transpose", "untie",
     ],
+    "delta": ["apply", "make"],
     "reports": [
-        "CombineReport", "Diff", "EditReport", "RestoreReport", "ScanReport", "StatsReport", "Summary", "TensorStats",
-        "VerifyReport",
+        "CombineReport", "DeltaReport", "Diff", "EditReport", "RestoreReport", "ScanReport", "StatsReport", "Summary",
+        "TensorStats", "VerifyReport",
     ],
 }  # fmt: skip
 POLICIES = ["AnyPolicy", "BestN", "CustomSteps", "EveryNSeconds", "EveryNSteps", "LatestN"]

@@ -178,7 +178,7 @@ def test_no_test_asks_the_clock_how_long_something_took() -> None:
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/decisions/0001-house.md", *ROOT.glob("docs/*.md")]
 FOLDERS = {path.name for path in (*ROOT.iterdir(), *PACKAGE.iterdir()) if path.is_dir()} - {"torch"}  # PyTorch's own
 ELSEWHERE = {"train.py", "eval.py", "fuzz/crashes/"}  # what users have and tools make
-KEYS = {"statedict.digests", "statedict.json"}  # of files
+KEYS = {"statedict.coding", "statedict.digests", "statedict.json"}  # of files
 
 
 def quoted(text: str) -> Iterator[str]:

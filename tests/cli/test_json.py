@@ -25,6 +25,8 @@ COMMANDS = {
     "edit": "checkpoint.pth --strip --dry-run",
     "average": "checkpoint.pth checkpoint.pth --dry-run",
     "merge": "--method linear checkpoint.pth checkpoint.pth --dry-run",
+    "delta make": "checkpoint.pth checkpoint.pth --dry-run",
+    "delta apply": "checkpoint.pth x.delta --dry-run",
     "diff": "checkpoint.pth model.safetensors",
     "scan": "checkpoint.pth missing.pth",
     "verify": "checkpoint.pth missing.pth",
@@ -59,6 +61,8 @@ def test_every_command_with_the_option_is_tried() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_document_says_its_schema(name: str, run: Run, tmp_path: Path) -> None:
     statedict.save({"w": np.ones(3)}, tmp_path / "model.safetensors")
+    if name == "delta apply":
+        statedict.delta.make(tmp_path / "checkpoint.pth", tmp_path / "checkpoint.pth", tmp_path / "x.delta")
     with statedict.CheckpointManager(tmp_path / "run") as manager:
         for step in (1, 2):
             manager.save(step, {"w": np.full(3, float(step))}, metrics={"loss": 1 / step})

@@ -116,6 +116,10 @@ _PHRASES = (
     ),
     (re.compile(r"leave prefix at 'auto'"), lambda found: "leave out --prefix"),
     (re.compile(r"override=\{.*?: …\} with a value for it, or (?=allow_)"), lambda found: ""),
+    (
+        re.compile(r"delta\.(apply|make)\(base, (?:tuned, path|('.*?'))\)"),
+        lambda found: f"statedict delta {found[1]} BASE {_quote(found[2]) if found[2] else 'TUNED'} -o OUT",
+    ),
     (re.compile(r"allow overwriting"), lambda found: "add --overwrite"),
     (
         re.compile(r'load it with format="(\w+)"'),
@@ -152,6 +156,10 @@ def _option(name: str, value: str) -> str:
     if isinstance(given, dict):
         given = [f"{old}={new}" for old, new in given.items()]
     return " ".join(f"{option} {shlex.quote(item)}" for item in ([given] if isinstance(given, str) else given))
+
+
+def _quote(text: str) -> str:
+    return shlex.quote(literal_eval(text))
 
 
 def _path(keys: str) -> str:

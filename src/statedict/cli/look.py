@@ -22,6 +22,7 @@ from statedict.cli.commands import (
     title,
 )
 from statedict.cli.terminal import ALL, all_option, echo, write
+from statedict.delta import base_of
 from statedict.errors import PathError, StateDictError
 from statedict.io.location import location
 from statedict.io.urls import redact, to_name
@@ -70,13 +71,15 @@ def show(
     from statedict.api.look import inspect
 
     summary, size = inspect(part, above), location(split(file)[0]).size()
+    base = base_of(file)
     if as_json:
-        echo_json({"file": redact(file), "size": size, **summary.to_json()})
+        echo_json({"file": redact(file), "size": size, "base": base, **summary.to_json()})
         return
     from statedict.render.tree_text import summary_lines
 
     total = summary.total
-    head = title(file, f"{human_bytes(size)}  {count(total.tensors, 'tensor')}, {total.elements:,} elements")
+    differs = "" if base is None else f", a delta to {base}"
+    head = title(file, f"{human_bytes(size)}  {count(total.tensors, 'tensor')}, {total.elements:,} elements{differs}")
     echo([*head, *summary_lines(summary, depth)])
 
 

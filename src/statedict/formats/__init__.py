@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from statedict.tensor.checks import Found
 
 
-_HOLDERS = {  # the modules of the formats whose files hold other checkpoints
+_HOLDERS = {  # the modules of the formats whose files hold, or need, other checkpoints
+    "coded": "statedict.formats.coded",
     "zip": "statedict.formats.zip_members",
     "torch-export": "statedict.formats.torch.export",
     "distributed": "statedict.formats.distributed",

@@ -42,6 +42,7 @@ class Row(namedtuple("Row", "magic module suffixes folder in_place", defaults=("
 
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, as protocols 2 to 5 write it
 _LEGACY_1 = b"L119547037146038801333356L\n."  # as protocol 1 does
+_CODED = b'{"__metadata__":{"statedict.coding":'
 
 KINDS: dict[str, Row] = {
     "torch": Row(
@@ -50,6 +51,7 @@ KINDS: dict[str, Row] = {
         (".pth", ".pt", ".bin", ".ckpt", ".pth.tar"),
         in_place="statedict.formats.torch.in_place",
     ),
+    "coded": Row(lambda head: head[8:].startswith(_CODED)),
     "distributed-safetensors": Row(
         lambda head: b"{" in (head[:1], head[8:9]) and re.search(rb'"DCP_SHARDING_INFO"\s*:\s*["\[]', head) is not None,
         "statedict.formats.distributed_safetensors",
@@ -101,7 +103,7 @@ def _find_second_kind(source: ByteSource, head: bytes, name: str) -> str:
         if head[257:262] != b"ustar" or head[:4] == b"PK\3\4":
             return "a tar archive"
         return "a pickle" if _is_pickle(head) else ""
-    if not _is_pickle(head) or name not in ("torch", "safetensors", "distributed-safetensors", "sharded"):
+    if not _is_pickle(head) or name not in ("torch", "coded", "safetensors", "distributed-safetensors", "sharded"):
         return ""
     from statedict.scanner.globals import walk
 

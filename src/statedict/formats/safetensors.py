@@ -40,32 +40,54 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
 
-_MAX_HEADER = 100_000_000
+MAX_HEADER = 100_000_000
 _FIELDS = ("dtype", "shape", "data_offsets")
 _MINUS_ZERO = re.compile(rb"[\[,:]\s*-0\s*[\],}]")
 _PAIRS = BY_SAFETENSORS["F4"]  # its shape counts the halves of our bytes
-_DIGESTS = "statedict.digests"
+DIGESTS = "statedict.digests"
+CODING = "statedict.coding"  # of files whose tensors coded.py decodes
 _MAX_NUMEL = 1 << 256  # where a product of sizes is a lie; one more size keeps it short
 _NO_DIGEST = "0" * 32
-_MARKER = json.dumps(_DIGESTS).encode() + b':"xxh3_128 '
+_MARKER = json.dumps(DIGESTS).encode() + b':"xxh3_128 '
 
 
 def read(source: ByteSource) -> Any:
     """Read the tree lazily: only the header is read."""
     _, metadata, tensors = read_header(source)
+    _refuse_coded(metadata, source.name)
     return put_together(tensors, metadata, source.name)
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List the header and every tensor, with digests if the file has them."""
     raw, metadata, tensors = read_header(source)
+    _refuse_coded(metadata, source.name)
     held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     try:
-        held = group_tensors(put_together(dict(tensors), metadata, source.name), _as_stored)
+        held = group_tensors(put_together(dict(tensors), metadata, source.name), as_stored)
     except FormatError as error:
         yield refusal(error, source.name, "header")
+    yield from check_stored(source, raw, metadata, tensors, held)
+
+
+def _refuse_coded(metadata: dict[str, str], name: str) -> None:
+    if CODING in metadata:
+        raise CorruptFileError(
+            f"{name}: its tensors are compressed, and another program rewrote its header; "
+            'load it with format="coded", or fetch it again'
+        )
+
+
+def check_stored(
+    source: ByteSource,
+    raw: bytes,
+    metadata: dict[str, str],
+    tensors: dict[str, LazyTensor],
+    held: dict[Storage, list[tuple[str, LazyTensor]]],
+) -> Iterator[Found]:
+    """List the header `raw` and every tensor in it; `held` are the (path, tensor) of the tree for each storage."""
     count = len(tensors) + 1
-    texts = [text for key, text in metadata.items() if key == _DIGESTS or _looks_signed(text, count)]
+    texts = [text for key, text in metadata.items() if key == DIGESTS or _looks_signed(text, count)]
     at = raw.find(_MARKER) + len(_MARKER)
     sums: list[str | None] = [None] * count
     if texts and (at < len(_MARKER) or not _looks_signed(texts[0], count)):
@@ -81,7 +103,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         yield Check(name, source, storage.offset, storage.nbytes, here, None, digest)
 
 
-def _as_stored(storage: Storage) -> Storage:
+def as_stored(storage: Storage) -> Storage:
     """The storage in the file of a tensor that has strides of its own."""
     origin = getattr(storage.source, "origin", None)
     return origin[0].storage if origin else storage
@@ -98,10 +120,10 @@ def read_header(source: ByteSource) -> tuple[bytes, dict[str, str], dict[str, La
     if source.size < 8:
         raise TruncatedError(f"{name}: {source.size} bytes are too few for a header; the file looks truncated")
     length = int.from_bytes(source.read(0, 8), "little")
-    if length > min(_MAX_HEADER, source.size - 8):
+    if length > min(MAX_HEADER, source.size - 8):
         raise TruncatedError(
             f"{name}: the header claims {length:,} bytes, the file has {source.size - 8:,} and the format allows "
-            f"{_MAX_HEADER:,}; the file looks truncated or is not a safetensors file"
+            f"{MAX_HEADER:,}; the file looks truncated or is not a safetensors file"
         )
     raw = bytes(source.read(8, length))
     header = parse(raw, f"{name}: the header", keys=_count_keys)
@@ -198,17 +220,17 @@ def _make_labelled(where: str, code: Any, numel: int, shape: tuple[int, ...], st
 def write(tree: Any, sink: Sink) -> None:
     """Write a tree of LazyTensors and plain values."""
     tensors, metadata = take_apart(tree)
-    metadata[_DIGESTS] = _reserve_digests(len(tensors))
+    metadata[DIGESTS] = reserve_digests(len(tensors))
     position = 0
     places: dict[str, tuple[int, int]] = {}
     # larger elements first keeps every tensor aligned without padding, which the format forbids
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
         places[name] = position, position + tensor.nbytes
         position += tensor.nbytes
-    raw = _encode_header(tensors, metadata, places)
+    raw = encode_header(tensors, metadata, places)
     raw += b" " * (-(8 + len(raw)) % 64)
-    if len(raw) > _MAX_HEADER:
-        raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {_MAX_HEADER:,}; save as .pth")
+    if len(raw) > MAX_HEADER:
+        raise UnsupportedError(f"the header takes {len(raw):,} bytes, safetensors allows {MAX_HEADER:,}; save as .pth")
     start = 8 + len(raw)
     parts: list[Part] = []
     for name, (begin, end) in places.items():
@@ -217,7 +239,7 @@ def write(tree: Any, sink: Sink) -> None:
 
     def head(sums: list[Sums]) -> bytes:
         digests = dict(zip(places, (s.digest for s in sums), strict=True))
-        return len(raw).to_bytes(8, "little") + _sign(raw, [digests[name] for name in tensors])
+        return len(raw).to_bytes(8, "little") + sign(raw, [digests[name] for name in tensors])
 
     sink.reserve(start + position)
     sink.put_headed(parts, head)
@@ -239,23 +261,24 @@ def rewrite(tree: Any, source: ByteSource, before: Any) -> tuple[int, bytes] | N
         origins.append(there.pop((at, tensor.nbytes)))
     if there:
         return None
-    digests = dict(zip(old, old_metadata.get(_DIGESTS, "").split(" ")[2:], strict=False))
-    signed = len(digests) == len(old) and _looks_signed(old_metadata[_DIGESTS], len(old) + 1)
+    digests = dict(zip(old, old_metadata.get(DIGESTS, "").split(" ")[2:], strict=False))
+    signed = len(digests) == len(old) and _looks_signed(old_metadata[DIGESTS], len(old) + 1)
     if signed:
-        metadata[_DIGESTS] = _reserve_digests(len(tensors))
+        metadata[DIGESTS] = reserve_digests(len(tensors))
     if not old_metadata and metadata == {"format": "pt"}:
         metadata = {}  # it would take room that may not be there
-    new = _encode_header(tensors, metadata, places)
+    new = encode_header(tensors, metadata, places)
     if len(new) > len(raw):
         return None
     new += b" " * (len(raw) - len(new))
-    new = _sign(new, [digests[name] for name in origins]) if signed else new
+    new = sign(new, [digests[name] for name in origins]) if signed else new
     return 0, len(new).to_bytes(8, "little") + new
 
 
-def _encode_header(
+def encode_header(
     tensors: dict[str, LazyTensor], metadata: dict[str, str], places: dict[str, tuple[int, int]]
 ) -> bytes:
+    """The JSON of a header; `places` are begin and end of each tensor."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for name, tensor in tensors.items():
         shape = tensor.shape
@@ -267,11 +290,12 @@ def _encode_header(
     return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _reserve_digests(count: int) -> str:
+def reserve_digests(count: int) -> str:
+    """The text under the key `DIGESTS` before `sign` fills it in."""
     return " ".join(["xxh3_128", *[_NO_DIGEST] * (count + 1)])
 
 
-def _sign(raw: bytes, digests: list[str]) -> bytes:
+def sign(raw: bytes, digests: list[str]) -> bytes:
     """Fill in the digests; that of the header is taken while its own place holds zeros."""
     from xxhash import xxh3_128_hexdigest
 

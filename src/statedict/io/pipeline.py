@@ -115,6 +115,10 @@ class FileSink:
             here.advance(sum(part.size for part in job))
         return every
 
+    def write(self, offset: int, data: Block) -> None:
+        """Write bytes at an offset."""
+        self._write_at(self.fd, offset, data)
+
     def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
         """Write the parts, then a head made from their sums at byte 0."""
         write_at(self.fd, 0, head(self.put(parts)))

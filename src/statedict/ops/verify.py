@@ -44,7 +44,7 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
                     notes.append(item)
                 else:
                     checks.append(item)
-                    if not quick or (not item.tensors and item.size <= _SMALL):
+                    if not quick or (not item.tensors and not item.coded and item.size <= _SMALL):
                         read.append(item)
                         counter.expect(item.size)
                         yield item

@@ -10,7 +10,7 @@ import click
 
 from statedict.render.diff_text import LIMIT, measures
 from statedict.render.text import limit_lines, number, printable, shape, table
-from statedict.reports.combine import CombineReport
+from statedict.reports.combine import CombineReport, DeltaReport
 from statedict.reports.outcomes import (
     DANGEROUS,
     DATA,
@@ -68,6 +68,15 @@ def combine(report: CombineReport) -> Iterator[str]:
     yield from (f"note: {note}" for note in report.notes)
     yield from report.files.lines()
     done = f"{report.method}: {count(report.tensors, 'tensor')}, {human_bytes(report.nbytes)}"
+    yield done if report.written else f"{done} (nothing was written)"
+
+
+def delta(report: DeltaReport) -> Iterator[str]:
+    """The sizes before and after, and how many tensors are differences."""
+    before, after = report.nbytes
+    what = f"{report.deltas:,} of {report.tensors:,} tensors as differences from {report.base}"
+    share = f" ({after / before:.1%})" if report.verb == "make" and before else ""
+    done = f"{human_bytes(before)} → {human_bytes(after)}{share}: {what}"
     yield done if report.written else f"{done} (nothing was written)"
 
 

@@ -13,7 +13,7 @@ from statedict.render import diff_text, notebook, report_text, tree_text
 from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, page, table, tree
 from statedict.render.text import number, shape
 from statedict.reports import diff as kinds
-from statedict.reports.combine import CombineReport
+from statedict.reports.combine import CombineReport, DeltaReport
 from statedict.reports.diff import Diff, TensorDiff
 from statedict.reports.outcomes import Change, EditReport, Entry, RestoreReport, ScanReport, VerifyReport
 from statedict.reports.runs import Bisection, Blame, Pruned, RunVerified
@@ -286,6 +286,7 @@ _VIEWS: dict[type, tuple[Callable[[Any], str], Any]] = {
     Bisection: (_text_page, report_text.bisection),
     Blame: (_text_page, report_text.blame),
     CombineReport: (_text_page, report_text.combine),
+    DeltaReport: (_text_page, report_text.delta),
     Diff: (_diff, diff_text.lines),
     EditReport: (_edit, report_text.edit),
     GroupStats: (_tensor_stats, None),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.reports.combine import CombineReport as CombineReport
+    from statedict.reports.combine import DeltaReport as DeltaReport
     from statedict.reports.diff import Diff as Diff
     from statedict.reports.outcomes import EditReport as EditReport
     from statedict.reports.outcomes import RestoreReport as RestoreReport
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "CombineReport": "combine",
+    "DeltaReport": "combine",
     "Diff": "diff",
     "EditReport": "outcomes",
     "RestoreReport": "outcomes",

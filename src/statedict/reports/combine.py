@@ -1,4 +1,4 @@
-"""What `average` and `merge` report."""
+"""What `average`, `merge` and `delta` report."""
 
 from __future__ import annotations
 
@@ -26,3 +26,16 @@ class CombineReport(Shown):
     written: bool  # whether a file was written
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of the method, as they were given
     files: SideFiles = field(default_factory=SideFiles)  # what became of the files beside the first source
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaReport(Shown):
+    """What `delta.make` or `delta.apply` did, or with `dry_run` would do."""
+
+    verb: str  # "make" or "apply"
+    base: str  # its name
+    digest: str  # of the base: XXH3-128 of names, dtypes, shapes and bytes of its tensors
+    tensors: int  # how many are in the checkpoint
+    deltas: int  # how many are differences; the others are stored by themselves
+    nbytes: tuple[int, int]  # bytes before and after
+    written: bool  # whether a file was written

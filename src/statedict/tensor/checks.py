@@ -53,7 +53,8 @@ class Problem:
 class Check:
     """A part of a file: a range of a source, the tensors that lie in it, and its sums.
 
-    `crc` and `digest` (XXH3-128 in hexadecimal) are None if the file has none.
+    `crc` and `digest` (XXH3-128 in hexadecimal) are None if the file has none. `coded` says that it holds the coded
+    bytes of a tensor, which is a part of its own.
     """
 
     part: str
@@ -63,6 +64,7 @@ class Check:
     tensors: tuple[tuple[str, LazyTensor], ...] = ()
     crc: int | None = None
     digest: str | None = None
+    coded: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:

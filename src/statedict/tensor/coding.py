@@ -1,0 +1,208 @@
+"""Lossless coding of the bytes of tensors, alone or as differences from those of another tensor.
+
+    bytes ─▶ blocks of 1 MiB ─▶ numbers ─▶ one plane for each byte of a number ─▶ Zstandard, level 1
+
+A block is coded as `PLANES` (the numbers as they are) or as `DELTA`. A delta maps the numbers of both tensors to
+integers in their order, subtracts them (modulo 2**bits), and moves the sign of the difference to its lowest bit. So
+numbers that lie close together have differences with few bits, and the upper planes are mostly zeros. Every step is
+a bijection of bits: NaN payloads and -0.0 survive.
+
+A coded tensor is its blocks one after the other, and a table at its end: for each block the coder, and the size of
+each plane, lowest byte first, as uint32. The size 0 stands for a plane of zeros; a plane that does not get smaller is
+stored as it is. What is gained by each step: docs/decisions/0022-deltas.md.
+"""
+
+from __future__ import annotations
+
+from threading import local
+
+from statedict.errors import CorruptFileError, MissingExtraError
+from statedict.io.pipeline import BLOCK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from statedict.dtypes import DType
+
+PLANES, DELTA = 0, 1
+_LEVEL = 1
+_SAMPLES, _SAMPLE = 4, 8 << 10  # pieces of a block, and bytes of each, by which the coder of a block is chosen
+_THREAD = local()
+
+
+def import_zstandard() -> Any:
+    """Import the library of Zstandard, or raise a MissingExtraError."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingExtraError(
+            "compressed checkpoints take zstandard; install it by: pip install 'statedict[compress]'"
+        ) from error
+    return zstandard
+
+
+def unit_of(kind: DType) -> tuple[int, bool]:
+    """The bytes of a number of a dtype, and whether it is a floating-point number with a sign bit on top.
+
+    >>> from statedict.dtypes import dtype
+    >>> unit_of(dtype("complex64")), unit_of(dtype("int16")), unit_of(dtype("float6_e2m3fn"))
+    ((4, True), (2, False), (1, False))
+    """
+    part = kind.component
+    packed = part.bits != 8 * part.itemsize or part.name == "float4_e2m1fn_x2"
+    return (1, False) if packed else (part.itemsize, part.kind == "float")
+
+
+def encode(block: memoryview, base: memoryview | None, unit: int, signed: bool) -> tuple[int, list[bytes | memoryview]]:
+    """The coder of a block, and its planes; `base` is as long as the block."""
+    if base is not None and block == base:
+        return DELTA, [b""] * unit
+    numbers = _numbers(block, unit)
+    coder = PLANES
+    if base is not None:
+        before = _numbers(base, unit)
+        coder = _choose(numbers, before, signed)
+        if coder == DELTA:
+            numbers = _subtract(numbers, before, signed)
+    return coder, [_pack(plane) for plane in _split(numbers)]
+
+
+def decode(coder: int, planes: Sequence[memoryview], base: memoryview | None, signed: bool, out: memoryview) -> None:
+    """Fill `out` with the block; ValueError if the planes are not those of a block."""
+    numbers = _numbers(out, len(planes))
+    _join(planes, numbers)
+    if coder == DELTA:
+        if base is None:
+            raise ValueError("a difference without a base")
+        _add(numbers, _numbers(base, len(planes)), signed)
+
+
+def _numbers(data: memoryview, unit: int) -> Any:
+    import numpy
+
+    return numpy.frombuffer(data, f"<u{unit}")
+
+
+def _choose(numbers: Any, base: Any, signed: bool) -> int:
+    """The coder that makes a sample of a block smaller."""
+    import numpy
+
+    most = _SAMPLE // numbers.itemsize
+    if numbers.size > _SAMPLES * most:
+        starts = [numbers.size // _SAMPLES * index for index in range(_SAMPLES)]
+        numbers, base = (numpy.concatenate([some[at : at + most] for at in starts]) for some in (numbers, base))
+    alone, delta = (
+        sum(len(_pack(plane)) for plane in _split(some)) for some in (numbers, _subtract(numbers, base, signed))
+    )
+    return DELTA if delta < alone else PLANES
+
+
+def _to_order(numbers: Any) -> Any:
+    """Integers in the order of floating-point numbers: those of negative ones with all bits flipped, else the sign."""
+    bits = 8 * numbers.itemsize
+    mask = numbers.view(f"<i{numbers.itemsize}") >> (bits - 1)
+    mask = mask.view(numbers.dtype)
+    mask |= numbers.dtype.type(1 << (bits - 1))
+    mask ^= numbers
+    return mask
+
+
+def _subtract(numbers: Any, base: Any, signed: bool) -> Any:
+    found = _to_order(numbers) - _to_order(base) if signed else numbers - base
+    mask = found.view(f"<i{found.itemsize}") >> (8 * found.itemsize - 1)
+    found <<= found.dtype.type(1)
+    found ^= mask.view(found.dtype)
+    return found
+
+
+def _add(found: Any, base: Any, signed: bool) -> None:
+    """Invert `_subtract`, in place."""
+    one, bits = found.dtype.type(1), 8 * found.itemsize
+    mask = found & one
+    found >>= one
+    found ^= -mask
+    found += _to_order(base) if signed else base
+    if signed:
+        mask = (~found).view(f"<i{found.itemsize}") >> (bits - 1)
+        mask = mask.view(found.dtype)
+        mask |= one << found.dtype.type(bits - 1)
+        found ^= mask
+
+
+def _split(numbers: Any) -> list[Any]:
+    if numbers.itemsize == 1:
+        return [numbers]
+    return [(numbers >> numbers.dtype.type(8 * index)).astype("u1") for index in range(numbers.itemsize)]
+
+
+def _join(planes: Sequence[memoryview], numbers: Any) -> None:
+    """Invert `_split` and `_pack` of each plane."""
+    parts = numbers.view("u1").reshape(numbers.size, -1)
+    for index, plane in enumerate(planes):
+        parts[:, index] = _unpack(plane, numbers.size) if len(plane) else 0
+
+
+def _pack(plane: Any) -> bytes | memoryview:
+    if not plane.any():
+        return b""
+    packer = getattr(_THREAD, "packer", None)
+    if packer is None:
+        packer = _THREAD.packer = import_zstandard().ZstdCompressor(level=_LEVEL)
+    packed: bytes = packer.compress(plane.data)
+    return packed if len(packed) < plane.size else plane.data
+
+
+def _unpack(data: memoryview, size: int) -> Any:
+    import numpy
+
+    if len(data) < size:
+        zstandard = import_zstandard()
+        unpacker = getattr(_THREAD, "unpacker", None)
+        if unpacker is None:
+            unpacker = _THREAD.unpacker = zstandard.ZstdDecompressor()
+        try:
+            if zstandard.frame_content_size(data) != size:  # which is what it would allocate
+                raise ValueError("a plane of another size")
+            data = unpacker.decompress(data)
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from None
+    if len(data) != size:
+        raise ValueError("a plane of another size")
+    return numpy.frombuffer(data, "u1")
+
+
+def pack_table(rows: Sequence[tuple[int, Sequence[int]]]) -> bytes:
+    """The table at the end of a coded tensor, of each block's coder and sizes."""
+    import numpy
+
+    return numpy.array([number for coder, sizes in rows for number in (coder, *sizes)], "<u4").tobytes()
+
+
+def count_blocks(nbytes: int) -> int:
+    """How many blocks so many bytes make."""
+    return -(-nbytes // BLOCK)
+
+
+def table_size(nbytes: int, unit: int) -> int:
+    """The bytes of the table of a tensor of so many bytes."""
+    return count_blocks(nbytes) * (1 + unit) * 4
+
+
+def read_table(data: bytes | bytearray, unit: int, blocks_size: int, name: str) -> list[list[int]]:
+    """Begin of each block, its coder, and the sizes of its planes; `blocks_size` are the bytes of all blocks.
+
+    Raises:
+        CorruptFileError: the sizes are not those of the blocks.
+    """
+    import numpy
+
+    rows = numpy.frombuffer(data, "<u4").reshape(-1, 1 + unit).astype("i8")
+    ends = rows[:, 1:].sum(1).cumsum()
+    wrong = rows.size and (rows[:, 0].max() > DELTA or rows[:, 1:].max() > BLOCK // unit or ends[-1] != blocks_size)
+    if wrong:
+        raise CorruptFileError(f"{name}: the table of its blocks does not fit them; the file is damaged")
+    begins = numpy.concatenate([numpy.zeros(1, "i8"), ends[:-1]])
+    found: list[list[int]] = numpy.concatenate([begins[:, None], rows], 1).tolist()
+    return found

@@ -1,0 +1,26 @@
+"""Deltas in a store: made there from what lies there, and read block by block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import statedict
+
+from ..same import assert_same
+
+
+def test_a_delta_of_objects_is_an_object(s3: Any, tmp_path: Path) -> None:
+    base = {"w": np.random.default_rng(0).standard_normal(500_000).astype("f4"), "b": np.ones(3)}
+    tuned = base | {"w": base["w"] * np.float32(1.0001), "epoch": 2}
+    for name, tree in (("base", base), ("tuned", tuned)):
+        statedict.save(tree, f"s3://bucket/{name}.safetensors")
+    report = statedict.delta.make(
+        "s3://bucket/base.safetensors", "s3://bucket/tuned.safetensors", "s3://bucket/tuned.delta"
+    )
+    assert (report.deltas, report.nbytes[1] < report.nbytes[0]) == (1, True)
+    assert statedict.delta.make(base, tuned, tmp_path / "tuned.delta").nbytes[1] == report.nbytes[1]
+    assert_same(statedict.delta.apply("s3://bucket/base.safetensors", "s3://bucket/tuned.delta"), tuned)
+    assert statedict.verify("s3://bucket/tuned.delta").ok

@@ -1,0 +1,95 @@
+"""The coder of deltas: every block of every dtype comes back bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from statedict.dtypes import BY_NAME, DType
+from statedict.errors import CorruptFileError
+from statedict.tensor import coding
+
+
+def round_trip(block: bytes, base: bytes | None, kind: DType) -> tuple[int, list[int]]:
+    """Code a block, and check that it comes back; the coder and the sizes of its planes."""
+    before = None if base is None else memoryview(base)
+    unit, signed = coding.unit_of(kind)
+    coder, planes = coding.encode(memoryview(block), before, unit, signed)
+    out = memoryview(bytearray(len(block)))
+    coding.decode(coder, [memoryview(plane) for plane in planes], before, signed, out)
+    assert bytes(out) == block
+    return coder, [len(plane) for plane in planes]
+
+
+kinds = st.sampled_from([*BY_NAME.values()])
+
+
+@given(kinds, st.binary(min_size=16, max_size=160), st.binary(min_size=16, max_size=160))
+@settings(max_examples=300, deadline=None)
+def test_a_block_of_any_dtype_comes_back_whatever_its_base(kind: DType, block: bytes, base: bytes) -> None:
+    size = min(len(block), len(base)) // 16 * 16
+    round_trip(block[:size], base[:size], kind)
+    round_trip(block[:size], None, kind)
+
+
+@given(st.sampled_from([16, 32, 64]), st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_integers_of_floats_have_the_order_of_the_floats(bits: int, data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.floats(width=bits, allow_nan=False), min_size=2, max_size=9))  # type: ignore[arg-type]
+    floats = np.array(values, f"<f{bits // 8}")
+    order = coding._to_order(floats.view(f"<u{bits // 8}"))
+    for one, other, a, b in zip(floats, floats[1:], order, order[1:], strict=False):
+        assert (one < other) <= (a < b)
+        assert (one > other) <= (a > b)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64", "complex64", "int32"])
+def test_neighbours_of_the_base_take_one_plane(kind: str) -> None:
+    unit, _ = coding.unit_of(BY_NAME[kind])
+    bits = np.random.default_rng(0).integers(0, 1 << (8 * unit - 1), 4096, f"<u{unit}", endpoint=False)
+    moved = (bits + np.resize(np.array([1, -1, 0, 2]).astype(bits.dtype), bits.size)).tobytes()
+    coder, sizes = round_trip(moved, bits.tobytes(), BY_NAME[kind])
+    assert coder == coding.DELTA
+    assert sizes[0] < 2048
+    assert not any(sizes[1:])
+
+
+@given(kinds)
+@example(BY_NAME["float32"])
+def test_a_block_that_did_not_change_takes_nothing(kind: DType) -> None:
+    block = np.random.default_rng(1).bytes(4096)
+    assert round_trip(block, block, kind) == (coding.DELTA, [0] * coding.unit_of(kind)[0])
+
+
+def test_a_base_that_does_not_help_is_not_used() -> None:
+    smooth = np.linspace(1, 2, 5000, dtype="f4").tobytes()
+    noise = np.random.default_rng(2).bytes(20_000)
+    assert round_trip(smooth, noise, BY_NAME["float32"])[0] == coding.PLANES
+
+
+def test_special_values_survive_with_their_payloads() -> None:
+    words = np.array([0x7FC00001, 0xFFC12345, 0x7F800001, 0x80000000, 0, 0x7F800000, 0xFF800000, 1], "<u4")
+    round_trip(np.tile(words, 8).tobytes(), np.tile(words[::-1], 8).tobytes(), BY_NAME["float32"])
+
+
+@pytest.mark.parametrize(
+    "planes", [[b"x", b""], [b"\x28\xb5\x2f\xfd\x00\x00", b""], [bytes(17), b""]], ids=["short", "no size", "long"]
+)
+def test_a_plane_that_is_none_is_an_error(planes: list[bytes]) -> None:
+    with pytest.raises(ValueError, match=r"plane|frame|content|format"):
+        coding.decode(coding.PLANES, [memoryview(plane) for plane in planes], None, True, memoryview(bytearray(32)))
+
+
+def test_a_plane_that_claims_another_size_is_not_unpacked() -> None:
+    packed = coding.import_zstandard().ZstdCompressor().compress(bytes(1 << 20))
+    with pytest.raises(ValueError, match="another size"):
+        coding.decode(coding.PLANES, [memoryview(packed)], None, False, memoryview(bytearray(4096)))
+
+
+@pytest.mark.parametrize("table", [[0, 5, 4], [2, 5, 5], [0, 1 << 20, 0], [0, 11, 0]])
+def test_a_table_that_does_not_fit_its_blocks_is_damage(table: list[int]) -> None:
+    assert coding.read_table(coding.pack_table([(0, [5, 5])]), 2, 10, "x") == [[0, 0, 5, 5]]
+    with pytest.raises(CorruptFileError, match="x: the table of its blocks does not fit them"):
+        coding.read_table(np.array(table, "<u4").tobytes(), 2, 10, "x")
