@@ -13,7 +13,7 @@ from statedict import formats
 from statedict.collector import Paused
 from statedict.errors import AlterError, FileError, PathError, UnsupportedError
 from statedict.formats import places
-from statedict.io.urls import redact, to_name
+from statedict.io.urls import folder_of, redact, to_name
 from statedict.tensor.lazy import as_lazy
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import walk
@@ -281,6 +281,8 @@ class Target:
         unnamed = format is None and is_path(src) and not formats.get_suffix(self.path)
         if unnamed and location(split(src)[0]).names() is not None:
             self.path = os.path.join(self.path, "")  # a folder, as the source
+        beside = is_path(src) and os.path.abspath(folder_of(split(src)[0])) == os.path.abspath(self.path)
+        self._others = src is not None and not beside  # whether weights of another format are replaced too
         self._module, self._folder = formats.choose_writer(self.path, format, max_shard_size is not None)
         self._location = location(self.path)
 
@@ -302,9 +304,10 @@ class Target:
                 return
             files = self._module.files(root, None if self._max_size is None else parse_bytes(self._max_size))
             tensors = [tensor for _, tensor in tensors_of(root)]
-            places.check_folder(self.path, files, [tensor.storage.source for tensor in tensors])
+            stale = places.find_stale(self.path, files, self._how.get("overwrite", True), self._others)
+            places.check_folder(self.path, files, [tensor.storage.source for tensor in tensors], stale)
             files = {name: partial(put_bytes, data) for name, data in (companions or {}).items()} | dict(files)
-            self._location.publish_folder(files, nbytes=covered_bytes(tensors), **self._how)
+            self._location.publish_folder(files, stale, nbytes=covered_bytes(tensors), **self._how)
 
 
 def _write_in_place(

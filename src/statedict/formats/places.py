@@ -24,7 +24,7 @@ from statedict.io.urls import folder_of, join, redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from statedict.io.remote import RemoteSource
     from statedict.io.source import ByteSource
@@ -45,6 +45,15 @@ _ENTRIES = (
     "checkpoint.pth",
     "saved_model.pb",  # for its message
 )
+# an entry that we write → the names that its files and those of its predecessors have
+_MODEL = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_FAMILIES = {
+    ".metadata": re.compile(r"__\d+_\d+\.distcp"),
+    "model.safetensors": _MODEL,
+    "model.safetensors.index.json": _MODEL,
+    "": re.compile(r"(?!)"),
+}
+_BINS = r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?"
 
 
 class Listing(BytesSource):
@@ -184,15 +193,44 @@ def resolve_target(path: str, kind: str) -> tuple[str, str]:
     return find_entry(path) if location(path).is_folder() else path, kind
 
 
-def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource]) -> None:
-    """Check that files can be written into a folder, and that the folder opens by them then."""
+def find_stale(folder: str, files: Iterable[str], overwrite: bool, others: bool = False) -> list[str]:
+    """The files of the checkpoint in a folder that new files replace and do not overwrite, an index first.
+
+    Args:
+        folder: the folder, which may not exist.
+        files: the names of the new files.
+        overwrite: whether they may replace anything.
+        others: whether that includes the weights of another format by which the folder is opened so far.
+
+    Raises:
+        ExistingFileError: there are such files, and `overwrite` is off.
+    """
+    wanted = {*files}
+    names = location(folder).names() or []
+    family = next((pattern for entry, pattern in _FAMILIES.items() if entry in wanted), _FAMILIES[""])
+    entry = next((name for name in _ENTRIES if name in names), "")
+    if others and entry.startswith("pytorch_model."):
+        family = re.compile(rf"{family.pattern}|{_BINS}")
+    stale = [name for name in names if family.fullmatch(name) and name not in wanted]
+    if stale and not overwrite:
+        raise ExistingFileError(
+            f"{redact(join(folder, stale[0]))}: is of the checkpoint there, and overwrite is off; choose another "
+            "folder or allow overwriting"
+        )
+    return sorted(stale, key=lambda name: (not name.endswith(".json"), name))
+
+
+def check_folder(
+    folder: str, files: Iterable[str], sources: Iterable[ByteSource], stale: Collection[str] = ()
+) -> None:
+    """Check that files can be written into a folder, and that the folder opens by them once `stale` are removed."""
     wanted = {*files}
     entry_file = next((name for name in _ENTRIES if name in wanted), _ENTRIES[0])
     inside = folder.rstrip("/") + "/"
     if any(source.remote and source.name.startswith(inside) for source in sources):
         raise UnsupportedError(f"{redact(folder)}: is read while it is written, file by file; name another folder")
     before = _ENTRIES[: _ENTRIES.index(entry_file)]
-    if other := [name for name in location(folder).names() or () if name in before]:
+    if other := [name for name in location(folder).names() or () if name in before and name not in stale]:
         raise ExistingFileError(
             f"{redact(join(folder, other[0]))}: is another checkpoint, by which that folder would still be opened; "
             "name another folder, or take it away"

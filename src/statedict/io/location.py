@@ -155,6 +155,7 @@ class Location:
     def publish_folder(
         self,
         files: Mapping[str, Write],
+        stale: Iterable[str] = (),
         *,
         overwrite: bool = True,
         fsync: bool = True,
@@ -166,7 +167,7 @@ class Location:
         On disk: a new folder appears whole or not at all. In one that exists all files are written beside their
         places first and then renamed, the last one last; other files stay. In a store: if one upload fails, objects
         that are new are deleted again. A last one that exists is deleted before the others are replaced, so that it
-        never names both old and new ones.
+        never names both old and new ones. At the end the `stale` files are removed.
         """
         folder = os.path.realpath(self.name)
         above, name = os.path.split(folder)
@@ -191,6 +192,8 @@ class Location:
                 else:
                     for file, path in written.items():
                         os.replace(path, os.path.join(folder, file))
+                    for file in stale:
+                        disk.discard(os.path.join(folder, file))
             except BaseException:
                 for path in [place] if new else written.values():
                     disk.discard(path)
@@ -264,7 +267,13 @@ class _Stored(Location):
             write(StreamSink(upload.write, upload.expect))
 
     def publish_folder(
-        self, files: Mapping[str, Write], *, overwrite: bool = True, executor: Executor | None = None, **_: Any
+        self,
+        files: Mapping[str, Write],
+        stale: Iterable[str] = (),
+        *,
+        overwrite: bool = True,
+        executor: Executor | None = None,
+        **_: Any,
     ) -> None:
         if executor is not None:
             check_spawned(executor)
@@ -284,6 +293,8 @@ class _Stored(Location):
                     with suppress(FileError):
                         location(url).remove()
             raise
+        for name in stale:
+            location(join(self.name, name)).remove()
 
 
 def _find_existing(urls: Iterable[str]) -> list[str]:
