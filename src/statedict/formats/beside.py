@@ -52,7 +52,11 @@ _LARGEST = 64 << 20  # bytes of a text that is read
 def is_folder(path: str) -> bool:
     """Whether the files that lie beside a checkpoint belong to it, and can be listed."""
     place = location(path)
-    return place.is_folder() and place.names() is not None
+    if place.has_folders or place.is_folder():
+        return place.is_folder() and place.names() is not None
+    return (
+        not formats.get_suffix(path) and not place.exists() and place.names() is not None
+    )  # of a store only asking tells
 
 
 def list_others(path: str, deep: bool = True) -> list[str]:

@@ -220,9 +220,7 @@ def find_stale(folder: str, files: Iterable[str], overwrite: bool, others: bool 
     return sorted(stale, key=lambda name: (not name.endswith(".json"), name))
 
 
-def check_folder(
-    folder: str, files: Iterable[str], sources: Iterable[ByteSource], stale: Collection[str] = ()
-) -> None:
+def check_folder(folder: str, files: Iterable[str], sources: Iterable[ByteSource], stale: Collection[str] = ()) -> None:
     """Check that files can be written into a folder, and that the folder opens by them once `stale` are removed."""
     wanted = {*files}
     entry_file = next((name for name in _ENTRIES if name in wanted), _ENTRIES[0])

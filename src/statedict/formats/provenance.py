@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from statedict.formats import beside, places
-from statedict.io.location import location
 from statedict.io.parallel import WORKERS, parallel
 from statedict.io.pipeline import compute_sums
 
@@ -28,7 +27,7 @@ def describe_files(path: str) -> dict[str, dict[str, Any]]:
     >>> sorted(describe_files("examples/checkpoint.pth")["checkpoint.pth"])
     ['bytes', 'xxh3_128']
     """
-    if location(path).is_folder():
+    if beside.is_folder(path):
         names = sorted(beside.list_own(path))
         sources: list[ByteSource] = [places.open_file(places.resolve_inside(path, name)) for name in names]
     else:
