@@ -203,7 +203,7 @@ def edit(
         What each step did, and the bytes before and after.
 
     Raises:
-        AlterError: a step cannot be done; nothing was written. Of names it is a RenameError.
+        AlterError, RenameError: a step cannot be done; nothing was written.
         StateDictError: as `convert`.
 
     >>> import statedict, tempfile

@@ -39,11 +39,12 @@ class Histogram:
 class Linear:
     """How many finite elements lie in bins of one width, from the smallest to the largest.
 
-    The width is a power of two, and the edges are multiples of it. There are 9 to 17 bins, none if all are equal.
+    The width is a power of two, and the edges are multiples of it. There are 9 to 17 bins, none if all are equal. Of
+    floats the edge nearer to 0 belongs to a bin, of integers the lower one.
     """
 
     exponent: int = 0  # the width is 2 ** exponent
-    first: int = 0  # entry i counts what is in [(first + i) * width, (first + i + 1) * width)
+    first: int = 0  # entry i counts what is between (first + i) * width and (first + i + 1) * width
     counts: tuple[int, ...] = ()
 
     @property

@@ -20,11 +20,14 @@ from statedict.dtypes import DType
 from statedict.reports.stats import Figures, Histogram, Linear
 
 _PACKED = ("float4_e2m1fn_x2", "quint4x2", "quint2x4")
-_FEW = 8192  # up to so many elements, sorting is faster than 65,536 counters
+_FEW = 8192  # up to so many elements, sorting is faster than 65,536 counters for blocks
+_VERY_FEW = 1024  # up to so many, counters cost more than they save
 _PART = 1 << 17  # elements that become float64 at a time
 _COMPLEX = 1 << 16  # halves of complex numbers
 _SCALED = 2.0**500  # beyond it, or below its inverse, squares could leave float64
-_EXPONENTS = 2048  # of a float64; times two signs
+_LEADING = 48  # the last bits of a float64 that are not counted; before them are sign, exponent and 4 of the fraction
+_FRACTION = 4
+_EXPONENTS = 2048  # of a float64
 _BIAS = 1023
 _EXACT = 1 << 53
 _BINS = 4  # a linear histogram has up to 2 ** _BINS bins and one
@@ -133,9 +136,9 @@ def _evaluate(table: _Table, codes: Any, counts: Any) -> Figures:
         mean = float((values * counts).sum()) / figures.finite
         deviation = math.sqrt(float((numpy.square(values - mean) * counts).sum()) / figures.finite)
     some = values != 0
-    histogram = _bin(values[some], table.exponents[codes[some]], counts[some]) if some.any() else Histogram()
+    histogram = _bin(values[some] > 0, table.exponents[codes[some]], counts[some])
     ends = (int(low), int(high)) if table.integral else (low, high)
-    linear = _count_linear(values, low, high, numpy.empty(len(values)), counts)
+    linear = _count_linear(values, ends[0], ends[1], numpy.empty(len(values)), counts)
     return replace(
         figures, min=ends[0], max=ends[1], mean=mean, deviation=deviation, histogram=histogram, linear=linear
     )
@@ -153,15 +156,18 @@ def _measure(kind: DType, array: Any, room: Any) -> Figures:
         x[...] = array
     if kind.kind != "float" and kind.bits == 64:
         _round_down(array, x)
-    figures, x = _count(x, other, tiny)
+    figures, x, *tally = _count(x, other, tiny)
     if not len(x):
         return figures
     mean, deviation, low, high = _moments(x, other)
-    figures = replace(figures, linear=_count_linear(x, low, high, other))
     if kind.kind == "float":
         array = x
+        linear = len(x) > _VERY_FEW and _sum_linear(low, high, figures.zeros, *tally)
+        linear = linear or _count_linear(x, low, high, other)
     else:
+        linear = _count_linear(x, int(low), int(high), other)
         low, high = int(array.min()), int(array.max())
+    figures = replace(figures, linear=linear)
     edge = sum(int(numpy.count_nonzero(array == end)) for end in ends if end in (low, high))
     return replace(figures, min=low, max=high, mean=mean, deviation=deviation, edge=edge)
 
@@ -175,13 +181,20 @@ def _round_down(array: Any, x: Any) -> None:
         x[...] = numpy.where(array < 0, -large.astype("f8"), large.astype("f8"))
 
 
-def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any]:
-    """Counts and histogram of float64, and those that are finite; `other` is memory to work in."""
+def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any, Any, Any]:
+    """Counts and histogram of float64; those that are finite; their leading bits, and how often each occurs.
+
+    `other` is memory to work in.
+    """
     codes = other[: len(x)].view("i8")
-    numpy.right_shift(x.view("i8"), 52, out=codes)
-    codes &= 2 * _EXPONENTS - 1
-    bins = numpy.bincount(codes, minlength=2 * _EXPONENTS).reshape(2, _EXPONENTS)
-    elements, lowest, beyond = len(x), int(bins[:, 0].sum()), int(bins[:, -1].sum())
+    numpy.right_shift(x.view("u8"), _LEADING, out=codes.view("u8"))
+    counts = numpy.ones(len(x), "i8")
+    if len(x) > _VERY_FEW:
+        counters = numpy.bincount(codes)
+        codes = numpy.flatnonzero(counters != 0)
+        counts = counters[codes]
+    exponents = codes >> _FRACTION & (_EXPONENTS - 1)
+    elements, beyond, lowest = len(x), int(counts[exponents == _EXPONENTS - 1].sum()), int(counts[exponents == 0].sum())
     nan = zeros = denormal = 0
     below = Histogram()
     if beyond:
@@ -191,13 +204,15 @@ def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any]:
         zeros = len(x) - int(numpy.count_nonzero(x))
         if lowest > zeros:  # denormal numbers of float64, whose bits do not say the exponent
             low = x[(abs(x) < 2.0 ** (1 - _BIAS)) & (x != 0)]
-            below = _bin(low, numpy.frexp(low)[1].astype("i8") - 1, 1)
+            below = _bin(low > 0, numpy.frexp(low)[1].astype("i8") - 1, 1)
     if tiny:
-        denormal = int(bins[:, : math.frexp(tiny)[1] - 1 + _BIAS].sum()) - zeros
-    bins[:, 0] = bins[:, -1] = 0
-    histogram = _add_histograms([_trim(-_BIAS, bins[1], bins[0]), below])
+        denormal = int(counts[exponents < math.frexp(tiny)[1] - 1 + _BIAS].sum()) - zeros
+    normal = (exponents > 0) & (exponents < _EXPONENTS - 1)
+    positive = codes[normal] >> _FRACTION < _EXPONENTS
+    histogram = _add_histograms([_bin(positive, exponents[normal] - _BIAS, counts[normal]), below])
     figures = Figures(elements=elements, finite=len(x), zeros=zeros, denormal=denormal, histogram=histogram)
-    return replace(figures, nan=nan, inf=beyond - nan), x
+    finite = exponents < _EXPONENTS - 1
+    return replace(figures, nan=nan, inf=beyond - nan), x, codes[finite], counts[finite]
 
 
 def _grid(low: float, high: float) -> int:
@@ -205,25 +220,27 @@ def _grid(low: float, high: float) -> int:
     return max(math.frexp(high / 2 - low / 2)[1] + 1 - _BINS, _LEAST)
 
 
-def _scale(x: Any, exponent: int, out: Any = None) -> Any:
-    """The number of the bin of each."""
-    if abs(exponent) < _BIAS - 1:
-        bins = numpy.multiply(x, 2.0**-exponent, out=out)
-    else:
-        bins = numpy.ldexp(x, -exponent, out=out)
-    bins = numpy.floor(bins, out=out)
-    if exponent > 0:  # a negative number may come closer to 0 than a float64 can
-        numpy.putmask(bins, (x < 0) & (bins == 0), -1.0)
+def _scale(x: Any, exponent: int, mirrored: bool, out: Any = None) -> Any:
+    """The number of the bin of each; if `mirrored`, the end nearer to 0 belongs to a bin, else the lower end."""
+    small = abs(exponent) < _BIAS - 1
+    bins = numpy.multiply(x, 2.0**-exponent, out=out) if small else numpy.ldexp(x, -exponent, out=out)
+    if not mirrored:
+        return numpy.floor(bins, out=out)
+    numpy.trunc(bins, out=bins)
+    bins -= x < 0
     return bins
 
 
-def _count_linear(x: Any, low: float, high: float, other: Any, counts: Any = None) -> Linear:
-    """The linear histogram of finite float64, by how often each occurs; `other` is memory to work in."""
+def _count_linear(x: Any, low: Any, high: Any, other: Any, counts: Any = None) -> Linear:
+    """The linear histogram of finite float64, by how often each occurs; `other` is memory to work in.
+
+    The ends are integers if those in `x` are.
+    """
     if low == high:
         return Linear()
-    exponent = _grid(low, high)
-    first = float(_scale(numpy.array([low]), exponent)[0])
-    places = _scale(x, exponent, other[: len(x)])
+    exponent, mirrored = _grid(low, high), isinstance(low, float) and low < 0
+    first = float(_scale(numpy.array([low], "f8"), exponent, mirrored)[0])
+    places = _scale(x, exponent, mirrored, other[: len(x)])
     places -= first
     places += _WHOLE  # whose last bits then are the number of the bin
     codes = places.view("i8")
@@ -232,20 +249,25 @@ def _count_linear(x: Any, low: float, high: float, other: Any, counts: Any = Non
     return Linear(exponent, int(first), tuple(bins.tolist()))
 
 
-def _bin(values: Any, exponents: Any, counts: Any) -> Histogram:
+def _sum_linear(low: float, high: float, zeros: int, codes: Any, counts: Any) -> Linear | None:
+    """The linear histogram of what has these leading bits; None if they do not tell the bins."""
+    finest = math.frexp(max(-low, high))[1] - 1 - _FRACTION
+    lowest = codes >> _FRACTION & (_EXPONENTS - 1) == 0
+    if finest > _grid(low, high) or int(counts[lowest].sum()) > zeros:
+        return None
+    values = (codes << _LEADING).view("f8")
+    values[lowest] = 0  # not -0.0
+    return _count_linear(values, low, high, numpy.empty(len(codes)), counts)
+
+
+def _bin(positive: Any, exponents: Any, counts: Any) -> Histogram:
     """The histogram of values that are not 0, by how often each occurs."""
+    if not len(exponents):
+        return Histogram()
     first = int(exponents.min())
     bins = numpy.zeros((2, int(exponents.max()) - first + 1), "i8")
-    numpy.add.at(bins, ((values > 0).astype("i8"), exponents - first), counts)
+    numpy.add.at(bins, (positive.astype("i8"), exponents - first), counts)
     return Histogram(first, *map(tuple, bins.tolist()))
-
-
-def _trim(exponent: int, negative: Any, positive: Any) -> Histogram:
-    used = numpy.flatnonzero(negative + positive)
-    if not len(used):
-        return Histogram()
-    part = slice(int(used[0]), int(used[-1]) + 1)
-    return Histogram(exponent + part.start, tuple(negative[part].tolist()), tuple(positive[part].tolist()))
 
 
 def _moments(x: Any, other: Any) -> tuple[float, float, float, float]:
@@ -280,7 +302,7 @@ def _measure_complex(kind: DType, array: Any) -> Figures:
         modulus = numpy.hypot(real, imag)
     other = numpy.empty(len(real))
     sizes = numpy.minimum(modulus, numpy.finfo("f8").max)
-    figures, _ = _count(sizes, other, tiny)
+    figures, *_ = _count(sizes, other, tiny)
     figures = replace(figures, elements=len(pairs), nan=nan, inf=inf)
     if not len(real):
         return figures
@@ -354,7 +376,7 @@ def _add_linear(parts: Sequence[Figures], low: float, high: float) -> Linear:
     for part in parts:
         own = part.linear
         if not own.counts:  # all are equal
-            at = int(_scale(numpy.array([float(part.min or 0)]), exponent)[0])
+            at = int(_scale(numpy.array([part.min], "f8"), exponent, isinstance(part.min, float))[0])
             bins[at] = bins.get(at, 0) + part.finite
         for at, count in enumerate(own.counts, own.first):
             bins[at >> exponent - own.exponent] = bins.get(at >> exponent - own.exponent, 0) + count
