@@ -19,6 +19,7 @@ from statedict.render import html
 from statedict.render.html import ROWS, histogram, page, table, text
 from statedict.reports.combine import CombineReport, DeltaReport
 from statedict.reports.diff import TensorDiff
+from statedict.reports.lora import LoraApplied, LoraExtracted, LoraModule, LoraReport, LoraTarget
 from statedict.reports.outcomes import (
     Change,
     EditReport,
@@ -120,6 +121,24 @@ def delta() -> Any:
     return DeltaReport("make", HOSTILE, HOSTILE, COUNT, COUNT, (COUNT, COUNT), False)
 
 
+def lora_applied() -> Any:
+    targets = tuple(LoraTarget(path, HOSTILE, 4, 1.0, 0, HOSTILE) for path in paths())
+    sources = tuple((path, 0.5) for path in paths())
+    made = LoraApplied(HOSTILE, sources, COUNT, 0, (), (), (HOSTILE,), False)
+    return dataclasses.replace(made, targets=targets, wrong=tuple(paths()))
+
+
+def lora_report() -> Any:
+    modules = tuple(LoraModule(path, ("down", HOSTILE), ((4, 2), (2, 4)), 4, 1.0, 2.0) for path in paths())
+    settings = tuple((path, HOSTILE) for path in NASTY)
+    return LoraReport(*[HOSTILE] * 4, COUNT, 0, modules, settings, HOSTILE, tuple(paths()))
+
+
+def lora_extracted() -> Any:
+    modules = tuple((path, 4, 0.5) for path in paths())
+    return LoraExtracted(HOSTILE, HOSTILE, modules, tuple(paths()), 0, 0.5, 0, (HOSTILE,), False)
+
+
 def pruned() -> Any:
     return Pruned(dict.fromkeys(range(COUNT), HOSTILE), tuple(range(COUNT)), COUNT)
 
@@ -134,6 +153,9 @@ SUBJECTS: dict[type, Callable[[], Any]] = {
     DeltaReport: delta,
     EditReport: edit,
     GroupStats: group_stats,
+    LoraApplied: lora_applied,
+    LoraExtracted: lora_extracted,
+    LoraReport: lora_report,
     Pruned: pruned,
     RestoreReport: restore,
     RunVerified: run_verified,

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scanner",),
     ("formats", "ops", "adapters"),
     ("api", "alter"),
-    ("delta",),
+    ("delta", "lora"),
     ("render",),
     ("runs",),
     ("view",),

@@ -20,7 +20,7 @@ VALUES = [
     "StateDictError", "Storage", "__version__", "average", "capture", "convert", "diff", "dtype", "edit", "inspect",
     "load", "merge", "renamed_in", "report", "restore", "rng", "save", "scan", "stats", "unflatten", "verify",
 ]  # fmt: skip
-MODULES = ["alter", "delta", "errors", "reports", "runs"]
+MODULES = ["alter", "delta", "errors", "lora", "reports", "runs"]
 PUBLIC = VALUES + MODULES
 IN_MODULES = {
     "alter": [
@@ -28,9 +28,10 @@ IN_MODULES = {
         "transpose", "untie",
     ],
     "delta": ["apply", "make"],
+    "lora": ["apply", "show"],
     "reports": [
-        "CombineReport", "DeltaReport", "Diff", "EditReport", "RestoreReport", "ScanReport", "StatsReport", "Summary",
-        "TensorStats", "VerifyReport",
+        "CombineReport", "DeltaReport", "Diff", "EditReport", "LoraApplied", "LoraExtracted", "LoraReport",
+        "RestoreReport", "ScanReport", "StatsReport", "Summary", "TensorStats", "VerifyReport",
     ],
 }  # fmt: skip
 POLICIES = ["AnyPolicy", "BestN", "CustomSteps", "EveryNSeconds", "EveryNSteps", "LatestN"]

@@ -1,8 +1,8 @@
 """statedict: save, open, show, compare, alter and restore state_dicts and checkpoints.
 
-More is in `statedict.alter` (verbs that alter), `statedict.delta` (what one changes of another), `statedict.errors`,
-`statedict.reports` (what verbs return), `statedict.runs` (policies, and the checkpoints of a run) and
-`statedict.torch` (the drop-in for `torch.load`).
+More is in `statedict.alter` (verbs that alter), `statedict.delta` (what one changes of another), `statedict.lora`
+(adapters), `statedict.errors`, `statedict.reports` (what verbs return), `statedict.runs` (policies, and the checkpoints
+of a run) and `statedict.torch` (the drop-in for `torch.load`).
 
 >>> import statedict
 >>> state = statedict.load("examples/checkpoint.pth")
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from statedict import alter as alter
     from statedict import delta as delta
     from statedict import errors as errors
+    from statedict import lora as lora
     from statedict import reports as reports
     from statedict import runs as runs
     from statedict.adapters.history import renamed_in as renamed_in
@@ -79,7 +80,7 @@ _CONTENTS = {
     "view.report": ("Page", "report"),
 }
 _EXPORTS = {name: module for module, names in _CONTENTS.items() for name in names}
-_MODULES = ("alter", "delta", "errors", "reports", "runs")
+_MODULES = ("alter", "delta", "errors", "lora", "reports", "runs")
 
 shown.use(lambda: importlib.import_module("statedict.render.views"))
 

@@ -155,6 +155,7 @@ WITH_A_PART = {  # of every command that reads a source: arguments, and what it 
     "edit": ([PART, "out.pth", "--drop", "fc1"], "10 tensors"),
     "average": ([PART, PART, "--dry-run"], "0.5 × checkpoint.pth::model_state"),
     "merge": (["--method", "linear", PART, PART, "--dry-run"], "1 × checkpoint.pth::model_state"),
+    "lora": (["show", PART], "checkpoint.pth::model_state: has no tensor of a low-rank adapter"),
     "delta": (["make", PART, PART, "--dry-run"], "7 of 10 tensors as differences from checkpoint.pth::model_state"),
     "diff": ([PART, "weights"], "same: 10 tensors identical"),
     "scan": ([PART], "scan checks a whole file; name checkpoint.pth alone"),

@@ -25,6 +25,8 @@ COMMANDS = {
     "edit": "checkpoint.pth --strip --dry-run",
     "average": "checkpoint.pth checkpoint.pth --dry-run",
     "merge": "--method linear checkpoint.pth checkpoint.pth --dry-run",
+    "lora show": "adapter.safetensors",
+    "lora apply": "base.safetensors adapter.safetensors --dry-run",
     "delta make": "checkpoint.pth checkpoint.pth --dry-run",
     "delta apply": "checkpoint.pth x.delta --dry-run",
     "diff": "checkpoint.pth model.safetensors",
@@ -63,6 +65,9 @@ def test_every_document_says_its_schema(name: str, run: Run, tmp_path: Path) -> 
     statedict.save({"w": np.ones(3)}, tmp_path / "model.safetensors")
     if name == "delta apply":
         statedict.delta.make(tmp_path / "checkpoint.pth", tmp_path / "checkpoint.pth", tmp_path / "x.delta")
+    adapter = {"w.lora_down.weight": np.ones((1, 3)), "w.lora_up.weight": np.ones((3, 1))}
+    statedict.save(adapter, tmp_path / "adapter.safetensors")
+    statedict.save({"w.weight": np.ones((3, 3))}, tmp_path / "base.safetensors")
     with statedict.CheckpointManager(tmp_path / "run") as manager:
         for step in (1, 2):
             manager.save(step, {"w": np.full(3, float(step))}, metrics={"loss": 1 / step})

@@ -26,6 +26,7 @@ COMMANDS = {
     "edit": "statedict.cli.edit:edit",
     "average": "statedict.cli.combine:average",
     "merge": "statedict.cli.combine:merge",
+    "lora": "statedict.cli.lora:lora",
     "delta": "statedict.cli.delta:delta",
     "diff": "statedict.cli.look:diff",
     "scan": "statedict.cli.files:scan",

@@ -16,12 +16,18 @@ from statedict.reports.combine import CombineReport
 
 
 def _output(command: Any) -> Any:
-    """The options of commands that write one state of several."""
+    """The arguments and options of commands that write one state of several."""
+    lengths = "What to do if embeddings differ in length."
+    command = click.option("--vocabulary", type=click.Choice(POLICIES), help=lengths)(output_options(command))
+    integers = "max, min, first or last, if they differ."
+    command = click.option("--integers", metavar="GLOB=RULE", multiple=True, help=integers)(command)
+    return click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path())(command)
+
+
+def output_options(command: Any) -> Any:
+    """The options of commands that write one state."""
     options = (
-        click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path()),
         click.option("-o", "--output", "dst", metavar="OUT", type=click.Path(), help="The file or folder to write."),
-        click.option("--integers", metavar="GLOB=RULE", multiple=True, help="max, min, first or last, if they differ."),
-        click.option("--vocabulary", type=click.Choice(POLICIES), help="What to do if embeddings differ in length."),
         click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever OUT's suffix."),
         click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB."),
         click.option("--overwrite", is_flag=True, help="Replace OUT if it exists."),
@@ -113,13 +119,13 @@ def merge(
     parameters: dict[str, Any] = {}
     for name, text in (("weight", weight), ("density", density)):
         if text is not None:
-            parameters[name] = _one_or_more(name, text)
+            parameters[name] = one_or_more(name, text)
     for pair in others:
         name, text = split_pair("set", "NAME=VALUE", pair)
         if name in parameters:
             raise click.UsageError(f"{name!r} is given twice")
         word = text.lower()
-        parameters[name] = word == "true" if word in ("true", "false") else _one_or_more(f"set {name}", text)
+        parameters[name] = word == "true" if word in ("true", "false") else one_or_more(f"set {name}", text)
     _run("merging", partial(api.merge_files, method, sources, parameters=parameters), as_json, dst, integers, how)
 
 
@@ -142,7 +148,8 @@ def _range(text: str) -> range:
         raise click.UsageError(f"--steps: {text!r} is not FIRST:LAST or FIRST:LAST:BY, such as 100:500:100") from None
 
 
-def _one_or_more(name: str, text: str) -> float | list[float]:
+def one_or_more(name: str, text: str) -> float | list[float]:
+    """The number, or the list of numbers, that an option has."""
     values = _numbers(name, text)
     return values[0] if len(values) == 1 else values
 

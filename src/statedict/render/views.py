@@ -9,12 +9,13 @@ from itertools import groupby, islice, pairwise
 from operator import attrgetter
 from typing import Any
 
-from statedict.render import diff_text, notebook, report_text, tree_text
+from statedict.render import diff_text, lora_text, notebook, report_text, tree_text
 from statedict.render.html import Safe, Wide, entry, fold, histogram, listing, page, table, tree
 from statedict.render.text import number, shape
 from statedict.reports import diff as kinds
 from statedict.reports.combine import CombineReport, DeltaReport
 from statedict.reports.diff import Diff, TensorDiff
+from statedict.reports.lora import LoraApplied, LoraExtracted, LoraReport
 from statedict.reports.outcomes import Change, EditReport, Entry, RestoreReport, ScanReport, VerifyReport
 from statedict.reports.runs import Bisection, Blame, Pruned, RunVerified
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
@@ -291,6 +292,9 @@ _VIEWS: dict[type, tuple[Callable[[Any], str], Any]] = {
     EditReport: (_edit, report_text.edit),
     GroupStats: (_tensor_stats, None),
     LazyTensor: (notebook.tensor, None),
+    LoraApplied: (_text_page, lora_text.applied),
+    LoraExtracted: (_text_page, lora_text.extracted),
+    LoraReport: (_text_page, lora_text.adapter),
     Pruned: (_pruned, report_text.pruned),
     RestoreReport: (_restore, report_text.restore),
     RunVerified: (_text_page, report_text.verified),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from statedict.reports.combine import CombineReport as CombineReport
     from statedict.reports.combine import DeltaReport as DeltaReport
     from statedict.reports.diff import Diff as Diff
+    from statedict.reports.lora import LoraApplied as LoraApplied
+    from statedict.reports.lora import LoraExtracted as LoraExtracted
+    from statedict.reports.lora import LoraReport as LoraReport
     from statedict.reports.outcomes import EditReport as EditReport
     from statedict.reports.outcomes import RestoreReport as RestoreReport
     from statedict.reports.outcomes import ScanReport as ScanReport
@@ -29,6 +32,9 @@ _EXPORTS = {
     "DeltaReport": "combine",
     "Diff": "diff",
     "EditReport": "outcomes",
+    "LoraApplied": "lora",
+    "LoraExtracted": "lora",
+    "LoraReport": "lora",
     "RestoreReport": "outcomes",
     "ScanReport": "outcomes",
     "StatsReport": "stats",

@@ -140,28 +140,34 @@ def map_elements(tensor: LazyTensor, kind: DType, function: Callable[..., Any], 
     return LazyTensor(kind, rows.shape, storage, 0, None, *flags)
 
 
-def map_rows(tensors: Sequence[LazyTensor], kind: DType, function: Callable[..., Any]) -> LazyTensor:
+def map_rows(
+    tensors: Sequence[LazyTensor], kind: DType, function: Callable[..., Any], numbered: bool = False
+) -> LazyTensor:
     """As `map_elements`, but `function` gets arrays of whole rows along the last dimension, and returns one.
 
-    A row is held whole; a tensor without dimensions is one row of one.
+    A row is held whole; a tensor without dimensions is one row of one. `numbered`: of matrices, the function also gets
+    the number of the first row, first.
     """
     rows = [tensor.contiguous() for tensor in tensors]
     first = rows[0]
     below = [tensor.storage.source for tensor in rows]
     remote = any(source.remote for source in below)
-    at = partial(_map_rows, rows, kind, function)
+    at = partial(_map_rows, rows, kind, function, numbered)
     source = BoxSource(kind, first.shape, at, below[0].name, partial(int, PANEL), remote)
     return first.replace(dtype=kind, storage=Storage(source, 0, source.size, first.storage.device), offset=0)
 
 
-def _map_rows(tensors: list[LazyTensor], kind: DType, function: Callable[..., Any], corner: Shape, out: Any) -> None:
+def _map_rows(
+    tensors: list[LazyTensor], kind: DType, function: Callable[..., Any], numbered: bool, corner: Shape, out: Any
+) -> None:
     if not out.ndim:
         out, corner, tensors = out.reshape(1), (0,), [tensor.replace(shape=(1,)) for tensor in tensors]
     begin, shape = (*corner[:-1], 0), (*out.shape[:-1], tensors[0].shape[-1])
     wanted = slice(corner[-1], corner[-1] + out.shape[-1])
     for where, values in _read_rows(tensors, begin, shape):
         target = out[(*where[: out.ndim - 1], ...)]
-        result = function(*values).view(raw_dtype(kind.itemsize)).reshape(*target.shape[:-1], shape[-1])
+        place = [corner[0] + (where[0].start if where else 0)] if numbered else []
+        result = function(*place, *values).view(raw_dtype(kind.itemsize)).reshape(*target.shape[:-1], shape[-1])
         target[...] = result[..., wanted]
 
 

@@ -1,0 +1,186 @@
+"""lora: apply adapters to a model, extract one from two models, show one. Dispatch only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from statedict.api.combine import Made, _write
+from statedict.api.files import is_path, load, name_of, split, tree_of
+from statedict.collector import Paused
+from statedict.errors import CombineError, MissingFileError
+from statedict.io.urls import folder_of, join
+from statedict.tree.state_dict import StateDict, like
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from statedict.api.files import Path
+    from statedict.ops.combine.lora import Plan
+    from statedict.ops.combine.lora_keys import Adapter
+    from statedict.reports.lora import LoraApplied, LoraReport
+
+_FILE = "adapter_config.json"
+
+
+def apply(
+    base: Any,
+    adapter: Any,
+    weight: float | Sequence[float] = 1.0,
+    *,
+    config: Mapping[str, Any] | None = None,
+    only: Sequence[str] | str | None = None,
+) -> StateDict:
+    """A model with low-rank adapters added to it: a lazy tree, computed when it is read or saved.
+
+    Each tensor is W + Σ weight · scale · up · down, computed in float32 and rounded once to the dtype of W. Optimizers
+    and what else `average` leaves out stay out.
+
+    Args:
+        base: the model; a path, URL or tree.
+        adapter: a path, URL or tree, or a list of them: folders of PEFT, files of kohya or diffusers.
+        weight: what the change is multiplied by, one number or one for each adapter; -1 takes it away again.
+        config: the adapter_config.json of PEFT, for adapters that have none beside them.
+        only: patterns of the adapter's modules to apply, as `show` lists them; all by default.
+
+    Raises:
+        CombineError: an adapter is of a kind that cannot be applied, or not for this base, or a tensor of it is not
+            used.
+        StateDictError: what `load` raises.
+
+    >>> import numpy
+    >>> from statedict import lora
+    >>> base = {"fc.weight": numpy.zeros((2, 2), "float32")}
+    >>> adapter = {"fc.lora_down.weight": numpy.ones((1, 2)), "fc.lora_up.weight": numpy.ones((2, 1))}
+    >>> lora.apply(base, adapter, 0.5)["fc.weight"].tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
+    return _apply(base, adapter, weight, config, only, False)[1]
+
+
+def show(adapter: Any, config: Mapping[str, Any] | None = None) -> LoraReport:
+    """What an adapter is: its kind, its modules with their ranks, scales and norms, and whether it can be applied.
+
+    Args:
+        adapter: a path, URL or tree.
+        config: its adapter_config.json, if there is none beside it.
+
+    Raises:
+        CombineError: it holds no tensor of an adapter.
+        StateDictError: what `load` raises.
+
+    >>> import numpy
+    >>> from statedict import lora
+    >>> report = lora.show({"fc.lora_down.weight": numpy.ones((1, 2)), "fc.lora_up.weight": numpy.ones((2, 1))})
+    >>> report.dialect, report.modules[0].rank, report.modules[0].norm
+    ('kohya', 1, 2.0)
+    """
+    from statedict.ops.combine.lora_report import describe
+
+    with Paused():
+        found, tree = _open(adapter, config)
+        return describe(found, getattr(tree, "metadata", None) or {})
+
+
+def apply_files(
+    base: Any,
+    adapters: Sequence[Any],
+    dst: Path | None,
+    weight: float | Sequence[float] = 1.0,
+    *,
+    config: Mapping[str, Any] | None = None,
+    only: Sequence[str] | str | None = None,
+    prove: bool = False,
+    **how: Any,
+) -> LoraApplied:
+    """Write what `apply` makes, as `save` does; see `_write`. `prove` reads the written file and checks it."""
+    plans: list[tuple[Plan, StateDict]] = []
+
+    def make() -> Made:
+        plan, tree, report = _apply(base, adapters, weight, config, only, True)
+        plans.append((plan, tree))
+        assert report is not None
+        return Made(tree, report, plan.changes)
+
+    report: Any = _write(make, dst, [base, *adapters], **how)
+    if not prove or not report.written or dst is None:
+        return report  # type: ignore[no-any-return]
+    from statedict.ops.combine.lora_report import prove as check
+
+    with Paused():
+        verdicts, wrong = check(*plans[0], load(dst))
+    targets = tuple(replace(one, proof=verdicts[one.path]) for one in report.targets)
+    return replace(report, targets=targets, wrong=tuple(wrong))  # type: ignore[no-any-return]
+
+
+def _apply(
+    base: Any, adapter: Any, weight: Any, config: Any, only: Any, measure: bool
+) -> tuple[Plan, StateDict, LoraApplied | None]:
+    from statedict.formats.beside import read_config
+    from statedict.ops.combine.average import is_number
+    from statedict.ops.combine.lora import plan
+    from statedict.ops.combine.lora_report import report
+
+    one = is_path(adapter) or isinstance(adapter, Mapping) or not isinstance(adapter, Sequence)
+    sources = [adapter] if one else list(adapter)
+    weights = list(weight) if isinstance(weight, list | tuple) else [weight] * len(sources)
+    if len(weights) != len(sources) or not sources or not all(map(is_number, weights)):
+        raise CombineError(
+            f"weight: expected a number, or one for each of {len(sources):,} adapters, got {weight!r:.60}"
+        )
+    with Paused():
+        adapters = [_open(source, config)[0] for source in sources]
+        name = name_of(base) if is_path(base) else "base"
+        about = read_config(split(base)[0]) if is_path(base) else {}
+        made = plan(name, tree_of(base), adapters, weights, only, about)
+        tree = made.build()
+        if not measure:
+            return made, tree, None
+        shares = [(name, None), *zip([found.name for found in adapters], weights, strict=True)]
+        return made, tree, report(made, tree, shares, "lora", measure)
+
+
+def _open(source: Any, config: Mapping[str, Any] | None) -> tuple[Adapter, StateDict]:
+    """An adapter, and its tree."""
+    from statedict.ops.combine.lora_keys import CONFIG, read_adapter
+    from statedict.tree.roles import choose_model
+
+    name = name_of(source) if is_path(source) else "adapter"
+    tree = tree_of(source)
+    path, state = choose_model(tree, "name one as file::{}")
+    node = tree.at(path) if path else tree
+    alphas = (
+        {key: value for key, value in node.items() if str(key).endswith(".alpha")} if isinstance(node, dict) else {}
+    )
+    if not alphas.keys() <= state.keys():  # numbers, which are no tensors
+        state = like(state, StateDict(state | alphas))
+    if config is None and is_path(source):
+        config = _read_config(split(source)[0])
+    if config is None:
+        config = _parse(name, (getattr(tree, "metadata", None) or {}).get(CONFIG))
+    if config is not None and not isinstance(config, Mapping):
+        raise CombineError(f"config: expected a dict, got {config!r:.40}")
+    if state is not tree and getattr(tree, "metadata", None):
+        state.metadata = tree.metadata
+    return read_adapter(name, state, config), state
+
+
+def _read_config(path: str) -> Any:
+    from statedict.formats import places
+    from statedict.io.json import read_document
+    from statedict.io.location import location
+
+    folder = path if location(path).is_folder() else folder_of(path)
+    file = join(folder, _FILE) if folder else _FILE
+    try:
+        source = places.open_file(file)
+    except MissingFileError:
+        return None
+    return _parse(file, read_document(source))
+
+
+def _parse(where: str, text: str | bytes | None) -> Any:
+    from statedict.io.json import parse
+
+    return None if text is None else parse(text, where)

@@ -1,0 +1,230 @@
+"""The change that a low-rank adapter makes to one tensor, in blocks of rows.
+
+    W as a matrix ──rows──▶ W + Σ scale · left[rows] · right ──▶ rounded once     left: rows × r, right: r × columns
+    DoRA (Liu et al., arXiv:2402.09353): m / ‖W + delta‖ · (W + delta), the norm along the inputs of each output
+
+A convolution is a matrix of out × (in · height · width). Weights of experts are one matrix below the other, each with
+its own factors. Where a weight is stored as in × out, as in GPT-2 and in embeddings, the factors are transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from statedict.dtypes import DType
+from statedict.errors import CombineError
+from statedict.ops.alter.tensors import round_to
+from statedict.ops.combine.elements import Once, work_dtype
+from statedict.tensor.assembled import map_rows, read_rows
+from statedict.tensor.lazy import LazyTensor
+
+_PIECE = 1 << 17  # elements that stay in the processor's cache
+_ALONE = 1 << 18  # multiplications that BLAS does on one thread
+_HELD = 8  # factors of so many modules are kept in memory, those that were used last
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Factors:
+    """The factors of one module.
+
+    Attributes:
+        down, up: r × in and out × r, of any number of dimensions; of experts, those of all together.
+        scale: the factor of their product.
+        turned: whether the weight is stored as in × out.
+        experts: how many matrices the weight has, one below the other.
+        mid: r × r × height × width, between them.
+    """
+
+    down: LazyTensor
+    up: LazyTensor | None
+    scale: float
+    turned: bool = False
+    experts: int = 1
+    mid: LazyTensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the product of one expert."""
+        inputs = math.prod(self.down.shape[1:])
+        if self.mid is not None:
+            inputs *= math.prod(self.mid.shape[2:])
+        out = 1 if self.up is None else self.up.shape[0]
+        return (inputs, out) if self.turned else (out, inputs)
+
+    def make(self, work: Any) -> tuple[Any, Any]:
+        """The left and the right factor as arrays: experts × rows × r and experts × r × columns."""
+        import numpy
+
+        down = _read(self.down, work)
+        rank = down.shape[0] // self.experts
+        if self.mid is not None:
+            down = numpy.einsum("rshw,si->rihw", _read(self.mid, work), down.reshape(len(down), -1))
+        up = numpy.ones((1, rank), work) if self.up is None else _read(self.up, work)
+        right = down.reshape(self.experts, rank, -1)
+        left = up.reshape(up.shape[0], rank, self.experts).transpose(2, 0, 1)
+        if self.turned:
+            left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
+        return numpy.ascontiguousarray(left), numpy.ascontiguousarray(right)
+
+
+def _read(tensor: LazyTensor, work: Any) -> Any:
+    return tensor.contiguous().numpy().astype(work)
+
+
+def _multiply(left: Any, right: Any) -> Any:
+    """The product of two matrices, in tiles that BLAS does not share out among threads.
+
+    The threads of its own wait for one another, and ours keep all cores busy: 16 ms instead of 1 for 512 × 16 × 2048.
+    OpenBLAS takes more than one from 2¹⁹ multiplications on (interface/gemm.c).
+    """
+    import numpy
+
+    (rows, rank), columns = left.shape, right.shape[1]
+    out = numpy.empty((rows, columns), left.dtype)
+    high = 16 if rank <= 32 else 32
+    wide = max(16, _ALONE // max(high * rank, 1))
+    for i in range(0, rows, high):
+        for j in range(0, columns, wide):
+            numpy.matmul(left[i : i + high], right[:, j : j + wide], out=out[i : i + high, j : j + wide])
+    return out
+
+
+@lru_cache(_HELD)
+def _load(factors: Factors, work: Any) -> tuple[Any, Any]:
+    return factors.make(work)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Low:
+    """A tensor with low-rank changes.
+
+    Attributes:
+        base: the tensor before.
+        factors: what is added to it.
+        magnitude: the norms of the outputs afterwards, for DoRA.
+    """
+
+    base: LazyTensor
+    factors: tuple[Factors, ...]
+    magnitude: LazyTensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of one expert's matrix."""
+        return self.factors[0].shape[0]
+
+    @property
+    def matrix(self) -> LazyTensor:
+        """The tensor before, as a matrix."""
+        experts = self.factors[0].experts
+        return self.base.contiguous().replace(shape=(experts * self.rows, self.factors[0].shape[1]))
+
+    def delta(self, work: Any, start: int, stop: int, sizes: bool = False) -> Any:
+        """The rows of what is added; with `sizes`, of the sum of the sizes of what is added up in it."""
+        import numpy
+
+        total: Any = None
+        for one in self.factors:
+            left, right = _load(one, numpy.dtype(work))
+            scale = one.scale
+            if sizes:
+                left, right, scale = abs(left), abs(right), abs(scale)
+            pieces = []
+            for expert in range(start // self.rows, -(-stop // self.rows)):
+                first = expert * self.rows
+                pieces.append(_multiply(left[expert, max(start - first, 0) : stop - first], right[expert]))
+            part = pieces[0] if len(pieces) == 1 else numpy.concatenate(pieces)
+            if scale != 1:
+                part *= part.dtype.type(scale)
+            total = part if total is None else numpy.add(total, part, out=total)
+        return total
+
+    def norm(self) -> float:
+        """The Frobenius norm of what is added, from the factors alone."""
+        import numpy
+
+        parts = [_load(one, numpy.dtype("f8")) for one in self.factors]
+        left = numpy.concatenate([one.scale * pair[0] for one, pair in zip(self.factors, parts, strict=True)], 2)
+        right = numpy.concatenate([pair[1] for pair in parts], 1)
+        grams = left.transpose(0, 2, 1) @ left, right @ right.transpose(0, 2, 1)
+        return math.sqrt(max(float((grams[0] * grams[1]).sum()), 0.0))
+
+    def blocks(self, *others: LazyTensor) -> Iterator[tuple[int, list[Any]]]:
+        """The number of the first row, and arrays of the rows of the tensor before and of others; piece by piece."""
+        start = 0
+        for values in read_rows([self.matrix, *(one.contiguous().replace(shape=self.matrix.shape) for one in others)]):
+            yield start, values
+            start += len(values[0])
+
+
+def add(low: Low, kind: DType) -> LazyTensor:
+    """The tensor afterwards, of a dtype: computed in float32 or wider when it is read, rounded once."""
+    matrix = low.matrix
+    work = work_dtype([matrix]).numpy
+    norms = Once(partial(column_norms, low, work)) if low.magnitude is not None and low.factors[0].turned else None
+    result = map_rows([matrix], kind, partial(_add, low, work, kind, norms), numbered=True)
+    return result.replace(shape=low.base.shape)
+
+
+def _add(low: Low, work: Any, kind: DType, norms: Once[Any] | None, start: int, values: Any) -> Any:
+    import numpy
+
+    out = numpy.empty(values.shape, kind.numpy)
+    step = max(1, _PIECE // max(values.shape[1], 1))
+    with numpy.errstate(all="ignore"):
+        for first in range(0, len(values), step):
+            some = values[first : first + step]
+            total = low.delta(work, start + first, start + first + len(some))
+            total += some.astype(work)
+            if low.magnitude is not None:
+                total *= factor(low, total, start + first, norms)
+            out[first : first + step] = round_to(kind, total)
+    return out
+
+
+def factor(low: Low, rows: Any, start: int, norms: Once[Any] | None) -> Any:
+    """What DoRA multiplies rows of W + delta by."""
+    import numpy
+
+    assert low.magnitude is not None
+    magnitude = _magnitude(low.magnitude).astype(rows.dtype)
+    if norms is not None:
+        return magnitude / norms().astype(rows.dtype)
+    return (magnitude[start : start + len(rows)] / numpy.sqrt(numpy.einsum("ij,ij->i", rows, rows)))[:, None]
+
+
+@lru_cache(_HELD)
+def _magnitude(tensor: LazyTensor) -> Any:
+    return tensor.contiguous().numpy().reshape(-1)
+
+
+def column_norms(low: Low, work: Any) -> Any:
+    """The norms of the columns of W + delta."""
+    import numpy
+
+    total: Any = 0.0
+    for start, (values,) in low.blocks():
+        rows = values.astype(work) + low.delta(work, start, start + len(values))
+        total = total + numpy.einsum("ij,ij->j", rows, rows, dtype="f8")
+    return numpy.sqrt(total)
+
+
+def check_shape(where: str, shape: Sequence[int], factors: Factors) -> None:
+    """Check that a product has the shape of the weight.
+
+    Raises:
+        CombineError: it has not.
+    """
+    rows, columns = factors.shape
+    whole = (shape[0], math.prod(shape[1:])) if factors.experts == 1 and len(shape) > 1 else tuple(shape[-2:])
+    ranks = [
+        factors.down.shape[0],
+        factors.down.shape[0] if factors.up is None else factors.up.numel() // factors.up.shape[0],
+    ]
+    if ranks[0] != ranks[1] or (rows, columns) != (whole if len(shape) > 1 else (1, *shape)):
+        made = " × ".join(str(tuple(one.shape)) for one in (factors.up, factors.mid, factors.down) if one is not None)
+        raise CombineError(f"{where}: has the shape {tuple(shape)}, which {made} of the adapter does not fit")

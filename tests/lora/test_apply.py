@@ -1,0 +1,230 @@
+"""Adapters that peft made, added to the base: against peft's own `merge_and_unload`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import statedict
+from statedict import lora
+from statedict.api.lora import apply_files
+from statedict.errors import CombineError
+
+Make = Callable[..., Any]
+LINEAR = {"r": 4, "target_modules": "all-linear"}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # case → model, configuration of peft
+    "all linear": ("llama", LINEAR),
+    "rank and alpha patterns, rsLoRA": (
+        "llama",
+        LINEAR
+        | {"use_rslora": True, "lora_alpha": 7, "alpha_pattern": {"v_proj": 5}}
+        | {"rank_pattern": {"q_proj": 3, "layers.1.mlp.up_proj": 2}},
+    ),
+    "DoRA and modules to save": (
+        "llama",
+        {"target_modules": ["q_proj", "up_proj", "embed_tokens"], "use_dora": True, "modules_to_save": ["norm"]},
+    ),
+    "a bias of the adapter": ("llama", {"target_modules": ["q_proj"], "lora_bias": True}),
+    "all biases": ("llama", {"target_modules": ["q_proj"], "bias": "all"}),
+    "biases of targets": ("llama", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "tied embeddings": ("tied", {"r": 2, "target_modules": ["embed_tokens"]}),
+    "an embedding to save, which unties": ("tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "a head to save, which unties": ("tied", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "trained tokens": ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5]}),
+    "trained tokens of two modules": (
+        "llama",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 1], "lm_head": [2]}},
+    ),
+    "transposed weights": (
+        "gpt2",
+        {"r": 2, "target_modules": ["c_attn", "c_proj", "wte"], "bias": "all", "rank_pattern": {"c_proj": 3}},
+    ),
+    "DoRA of transposed weights": ("gpt2", {"r": 2, "target_modules": ["c_attn", "c_proj", "wte"], "use_dora": True}),
+    "only square transposed weights": ("gpt2", {"r": 2, "target_modules": ["attn.c_proj"]}),
+    "parameters of experts": (
+        "mixtral",
+        {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "target_modules": []},
+    ),
+    "convolutions": ("mixed", {"r": 2, "target_modules": ["a", "b", "c"]}),
+    "DoRA of convolutions": ("mixed", {"r": 2, "target_modules": ["a", "b", "c"], "use_dora": True}),
+}
+
+
+def assert_close(ours: Any, theirs: Any, limit: float) -> None:
+    assert {*ours} == {*theirs}
+    for name, want in theirs.items():
+        difference = (ours[name].torch().double() - want.double()).abs().max()
+        assert difference <= limit * want.double().abs().max(), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_form_of_adapter_gives_what_peft_merges(tuned: Make, case: str) -> None:
+    model, config = CASES[case]
+    one = tuned(model, **config)
+    ours = lora.apply(one.base, one.folder)
+    assert_close(ours, one.merged().state_dict(), 1e-6)  # sums in another order
+    assert any(not torch.equal(ours[name].torch(), value) for name, value in one.base.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", [LINEAR, {"target_modules": ["q_proj", "up_proj"], "use_dora": True}])
+def test_half_precision_is_rounded_once_and_bit_for_bit_as_by_peft(
+    tuned: Make, dtype: torch.dtype, config: dict[str, Any]
+) -> None:
+    one = tuned("llama", dtype, **config)
+    ours, theirs = lora.apply(one.base, one.folder), one.merged().state_dict()
+    for name, want in theirs.items():
+        differing = int((ours[name].torch() != want).sum())
+        assert differing <= want.numel() // 500, name  # where the sum in float32 is next to a tie
+
+
+def test_the_model_computes_the_same_with_the_adapter_as_with_its_change(tuned: Make) -> None:
+    one = tuned("llama", **LINEAR)
+    tokens = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        expected = one.peft(tokens).logits
+    from .conftest import llama
+
+    model = llama()
+    model.load_state_dict(lora.apply(one.base, one.folder))
+    with torch.no_grad():
+        assert torch.allclose(model(tokens).logits, expected, atol=1e-5)
+
+
+def test_attention_of_pytorch_gets_each_change_once(tuned: Make) -> None:
+    one = tuned("mixed", r=2, target_modules=["m"])
+    ours = lora.apply(one.base, one.folder)
+    adapter = {name.removeprefix("base_model.model.m."): value for name, value in load(one.folder).items()}
+    for name, below in (("m.in_proj_weight", ""), ("m.out_proj.weight", "base_layer.out_proj.")):
+        delta = 4 * adapter[f"{below}lora_B.weight"].torch() @ adapter[f"{below}lora_A.weight"].torch()
+        assert torch.allclose(ours[name].torch(), one.base[name] + delta, atol=1e-6)
+
+
+def test_replicated_layers_get_each_their_own_change(tuned: Make) -> None:
+    one = tuned("llama", r=2, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2]])
+    ours = lora.apply(one.base, one.folder)
+    adapter = load(one.folder)
+    for new, old in enumerate((0, 1, 1)):
+        above = f"base_model.model.model.layers.{new}.self_attn.q_proj"
+        delta = 4 * adapter[f"{above}.lora_B.weight"].torch() @ adapter[f"{above}.lora_A.weight"].torch()
+        was = one.base[f"model.layers.{old}.self_attn.q_proj.weight"]
+        assert torch.allclose(ours[f"model.layers.{new}.self_attn.q_proj.weight"].torch(), was + delta, atol=1e-6)
+    copies = [ours[f"model.layers.{number}.mlp.up_proj.weight"] for number in (1, 2)]
+    assert copies[0].raw() == copies[1].raw()
+
+
+def load(folder: Path) -> statedict.StateDict:
+    return statedict.load(folder)
+
+
+def test_a_folder_is_written_which_transformers_loads(tuned: Make, tmp_path: Path) -> None:
+    from .conftest import llama
+
+    one = tuned("llama", **LINEAR)
+    model = llama()
+    model.load_state_dict(one.base)
+    model.save_pretrained(tmp_path / "base")
+    report = apply_files(tmp_path / "base", [one.folder], tmp_path / "out", prove=True)
+    assert report.written
+    assert report.proved
+    assert {target.how for target in report.targets} == {"LoRA"}
+    again = type(model).from_pretrained(tmp_path / "out")
+    merged = one.merged()
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        assert torch.allclose(again(tokens).logits, merged(tokens).logits, atol=1e-5)
+
+
+def test_the_norms_are_those_of_the_changes(tuned: Make, tmp_path: Path) -> None:
+    for config in (LINEAR, {"target_modules": ["q_proj"], "use_dora": True, "modules_to_save": ["norm"]}):
+        one = tuned("llama", **config)
+        report = apply_files(one.base, [one.folder], None, dry_run=True)
+        merged = one.merged().state_dict()
+        assert report.targets
+        for target in report.targets:
+            difference = merged[target.path].double() - one.base[target.path].double()
+            assert target.norm == pytest.approx(float(difference.norm()), rel=1e-4), target
+
+
+def test_two_adapters_add_up_with_their_weights(tuned: Make, tmp_path: Path) -> None:
+    one = tuned("llama", r=4, target_modules=["q_proj", "v_proj"])
+    other = tmp_path / "other"
+    one.peft.save_pretrained(other)
+    both = lora.apply(one.base, [one.folder, other], [0.75, 0.25])
+    assert_close(both, {name: value.torch() for name, value in lora.apply(one.base, one.folder).items()}, 1e-6)
+
+
+def test_dora_cannot_be_taken_away_and_says_why(tuned: Make) -> None:
+    one = tuned("llama", target_modules=["q_proj"], use_dora=True)
+    with pytest.raises(CombineError, match="DoRA scales the rows of the base by norms that are not kept"):
+        lora.apply(one.base, one.folder, -1)
+
+
+def test_an_adapter_of_another_model_is_refused(tuned: Make) -> None:
+    one = tuned("llama", target_modules=["q_proj"])
+    from .conftest import gpt2, llama
+
+    with pytest.raises(CombineError, match=r"the base lacks 2 modules of its 2: model\.layers\.0\.self_attn\.q_proj"):
+        lora.apply(gpt2().state_dict(), one.folder)
+    with pytest.raises(CombineError, match=r"the base lacks 1 module of its 2: model\.layers\.1\.self_attn\.q_proj"):
+        lora.apply(llama(layers=1).state_dict(), one.folder)
+
+
+def test_a_base_with_another_prefix_is_found(tuned: Make) -> None:
+    one = tuned("llama", target_modules=["q_proj"])
+    plain = {name.removeprefix("model."): value for name, value in one.base.items()}
+    nested = {"epoch": 3, "state": {f"module.{name}": value for name, value in one.base.items()}}
+    expected = lora.apply(one.base, one.folder)["model.layers.1.self_attn.q_proj.weight"].tolist()
+    assert lora.apply(plain, one.folder)["layers.1.self_attn.q_proj.weight"].tolist() == expected
+    made = lora.apply(nested, one.folder)
+    assert made["epoch"] == 3
+    assert made["state"]["module.model.layers.1.self_attn.q_proj.weight"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [
+        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, False),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, False),
+        ({"target_modules": ["embed_tokens"]}, True),
+        ({"target_modules": ["q_proj"]}, True),
+    ],
+)
+def test_a_folder_with_a_tied_head_is_what_peft_saves(
+    tuned: Make, tmp_path: Path, config: dict[str, Any], tied: bool
+) -> None:
+    from .conftest import llama
+
+    one = tuned("tied", **config)
+    model = llama(tie=True)
+    model.load_state_dict(one.base)
+    model.save_pretrained(tmp_path / "base")
+    report = apply_files(tmp_path / "base", [one.folder], tmp_path / "out", prove=True)
+    assert report.proved
+    again = type(model).from_pretrained(tmp_path / "out")
+    assert again.config.tie_word_embeddings is tied
+    merged = one.merged()
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        assert torch.allclose(again(tokens).logits, merged(tokens).logits, atol=1e-5)
+
+
+def test_a_folder_of_replicated_layers_says_how_many(tuned: Make, tmp_path: Path) -> None:
+    from .conftest import llama
+
+    one = tuned("llama", r=2, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2]])
+    model = llama()
+    model.load_state_dict(one.base)
+    model.save_pretrained(tmp_path / "base")
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        expected = one.peft(tokens).logits
+    apply_files(tmp_path / "base", [one.folder], tmp_path / "out")
+    again = type(model).from_pretrained(tmp_path / "out")
+    assert again.config.num_hidden_layers == 3
+    with torch.no_grad():
+        assert torch.allclose(again(tokens).logits, expected, atol=1e-5)
