@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,27 @@ def test_mistakes_are_explained(run: Run, models: Path, text: str, arguments: tu
     done = run("merge", *arguments, "--dry-run")
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+def test_without_pyyaml_the_error_says_how_to_install_it(models: Path) -> None:
+    code = "import sys; sys.modules['yaml'] = None; from statedict.cli import main; main()"
+    command = [sys.executable, "-c", code, "merge", "merge.yml", "--dry-run"]
+    done = subprocess.run(command, cwd=models, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "statedict: a merge from YAML needs PyYAML; pip install 'statedict[merge]'\n"
+
+
+def test_shards_that_are_read_are_replaced(run: Run, models: Path) -> None:
+    for name, value in (("one", 0.0), ("two", 2.0)):
+        tree = {f"w{n}": torch.full((40, 40), value + n) for n in range(4)}
+        statedict.save(tree, models / name, max_shard_size="8kB")
+    assert len([*(models / "one").iterdir()]) == 5
+    refused = run("average", "one", "two", "-o", "one")
+    assert (refused.returncode, "overwrite is off" in refused.stderr) == (2, True)
+    assert len([*(models / "one").iterdir()]) == 5
+    assert run("average", "one", "two", "-o", "one", "--overwrite").returncode == 0
+    assert sorted(path.name for path in (models / "one").iterdir()) == ["README.md", "model.safetensors"]
+    assert [tensor.tolist()[0][0] for tensor in statedict.load(models / "one").values()] == [1, 2, 3, 4]
 
 
 def test_vocabularies_that_differ_name_the_option(run: Run, models: Path) -> None:

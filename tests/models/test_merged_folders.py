@@ -138,6 +138,30 @@ def test_a_head_of_its_own_is_kept_beside_a_tied_model(publish: Publish, order: 
     torch.testing.assert_close(model.transformer.wte.weight, wanted)
 
 
+def test_a_head_that_is_stored_beside_a_tied_embedding_stays_tied_to_it(publish: Publish) -> None:
+    for seed, name in enumerate("ab"):
+        publish(name, seed)
+        state = statedict.load(name)
+        state["lm_head.weight"] = state["transformer.wte.weight"].numpy()
+        statedict.save(state, f"{name}/")
+        assert state["lm_head.weight"] is not state["transformer.wte.weight"]
+    merge_files("dare_linear", ["b"], "out/", "a", parameters={"density": 0.5})
+    found = statedict.load("out")
+    assert found["lm_head.weight"].region == found["transformer.wte.weight"].region
+    assert loaded("out").config.tie_word_embeddings is True
+
+
+def test_a_head_of_its_own_beside_a_configuration_that_ties_it_is_loaded(publish: Publish) -> None:
+    for seed, name in enumerate("ab"):
+        publish(name, seed, tie_word_embeddings=False)
+        path = Path(name, "config.json")
+        path.write_text(path.read_text().replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
+    average_files(["a", "b"], "out/")
+    model = loaded("out")
+    assert torch.equal(model.lm_head.weight, statedict.load("out")["lm_head.weight"].torch())
+    assert not torch.equal(model.lm_head.weight, model.transformer.wte.weight)
+
+
 @pytest.mark.parametrize(("policy", "rows"), [("truncate", 50), ("pad", 56)])
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_vocabularies_that_differ_follow_the_policy(publish: Publish, policy: str, rows: int, order: str) -> None:

@@ -94,6 +94,7 @@ def test_layers_are_found_by_the_first_number_in_names() -> None:
     assert find_stacks(names) == {"a.layers": 2}
     assert find_stacks(names, {1}) == {"mlp": 1}
     assert find_stacks(names, {1, 2}) == {"a.layers": 2, "mlp": 1}
+    assert find_stacks(names, {7}) == {"a.layers": 2}
     assert find_stacks(["w", "b"]) == {}
 
 
@@ -129,6 +130,14 @@ def test_the_dtype_of_the_result_is_rounded_to_once() -> None:
     thirds = {name: {"w": np.array([value], "f2")} for name, value in (("a", 1), ("b", 0), ("c", 0))}
     found = made(text % "dtype: float32", thirds)[0]["w"]
     assert found.tolist() == [np.float32(1) / np.float32(3)]
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("1.0", 1), ("0", 2), ('"false"', 2), ("true", 1)])
+def test_a_number_or_a_text_may_stand_for_true(value: str, wanted: float) -> None:
+    text = (
+        f"{{merge_method: linear, models: [{{model: a}}, {{model: b}}], parameters: {{weight: 1, normalize: {value}}}}}"
+    )
+    assert made(text, {name: {"w": np.ones(2, "f4")} for name in "ab"})[0]["w"].tolist() == [wanted] * 2
 
 
 def test_what_has_no_effect_is_said() -> None:

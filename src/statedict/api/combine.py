@@ -242,10 +242,17 @@ def _average(
 
     _check_list("average", sources, 2)
     shares = read_weights(weights, ema, len(sources))
+    given = {"ema": ema, "precision": precision, "optimizer": optimizer or None}
     with Paused():
-        return _combine(
+        made = _combine(
             sources, vocabulary, lambda aligned: average(aligned, shares, _rules(integers), precision), optimizer
         )
+    return _with_parameters(made, given | {"integers": integers, "vocabulary": vocabulary})
+
+
+def _with_parameters(made: Made, given: Mapping[str, Any]) -> Made:
+    stated = {key: value for key, value in given.items() if value is not None}
+    return made._replace(report=replace(made.report, parameters=stated))
 
 
 def _merge(
@@ -265,14 +272,14 @@ def _merge(
     _check_seed(seed)
     kind, based = read_dtype(dtype), base is not None
     read_parameters(method, len(states), based, parameters)  # an error before anything is opened
-    given = {**parameters, "seed": seed} | ({"dtype": str(kind)} if kind else {})
+    given = {**parameters, "seed": seed, "dtype": kind and str(kind), "integers": integers, "vocabulary": vocabulary}
     with Paused():
         made = _combine(
             [base] * based + [*states],
             vocabulary,
             lambda aligned: merge(aligned, method, based, parameters, seed, _rules(integers), kind),
         )
-    return made._replace(report=replace(made.report, parameters=given))
+    return _with_parameters(made, given)
 
 
 def _combine(
@@ -284,16 +291,15 @@ def _combine(
     """Align sources, with heads and vocabularies that fit, and make one state of them."""
     from statedict.formats.beside import read_config
     from statedict.ops.combine.align import align
-    from statedict.ops.combine.model_config import is_tied, resize, untie
-    from statedict.ops.combine.vocabulary import add_heads, check_policy, fit
+    from statedict.ops.combine.model_config import is_said_tied, resize, untie
+    from statedict.ops.combine.vocabulary import add_heads, check_policy, fit, has_own_head
 
     check_policy(vocabulary)
     configs = [read_config(split(source)[0]) if is_path(source) else {} for source in sources]
-    named, heads = add_heads(_name(sources), [*map(is_tied, configs)])
+    named, notes = add_heads(_name(sources), configs)
     aligned, rows = fit(align(named, optimizer), vocabulary)
     tree, report = make(aligned)
-    changes = {**(untie(configs[0]) if heads else {})}
-    notes = [f"{head}: in {', '.join(names)} the tied embedding takes its place" for head, names in heads.items()]
+    changes = untie(configs[0]) if notes or (is_said_tied(configs[0]) and has_own_head(tree)) else {}
     if rows:
         after = max(rows) if vocabulary == "pad" else min(rows)
         changes |= resize(configs[0], rows[0], after)

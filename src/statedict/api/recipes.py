@@ -15,9 +15,9 @@ from statedict.io.location import location
 from statedict.io.urls import folder_of, is_url, join, redact, to_name
 from statedict.ops.combine.build import build
 from statedict.ops.combine.layers import Model, find_stacks
-from statedict.ops.combine.model_config import count_layers, is_tied, resize, restack, untie
+from statedict.ops.combine.model_config import count_layers, is_said_tied, resize, restack, untie
 from statedict.ops.combine.recipe import Recipe, read_recipe
-from statedict.ops.combine.vocabulary import add_heads, check_policy
+from statedict.ops.combine.vocabulary import add_heads, check_policy, has_own_head
 from statedict.reports.combine import CombineReport
 from statedict.tensor.lazy import is_array
 from statedict.tree.layout import Layout
@@ -105,28 +105,27 @@ def merge_recipe(
     recipe = opened.recipe
     check_policy(vocabulary)
     configs = {name: read_config(split(place)[0]) for name, place in opened.places.items()}
-    named, heads = add_heads(
-        [(name, _open_model(name, opened.places[name])) for name in opened.names()],
-        [is_tied(configs[name]) for name in opened.names()],
-    )
+    trees = [(name, _open_model(name, opened.places[name])) for name in opened.names()]
+    named, notes = add_heads(trees, [configs[name] for name in opened.names()])
     models = {name: Model(tree, find_stacks(tree, count_layers(configs[name]))) for name, tree in named}
     tree, report, rows = build(recipe, models, seed, integers, vocabulary)
-    donor = recipe.donor()
-    config = configs[donor]
-    changes = untie(config) if heads else {}
-    if all(source.layers for part in recipe.slices for source in part.sources):
-        firsts = [part.sources[0] for part in recipe.slices]
+    config, stacks = configs[recipe.donor()], models[recipe.donor()].stacks
+    changes = untie(config) if notes or (is_said_tied(config) and has_own_head(tree)) else {}
+    firsts = [part.sources[0] for part in recipe.slices if part.sources[0].layers]
+    if config and firsts:
         taken = [(configs[source.model], *(source.layers or (0, 0))) for source in firsts]
-        changes |= restack(config, next(iter(models[donor].stacks.values()), 0), taken)
-    notes = [f"{head}: in {', '.join(names)} the tied embedding takes its place" for head, names in heads.items()]
+        before, after = next(iter(stacks.values()), 0), sum(end - begin for _, begin, end in taken)
+        changes |= restack(config, before, taken)
+        if before != after and after not in changes.values():
+            notes.append(f"config.json names no number of layers that is {before:,}; it has to say {after:,}")
     if rows:
-        changes |= resize(config, rows[donor], rows[""]) if donor in rows else {}
-        notes.append(
-            f"the vocabulary has {rows['']:,} rows, of {', '.join(f'{rows[name]:,}' for name in rows if name)}"
-        )
+        changes |= resize(config, rows[recipe.donor()], rows[""]) if recipe.donor() in rows else {}
+        sizes = ", ".join(f"{size:,}" for name, size in rows.items() if name)
+        notes.append(f"the vocabulary has {rows['']:,} rows, of {sizes}")
     tokenizer, more = _choose_tokenizer(opened)
-    report = replace(report, notes=(*report.notes, *notes, *more), parameters={"seed": seed})
-    return tree, report, changes, None if tokenizer == donor else read_files(opened.places[tokenizer])
+    given = {"seed": seed} | ({"vocabulary": vocabulary} if vocabulary else {})
+    report = replace(report, notes=(*report.notes, *notes, *more), parameters=given)
+    return tree, report, changes, None if tokenizer == recipe.donor() else read_files(opened.places[tokenizer])
 
 
 def _open_model(name: str, place: str) -> StateDict:

@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from statedict.errors import CombineError
-from statedict.ops.alter.outline import rebuild
+from statedict.ops.alter.outline import drop_hashes, rebuild
 from statedict.ops.alter.tensors import NUMBERS
 from statedict.ops.combine.align import Aligned
 from statedict.ops.combine.elements import WORK, has_mean, weighted_mean
@@ -159,6 +159,7 @@ def _build(aligned: Aligned, made: Mapping[str, Made]) -> StateDict:
     }
     dropped = [path for path in first.optimizers if path in aligned.left_out]
     tree: StateDict = rebuild(changed, {path: path for path in aligned.kept}, dropped).tree
+    drop_hashes(tree)
     return tree
 
 

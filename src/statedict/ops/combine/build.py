@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from statedict.ops.alter.outline import drop_hashes
 from statedict.ops.combine.align import Aligned, align
 from statedict.ops.combine.layers import Model, cut
 from statedict.ops.combine.methods import merge
@@ -54,6 +55,7 @@ def build(
         tree.update(state)
         reports.append(report)
     tree.metadata = models[recipe.donor()].tensors.metadata
+    drop_hashes(tree)
     report = replace(
         reports[0],
         sources=tuple((name, None) for name in dict.fromkeys([recipe.donor(), *recipe.models()])),

@@ -31,7 +31,7 @@ def find_stacks(names: Iterable[str], counts: Collection[int] = ()) -> dict[str,
 
     Args:
         names: of the tensors.
-        counts: the numbers of layers that the configuration names. Without any, the stack with the most tensors counts.
+        counts: the numbers of layers that the configuration names; if no stack has one, that with the most tensors is it.
 
     >>> find_stacks(["embed", "layers.0.w", "layers.0.experts.0.w", "layers.1.w", "head.0.w"])
     {'layers': 2}
@@ -44,8 +44,9 @@ def find_stacks(names: Iterable[str], counts: Collection[int] = ()) -> dict[str,
             layers = found.setdefault(".".join(keys[:at]), {})
             layers[int(keys[at])] = layers.get(int(keys[at]), 0) + 1
     whole = {stack: layers for stack, layers in found.items() if {*layers} == {*range(len(layers))}}
-    if counts:
-        return {stack: len(layers) for stack, layers in whole.items() if len(layers) in counts}
+    named = {stack: len(layers) for stack, layers in whole.items() if len(layers) in counts}
+    if named:
+        return named
     most = max(whole, key=lambda stack: sum(whole[stack].values()), default=None)
     return {} if most is None else {most: len(whole[most])}
 
@@ -186,5 +187,14 @@ def _resolve(method: str, one: Slice, order: Sequence[int], places: Mapping[str,
     for key in chosen.whole:
         value = resolve(one.scopes, key, path, place.t)
         if value is not None:
-            found[key] = int(value) if key == "max_iter" and value == int(value) else value
+            found[key] = _convert(value, chosen.whole[key])
     return found
+
+
+def _convert(value: Any, default: Any) -> Any:
+    """A value as its parameter wants it, as far as YAML does not tell: 1 is true, and 10.0 a whole number."""
+    if type(default) is bool:
+        return {0: False, 1: True, "false": False, "true": True}.get(
+            value.lower() if type(value) is str else value, value
+        )
+    return int(value) if type(default) is int and type(value) is float and value.is_integer() else value

@@ -32,6 +32,11 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     return bool(config) and not any(value is False for _, value in _ties(config))
 
 
+def is_said_tied(config: Mapping[str, Any]) -> bool:
+    """Whether the file says that the head is the embedding."""
+    return any(value is True for _, value in _ties(config))
+
+
 def untie(config: Mapping[str, Any]) -> dict[str, Any]:
     """What changes for a model with a head of its own.
 

@@ -6,12 +6,14 @@ such tensors of a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from statedict.errors import CombineError
 from statedict.ops.combine.align import Aligned
+from statedict.ops.combine.model_config import is_said_tied, is_tied
+from statedict.ops.diff.compare import Rule, compare
 from statedict.tensor.assembled import assemble
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.state_dict import StateDict, like
@@ -102,32 +104,73 @@ def _join(parts: Sequence[LazyTensor]) -> LazyTensor:
 
 
 def add_heads(
-    sources: Sequence[tuple[str, StateDict]], tied: Sequence[bool]
-) -> tuple[list[tuple[str, StateDict]], dict[str, list[str]]]:
-    """The sources; those without a head that others have get their embedding as such, if they are tied.
+    sources: Sequence[tuple[str, StateDict]], configs: Sequence[Mapping[str, Any]]
+) -> tuple[list[tuple[str, StateDict]], list[str]]:
+    """The sources with the heads that their configurations tie: stored once, and there if another source has one.
+
+    A head whose bytes are those of the embedding is tied to it; one that is missing is the embedding.
 
     Args:
         sources: names and trees.
-        tied: for each whether its configuration says so.
+        configs: for each its configuration, or nothing.
 
     Returns:
-        The sources, and head → the sources that got it.
+        The sources, and notes on heads that were missing.
     """
-    trees = [tree for _, tree in sources]
+    found = [
+        (name, _tie(tree) if is_said_tied(config) else tree)
+        for (name, tree), config in zip(sources, configs, strict=True)
+    ]
+    trees = [tree for _, tree in found]
     names = [name for name in dict.fromkeys(name for tree in trees for name in tree) if not _is_in_layer(name)]
-    found, given = [], dict[str, list[str]]()
-    for (source, tree), is_tied in zip(sources, tied, strict=True):
-        missing = [name for name in names if name not in tree] if is_tied else []
+    notes = []
+    for number, ((source, tree), config) in enumerate(zip(found, configs, strict=True)):
+        missing = [name for name in names if name not in tree] if is_tied(config) else []
         embedding = _find_embedding(tree, missing[0], trees) if len(missing) == 1 else None
         if embedding is not None:
-            tree = like(tree, StateDict({**tree, missing[0]: tree[embedding]}))
-            given.setdefault(missing[0], []).append(source)
-        found.append((source, tree))
-    return found, given
+            found[number] = source, like(tree, StateDict({**tree, missing[0]: tree[embedding]}))
+            notes.append(f"{missing[0]}: in {source} the tied embedding takes its place")
+    return found, notes
+
+
+def has_own_head(tree: StateDict) -> bool:
+    """Whether a model has a head that is not tied to its embedding."""
+    pair = _find_pair(tree)
+    return pair is not None and as_lazy(tree[pair[0]]).region != as_lazy(tree[pair[1]]).region
+
+
+def _tie(tree: StateDict) -> StateDict:
+    pair = _find_pair(tree)
+    if pair is None:
+        return tree
+    embedding, head = (as_lazy(tree[name]) for name in pair)
+    if embedding.region == head.region or embedding.dtype is not head.dtype:
+        return tree
+    if compare([(embedding, head)], Rule()) != [None]:
+        return tree
+    return like(tree, StateDict({**tree, pair[1]: tree[pair[0]]}))
+
+
+def _find_pair(tree: StateDict) -> tuple[str, str] | None:
+    """The names of a model's embedding and its head, the only other matrix of that shape outside of layers."""
+    matrices = {name: tuple(leaf.shape) for name, leaf in _matrices(tree).items() if not _is_in_layer(name)}
+    embeddings = [name for name in matrices if _is_embedding(name)]
+    if len(embeddings) != 1:
+        return None
+    heads = [name for name, shape in matrices.items() if name not in embeddings and shape == matrices[embeddings[0]]]
+    return (embeddings[0], heads[0]) if len(heads) == 1 else None
 
 
 def _is_in_layer(name: Any) -> bool:
     return any(key.isdecimal() for key in str(name).split("."))
+
+
+def _is_embedding(name: str) -> bool:
+    return ("emb" in name and "embed_out" not in name) or name.endswith("wte.weight")
+
+
+def _matrices(tree: StateDict) -> dict[str, Any]:
+    return {name: leaf for name, leaf in tree.items() if type(name) is str and is_array(leaf) and len(leaf.shape) == 2}
 
 
 def _find_embedding(tree: StateDict, head: str, trees: Sequence[StateDict]) -> str | None:
@@ -135,10 +178,5 @@ def _find_embedding(tree: StateDict, head: str, trees: Sequence[StateDict]) -> s
     wanted = next(one[head] for one in trees if head in one)
     if not is_array(wanted) or len(wanted.shape) != 2:
         return None
-    tensors = {str(name): leaf for name, leaf in tree.items() if is_array(leaf) and len(leaf.shape) == 2}
-    alike = [
-        name
-        for name, leaf in tensors.items()
-        if leaf.shape[1] == wanted.shape[1] and ("emb" in name or name.endswith("wte.weight"))
-    ]
-    return alike[0] if len(alike) == 1 else None
+    wide = [name for name, leaf in _matrices(tree).items() if leaf.shape[1] == wanted.shape[1] and _is_embedding(name)]
+    return wide[0] if len(wide) == 1 else None
