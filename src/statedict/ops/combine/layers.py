@@ -31,7 +31,7 @@ def find_stacks(names: Iterable[str], counts: Collection[int] = ()) -> dict[str,
 
     Args:
         names: of the tensors.
-        counts: the numbers of layers that the configuration names; if no stack has one, that with the most tensors is it.
+        counts: the numbers of layers that the configuration names; if no stack has one, the one with most tensors.
 
     >>> find_stacks(["embed", "layers.0.w", "layers.0.experts.0.w", "layers.1.w", "head.0.w"])
     {'layers': 2}

@@ -22,7 +22,7 @@ def nuslerp(
     tensors = [*models] if base is None else [base, *models]
     turn = columns and tensors[0].ndim > 1
     made = combine_rows(partial(_nuslerp, t, base is not None), [*map(_turn, tensors)] if turn else tensors)
-    return _turn(made) if turn else made
+    return _turn(made).contiguous() if turn else made
 
 
 def _turn(tensor: LazyTensor) -> LazyTensor:
