@@ -84,7 +84,8 @@ class Job:
         options = {"keep": 2, "existing": "continue"} | self.options | more
         if options.get("check"):
             options["check"] = tree(0, mode.large)
-        return Manager(folder, format=mode.format, background=mode.background, **options)
+        format = "safetensors" if "compress" in options else mode.format
+        return Manager(folder, format=format, background=mode.background, **options)
 
 
 def tree(seed: int, large: bool = False) -> dict[str, Any]:
@@ -96,6 +97,7 @@ def tree(seed: int, large: bool = False) -> dict[str, Any]:
         return {"model": dict(zip("abcde", parts[:5], strict=True)), "average": parts[5:], "step": seed}
     return {
         "model": {"w": numpy.arange(15, dtype="f4").reshape(3, 5) * seed, "b": numpy.full(7, seed / 3)},
+        "table": numpy.random.default_rng(0).standard_normal(500) + seed / (1 << 40),  # worth a delta
         "order": numpy.arange(4) + seed,
         "step": seed,
         "notes": ["seed", str(seed)],
@@ -153,6 +155,11 @@ def _pin(manager: Manager, mode: Mode) -> None:
     Directory(manager.directory).pin({1})
 
 
+def _chain(manager: Manager, mode: Mode) -> None:
+    for step in (1, 2, 3):
+        save(step)(manager, mode)
+
+
 JOBS = (
     Job("the first save of a run", {}, save(1), (None, (1, 1)), {1: {1}}),
     Job("a save, and the oldest goes", {1: 1, 2: 2}, save(3), ((2, 2), (3, 3)), {1: {1}, 2: {2}, 3: {3}}),
@@ -176,6 +183,14 @@ JOBS = (
     Job(
         "`prune`", {1: 1, 2: 2, 3: 3}, lambda manager, mode: manager.prune() and None, ((3, 3),),
         {1: {1}, 2: {2}, 3: {3}}, {"keep": 1},
+    ),
+    Job(
+        "a save as a delta (`compress`)", {1: 1, 2: 2}, save(4), ((3, 3), (4, 4)), {2: {2}, 3: {3}, 4: {4}},
+        {"compress": "delta"}, begin=save(3),
+    ),
+    Job(
+        "a whole save, and a chain of deltas goes (`compress`)", {}, save(4), ((3, 3), (4, 4)),
+        {1: {1}, 2: {2}, 3: {3}, 4: {4}}, {"compress": "delta", "full_every": 3, "keep": 1}, begin=_chain,
     ),
     Job("a pin", {1: 1, 2: 2}, _pin, ((2, 2),), {1: {1}, 2: {2}}, patient=False),
 )  # fmt: skip

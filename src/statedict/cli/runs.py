@@ -345,6 +345,8 @@ def _describe(found: About) -> Iterator[str]:
         yield f"saved         {record['time']}"
     for name, value in one.metrics.items():
         yield f"metric        {name} {number(value)}"
+    if found.base is not None:
+        yield f"delta to      step {found.base}"
     for name, size in found.files.items():
         yield f"file          {name}  {human_bytes(size)}"
     if found.libraries:

@@ -30,7 +30,7 @@ from statedict.tensor.lazy import LazyTensor, Storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from typing import Any
 
 _LEAST = 256  # bytes of a tensor that is worth coding
@@ -108,14 +108,14 @@ class _Writing:
         self._sink.write(0, room.to_bytes(8, "little") + raw)
         return 8 + room + sum(sizes.values()), len(self._deltas)
 
-    def _encode(self, sizes: Mapping[str, int], contents: Mapping[str, str], deltas: Container[str]) -> bytes:
+    def _encode(self, sizes: Mapping[str, int], contents: Mapping[str, str], deltas: Collection[str]) -> bytes:
         """The header of tensors with these sizes, digests of what they decode to, and names of differences."""
         entries = {
             name: [tensor.dtype.name, tensor.shape, contents[name], name if name in deltas else None]
             for name, tensor in self._coded.items()
         }
         described: dict[str, Any] = {"version": 1, "tensors": entries}
-        if self._base is not None:
+        if self._base is not None and (deltas or "step" not in self._base.names):
             described["base"] = {"digest": self._base.digest, **self._base.names}
         metadata = {CODING: json.dumps(described, separators=(",", ":"))}
         metadata |= self._metadata | {DIGESTS: reserve_digests(len(sizes))}

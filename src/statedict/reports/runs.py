@@ -64,6 +64,7 @@ class About:
     tensors: int = 0  # number of tensors
     elements: int = 0  # number of elements in all tensors
     biggest: tuple[TensorInfo, ...] = ()  # the largest tensors, in decreasing size
+    base: int | None = None  # the step that it is a delta to
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON."""

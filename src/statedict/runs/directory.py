@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -24,7 +24,18 @@ from statedict.io.location import location
 from statedict.io.parallel import parallel
 from statedict.io.pipeline import put_bytes
 from statedict.io.urls import folder_of, join, redact
-from statedict.runs.manifest import DATA, MARKER, NAME, Manifest, decode, digest, encode, parse_whole, read_entries
+from statedict.runs.manifest import (
+    DATA,
+    MARKER,
+    NAME,
+    Manifest,
+    decode,
+    digest,
+    encode,
+    has_base,
+    parse_whole,
+    read_entries,
+)
 from statedict.runs.places import LEFTOVER, PARTS, Disk, Files, Store
 
 PINS = "pins.json"
@@ -237,7 +248,12 @@ class Directory:
             path = self.inner_path(self.name(step), name)
             if location(path).open().size != size:
                 raise CorruptFileError(f"{redact(path)}: its size is not the {size:,} bytes that were committed")
-        signature = self.place.signature(self.folder(step), manifest)
+        signature = [self.place.signature(self.folder(step), manifest)]
+        if manifest.base is not None:
+            if not self.is_committed(manifest.base):
+                what = f"is a delta to step {manifest.base}, which is gone; put that back, or take another step"
+                raise CorruptFileError(f"{redact(self.folder(step))}: {what}")
+            signature.append(self.place.signature(self.folder(manifest.base), self._manifest(manifest.base)))
         if self._sound.get(step) == signature:
             return
         file = self.data(step)
@@ -255,19 +271,23 @@ class Directory:
         manifest: Manifest,
         format: str,
         *,
+        write: Callable[[Any, Any], Any] | None = None,
         announce: Callable[[bytes], None] = lambda marker: None,
         dry_run: bool = False,
     ) -> Manifest:
         """Write the file, the manifest and the marker of a checkpoint, each durable before the next.
 
-        `announce` gets the marker right before it is written. `dry_run` removes the checkpoint without committing it.
+        `write` writes the file, by default as the format does. `announce` gets the marker right before it is written.
+        `dry_run` removes the checkpoint without committing it.
         """
         name, folder = DATA[format], self.folder(manifest.step)
         written: list[Manifest] = []
 
         def describe(sink: Any) -> None:
             file = join(folder_of(sink.path) if hasattr(sink, "path") else folder, name)
-            written.append(replace(manifest, files={name: location(file).open().size}, entries=read_entries(file)))
+            base = manifest.base if manifest.base is not None and has_base(file) else None
+            files = {name: location(file).open().size}
+            written.append(replace(manifest, files=files, entries=read_entries(file), base=base))
             put_bytes(encode(written[0], file), sink)
 
         def mark() -> bytes:
@@ -278,11 +298,24 @@ class Directory:
 
         if self.place.untidy:
             self.clean()
-        files: Files = {name: partial(formats.load_writer(format).write, root), NAME: describe}
+        write = write or formats.load_writer(format).write
+        files: Files = {name: partial(write, root), NAME: describe}
         self.place.commit(manifest.step, files, mark, dry_run)
         self._sound.pop(manifest.step, None)
         self.damaged.discard(manifest.step)
         return written[0]
+
+    def bases(self, steps: Iterable[int]) -> dict[int, int]:
+        """The step that each of those needs that are deltas, as far as their manifests can be read."""
+        found: dict[int, int] = {}
+        for step in steps:
+            try:
+                base = self.brief_manifest(step).base
+            except (FormatError, FileError):
+                continue
+            if base is not None:
+                found[step] = base
+        return found
 
     def remove(self, step: int) -> None:
         """Remove a checkpoint; it stops counting at once."""

@@ -30,8 +30,8 @@ from statedict.runs.lock import Lock
 from statedict.runs.look.reader import Reader
 from statedict.runs.manifest import DATA, Manifest
 from statedict.runs.prune import plan, remove
-from statedict.runs.replaced import find_superseded, settle
-from statedict.runs.writer import Writer, libraries
+from statedict.runs.replaced import check_needed, find_superseded, settle
+from statedict.runs.writer import Writer, libraries, to_compression
 
 
 class CheckpointManager(Reader):
@@ -49,6 +49,9 @@ class CheckpointManager(Reader):
             or a list of them. None saves at every call.
         format: `"safetensors"` or `"torch"`, or a suffix of theirs such as `"pth"`.
         background: whether `save` returns once the tree is copied.
+        compress: `"planes"` compresses each checkpoint by itself; `"delta"` stores most as lossless differences from
+            the last whole one. Takes the extra `compress`, and safetensors.
+        full_every: with `"delta"`, of so many checkpoints one is whole: damage of one file costs at most these.
         in_flight: most copies at a time; each takes as much memory as a checkpoint.
         busy: what `save` does when there are as many: `"wait"`, or `"skip"` this one.
         verify: how `latest` checks a checkpoint: `"full"` by its digests; `"quick"` by its manifest, headers and
@@ -89,6 +92,8 @@ class CheckpointManager(Reader):
         save_every: int | timedelta | Schedule | Iterable[int | Schedule] | None = None,
         format: str = "safetensors",
         background: bool = True,
+        compress: str | None = None,
+        full_every: int = 5,
         in_flight: int = 1,
         busy: str = "wait",
         verify: str = "full",
@@ -108,7 +113,8 @@ class CheckpointManager(Reader):
         self._save_every = to_schedule(save_every)
         self._existing, self._waits = existing, busy == "wait"
         self._background, self._copies = Background(in_flight), background
-        self._writer = Writer(self._files, self._keep, format, retries, self._background.warnings.append)
+        compression = to_compression(compress, full_every, format)
+        self._writer = Writer(self._files, self._keep, format, retries, self._background.warnings.append, compression)
         self._lock: Lock | None = None
         self._last: int | None = None  # saved or restored by this manager
         self._of_thread = local()  # `last`: saved in it; threads that save side by side come in any order
@@ -188,6 +194,7 @@ class CheckpointManager(Reader):
         if self._last == step and not overwrite and not (self._owed and not self._files.is_committed(step)):
             return False
         self._admit(step, overwrite)
+        check_needed(self._files, step)
         kept, left = split_covered(tree)
         if self._not_captured is None:
             for what in left:

@@ -6,8 +6,8 @@
         COMMITTED               the digest of manifest.json, written last
 
 Without COMMITTED it is not a checkpoint. The manifest is JSON: `format`, `version`, `step`, `time` (UTC), `metrics`,
-`libraries`, `files` (name → bytes), `entries` (path, dtype, shape, digest of each tensor), `not_captured`. See
-docs/format.md.
+`libraries`, `files` (name → bytes), `entries` (path, dtype, shape, digest of each tensor), `not_captured`, and
+`base`, the step that a delta needs. See docs/format.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Entry:
     path: str
     dtype: str  # PyTorch's name
     shape: tuple[int, ...]
-    digest: str  # XXH3-128 of its bytes, in hexadecimal; in a .pth that of its storage
+    digest: str  # XXH3-128 of its bytes, in hexadecimal, decoded; in a .pth that of its storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Manifest:
     files: Mapping[str, int] = field(default_factory=dict)  # name → bytes
     entries: tuple[Entry, ...] = ()
     not_captured: tuple[str, ...] = ()  # what the saved tree had and the checkpoint lacks
+    base: int | None = None  # of a delta: the step that it is a difference from
 
     @property
     def nbytes(self) -> int:
@@ -74,7 +75,7 @@ class Manifest:
             "libraries": dict(self.libraries),
             "files": dict(self.files),
             "not_captured": list(self.not_captured),
-        }
+        } | ({} if self.base is None else {"base": self.base})
         head = json.dumps(fields, indent=1, allow_nan=False)
         rows = ",\n".join(f"  {json.dumps([e.path, e.dtype, list(e.shape), e.digest])}" for e in self.entries)
         return f'{head[:-2]},\n "entries": [\n{rows}\n ]\n}}\n'.encode()
@@ -118,6 +119,7 @@ def decode(data: bytes, where: str) -> Manifest:
                 for path, kind, shape, digest in found["entries"]
             ),
             tuple(map(str, found["not_captured"])),
+            None if found.get("base") is None else parse_whole(found["base"]),
         )
     except CorruptFileError:
         raise
@@ -152,6 +154,13 @@ def digest(manifest: bytes) -> bytes:
     from xxhash import xxh3_128_hexdigest
 
     return f"xxh3_128 {xxh3_128_hexdigest(manifest)}\n".encode()
+
+
+def has_base(file: str) -> bool:
+    """Whether a compressed file has differences from another one, of which no tensor may have been worth one."""
+    from statedict.formats.coded import find_base_of
+
+    return find_base_of(open_file(file)) is not None
 
 
 def read_entries(file: str) -> tuple[Entry, ...]:

@@ -17,7 +17,10 @@ from statedict.runs.replaced import find_superseded
 
 
 def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
-    """Decide what goes: neither what the policy keeps, nor the newest sound, pinned, unreadable and needed ones."""
+    """Decide what goes: neither what the policy keeps, nor the newest sound, pinned, unreadable and needed ones.
+
+    What stays keeps the step that it is a delta to.
+    """
     readable, unread = directory.manifests()
     past = find_superseded(directory)
     manifests = [one for one in readable if one.step not in directory.damaged | past]
@@ -36,6 +39,10 @@ def plan(directory: Directory, keep: Policy | None, needed: set[int]) -> Pruned:
         kept.setdefault(step, "the newest")
     old = [one for one in readable if one.step in past]  # of a run that was replaced
     kept |= {one.step: "pinned" for one in old if one.step in pins}
+    there = {one.step for one in (*manifests, *old)}
+    for one in (*manifests, *old):
+        if one.base in there and one.step in kept:
+            kept.setdefault(one.base, f"step {one.step} is a delta to it")
     gone = sorted((one for one in [*manifests, *old] if one.step not in kept), key=lambda one: one.step)
     return Pruned(dict(sorted(kept.items())), tuple(one.step for one in gone), sum(one.nbytes for one in gone))
 
@@ -51,8 +58,9 @@ def _find_newest(directory: Directory, steps: list[int]) -> set[int]:
 
 
 def remove(directory: Directory, found: Pruned) -> None:
-    """Remove what goes, the oldest first."""
-    for step in found.removed:
+    """Remove what goes, the oldest first, but deltas before what they need."""
+    deltas = directory.bases(found.removed)
+    for step in sorted(found.removed, key=lambda step: (step not in deltas, step)):
         try:
             directory.remove(step)
         except FileNotFoundError:
@@ -140,11 +148,12 @@ def pin(directory: str | os.PathLike[str], steps: Iterable[int], *, pinned: bool
 def _explain_room(files: Directory, error: RunError) -> str:
     """How to make room in a run that goes on."""
     what, _, _ = str(error).partition(";")
+    which = "is not the newest" + ", and not one that a delta needs" * bool(files.bases(files.steps()))
     if files.remote:
-        aside = "delete the objects of a step that is not the newest, COMMITTED first"
+        aside = f"delete the objects of a step that {which}, COMMITTED first"
     else:
         gone = quote(f"{files.path}.gone")
-        aside = f"`mv {quote(files.path)}/STEP {gone} && rm -r {gone}` of a step that is not the newest"
+        aside = f"`mv {quote(files.path)}/STEP {gone} && rm -r {gone}` of a step that {which}"
     return (
         f"{what}, and removes by its own `keep` after each save; to remove others, wait until it ends. To make room at "
         f"once: {aside}; it can go on meanwhile"

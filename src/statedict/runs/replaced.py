@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from statedict.errors import CorruptFileError, LimitError, MissingFileError
+from statedict.errors import CorruptFileError, LimitError, MissingFileError, RunError
 from statedict.io.disk import file_errors
 from statedict.io.json import parse
 from statedict.io.location import location
@@ -40,12 +40,25 @@ def find_superseded(files: Directory) -> set[int]:
     return {*_find(files, _read(files))}
 
 
+def check_needed(files: Directory, step: int) -> None:
+    """Refuse to replace what a pinned step of a run before is a delta to."""
+    if not files.is_committed(step):
+        return
+    needing = [delta for delta, base in files.bases(sorted(files.pins())).items() if base == step]
+    if needing:
+        raise RunError(
+            f"{files}: pinned step {needing[0]} is a delta to step {step}, which would be replaced; write that out by "
+            "convert and unpin it, or name another directory"
+        )
+
+
 def settle(files: Directory) -> None:
     """Remove what was replaced, except pinned steps; only the holder of the lock may."""
     replaced = _read(files)
     if replaced is None:
         return
     there, pins = _find(files, replaced), files.pins()
+    pins |= {*files.bases(there.keys() & pins).values()}
     for step in sorted(there.keys() - pins, reverse=True):
         files.remove(step)
     pinned = {"steps": {step: there[step] for step in sorted(there.keys() & pins)}}

@@ -7,45 +7,126 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from statedict import __version__
+from statedict.api.files import load
 from statedict.api.look import verify
-from statedict.errors import CorruptFileError, FileError, file_error
-from statedict.runs.background import retry
+from statedict.errors import (
+    ArgumentError,
+    CorruptFileError,
+    FileError,
+    FormatError,
+    MissingFileError,
+    UnsupportedError,
+    file_error,
+)
+from statedict.formats import coded_writing
+from statedict.formats.coded import Base, digest_rows
+from statedict.runs.background import LOG, retry
 from statedict.runs.directory import Directory, Result
-from statedict.runs.keep import Policy
+from statedict.runs.keep import Policy, check_choice
 from statedict.runs.manifest import Entry, Manifest
 from statedict.runs.prune import plan, remove
 from statedict.runs.replaced import announce, settle
 from statedict.tensor.checks import tensors_of
+from statedict.tensor.coding import import_zstandard
 from statedict.tensor.segments import covered_bytes
+
+
+class Compression(NamedTuple):
+    """How checkpoints are compressed."""
+
+    deltas: bool  # whether as differences from an earlier one
+    full_every: int  # of so many checkpoints in a row one is whole, and the others are deltas to it
+
+
+def to_compression(compress: str | None, full_every: int, format: str) -> Compression | None:
+    """How the arguments of a manager compress.
+
+    Raises:
+        ArgumentError: one is invalid.
+        MissingExtraError: zstandard is not installed.
+    """
+    if compress is not None:
+        check_choice("compress", compress, ("planes", "delta"))
+    if type(full_every) is not int or full_every < 1:
+        raise ArgumentError(f"full_every={full_every!r:.40}: expected a number of checkpoints, 1 or more")
+    if compress is None:
+        return None
+    if format != "safetensors":
+        raise ArgumentError(f"compress={compress!r}: only safetensors are compressed, not format={format!r}")
+    import_zstandard()
+    return Compression(compress == "delta", full_every)
 
 
 class Writer:
     """Writes checkpoints into a directory, one at a time."""
 
     def __init__(
-        self, files: Directory, keep: Policy | None, format: str, retries: int, warn: Callable[[str], None]
+        self,
+        files: Directory,
+        keep: Policy | None,
+        format: str,
+        retries: int,
+        warn: Callable[[str], None],
+        compression: Compression | None = None,
     ) -> None:
         self._files, self._keep, self._format, self._retries, self._warn = files, keep, format, retries, warn
+        self._compression = compression
+        self._full: tuple[int, str | None] | None = None  # step and marker of what deltas refer to
+        self._deltas = 0  # how many refer to it
         self._before: tuple[int, list[Entry]] | None = None
         self.replaced: list[int] = []  # steps to remove once the next one is committed
 
     def __call__(self, root: Any, manifest: Manifest) -> None:
         """Write one."""
         step = manifest.step
-        commit = partial(self._files.commit, root, manifest, self._format)
-        if self.replaced:
-            commit = partial(commit, announce=partial(announce, self._files, step, self.replaced))
-        written = self._retry(commit, f"step {step} could not be saved", f"step {step} was not saved")
+        written = self._write(root, manifest)
         self._compare(written)
         if self._keep is not None or self.replaced:
             removal = "others could not be removed"
             self._retry(
                 partial(self._prune, step), f"after step {step} {removal}", f"step {step} is saved, and {removal}"
             )
+
+    def _write(self, root: Any, manifest: Manifest) -> Manifest:
+        if self._compression is None:
+            return self._commit(root, manifest)
+        if (base := self._find_base(manifest.step)) is not None:
+            try:
+                write = partial(coded_writing.write, base=base)
+                written = self._commit(root, replace(manifest, base=base.names["step"]), write)
+                self._deltas += 1
+                return written
+            except (FormatError, UnsupportedError, MissingFileError) as error:
+                LOG.warning("step %d is stored whole, as the base of a delta cannot be read: %s", manifest.step, error)
+        written = self._commit(root, manifest, coded_writing.write)
+        if self._compression.deltas:
+            self._full, self._deltas = (manifest.step, self._files.marker(manifest.step)), 0
+        return written
+
+    def _find_base(self, step: int) -> Base | None:
+        """The last whole checkpoint, if it is still there and may have another delta."""
+        if self._full is None or self._compression is None or self._deltas >= self._compression.full_every - 1:
+            return None
+        base, marker = self._full
+        try:
+            if base >= step or self._files.marker(base) != marker:
+                return None
+            rows = ((one.path, one.dtype, one.shape, one.digest) for one in self._files.manifest(base).entries)
+            return Base(dict(tensors_of(load(self._files.data(base)))), digest_rows(rows), {"step": base})
+        except (FormatError, FileError):
+            return None
+
+    def _commit(self, root: Any, manifest: Manifest, write: Callable[[Any, Any], Any] | None = None) -> Manifest:
+        step = manifest.step
+        commit = partial(self._files.commit, root, manifest, self._format, write=write)
+        if self.replaced:
+            commit = partial(commit, announce=partial(announce, self._files, step, self.replaced))
+        return self._retry(commit, f"step {step} could not be saved", f"step {step} was not saved")
 
     def _retry(self, work: Callable[[], Result], what: str, failure: str) -> Result:
         try:
@@ -81,7 +162,8 @@ class Writer:
         def attempt() -> None:
             if not self._files.remote:
                 self._check_room(covered_bytes([tensor for _, tensor in tensors_of(root)]))
-            self._files.commit(root, manifest, self._format, dry_run=True)
+            write = None if self._compression is None else coded_writing.write
+            self._files.commit(root, manifest, self._format, write=write, dry_run=True)
 
         self._retry(attempt, "a checkpoint could not be saved for a try", "no step could be saved here")
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 PLANES, DELTA = 0, 1
 _LEVEL = 1
-_SAMPLES, _SAMPLE = 4, 8 << 10  # pieces of a block, and bytes of each, by which the coder of a block is chosen
+_SAMPLES, _SAMPLE = 4, 8 << 10  # pieces of a block, and most bytes of each, by which the coder of a block is chosen
+_SHARE = 16  # a sample is at most this part of a block, but not below a kilobyte
 _THREAD = local()
 
 
@@ -89,7 +90,7 @@ def _choose(numbers: Any, base: Any, signed: bool) -> int:
     """The coder that makes a sample of a block smaller."""
     import numpy
 
-    most = _SAMPLE // numbers.itemsize
+    most = max(256, min(_SAMPLE, numbers.nbytes // (_SAMPLES * _SHARE))) // numbers.itemsize
     if numbers.size > _SAMPLES * most:
         starts = [numbers.size // _SAMPLES * index for index in range(_SAMPLES)]
         numbers, base = (numpy.concatenate([some[at : at + most] for at in starts]) for some in (numbers, base))

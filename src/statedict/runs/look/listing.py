@@ -117,6 +117,8 @@ def _read(files: Directory, pins: set[int], step: int) -> Checkpoint:
         if sizes.get(one) != size:
             has = f"has {sizes[one]:,} bytes" if one in sizes else "is not there"
             raise CorruptFileError(f"{redact(join(folder, one))}: {has}, committed were {size:,}")
+    if manifest.base is not None and not files.is_committed(manifest.base):
+        raise CorruptFileError(f"{redact(folder)}: is a delta to step {manifest.base}, which is gone")
     path = join(folder, next((one for one in DATA.values() if one in manifest.files), DATA["safetensors"]))
     return Checkpoint(
         step, path, "statedict", manifest.nbytes, manifest.time, manifest.metrics, COMMITTED, step in pins, str(step)
@@ -233,7 +235,7 @@ def about(directory: str | os.PathLike[str], which: str | int = "latest", *, big
 def _about(files: Directory, one: Checkpoint, biggest: int) -> About:
     if one.state == COMMITTED and one.step is not None:
         manifest = files.manifest(one.step)
-        found = About(str(files), one, manifest.files, manifest.libraries, manifest.not_captured)
+        found = About(str(files), one, manifest.files, manifest.libraries, manifest.not_captured, base=manifest.base)
     else:
         try:
             files.inner_path(*one.path.removeprefix(f"{files.path}/").split("/"))
