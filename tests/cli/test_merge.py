@@ -64,6 +64,18 @@ def test_the_dtype_is_an_option(run: Run, models: Path) -> None:
     assert str(statedict.load(models / "out.pth")["w"].dtype) == "bfloat16"
 
 
+def test_parameters_may_be_given_by_pattern(run: Run, tmp_path: Path) -> None:
+    for name, value in (("a", 0.0), ("b", 8.0)):
+        statedict.save({"x.w": torch.full((2,), value), "y.w": torch.full((2,), value)}, tmp_path / f"{name}.pth")
+    models = ("--method", "linear", "a.pth", "b.pth", "--set", "normalize=y=false")
+    done = run("merge", *models, "--weight", "1,1", "--weight", "x.*=1,3", "-o", "out.pth")
+    assert done.returncode == 0, done.stderr
+    assert [tensor.tolist()[0] for tensor in statedict.load(tmp_path / "out.pth").values()] == [6, 8]
+    twice = run("merge", *models, "--weight", "x=1,1", "--weight", "x=1,3", "--dry-run")
+    assert "'weight' is given twice for 'x'" in twice.stderr
+    assert "no entry of 2 matches 'z'" in run("merge", *models, "--weight", "z=1,1", "--dry-run").stderr
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import statedict
 from statedict.api.combine import merge_files
-from statedict.errors import CombineError
+from statedict.errors import CombineError, PatternError
 from statedict.ops.combine import sparse
 from statedict.ops.combine.methods import METHODS
 from statedict.ops.combine.sparse import draw, find_cuts, is_kept, magnitude_bits
@@ -159,6 +159,19 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once(case: str) -> None:
 
 def vectors(*rows: list[float]) -> list[dict[str, Any]]:
     return [{"w": np.array(row, "f4")} for row in rows]
+
+
+def test_a_parameter_by_pattern_is_that_of_the_first_that_matches() -> None:
+    base, one = ({name: np.full(2, value, "f4") for name in ("a.mlp", "b.mlp", "c")} for value in (0, 8))
+    weight = {"a.*": 1, "*.mlp": [0.5], "c": 0.25}
+    found = statedict.merge("task_arithmetic", [one], base, weight=weight, **{"lambda": {"c": 2}})
+    assert {name: tensor.tolist()[0] for name, tensor in found.items()} == {"a.mlp": 8, "b.mlp": 4, "c": 4}
+    rest = statedict.merge("task_arithmetic", [one], base, weight={"c": 0.25})
+    assert {name: tensor.tolist()[0] for name, tensor in rest.items()} == {"a.mlp": 8, "b.mlp": 8, "c": 2}
+    with pytest.raises(PatternError, match="no entry of 3 matches 'nope'"):
+        statedict.merge("linear", [one], weight={"nope": 1, "*": 2})
+    with pytest.raises(CombineError, match="density: expected a share from 0 to 1, got 7"):
+        statedict.merge("ties", [one], base, density={"c": 0.5, "*": 7})
 
 
 def test_ties_by_hand() -> None:

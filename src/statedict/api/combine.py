@@ -84,7 +84,8 @@ def merge(
         seed: of the random choices of `dare_*` and `della*`. The same seed gives the same bytes.
         dtype: of the result, such as `"bfloat16"`, instead of that of the sources.
         vocabulary: as for `average`; the base comes first.
-        parameters: of the method, such as `weight=0.5`, `density=[0.3, 0.5]` (one for each model), `t=0.5`.
+        parameters: of the method, such as `weight=0.5`, `density=[0.3, 0.5]` (one for each model), `t=0.5`; or by
+            pattern, `density={"*.mlp.*": 0.3, "*": 0.5}`, of which the first that matches counts.
 
     Raises:
         CombineError: the method, a parameter or a model does not fit.
@@ -265,13 +266,13 @@ def _merge(
     vocabulary: str | None,
     parameters: Mapping[str, Any],
 ) -> Made:
-    from statedict.ops.combine.methods import merge, read_parameters
+    from statedict.ops.combine.methods import check_parameters, merge
     from statedict.ops.combine.recipe import read_dtype
 
     _check_list("merge", states, 1)
     _check_seed(seed)
     kind, based = read_dtype(dtype), base is not None
-    read_parameters(method, len(states), based, parameters)  # an error before anything is opened
+    check_parameters(method, len(states), based, parameters)  # an error before anything is opened
     given = {**parameters, "seed": seed, "dtype": kind and str(kind), "integers": integers, "vocabulary": vocabulary}
     with Paused():
         made = _combine(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -86,15 +86,15 @@ def average(
 @click.command()
 @click.option("--method", metavar="NAME", help="Such as ties, slerp, task_arithmetic.")
 @click.option("--base", metavar="SOURCE", type=click.Path(), help="What the models were fine-tuned from.")
-@click.option("--weight", metavar="W[,W...]", help="Of each model, or of all.")
-@click.option("--density", metavar="D[,D...]", help="The share of each task vector that is kept.")
-@click.option("--set", "others", metavar="NAME=VALUE", multiple=True, help="Another parameter, a number, W,W or true.")
+@click.option("--weight", metavar="[GLOB=]W[,W...]", multiple=True, help="Of all models or of each, for what matches.")
+@click.option("--density", metavar="[GLOB=]D[,D...]", multiple=True, help="The share of task vectors that is kept.")
+@click.option("--set", "others", metavar="NAME=[GLOB=]VALUE", multiple=True, help="Another parameter.")
 @click.option("--dtype", metavar="DTYPE", help="Of the result, instead of the sources' dtype.")
 @click.option("--seed", type=int, default=0, help="Of random choices.")
 @_output
 def merge(
     sources: tuple[str, ...], dst: str | None, as_json: bool, integers: tuple[str, ...], method: str | None,
-    weight: str | None, density: str | None, others: tuple[str, ...], **how: Any,
+    weight: tuple[str, ...], density: tuple[str, ...], others: tuple[str, ...], **how: Any,
 ) -> None:  # fmt: skip
     """Merge models by a method of mergekit, with its formulas, in float32.
 
@@ -116,17 +116,26 @@ def merge(
                 raise click.UsageError(f"--{name} goes with --method; {sources[0]} has its own")
         _run("merging", partial(api.merge_recipe_files, sources[0]), as_json, dst, integers, how)
         return
-    parameters: dict[str, Any] = {}
-    for name, text in (("weight", weight), ("density", density)):
-        if text is not None:
-            parameters[name] = one_or_more(name, text)
-    for pair in others:
-        name, text = split_pair("set", "NAME=VALUE", pair)
-        if name in parameters:
-            raise click.UsageError(f"{name!r} is given twice")
-        word = text.lower()
-        parameters[name] = word == "true" if word in ("true", "false") else one_or_more(f"set {name}", text)
+    pairs = [*(("weight", text) for text in weight), *(("density", text) for text in density)]
+    pairs += [split_pair("set", "NAME=VALUE", text) for text in others]
+    parameters = _gather(pairs)
     _run("merging", partial(api.merge_files, method, sources, parameters=parameters), as_json, dst, integers, how)
+
+
+def _gather(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Parameters by name, those of some tensors by pattern, with what goes for the rest last."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, text in pairs:
+        glob, sign, value = text.rpartition("=")
+        known = found.setdefault(name, {})
+        if (glob if sign else "*") in known:
+            raise click.UsageError(f"{name!r} is given twice" + (f" for {glob!r}" if sign else ""))
+        word = value.lower()
+        known[glob if sign else "*"] = word == "true" if word in ("true", "false") else one_or_more(name, value)
+    for values in found.values():
+        if "*" in values:
+            values["*"] = values.pop("*")
+    return {name: values["*"] if [*values] == ["*"] else values for name, values in found.items()}
 
 
 def _choose(run: str, steps: str | None, **how: Any) -> list[str]:

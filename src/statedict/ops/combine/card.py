@@ -24,7 +24,7 @@ def write_card(record: Mapping[str, Any], recipe: str, transformers: bool) -> by
     lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub)] if hub else []
     lines += ["library_name: transformers"] if transformers else []
     lines += ["tags:", "- merge", "---", "", f"# {_title(record['method'])}", ""]
-    lines += [f"Made by statedict of {len(sources):,} models; `verify` checks its files.", ""]
+    lines += [f"Made by statedict of {len(sources):,} sources; `verify` checks its files.", ""]
     if record["parameters"]:
         lines += ["| parameter | value |", "|---|---|"]
         lines += [f"| {_code(key)} | {_code(json.dumps(value))} |" for key, value in record["parameters"].items()]
@@ -43,7 +43,8 @@ def write_card(record: Mapping[str, Any], recipe: str, transformers: bool) -> by
 
 
 def _title(method: str) -> str:
-    return "An average of models" if method == "average" else f"A merge of models by {method}"
+    titles = {"average": "An average of models", "lora": "A model with adapters"}
+    return titles.get(method, f"A merge of models by {method}")
 
 
 def _code(text: str) -> str:

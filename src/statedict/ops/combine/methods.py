@@ -16,6 +16,7 @@ from statedict.ops.combine.elements import to_dtype, weighted_mean, work_dtype
 from statedict.reports.combine import CombineReport
 from statedict.tensor.lazy import LazyTensor
 from statedict.tree.state_dict import StateDict
+from statedict.tree.walk import matches, no_match_error
 
 Models = Sequence[LazyTensor]
 REQUIRED: Any = object()
@@ -199,6 +200,34 @@ def _check_shares(name: str, each: Mapping[str, list[float]], whole: Mapping[str
             raise CombineError(f"{name}: density ± epsilon must stay between 0 and 1, got {density:g} ± {epsilon:g}")
 
 
+def check_parameters(name: str, models: int, based: bool, parameters: Mapping[str, Any]) -> None:
+    """As `read_parameters`, for parameters of which some are given by pattern.
+
+    Raises:
+        CombineError: as `read_parameters`.
+    """
+    for key, value in parameters.items():
+        for one in value.values() if isinstance(value, Mapping) else [value]:
+            plain = {other: _first(given) for other, given in parameters.items()}
+            read_parameters(name, models, based, plain | {key: one})
+    if not parameters:
+        read_parameters(name, models, based, {})
+
+
+def _first(given: Any) -> Any:
+    return next(iter(given.values()), None) if isinstance(given, Mapping) else given
+
+
+def _choose(parameters: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The parameters of a tensor: of those by pattern the first that matches, or the default."""
+    chosen: dict[str, Any] = {}
+    for key, given in parameters.items():
+        values = given if isinstance(given, Mapping) else {"*": given}
+        found = [value for glob, value in values.items() if matches(path, (glob,))]
+        chosen |= {key: found[0]} if found else {}
+    return chosen
+
+
 def merge(
     aligned: Aligned,
     name: str,
@@ -214,15 +243,22 @@ def merge(
         aligned: the sources.
         name: of the method.
         based: whether the first source is the base.
-        parameters: of the method, or a function that gives those for a path.
+        parameters: of the method, each for all tensors or by pattern, or a function that gives those for a path.
         seed: of random choices.
         integers: pattern → rule.
         kind: the dtype of the result instead of that of the sources.
 
     Raises:
         CombineError: a parameter is not valid, or as `combine`.
+        PatternError: a pattern matches nothing.
     """
     count = len(aligned.names) - based
+    if not callable(parameters) and any(isinstance(given, Mapping) for given in parameters.values()):
+        globs = [glob for given in parameters.values() if isinstance(given, Mapping) for glob in given]
+        for glob in globs:
+            if not any(matches(path, (glob,)) for path in aligned.values):
+                raise no_match_error(glob, len(aligned.values), "entry")
+        parameters = partial(_choose, parameters)
     fixed = None if callable(parameters) else read_parameters(name, count, based, parameters)
 
     def mean(path: str, tensors: list[LazyTensor]) -> LazyTensor:
