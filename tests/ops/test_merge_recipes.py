@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import statedict
 from statedict.errors import CombineError, PatternError
 from statedict.ops.combine.build import build
 from statedict.ops.combine.layers import Model, find_stacks
+from statedict.ops.combine.methods import METHODS
 from statedict.ops.combine.recipe import read_recipe
 from statedict.ops.combine.settings import resolve
 
@@ -87,6 +91,44 @@ def test_a_head_that_is_tied_to_the_embedding_goes_with_it() -> None:
     tree, _ = made(text, models)
     assert tree["lm_head.w"].region == tree["embed.w"].region
     assert tree["lm_head.w"].tolist() == [0, 0]
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_layers_that_are_cut_and_put_back_are_merged_as_the_whole(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 5))
+    cuts = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=3))})
+    rng = np.random.default_rng(count)
+    models = {
+        name: {key: rng.standard_normal(5).astype("f4") for key in layered(0, count)} for name in ("base", "a", "b")
+    }
+    method, options = data.draw(st.sampled_from([
+        ("linear", {"weight": [2, 1]}), ("nuslerp", {"weight": [1, 3]}), ("ties", {"weight": [1, 1], "density": 0.5}),
+        ("dare_linear", {"weight": [1, 1], "density": 0.5}), ("slerp", {"t": 0.3}), ("model_stock", {}),
+    ]))  # fmt: skip
+    base = METHODS[method].base or None
+    used = (["base"] if base else []) + (["a"] if method == "slerp" else ["a", "b"])
+    weights = dict(zip(("a", "b"), options.get("weight", [1, 1]), strict=True))
+    sources = [{"model": name, "parameters": {"weight": weights.get(name, 1)}} for name in used]
+    slices = [{"sources": [one | {"layer_range": [*pair]} for one in sources]} for pair in pairwise(cuts)]
+    config = {"merge_method": method, "base_model": "base" if base else None, "slices": slices}
+    config |= {"parameters": {key: value for key, value in options.items() if key != "weight"}}
+    found, _ = made(yaml.safe_dump(config), models, seed=3)
+    states = [models[name] for name in used if name != "base"]
+    wanted = statedict.merge(method, states, models["base"] if base else None, seed=3, **options)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        np.testing.assert_array_equal(found[name].numpy(), tensor.numpy())
+
+
+def test_a_base_that_is_in_no_slice_gives_the_configuration_only() -> None:
+    text = "{merge_method: passthrough, base_model: b, slices: [{sources: [{model: a, layer_range: [1, 3]}]}]}"
+    models = {"a": layered(0), "b": layered(1)}
+    tree, report = made(text, models)
+    assert report.sources == (("b", None), ("a", None))
+    assert {name: tensor.tolist() for name, tensor in tree.items() if "layers.0" in name} == {
+        f"layers.0.{part}": models["a"][f"layers.1.{part}"].tolist() for part in ("up", "down")
+    }
 
 
 def test_layers_are_found_by_the_first_number_in_names() -> None:

@@ -252,7 +252,7 @@ def _average(
 
 
 def _with_parameters(made: Made, given: Mapping[str, Any]) -> Made:
-    stated = {key: value for key, value in given.items() if value is not None}
+    stated = {key: value for key, value in given.items() if value is not None and value != {}}
     return made._replace(report=replace(made.report, parameters=stated))
 
 

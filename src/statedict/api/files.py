@@ -91,7 +91,7 @@ def save(
             suffix it is torch, or a distributed checkpoint where it replaces one.
         max_shard_size: write a folder of files with at most so many bytes of tensors each, `"5GB"`: safetensors with
             an index, as Hugging Face's libraries name them, or a distributed checkpoint.
-        overwrite: if false, an existing file is an error.
+        overwrite: if false, an existing file is an error; otherwise shards and indexes of the model before go, too.
         fsync: wait until it is on the disk.
         executor: any `concurrent.futures.Executor` for the reading, computing and writing, instead of a few threads; of
             processes, or of machines that see the files under the same names. The bytes are the same.

@@ -123,7 +123,8 @@ def merge_recipe(
         sizes = ", ".join(f"{size:,}" for name, size in rows.items() if name)
         notes.append(f"the vocabulary has {rows['']:,} rows, of {sizes}")
     tokenizer, more = _choose_tokenizer(opened)
-    given = {"seed": seed} | ({"vocabulary": vocabulary} if vocabulary else {})
+    options = {"seed": seed, "vocabulary": vocabulary, "integers": dict(integers)}
+    given = {key: value for key, value in options.items() if value is not None and value != {}}
     report = replace(report, notes=(*report.notes, *notes, *more), parameters=given)
     return tree, report, changes, None if tokenizer == recipe.donor() else read_files(opened.places[tokenizer])
 
