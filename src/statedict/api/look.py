@@ -17,7 +17,7 @@ from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
     from statedict.api.files import Path
@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from statedict.reports.summary import Summary
 
 
-def inspect(source: Any, path: str = "", *, format: str | None = None) -> Summary:
+def inspect(
+    source: Any, path: str = "", *, format: str | None = None, config: Mapping[str, Any] | None = None
+) -> Summary:
     """See what is in a checkpoint or a state_dict without reading a tensor.
 
     Args:
         source: a path or URL as for `load`, or a tree, as for `save`.
         path: where the state stands in a larger tree; paths in the summary begin with it.
         format: read the file as this format, as for `load`.
+        config: how the model is quantized, as `quantization_config` in `config.json` says; by default what that file
+            says beside a checkpoint on this machine.
 
     >>> import statedict
     >>> statedict.inspect("examples/checkpoint.pth").total
@@ -41,7 +45,17 @@ def inspect(source: Any, path: str = "", *, format: str | None = None) -> Summar
     """
     from statedict.ops.inspect import summarize
 
-    return summarize(tree_of(source, lazy=False, format=format), path)
+    return summarize(tree_of(source, lazy=False, format=format), path, find_config(source, config))
+
+
+def find_config(source: Any, config: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
+    """How a model is quantized, if it is given, or if a file beside a checkpoint on this machine says so."""
+    from statedict.ops.quantization.config import FILES, of_document
+
+    if config is not None or not is_path(source):
+        return config
+    documents = beside.read_documents(split(source)[0], FILES)
+    return next(filter(None, (of_document(name, document) for name, document in documents)), None)
 
 
 def verify(path: Path, *, values: bool = False, quick: bool = False, format: str | None = None) -> VerifyReport:
@@ -101,6 +115,7 @@ def stats(
     executor: Executor | None = None,
     *,
     format: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> StatsReport:
     """The figures of every tensor: min, max, mean, std, norm, zeros, NaN, Inf, a histogram; and what deserves a look.
 
@@ -109,9 +124,11 @@ def stats(
         only: patterns of the tensors to take.
         executor: as for `save`; the figures are the same.
         format: read the file as this format, as for `load`.
+        config: how the model is quantized, as for `inspect`.
 
     Returns:
         What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
+        Packed numbers of quantized weights have no figures.
 
     Raises:
         PatternError: a pattern matches nothing.
@@ -126,7 +143,7 @@ def stats(
 
     state = tree_of(source, format=format)
     with Paused():
-        return survey(state, only, executor)
+        return survey(state, only, executor, find_config(source, config))
 
 
 def diff(

@@ -68,9 +68,9 @@ def show(
 
         echo(recipe_lines(part))
         return
-    from statedict.api.look import inspect
+    from statedict.api.look import find_config, inspect
 
-    summary, size = inspect(part, above), location(split(file)[0]).size()
+    summary, size = inspect(part, above, config=find_config(file) or {}), location(split(file)[0]).size()
     base = base_of(file)
     if as_json:
         echo_json({"file": redact(file), "size": size, "base": base, **summary.to_json()})
@@ -78,8 +78,10 @@ def show(
     from statedict.render.tree_text import summary_lines
 
     total = summary.total
-    differs = "" if base is None else f", a delta to {base}"
-    head = title(file, f"{human_bytes(size)}  {count(total.tensors, 'tensor')}, {total.elements:,} elements{differs}")
+    text = f"{human_bytes(size)}  {count(total.tensors, 'tensor')}, {total.elements:,} elements"
+    if summary.quantization.weights:
+        text += f", {summary.parameters:,} parameters"
+    head = title(file, text if base is None else f"{text}, a delta to {base}")
     echo([*head, *summary_lines(summary, depth)])
 
 

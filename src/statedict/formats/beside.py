@@ -21,7 +21,7 @@ from statedict.tensor.checks import Check, Problem, Unread, refusal, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
     from statedict.io.source import ByteSource
@@ -108,6 +108,22 @@ def _list_shards(path: str, index: str) -> set[str]:
         return {os.path.join(os.path.dirname(index), file) for file in named}
     except (FormatError, FileError):
         return set()
+
+
+def read_documents(path: str, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the JSON in files beside a checkpoint on this machine, by name; those that are not JSON are left out."""
+    place = location(path)
+    if not place.has_folders:
+        return
+    folder = path if place.is_folder() else os.path.dirname(path)
+    for name in names:
+        if os.path.isfile(join(folder, name)):
+            try:
+                source = places.open_file(places.resolve_inside(folder, name))
+                if source.size <= _LARGEST:
+                    yield name, parse(bytes(source.read(0, source.size)), name, constants=True, surrogates=True)
+            except (FormatError, FileError, LimitError):  # `verify` says so
+                continue
 
 
 def check_others(path: str) -> Iterator[Found]:

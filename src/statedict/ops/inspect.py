@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from statedict.collector import Paused
 from statedict.dtypes import DType
 from statedict.errors import AlterError
+from statedict.ops.quantization.find import find
+from statedict.reports.quantization import format_weight
 from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, mark_inferred, sum_by
 from statedict.tensor.arrays import format_boxes
 from statedict.tensor.attributes import data_of
@@ -74,7 +76,7 @@ def names_by_key(groups: Any, names: Iterable[Any]) -> dict[Any, str]:
     return {key: name for group, some in pairs for key, name in zip(group["params"], some, strict=True)}
 
 
-def summarize(state: Any, path: str = "") -> Summary:
+def summarize(state: Any, path: str = "", config: Mapping[str, Any] | None = None) -> Summary:
     """What is in a tree; see `statedict.inspect`."""
     with Paused():
         visit(state, lambda path, leaf: None, lambda node, below: None)  # an error beyond its bounds, which hold below
@@ -82,6 +84,7 @@ def summarize(state: Any, path: str = "") -> Summary:
         by_path = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
         build = _Builder(by_path)
         build.models = {id(node) for role, _, node in find_roles(state) if role == MODEL}
+        build.quantized = find(_tensors(state), config, path)
         root = build.node("", state, path, "tensor", None)
         wasted = unseen_bytes(build.lazy)
     return Summary(
@@ -92,7 +95,17 @@ def summarize(state: Any, path: str = "") -> Summary:
         wasted=wasted,
         opaque=build.opaque,
         optimizers=tuple(by_path.values()),
+        quantization=build.quantized.report,
     )
+
+
+def _tensors(state: Any) -> dict[str, LazyTensor]:
+    """The tensors of a tree by path; none of one alone, which shows nothing of what belongs to it."""
+    found: dict[str, LazyTensor] = {}
+    for path, leaf in walk(state):
+        if is_array(leaf):
+            found[free_name(path, found)] = as_lazy(leaf, parts=True)
+    return found if len(found) > 1 else {}
 
 
 class _Builder:
@@ -106,6 +119,7 @@ class _Builder:
         self.objects: set[int] = set()  # the Opaques around, which may be referred to
         self.regions: dict[object, str] = {}
         self.lazy: list[LazyTensor] = []
+        self.quantized = find({})
 
     def node(self, key: str, value: Any, path: str, role: str, parameter: str | None) -> Node:
         if is_array(value):
@@ -165,6 +179,9 @@ class _Builder:
             role = "tensor"
         if role != "optimizer" and is_generator_state(path, tensor):
             role = "generator"
+        weight, part = self.quantized.stored.get(path), self.quantized.kind_of(path)
+        if role != "optimizer":
+            role = "quantization" if part else "parameter" if weight is not None else role
         first = self.regions.setdefault(tensor.region, path)
         tied = None if first == path else first
         info = TensorInfo(
@@ -178,11 +195,13 @@ class _Builder:
             inferred=parameter is not None and self.inferred,
             tied=tied,
             attributes=tensor.attributes,
+            quantized=weight,
         )
         self.tensors[info.path] = info
         self.lazy.append(tensor)
-        part = f"only {format_boxes(tensor.present_boxes)}" if tensor.present_boxes is not None else ""
-        notes = (f"= {tied}" if tied is not None else "", part, _note_attributes(tensor.attributes or {}))
+        held = f"only {format_boxes(tensor.present_boxes)}" if tensor.present_boxes is not None else ""
+        stands = part if weight is None else f"{weight.kind} of {format_weight(weight)}"
+        notes = (f"= {tied}" if tied is not None else "", held, stands, _note_attributes(tensor.attributes or {}))
         return Node(info, note=" ".join(filter(None, notes)), total=info.total)
 
     def role_within(self, node: dict[Any, Any], role: str) -> str:

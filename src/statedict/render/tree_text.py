@@ -10,13 +10,14 @@ import click
 
 from statedict.errors import FormatError
 from statedict.render.text import number, printable, shape, table
+from statedict.reports.quantization import sums as sum_weights
 from statedict.reports.stats import GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, Summary, Total, mark_inferred
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.layout import is_optimizer
 from statedict.tree.roles import find_roles, is_model
 from statedict.tree.state_dict import StateDict, transform
-from statedict.values import count, human_bytes, shorten
+from statedict.values import abbreviate, count, human_bytes, shorten
 
 # name, dtype, shape, elements, bytes, note
 Row = tuple[str, str, str, str, str, str]
@@ -27,6 +28,7 @@ _STATS_HEAD = ("name", "dtype", "shape", "min", "max", "mean", "std", "l2", "zer
 _ROLES = {
     "parameter": "parameters",
     "buffer": "buffers",
+    "quantization": "quantization",
     "optimizer": "optimizer state",
     "generator": "generator state",
     "tensor": "other tensors",
@@ -47,6 +49,7 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
         yield ""
         parts = (f"{_ROLES[role]} {sums.elements:,} ({human_bytes(sums.nbytes)})" for role, sums in roles.items())
         yield ", ".join(parts)
+    yield from quantization_lines(summary)
     for optimizer in summary.optimizers:
         yield ""
         for at, line in enumerate(groups(optimizer)):
@@ -58,6 +61,29 @@ def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
     if summary.opaque:
         kinds = ", ".join(printable(name) for name in summary.opaque)
         yield f"opaque {sum(summary.opaque.values()):,}: objects that are not data, kept inert ({kinds})"
+
+
+def quantization_lines(summary: Summary) -> Iterator[str]:
+    """A line for each kind of quantized weights and for all parameters, and what is wrong."""
+    found = summary.quantization
+    if found.weights:
+        yield ""
+    for kind, weights in found.kinds.items():
+        sizes = sorted({weight.group for weight in weights if weight.group is not None and weight.group > 0})
+        by = f" in groups of {', '.join(map(str, sizes))}" if sizes else ""
+        about = sum_weights(weights)
+        size, each = human_bytes(about["nbytes"]), about["bits_per_weight"]
+        per = f", {each:.2f} bits each" if each is not None else ""
+        yield f"{kind}{by}: {count(len(weights), 'weight')}, {about['parameters']:,} parameters in {size}{per}"
+    if found.weights and summary.bits_per_parameter is not None:
+        yield f"all: {summary.parameters:,} parameters, {summary.bits_per_parameter:.2f} bits each"
+    for note in found.notes:
+        yield click.style(note, fg="yellow")
+    troubles: dict[tuple[str, str], list[str]] = {}
+    for trouble in found.troubles:
+        troubles.setdefault((trouble.kind, trouble.what), []).append(trouble.name)
+    for (kind, what), names in troubles.items():
+        yield click.style(f"{kind}: {printable(abbreviate(names))}: {what}", fg="yellow")
 
 
 def groups(optimizer: Optimizer) -> list[str]:
@@ -129,13 +155,21 @@ def stats_lines(report: StatsReport, depth: int | None = None, log: bool = False
     for optimizer in report.optimizers:
         yield ""
         yield from groups(optimizer)
+    packed = {weight.stored: kind for kind, some in report.quantization.kinds.items() for weight in some}
     left_out = [tensor for tensor in report.tensors if not tensor.computed]
+    words: dict[str, list[str]] = {}
+    for tensor in left_out:
+        if tensor.name in packed:
+            words.setdefault(packed[tensor.name], []).append(tensor.name)
     if report.flags or left_out:
         yield ""
     for flag in report.flags:
         yield f"{flag.kind}: {printable(flag.name)}: {flag.what}"
+    for kind, names in words.items():
+        yield f"not computed: {printable(abbreviate(names))}: packed numbers, {kind}"
     for tensor in left_out:
-        yield f"not computed: {printable(tensor.name)}: the numbers in a {tensor.dtype} are packed, or not known"
+        if tensor.name not in packed:
+            yield f"not computed: {printable(tensor.name)}: the numbers in a {tensor.dtype} are packed, or not known"
 
 
 def _stats_rows(report: StatsReport, depth: int | None, log: bool) -> Iterator[tuple[str, ...]]:

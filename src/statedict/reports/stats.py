@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from statedict.errors import PathError
+from statedict.reports.quantization import UNQUANTIZED, Quantization
 from statedict.reports.summary import Optimizer
 from statedict.shown import Shown, Viewed, to_record
 from statedict.tree.walk import sort_by_module
@@ -164,7 +165,7 @@ class Flag:
 
     name: str  # the tensor's path, or the optimizer's
     # `nan`, `inf`, `zeros`, `constant`, `dead rows`, `exploded`, `denormal` or `edge`; of an optimizer `missing
-    # state`, `stale state` or `steps`
+    # state`, `stale state` or `steps`; of a quantized weight `missing`, `shape`, `range` or `negative` too
     kind: str
     what: str  # the finding, in words
 
@@ -183,6 +184,7 @@ class StatsReport(Shown):
     flags: tuple[Flag, ...]  # what deserves a look
     # those that have some of the tensors, with their groups and the names of their parameters
     optimizers: tuple[Optimizer, ...] = ()
+    quantization: Quantization = UNQUANTIZED  # quantized weights, whose packed numbers have no figures
 
     @property
     def by_module(self) -> list[TensorStats]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from statedict.errors import UnsupportedError
+from statedict.reports.quantization import UNQUANTIZED, Quantization, QuantizedWeight, rate
 from statedict.shown import Shown, to_record
 from statedict.tree.walk import label
 from statedict.values import to_json
@@ -97,12 +98,22 @@ class TensorInfo:
     shape: tuple[int, ...]
     elements: int  # their product
     nbytes: int  # bytes of the elements
-    role: str  # `parameter`, `buffer`, `optimizer`, `generator` or `tensor`, by its place and name
+    # `parameter`, `buffer`, `optimizer`, `generator` or `tensor`, by its place and name; `quantization` for the scales
+    # of quantized weights and the like
+    role: str
     parameter: str | None = None  # for optimizer state the name of its parameter, where known
     inferred: bool = False  # whether that name is inferred from the model's order and shapes
     tied: str | None = None  # the path of an earlier tensor with the same bytes
     # its Python attributes, as `LazyTensor.attributes`; None if it has none
     attributes: dict[Any, Any] | None = field(default=None, compare=False)
+    quantized: QuantizedWeight | None = None  # the weight whose numbers it holds quantized
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters of a model it holds: its elements, or those of the weight that it holds quantized."""
+        if self.role != "parameter" or self.tied is not None:
+            return 0
+        return self.elements if self.quantized is None else self.quantized.elements
 
     @property
     def total(self) -> Total:
@@ -112,7 +123,11 @@ class TensorInfo:
     def to_json(self) -> dict[str, Any]:
         """All fields, with `name` for the path; an attribute without a JSON form becomes a string."""
         attributes = self.attributes and {str(name): value_to_json(value) for name, value in self.attributes.items()}
-        return to_record(self, path="name") | {"attributes": attributes}
+        weight = self.quantized
+        return to_record(replace(self, quantized=None), path="name") | {
+            "attributes": attributes,
+            "quantized": weight and {"kind": weight.kind, "shape": weight.shape and list(weight.shape)},
+        }
 
 
 def sum_by(name: str, tensors: Iterable[TensorInfo]) -> dict[str, Total]:
@@ -146,6 +161,19 @@ class Summary(Shown):
     wasted: int  # bytes of storages that no tensor covers (a small view of a large storage)
     opaque: dict[str, int] = field(default_factory=dict)  # qualified name → how often, of objects that are not data
     optimizers: tuple[Optimizer, ...] = ()  # those in it, with their groups and troubles
+    quantization: Quantization = UNQUANTIZED  # its quantized weights
+
+    @property
+    def parameters(self) -> int:
+        """The parameters of models: of quantized weights those that they stand for, without scales and the like."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def bits_per_parameter(self) -> float | None:
+        """The bits that each parameter takes, with its share of scales and the like; None without parameters."""
+        sums = sum_by("role", self.tensors)
+        nbytes = sum(sums[role].nbytes for role in ("parameter", "quantization") if role in sums)
+        return rate(nbytes, self.parameters)
 
     @property
     def total(self) -> Total:
@@ -154,16 +182,20 @@ class Summary(Shown):
 
     @property
     def roles(self) -> dict[str, Total]:
-        """Sums by the role of tensors."""
-        return sum_by("role", self.tensors)
+        """Sums by the role of tensors; the elements of parameters are those of the weights, quantized or not."""
+        sums = sum_by("role", self.tensors)
+        return sums | {role: replace(sums[role], elements=self.parameters) for role in ("parameter",) if role in sums}
 
     def to_json(self) -> dict[str, Any]:
-        """All fields but the tree, and the total, ready for `json.dumps`."""
+        """All fields but the tree, the total and the parameters, ready for `json.dumps`."""
         return {
             "tensors": [tensor.to_json() for tensor in self.tensors],
             "values": {path: value_to_json(value) for path, value in self.values.items()},
             "dtypes": {name: to_record(total) for name, total in self.dtypes.items()},
             "total": to_record(self.total),
+            "parameters": self.parameters,
+            "bits_per_parameter": self.bits_per_parameter,
+            "quantization": self.quantization.to_json() if self.quantization else None,
             "wasted": self.wasted,
             "opaque": self.opaque,
             "optimizers": [one.to_json() for one in self.optimizers],

@@ -11,7 +11,7 @@ from typing import Any
 
 from statedict import formats
 from statedict.api.files import is_path, name_of, split, tree_of
-from statedict.api.look import inspect
+from statedict.api.look import find_config, inspect
 from statedict.formats import places
 from statedict.io.location import location
 from statedict.ops.inspect import owners
@@ -36,6 +36,7 @@ class Opened:
 
     Attributes:
         name, state, summary: its name, tree and summary.
+        config: how it is quantized, as a file beside it says.
         format, size: of the file; `memory` and the bytes of its tensors for a tree.
         owned: path of a tensor of an optimizer → the optimizer, and the key of the parameter.
         moments: its path → where its parameter is, and the rest; None if that is unknown.
@@ -43,8 +44,8 @@ class Opened:
     """
 
     def __init__(self, source: Any, format: str | None = None) -> None:
-        self.name, self.state = name_of(source), tree_of(source, format=format)
-        self.summary = inspect(self.state)
+        self.name, self.state, self.config = name_of(source), tree_of(source, format=format), find_config(source)
+        self.summary = inspect(self.state, config=self.config)
         self.format, self.size = self.name, self.summary.total.nbytes
         if is_path(source):
             file = split(source)[0]
@@ -128,12 +129,12 @@ class Patterns:
     def stats(self, one: Opened, executor: Executor | None) -> StatsReport:
         """The figures of the matches in a checkpoint."""
         if self.globs is None:
-            return survey(one.state, None, executor)
+            return survey(one.state, None, executor, one.config)
         names = list(one.state.tensors())
         self.names.update(names)
         here = [glob for glob in self.globs if any(matches(name, (glob,)) for name in names)]
         self.unseen -= set(here)
-        return survey(one.state if here else StateDict(), here or None, executor)
+        return survey(one.state if here else StateDict(), here or None, executor, one.config)
 
     def check(self) -> None:
         """Raise an error for a pattern without a match in any checkpoint."""

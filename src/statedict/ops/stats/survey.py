@@ -16,6 +16,8 @@ from statedict.errors import LimitError
 from statedict.io.pipeline import Meter
 from statedict.ops.inspect import is_generator_state, optimizers, owners
 from statedict.ops.jobs import Part, run_jobs
+from statedict.ops.quantization.faults import list_faults
+from statedict.ops.quantization.find import Found, find
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import BUFFERS, Optimizer
 from statedict.tensor.lazy import LazyTensor
@@ -30,23 +32,30 @@ _LEVELS = 32  # of modules; what is nested deeper counts for the module above
 EXPLODED = 10.0  # times the median of the siblings' root mean squares
 SIBLINGS = 3  # among fewer, no tensor is out of line
 DENORMAL = 0.01  # of the elements
-# what bitsandbytes, compressed-tensors, DeepSeek and GPTQ, AWQ and MLX call the scales of a module
-SCALES = ("SCB", "weight_scale", "weight_scale_inv", "weight.absmax", "scales")
-ZERO_POINT = re.compile(r"(^|\.)(qzeros|\w*zero_point)$")
 EDGE = 0.01  # of the elements of 8 bits, which are often scaled until the largest one is at the edge
 
 
-def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: Executor | None = None) -> StatsReport:
+def survey(
+    state: StateDict,
+    only: Sequence[str] | str | None = None,
+    executor: Executor | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> StatsReport:
     """The figures of the tensors of a state; see `statedict.stats`."""
     from statedict.ops.stats.figures import combine, is_computable  # with numpy, which start-up does not need
 
     tensors = state.tensors()
+    quantized = find(tensors, config)
     if only is not None:
         tensors = {name: tensors[name] for name in filter_paths(tensors, only, "tensor")}
     tied = find_ties(tensors)
     firsts = {name: tensor for name, tensor in tensors.items() if name not in tied}
     _check_bound(list(firsts.values()))
-    pending = {name: tensor.contiguous() for name, tensor in firsts.items() if is_computable(tensor.dtype)}
+    pending = {
+        name: tensor.contiguous()
+        for name, tensor in firsts.items()
+        if is_computable(tensor.dtype) and not quantized.is_packed(name)
+    }
     sizes = {name: tensor.dtype.itemsize for name, tensor in pending.items()}
     figures = {name: combine(parts) for name, parts in _run(_measure, pending, sizes, executor).items()}
     dead = _count_dead_rows(pending, figures, executor)
@@ -62,36 +71,48 @@ def survey(state: StateDict, only: Sequence[str] | str | None = None, executor: 
     if only is not None:
         touched = {id(one) for one, _ in owned.values()}
         seen = [one for one in seen if id(one) in touched]
-    records = []
-    for name, tensor in tensors.items():
-        owner, key = owned.get(name, _NOBODY)
-        parameter = owner.names.get(key)
-        first = tied.get(name, name)
-        found = figures.get(first)
-        record = TensorStats(
-            name=name,
-            dtype=tensor.dtype.name,
-            shape=tuple(tensor.shape),
-            tied=tied.get(name),
-            dead_rows=None if tensor.ndim < 2 or found is None else dead.get(first, 0),
-            computed=found is not None,
-            parameter=parameter,
-            inferred=owner.inferred and parameter is not None,
-            **_fields(found or Figures(elements=tensor.numel())),
-        )
-        records.append(record)
+    records = [
+        _record(name, tensor, figures.get(tied.get(name, name)), tied.get(name), dead, owned.get(name, _NOBODY))
+        for name, tensor in tensors.items()
+    ]
     summed = {name: found for name, found in figures.items() if not is_generator_state(name, tensors[name])}
     by_dtype: dict[str, list[Figures]] = {}
     for name, found in summed.items():
         by_dtype.setdefault(tensors[name].dtype.name, []).append(found)
     troubles = [Flag(one.title, kind, what) for one in seen for kind, what in one.troubles.items()]
+    faults = list_faults(quantized, {record.name: record for record in records})
+    troubles += [Flag(one.name, one.kind, one.what) for one in faults]
     return StatsReport(
         tuple(records),
         tuple(_modules(sort_by_module(summed.items(), itemgetter(0)))),
         tuple(_group(kind, len(parts), parts) for kind, parts in by_dtype.items()),
         _group("", len(summed), summed.values()),
-        (*troubles, *flags([one for one in records if one.name in summed], roles(tensors, owned))),
+        (*troubles, *flags([one for one in records if one.name in summed], roles(tensors, owned), quantized)),
         tuple(seen),
+        quantized.report,
+    )
+
+
+def _record(
+    name: str,
+    tensor: LazyTensor,
+    found: Figures | None,
+    tied: str | None,
+    dead: Mapping[str, int],
+    owner: tuple[Optimizer, Any],
+) -> TensorStats:
+    optimizer, key = owner
+    parameter = optimizer.names.get(key)
+    return TensorStats(
+        name=name,
+        dtype=tensor.dtype.name,
+        shape=tuple(tensor.shape),
+        tied=tied,
+        dead_rows=None if tensor.ndim < 2 or found is None else dead.get(tied or name, 0),
+        computed=found is not None,
+        parameter=parameter,
+        inferred=optimizer.inferred and parameter is not None,
+        **_fields(found or Figures(elements=tensor.numel())),
     )
 
 
@@ -238,7 +259,7 @@ def roles(names: Iterable[str], owned: Mapping[str, tuple[Optimizer, Any]]) -> d
     return siblings
 
 
-def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None]) -> Iterator[Flag]:
+def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None], quantized: Found) -> Iterator[Flag]:
     """What deserves a look, tensor by tensor; a tied one counts once."""
     counted = [tensor for tensor in tensors if tensor.computed and tensor.tied is None]
     groups: dict[str, list[float]] = {}  # role → root mean squares
@@ -247,34 +268,16 @@ def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None]) -> It
         if role and rms is not None and math.isfinite(rms) and dtype(tensor.dtype).kind in ("float", "complex"):
             groups.setdefault(role, []).append(rms)
     middles = {role: (median(values), len(values)) for role, values in groups.items() if len(values) >= SIBLINGS}
-    scaled = _list_scaled(tensors)
     for tensor in counted:
-        odd = _odd_values(tensor, tensor.name in scaled)
+        if tensor.name in quantized.parts:
+            continue
+        odd = _odd_values(tensor, tensor.name in quantized.stored)
         yield from (Flag(tensor.name, kind, what) for kind, what in odd)
         role, rms = siblings.get(tensor.name), tensor.rms
         middle, count = middles.get(role or "", (0.0, 0))
         if middle > 0 and rms is not None and rms > EXPLODED * middle:
             what = f"its root mean square, {rms:.3g}, is {rms / middle:,.0f} times the median of {count} like it"
             yield Flag(tensor.name, "exploded", f"{what} ({role})")
-
-
-def _list_scaled(tensors: Sequence[TensorStats]) -> set[str]:
-    """The names of quantized tensors: of integers or 8-bit floats, with their scales in the same module.
-
-    The scale brings the largest number of a row or group to the edge of the dtype, and zero points are often constant.
-    """
-    modules = {
-        name.removesuffix(end)
-        for name in (tensor.name for tensor in tensors)
-        for end in SCALES
-        if f".{name}".endswith(f".{end}")
-    }
-    return {
-        tensor.name
-        for tensor in tensors
-        if tensor.name[: tensor.name.rfind(".") + 1] in modules
-        and (dtype(tensor.dtype).kind in ("int", "uint") or dtype(tensor.dtype).itemsize == 1)
-    }
 
 
 def _odd_values(tensor: TensorStats, scaled: bool) -> Iterator[tuple[str, str]]:
@@ -287,8 +290,6 @@ def _odd_values(tensor: TensorStats, scaled: bool) -> Iterator[tuple[str, str]]:
     if tensor.inf:
         yield "inf", f"{part(tensor.inf)} infinite"
     several = tensor.elements > 1 and tensor.finite == tensor.elements and tensor.dtype != "bool"
-    if scaled and ZERO_POINT.search(tensor.name):
-        return
     if several and tensor.zeros == tensor.elements:
         yield "zeros", f"all {tensor.elements:,} elements are 0"
     elif several and tensor.deviation == 0 and tensor.min == tensor.max:  # a tiny deviation may be rounded to 0

@@ -112,7 +112,7 @@ function showDetail(tensor) {
   const facts = [
     tensor.name !== tensor.at && ['in the file', `${tensor.name}${tensor.inferred ? ' (the name is inferred)' : ''}`],
     ['role', {parameter: 'parameter', buffer: 'buffer', optimizer: 'optimizer state',
-      generator: 'state of a generator of random numbers', tensor: 'tensor'}[tensor.role]],
+      quantization: 'of quantized weights', generator: 'state of a generator of random numbers', tensor: 'tensor'}[tensor.role]],
     tensor.tied && ['tied', `has the bytes of ${tensor.tied}`],
     change.kind && ['change', change.kind], change.before && ['was', change.before],
     change.relative !== undefined && ['relative change', figure(change.relative)],

@@ -1,8 +1,8 @@
 // What the file is, in numbers, and what in it deserves a look.
 const ROLES = {parameter: 'parameters', buffer: 'buffers', optimizer: 'optimizer state',
-  generator: 'generator state', tensor: 'other tensors'};
+  quantization: 'quantization', generator: 'generator state', tensor: 'other tensors'};
 
-const KINDS = ['nan', 'inf', 'exploded', 'edge', 'denormal', 'dead rows', 'zeros', 'constant'];
+const KINDS = ['missing', 'shape', 'range', 'nan', 'inf', 'negative', 'exploded', 'edge', 'denormal', 'dead rows', 'zeros', 'constant'];
 
 function card(label, value, note) {
   return el('div', {class: 'card'}, el('dt', {}, label), el('dd', {}, value), note && el('dd', {class: 'note'}, note));

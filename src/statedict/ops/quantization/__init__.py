@@ -1,0 +1,1 @@
+"""Quantized weights: how libraries store them, and what a checkpoint has of it."""

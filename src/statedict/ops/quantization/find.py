@@ -1,0 +1,213 @@
+"""Find the quantized weights among the tensors of a checkpoint, by their names, dtypes and shapes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+from statedict.ops.quantization.config import METHODS, Config
+from statedict.ops.quantization.layer import Layer, Layout, ratio
+from statedict.ops.quantization.layouts import lay_out_mlx, pairs_for
+from statedict.ops.quantization.schemes import SCHEMES, Part, Scheme
+from statedict.reports.quantization import Quantization, QuantizedWeight
+from statedict.tensor.lazy import LazyTensor
+
+# tensors of quantized modules that belong to no weight: the scales of inputs, outputs and caches
+_OTHERS = {
+    f"{which}_{what}": f"{what.replace('_', ' ')} of {of}"
+    for which, of in (
+        ("input", "the input"), ("output", "the output"), ("activation", "the input"),
+        ("input_activation", "the input"),
+        ("output_activation", "the output"), ("k", "the keys"), ("v", "the values"), ("q", "the queries"),
+        ("gate_up_proj_input", "the input"), ("down_proj_input", "the input"),
+    )
+    for what in ("scale", "zero_point", "global_scale")
+}  # fmt: skip
+_OTHERS |= {f"{name}_hadamard_matrix": "rotation" for name in ("forward", "backward")}
+_MARKS: dict[str, list[Scheme]] = {}
+for _scheme in SCHEMES:
+    for _mark in _scheme.marks or (_scheme.stored,):
+        _MARKS.setdefault(_mark, []).append(_scheme)
+_ENDINGS = tuple(_MARKS)
+
+
+class Found:
+    """The quantized weights of a checkpoint, and which tensors belong to them.
+
+    Attributes:
+        report: the weights as a report, with paths as they were given.
+        stored: path of a tensor with numbers → its weight.
+        parts: path of another tensor → its weight, and what it is.
+        layers: name of each weight → the tensors, and what they may be.
+    """
+
+    def __init__(self, tensors: Mapping[str, LazyTensor], config: Config, prefix: str = "") -> None:
+        self.config, self._prefix = config, prefix
+        self._tensors = {"." + path: tensor for path, tensor in tensors.items()}
+        self.stored: dict[str, QuantizedWeight] = {}
+        self.parts: dict[str, tuple[QuantizedWeight, Part]] = {}
+        self.layers: dict[str, Layer] = {}
+        self._schemes: dict[str, Scheme] = {}
+        weights = []
+        layers = list(self._layers())
+        sizes = {tensor.shape[0] for tensor in self._tensors.values() if tensor.ndim == 1}
+        pairs = _choose_pairs([layer for scheme, layer in layers if scheme.layout is lay_out_mlx], sizes)
+        for scheme, layer in layers:
+            layer.pairs = pairs
+            weights.append(self._describe(scheme, layer))
+        self._find_alone(weights)
+        others = self._list_others() if weights else {}
+        self.report = Quantization(tuple(weights), others, config.method, tuple(self._notes(weights)))
+
+    def kind_of(self, path: str) -> str:
+        """What a tensor beside the numbers of weights is; nothing for any other."""
+        known = self.parts.get(path)
+        return self.report.others.get(path, "") if known is None else known[1].kind
+
+    def is_packed(self, path: str) -> bool:
+        """Whether the elements of a tensor are no numbers of a weight."""
+        weight = self.stored.get(path)
+        return weight is not None and weight.packed
+
+    def _layers(self) -> Iterable[tuple[Scheme, Layer]]:
+        stems: dict[str, list[Scheme]] = {}
+        for path in self._tensors:
+            if path.endswith(_ENDINGS):
+                for mark, schemes in _MARKS.items():
+                    if path.endswith(mark):
+                        known = stems.setdefault(path.removesuffix(mark), [])
+                        known += [scheme for scheme in schemes if scheme not in known]
+        taken: set[str] = set()
+        for stem, schemes in stems.items():
+            for scheme in sorted(schemes, key=SCHEMES.index):
+                layer = self._layer(stem, scheme)
+                if layer is not None and taken.isdisjoint(layer.paths.values()) and scheme.fits(layer):
+                    taken.update(layer.paths.values())
+                    yield scheme, layer
+                    break
+
+    def _layer(self, stem: str, scheme: Scheme) -> Layer | None:
+        paths = {ending: stem + ending for ending in (scheme.stored, *scheme.parts) if stem + ending in self._tensors}
+        tensors = {ending: self._tensors[path] for ending, path in paths.items()}
+        if scheme.stored not in paths and len(paths) < 2:  # a single tensor may be anything
+            return None
+        module = (stem if scheme.named or scheme.stored else stem.rpartition(".")[0]).removeprefix(".")
+        module = module.removesuffix(".weight")
+        bits, group, settings = self.config.of(f"{self._prefix}{module}")
+        return Layer(stem, scheme.stored, paths, tensors, bits, group, settings)
+
+    def _describe(self, scheme: Scheme, layer: Layer) -> QuantizedWeight:
+        numbers = layer.tensors.get(scheme.stored)
+        layout = Layout(None, None)
+        if numbers is None:
+            layer.trouble(scheme.stored, "missing", f"{scheme.name}: the numbers of the weight are missing")
+        else:
+            layout = _lay_out(scheme, layer)
+        for ending in scheme.needs:
+            if ending not in layer.tensors:
+                layer.trouble(ending, "missing", f"{scheme.name}: {scheme.parts[ending].kind} are missing")
+        parts = {ending: scheme.parts[ending] for ending in layer.paths if ending != scheme.stored}
+        shape = layout.shape
+        elements = layout.elements if shape is None else math.prod(shape)
+        stored = self._outer(layer.paths[scheme.stored]) if numbers is not None else None
+        weight = QuantizedWeight(
+            name=self._outer(layer.stem + scheme.named),
+            scheme=scheme.name,
+            format=layout.format,
+            stored=stored,
+            packed=scheme.packed,
+            shape=shape,
+            elements=elements or 0,
+            bits=layout.bits,
+            group=layout.group,
+            parts={self._outer(layer.paths[ending]): part.kind for ending, part in parts.items()},
+            nbytes=sum(tensor.nbytes for tensor in layer.tensors.values()),
+            guessed=layout.guessed,
+            troubles=tuple(replace(trouble, name=self._outer(trouble.name)) for trouble in layer.troubles),
+        )
+        if stored is not None:
+            self.stored[stored] = weight
+        self.parts |= {self._outer(layer.paths[ending]): (weight, part) for ending, part in parts.items()}
+        self.layers[weight.name], self._schemes[weight.name] = layer, scheme
+        return weight
+
+    def _outer(self, path: str) -> str:
+        """A path as it was given, below what it stands in."""
+        return self._prefix + path[1:]
+
+    def _find_alone(self, weights: list[QuantizedWeight]) -> None:
+        """Add those whose scales are missing: of the dtype and the last key of others."""
+        kinds: dict[tuple[str, str, int], Scheme] = {}
+        for weight in weights:
+            if weight.stored is not None:
+                tensor = self._tensors["." + weight.stored[len(self._prefix) :]]
+                kinds.setdefault(_look(weight.stored, tensor), self._schemes[weight.name])
+        for path, tensor in self._tensors.items():
+            scheme, outer = kinds.get(_look(path, tensor)), self._outer(path)
+            if scheme is not None and scheme.needs and outer not in self.stored and outer not in self.parts:
+                layer = self._layer(path.removesuffix(scheme.stored), scheme)
+                if layer is not None and tensor.dtype.name not in _PLAIN:
+                    weights.append(self._describe(scheme, layer))
+
+    def _list_others(self) -> dict[str, str]:
+        names = {path: _OTHERS.get(path.rpartition(".")[2]) for path in self._tensors}
+        outer = {self._outer(path): what for path, what in names.items() if what is not None}
+        return {path: what for path, what in outer.items() if path not in self.parts and path not in self.stored}
+
+    def _notes(self, weights: list[QuantizedWeight]) -> Iterable[str]:
+        method = self.config.method
+        if method is None or method not in METHODS:
+            return
+        schemes = dict.fromkeys(weight.scheme for weight in weights)
+        if not schemes and self._tensors:
+            yield f"the configuration says {method}, and no tensor is quantized"
+        elif schemes and not any(scheme in METHODS[method] for scheme in schemes):
+            yield f"the configuration says {method}, and the tensors are those of {', '.join(schemes)}"
+
+
+def find(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None = None, path: str = "") -> Found:
+    """Find the quantized weights among tensors.
+
+    Args:
+        tensors: by their paths.
+        config: what the configuration beside them says, as `config.of_document` gives it.
+        path: where they stand in a larger tree.
+    """
+    return Found(tensors, Config(config), path and path + ".")
+
+
+def _lay_out(scheme: Scheme, layer: Layer) -> Layout:
+    """The layout of a weight; without a shape, and noted, where its tensors have too few dimensions."""
+    numbers = layer.numbers
+    if 0 in numbers.shape or not numbers.ndim:
+        return Layout(tuple(numbers.shape), layer.bits, elements=numbers.numel())
+    try:
+        return scheme.layout(layer)
+    except (ValueError, ZeroDivisionError):  # it unpacks the dimensions that the scheme has
+        shape = "×".join(map(str, numbers.shape))
+        layer.trouble(scheme.stored, "shape", f"is {shape}, which {scheme.name} does not store")
+        return Layout(None, layer.bits, elements=numbers.numel())
+
+
+def _look(path: str, tensor: LazyTensor) -> tuple[str, str, int]:
+    return tensor.dtype.name, path.rpartition(".")[2], tensor.ndim
+
+
+_PLAIN = ("float64", "float32", "float16", "bfloat16")  # of weights that are not quantized
+
+
+def _choose_pairs(layers: list[Layer], sizes: set[int]) -> dict[Fraction, tuple[int, int]]:
+    """For each product of bits and group of MLX the pair that fits most sizes of the model; its defaults at a tie."""
+    votes: dict[Fraction, Counter[tuple[int, int]]] = {}
+    known = sizes | {layer.numbers.shape[0] for layer in layers if layer.numbers.ndim}
+    for layer in layers:
+        scales, words = layer.shape(".scales"), layer.numbers.shape[-1] if layer.numbers.ndim else 0
+        product = ratio(words * 32, scales[-1] if scales else None)
+        for bits, group in pairs_for(product):
+            count = votes.setdefault(product or Fraction(), Counter())
+            count[bits, group] += words * 32 // bits in known
+    return {product: max(count, key=count.__getitem__) for product, count in votes.items()}
