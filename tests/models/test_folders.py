@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -112,3 +113,19 @@ def test_files_go_along_only_from_folder_to_folder(published: Path, tmp_path: Pa
         assert not (tmp_path / folder / "config.json").exists()
     statedict.convert(tmp_path / "alone", tmp_path / "again")
     assert os.listdir(tmp_path / "again") == ["model.safetensors"]
+
+
+def test_the_modules_of_sentence_transformers_go_along(published: Path, tmp_path: Path) -> None:
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [{"idx": at, "name": f"{at}", "path": path, "type": kind} for at, (path, kind) in enumerate(kinds.items())]
+    (published / "modules.json").write_text(json.dumps(modules))
+    for name in ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "onnx/config.json"):
+        (published / name).parent.mkdir(exist_ok=True)
+        (published / name).write_bytes(name.encode())
+    for target, overwrite in ((f"{tmp_path}/new/", False), (f"{tmp_path}/new/", True)):
+        report = statedict.edit(published, target, [{"cast": "bf16"}], overwrite=overwrite)
+        inner = [name for name in report.files.copied if "/" in name]
+        assert inner == ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+        assert {name: (tmp_path / "new" / name).read_text() for name in inner} == {name: name for name in inner}
+        assert report.files.left["onnx/"] == "a folder"
+        assert sorted(os.listdir(tmp_path / "new" / "2_Dense")) == ["config.json", "model.safetensors"]

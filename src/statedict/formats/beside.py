@@ -18,6 +18,7 @@ from statedict.io.location import location
 from statedict.io.urls import join
 from statedict.reports.outcomes import SideFiles
 from statedict.tensor.checks import Check, Problem, Unread, refusal, within
+from statedict.values import human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _COMPANION = re.compile(
     r".*\.(json|txt|model|tiktoken|jinja|py|md|vocab|bpe|spm|yaml)|(LICEN[CS]E|NOTICE|USE_POLICY).*", re.IGNORECASE
 )
 _MARKS = re.compile(r"(.*_)?config\.json")  # one of these makes a folder one of Hugging Face's
+_WEIGHTS = "other weights"
 _LEFT = (
     (re.compile(r".*/"), "a folder"),
     (re.compile(r".*\.index\.json"), "an index of other shards"),
@@ -40,13 +42,14 @@ _LEFT = (
         re.compile(r"trainer_state\.json|(optimizer|scheduler|rng_state|training_args|random_states).*"),
         "of the training",
     ),
-    (re.compile(r".*\.(pt|pth|ckpt|bin|safetensors|pkl|gguf|h5|msgpack|onnx|ot|npz)"), "other weights"),
+    (re.compile(r".*\.(pt|pth|ckpt|bin|safetensors|pkl|gguf|h5|msgpack|onnx|ot|npz)"), _WEIGHTS),
 )
 _DTYPE = rb'("(?:torch_)?dtype"\s*:\s*")%s(")'
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # of which a model can be in transformers
 _CONFIG = "config.json"
+_MODULES = "modules.json"
 _DEEP = 5
-_LARGEST = 64 << 20  # bytes of a text that is read
+_LARGEST = 64 << 20  # bytes of a file that is read whole
 
 
 def is_folder(path: str) -> bool:
@@ -198,12 +201,16 @@ def plan_companions(
     writes: dict[str, bytes] = {}
     left: dict[str, str] = {}
     same = location(source).real_paths("") == location(target).real_paths("")
-    for name in list_others(source, deep=False):
+    for name in _list_companions(source):
         why = next((why for pattern, why in _LEFT if pattern.fullmatch(name)), "")
-        if not why and _COMPANION.fullmatch(name):
+        part = "/" in name.rstrip("/") and why in ("", _WEIGHTS)  # of which statedict reads no tensor
+        if part or (not why and _COMPANION.fullmatch(name)):
             file = places.open_file(places.resolve_inside(source, name))
-            writes[name] = bytes(file.read(0, file.size))
-        elif not same:
+            if not part or file.size <= _LARGEST:
+                writes[name] = bytes(file.read(0, file.size))
+                continue
+            why = f"larger than {human_bytes(_LARGEST)}"
+        if not same:
             left[name] = why or "of no known use"
     notes = []
     before, after = dtypes
@@ -222,6 +229,20 @@ def plan_companions(
     if same:
         writes = {_CONFIG: changed} if changed != config else {}
     return SideFiles(tuple(writes), left, tuple(notes)), writes
+
+
+def _list_companions(folder: str) -> Iterator[str]:
+    """The other files in a folder, and those of modules in folders that sentence-transformers' modules.json names."""
+    modules: Any = []
+    if _MODULES in (location(folder).names() or ()):
+        file = places.open_file(places.resolve_inside(folder, _MODULES))
+        modules = parse(read_document(file), file.name, constants=True, surrogates=True)
+    named = [one.get("path") for one in modules if isinstance(one, dict)] if isinstance(modules, list) else []
+    for name in list_others(folder, deep=False):
+        inner: list[str] = []
+        if name[:-1] in named and name.endswith("/") and not os.path.islink(join(folder, name[:-1])):
+            _add(join(folder, name[:-1]), name, inner, _DEEP)
+        yield from inner or [name]
 
 
 def _change(config: bytes, changes: Mapping[str, Any]) -> bytes:

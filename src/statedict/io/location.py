@@ -185,7 +185,9 @@ class Location:
                     os.mkdir(place)
                 check_space(place, nbytes)
                 for file, write in files.items():
-                    written[file] = os.path.join(place, file if new else _temporary(file))
+                    inner, last = os.path.split(file)
+                    written[file] = os.path.join(place, inner, last if new else _temporary(last))
+                    os.makedirs(os.path.dirname(written[file]), exist_ok=True)
                     Location(written[file]).publish(write, fsync=fsync, executor=executor)
                 if new:
                     os.rename(place, folder)
