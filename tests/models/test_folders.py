@@ -117,7 +117,9 @@ def test_files_go_along_only_from_folder_to_folder(published: Path, tmp_path: Pa
 
 def test_the_modules_of_sentence_transformers_go_along(published: Path, tmp_path: Path) -> None:
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
-    modules = [{"idx": at, "name": f"{at}", "path": path, "type": kind} for at, (path, kind) in enumerate(kinds.items())]
+    modules = [
+        {"idx": at, "name": f"{at}", "path": path, "type": kind} for at, (path, kind) in enumerate(kinds.items())
+    ]
     (published / "modules.json").write_text(json.dumps(modules))
     for name in ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "onnx/config.json"):
         (published / name).parent.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise, product
 from math import prod
@@ -9,7 +10,7 @@ from math import prod
 from statedict.dtypes import dtype
 from statedict.errors import CorruptFileError, LimitError, UnsupportedError
 from statedict.tensor.arrays import Strides, contiguous_strides, format_boxes
-from statedict.tensor.boxes import PANEL, BoxSource, copy_box, cut, is_reordered, raw_dtype
+from statedict.tensor.boxes import PANEL, BoxSource, copy_box, cut, is_reordered, raw_dtype, scratch
 from statedict.tensor.lazy import LazyTensor, Storage
 
 TYPE_CHECKING = False
@@ -285,13 +286,15 @@ def _read_pieces(
 
     sizes = [tensor.dtype.itemsize for tensor in tensors]
     count = min(prod(shape), max(1, most // sum(sizes)))
-    memory = [numpy.empty(count, raw_dtype(size)) for size in sizes]
-    for where in cut(shape, count):
-        inside = (*(w.stop - w.start for w in where), *shape[len(where) :])
-        place = tuple(c + w.start for c, w in zip(corner, where, strict=False)) + corner[len(where) :]
-        parts: list[Any] = [some[: prod(inside)].reshape(inside) for some in memory]
-        for tensor, part in zip(tensors, parts, strict=True):
-            _copy_tensor_box(tensor, place, part)
-        for few in cut(inside, max(1, _MAPPED // sum(sizes))):
-            pairs = zip(tensors, parts, strict=True)
-            yield where, few, [part[(*few, ...)].reshape(-1).view(tensor.dtype.numpy) for tensor, part in pairs]
+    with ExitStack() as stack:
+        pieces = [stack.enter_context(scratch(max(count, 1) * size)) for size in sizes]
+        memory = [numpy.frombuffer(piece, raw_dtype(size)) for piece, size in zip(pieces, sizes, strict=True)]
+        for where in cut(shape, count):
+            inside = (*(w.stop - w.start for w in where), *shape[len(where) :])
+            place = tuple(c + w.start for c, w in zip(corner, where, strict=False)) + corner[len(where) :]
+            parts: list[Any] = [some[: prod(inside)].reshape(inside) for some in memory]
+            for tensor, part in zip(tensors, parts, strict=True):
+                _copy_tensor_box(tensor, place, part)
+            for few in cut(inside, max(1, _MAPPED // sum(sizes))):
+                pairs = zip(tensors, parts, strict=True)
+                yield where, few, [part[(*few, ...)].reshape(-1).view(tensor.dtype.numpy) for tensor, part in pairs]

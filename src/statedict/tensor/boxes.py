@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -43,6 +44,7 @@ _ROW = 64 << 10  # shorter runs are copied many at once
 _GAP = 8 << 10  # what another call costs, in bytes of a file
 _GAP_COMPUTED = 64 << 10
 _THREAD = local()
+_SPARES, _SPARE = 4, 4 << 20  # how many pieces of memory a thread keeps, and of how many bytes at most
 
 
 def raw_dtype(itemsize: int) -> Any:
@@ -120,6 +122,22 @@ class BoxSource(ByteSource):
         if not whole:  # the buffer begins or ends within an element
             skip = offset - first * item
             buffer[:] = out.view(numpy.uint8).data[skip : skip + len(buffer)]
+
+
+@contextmanager
+def scratch(size: int) -> Iterator[memoryview]:
+    """Memory to work in, which its thread keeps for the next one that asks; fresh pages cost more than most work."""
+    spare: list[memoryview] = _THREAD.__dict__.setdefault("spare", [])
+    memory = next((one for one in spare if len(one) >= size), None)
+    if memory is None:
+        memory = allocate(size)
+    else:
+        spare.remove(memory)
+    try:
+        yield memory[:size]
+    finally:
+        if size <= _SPARE and len(spare) < _SPARES:
+            spare.append(memory)
 
 
 def boxes(shape: Shape, first: int, count: int) -> Iterator[Box]:

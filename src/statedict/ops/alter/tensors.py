@@ -67,8 +67,8 @@ SCALED = ("float8_e8m0fnu", "float4_e2m1fn_x2")  # parts of a number in blocks t
 _LARGEST = {"float8_e4m3fn": 448.0}  # where PyTorch takes the largest one for what is beyond the range
 
 
-def round_to(wanted: DType, values: Any) -> Any:
-    """Elements in another dtype, rounded as PyTorch does."""
+def round_to(wanted: DType, values: Any, out: Any = None) -> Any:
+    """Elements in another dtype, rounded as PyTorch does; in the array `out` if there is one."""
     import numpy
 
     with numpy.errstate(all="ignore"):  # beyond the range is infinity, where there is one, as in PyTorch
@@ -77,7 +77,10 @@ def round_to(wanted: DType, values: Any) -> Any:
             values = values.astype(numpy.float32 if values.dtype.itemsize < 4 else values.dtype).clip(-most, most)
         if wanted.kind == "complex" and values.dtype.itemsize == 4 and values.dtype.isbuiltin == 2:
             values = values.astype(numpy.complex64)  # ml_dtypes 0.6 converts complex32 and bcomplex32 by way of bool
-        return values.astype(wanted.numpy)
+        if out is None:
+            return values.astype(wanted.numpy)
+        out[...] = values
+        return out
 
 
 @on_trees

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from statedict.dtypes import DType, dtype
 from statedict.ops.alter.tensors import SCALED, round_to
 from statedict.tensor.assembled import map_elements, map_rows, positions, read_elements, read_rows
+from statedict.tensor.boxes import scratch
 from statedict.tensor.lazy import LazyTensor
 
 Result = TypeVar("Result")
@@ -109,13 +110,17 @@ def _compute(function: Callable[..., Any], work: DType, kind: DType, count: int,
     import numpy
 
     out = numpy.empty(len(values[0]), kind.numpy)
-    with numpy.errstate(all="ignore"):
+    with numpy.errstate(all="ignore"), scratch(count * _PIECE * work.itemsize) as memory:
+        rooms = numpy.frombuffer(memory, work.numpy).reshape(count, _PIECE)
         for start in range(0, len(out), _PIECE):
             part = slice(start, start + _PIECE)
             pieces = [value[part] for value in values]
-            result = function(*(piece.astype(work.numpy) for piece in pieces[:count]), *pieces[count:])
+            floats = [room[: len(piece)] for room, piece in zip(rooms, pieces, strict=False)]
+            for array, piece in zip(floats, pieces, strict=False):
+                array[...] = piece
+            result = function(*floats, *pieces[count:])
             _mend(result, function, count, pieces)
-            out[part] = round_to(kind, result)
+            round_to(kind, result, out[part])
     return out
 
 
@@ -123,9 +128,10 @@ def _mend(result: Any, function: Callable[..., Any], count: int, values: list[An
     """Compute again what is not finite, in float64."""
     import numpy
 
-    wrong = numpy.flatnonzero(~numpy.isfinite(result))
-    if not len(wrong):
+    finite = numpy.isfinite(result)
+    if finite.all():
         return
+    wrong = numpy.flatnonzero(~finite)
     few = [value[wrong].astype(numpy.promote_types(result.dtype, "f8")) for value in values[:count]]
     again = function(*(array.copy() for array in few), *(value[wrong] for value in values[count:]))
     result[wrong] = _keep_shared(again, few)
