@@ -88,6 +88,8 @@ def test_the_demo_proves_what_is_equal_and_what_changed_without_torch(run: Run) 
         after = told.stdout.split(f"\n{file} epoch 61 no optimizer\n")[1].splitlines()[:10]
         assert [line.split()[1] for line in after] == ["equal", "changed", *["equal"] * 6, "equal,", "equal,"]
     assert "\nTrue\n" in told.stdout
+    assert "average: 10 tensors" in told.stdout
+    assert "8 tensors identical, 2 changed" in told.stdout
 
 
 def test_the_demo_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_the_demo_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
 
 def test_the_story_is_cut_into_commands_python_and_prose() -> None:
     kinds = [kind for kind, _ in steps(STORY)]
-    assert kinds.count("$") == 4
+    assert kinds.count("$") == 6
     assert any("\n" in text for kind, text in steps(STORY) if kind == ">>>")
 
 
