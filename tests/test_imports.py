@@ -22,6 +22,7 @@ HEAVY = {
     "safetensors",
     "msgspec",
     "hypothesis",
+    "yaml",
     "jax",
     "tensorflow",
 }

@@ -210,7 +210,8 @@ def test_the_tokenizer_is_that_of_the_model_that_is_named(publish: Publish, sour
     tokenizer("b", {"x": 0, "y": 1, "z": 2}, **{"tokenizer_config.json": "{}"})
     Path("merge.yml").write_text(RECIPE % source)
     report = merge_recipe_files("merge.yml", "out/")
-    assert f"the tokenizer is that of {chosen}" in report.notes
+    assert ("the tokenizer is that of b" in report.files.notes) is (chosen == "b")
+    assert "tokenizer.json" in report.files.copied
     for name in ("tokenizer.json", "merges.txt", "tokenizer_config.json"):
         assert Path("out", name).exists() is Path(chosen, name).exists()
     assert Path("out", "tokenizer.json").read_text() == Path(chosen, "tokenizer.json").read_text()

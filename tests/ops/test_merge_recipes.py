@@ -121,6 +121,18 @@ def test_layers_that_are_cut_and_put_back_are_merged_as_the_whole(data: st.DataO
         np.testing.assert_array_equal(found[name].numpy(), tensor.numpy())
 
 
+def test_the_norm_is_merged_of_all_models_of_the_last_slice() -> None:
+    text = """
+        merge_method: linear
+        parameters: {weight: 1}
+        slices:
+        - sources: [{model: a, layer_range: [0, 1]}]
+        - sources: [{model: a, layer_range: [1, 3]}, {model: b, layer_range: [1, 3]}]
+    """  # where mergekit 0.1.5 takes that of `a` alone: findings/mergekit_head_of_one_model.sh
+    tree, _ = made(text, {"a": layered(0), "b": layered(2)})
+    assert [tree[name].tolist()[0] for name in ("embed.w", "layers.0.up", "layers.1.up", "norm.w")] == [0, 10, 31, 71]
+
+
 def test_a_base_that_is_in_no_slice_gives_the_configuration_only() -> None:
     text = "{merge_method: passthrough, base_model: b, slices: [{sources: [{model: a, layer_range: [1, 3]}]}]}"
     models = {"a": layered(0), "b": layered(1)}

@@ -108,7 +108,7 @@ class Made(NamedTuple):
     report: CombineReport
     changes: Mapping[str, Any] = {}  # in the configuration of the first source: path of keys → value
     recipe: str = ""  # the text of a configuration that it was made by
-    tokenizer: Mapping[str, bytes] | None = None  # its files, instead of those beside the first source
+    tokenizer: tuple[str, Mapping[str, bytes]] | None = None  # of which source, and its files, if not of the first one
 
 
 def average_files(
@@ -195,7 +195,15 @@ def _write(
     folder = place.model_folder
     before = tree_of(first) if folder and is_path(first) else None
     side, companions = plan_companions(first, folder, before, made.tree, made.changes)
-    report = replace(made.report, files=replace(side, copied=tuple(x for x in side.copied if x != _CARD)))
+    companions.pop(_CARD, None)  # that of a source
+    notes = side.notes
+    if folder and made.tokenizer is not None:
+        from statedict.formats.tokenizer import is_of_tokenizer
+
+        name, files = made.tokenizer
+        companions = {file: data for file, data in companions.items() if not is_of_tokenizer(file)} | {**files}
+        notes = (*notes, f"the tokenizer is that of {name}")
+    report = replace(made.report, files=replace(side, copied=tuple(companions), notes=notes))
     if dry_run:
         return report
     record = _describe(report, sources)
@@ -204,12 +212,8 @@ def _write(
         from statedict.formats.beside import read_config
         from statedict.ops.combine.card import write_card
 
-        if made.tokenizer is not None:
-            from statedict.formats.tokenizer import is_of_tokenizer
-
-            companions = {name: data for name, data in companions.items() if not is_of_tokenizer(name)}
-        card = write_card(record, made.recipe, is_path(first) and bool(read_config(split(first)[0])))
-        companions |= {**(made.tokenizer or {}), _CARD: card}
+        opens = is_path(first) and bool(read_config(split(first)[0]))
+        companions[_CARD] = write_card(record, made.recipe, opens)
     place.write(made.tree, companions)
     return replace(report, written=True)
 

@@ -94,10 +94,10 @@ def _locate(model: str, folder: str, where: str) -> str:
 
 def merge_recipe(
     opened: Opened, integers: Mapping[str, str], seed: int, vocabulary: str | None
-) -> tuple[StateDict, CombineReport, dict[str, Any], dict[str, bytes] | None]:
-    """The merged state, how it was made, what changes in the configuration of its model, and the tokenizer's files.
+) -> tuple[StateDict, CombineReport, dict[str, Any], tuple[str, dict[str, bytes]] | None]:
+    """The merged state, how it was made, what changes in the configuration of its model, and the tokenizer.
 
-    The last are None where they are those beside the model whose configuration it is.
+    The last is the model that it is of, and its files; None if that is the model whose configuration the result has.
 
     Raises:
         StateDictError: what `load` raises, or models do not fit.
@@ -126,7 +126,8 @@ def merge_recipe(
     options = {"seed": seed, "vocabulary": vocabulary, "integers": dict(integers)}
     given = {key: value for key, value in options.items() if value is not None and value != {}}
     report = replace(report, notes=(*report.notes, *notes, *more), parameters=given)
-    return tree, report, changes, None if tokenizer == recipe.donor() else read_files(opened.places[tokenizer])
+    files = None if tokenizer == recipe.donor() else (tokenizer, read_files(opened.places[tokenizer]))
+    return tree, report, changes, files
 
 
 def _open_model(name: str, place: str) -> StateDict:
@@ -157,5 +158,4 @@ def _choose_tokenizer(opened: Opened) -> tuple[str, list[str]]:
         chosen = next((name for name in (donor, *tokens) if len(tokens[name]) == len(everything)), "")
         if not chosen:
             raise CombineError("tokenizer_source: union, and no tokenizer has all tokens; a new one is not made")
-    notes = [f"{', '.join(unknown)}: without tokenizer.json, so tokens were not compared"] if unknown else []
-    return chosen, [*notes, f"the tokenizer is that of {chosen}"]
+    return chosen, [f"{', '.join(unknown)}: without tokenizer.json, so tokens were not compared"] * bool(unknown)
