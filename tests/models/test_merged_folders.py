@@ -138,6 +138,27 @@ def test_a_head_of_its_own_is_kept_beside_a_tied_model(publish: Publish, order: 
     torch.testing.assert_close(model.transformer.wte.weight, wanted)
 
 
+@pytest.mark.parametrize(("outer", "inner"), ["ab", "ba"])
+@pytest.mark.parametrize("base", ["a", "b"])
+def test_a_head_is_loaded_whether_the_outer_layers_or_the_base_tie_it(
+    publish: Publish, outer: str, inner: str, base: str
+) -> None:
+    models = {"a": publish("a", 0), "b": publish("b", 1, tie_word_embeddings=False)}
+    Path("stack.yml").write_text(f"""
+        merge_method: passthrough
+        base_model: {base}
+        slices:
+        - sources: [{{model: {outer}, layer_range: [0, 1]}}]
+        - sources: [{{model: {inner}, layer_range: [0, 2]}}]
+        - sources: [{{model: {outer}, layer_range: [2, 3]}}]
+    """)
+    merge_recipe_files("stack.yml", "out/")
+    model = loaded("out")
+    assert model.config.n_layer == 4
+    assert torch.equal(model.lm_head.weight, models[outer].lm_head.weight)
+    assert torch.equal(model.transformer.wte.weight, models[outer].transformer.wte.weight)
+
+
 def test_a_head_that_is_stored_beside_a_tied_embedding_stays_tied_to_it(publish: Publish) -> None:
     for seed, name in enumerate("ab"):
         publish(name, seed)

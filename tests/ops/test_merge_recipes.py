@@ -252,6 +252,8 @@ SLICES = "merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources: "
         (SLICES + "[{model: flat, layer_range: [0, 1]}]", "flat: slices need one stack of layers, and it has none"),
         (SLICES + "[{model: a, layer_range: [0, 1]}, {model: h, layer_range: [0, 1]}]",
          "layers of one name, got h, layers"),
+        (SLICES + "[{model: a, layer_range: [0, 1]}]\n- sources: [{model: h, layer_range: [0, 1]}]",
+         "layers of one name, got h, layers"),
         ("merge_method: ties\nbase_model: b\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]",
          "slices: 1: ties needs its base_model 'b' among its sources"),
     ],

@@ -296,15 +296,15 @@ def _combine(
     """Align sources, with heads and vocabularies that fit, and make one state of them."""
     from statedict.formats.beside import read_config
     from statedict.ops.combine.align import align
-    from statedict.ops.combine.model_config import is_said_tied, resize, untie
-    from statedict.ops.combine.vocabulary import add_heads, check_policy, fit, has_own_head
+    from statedict.ops.combine.model_config import resize, set_ties
+    from statedict.ops.combine.vocabulary import add_heads, check_policy, fit, is_head_tied
 
     check_policy(vocabulary)
     configs = [read_config(split(source)[0]) if is_path(source) else {} for source in sources]
     named, notes = add_heads(_name(sources), configs)
     aligned, rows = fit(align(named, optimizer), vocabulary)
     tree, report = make(aligned)
-    changes = untie(configs[0]) if notes or (is_said_tied(configs[0]) and has_own_head(tree)) else {}
+    changes = set_ties(configs[0], is_head_tied(tree), bool(notes))
     if rows:
         after = max(rows) if vocabulary == "pad" else min(rows)
         changes |= resize(configs[0], rows[0], after)

@@ -15,9 +15,9 @@ from statedict.io.location import location
 from statedict.io.urls import folder_of, is_url, join, redact, to_name
 from statedict.ops.combine.build import build
 from statedict.ops.combine.layers import Model, find_stacks
-from statedict.ops.combine.model_config import count_layers, is_said_tied, resize, restack, untie
+from statedict.ops.combine.model_config import count_layers, resize, restack, set_ties
 from statedict.ops.combine.recipe import Recipe, read_recipe
-from statedict.ops.combine.vocabulary import add_heads, check_policy, has_own_head
+from statedict.ops.combine.vocabulary import add_heads, check_policy, is_head_tied
 from statedict.reports.combine import CombineReport
 from statedict.tensor.lazy import is_array
 from statedict.tree.layout import Layout
@@ -110,7 +110,7 @@ def merge_recipe(
     models = {name: Model(tree, find_stacks(tree, count_layers(configs[name]))) for name, tree in named}
     tree, report, rows = build(recipe, models, seed, integers, vocabulary)
     config, stacks = configs[recipe.donor()], models[recipe.donor()].stacks
-    changes = untie(config) if notes or (is_said_tied(config) and has_own_head(tree)) else {}
+    changes = set_ties(config, is_head_tied(tree), bool(notes))
     firsts = [part.sources[0] for part in recipe.slices if part.sources[0].layers]
     if config and firsts:
         taken = [(configs[source.model], *(source.layers or (0, 0))) for source in firsts]

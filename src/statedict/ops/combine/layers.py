@@ -92,11 +92,12 @@ def cut(recipe: Recipe, models: Mapping[str, Model]) -> list[Part]:
         }
         return [_make_part(recipe.method, whole, states, places)]
     parts, offset = [], 0
+    stack = _find_stack(recipe, models)
     for number, one in enumerate(recipe.slices):
-        stack, length = _find_length(one, models)
+        begin, end = one.sources[0].layers or (0, 0)
         states, places = _take(one, models, stack, offset, (number == 0, number == len(recipe.slices) - 1))
         parts.append(_make_part(recipe.method, one, states, places))
-        offset += length
+        offset += end - begin
     return parts
 
 
@@ -111,10 +112,10 @@ def _share(number: int, count: int) -> float:
     return number / (count - 1) if count > 1 else 1.0
 
 
-def _find_length(one: Slice, models: Mapping[str, Model]) -> tuple[str, int]:
-    """The stack that a slice is cut from, and how many layers it takes."""
+def _find_stack(recipe: Recipe, models: Mapping[str, Model]) -> str:
+    """The stack that slices are cut from."""
     stacks = set()
-    for source in one.sources:
+    for source in (source for one in recipe.slices for source in one.sources):
         found = models[source.model].stacks
         if len(found) != 1:
             which = ", ".join(f"{stack} ({count:,})" for stack, count in found.items()) or "none"
@@ -124,9 +125,10 @@ def _find_length(one: Slice, models: Mapping[str, Model]) -> tuple[str, int]:
             raise CombineError(f"{source.model}: layer_range {[*source.layers]}: {stack} has {count:,} layers")
         stacks.add(stack)
     if len(stacks) > 1:
-        raise CombineError(f"a slice takes layers of one name, got {', '.join(sorted(stacks))}; rename them by edit")
-    begin, end = one.sources[0].layers or (0, 0)
-    return stacks.pop(), end - begin
+        raise CombineError(
+            f"slices take layers of one name, got {', '.join(sorted(stacks))}; rename them by edit first"
+        )
+    return stacks.pop()
 
 
 def _take(

@@ -21,7 +21,7 @@ from statedict.ops.combine.elements import has_mean
 from statedict.ops.combine.lora_factors import Factors, check_shape
 from statedict.ops.combine.lora_keys import Adapter, Module, find_names
 from statedict.ops.combine.lora_target import Orders, Target, count_experts, find_orders, find_rows
-from statedict.ops.combine.model_config import is_tied, resize, restack, untie
+from statedict.ops.combine.model_config import is_tied, resize, restack, set_ties
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout
 from statedict.tree.roles import choose_model, unwrap_names
@@ -237,7 +237,7 @@ class _Placing:
             path = some[1].removesuffix(some[0]) + short
             self.made.notes.append(f"{path}: the base has none, so its configuration must say that there is one")
             if short.endswith(_HEAD):
-                self.made.changes |= untie(self.made.config)
+                self.made.changes |= set_ties(self.made.config, False, True)
         if self.weight <= 0:
             raise CombineError(
                 f"{where}: replaces a tensor of the base, and does not keep the old one; take weight > 0"
@@ -263,7 +263,7 @@ class _Placing:
             return
         head = path.removesuffix(short) + _HEAD
         self.made.targets[head] = Target(head, None, (old, 1.0))
-        self.made.changes |= untie(self.made.config)
+        self.made.changes |= set_ties(self.made.config, False, True)
         self.made.notes.append(f"{head}: is the embedding of the base, to which it was tied")
 
 

@@ -37,14 +37,22 @@ def is_said_tied(config: Mapping[str, Any]) -> bool:
     return any(value is True for _, value in _ties(config))
 
 
-def untie(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes for a model with a head of its own.
+def set_ties(config: Mapping[str, Any], tied: bool | None, added: bool) -> dict[str, Any]:
+    """What changes for a model whose head is its embedding or not.
 
-    >>> untie({"text_config": {"tie_word_embeddings": True}})
+    Args:
+        config: as it is.
+        tied: how the tensors are; None if there is no head among them.
+        added: whether a head was made of an embedding, so that a configuration that is silent does not do.
+
+    >>> set_ties({"text_config": {"tie_word_embeddings": True}}, False, False)
     {'text_config.tie_word_embeddings': False}
     """
-    paths = [path for path, value in _ties(config) if value is True] or [_TIED] * is_tied(config)
-    return dict.fromkeys(paths, False)
+    if tied is None or not config:
+        return {}
+    said = _ties(config)
+    changes = {path: tied for path, value in said if value is not tied}
+    return changes if said or not (tied or added) else {_TIED: tied}
 
 
 def _ties(config: Mapping[str, Any]) -> list[tuple[str, Any]]:

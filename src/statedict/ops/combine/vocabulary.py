@@ -6,6 +6,7 @@ such tensors of a model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.state_dict import StateDict, like
 from statedict.values import abbreviate
 
+_HEAD = re.compile(r"head|out|logits|predict")
 POLICIES = ("truncate", "pad")
 
 
@@ -133,10 +135,10 @@ def add_heads(
     return found, notes
 
 
-def has_own_head(tree: StateDict) -> bool:
-    """Whether a model has a head that is not tied to its embedding."""
+def is_head_tied(tree: StateDict) -> bool | None:
+    """Whether the head of a model shares the bytes of its embedding; None if it has no head."""
     pair = _find_pair(tree)
-    return pair is not None and as_lazy(tree[pair[0]]).region != as_lazy(tree[pair[1]]).region
+    return None if pair is None else as_lazy(tree[pair[0]]).region == as_lazy(tree[pair[1]]).region
 
 
 def _tie(tree: StateDict) -> StateDict:
@@ -157,7 +159,8 @@ def _find_pair(tree: StateDict) -> tuple[str, str] | None:
     embeddings = [name for name in matrices if _is_embedding(name)]
     if len(embeddings) != 1:
         return None
-    heads = [name for name, shape in matrices.items() if name not in embeddings and shape == matrices[embeddings[0]]]
+    shape = matrices[embeddings[0]]
+    heads = [name for name in matrices if name not in embeddings and _HEAD.search(name) and matrices[name] == shape]
     return (embeddings[0], heads[0]) if len(heads) == 1 else None
 
 
