@@ -136,7 +136,7 @@ def lora_report() -> Any:
 
 def lora_extracted() -> Any:
     modules = tuple((path, 4, 0.5) for path in paths())
-    return LoraExtracted(HOSTILE, HOSTILE, modules, tuple(paths()), 0, 0.5, 0, (HOSTILE,), False)
+    return LoraExtracted(HOSTILE, HOSTILE, modules, tuple(paths()), tuple(paths()), 0, 0.5, 0, (HOSTILE,), False)
 
 
 def pruned() -> Any:

@@ -28,7 +28,7 @@ IN_MODULES = {
         "transpose", "untie",
     ],
     "delta": ["apply", "make"],
-    "lora": ["apply", "show"],
+    "lora": ["apply", "extract", "show"],
     "reports": [
         "CombineReport", "DeltaReport", "Diff", "EditReport", "LoraApplied", "LoraExtracted", "LoraReport",
         "RestoreReport", "ScanReport", "StatsReport", "Summary", "TensorStats", "VerifyReport",

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA and its kin): show one, add some to a model. docs/lora.md describes them.
+"""Low-rank adapters (LoRA and its kin): show, apply, extract. docs/lora.md describes them.
 
 >>> import numpy
 >>> from statedict import lora
@@ -10,6 +10,6 @@
 
 from __future__ import annotations
 
-from statedict.api.lora import apply, show
+from statedict.api.lora import apply, extract, show
 
-__all__ = ["apply", "show"]
+__all__ = ["apply", "extract", "show"]

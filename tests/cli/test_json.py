@@ -27,6 +27,7 @@ COMMANDS = {
     "merge": "--method linear checkpoint.pth checkpoint.pth --dry-run",
     "lora show": "adapter.safetensors",
     "lora apply": "base.safetensors adapter.safetensors --dry-run",
+    "lora extract": "base.safetensors tuned.safetensors --rank 1 --dry-run",
     "delta make": "checkpoint.pth checkpoint.pth --dry-run",
     "delta apply": "checkpoint.pth x.delta --dry-run",
     "diff": "checkpoint.pth model.safetensors",
@@ -67,7 +68,8 @@ def test_every_document_says_its_schema(name: str, run: Run, tmp_path: Path) -> 
         statedict.delta.make(tmp_path / "checkpoint.pth", tmp_path / "checkpoint.pth", tmp_path / "x.delta")
     adapter = {"w.lora_down.weight": np.ones((1, 3)), "w.lora_up.weight": np.ones((3, 1))}
     statedict.save(adapter, tmp_path / "adapter.safetensors")
-    statedict.save({"w.weight": np.ones((3, 3))}, tmp_path / "base.safetensors")
+    for stem, value in (("base", 1.0), ("tuned", 2.0)):
+        statedict.save({"w.weight": np.full((3, 3), value)}, tmp_path / f"{stem}.safetensors")
     with statedict.CheckpointManager(tmp_path / "run") as manager:
         for step in (1, 2):
             manager.save(step, {"w": np.full(3, float(step))}, metrics={"loss": 1 / step})

@@ -90,3 +90,28 @@ def test_mistakes_are_explained(run: Run, arguments: tuple[str, ...], message: s
     done = run("lora", "apply", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@pytest.mark.usefixtures("adapter")
+def test_an_adapter_is_extracted_again(run: Run, tmp_path: Path) -> None:
+    assert run("lora", "apply", "checkpoint.pth", "adapter", "-o", "tuned.pth").returncode == 0
+    done = run("lora", "extract", "checkpoint.pth", "tuned.pth", "--rank", "2", "-o", "again", torch=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "fc3  rank 2  energy 1.0000",
+        "1 module, 1.0000 of the change of its matrices, 752 B",
+    ]
+    both = (statedict.lora.apply(tmp_path / "checkpoint.pth", tmp_path / name) for name in ("adapter", "again"))
+    one, other = (tree["model_state"]["fc3.weight"].numpy() for tree in both)
+    assert np.allclose(one, other, atol=1e-5)
+    again = run("lora", "extract", "checkpoint.pth", "tuned.pth", "--energy", "0.5", "-o", "again")
+    assert again.returncode == 2
+    record = json.loads(
+        run("lora", "extract", "checkpoint.pth", "tuned.pth", "--energy", "0.5", "--dry-run", "--json").stdout
+    )
+    assert record["modules"][0][1] == 1
+    assert "name a folder by -o OUT" in run("lora", "extract", "checkpoint.pth", "tuned.pth").stderr
+    assert (
+        "give either --rank R or --energy SHARE"
+        in run("lora", "extract", "checkpoint.pth", "tuned.pth", "--dry-run").stderr
+    )

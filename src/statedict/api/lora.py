@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from statedict.api.combine import Made, _write
-from statedict.api.files import is_path, load, name_of, split, tree_of
+from statedict.api.files import is_path, load, name_of, split, to_writable, tree_of
 from statedict.collector import Paused
 from statedict.errors import CombineError, MissingFileError
-from statedict.io.urls import folder_of, join
+from statedict.io.urls import folder_of, join, to_name
 from statedict.tree.state_dict import StateDict, like
 
 TYPE_CHECKING = False
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
     from statedict.api.files import Path
     from statedict.ops.combine.lora import Plan
     from statedict.ops.combine.lora_keys import Adapter
-    from statedict.reports.lora import LoraApplied, LoraReport
+    from statedict.reports.lora import LoraApplied, LoraExtracted, LoraReport
 
-_FILE = "adapter_config.json"
+_FILE, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def apply(
@@ -81,6 +83,70 @@ def show(adapter: Any, config: Mapping[str, Any] | None = None) -> LoraReport:
     with Paused():
         found, tree = _open(adapter, config)
         return describe(found, getattr(tree, "metadata", None) or {})
+
+
+def extract(base: Any, tuned: Any, rank: int | None = None, *, energy: float | None = None) -> StateDict:
+    """The adapter that makes one model of another, as far as its rank allows; docs/lora.md says what peft does with it.
+
+    Each matrix that changed gets the largest singular directions of its change, with scale 1; other parameters that
+    changed are in it whole. The metadata have its adapter_config.json under `adapter_config`.
+
+    Args:
+        base: the model before; a path, URL or tree.
+        tuned: the model afterwards, with the same names and shapes.
+        rank: of each change.
+        energy: instead, the share of the sum of squares of each change that is kept, such as 0.99.
+
+    Raises:
+        CombineError: the models differ in names or shapes, or not at all.
+        StateDictError: what `load` raises.
+
+    >>> import numpy
+    >>> from statedict import lora
+    >>> base, tuned = ({"fc.weight": numpy.full((2, 3), value, "float32")} for value in (0, 2))
+    >>> adapter = lora.extract(base, tuned, 1)
+    >>> {name: tuple(tensor.shape) for name, tensor in adapter.items()}
+    {'base_model.model.fc.lora_A.weight': (1, 3), 'base_model.model.fc.lora_B.weight': (2, 1)}
+    >>> lora.apply(base, adapter)["fc.weight"].numpy().round(3).tolist()
+    [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
+    """
+    return _extract(base, tuned, rank, energy)[0]
+
+
+def extract_files(
+    base: Any,
+    tuned: Any,
+    dst: Path | None,
+    rank: int | None = None,
+    *,
+    energy: float | None = None,
+    overwrite: bool = True,
+    dry_run: bool = False,
+) -> LoraExtracted:
+    """Write what `extract` makes as a folder that peft loads."""
+    from statedict.formats import safetensors
+    from statedict.io.location import location
+    from statedict.io.pipeline import put_bytes
+
+    made, config, report = _extract(base, tuned, rank, energy)
+    if dry_run or dst is None:
+        return report
+    text = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
+    files = {_WEIGHTS: partial(safetensors.write, to_writable(made)), _FILE: partial(put_bytes, text)}
+    location(to_name(dst)).publish_folder(files, nbytes=report.nbytes, overwrite=overwrite)
+    return replace(report, written=True)
+
+
+def _extract(
+    base: Any, tuned: Any, rank: int | None, energy: float | None
+) -> tuple[StateDict, dict[str, Any], LoraExtracted]:
+    from statedict.formats.beside import read_config
+    from statedict.ops.combine.lora_extract import extract
+
+    names = [name_of(one) if is_path(one) else other for one, other in ((base, "base"), (tuned, "tuned"))]
+    with Paused():
+        about = read_config(split(base)[0]) if is_path(base) else {}
+        return extract((names[0], names[1]), tree_of(base), tree_of(tuned), rank, energy, about)
 
 
 def apply_files(

@@ -104,6 +104,8 @@ OPTIONS = {
     "integers": ("--integers", "GLOB=RULE"),
     "vocabulary": ("--vocabulary", "POLICY"),
     "only": ("--only", "GLOB"),
+    "rank": ("--rank", "R"),
+    "energy": ("--energy", "SHARE"),
     "max_shard_size": ("--max-shard-size", "SIZE"),
     "overwrite": ("--overwrite", ""),
     "dry_run": ("--dry-run", ""),

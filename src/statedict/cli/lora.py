@@ -1,4 +1,4 @@
-"""`statedict lora`: show an adapter, or apply some to a model."""
+"""`statedict lora`: show an adapter, apply some to a model, extract one from two models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from statedict.cli.commands import JSON, Commands, echo_report, only_option, pro
 from statedict.cli.terminal import all_option
 from statedict.render import lora_text
 
-_NAMES = ("show", "apply")
+_NAMES = ("show", "apply", "extract")
 
 
 @click.group(cls=Commands, table={name: f"{__name__}:{name}" for name in _NAMES})
 def lora() -> None:
-    """Show low-rank adapters (LoRA), and add them to a model."""
+    """Show low-rank adapters (LoRA), add them to a model, or extract one."""
 
 
 @click.command()
@@ -56,3 +56,28 @@ def apply(
         report = api.apply_files(base, adapters, dst, one_or_more("weight", weight), only=only, prove=prove, **how)
     echo_report(report, as_json, lora_text.applied(report, None if all else lora_text.ROWS))
     return int(prove and report.written and not report.proved)
+
+
+@click.command()
+@click.argument("base", type=click.Path())
+@click.argument("tuned", type=click.Path())
+@click.option("--rank", metavar="R", type=click.IntRange(min=1), help="The rank of each change.")
+@click.option("--energy", metavar="SHARE", type=float, help="Instead: keep this share of each change, such as 0.99.")
+@click.option("-o", "--output", "dst", metavar="OUT", type=click.Path(), help="The folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace files in OUT.")
+@click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
+@all_option("Print every module.")
+@JSON
+def extract(
+    base: str, tuned: str, rank: int | None, energy: float | None, dst: str | None, overwrite: bool, dry_run: bool,
+    all: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Make an adapter of the difference between two models, as a folder that peft loads.
+
+    Matrices get their largest singular directions. Other parameters that changed are in it whole.
+    """
+    if dst is None and not dry_run:
+        raise click.UsageError("name a folder by -o OUT, or use --dry-run")
+    with progress("extracting"):
+        report = api.extract_files(base, tuned, dst, rank, energy=energy, overwrite=overwrite, dry_run=dry_run)
+    echo_report(report, as_json, lora_text.extracted(report, None if all else lora_text.ROWS))

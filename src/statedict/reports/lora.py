@@ -71,6 +71,7 @@ class LoraExtracted(Shown):
     tuned: str
     modules: tuple[tuple[str, int, float], ...]  # name, rank, and the share of the change's energy that it has
     whole: tuple[str, ...]  # parameters that are in it whole
+    left_out: tuple[str, ...]  # parameters that changed, and that no adapter of peft can hold
     equal: int  # tensors that do not differ
     energy: float  # the share of the whole change of the matrices that the adapter has
     nbytes: int

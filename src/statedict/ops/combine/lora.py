@@ -29,8 +29,8 @@ from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import matches, no_match_error
 from statedict.values import abbreviate
 
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
-_HEAD = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+HEAD = "lm_head.weight"
 _SCALES = ("weight_scale", "weight_scale_inv", "scales", "qweight", "absmax", "SCB")  # of quantized weights
 
 
@@ -236,7 +236,7 @@ class _Placing:
             some = next(iter(self.names.items()))
             path = some[1].removesuffix(some[0]) + short
             self.made.notes.append(f"{path}: the base has none, so its configuration must say that there is one")
-            if short.endswith(_HEAD):
+            if short.endswith(HEAD):
                 self.made.changes |= set_ties(self.made.config, False, True)
         if self.weight <= 0:
             raise CombineError(
@@ -252,19 +252,24 @@ class _Placing:
             self.made.notes.append(f"{path}: has {tensor.shape[0]:,} rows now, {base.shape[0]:,} before")
             self.made.changes |= resize(self.made.config, base.shape[0], tensor.shape[0])
         target.whole = tensor, self.weight
-        if base is not None and short.endswith(_EMBEDDINGS) and name in self.adapter.saved:
+        if base is not None and short.endswith(EMBEDDINGS) and name in self.adapter.saved:
             self._keep_head(path, short, base)
 
     def _keep_head(self, path: str, short: str, old: LazyTensor) -> None:
         """Keep the old embedding as the head of a model that has none of its own, as peft does."""
-        models = self.made.config.get("architectures") or ()
-        heads = any(one.endswith(_HEAD) for one in (*self.names, *self.adapter.whole))
-        if heads or not is_tied(self.made.config) or not any("LMHead" in one or "CausalLM" in one for one in models):
+        if not lacks_head([*self.names, *self.adapter.whole], self.made.config):
             return
-        head = path.removesuffix(short) + _HEAD
+        head = path.removesuffix(short) + HEAD
         self.made.targets[head] = Target(head, None, (old, 1.0))
         self.made.changes |= set_ties(self.made.config, False, True)
         self.made.notes.append(f"{head}: is the embedding of the base, to which it was tied")
+
+
+def lacks_head(names: Sequence[str], config: Mapping[str, Any]) -> bool:
+    """Whether a model of these names has a head in memory that is its embedding, and none of its own."""
+    models = config.get("architectures") or ()
+    heads = any(name.endswith(HEAD) for name in names)
+    return not heads and is_tied(config) and any("LMHead" in one or "CausalLM" in one for one in models)
 
 
 def _choose(adapter: Adapter, only: Sequence[str] | str | None) -> Adapter:

@@ -261,6 +261,61 @@ def _randomized_svd(change: Change, directions: int) -> Spectrum:
     return _to_spectrum(squares[:directions], method, False, math.sqrt(count) * len(basis) * _EPS)
 
 
+def find_directions(change: Change, rank: int | None, energy: float | None) -> tuple[Any, Any]:
+    """The largest singular values of a change of real numbers, squared, and their right singular vectors as columns.
+
+    Args:
+        change: the difference of two tensors, whose blocks are read several times.
+        rank: how many; fewer if the change has fewer.
+        energy: instead, as many as have this share of the sum of all squares.
+
+    Returns:
+        Squares of D / `scale`, the largest first; columns × as many.
+    """
+    short = min(change.rows, change.columns)
+    wanted = min(short, DIRECTIONS if rank is None else rank)
+    while True:
+        squares, vectors = _find_vectors(change, wanted)
+        kept = min(rank or short, int((squares > squares[:1].sum() * _EPS).sum()))
+        if energy is not None:
+            reached = numpy.cumsum(squares) >= energy * change.energy * (1 - 1e-9)
+            if not reached.any() and len(squares) < short:
+                wanted = min(short, 2 * wanted)
+                continue
+            kept = min(kept, int(reached.argmax()) + 1) if reached.any() else kept
+        return squares[:kept], vectors[:, :kept]
+
+
+def _find_vectors(change: Change, count: int) -> tuple[Any, Any]:
+    """Squared singular values and right singular vectors: all of small matrices, else the first ones."""
+    short, elements = min(change.rows, change.columns), change.rows * change.columns
+    if short <= _SVD[0] and elements <= _SVD[1]:
+        _, values, rows = numpy.linalg.svd(numpy.concatenate(list(change.blocks())), full_matrices=False)
+        return values**2, rows.T
+    if 4 * (count + _MORE) >= short:  # all are found at once where that costs no more
+        wide = change.rows < change.columns
+        gram = numpy.zeros((short, short), change.work)
+        for block in change.panels() if wide else change.blocks():
+            gram += block.T @ block
+        squares, vectors = numpy.linalg.eigh(gram)
+        squares, vectors = numpy.maximum(squares[::-1], 0.0), vectors[:, ::-1]
+        if not wide:
+            return squares, vectors
+        kept = min(len(squares), max(count, 1) + _MORE)
+        vectors = numpy.concatenate([panel @ vectors[:, :kept] for panel in change.panels()])
+        lengths = numpy.linalg.norm(vectors, axis=0)
+        return squares[:kept], vectors / numpy.where(lengths, lengths, 1.0)
+    columns = numpy.random.default_rng(_SEED).standard_normal((change.columns, count + _MORE)).astype(change.work)
+    basis = numpy.linalg.qr(_times(change, columns, False))[0]
+    image = _times(change, basis, False)
+    small = basis.T @ image
+    weights, axes = numpy.linalg.eigh((small + small.T) / 2)
+    positive = weights > max(0.0, weights[-1]) * len(weights) * _EPS
+    half = (image @ axes[:, positive]) / numpy.sqrt(weights[positive])
+    vectors, values, _ = numpy.linalg.svd(half, full_matrices=False)
+    return values[:count] ** 2, vectors[:, :count]
+
+
 def _times(change: Change, columns: Any, turned: bool) -> Any:
     """DᴴD, or D's transpose in the place of D, times some columns."""
     total = numpy.zeros_like(columns)
