@@ -183,4 +183,5 @@ class Writer:
 def libraries() -> dict[str, str]:
     """Name → version of what makes checkpoints here."""
     versions = {"statedict": __version__, "python": platform.python_version()}
-    return versions | {name: str(sys.modules[name].__version__) for name in ("numpy", "torch") if name in sys.modules}
+    loaded = {name: sys.modules.get(name) for name in ("numpy", "torch")}
+    return versions | {name: str(module.__version__) for name, module in loaded.items() if module is not None}
