@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import pickle
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,18 @@ def test_large_tensors_are_read_block_by_block_and_in_parts(tmp_path: Path) -> N
     assert bytes(found["frozen"].raw()) == base[:400].tobytes()
 
 
+def test_other_processes_decode_what_is_sent_to_them(tmp_path: Path) -> None:
+    base = np.random.default_rng(0).standard_normal(400_000).astype("f4")
+    statedict.save({"w": base, "v": base + 1}, tmp_path / "base.safetensors")
+    tuned = {"w": base * np.float32(1.00001), "v": base + np.float32(1.00001)}
+    delta.make(tmp_path / "base.safetensors", tuned, tmp_path / "x.delta")
+    found = delta.apply(tmp_path / "base.safetensors", tmp_path / "x.delta")
+    assert (pickle.loads(pickle.dumps(found["w"])).numpy() == tuned["w"]).all()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        statedict.save(found, tmp_path / "out.safetensors", executor=pool)
+    assert_same(statedict.load(tmp_path / "out.safetensors"), tuned)
+
+
 def test_loading_and_one_element_read_little(tmp_path: Path) -> None:
     base = np.random.default_rng(0).standard_normal(4_000_000).astype("f4")
     statedict.save({"w": base}, tmp_path / "base.safetensors")
@@ -202,7 +217,7 @@ def test_a_file_that_is_no_delta_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_delta_of_a_delta_needs_it_applied_first(tmp_path: Path) -> None:
-    states = [{"w": np.random.default_rng(0).standard_normal(1000) + n} for n in range(3)]
+    states = [{"w": np.random.default_rng(0).standard_normal(1000) * (1 + n * 1e-9)} for n in range(3)]
     delta.make(states[0], states[1], tmp_path / "one")
     with pytest.raises(UnsupportedError, match=r"its base memory is not in it"):
         delta.make(tmp_path / "one", states[2], tmp_path / "two")

@@ -154,7 +154,7 @@ def _decode(
         where = f"{source.name}: tensor {name!r}"
         before = None
         if entry.path is not None:
-            before = _find_in_base(base, entry, where) if lack is None else _refuse(entry, str(lack), source.name)
+            before = _find_in_base(base, entry, where) if lack is None else _refuse(entry, lack, source.name)
         size = LazyTensor(entry.kind, entry.shape, stored[name].storage).nbytes
         coded = CodedSource(stored[name], entry.kind, size, before, where)
         tensors[name] = LazyTensor(entry.kind, entry.shape, Storage(coded, 0, size))
@@ -168,14 +168,15 @@ def _find_in_base(base: Base | None, entry: _Entry, where: str) -> LazyTensor:
     return found
 
 
-def _refuse(entry: _Entry, message: str, name: str) -> LazyTensor:
+def _refuse(entry: _Entry, lack: StateDictError, name: str) -> LazyTensor:
     """A tensor that stands for one of a base that is not there."""
     size = LazyTensor(entry.kind, entry.shape, Storage(None, 0, 0)).nbytes  # type: ignore[arg-type]
-    return LazyTensor(entry.kind, entry.shape, Storage(ComputedSource(size, partial(_raise, message), name), 0, size))
+    nothing = ComputedSource(size, partial(_raise, type(lack), str(lack)), name)
+    return LazyTensor(entry.kind, entry.shape, Storage(nothing, 0, size))
 
 
-def _raise(message: str, *_: object) -> None:
-    raise UnsupportedError(message)
+def _raise(kind: type[StateDictError], message: str, *_: object) -> None:
+    raise kind(message)
 
 
 def _open_base(source: ByteSource, base: Mapping[str, Any]) -> Base:
@@ -188,7 +189,7 @@ def _open_base(source: ByteSource, base: Mapping[str, Any]) -> Base:
     try:
         found = _read_whole(open_file(resolve_inside(run, join(str(base["step"]), _DATA))), base)
     except StateDictError as error:
-        raise UnsupportedError(
+        raise CorruptFileError(
             f"{source.name}: is a delta to {name_base(base)} of its run, which cannot be read ({error}); "
             "put that back, or take another step"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from threading import local
 
 from statedict.errors import CorruptFileError
@@ -11,6 +12,8 @@ from statedict.tensor import coding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from statedict.dtypes import DType
     from statedict.tensor.lazy import LazyTensor
 
@@ -20,7 +23,7 @@ _THREAD = local()
 class CodedSource(ByteSource):
     """The decoded bytes of a tensor; `coded` is the tensor of its coded ones, `base` what differences are added to."""
 
-    __slots__ = ("_signed", "_table", "_unit", "base", "coded", "name", "remote", "size")
+    __slots__ = ("__weakref__", "_signed", "_table", "_unit", "base", "coded", "name", "remote", "size")
 
     remote: bool
 
@@ -49,12 +52,12 @@ class CodedSource(ByteSource):
 
     def _get_block(self, index: int, size: int) -> memoryview:
         """A block, which its thread keeps until it needs another."""
-        last: tuple[object, int, memoryview] | None = getattr(_THREAD, "last", None)
-        if last is not None and last[0] is self.coded and last[1] == index:
+        last: tuple[Any, int, memoryview] | None = getattr(_THREAD, "last", None)
+        if last is not None and last[0]() is self and last[1] == index:
             return last[2]
         block = memoryview(bytearray(size))
         self._decode(index, block)
-        _THREAD.last = self.coded, index, block
+        _THREAD.last = weakref.ref(self), index, block
         return block
 
     def _decode(self, index: int, out: memoryview) -> None:

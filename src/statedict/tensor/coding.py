@@ -1,6 +1,6 @@
 """Lossless coding of the bytes of tensors, alone or as differences from those of another tensor.
 
-    bytes ─▶ blocks of 1 MiB ─▶ numbers ─▶ one plane for each byte of a number ─▶ Zstandard, level 1
+    bytes ─▶ blocks of 1 MiB ─▶ numbers ─▶ one plane for each byte of a number ─▶ Zstandard
 
 A block is coded as `PLANES` (the numbers as they are) or as `DELTA`. A delta maps the numbers of both tensors to
 integers in their order, subtracts them (modulo 2**bits), and moves the sign of the difference to its lowest bit. So
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from statedict.dtypes import DType
 
 PLANES, DELTA = 0, 1
-_LEVEL = 1
+# the fast strategy, with the smallest table to look for repetitions in: bytes of planes repeat by chance only, and what
+# is found then costs more than their entropy (docs/decisions/0022-deltas.md)
+_PARAMETERS = {"window_log": 17, "hash_log": 6, "chain_log": 6, "min_match": 7, "strategy": 1, "write_content_size": 1}
 _SAMPLES, _SAMPLE = 4, 8 << 10  # pieces of a block, and most bytes of each, by which the coder of a block is chosen
 _SHARE = 16  # a sample is at most this part of a block, but not below a kilobyte
 _THREAD = local()
@@ -87,7 +89,7 @@ def _numbers(data: memoryview, unit: int) -> Any:
 
 
 def _choose(numbers: Any, base: Any, signed: bool) -> int:
-    """The coder that makes a sample of a block smaller."""
+    """The coder for a block: a difference if it makes a sample at least 1% smaller, for it costs more to read."""
     import numpy
 
     most = max(256, min(_SAMPLE, numbers.nbytes // (_SAMPLES * _SHARE))) // numbers.itemsize
@@ -97,7 +99,7 @@ def _choose(numbers: Any, base: Any, signed: bool) -> int:
     alone, delta = (
         sum(len(_pack(plane)) for plane in _split(some)) for some in (numbers, _subtract(numbers, base, signed))
     )
-    return DELTA if delta < alone else PLANES
+    return DELTA if 100 * delta < 99 * alone else PLANES
 
 
 def _to_order(numbers: Any) -> Any:
@@ -150,7 +152,9 @@ def _pack(plane: Any) -> bytes | memoryview:
         return b""
     packer = getattr(_THREAD, "packer", None)
     if packer is None:
-        packer = _THREAD.packer = import_zstandard().ZstdCompressor(level=_LEVEL)
+        zstandard = import_zstandard()
+        parameters = zstandard.ZstdCompressionParameters(**_PARAMETERS)
+        packer = _THREAD.packer = zstandard.ZstdCompressor(compression_params=parameters)
     packed: bytes = packer.compress(plane.data)
     return packed if len(packed) < plane.size else plane.data
 
