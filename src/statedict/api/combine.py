@@ -225,12 +225,15 @@ _CARD = "README.md"
 def _describe(report: CombineReport, sources: Sequence[Any]) -> dict[str, Any]:
     """Where a state comes from, without times and absolute paths: the same sources give the same bytes."""
     from statedict.formats.provenance import describe_files
+    from statedict.io.parallel import parallel
     from statedict.shown import to_record
 
+    paths = list(dict.fromkeys(split(source)[0] for source in sources if is_path(source)))
+    files = dict(zip(paths, parallel(describe_files, paths), strict=True))
     rows = []
     for (name, share), source in zip(report.sources, sources, strict=True):
         row = {"name": name} | ({} if share is None else {"share": share})
-        rows.append(row | ({"files": describe_files(split(source)[0])} if is_path(source) else {}))
+        rows.append(row | ({"files": files[split(source)[0]]} if is_path(source) else {}))
     return {"method": report.method, "parameters": to_record(report)["parameters"], "sources": rows}
 
 

@@ -248,9 +248,6 @@ def _list_companions(folder: str) -> Iterator[str]:
 def _change(config: bytes, changes: Mapping[str, Any]) -> bytes:
     tree = json.loads(config)
     for path, value in changes.items():
-        *above, key = path.split(".")
-        node = tree
-        for name in above:
-            node = node[name]
-        node[key] = value
+        above, _, key = ("", "", path) if path in tree else path.rpartition(".")
+        (tree[above] if above else tree)[key] = value
     return json.dumps(tree, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
