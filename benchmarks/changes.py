@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness import HERE, Row, Side
 
-_GONE = """
+GONE = """
 import os, shutil
 for one in (out, out + '.pth', out + '.safetensors'):
     if os.path.isdir(one): shutil.rmtree(one)
@@ -24,12 +24,12 @@ def _changes(
     """Reading one file and writing another, without and with fsync on both sides; `ours` ends in `fsync=`."""
     most = 150 if "cast" in name else 100
     theirs, here = _PEERS + "\n" + setup[0], "import statedict\n" + setup[1]
-    plain = Row(name, data, Side(peer, call, theirs, _GONE), Side("", f"{ours}False)", here, _GONE), target, most=most)
+    plain = Row(name, data, Side(peer, call, theirs, GONE), Side("", f"{ours}False)", here, GONE), target, most=most)
     synced = Row(
         f"{name}, fsync",
         data,
-        Side(f"{peer}, fsync", call + _SYNC_OUT, theirs, _GONE),
-        Side("", f"{ours}True)", here, _GONE),
+        Side(f"{peer}, fsync", call + _SYNC_OUT, theirs, GONE),
+        Side("", f"{ours}True)", here, GONE),
         most=most,
     )
     return [plain, synced]

@@ -38,7 +38,8 @@ for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):
 def ensure(directory: Path, names: set[str]) -> None:
     """Make the files that are not there yet, in another process, so that this one stays small."""
     directory.mkdir(parents=True, exist_ok=True)
-    names = names | {"large.pth" for name in names if name.startswith(("twin", "altered"))}  # their counterpart
+    if any(name.startswith(("twin", "altered")) for name in names):  # their counterparts
+        names = names | {"large.pth", "twin.pth"}
     for stem in sorted({name.partition(".")[0] for name in names if not (directory / name).exists()}):
         print(f"making {directory / stem}.{{pth,safetensors}}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-c", _MAKE, str(directory / stem)], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.changes import CHANGES
+from benchmarks.combining import COMBINING
 from benchmarks.comparing import COMPARING
 from benchmarks.data import COUNTS, LARGE_MB
 from benchmarks.harness import SYNC, Row, Side
@@ -131,6 +132,7 @@ ROWS: list[Row] = [
     *CHANGES,
     *SEEING,
     *COMPARING,
+    *COMBINING,
     *RUNNING,
     Row("list 2 GB .pth", "large.pth", TORCH_MMAP, LIST, 20, new_process=True, most=40),
     Row("list 2 GB .safetensors", "large.safetensors", SAFE_OPEN, LIST, 2.5, new_process=True, most=40),

@@ -1,0 +1,90 @@
+"""The jobs that make one model of several. Those of mergekit take the environment of `make peers-mergekit`."""
+
+from __future__ import annotations
+
+from benchmarks.changes import GONE
+from benchmarks.harness import HERE, Row, Side
+
+_THREE = """
+import os
+above = os.path.dirname(path)
+files = [os.path.join(above, f'{name}.safetensors') for name in ('large', 'twin', 'altered')]
+"""
+_LOOP = """
+with ExitStack() as stack:
+    opened = [stack.enter_context(safe_open(file, 'pt')) for file in files]
+    state = {}
+    for name in opened[0].keys():
+        total = opened[0].get_tensor(name).float()
+        for other in opened[1:]:
+            total += other.get_tensor(name)
+        state[name] = (total / len(opened)).bfloat16()
+    save_file(state, out)
+del state, total
+"""
+_OURS = """
+from statedict.api.combine import average_files
+"""
+_LLAMAS = """
+import os, subprocess, sys
+above = os.path.join(os.path.dirname(path), 'llamas')
+if not os.path.exists(above):
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+    config = LlamaConfig(hidden_size=2048, intermediate_size=5632, num_hidden_layers=20, num_attention_heads=16,
+        num_key_value_heads=4, vocab_size=32000, tie_word_embeddings=False, dtype='bfloat16')
+    with torch.device('meta'):
+        shapes = {name: value.shape for name, value in LlamaForCausalLM(config).state_dict().items()}
+    config.architectures = ['LlamaForCausalLM']
+    torch.manual_seed(0)
+    base = {name: torch.randn(shape).mul_(0.02).bfloat16() for name, shape in shapes.items()}
+    for at, model in enumerate(('base', 'a', 'b')):
+        folder = os.path.join(above + '.part', model)
+        config.save_pretrained(folder)
+        state = base if not at else {k: v + torch.randn(v.shape).mul_(0.002).bfloat16() for k, v in base.items()}
+        save_file(state, os.path.join(folder, 'model.safetensors'), metadata={'format': 'pt'})
+    del base, state
+    os.rename(above + '.part', above)
+base, a, b = (os.path.join(above, name) for name in ('base', 'a', 'b'))
+recipe = out + '.yml'
+open(recipe, 'w').write(RECIPE.format(base=base, a=a, b=b))
+"""
+_RECIPES = {
+    "slerp": "merge_method: slerp\nbase_model: {base}\nmodels: [{{model: {base}}}, {{model: {a}}}]\n"
+    "parameters: {{t: 0.3}}\n",
+    "ties": "merge_method: ties\nbase_model: {base}\n"
+    "models: [{{model: {a}}}, {{model: {b}}}]\nparameters: {{weight: 0.5, density: 0.3}}\n",
+    "task_arithmetic": "merge_method: task_arithmetic\nbase_model: {base}\n"
+    "models: [{{model: {a}}}, {{model: {b}}}]\nparameters: {{weight: 0.5}}\n",
+}
+_MERGEKIT = HERE.parent / ".venv-mergekit" / "bin" / "mergekit-yaml"
+_PEER = f"subprocess.run([{str(_MERGEKIT)!r}, recipe, out, '--lazy-unpickle'], check=True, stdout=2)"
+_MERGE = "subprocess.run([sys.executable, '-m', 'statedict', 'merge', recipe, '-o', out], check=True, stdout=2)"
+
+COMBINING: list[Row] = [
+    Row(
+        "average three files of 2 GB in bfloat16",
+        "altered.safetensors",
+        Side(
+            "a loop over safe_open",
+            _LOOP,
+            "from contextlib import ExitStack\nimport torch\nfrom safetensors import safe_open\n"
+            "from safetensors.torch import save_file" + _THREE,
+            GONE,
+        ),
+        Side("average", "average_files(files, out, format='safetensors')", _OURS + _THREE, GONE),
+        4,
+        most=100,
+    ),
+    *(
+        Row(
+            f"merge models of 2.4 GB by {method}, as a command",
+            "altered.safetensors",
+            Side("mergekit-yaml", _PEER, f"RECIPE = {recipe!r}" + _LLAMAS, GONE),
+            Side("statedict merge", _MERGE, f"RECIPE = {recipe!r}" + _LLAMAS, GONE),
+            3,
+        )
+        for method, recipe in _RECIPES.items()
+    ),
+]
