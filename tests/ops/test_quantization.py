@@ -155,6 +155,13 @@ def test_the_json_has_both_counts() -> None:
     assert tensors["model.layers.0.mlp.down_proj.qweight"] == {"kind": "AWQ 4-bit", "shape": [32, 64]}
 
 
+def test_a_notebook_shows_the_kinds_and_what_is_wrong(tmp_path: Path) -> None:
+    folder = change(copy("mlx-mixed", tmp_path), lambda state: state.pop(f"{LAYER}.scales"))
+    shown = statedict.inspect(folder)._repr_html_()
+    assert "<td>MLX 6-bit affine</td>" in shown
+    assert f"{LAYER}.scales: MLX: scales are missing" in shown
+
+
 def test_a_part_of_a_model_says_the_same_of_its_weights() -> None:
     folder, at = str(FILES / "gptq-4"), "model.layers.0.mlp"
     shown = CliRunner().invoke(cli, ["show", "--json", "--at", at, folder])

@@ -17,6 +17,7 @@ from statedict.reports.combine import CombineReport, DeltaReport
 from statedict.reports.diff import Diff, TensorDiff
 from statedict.reports.lora import LoraApplied, LoraExtracted, LoraReport
 from statedict.reports.outcomes import Change, EditReport, Entry, RestoreReport, ScanReport, VerifyReport
+from statedict.reports.quantization import sums as sum_weights
 from statedict.reports.runs import Bisection, Blame, Pruned, RunVerified
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import Node, Optimizer, Summary, mark_inferred
@@ -64,14 +65,23 @@ def _summary(report: Summary) -> str:
 
     dtypes = [(name, sums.tensors, sums.elements, human_bytes(sums.nbytes)) for name, sums in report.dtypes.items()]
     troubles = [trouble for one in report.optimizers for trouble in one.troubles.values()]
+    troubles += [*report.quantization.notes, *(f"{one.name}: {one.what}" for one in report.quantization.troubles)]
     if report.wasted:
         troubles.append(f"wasted {human_bytes(report.wasted)}: storages hold more than their views")
     opaque = [f"{name}: {times:,}" for name, times in report.opaque.items()]
+    kinds = [(kind, sum_weights(weights)) for kind, weights in report.quantization.kinds.items()]
+    quantized = [
+        (kind, one["weights"], one["parameters"], human_bytes(one["nbytes"]), one["bits_per_weight"])
+        for kind, one in kinds
+    ]
     return page(
         next(lines(report)),
         listing(troubles),
         tree(report.root, line, lambda node: (len(node.children), node.children)),
         fold("dtypes", table(("dtype", "tensors", "elements", "bytes"), dtypes)),
+        fold("quantization", table(("kind", "weights", "parameters", "bytes", "bits each"), quantized))
+        if quantized
+        else "",
         *map(_groups, report.optimizers[:20]),
         fold("objects that are not data, kept inert", listing(opaque)),
         tone="look" if troubles else "",

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from statedict.ops.quantization.config import METHODS, Config
@@ -28,11 +29,10 @@ _OTHERS = {
     for what in ("scale", "zero_point", "global_scale")
 }  # fmt: skip
 _OTHERS |= {f"{name}_hadamard_matrix": "rotation" for name in ("forward", "backward")}
-_MARKS: dict[str, list[Scheme]] = {}
-for _scheme in SCHEMES:
+_MARKS: dict[str, list[int]] = {}  # ending → the schemes that it gives away, by number
+for _number, _scheme in enumerate(SCHEMES):
     for _mark in _scheme.marks or (_scheme.stored,):
-        _MARKS.setdefault(_mark, []).append(_scheme)
-_ENDINGS = tuple(_MARKS)
+        _MARKS.setdefault(_mark, []).append(_number)
 
 
 class Found:
@@ -74,16 +74,15 @@ class Found:
         return weight is not None and weight.packed
 
     def _layers(self) -> Iterable[tuple[Scheme, Layer]]:
-        stems: dict[str, list[Scheme]] = {}
+        stems: dict[str, set[int]] = {}
         for path in self._tensors:
-            if path.endswith(_ENDINGS):
-                for mark, schemes in _MARKS.items():
-                    if path.endswith(mark):
-                        known = stems.setdefault(path.removesuffix(mark), [])
-                        known += [scheme for scheme in schemes if scheme not in known]
+            for mark in _marks_in(path[path.rindex(".") :]):
+                if path.endswith(mark):
+                    stems.setdefault(path.removesuffix(mark), set()).update(_MARKS[mark])
         taken: set[str] = set()
-        for stem, schemes in stems.items():
-            for scheme in sorted(schemes, key=SCHEMES.index):
+        for stem, numbers in stems.items():
+            for number in sorted(numbers):
+                scheme = SCHEMES[number]
                 layer = self._layer(stem, scheme)
                 if layer is not None and taken.isdisjoint(layer.paths.values()) and scheme.fits(layer):
                     taken.update(layer.paths.values())
@@ -191,6 +190,12 @@ def _lay_out(scheme: Scheme, layer: Layer) -> Layout:
         shape = "×".join(map(str, numbers.shape))
         layer.trouble(scheme.stored, "shape", f"is {shape}, which {scheme.name} does not store")
         return Layout(None, layer.bits, elements=numbers.numel())
+
+
+@lru_cache(1024)
+def _marks_in(key: str) -> tuple[str, ...]:
+    """The marks that a path may have whose last key, with its dot, is this one."""
+    return tuple(mark for mark in _MARKS if key.endswith(mark) or mark.endswith(key))
 
 
 def _look(path: str, tensor: LazyTensor) -> tuple[str, str, int]:
