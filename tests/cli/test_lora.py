@@ -74,6 +74,14 @@ def test_shards_two_adapters_and_a_part(run: Run, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
 
 
+@pytest.mark.usefixtures("adapter")
+def test_factors_are_mixed(run: Run) -> None:
+    two = ("adapter", "adapter/adapter_model.safetensors", "--combination", "ties", "--density", "0.5", "--seed", "1")
+    done = run("lora", "apply", "checkpoint.pth", *two, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["targets"][0]["rank"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -228,3 +228,61 @@ def test_a_folder_of_replicated_layers_says_how_many(tuned: Make, tmp_path: Path
     assert again.config.num_hidden_layers == 3
     with torch.no_grad():
         assert torch.allclose(again(tokens).logits, expected, atol=1e-5)
+
+
+MIXES: dict[str, dict[str, Any]] = {
+    "cat": {},
+    "linear": {},
+    "ties": {"density": 0.5},
+    "magnitude_prune": {"density": 0.3},
+}
+
+
+def two_adapters(tuned: Make, tmp_path: Path) -> tuple[Any, list[Path]]:
+    from peft import LoraConfig
+
+    one = tuned("llama", r=4, target_modules=["q_proj", "v_proj"])
+    torch.manual_seed(5)
+    one.peft.add_adapter("other", LoraConfig(r=4, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=False))
+    one.peft.save_pretrained(tmp_path / "both")
+    return one, [tmp_path / "both", tmp_path / "both" / "other"]
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (0.7, -0.3)])
+@pytest.mark.parametrize("method", MIXES)
+def test_several_adapters_are_combined_as_by_peft(
+    tuned: Make, tmp_path: Path, method: str, weights: tuple[float, float]
+) -> None:
+    one, folders = two_adapters(tuned, tmp_path)
+    ours = lora.apply(one.base, folders, weights, combination=method, **MIXES[method])
+    one.peft.add_weighted_adapter(["default", "other"], [*weights], "mix", method, **MIXES[method])
+    one.peft.set_adapter("mix")
+    assert_close(ours, one.merged().state_dict(), 2e-6)
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_random_combinations_follow_the_seed(tuned: Make, tmp_path: Path, method: str) -> None:
+    one, folders = two_adapters(tuned, tmp_path)
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def made(seed: int, density: float = 0.5) -> Any:
+        tree = lora.apply(one.base, folders, (0.7, 0.3), combination=method, density=density, seed=seed)
+        return tree[name].tolist()
+
+    assert made(1) == made(1) != made(2)
+    whole = lora.apply(one.base, folders, (0.7, 0.3), combination=method.replace("dare_", ""), **(
+        {"density": 1} if "ties" in method else {}
+    ))  # fmt: skip
+    assert made(1, 1.0) == whole[name].tolist()
+
+
+def test_mistakes_in_a_combination_are_explained(tuned: Make, tmp_path: Path) -> None:
+    one, folders = two_adapters(tuned, tmp_path)
+    for options, message in (
+        ({"combination": "svd"}, "expected one of cat, linear, ties"),
+        ({"combination": "ties"}, "combination ties: needs a density"),
+        ({"density": 0.5}, "combination cat: takes no density"),
+        ({"combination": "ties", "density": 2}, "density: expected a share above 0 and up to 1, got 2"),
+    ):
+        with pytest.raises(CombineError, match=message):
+            lora.apply(one.base, folders, **options)

@@ -33,6 +33,9 @@ def apply(
     *,
     config: Mapping[str, Any] | None = None,
     only: Sequence[str] | str | None = None,
+    combination: str = "cat",
+    density: float | None = None,
+    seed: int = 0,
 ) -> StateDict:
     """A model with low-rank adapters added to it: a lazy tree, computed when it is read or saved.
 
@@ -45,6 +48,10 @@ def apply(
         weight: what the change is multiplied by, one number or one for each adapter; -1 takes it away again.
         config: the adapter_config.json of PEFT, for adapters that have none beside them.
         only: patterns of the adapter's modules to apply, as `show` lists them; all by default.
+        combination: how several adapters are combined: `"cat"` adds up their changes; `"linear"`, `"ties"`,
+            `"dare_linear"`, `"dare_ties"` and `"magnitude_prune"` mix their factors, as peft does.
+        density: the share of the factors' numbers that is kept, for all but the first two.
+        seed: of the random choices of `dare_*`.
 
     Raises:
         CombineError: an adapter is of a kind that cannot be applied, or not for this base, or a tensor of it is not
@@ -58,7 +65,7 @@ def apply(
     >>> lora.apply(base, adapter, 0.5)["fc.weight"].tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    return _apply(base, adapter, weight, config, only, False)[1]
+    return _apply(base, adapter, weight, config, only, False, (combination, density, seed))[1]
 
 
 def show(adapter: Any, config: Mapping[str, Any] | None = None) -> LoraReport:
@@ -157,6 +164,9 @@ def apply_files(
     *,
     config: Mapping[str, Any] | None = None,
     only: Sequence[str] | str | None = None,
+    combination: str = "cat",
+    density: float | None = None,
+    seed: int = 0,
     prove: bool = False,
     **how: Any,
 ) -> LoraApplied:
@@ -164,7 +174,8 @@ def apply_files(
     plans: list[tuple[Plan, StateDict]] = []
 
     def make() -> Made:
-        plan, tree, report = _apply(base, adapters, weight, config, only, True)
+        mix = combination, density, seed
+        plan, tree, report = _apply(base, adapters, weight, config, only, True, mix)
         plans.append((plan, tree))
         assert report is not None
         return Made(tree, report, plan.changes)
@@ -181,13 +192,15 @@ def apply_files(
 
 
 def _apply(
-    base: Any, adapter: Any, weight: Any, config: Any, only: Any, measure: bool
+    base: Any, adapter: Any, weight: Any, config: Any, only: Any, measure: bool, mix: tuple[Any, ...]
 ) -> tuple[Plan, StateDict, LoraApplied | None]:
     from statedict.formats.beside import read_config
     from statedict.ops.combine.average import is_number
     from statedict.ops.combine.lora import plan
+    from statedict.ops.combine.lora_mix import Mix
     from statedict.ops.combine.lora_report import report
 
+    Mix(*mix).check()
     one = is_path(adapter) or isinstance(adapter, Mapping) or not isinstance(adapter, Sequence)
     sources = [adapter] if one else list(adapter)
     weights = list(weight) if isinstance(weight, list | tuple) else [weight] * len(sources)
@@ -199,7 +212,7 @@ def _apply(
         adapters = [_open(source, config)[0] for source in sources]
         name = name_of(base) if is_path(base) else "base"
         about = read_config(split(base)[0]) if is_path(base) else {}
-        made = plan(name, tree_of(base), adapters, weights, only, about)
+        made = plan(name, tree_of(base), adapters, weights, only, about, Mix(*mix))
         tree = made.build()
         if not measure:
             return made, tree, None

@@ -38,6 +38,9 @@ def show(adapter: str, all: bool, as_json: bool) -> None:
 @click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True, type=click.Path())
 @click.option("--weight", metavar="W[,W...]", default="1", help="Times each change, or all; -1 takes one away.")
 @only_option("Apply only these modules of the adapters; may be repeated.")
+@click.option("--combination", metavar="NAME", default="cat", help="Of several: cat (their sum), linear, ties, ...")
+@click.option("--density", metavar="SHARE", type=float, help="Of the factors' numbers that ties and others keep.")
+@click.option("--seed", type=int, default=0, help="Of the random choices of dare_linear and dare_ties.")
 @click.option("--prove", is_flag=True, help="Check from the written file that base + delta is what is in it.")
 @all_option("Print every tensor that changes.")
 @output_options

@@ -20,6 +20,7 @@ from statedict.ops.combine.align import align
 from statedict.ops.combine.elements import has_mean
 from statedict.ops.combine.lora_factors import Factors, check_shape
 from statedict.ops.combine.lora_keys import Adapter, Module, find_names
+from statedict.ops.combine.lora_mix import Mix
 from statedict.ops.combine.lora_target import Orders, Target, count_experts, find_orders, find_rows
 from statedict.ops.combine.model_config import is_tied, resize, restack, set_ties
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
@@ -79,6 +80,7 @@ def plan(
     weights: Sequence[float],
     only: Sequence[str] | str | None = None,
     config: Mapping[str, Any] | None = None,
+    mix: Mix | None = None,
 ) -> Plan:
     """Plan what adapters change of a base.
 
@@ -89,6 +91,7 @@ def plan(
         weights: what each one's change is multiplied by.
         only: patterns of the adapters' modules to apply; all by default.
         config: config.json of the base.
+        mix: how several adapters are combined; by default their changes add up.
 
     Raises:
         CombineError: an adapter cannot be applied, or not to this base.
@@ -111,6 +114,10 @@ def plan(
         _Placing(adapter, weight, names, tensors, made).place(only)
     if not made.targets:
         raise CombineError(f"{', '.join(one.name for one in adapters)}: nothing is left to apply")
+    if mix is not None:
+        for path, one in made.targets.items():
+            if one.factors and not one.bias and one.magnitude is None:
+                one.factors = mix.combine(path, one.factors)
     _follow_ties(made, tensors)
     _check_targets(name, made, names)
     return made

@@ -11,7 +11,7 @@ from typing import Any
 from statedict.errors import CombineError
 from statedict.ops.alter.tensors import round_to
 from statedict.ops.combine.elements import combine
-from statedict.ops.combine.lora_factors import Factors, Low, add
+from statedict.ops.combine.lora_factors import Low, add
 from statedict.tensor.assembled import assemble, map_elements
 from statedict.tensor.lazy import LazyTensor
 
@@ -36,7 +36,7 @@ class Target:
     base: LazyTensor | None
     whole: tuple[LazyTensor, float] | None = None
     rows: tuple[list[int], LazyTensor] | None = None
-    factors: list[Factors] = field(default_factory=list)
+    factors: list[Any] = field(default_factory=list)
     magnitude: LazyTensor | None = None
     bias: bool = False
 

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Versions: peft 0.21.2, torch 2.13.0 (CPU), transformers 5.18.0, Python 3.11, Linux x86-64.
+#
+# Behaviour: a LoRA on torch.nn.MultiheadAttention adapts in_proj_weight and out_proj. merge_and_unload adds the change
+# of out_proj twice: W + 2·delta. The change of in_proj is added once. The merged module computes something else than the
+# one with the adapter, without a warning.
+#
+# A confident guess: merge_and_unload changes no output.
+#
+# Output seen:
+#   in_proj: W + 1 delta, out_proj: W + 2 deltas, outputs differ
+set -euo pipefail
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check peft==0.21.2 transformers==5.18.0 torch==2.13.0
+"$work/venv/bin/python" -W ignore - <<'PYTHON'
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(8, 2)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+torch.manual_seed(0)
+model = Model().eval()
+before = {name: value.clone() for name, value in model.state_dict().items()}
+adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["attention"], init_lora_weights=False)).eval()
+adapter = {name.removeprefix("base_model.model.attention."): value.clone()
+           for name, value in get_peft_model_state_dict(adapted).items()}
+x = torch.randn(5, 1, 8)
+with torch.no_grad():
+    expected = adapted(x)
+    merged = adapted.merge_and_unload()
+    found = merged(x)
+after = merged.state_dict()
+counts = []
+for name, below in (("attention.in_proj_weight", ""), ("attention.out_proj.weight", "base_layer.out_proj.")):
+    delta = 4 * adapter[f"{below}lora_B.weight"] @ adapter[f"{below}lora_A.weight"]  # lora_alpha 8, r 2
+    times = (after[name] - before[name]) / delta
+    counts.append(float(times.median()))
+    assert torch.allclose(after[name], before[name] + round(counts[-1]) * delta, atol=1e-5)
+same = torch.allclose(expected, found, atol=1e-5)
+print(f"in_proj: W + {counts[0]:.0f} delta, out_proj: W + {counts[1]:.0f} deltas, outputs {'agree' if same else 'differ'}")
+assert [round(count) for count in counts] == [1, 2], "the behaviour has changed"
+assert not same, "the behaviour has changed"
+PYTHON
