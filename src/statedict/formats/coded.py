@@ -87,6 +87,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         tensors, lack = _decode(source, stored, coding, None)
         held = group_tensors(put_together(dict(tensors), metadata, source.name), as_stored)
     except FormatError as error:
+        coding, lack = _Coding({}, None), None
         yield refusal(error, source.name, "header")
     for item in check_stored(source, raw, metadata, stored, held):
         if isinstance(item, Check) and item.part in coding.entries:
