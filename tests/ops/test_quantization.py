@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -336,6 +337,76 @@ def test_a_configuration_can_be_given() -> None:
 def only(state: dict[str, Any], config: dict[str, Any] | None = None) -> QuantizedWeight:
     (weight,) = statedict.inspect(state, config=config).quantization.weights
     return weight
+
+
+RNG = np.random.default_rng(0)
+FP8 = ml_dtypes.float8_e4m3fn
+# by the sources of the libraries, which need a GPU: tensors, configuration, then scheme, shape and bits
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, tuple[int, ...], float]]] = {
+    "FP8 in blocks at an odd size": (
+        {"q.weight": RNG.normal(size=(576, 300)).astype(FP8), "q.weight_scale_inv": np.ones((5, 3), "f4")},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        ("FP8", (576, 300), 8),
+    ),
+    "experts in FP8": (
+        {"e.up_proj": RNG.normal(size=(2, 256, 128)).astype(FP8), "e.up_proj_scale_inv": np.ones((2, 2, 1), "f4")},
+        {},
+        ("FP8", (2, 256, 128), 8),
+    ),
+    "ModelOpt's nvfp4": (
+        {
+            "q.weight": RNG.integers(0, 256, (8, 32), "uint8"),
+            "q.weight_scale": np.abs(RNG.normal(size=(8, 4))).astype(FP8),
+            "q.weight_scale_2": np.ones((), "f4"),
+            "q.input_scale": np.ones((), "f4"),
+        },
+        {},
+        ("ModelOpt", (8, 64), 4),
+    ),
+    "ModelOpt's float8": (
+        {"q.weight": RNG.normal(size=(8, 32)).astype(FP8), "q.weight_scale": np.ones((), "f4")},
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        ("ModelOpt", (8, 32), 8),
+    ),
+    "FBGEMM": (
+        {"e.up_proj": RNG.normal(size=(2, 32, 64)).astype(FP8), "e.up_proj_scale": np.ones((2, 1, 64), "f4")},
+        {"quant_method": "fbgemm_fp8"},
+        ("FBGEMM", (2, 32, 64), 8),
+    ),
+    "gpt-oss by OpenAI": (
+        {
+            "mlp1_weight.blocks": RNG.integers(0, 256, (2, 64, 3, 16), "uint8"),
+            "mlp1_weight.scales": RNG.integers(110, 130, (2, 64, 3), "uint8"),
+        },
+        {},
+        ("MXFP4", (2, 64, 96), 4),
+    ),
+    "AWQ for GEMV": (
+        {
+            "q.qweight": RNG.integers(-9, 9, (64, 16), "int32"),
+            "q.scales": np.ones((64, 8), "f2"),
+            "q.qzeros": np.ones((64, 1), "int32"),
+        },
+        {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"},
+        ("AWQ", (64, 128), 4),
+    ),
+    "EETQ": (
+        {"q.weight": RNG.integers(-127, 128, (32, 64), "int8"), "q.weight_scales": np.ones(64, "f2")},
+        {},
+        ("EETQ", (64, 32), 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_schemes_are_told_by_their_tensors(case: str) -> None:
+    state, config, expected = OTHERS[case]
+    weight = only(state, config or None)
+    assert (weight.scheme, weight.shape, weight.bits) == expected
+    summary = statedict.inspect(state, config=config or None)
+    assert summary.parameters == math.prod(expected[1])
+    assert statedict.stats(state, config=config or None).flags == ()
+    assert not summary.quantization.notes
 
 
 @given(

@@ -11,12 +11,14 @@ METHODS = {
     "gptq": ("GPTQ",),
     "awq": ("AWQ", "GPTQ"),
     "bitsandbytes": ("bitsandbytes",),
-    "compressed-tensors": ("compressed-tensors", "ModelOpt"),
-    "modelopt": ("ModelOpt", "compressed-tensors"),
+    "compressed-tensors": ("compressed-tensors",),
+    "modelopt": ("ModelOpt",),
+    "fbgemm-fp8": ("FBGEMM",),
+    "quark": ("Quark",),
     "mlx": ("MLX",),
     "metal": ("MLX",),
     "mxfp4": ("MXFP4",),
-    "fp8": ("FP8", "compressed-tensors"),
+    "fp8": ("FP8",),
     "eetq": ("EETQ",),
     "exl2": ("EXL2",),
     "exl3": ("EXL3",),
@@ -25,6 +27,8 @@ METHODS = {
     "torchao": ("torchao",),
     "fp_quant": ("FP-Quant",),
 }
+# methods whose tensors have the names of compressed-tensors, which only the configuration tells apart
+ALIKE = {method: METHODS[method][0] for method in ("modelopt", "fbgemm-fp8", "quark", "fp8")}
 _PREFIX = re.compile(r"^(model|language_model|module)\.")
 
 

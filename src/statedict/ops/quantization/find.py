@@ -10,10 +10,10 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from statedict.ops.quantization.config import METHODS, Config
+from statedict.ops.quantization.config import ALIKE, METHODS, Config
 from statedict.ops.quantization.layer import Layer, Layout, ratio
 from statedict.ops.quantization.layouts import lay_out_mlx, pairs_for
-from statedict.ops.quantization.schemes import SCHEMES, Part, Scheme
+from statedict.ops.quantization.schemes import CT, SCHEMES, Part, Scheme
 from statedict.reports.quantization import Quantization, QuantizedWeight
 from statedict.tensor.lazy import LazyTensor
 
@@ -101,21 +101,22 @@ class Found:
 
     def _describe(self, scheme: Scheme, layer: Layer) -> QuantizedWeight:
         numbers = layer.tensors.get(scheme.stored)
+        name = ALIKE.get(self.config.method or "", scheme.name) if scheme.parts is CT else scheme.name
         layout = Layout(None, None)
         if numbers is None:
-            layer.trouble(scheme.stored, "missing", f"{scheme.name}: the numbers of the weight are missing")
+            layer.trouble(scheme.stored, "missing", f"{name}: the numbers of the weight are missing")
         else:
             layout = _lay_out(scheme, layer)
         for ending in scheme.needs:
             if ending not in layer.tensors:
-                layer.trouble(ending, "missing", f"{scheme.name}: {scheme.parts[ending].kind} are missing")
+                layer.trouble(ending, "missing", f"{name}: {scheme.parts[ending].kind} are missing")
         parts = {ending: scheme.parts[ending] for ending in layer.paths if ending != scheme.stored}
         shape = layout.shape
         elements = layout.elements if shape is None else math.prod(shape)
         stored = self._outer(layer.paths[scheme.stored]) if numbers is not None else None
         weight = QuantizedWeight(
             name=self._outer(layer.stem + scheme.named),
-            scheme=scheme.name,
+            scheme=name,
             format=layout.format,
             stored=stored,
             packed=scheme.packed,

@@ -56,7 +56,7 @@ class Scheme(NamedTuple):
     named: str = ""  # what the weight's path has after what they have in common
 
 
-_CT = {"_scale": SCALES, "_zero_point": ZEROS, "_shape": OTHER, "_g_idx": INDEX, "_global_scale": GLOBAL}
+CT = {"_scale": SCALES, "_zero_point": ZEROS, "_shape": OTHER, "_g_idx": INDEX, "_global_scale": GLOBAL}
 _BNB = {
     ".absmax": BLOCK_SCALES,
     ".quant_map": TABLE,
@@ -122,7 +122,7 @@ SCHEMES = (
     Scheme(
         "compressed-tensors",
         "_packed",
-        _CT,
+        CT,
         ("_scale",),
         layouts.lay_out_packed,
         layouts.is_packed,
@@ -140,7 +140,7 @@ SCHEMES = (
     Scheme(
         "compressed-tensors",
         "",
-        _CT,
+        CT,
         ("_scale",),
         layouts.lay_out_as_stored,
         layouts.is_byte,
@@ -148,7 +148,7 @@ SCHEMES = (
         packed=False,
     ),
     Scheme("BitNet", "", {"_scale": ANY_SCALES}, ("_scale",), layouts.lay_out_bitnet, layouts.is_bitnet, ("_scale",)),
-    Scheme("compressed-tensors", "", _CT, ("_scale",), layouts.lay_out_bytes, layouts.has_dtype("uint8"), ("_scale",)),
+    Scheme("compressed-tensors", "", CT, ("_scale",), layouts.lay_out_bytes, layouts.has_dtype("uint8"), ("_scale",)),
     Scheme(
         "FP8",
         "",
