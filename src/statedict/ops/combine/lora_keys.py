@@ -91,6 +91,7 @@ class Module:
         depth: how many parameters of the same module were wrapped before this one.
         scale: the factor of up · down.
         said: the rank that the configuration says; 0 without one.
+        doubled: whether it is the output of `torch.nn.MultiheadAttention`, to which peft adds its change twice.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Module:
     depth: int = 0
     scale: float = 1.0
     said: int = 0
+    doubled: bool = False
 
     @property
     def rank(self) -> int:
@@ -202,12 +204,14 @@ def _sort_in(made: Adapter, key: str, tensor: LazyTensor) -> None:
     depth = 0
     while name.endswith(".base_layer"):
         name, depth = name.removesuffix(".base_layer"), depth + 1
+    doubled = made.dialect == PEFT and name.endswith(".base_layer.out_proj")
     name = name.replace(".base_layer.", ".")
     module = made.modules.setdefault((name, depth), Module(name, depth=depth))
     if role in module.parts:
         raise CombineError(f"{made.name}: has two tensors {role!r} for {name}")
     module.parts[role] = tensor
     module.embedding |= "lora_embedding" in end
+    module.doubled |= doubled
 
 
 def _find_fault(made: Adapter, config: Mapping[str, Any] | None) -> str:
@@ -240,7 +244,9 @@ def _set_scales(made: Adapter, tree: Mapping[str, Any]) -> None:
             continue
         component, _, rest = one.name.partition(".")
         if made.dialect == PEFT:
-            one.scale = _scale_by(made, made.config, one, one.name)
+            one.scale = _scale_by(made, made.config, one, one.name) * (2 if one.doubled else 1)
+            if one.doubled:
+                made.notes.append(f"{one.name}: is an output of attention, to which peft adds its change twice")
         elif "alpha" in one.parts:
             one.scale = float(one.parts["alpha"].numpy().reshape(-1)[0]) / one.rank
         elif component in parts or "" in parts:
