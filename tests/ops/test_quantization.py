@@ -501,3 +501,52 @@ def test_the_cost_grows_linearly_with_the_weights() -> None:
         return steps(lambda: statedict.inspect(state))
 
     assert_linear(cost, 300, 1_200)
+
+
+def test_settings_of_single_modules_are_those_of_the_configuration() -> None:
+    def state(*names: str) -> dict[str, Any]:
+        return {
+            f"{name}.{part}": value
+            for name in names
+            for part, value in (
+                ("qweight", np.zeros((8, 32), "int32")),
+                ("scales", np.ones((1, 32), "float16")),
+            )
+        }
+
+    config = {"quant_method": "gptq", "bits": 4, "group_size": -1, "dynamic": {"+:a\\.(q|k)_proj$": {"bits": 8}}}
+    found = statedict.inspect(state("a.q_proj", "a.v_proj"), config=config).quantization.weights
+    assert [(weight.bits, weight.shape) for weight in found] == [(8, (32, 32)), (4, (32, 64))]
+    weights = {"num_bits": 8, "group_size": None}
+    groups = {
+        "x": {"targets": ["re:.*q_proj"], "weights": weights},
+        "y": {"targets": ["a.v_proj"], "weights": weights | {"num_bits": 4}},
+    }
+    packed = {
+        f"a.{name}.{part}": value
+        for name in ("q_proj", "v_proj")
+        for part, value in (("weight_packed", np.zeros((2, 8), "int32")), ("weight_scale", np.ones((2, 1), "f4")))
+    }
+    config = {"quant_method": "compressed-tensors", "config_groups": groups}
+    found = statedict.inspect(packed, config=config).quantization.weights
+    assert [(weight.bits, weight.shape) for weight in found] == [(8, (2, 32)), (4, (2, 64))]
+
+
+def test_a_pattern_in_a_configuration_takes_no_time() -> None:
+    name = "a" * 200 + "!"
+    state = {f"{name}.qweight": np.zeros((4, 32), "int32"), f"{name}.scales": np.ones((1, 32), "float16")}
+    config = {"quant_method": "gptq", "bits": 4, "dynamic": {"(a+)+$": {"bits": 8}, "((a|a)*)*b": {"bits": 2}}}
+    assert only(state, config).bits == 4
+
+
+def test_the_cost_grows_linearly_with_settings_of_single_modules() -> None:
+    def cost(count: int) -> int:
+        state = {
+            f"{at}.{name}": np.zeros(shape, kind)
+            for at in range(count)
+            for name, shape, kind in (("qweight", (4, 32), "int32"), ("scales", (1, 32), "float16"))
+        }
+        config = {"quant_method": "gptq", "bits": 4, "extra_config": {str(at): {"bits": 4} for at in range(count)}}
+        return steps(lambda: statedict.inspect(state, config=config))
+
+    assert_linear(cost, 300, 1_200)

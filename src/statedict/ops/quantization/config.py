@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 # what the configurations call the method → the schemes whose tensors it may have
@@ -48,9 +50,13 @@ class Config:
         if method is None and _is_size(self.values.get("bits")) and _is_size(self.values.get("group_size")):
             method = "gptq" if "desc_act" in self.values else "mlx"
         self.method = method.lower().replace("_", "-") if method and method != "fp_quant" else method
-        groups = self.values.get("config_groups")
-        self._groups = [one for one in groups.values() if isinstance(one, dict)] if isinstance(groups, dict) else []
-        self._rules = [*_list_rules(self.values.get("dynamic")), *_list_rules(self.values.get("extra_config"))]
+        self._default, self._targets = _read_groups(self.values.get("config_groups"))
+        self._own = _Rules()
+        for key in ("dynamic", "extra_config"):  # of GPTQModel, where `-:` leaves modules out, and of auto-round
+            rules = self.values.get(key)
+            for pattern, settings in rules.items() if isinstance(rules, dict) else ():
+                if isinstance(pattern, str) and isinstance(settings, dict) and not pattern.startswith("-:"):
+                    self._own.add(pattern.removeprefix("+:"), settings)
 
     def _text(self, key: str) -> str | None:
         value = self.values.get(key)
@@ -60,53 +66,60 @@ class Config:
     def by_auto_round(self) -> bool:
         """Whether auto-round wrote it, whose symmetric scales are of both signs."""
         marks = (self._text("quant_method"), self._text("provider"), self._text("quantizer"))
-        return "autoround_version" in self.values or any(mark and "round" in mark for mark in marks)
+        return "autoround_version" in self.values or any(mark and "round" in mark.lower() for mark in marks)
 
-    def of(self, name: str) -> tuple[int | None, int | None, dict[str, Any]]:
+    def of(self, name: str) -> tuple[int | None, int | None, Mapping[str, Any]]:
         """Bits and group of the weights of a module, None where it does not say, and the settings they stand in."""
-        found: dict[str, Any] = {
-            key: self.values[key] for key in ("bits", "w_bit", "group_size", "q_group_size") if key in self.values
-        }
-        found |= next((weights for weights in self._weights(name) if weights), {})
-        for pattern, changes in self._rules:
-            if pattern == name or re.match(pattern, name):
-                found |= changes
-                break
         own = self.values.get(name, self.values.get(_PREFIX.sub("", name)))
-        found |= own if isinstance(own, dict) else {}
+        groups = self._targets.of(name) or self._default
+        found = ChainMap(own if isinstance(own, dict) else {}, self._own.of(name) or {}, groups, self.values)
         bits = next((found[key] for key in ("bits", "w_bit", "num_bits") if _is_size(found.get(key))), None)
         group = next((found[key] for key in ("group_size", "q_group_size") if type(found.get(key)) is int), None)
         if bits is None and self.values.get("load_in_4bit") is True:
             bits = 4
-        return bits, group, self.values | found
-
-    def _weights(self, name: str) -> Iterator[dict[str, Any]]:
-        """The settings of weights in the groups of compressed-tensors that may have a module."""
-        for group in self._groups:
-            weights, targets = group.get("weights"), group.get("targets")
-            if not isinstance(weights, dict):
-                continue
-            texts = [target for target in targets if isinstance(target, str)] if isinstance(targets, list) else []
-            if len(self._groups) == 1 or any(target == name or _matches(target, name) for target in texts):
-                yield weights
+        return bits, group, found
 
 
-def _matches(target: str, name: str) -> bool:
-    try:
-        return target.startswith("re:") and re.match(target[3:], name) is not None
-    except re.error:
-        return False
+class _Rules:
+    """Settings by the names of modules, or by patterns of them."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[str, Any]] = {}
+        self._patterns: list[tuple[re.Pattern[str], dict[str, Any]]] = []
+
+    def add(self, pattern: str, settings: dict[str, Any]) -> None:
+        self._exact.setdefault(pattern, settings)
+        simple = not _SLOW.search(pattern) and len(_REPEATS.findall(pattern)) <= 3 and len(self._patterns) < _MOST
+        if simple and re.search(r"[\\^$*+?|\[(]", pattern):
+            with suppress(re.error):
+                self._patterns.append((re.compile(pattern), settings))
+
+    def of(self, name: str) -> dict[str, Any] | None:
+        """The settings of a module; None without any."""
+        known = self._exact.get(name)
+        if known is None and len(name) <= _LONGEST:
+            known = next((settings for pattern, settings in self._patterns if pattern.match(name)), None)
+        return known
 
 
-def _list_rules(rules: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The modules with settings of their own, as GPTQModel and auto-round have them: pattern, settings."""
-    for pattern, changes in rules.items() if isinstance(rules, dict) else ():
-        if isinstance(pattern, str) and isinstance(changes, dict) and not pattern.startswith("-:"):
-            try:
-                re.compile(pattern := pattern.removeprefix("+:"))
-            except re.error:
-                pattern = re.escape(pattern)
-            yield pattern, changes
+# patterns come from a file: none that may take much longer than the name is long
+_SLOW = re.compile(r"\)[*+?{]|\\[1-9]|\(\?(?!:)")
+_REPEATS = re.compile(r"[*+{]")
+_MOST, _LONGEST = 100, 300
+
+
+def _read_groups(groups: Any) -> tuple[dict[str, Any], _Rules]:
+    """The settings of weights in the groups of compressed-tensors: those of a single group, and all by target."""
+    rules, found = _Rules(), []
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict):
+            found.append(weights)
+            targets = group.get("targets")
+            for target in targets if isinstance(targets, list) else ():
+                if isinstance(target, str):
+                    rules.add(target.removeprefix("re:"), weights)
+    return found[0] if len(found) == 1 else {}, rules
 
 
 def _is_size(value: Any) -> bool:

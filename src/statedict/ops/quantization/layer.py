@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Layer:
     tensors: dict[str, LazyTensor]  # the same by tensor
     bits: int | None = None  # by the configuration
     group: int | None = None  # by the configuration; -1 for whole rows
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     pairs: dict[Fraction, tuple[int, int]] = field(default_factory=dict)  # of MLX: bits times group → both
     troubles: list[Trouble] = field(default_factory=list)
 
