@@ -48,6 +48,7 @@ for name, below in (("attention.in_proj_weight", ""), ("attention.out_proj.weigh
     counts.append(float(times.median()))
     assert torch.allclose(after[name], before[name] + round(counts[-1]) * delta, atol=1e-5)
 assert torch.allclose(expected, found, atol=1e-5)
-print(f"in_proj: W + {counts[0]:.0f} delta, out_proj: W + {counts[1]:.0f} deltas, outputs before and after merging agree")
-assert [round(count) for count in counts] == [1, 2], "the behaviour has changed"
+first, second = (round(count) for count in counts)
+print(f"in_proj: W + {first} delta, out_proj: W + {second} deltas, outputs before and after merging agree")
+assert (first, second) == (1, 2), "the behaviour has changed"
 PYTHON

@@ -145,6 +145,28 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {  # ca
         r"to_q\.weight of the base .*: has the shape \(6, 4\), which",
     ),
     "a bad pattern": (PEFT, CONFIG | {"rank_pattern": {"(": 2}}, r"'\(' is not a regular expression"),
+    "a scalar": (
+        PEFT | {f"base_model.model.{Q[:-7]}.lora_A.weight": np.array(1.0)},
+        CONFIG,
+        "'down' is float64 of shape",
+    ),
+    "an empty factor": (
+        {f"base_model.model.{Q[:-7]}.lora_A.weight": DOWN[:0], f"base_model.model.{Q[:-7]}.lora_B.weight": UP[:, :0]},
+        CONFIG,
+        r"'down' is float32 of shape \(0, 4\)",
+    ),
+    "integers": ({key: value.astype("i4") for key, value in PEFT.items()}, CONFIG, "'down' is int32"),
+    "a pattern that is a list": (PEFT, CONFIG | {"rank_pattern": []}, "rank_pattern: expected an object"),
+    "modules that are a text": (
+        PEFT,
+        CONFIG | {"modules_to_save": "head"},
+        "modules_to_save: expected a list of names",
+    ),
+    "a billion layers": (
+        PEFT,
+        CONFIG | {"layer_replication": [[0, 10**9]]},
+        "layer_replication: expected a list of pairs",
+    ),
     "no adapter at all": ({"fc.weight": UP}, CONFIG, "has no tensor of a low-rank adapter"),
     "tokens that are not there": (
         PEFT | {f"base_model.model.{OUT[:-7]}.token_adapter.trainable_tokens_delta": DOWN},

@@ -335,7 +335,6 @@ def _replicate(
         return tree
     if any(one != maps[0] for one in maps):
         raise CombineError("the adapters differ in layer_replication; apply one after the other")
-    order = [number for first, last in maps[0] for number in range(first, last)]
     layout = Layout(tree)
     outline: dict[str, str | Build] = {}
     lists = [re.match(r"(.*?\b(?:layers?|h))\.(\d+)\.", path) for path in layout.leaves]
@@ -343,8 +342,9 @@ def _replicate(
     if len(heads) != 1:
         raise CombineError(f"{name}: layer_replication needs one list of layers, and there are {sorted(heads)}")
     last = max(int(found[2]) for found in lists if found)
-    if max(order, default=0) > last:
-        raise CombineError(f"{name}: layer_replication names the layer {max(order)}, and the last one is {last}")
+    if any(end > last + 1 for _, end in maps[0]):
+        raise CombineError(f"{name}: layer_replication is {maps[0]!r:.60}, and the base has {last + 1:,} layers")
+    order = [number for first, end in maps[0] for number in range(first, end)]
     changes |= restack(config, last + 1, [(config, first, end) for first, end in maps[0]])
     for path, found in zip(layout.leaves, lists, strict=True):
         if found is None:

@@ -225,6 +225,10 @@ def check_shape(where: str, shape: Sequence[int], factors: Factors) -> None:
         factors.down.shape[0],
         factors.down.shape[0] if factors.up is None else factors.up.numel() // factors.up.shape[0],
     ]
-    if ranks[0] != ranks[1] or (rows, columns) != (whole if len(shape) > 1 else (1, *shape)):
+    if (
+        ranks[0] != ranks[1]
+        or ranks[0] % factors.experts
+        or (rows, columns) != (whole if len(shape) > 1 else (1, *shape))
+    ):
         made = " × ".join(str(tuple(one.shape)) for one in (factors.up, factors.mid, factors.down) if one is not None)
         raise CombineError(f"{where}: has the shape {tuple(shape)}, which {made} of the adapter does not fit")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy
 
 from statedict.errors import CombineError
+from statedict.ops.combine.lora_checks import check_config, check_parts
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.values import abbreviate, count
 
@@ -149,6 +150,7 @@ def read_adapter(name: str, tree: Mapping[str, Any], config: Mapping[str, Any] |
     >>> read_adapter("a", one, {"r": 2, "lora_alpha": 4}).modules["fc", 0].scale
     2.0
     """
+    check_config(name, config or {})
     tensors = {key: as_lazy(value) for key, value in tree.items() if is_array(value)}
     for key, value in tree.items():
         if key.endswith(".alpha") and type(value) in (int, float):
@@ -158,6 +160,8 @@ def read_adapter(name: str, tree: Mapping[str, Any], config: Mapping[str, Any] |
     made = Adapter(name, dialect, config or {}, {}, {})
     for key, tensor in tensors.items():
         _sort_in(made, key, tensor)
+    for module in made.modules.values() if not kinds else ():
+        check_parts(f"{name}: {module.name}", module.parts)
     if kinds or (config and str(config.get("peft_type", "LORA")) not in ("LORA", "TRAINABLE_TOKENS")):
         made.kind = kinds[0] if kinds else str(config["peft_type"]) if config else ""
         made.fault = f"is {made.kind}, which cannot be applied yet"
