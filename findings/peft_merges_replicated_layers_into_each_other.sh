@@ -2,8 +2,8 @@
 # Versions: peft 0.21.2, torch 2.13.0 (CPU), transformers 5.18.0, Python 3.11, Linux x86-64.
 #
 # Behaviour: with layer_replication some layers of the base occur several times, share their weights, and have an
-# adapter each. merge_and_unload adds each adapter to the shared weight in place, so every copy gets the sum of the changes of
-# all copies. The merged model computes something else than the one with adapters, without a warning.
+# adapter each. merge_and_unload adds each adapter to the shared weight in place, so every copy gets the sum of the
+# changes of all copies. The merged model computes something else than the one with adapters, without a warning.
 #
 # A confident guess: merge_and_unload changes no output, or refuses.
 #
