@@ -56,6 +56,15 @@ def test_what_stands_at_a_path_in_a_file_serves_as_a_source(verb: Any, file: Pat
         assert verb(source, tmp_path / "x.pth") == NAMES
 
 
+def test_what_stands_in_a_list_that_is_the_whole_file_serves_as_a_source(tmp_path: Path) -> None:
+    torch.save([LIVE.state_dict(), {"epoch": 3}], tmp_path / "list.pt")
+    assert list(statedict.load(f"{tmp_path / 'list.pt'}::0")) == NAMES
+    assert list(statedict.load(f"{tmp_path / 'list.pt'}::0.bias")) == [""]
+    assert statedict.load(f"{tmp_path / 'list.pt'}::1.epoch") == {"": 3}
+    with pytest.raises(PathError, match="no entry '2'"):
+        statedict.load(f"{tmp_path / 'list.pt'}::2")
+
+
 def test_a_tensor_at_a_path_is_a_bare_root(file: Path) -> None:
     assert list(statedict.load(f"{file}::model.bias")) == [""]
     assert statedict.load(f"{file}::epoch") == {"": 3}

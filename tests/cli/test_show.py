@@ -93,6 +93,7 @@ def test_json_has_every_tensor_value_and_total(run: Run) -> None:
     assert found["tensors"][0] == {
         "name": "model_state.conv1.weight", "dtype": "float32", "shape": [6, 3, 5, 5], "elements": 450, "nbytes": 1800,
         "role": "parameter", "parameter": None, "inferred": False, "tied": None, "attributes": None,
+        "quantized": None,
     }  # fmt: skip
     assert found["values"]["optimizer_state.param_groups.0.lr"] == 0.001
     assert found["total"] == {"tensors": 20, "elements": 124_012, "nbytes": 496_048}
@@ -114,6 +115,13 @@ def test_depth_folds_the_tree(run: Run) -> None:
     folded = run("show", "checkpoint.pth", "--depth", "1").stdout
     assert "model_state" in folded
     assert "conv1" not in folded
+
+
+def test_depth_counts_from_the_items_of_a_list(run: Run, tmp_path: Path) -> None:
+    torch.save([torch.nn.Linear(2, 2).state_dict(), {"epoch": 3}], tmp_path / "list.pt")
+    folded = run("show", "list.pt", "--depth", "1").stdout
+    assert [line.split()[:2] for line in folded.splitlines()[4:6]] == [["├─", "0"], ["└─", "1"]]
+    assert "weight" not in folded
 
 
 def test_wasted_bytes_of_views_and_opaque_objects_are_named(run: Run, tmp_path: Path) -> None:

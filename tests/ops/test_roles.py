@@ -234,3 +234,21 @@ def test_the_tensors_of_a_model_may_stand_among_other_entries(net: Net, tmp_path
     assert_same(stripped(flat, tmp_path), dict(net.state_dict()))
     roles = {tensor.path: tensor.role for tensor in statedict.inspect(tmp_path / "x.pth").tensors}
     assert roles["callbacks.best"] == "tensor"
+
+
+@pytest.mark.parametrize("outer", [list, tuple])
+def test_a_list_of_states_is_searched_too(outer: Callable[[list[Any]], Any], net: Net, tmp_path: Path) -> None:
+    optimizer = trained(net)
+    batches = [{"observation": torch.ones(2, 3), "action": torch.ones(2)}, torch.ones(3)]
+    whole = outer([net.state_dict(), optimizer.state_dict(), batches, {"epoch": 3}])
+    assert_same(stripped(whole, tmp_path), net.state_dict())
+    assert_same(stripped({"all": whole}, tmp_path), net.state_dict())
+    with pytest.raises(AlterError, match=r"2 models could be meant: 0 .*, 1 "):
+        stripped(outer([net.state_dict(), Net().state_dict()]), tmp_path)
+    summary = statedict.inspect(tmp_path / "x.pth")
+    assert {tensor.role for tensor in summary.tensors} == {"parameter", "buffer"}
+
+
+def test_batches_in_a_list_are_no_model(tmp_path: Path) -> None:
+    with pytest.raises(AlterError, match="there is no model in it"):
+        stripped([{"observation": torch.ones(2, 3)}, {"observation": torch.ones(2, 3)}], tmp_path)

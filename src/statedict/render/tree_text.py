@@ -37,6 +37,8 @@ _ROLES = {
 
 def summary_lines(summary: Summary, depth: int | None) -> Iterator[str]:
     """The tree, then totals by dtype and role, optimizers, and what deserves a look."""
+    if depth is not None and [key for key, _ in summary.root.children] == [""]:
+        depth += 1  # the whole file is a list or an object
     yield from table([_HEAD, *_rows("", summary.root, "", "", depth, 0)], _RIGHT, _style, (0, 5), (3, 2))
     if summary.tensors:
         yield ""
@@ -155,7 +157,8 @@ def stats_lines(report: StatsReport, depth: int | None = None, log: bool = False
     for optimizer in report.optimizers:
         yield ""
         yield from groups(optimizer)
-    packed = {weight.stored: kind for kind, some in report.quantization.kinds.items() for weight in some}
+    kinds = report.quantization.kinds.items()
+    packed = {path: kind for kind, some in kinds for weight in some for path in (weight.stored, *weight.parts)}
     left_out = [tensor for tensor in report.tensors if not tensor.computed]
     words: dict[str, list[str]] = {}
     for tensor in left_out:

@@ -6,6 +6,8 @@ A model is one of these, and everything else that holds tensors lies beside it:
 - a dict that `Module.state_dict()` made, which has `_metadata`;
 - a dict of names → tensors, or a tree of them without dots in its keys, as Flax has it; unless its name says that it
   is of an optimizer, a callback or the like, or it holds nothing but integers, scalars or statistics.
+
+In a list or tuple, where batches and results also stand, a dict must have `_metadata` or dots in its names.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ _SIBLINGS = re.compile(  # keys of models, which a tree of one model does not ha
     re.IGNORECASE,
 )
 _STATISTICS = frozenset(("mean", "std", "var", "min", "max", "shift", "scale", "count", "median"))
+_CONTAINERS = dict | Opaque | list | tuple
 _MARKS = ("_backward_hooks", "_forward_hooks")  # every torch.nn.Module has these attributes
 
 
@@ -132,30 +135,35 @@ def unwrap_names(names: list[str]) -> dict[str, str]:
 
 
 def find_roles(tree: Any) -> Iterator[tuple[str, str, Any]]:
-    """(role, path, dict or whole module) of all in a tree that holds tensors outside lists, in order; each once."""
-    pending, seen, nests = [("", tree, False)], set[int](), dict[int, bool]()
+    """(role, path, dict or whole module) of all in a tree that holds tensors, in order; each once."""
+    pending, seen, nests = [("", tree, False, False)], set[int](), dict[int, bool]()
     while pending:
-        path, node, other = pending.pop()
-        if id(node) in seen or not isinstance(node, dict | Opaque) or type(node) is Counter:
+        path, node, other, listed = pending.pop()
+        if id(node) in seen or not isinstance(node, _CONTAINERS) or type(node) is Counter:
             continue
         seen.add(id(node))
         if is_optimizer(node):
             yield OPTIMIZER, path, node
+            continue
+        if isinstance(node, list | tuple):
+            items = [(str(at), child) for at, child in enumerate(node) if isinstance(child, _CONTAINERS)]
+            pending += [(f"{path}.{at}" if path else at, child, other, True) for at, child in reversed(items)]
             continue
         if module_state(node):
             yield MODEL, path, node
         elif isinstance(node, dict):
             arrays = {key: value for key, value in node.items() if is_array(value)}
             made = bool(arrays) and isinstance(getattr(node, "_metadata", None), dict)
+            dotted = any(type(key) is str and "." in key for key in arrays)
             leaf = made or is_model(node) or _is_nest(node, nests)
-            if leaf or arrays:
-                named = leaf or any(type(key) is str and "." in key for key in arrays)
+            if (leaf or arrays) and (made or dotted or not listed):
+                named = leaf or dotted
                 likely = made or (named and not other and _has_weights(node))
                 yield (MODEL if leaf else MIXED) if likely else BESIDE, path, node
             if not leaf:
                 below = [(f"{path}.{label(k)}" if path else label(k), k, v) for k, v in node.items()]
                 pending += [
-                    (at, child, other or bool(_OF_OTHERS.fullmatch(label(key))))
+                    (at, child, other or bool(_OF_OTHERS.fullmatch(label(key))), listed)
                     for at, key, child in reversed(below)
                     if not is_extra(at)
                 ]

@@ -62,6 +62,8 @@ class StateDict(dict["Any", "Any"], Viewed):
         0.9
         """
         found = _find(self, path)
+        if found is _MISSING and self.keys() == {""}:  # a file that holds a list, say, stands at the empty key
+            found = _find(self[""], path)
         if found is _MISSING:
             paths = [p for p, _ in walk(self)]
             raise PathError(f"no entry {path!r} among {len(paths):,}; {_nearest(path, paths)}")
