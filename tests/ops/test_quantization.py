@@ -107,8 +107,11 @@ def test_nothing_is_flagged_in_what_the_libraries_made(model: str) -> None:
     odd = [flag for flag in report.flags if not flag.name.endswith("norm.weight")]  # all 1 before the training
     odd = [flag for flag in odd if not flag.name.endswith((".bias", ".sinks", "_bias"))]  # all 0
     assert odd == []
-    packed = {one.name for one in report.tensors if not one.computed}
-    assert packed == {weight.stored for weight in report.quantization.weights if weight.packed}
+    left_out = {one.name: one.dtype for one in report.tensors if not one.computed}
+    packed = {weight.stored for weight in report.quantization.weights if weight.packed}
+    assert packed <= left_out.keys()
+    points = [path for weight in report.quantization.weights for path, what in weight.parts.items() if "zero" in what]
+    assert left_out.keys() - packed == {path for path in points if report[path].dtype == "int32"}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -550,3 +553,49 @@ def test_the_cost_grows_linearly_with_settings_of_single_modules() -> None:
         return steps(lambda: statedict.inspect(state, config=config))
 
     assert_linear(cost, 300, 1_200)
+
+
+# what `compress` of these classes of compressed-tensors 0.9.4 makes of a weight of 128×256
+SPARSE: dict[str, dict[str, np.ndarray]] = {
+    "sparse-bitmask": {  # BitmaskCompressor
+        "l.shape": np.array([128, 256]),
+        "l.compressed": np.ones(16384, "float16"),
+        "l.bitmask": np.full((128, 32), 0x33, "uint8"),
+        "l.row_offsets": np.arange(128) * 128,
+    },
+    "sparse-bitmask of 2:4": {  # Sparse24BitMaskCompressor
+        "l.shape": np.array([[128], [256]]),
+        "l.compressed": np.ones((128, 128), "float16"),
+        "l.bitmask": np.full((128, 32), 0x33, "uint8"),
+    },
+    "marlin-24": {  # Marlin24Compressor of 4 bits in groups of 128, and of 8
+        "l.scale_packed": np.ones((2, 128), "float16"),
+        "l.weight_packed": np.ones((8, 256), "int32"),
+        "l.meta": np.ones((8, 256), "int16"),
+    },
+    "marlin-24 of 8 bits": {
+        "l.scale_packed": np.ones((2, 128), "float16"),
+        "l.weight_packed": np.ones((8, 512), "int32"),
+        "l.meta": np.ones((8, 256), "int16"),
+    },
+}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("what", SPARSE)
+def test_sparse_weights_have_the_shape_that_they_had(what: str, backwards: bool) -> None:
+    state = SPARSE[what]
+    summary = statedict.inspect({name: state[name] for name in sorted(state, reverse=backwards)})
+    (weight,) = summary.quantization.weights
+    bits = 16 if "mask" in what else 8 if "8" in what else 4
+    assert (weight.name, weight.shape, weight.format) == ("l.weight", (128, 256), what.split()[0])
+    assert (weight.scheme, weight.bits, weight.troubles) == ("compressed-tensors", bits, ())
+    assert summary.parameters == 128 * 256
+    assert set(weight.parts) == set(state) - {weight.stored}
+
+
+@pytest.mark.parametrize("part", ["l.bitmask", "l.row_offsets", "l.scale_packed", "l.meta"])
+def test_parts_of_sparse_weights_that_do_not_fit_are_found(part: str) -> None:
+    state = next(dict(state) for state in SPARSE.values() if part in state)
+    state[part] = state[part][..., :-1] if "scale" in part else state[part][:-1]
+    assert [(one.name, one.kind) for one in statedict.inspect(state).quantization.troubles] == [(part, "shape")]

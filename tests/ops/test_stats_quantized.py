@@ -58,3 +58,13 @@ def test_faults_are_found_in_the_scales_and_dead_weights(fault: float) -> None:
     assert [(flag.name, flag.kind) for flag in flags if flag.kind == kind] == [("l.SCB", kind)]
     dead = statedict.stats({"l.weight": np.zeros_like(weight), "l.SCB": scale}).flags
     assert [(flag.name, flag.kind) for flag in dead] == [("l.weight", "zeros")]
+
+
+def test_packed_zero_points_and_indices_are_in_no_total() -> None:
+    state = SOUND["GPTQ"]() | {"l.g_idx": np.repeat(np.arange(2, dtype="int32"), 16), "norm": np.ones(4, "float32")}
+    report = statedict.stats(state)
+    assert [tensor.name for tensor in report.tensors if not tensor.computed] == ["l.qweight", "l.qzeros"]
+    assert report["l.g_idx"].max == 1
+    assert report.total.tensors == 2  # the scales and the norm
+    assert report.total.max == max(1, float(state["l.scales"].max()))
+    assert "not computed: l.qweight, l.qzeros: packed numbers, GPTQ 4-bit" in str(report)

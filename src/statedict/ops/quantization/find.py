@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from statedict.ops.quantization.config import ALIKE, METHODS, Config
 from statedict.ops.quantization.layer import Layer, Layout, ratio
 from statedict.ops.quantization.layouts import lay_out_mlx, pairs_for
-from statedict.ops.quantization.schemes import CT, SCHEMES, Part, Scheme
+from statedict.ops.quantization.schemes import CT, SCHEMES, ZEROS, Part, Scheme
 from statedict.reports.quantization import Quantization, QuantizedWeight
 from statedict.tensor.lazy import LazyTensor
 
@@ -69,9 +70,14 @@ class Found:
         return self.report.others.get(path, "") if known is None else known[1].kind
 
     def is_packed(self, path: str) -> bool:
-        """Whether the elements of a tensor are no numbers of a weight."""
-        weight = self.stored.get(path)
-        return weight is not None and weight.packed
+        """Whether each element of a tensor holds several numbers or zero points, or a part of one."""
+        weight, part = self.parts.get(path, (self.stored.get(path), None))
+        word = part is None or (part is ZEROS and self._tensors["." + path[len(self._prefix) :]].dtype.name == "int32")
+        return weight is not None and weight.packed and word
+
+    def is_code(self, path: str) -> bool:
+        """Whether the elements of a tensor beside the numbers are indices, zero points, a mask or the like."""
+        return path in self.parts and self._tensors["." + path[len(self._prefix) :]].dtype.kind != "float"
 
     def _layers(self) -> Iterable[tuple[Scheme, Layer]]:
         stems: dict[str, set[int]] = {}
@@ -79,15 +85,17 @@ class Found:
             for mark in _marks_in(path[path.rindex(".") :]):
                 if path.endswith(mark):
                     stems.setdefault(path.removesuffix(mark), set()).update(_MARKS[mark])
+        chosen: dict[str, tuple[Scheme, Layer]] = {}
         taken: set[str] = set()
-        for stem, numbers in stems.items():
-            for number in sorted(numbers):
+        # where two schemes could have the same tensors, the first one
+        for number, stem in sorted(((n, stem) for stem, some in stems.items() for n in some), key=itemgetter(0)):
+            if stem not in chosen:
                 scheme = SCHEMES[number]
                 layer = self._layer(stem, scheme)
                 if layer is not None and taken.isdisjoint(layer.paths.values()) and scheme.fits(layer):
                     taken.update(layer.paths.values())
-                    yield scheme, layer
-                    break
+                    chosen[stem] = scheme, layer
+        return [chosen[stem] for stem in stems if stem in chosen]
 
     def _layer(self, stem: str, scheme: Scheme) -> Layer | None:
         paths = {ending: stem + ending for ending in (scheme.stored, *scheme.parts) if stem + ending in self._tensors}

@@ -179,6 +179,34 @@ def lay_out_packed(layer: Layer) -> Layout:
     return Layout((*rest, length), bits or 4, size, "pack-quantized", guessed=bits is None)
 
 
+def lay_out_marlin_24(layer: Layer) -> Layout:
+    """Half of the numbers, two of every four in a row, in the order of the Marlin kernels, in tiles of 16 rows."""
+    (rows, words), scales = layer.numbers.shape, layer.shape(".scale_packed", 2)
+    length, bits = rows * 32, layer.vote(ratio(words * 2, scales[1] if scales else None))
+    out = words * 2 // (bits or 4)
+    size, count = layer.count_groups(length, scales[0] if scales else None)
+    layer.expect(".scale_packed", (count, out), why=_describe(bits or 4, out, length, size))
+    layer.expect(".meta", (rows, out * 2), why=f"two of four numbers of {out}×{length}")
+    return Layout((out, length), bits or 4, size, "marlin-24", guessed=bits is None)
+
+
+def lay_out_bitmask(layer: Layer) -> Layout:
+    """The numbers that are not 0, and a bit for each number of the weight."""
+    mask, shape = layer.shape(".bitmask", 2), layer.numbers_in(".shape")
+    bits = layer.numbers.dtype.bits
+    if shape is None or len(shape) != 2:
+        return Layout(mask and (mask[0], mask[1] * 8), bits, None, "sparse-bitmask", elements=layer.numbers.numel())
+    layer.expect(".bitmask", (shape[0], ceil(shape[1], 8)), why=f"a bit for each number of {format_shape(shape)}")
+    layer.expect(".row_offsets", shape[:1], why=f"{shape[0]} rows")
+    return Layout(shape, bits, None, "sparse-bitmask")
+
+
+def is_bitmask(layer: Layer) -> bool:
+    """Whether numbers have a mask in bytes."""
+    mask = layer[".bitmask"]
+    return layer.tensors.get(layer.stored) is not None and mask is not None and mask.dtype.name == "uint8"
+
+
 def _bits_in(length: int, words: int) -> list[int]:
     """The bits with which numbers fill so many words: without gaps, or as older versions with a gap in each."""
     choice = (4, 8, 3, 2, 6, 5, 7, 1)

@@ -9,6 +9,8 @@
     compressed-tensors    weight_packed int32 [out, in·b/32], weight_scale, weight_zero_point, weight_shape int64 [2]
                           weight_packed uint8 [out, in·b/8] (nvfp4, mxfp4, mxfp6), weight_scale, weight_global_scale
                           weight int8 or float8 [out, in], weight_scale, weight_zero_point
+      sparse              compressed [numbers that are not 0], bitmask uint8 [out, in/8], shape, row_offsets
+      sparse, Marlin 2:4  weight_packed int32 [in/32, 16·out·b/32], scale_packed [groups, out], meta int16
     ModelOpt              weight uint8 [out, in/2], weight_scale [out, in/16], weight_scale_2
     FP8 in blocks         weight float8 [out, in], weight_scale_inv [out/128, in/128]
     MLX                   weight uint32 [out, in·b/32], scales [out, in/group], biases (affine only)
@@ -116,6 +118,33 @@ SCHEMES = (
         layouts.lay_out_as_stored,
         layouts.missing_or("int8", ndim=2),
         (".SCB", ".weight_format"),
+        packed=False,
+        named=".weight",
+    ),
+    Scheme(
+        "compressed-tensors",
+        ".weight_packed",
+        {".scale_packed": SCALES, ".meta": OTHER},
+        (".scale_packed",),
+        layouts.lay_out_marlin_24,
+        layouts.has_dtype("int32"),
+        (".scale_packed",),
+        named=".weight",
+    ),
+    Scheme(
+        "compressed-tensors",
+        ".compressed",
+        {
+            ".bitmask": OTHER,
+            ".shape": OTHER,
+            ".row_offsets": OTHER,
+            ".weight_scale": BLOCK_SCALES,
+            ".weight_zero_point": ZEROS,
+        },
+        (".bitmask",),
+        layouts.lay_out_bitmask,
+        layouts.is_bitmask,
+        (".bitmask",),
         packed=False,
         named=".weight",
     ),

@@ -75,7 +75,11 @@ def survey(
         _record(name, tensor, figures.get(tied.get(name, name)), tied.get(name), dead, owned.get(name, _NOBODY))
         for name, tensor in tensors.items()
     ]
-    summed = {name: found for name, found in figures.items() if not is_generator_state(name, tensors[name])}
+    summed = {
+        name: found
+        for name, found in figures.items()
+        if not is_generator_state(name, tensors[name]) and not quantized.is_code(name)
+    }
     by_dtype: dict[str, list[Figures]] = {}
     for name, found in summed.items():
         by_dtype.setdefault(tensors[name].dtype.name, []).append(found)
