@@ -42,7 +42,7 @@ _SIBLINGS = re.compile(  # keys of models, which a tree of one model does not ha
     re.IGNORECASE,
 )
 _STATISTICS = frozenset(("mean", "std", "var", "min", "max", "shift", "scale", "count", "median"))
-_CONTAINERS = dict | Opaque | list | tuple
+_CONTAINERS = (dict, Opaque, list, tuple)
 _MARKS = ("_backward_hooks", "_forward_hooks")  # every torch.nn.Module has these attributes
 
 
