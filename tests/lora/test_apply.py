@@ -182,7 +182,9 @@ def test_a_base_with_another_prefix_is_found(tuned: Make) -> None:
     [
         ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, False),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, False),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True),
         ({"target_modules": ["embed_tokens"]}, True),
+        ({"target_modules": ["lm_head"]}, True),
         ({"target_modules": ["q_proj"]}, True),
     ],
 )
@@ -203,6 +205,27 @@ def test_a_folder_with_a_tied_head_is_what_peft_saves(
     tokens = torch.arange(6)[None]
     with torch.no_grad():
         assert torch.allclose(again(tokens).logits, merged(tokens).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_tied_head_and_embedding_that_both_change_give_what_the_trained_model_computes(
+    tuned: Make, tmp_path: Path, alike: bool
+) -> None:
+    from .conftest import llama
+
+    targets: dict[str, Any] = {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}
+    one = tuned("tied", **(targets if alike else {"target_modules": ["embed_tokens", "lm_head"]}))
+    model = llama(tie=True)
+    model.load_state_dict(one.base)
+    model.save_pretrained(tmp_path / "base")
+    report = apply_files(tmp_path / "base", [one.folder], tmp_path / "out", prove=True)
+    assert report.proved
+    assert ("lm_head.weight" in load(tmp_path / "out")) is not alike
+    again = type(model).from_pretrained(tmp_path / "out")
+    assert again.config.tie_word_embeddings is alike
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():  # peft's merge_and_unload adds both changes to the one tensor
+        assert torch.allclose(again(tokens).logits, one.peft(tokens).logits, rtol=1e-5, atol=1e-4)
 
 
 def test_a_folder_of_replicated_layers_says_how_many(tuned: Make, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from statedict.ops.combine.lora_factors import Factors, check_shape
 from statedict.ops.combine.lora_keys import Adapter, Module, find_names
 from statedict.ops.combine.lora_mix import Mix
 from statedict.ops.combine.lora_target import Orders, Target, count_experts, find_orders, find_rows
-from statedict.ops.combine.model_config import is_tied, resize, restack, set_ties
+from statedict.ops.combine.lora_ties import EMBEDDINGS, HEAD, add_head, follow, lacks_head, settle_head
+from statedict.ops.combine.model_config import resize, restack, set_ties
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout
 from statedict.tree.roles import choose_model, unwrap_names
@@ -30,8 +31,6 @@ from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import matches, no_match_error
 from statedict.values import abbreviate
 
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
-HEAD = "lm_head.weight"
 _SCALES = ("weight_scale", "weight_scale_inv", "scales", "qweight", "absmax", "SCB")  # of quantized weights
 
 
@@ -102,6 +101,7 @@ def plan(
             raise CombineError(f"{adapter.name}: {adapter.fault}")
     changes: dict[str, Any] = {}
     tree = _replicate(name, tree, adapters, config or {}, changes)
+    tree, embedding = add_head(tree, adapters, config or {})
     home, _ = choose_model(tree, "name it as file::{}")
     aligned = align([(name, tree)])
     prefix = f"{home}." if home and all(path.startswith(f"{home}.") for path in aligned.values) else ""
@@ -118,7 +118,10 @@ def plan(
         for path, one in made.targets.items():
             if one.factors and not one.bias and one.magnitude is None:
                 one.factors = mix.combine(path, one.factors)
-    _follow_ties(made, tensors)
+    made.tied = follow(made.targets, tensors)
+    if embedding:
+        _settle_head(made, embedding)
+    made.notes += [f"{path}: is tied to {other}, and changes with it" for path, other in made.tied.items()]
     _check_targets(name, made, names)
     return made
 
@@ -272,13 +275,6 @@ class _Placing:
         self.made.notes.append(f"{head}: is the embedding of the base, to which it was tied")
 
 
-def lacks_head(names: Sequence[str], config: Mapping[str, Any]) -> bool:
-    """Whether a model of these names has a head in memory that is its embedding, and none of its own."""
-    models = config.get("architectures") or ()
-    heads = any(name.endswith(HEAD) for name in names)
-    return not heads and is_tied(config) and any("LMHead" in one or "CausalLM" in one for one in models)
-
-
 def _choose(adapter: Adapter, only: Sequence[str] | str | None) -> Adapter:
     """The part of an adapter whose modules match patterns."""
     if only is None:
@@ -300,17 +296,13 @@ def _split_prefixes(name: str, new: str) -> tuple[str, str]:
     return (name[: -len(new)], "") if name.endswith(new) else ("", new[: -len(name)] if name else "")
 
 
-def _follow_ties(made: Plan, tensors: Mapping[str, LazyTensor]) -> None:
-    """Let tensors that are tied to a target change with it, unless it is one of `modules_to_save`."""
-    regions: dict[object, str] = {}
-    for path, one in made.targets.items():
-        if one.base is not None and (one.whole is None or one.factors):
-            regions[one.base.region] = path
-    for path, tensor in tensors.items():
-        path_of = regions.get(tensor.region)
-        if path_of is not None and path not in made.targets:
-            made.tied[path] = path_of
-            made.notes.append(f"{path}: is tied to {path_of}, and changes with it")
+def _settle_head(made: Plan, embedding: str) -> None:
+    """Leave out the head that was added, or say that it is not tied anymore."""
+    if settle_head(embedding, made.targets, made.tied):
+        made.changes |= set_ties(made.config, False, True)
+        made.notes.append(f"{HEAD}: is no longer tied to {embedding}")
+    else:
+        made.kept.remove(HEAD)
 
 
 def _check_targets(name: str, made: Plan, names: Mapping[str, str]) -> None:

@@ -21,8 +21,8 @@ from statedict.errors import CombineError
 from statedict.io.pipeline import Meter
 from statedict.ops.alter.follow import with_own_storage
 from statedict.ops.combine.elements import has_mean
-from statedict.ops.combine.lora import EMBEDDINGS, HEAD, lacks_head
 from statedict.ops.combine.lora_keys import CONFIG
+from statedict.ops.combine.lora_ties import EMBEDDINGS, HEAD, lacks_head
 from statedict.ops.diff.change import Change, find_directions
 from statedict.ops.diff.compare import Rule, Tally, compare
 from statedict.reports.lora import LoraExtracted
