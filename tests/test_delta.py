@@ -208,6 +208,24 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
             pass
 
 
+def test_a_damaged_delta_is_never_applied_and_its_base_not_blamed(tmp_path: Path) -> None:
+    base = {"w": np.random.default_rng(0).standard_normal(600).astype("f4"), "small": np.ones(3, "f4")}
+    tuned = {"w": base["w"] * np.float32(1.001), "small": np.zeros(3, "f4")}
+    delta.make(base, tuned, tmp_path / "x.delta")
+    good = (tmp_path / "x.delta").read_bytes()
+    for at in range(8, len(good), 5):
+        data = bytearray(good)
+        data[at] ^= 0x01
+        (tmp_path / "y.delta").write_bytes(data)
+        with pytest.raises(StateDictError) as caught:
+            delta.apply(base, tmp_path / "y.delta")
+        assert "find the one that it was made from" not in str(caught.value), at
+    with pytest.raises(CorruptFileError, match=r"y\.delta: w: its digest differs, so its bytes are damaged"):
+        (tmp_path / "y.delta").write_bytes(good[:-1] + b"\1")
+        delta.apply_file(base, tmp_path / "y.delta", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_a_file_that_is_no_delta_is_refused(tmp_path: Path) -> None:
     statedict.save({"w": np.ones(3)}, tmp_path / "x.safetensors")
     with pytest.raises(FormatError, match=r"is safetensors, not a delta; make one by delta\.make\(base, tuned, path\)"):

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from statedict.api.files import Target, is_path, name_of, split, to_writable, tree_of, wrap_root
 from statedict.collector import Paused
-from statedict.errors import FormatError, UnsupportedError
+from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.formats import places
-from statedict.formats.coded import Base, count_deltas, digest_tensors, find_base_of, name_base, read
+from statedict.formats.coded import Base, checks_stored, count_deltas, digest_tensors, find_base_of, name_base, read
 from statedict.formats.coded_writing import NullSink, write
 from statedict.formats.kinds import detect
 from statedict.io.location import location
 from statedict.io.urls import redact, to_name
+from statedict.ops.verify import examine
 from statedict.reports.combine import DeltaReport
 from statedict.tensor.checks import tensors_of
 from statedict.tensor.segments import count_bytes
@@ -83,14 +84,15 @@ def make(
 def apply(base: Any, path: Path) -> StateDict:
     """The checkpoint that a delta was made of: a lazy tree, whose tensors are decoded as they are read or saved.
 
-    The whole base is read first and its digest compared, so nothing is ever put together from another one.
+    The whole delta and the whole base are read first and their digests compared, so nothing is ever put together from
+    damaged files, nor from another base.
 
     Args:
         base: what the delta was made from, in any format: a path or URL as for `load`, or a tree.
         path: the delta, or its URL.
 
     Raises:
-        CorruptFileError: the base is not the one that the delta was made from.
+        CorruptFileError: the delta is damaged, or the base is not the one that it was made from.
         FormatError: the file is not a delta.
         StateDictError: what `load` raises.
     """
@@ -131,6 +133,8 @@ def _apply(base: Any, path: Any) -> tuple[StateDict, DeltaReport]:
     if (kind := detect(source)) != "coded":
         raise FormatError(f"{redact(name)}: is {kind}, not a delta; make one by delta.make(base, tuned, path)")
     with Paused():
+        if problems := examine(redact(name), kind, checks_stored(source)).problems:
+            raise CorruptFileError(f"{redact(name)}: {problems[0]}")
         tensors = dict(tensors_of(to_writable(tree_of(base))))
         whole = Base(tensors, digest_tensors(tensors), {"name": name_of(base)})
         tree = wrap_root(read(source, whole))

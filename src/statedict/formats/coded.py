@@ -104,6 +104,12 @@ def checks(source: ByteSource) -> Iterator[Found]:
         yield Check(name, storage.source, 0, storage.nbytes, tuple(held.get(storage, ())), None, entry.digest)
 
 
+def checks_stored(source: ByteSource) -> Iterator[Found]:
+    """List what is stored alone, which needs no base."""
+    raw, metadata, stored = read_header(source)
+    return check_stored(source, raw, metadata, stored, {})
+
+
 def _parse_coding(metadata: Mapping[str, str], name: str) -> _Coding:
     where = f"{name}: the coding under {CODING!r}"
     found = parse(metadata.get(CODING, ""), where, surrogates=True)
