@@ -189,6 +189,58 @@ def test_the_step_before_the_base_and_the_base_itself_are_saved_whole(run: Path)
     assert_same(statedict.load(run / "7"), tree(7))
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_what_a_delta_needs_is_not_overwritten(run: Path, background: bool) -> None:
+    with CheckpointManager(run, compress="delta", background=background) as manager:
+        for step in (1, 2):
+            manager.save(step, tree(step))
+        with pytest.raises(RunError, match="step 2 is a delta to step 1, which would be replaced; write that out by"):
+            manager.save(1, tree(9), overwrite=True)
+        manager.save(2, tree(3), overwrite=True)
+    assert_same(CheckpointManager(run).load(1), tree(1))
+    assert_same(CheckpointManager(run).load(2), tree(3))
+
+
+def test_a_damaged_delta_does_not_keep_its_base_from_being_overwritten(run: Path) -> None:
+    fill(run, [1, 2])
+    damage(run, 2)
+    with CheckpointManager(run, compress="delta", existing="continue") as manager:
+        manager.save(1, tree(9), overwrite=True)
+    assert_same(CheckpointManager(run).load(1), tree(9))
+
+
+def test_damage_of_the_base_is_not_said_to_be_that_of_the_delta(run: Path) -> None:
+    fill(run, [1, 2])
+    damage(run, 1)
+    problems = statedict.verify(run / "2").problems
+    assert [one.part for one in problems] == ["model.frozen"]
+    assert "its coded bytes or step 1 are damaged" in str(problems[0])
+    assert str(problems[0]).endswith("verify step 1 first")
+
+
+def test_a_link_to_a_step_or_its_file_finds_the_base(run: Path, tmp_path: Path) -> None:
+    fill(run, [1, 2])
+    links = tmp_path / "elsewhere"
+    links.mkdir()
+    (links / "latest").symlink_to(run / "2")
+    (links / "latest.safetensors").symlink_to(run / "2" / "checkpoint.safetensors")
+    (run / "latest").symlink_to("2")
+    for path in (links / "latest", links / "latest.safetensors", run / "latest"):
+        assert_same(statedict.load(path), tree(2))
+        assert statedict.verify(path).ok
+
+
+def test_a_run_in_a_cache_of_the_hub_finds_the_base(run: Path, tmp_path: Path) -> None:
+    fill(run, [1, 2])
+    blobs, there = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "abc" / "run"
+    blobs.mkdir(parents=True)
+    for step in ("1", "2"):
+        shutil.copy(run / step / "checkpoint.safetensors", blobs / step)
+        (there / step).mkdir(parents=True)
+        (there / step / "checkpoint.safetensors").symlink_to(blobs / step)
+    assert_same(statedict.load(there / "2"), tree(2))
+
+
 def test_blame_reads_the_digests_of_what_deltas_decode_to(run: Path) -> None:
     fill(run, range(1, 5))
     found = {one.path: len(one.changes) for one in blame(run).histories}

@@ -101,7 +101,9 @@ def checks(source: ByteSource) -> Iterator[Found]:
         return
     for name, entry in coding.entries.items():
         storage = tensors[name].storage
-        yield Check(name, storage.source, 0, storage.nbytes, tuple(held.get(storage, ())), None, entry.digest)
+        needs = None if entry.path is None else name_base(coding.base)
+        here = tuple(held.get(storage, ()))
+        yield Check(name, storage.source, 0, storage.nbytes, here, None, entry.digest, base=needs)
 
 
 def checks_stored(source: ByteSource) -> Iterator[Found]:
@@ -191,10 +193,9 @@ def _open_base(source: ByteSource, base: Mapping[str, Any]) -> Base:
     if "step" not in base:
         remedy = f"read it by delta.apply(base, {source.name!r})"
         raise UnsupportedError(f"{source.name}: is a delta, and its base {name_base(base)} is not in it; {remedy}")
-    folder = get_folder(source)
-    run = folder_of(folder if is_url(folder) else os.path.abspath(folder))
+    file = join(str(base["step"]), _DATA)
     try:
-        found = _read_whole(open_file(resolve_inside(run, join(str(base["step"]), _DATA))), base)
+        found = _read_whole(open_file(resolve_inside(_find_run(get_folder(source), source.name, file), file)), base)
     except StateDictError as error:
         raise CorruptFileError(
             f"{source.name}: is a delta to {name_base(base)} of its run, which cannot be read ({error}); "
@@ -203,6 +204,14 @@ def _open_base(source: ByteSource, base: Mapping[str, Any]) -> Base:
     if found.digest != base["digest"]:
         raise _other_base_error(source.name, base, found)
     return found
+
+
+def _find_run(folder: str, name: str, base: str) -> str:
+    """The folder of the run that a step's file lies in; both the step's folder and its file may be named by a link."""
+    if is_url(folder):
+        return folder_of(folder)
+    runs = [os.path.dirname(path) for path in (os.path.realpath(folder), os.path.dirname(os.path.realpath(name)))]
+    return next((run for run in runs if os.path.lexists(join(run, base))), runs[0])
 
 
 def _read_whole(source: ByteSource, names: Mapping[str, Any]) -> Base:

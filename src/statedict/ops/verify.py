@@ -110,8 +110,9 @@ def _compare(check: Check, sums: Sums) -> Problem | None:
         right = next(kind for kind, expected, got in pairs if expected == got)
         what += f", its {right} does not: its bytes are right and the {wrong[0][0]} in the file is damaged"
     else:
-        what += ", so its bytes are damaged"
-    return Problem(check.part, what, wrong[0][1] or "", wrong[0][2], _REMEDY, check.paths)
+        what += ", so its bytes are damaged" if check.base is None else f": its coded bytes or {check.base} are damaged"
+    remedy = _REMEDY if check.base is None else f"verify {check.base} first"
+    return Problem(check.part, what, wrong[0][1] or "", wrong[0][2], remedy, check.paths)
 
 
 def _count_nonfinite(check: Check) -> Iterator[Nonfinite]:

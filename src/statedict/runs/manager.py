@@ -194,7 +194,9 @@ class CheckpointManager(Reader):
         if self._last == step and not overwrite and not (self._owed and not self._files.is_committed(step)):
             return False
         self._admit(step, overwrite)
-        check_needed(self._files, step)
+        if overwrite:
+            self._background.wait()  # a delta to it may be under way
+        check_needed(self._files, step, self._writer.replaced, self._verify)
         kept, left = split_covered(tree)
         if self._not_captured is None:
             for what in left:

@@ -40,16 +40,20 @@ def find_superseded(files: Directory) -> set[int]:
     return {*_find(files, _read(files))}
 
 
-def check_needed(files: Directory, step: int) -> None:
-    """Refuse to replace what a pinned step of a run before is a delta to."""
+def check_needed(files: Directory, step: int, replaced: Iterable[int], level: str) -> None:
+    """Refuse to replace what a pinned step is a delta to, or another sound one that is not `replaced` itself."""
     if not files.is_committed(step):
         return
-    needing = [delta for delta, base in files.bases(sorted(files.pins())).items() if base == step]
-    if needing:
-        raise RunError(
-            f"{files}: pinned step {needing[0]} is a delta to step {step}, which would be replaced; write that out by "
-            "convert and unpin it, or name another directory"
-        )
+    pins = files.pins()
+    past = ({*replaced} | find_superseded(files)) - pins
+    needing = files.bases(one for one in files.steps() if one not in past and one != step)
+    for delta in sorted(delta for delta, base in needing.items() if base == step):
+        if delta in pins or files.damage(delta, level) is None:
+            pinned, remove = ("pinned ", "unpin") if delta in pins else ("", "remove")
+            raise RunError(
+                f"{files}: {pinned}step {delta} is a delta to step {step}, which would be replaced; write that out by "
+                f"convert and {remove} it, or name another directory"
+            )
 
 
 def settle(files: Directory) -> None:

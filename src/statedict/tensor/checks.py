@@ -54,7 +54,7 @@ class Check:
     """A part of a file: a range of a source, the tensors that lie in it, and its sums.
 
     `crc` and `digest` (XXH3-128 in hexadecimal) are None if the file has none. `coded` says that it holds the coded
-    bytes of a tensor, which is a part of its own.
+    bytes of a tensor, which is a part of its own; `base` is what a decoded one is a difference from.
     """
 
     part: str
@@ -65,6 +65,7 @@ class Check:
     crc: int | None = None
     digest: str | None = None
     coded: bool = False
+    base: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
