@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -178,6 +180,32 @@ def test_a_base_that_is_removed_or_damaged_meanwhile_costs_no_save(run: Path, ca
     assert "step 3 is stored whole, as the base of a delta cannot be read" in caplog.text
     assert bases(run) == {}
     assert_same(statedict.load(run / "3"), tree(3))
+
+
+def test_a_base_that_the_disk_cannot_read_costs_no_save(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, broken = os.preadv, run / "1" / "checkpoint.safetensors"
+
+    def fail(fd: int, buffers: Any, offset: int) -> int:
+        if offset > 3000 and broken.exists() and os.path.samestat(os.fstat(fd), os.stat(broken)):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, buffers, offset)
+
+    def fail_too(fd: int, size: int, offset: int) -> bytes:
+        data = bytearray(size)
+        return bytes(data[: fail(fd, [data], offset)])
+
+    with CheckpointManager(run, compress="delta", background=False, retries=0) as manager:
+        manager.save(1, tree(1))
+        monkeypatch.setattr(os, "preadv", fail)
+        monkeypatch.setattr(os, "pread", fail_too)
+        with caplog.at_level(logging.WARNING):
+            manager.save(2, tree(2))
+        manager.save(3, tree(3))
+    assert "step 2 is stored whole, as the base of a delta cannot be read" in caplog.text
+    assert bases(run) == {3: 2}
+    assert_same(CheckpointManager(run).load(3), tree(3))
 
 
 def test_the_step_before_the_base_and_the_base_itself_are_saved_whole(run: Path) -> None:

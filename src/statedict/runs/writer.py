@@ -25,6 +25,7 @@ from statedict.errors import (
 )
 from statedict.formats import coded_writing
 from statedict.formats.coded import Base, digest_rows
+from statedict.io.urls import redact
 from statedict.runs.background import LOG, retry
 from statedict.runs.directory import Directory, Result
 from statedict.runs.keep import Policy, check_choice
@@ -101,7 +102,11 @@ class Writer:
                 written = self._commit(root, replace(manifest, base=base.names["step"]), write)
                 self._deltas += 1
                 return written
-            except (FormatError, UnsupportedError, MissingFileError) as error:
+            except (FormatError, UnsupportedError, FileError) as error:
+                file = self._files.data(base.names["step"])
+                written_to = isinstance(error, FileError) and error.filename not in (file, redact(file))
+                if written_to and not isinstance(error, MissingFileError):
+                    raise
                 LOG.warning("step %d is stored whole, as the base of a delta cannot be read: %s", manifest.step, error)
         written = self._commit(root, manifest, coded_writing.write)
         if self._compression.deltas:
