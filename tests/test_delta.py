@@ -220,10 +220,26 @@ def test_a_damaged_delta_is_never_applied_and_its_base_not_blamed(tmp_path: Path
         with pytest.raises(StateDictError) as caught:
             delta.apply(base, tmp_path / "y.delta")
         assert "find the one that it was made from" not in str(caught.value), at
+    (tmp_path / "y.delta").write_bytes(good[:-1] + b"\1")
     with pytest.raises(CorruptFileError, match=r"y\.delta: w: its digest differs, so its bytes are damaged"):
-        (tmp_path / "y.delta").write_bytes(good[:-1] + b"\1")
         delta.apply_file(base, tmp_path / "y.delta", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_delta_never_replaces_its_base(tmp_path: Path) -> None:
+    base, link, folder = tmp_path / "base.safetensors", tmp_path / "link.safetensors", tmp_path / "folder"
+    statedict.save({"w": np.ones(300, "f4")}, base)
+    statedict.convert(base, f"{folder}/", format="safetensors", max_shard_size="1MB")
+    link.symlink_to(base)
+    shard = next(folder.glob("*.safetensors"))
+    for before, path in ((base, base), (f"{base}::w", base), (base, link), (link, base), (folder, shard)):
+        with pytest.raises(UnsupportedError, match="is the base, which the delta needs; name another file"):
+            delta.make(before, {"w": np.zeros(300, "f4")}, path)
+    for path in (base, folder):
+        assert statedict.verify(path).ok
+    for _ in range(2):
+        delta.make(folder, {"w": np.zeros(300, "f4")}, folder / "new.delta")
+    delta.make({"w": np.zeros(300, "f4")}, base, base)  # what it is made of may go
 
 
 def test_a_file_that_is_no_delta_is_refused(tmp_path: Path) -> None:

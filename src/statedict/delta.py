@@ -8,12 +8,12 @@ from dataclasses import replace
 from statedict.api.files import Target, is_path, name_of, split, to_writable, tree_of, wrap_root
 from statedict.collector import Paused
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
-from statedict.formats import places
+from statedict.formats import WRITABLE, get_suffix, places, resolve_name
 from statedict.formats.coded import Base, checks_stored, count_deltas, digest_tensors, find_base_of, name_base, read
 from statedict.formats.coded_writing import NullSink, write
 from statedict.formats.kinds import detect
 from statedict.io.location import location
-from statedict.io.urls import redact, to_name
+from statedict.io.urls import is_url, redact, to_name
 from statedict.ops.verify import examine
 from statedict.reports.combine import DeltaReport
 from statedict.tensor.checks import tensors_of
@@ -50,6 +50,7 @@ def make(
 
     Raises:
         MissingExtraError: zstandard is not installed.
+        UnsupportedError: `path` is the base.
         StateDictError: what `load` and `save` raise.
 
     >>> import numpy, statedict, tempfile
@@ -60,6 +61,8 @@ def make(
     >>> statedict.delta.apply(base, path)["w"].numpy()[:2]
     array([1.001, 1.001], dtype=float32)
     """
+    if path is not None:
+        _check_target(to_name(path), base)
     names = {"name": os.path.basename(name_of(base).rstrip("/"))}
     with Paused():
         root = to_writable(tree_of(tuned))
@@ -79,6 +82,20 @@ def make(
         return DeltaReport(
             "make", name_of(base), whole.digest, len(held), deltas, (count_bytes([*held.values()]), nbytes), not dry_run
         )
+
+
+def _check_target(path: str, base: Any) -> None:
+    """Refuse to write a delta over a file of its base."""
+    if not is_path(base):
+        return
+    name = split(base)[0]
+    same = path.rstrip("/") == name.rstrip("/")
+    if not is_url(path) and not is_url(name) and os.path.lexists(path):
+        real = os.path.realpath(name)
+        is_shard = resolve_name(get_suffix(path)) in WRITABLE and os.path.dirname(os.path.realpath(path)) == real
+        same = is_shard or os.path.realpath(path) == real
+    if same:
+        raise UnsupportedError(f"{redact(path)}: is the base, which the delta needs; name another file")
 
 
 def apply(base: Any, path: Path) -> StateDict:

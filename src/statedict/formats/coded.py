@@ -102,8 +102,8 @@ def checks(source: ByteSource) -> Iterator[Found]:
     for name, entry in coding.entries.items():
         storage = tensors[name].storage
         needs = None if entry.path is None else name_base(coding.base)
-        here = tuple(held.get(storage, ()))
-        yield Check(name, storage.source, 0, storage.nbytes, here, None, entry.digest, base=needs)
+        held_here = tuple(held.get(storage, ()))
+        yield Check(name, storage.source, 0, storage.nbytes, held_here, None, entry.digest, base=needs)
 
 
 def checks_stored(source: ByteSource) -> Iterator[Found]:
@@ -131,7 +131,7 @@ def _parse_coding(metadata: Mapping[str, str], name: str) -> _Coding:
 
 def _is_named(base: Mapping[str, Any]) -> bool:
     step = base.get("step")
-    return type(base.get("name")) is str if step is None else type(step) is int and 0 <= step < 1 << 63
+    return type(base.get("name")) is str if "step" not in base else type(step) is int and 0 <= step < 1 << 63
 
 
 def _parse_entry(kind: Any, shape: Any, digest: Any, path: Any) -> _Entry:
