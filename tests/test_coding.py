@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -90,6 +92,17 @@ def test_a_plane_that_claims_another_size_is_not_unpacked() -> None:
 
 @pytest.mark.parametrize("table", [[0, 5, 4], [2, 5, 5], [0, 1 << 20, 0], [0, 11, 0]])
 def test_a_table_that_does_not_fit_its_blocks_is_damage(table: list[int]) -> None:
-    assert coding.read_table(coding.pack_table([(0, [5, 5])]), 2, 10, "x") == [[0, 0, 5, 5]]
+    assert coding.read_table(coding.pack_table([(0, [5, 5])]), 2, 10, "x").tolist() == [[0, 0, 5, 5]]
     with pytest.raises(CorruptFileError, match="x: the table of its blocks does not fit them"):
         coding.read_table(np.array(table, "<u4").tobytes(), 2, 10, "x")
+
+
+def test_a_table_of_a_million_blocks_takes_little_memory() -> None:
+    data = coding.pack_table([(0, [0])]) * 1_000_000
+    tracemalloc.start()
+    table = coding.read_table(data, 1, 0, "x")
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table) == 1_000_000
+    assert held < 4 * len(data)
+    assert most < 12 * len(data)

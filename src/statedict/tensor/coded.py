@@ -31,7 +31,7 @@ class CodedSource(ByteSource):
         self.coded, self.size, self.name = coded, size, name
         self.base = None if base is None else base.contiguous()
         self._unit, self._signed = coding.unit_of(kind)
-        self._table: list[list[int]] | None = None
+        self._table: Any = None  # an array: a damaged file may describe millions of blocks
         below = [tensor.storage.source for tensor in (coded, self.base) if tensor is not None]
         self.remote = any(source.remote for source in below)
         if coded.nbytes < coding.table_size(size, self._unit):
@@ -61,7 +61,7 @@ class CodedSource(ByteSource):
         return block
 
     def _decode(self, index: int, out: memoryview) -> None:
-        begin, coder, *sizes = self._read_table()[index]
+        begin, coder, *sizes = self._read_table()[index].tolist()
         data = memoryview(self._read_coded(begin, sum(sizes)))
         planes: list[memoryview] = []
         for size in sizes:
@@ -77,7 +77,7 @@ class CodedSource(ByteSource):
             what = f"block {index:,} of its coded bytes cannot be decoded ({error}); the file is damaged"
             raise CorruptFileError(f"{self.name}: {what}") from None
 
-    def _read_table(self) -> list[list[int]]:
+    def _read_table(self) -> Any:
         if self._table is None:
             size = coding.table_size(self.size, self._unit)
             blocks = self.coded.nbytes - size

@@ -195,8 +195,10 @@ def table_size(nbytes: int, unit: int) -> int:
     return count_blocks(nbytes) * (1 + unit) * 4
 
 
-def read_table(data: bytes | bytearray, unit: int, blocks_size: int, name: str) -> list[list[int]]:
-    """Begin of each block, its coder, and the sizes of its planes; `blocks_size` are the bytes of all blocks.
+def read_table(data: bytes | bytearray, unit: int, blocks_size: int, name: str) -> Any:
+    """An array with a row for each block: its begin, its coder, and the sizes of its planes.
+
+    `blocks_size` are the bytes of all blocks.
 
     Raises:
         CorruptFileError: the sizes are not those of the blocks.
@@ -209,5 +211,4 @@ def read_table(data: bytes | bytearray, unit: int, blocks_size: int, name: str) 
     if wrong:
         raise CorruptFileError(f"{name}: the table of its blocks does not fit them; the file is damaged")
     begins = numpy.concatenate([numpy.zeros(1, "i8"), ends[:-1]])
-    found: list[list[int]] = numpy.concatenate([begins[:, None], rows], 1).tolist()
-    return found
+    return numpy.concatenate([begins[:, None], rows], 1)
