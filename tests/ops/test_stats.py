@@ -104,14 +104,13 @@ def agrees(found: Figures, data: bytes, kind: statedict.DType) -> None:
         assert linear.counts[0]
         assert linear.counts[-1]
         width = Fraction(2) ** linear.exponent
-        numbers = numpy.minimum(size, numpy.finfo("f8").max).tolist()
-        if kind.kind in ("float", "complex") or max(map(abs, numbers)) < 1 << 53:
-            places = [Fraction(number) / width for number in numbers]
-            mirrored = kind.kind in ("float", "complex")
-            expected = Counter(
-                (-1 - math.floor(-at) if mirrored and at < 0 else math.floor(at)) - linear.first for at in places
-            )
-            assert dict(expected) == {at: count for at, count in enumerate(linear.counts) if count}
+        floats = kind.kind in ("float", "complex")
+        numbers = numpy.minimum(size, numpy.finfo("f8").max).tolist() if floats else [int(one) for one in size]
+        places = [Fraction(number) / width for number in numbers]
+        expected = Counter(
+            (-1 - math.floor(-at) if floats and at < 0 else math.floor(at)) - linear.first for at in places
+        )
+        assert dict(expected) == {at: count for at, count in enumerate(linear.counts) if count}
     assert (found.min is None or isinstance(found.min, int)) == (kind.kind not in ("float", "complex"))
 
 
@@ -364,6 +363,18 @@ def test_a_normal_distribution_has_one_hump_and_all_equal_ones_a_bar() -> None:
         assert counts[: peak + 1] == sorted(counts[: peak + 1])
         assert counts[peak:] == sorted(counts[peak:], reverse=True)
     assert statedict.stats(numpy.full(5, 3.0)).tensors[0].bins() == [5]
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint64", "int32"])
+@pytest.mark.parametrize("spread", [1, 5, 100, 1 << 20])
+def test_integers_far_from_0_and_close_together_have_exact_bins(kind: str, spread: int) -> None:
+    low = numpy.iinfo(kind).max - spread
+    values = numpy.random.default_rng(0).integers(low, low + spread, 300_000, kind, endpoint=True)
+    linear = statedict.stats(values).tensors[0].linear
+    width = Fraction(2) ** linear.exponent
+    assert len(linear.counts) <= 17
+    expected = Counter(math.floor(Fraction(number) / width) - linear.first for number in values.tolist())
+    assert dict(expected) == {at: count for at, count in enumerate(linear.counts) if count}
 
 
 def test_json_says_which_bins_a_histogram_has() -> None:

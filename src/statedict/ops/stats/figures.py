@@ -17,7 +17,17 @@ import ml_dtypes
 import numpy
 
 from statedict.dtypes import DType
-from statedict.reports.stats import Figures, Histogram, Linear
+from statedict.ops.stats.linear import (
+    BIAS,
+    EXPONENTS,
+    FRACTION,
+    LEADING,
+    add_linear,
+    count_integers,
+    count_linear,
+    sum_linear,
+)
+from statedict.reports.stats import Figures, Histogram
 
 _PACKED = ("float4_e2m1fn_x2", "quint4x2", "quint2x4")
 _FEW = 8192  # up to so many elements, sorting is faster than 65,536 counters for blocks
@@ -25,14 +35,7 @@ _VERY_FEW = 1024  # up to so many, counters cost more than they save
 _PART = 1 << 17  # elements that become float64 at a time
 _COMPLEX = 1 << 16  # halves of complex numbers
 _SCALED = 2.0**500  # beyond it, or below its inverse, squares could leave float64
-_LEADING = 48  # the last bits of a float64 that are not counted; before them are sign, exponent and 4 of the fraction
-_FRACTION = 4
-_EXPONENTS = 2048  # of a float64
-_BIAS = 1023
 _EXACT = 1 << 53
-_BINS = 4  # a linear histogram has up to 2 ** _BINS bins and one
-_WHOLE = 2.0**52  # a float64 from here on is a whole number in its last bits
-_LEAST = -1074  # 2 ** _LEAST is the smallest float64
 
 
 def is_computable(kind: DType) -> bool:
@@ -138,7 +141,10 @@ def _evaluate(table: _Table, codes: Any, counts: Any) -> Figures:
     some = values != 0
     histogram = _bin(values[some] > 0, table.exponents[codes[some]], counts[some])
     ends = (int(low), int(high)) if table.integral else (low, high)
-    linear = _count_linear(values, ends[0], ends[1], numpy.empty(len(values)), counts)
+    if table.integral:
+        linear = count_integers(values.astype("i8"), int(low), int(high), numpy.empty(len(values)), counts)
+    else:
+        linear = count_linear(values, low, high, numpy.empty(len(values)), counts)
     return replace(
         figures, min=ends[0], max=ends[1], mean=mean, deviation=deviation, histogram=histogram, linear=linear
     )
@@ -162,11 +168,11 @@ def _measure(kind: DType, array: Any, room: Any) -> Figures:
     mean, deviation, low, high = _moments(x, other)
     if kind.kind == "float":
         array = x
-        linear = len(x) > _VERY_FEW and _sum_linear(low, high, figures.zeros, *tally)
-        linear = linear or _count_linear(x, low, high, other)
+        linear = len(x) > _VERY_FEW and sum_linear(low, high, figures.zeros, *tally)
+        linear = linear or count_linear(x, low, high, other)
     else:
-        linear = _count_linear(x, int(low), int(high), other)
         low, high = int(array.min()), int(array.max())
+        linear = count_integers(array, low, high, other)
     figures = replace(figures, linear=linear)
     edge = sum(int(numpy.count_nonzero(array == end)) for end in ends if end in (low, high))
     return replace(figures, min=low, max=high, mean=mean, deviation=deviation, edge=edge)
@@ -187,14 +193,14 @@ def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any, Any, Any]:
     `other` is memory to work in.
     """
     codes = other[: len(x)].view("i8")
-    numpy.right_shift(x.view("u8"), _LEADING, out=codes.view("u8"))
+    numpy.right_shift(x.view("u8"), LEADING, out=codes.view("u8"))
     counts = numpy.ones(len(x), "i8")
     if len(x) > _VERY_FEW:
         counters = numpy.bincount(codes)
         codes = numpy.flatnonzero(counters != 0)
         counts = counters[codes]
-    exponents = codes >> _FRACTION & (_EXPONENTS - 1)
-    elements, beyond, lowest = len(x), int(counts[exponents == _EXPONENTS - 1].sum()), int(counts[exponents == 0].sum())
+    exponents = codes >> FRACTION & (EXPONENTS - 1)
+    elements, beyond, lowest = len(x), int(counts[exponents == EXPONENTS - 1].sum()), int(counts[exponents == 0].sum())
     nan = zeros = denormal = 0
     below = Histogram()
     if beyond:
@@ -203,61 +209,16 @@ def _count(x: Any, other: Any, tiny: float) -> tuple[Figures, Any, Any, Any]:
     if lowest:
         zeros = len(x) - int(numpy.count_nonzero(x))
         if lowest > zeros:  # denormal numbers of float64, whose bits do not say the exponent
-            low = x[(abs(x) < 2.0 ** (1 - _BIAS)) & (x != 0)]
+            low = x[(abs(x) < 2.0 ** (1 - BIAS)) & (x != 0)]
             below = _bin(low > 0, numpy.frexp(low)[1].astype("i8") - 1, 1)
     if tiny:
-        denormal = int(counts[exponents < math.frexp(tiny)[1] - 1 + _BIAS].sum()) - zeros
-    normal = (exponents > 0) & (exponents < _EXPONENTS - 1)
-    positive = codes[normal] >> _FRACTION < _EXPONENTS
-    histogram = _add_histograms([_bin(positive, exponents[normal] - _BIAS, counts[normal]), below])
+        denormal = int(counts[exponents < math.frexp(tiny)[1] - 1 + BIAS].sum()) - zeros
+    normal = (exponents > 0) & (exponents < EXPONENTS - 1)
+    positive = codes[normal] >> FRACTION < EXPONENTS
+    histogram = _add_histograms([_bin(positive, exponents[normal] - BIAS, counts[normal]), below])
     figures = Figures(elements=elements, finite=len(x), zeros=zeros, denormal=denormal, histogram=histogram)
-    finite = exponents < _EXPONENTS - 1
+    finite = exponents < EXPONENTS - 1
     return replace(figures, nan=nan, inf=beyond - nan), x, codes[finite], counts[finite]
-
-
-def _grid(low: float, high: float) -> int:
-    """The exponent of the width of bins from the smallest to the largest."""
-    return max(math.frexp(high / 2 - low / 2)[1] + 1 - _BINS, _LEAST)
-
-
-def _scale(x: Any, exponent: int, mirrored: bool, out: Any = None) -> Any:
-    """The number of the bin of each; if `mirrored`, the end nearer to 0 belongs to a bin, else the lower end."""
-    small = abs(exponent) < _BIAS - 1
-    bins = numpy.multiply(x, 2.0**-exponent, out=out) if small else numpy.ldexp(x, -exponent, out=out)
-    if not mirrored:
-        return numpy.floor(bins, out=out)
-    numpy.trunc(bins, out=bins)
-    bins -= x < 0
-    return bins
-
-
-def _count_linear(x: Any, low: Any, high: Any, other: Any, counts: Any = None) -> Linear:
-    """The linear histogram of finite float64, by how often each occurs; `other` is memory to work in.
-
-    The ends are integers if those in `x` are.
-    """
-    if low == high:
-        return Linear()
-    exponent, mirrored = _grid(low, high), isinstance(low, float) and low < 0
-    first = float(_scale(numpy.array([low], "f8"), exponent, mirrored)[0])
-    places = _scale(x, exponent, mirrored, other[: len(x)])
-    places -= first
-    places += _WHOLE  # whose last bits then are the number of the bin
-    codes = places.view("i8")
-    codes &= 0xFF
-    bins = numpy.bincount(codes) if counts is None else numpy.bincount(codes, counts).astype("i8")
-    return Linear(exponent, int(first), tuple(bins.tolist()))
-
-
-def _sum_linear(low: float, high: float, zeros: int, codes: Any, counts: Any) -> Linear | None:
-    """The linear histogram of what has these leading bits; None if they do not tell the bins."""
-    finest = math.frexp(max(-low, high))[1] - 1 - _FRACTION
-    lowest = codes >> _FRACTION & (_EXPONENTS - 1) == 0
-    if finest > _grid(low, high) or int(counts[lowest].sum()) > zeros:
-        return None
-    values = (codes << _LEADING).view("f8")
-    values[lowest] = 0  # not -0.0
-    return _count_linear(values, low, high, numpy.empty(len(codes)), counts)
 
 
 def _bin(positive: Any, exponents: Any, counts: Any) -> Histogram:
@@ -311,7 +272,7 @@ def _measure_complex(kind: DType, array: Any) -> Figures:
         figures,
         min=float(modulus.min()),
         max=float(modulus.max()),
-        linear=_count_linear(sizes, float(sizes.min()), float(sizes.max()), other),
+        linear=count_linear(sizes, float(sizes.min()), float(sizes.max()), other),
         mean=complex(*means),
         deviation=math.hypot(*deviations),
         edge=int(numpy.count_nonzero((abs(real) == most) | (abs(imag) == most))),
@@ -339,7 +300,7 @@ def combine(parts: Iterable[Figures]) -> Figures:
     if low == high and not isinstance(mean, complex):
         mean, deviation = float(low), 0.0  # type: ignore[arg-type]
     histogram = _add_histograms([part.histogram for part in some])
-    linear = _add_linear(some, low, high)  # type: ignore[arg-type]
+    linear = add_linear(some, low, high)  # type: ignore[arg-type]
     return Figures(min=low, max=high, mean=mean, deviation=deviation, histogram=histogram, linear=linear, **sums)
 
 
@@ -363,25 +324,6 @@ def _mean(parts: Sequence[tuple[float, float]]) -> float:
     except OverflowError:
         middle = 2 * math.fsum(share * (mean / 2) for share, mean in parts)
     return min(max(middle, min(mean for _, mean in parts)), max(mean for _, mean in parts))
-
-
-def _add_linear(parts: Sequence[Figures], low: float, high: float) -> Linear:
-    """The linear histogram of several parts, of which each has bins that fit into those of all."""
-    if low == high:
-        return Linear()
-    exponent = max(
-        _grid(float(low), float(high)), *(part.linear.exponent for part in parts if part.linear.counts), _LEAST
-    )
-    bins: dict[int, int] = {}
-    for part in parts:
-        own = part.linear
-        if not own.counts:  # all are equal
-            at = int(_scale(numpy.array([part.min], "f8"), exponent, isinstance(part.min, float))[0])
-            bins[at] = bins.get(at, 0) + part.finite
-        for at, count in enumerate(own.counts, own.first):
-            bins[at >> exponent - own.exponent] = bins.get(at >> exponent - own.exponent, 0) + count
-    first = min(bins)
-    return Linear(exponent, first, tuple(bins.get(at, 0) for at in range(first, max(bins) + 1)))
 
 
 def _add_histograms(histograms: Sequence[Histogram]) -> Histogram:
