@@ -239,6 +239,8 @@ def test_a_delta_never_replaces_its_base(tmp_path: Path) -> None:
         assert statedict.verify(path).ok
     for _ in range(2):
         delta.make(folder, {"w": np.zeros(300, "f4")}, folder / "new.delta")
+    with pytest.raises(UnsupportedError, match="new/: a delta is a file; name it without a slash at the end"):
+        delta.make(base, {"w": np.zeros(300, "f4")}, f"{tmp_path}/new/")
     delta.make({"w": np.zeros(300, "f4")}, base, base)  # what it is made of may go
 
 

@@ -50,7 +50,7 @@ def make(
 
     Raises:
         MissingExtraError: zstandard is not installed.
-        UnsupportedError: `path` is the base.
+        UnsupportedError: `path` is the base, or a folder.
         StateDictError: what `load` and `save` raise.
 
     >>> import numpy, statedict, tempfile
@@ -85,7 +85,9 @@ def make(
 
 
 def _check_target(path: str, base: Any) -> None:
-    """Refuse to write a delta over a file of its base."""
+    """Refuse to write a delta over a file of its base, or as a folder."""
+    if path.endswith("/"):
+        raise UnsupportedError(f"{redact(path)}: a delta is a file; name it without a slash at the end")
     if not is_path(base):
         return
     name = split(base)[0]
