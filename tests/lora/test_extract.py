@@ -46,6 +46,9 @@ CASES = {  # case → model, parts of names that change
     "norms and biases": ("llama", ("q_proj", "o_proj.bias", "layernorm", "model.norm")),
     "embedding": ("llama", ("embed_tokens", "v_proj.weight")),
     "tied": ("tied", ("embed_tokens", "q_proj.weight")),
+    "a tied embedding alone": ("tied", ("embed_tokens",)),
+    "norms alone": ("llama", ("norm",)),
+    "biases alone": ("gpt2", ("c_attn.bias", "ln_1.bias")),
     "transposed": ("gpt2", ("c_attn", "c_proj", "ln_f")),
     "convolutions": ("mixed", ("a.", "b.weight", "c.weight")),
 }

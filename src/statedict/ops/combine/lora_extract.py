@@ -11,8 +11,9 @@ biases beside them.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy
@@ -20,6 +21,7 @@ import numpy
 from statedict.errors import CombineError
 from statedict.io.pipeline import Meter
 from statedict.ops.alter.follow import with_own_storage
+from statedict.ops.combine.align import only_model
 from statedict.ops.combine.elements import has_mean
 from statedict.ops.combine.lora_keys import CONFIG
 from statedict.ops.combine.lora_ties import EMBEDDINGS, HEAD, lacks_head
@@ -28,12 +30,14 @@ from statedict.ops.diff.compare import Rule, Tally, compare
 from statedict.reports.lora import LoraExtracted
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import count_bytes
-from statedict.tree.roles import choose_model, unwrap_names
+from statedict.tree.roles import unwrap_names
 from statedict.tree.state_dict import StateDict
 from statedict.values import abbreviate
 
 _PREFIX = "base_model.model."
 _EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared|word_embeddings)")
+
+_LINEAR = re.compile(r"proj|attn|fc|linear|dense|query")
 
 
 def extract(
@@ -65,9 +69,8 @@ def extract(
     if not changed:
         raise CombineError(f"{names[1]}: has the values of {names[0]}; there is nothing to extract")
     orders = _find_orders(before)
-    made, ranks = StateDict(), {}
+    made, ranks, totals = StateDict(), {}, numpy.zeros(2)
     modules: list[tuple[str, int, float]] = []
-    totals = numpy.zeros(2)
     for path, tally in changed.items():
         name, _, leaf = path.rpartition(".")
         if leaf != "weight" or before[path].ndim < 2 or path in ties:
@@ -77,10 +80,11 @@ def extract(
         modules.append((name, len(squares), float(squares.sum()) / total))
         ranks[name] = len(squares)
         made |= _name_factors(name, before[path].shape, left, right, orders.get(name, False))
+    notes = [] if ranks else _add_spare(made, ranks, before, {*changed, *ties}, orders)
     whole, saved, biases, lost = _place_rest(changed, before, after, ranks, ties)
     made |= {_PREFIX + key: value for key, value in whole.items()}
     config = _configure(names[0], ranks, saved, biases, any(map(orders.get, ranks)), any(map(ties.get, changed)), rank)
-    notes = [f"{abbreviate(lost)}: no module of peft's holds them, so they are not in the adapter"] if lost else []
+    notes += [f"{abbreviate(lost)}: no module of peft's holds them, so they are not in the adapter"] * bool(lost)
     made.metadata = {CONFIG: json.dumps(config)}
     tensors = [as_lazy(value) for value in made.values()]
     report = LoraExtracted(
@@ -109,7 +113,7 @@ def _check_arguments(rank: Any, energy: Any) -> None:
 
 def _read_model(name: str, tree: StateDict) -> tuple[dict[str, LazyTensor], dict[str, list[str]]]:
     """The tensors of a model by name, without second names of one; and those that have some → the second names."""
-    _, state = choose_model(tree, "name it as file::{}")
+    _, state = only_model(name, tree)
     tensors = {key: as_lazy(value) for key, value in state.items() if is_array(value)}
     found: dict[str, LazyTensor] = {}
     seen: dict[object, str] = {}
@@ -179,6 +183,33 @@ def _find_orders(before: Mapping[str, LazyTensor]) -> dict[str, bool]:
             orders[name] = None if rows == columns else bias.shape == (columns,)
     told = {order for order in orders.values() if order is not None}
     return {name: told == {True} if order is None else order for name, order in orders.items()}
+
+
+def _add_spare(
+    made: StateDict,
+    ranks: dict[str, int],
+    before: Mapping[str, LazyTensor],
+    taken: Collection[str],
+    orders: Mapping[str, bool],
+) -> list[str]:
+    """Give factors of zero to a module that did not change, and say so: peft loads no adapter without factors.
+
+    It is a small one, if possible one that is surely a linear layer's.
+    """
+    fits = {
+        path.removesuffix(".weight"): tensor.shape
+        for path, tensor in before.items()
+        if path.endswith(".weight") and tensor.ndim == 2 and path not in taken
+    }
+    free = [name for name in fits if not _EMBEDDING.fullmatch(name)]
+    spare = min(free, key=lambda name: (not _LINEAR.search(name), math.prod(fits[name])), default=None)
+    if spare is None:
+        return ["it has no factors, and peft loads no adapter without"]
+    rows, columns = fits[spare]
+    zeros = numpy.zeros((rows, 1), "f4"), numpy.zeros((1, columns), "f4")
+    made |= _name_factors(spare, (rows, columns), *zeros, orders.get(spare, False))
+    ranks[spare] = 1
+    return [f"{spare}: did not change, and has factors of zero, for peft loads no adapter without factors"]
 
 
 def _split(
