@@ -86,6 +86,12 @@ def test_parameters_may_be_given_by_pattern(run: Run, tmp_path: Path) -> None:
         (CONFIG, ("nothing.yml",), "nothing.yml: cannot open"),
         ("a: [", ("merge.yml",), "merge.yml: is not YAML"),
         ("\0", ("merge.yml",), "merge.yml: is not YAML"),
+        ("merge_method: ties\nmerge_method: linear", ("merge.yml",), "line 2: has the key 'merge_method' twice"),
+        (
+            "merge_method: slerp\nmodels: [{model: a}, {model: b}]\nparameters: {t: []}",
+            ("merge.yml",),
+            "parameters: t: expected a value, a list of values, or filters, got an empty list",
+        ),
         ("!!python/name:os.system x", ("merge.yml",), "merge.yml: is not YAML: could not determine a constructor"),
         (CONFIG + "extra: 1", ("merge.yml",), "merge.yml: the configuration: the key 'extra' is not known"),
         (CONFIG.replace("b.saf", "c.saf"), ("merge.yml",), "there is no model 'c.safetensors', here or beside"),

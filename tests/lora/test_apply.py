@@ -301,3 +301,9 @@ def test_mistakes_in_a_combination_are_explained(tuned: Make, tmp_path: Path) ->
     ):
         with pytest.raises(CombineError, match=message):
             lora.apply(one.base, folders, **options)
+
+
+def test_a_base_of_two_models_is_named_with_both(tuned: Make) -> None:
+    one = tuned("llama", r=2, target_modules=["q_proj"])
+    with pytest.raises(CombineError, match=r"^base: 2 models could be meant: .*; name one as file::'model'"):
+        lora.apply({"model": one.base, "ema": dict(one.base)}, one.folder)

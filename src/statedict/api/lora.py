@@ -222,12 +222,12 @@ def _apply(
 
 def _open(source: Any, config: Mapping[str, Any] | None) -> tuple[Adapter, StateDict]:
     """An adapter, and its tree."""
+    from statedict.ops.combine.align import only_model
     from statedict.ops.combine.lora_keys import CONFIG, read_adapter
-    from statedict.tree.roles import choose_model
 
     name = name_of(source) if is_path(source) else "adapter"
     tree = tree_of(source)
-    path, state = choose_model(tree, "name one as file::{}")
+    path, state = only_model(name, tree)
     node = tree.at(path) if path else tree
     alphas = (
         {key: value for key, value in node.items() if str(key).endswith(".alpha")} if isinstance(node, dict) else {}

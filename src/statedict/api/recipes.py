@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from statedict.api.files import Path, split, tree_of
-from statedict.errors import AlterError, CombineError, MissingExtraError
+from statedict.errors import CombineError, MissingExtraError
 from statedict.formats import places
 from statedict.formats.beside import read_config
 from statedict.formats.tokenizer import check_tokens, read_files, read_tokens
 from statedict.io.location import location
 from statedict.io.urls import folder_of, is_url, join, redact, to_name
+from statedict.ops.combine.align import only_model
 from statedict.ops.combine.build import build
 from statedict.ops.combine.layers import Model, find_stacks
 from statedict.ops.combine.model_config import count_layers, resize, restack, set_ties
@@ -21,7 +22,7 @@ from statedict.ops.combine.vocabulary import add_heads, check_policy, is_head_ti
 from statedict.reports.combine import CombineReport
 from statedict.tensor.lazy import is_array
 from statedict.tree.layout import Layout
-from statedict.tree.roles import choose_model, is_extra
+from statedict.tree.roles import is_extra
 from statedict.tree.state_dict import StateDict, like
 
 _LARGEST = 1 << 20  # bytes of a configuration
@@ -73,9 +74,31 @@ def _parse(text: str) -> Any:
     except ImportError as error:
         raise MissingExtraError("a merge from YAML needs PyYAML; pip install 'statedict[merge]'") from error
     try:
+        _check_once(yaml.compose(text, yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise CombineError(f"is not YAML: {error}") from error
+
+
+def _check_once(root: Any) -> None:
+    """Check that no mapping has a key twice, of which PyYAML drops the first in silence.
+
+    Raises:
+        CombineError: one has.
+    """
+    seen: set[int] = set()  # an anchor stands in several places
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(getattr(node, "value", None), list):
+            continue
+        seen.add(id(node))
+        pairs = [one for one in node.value if isinstance(one, tuple)]
+        nodes += [value for _, value in pairs] or node.value
+        keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
+        for place, (key, _) in enumerate(pairs):
+            if isinstance(key.value, str) and key.value in keys[:place]:
+                raise CombineError(f"line {key.start_mark.line + 1}: has the key {key.value!r:.40} twice")
 
 
 def _locate(model: str, folder: str, where: str) -> str:
@@ -132,10 +155,7 @@ def merge_recipe(
 
 def _open_model(name: str, place: str) -> StateDict:
     """The tensors of a model by name."""
-    try:
-        _, model = choose_model(tree_of(place), "name one as file::path")
-    except AlterError as error:
-        raise CombineError(f"{redact(name)}: {error}") from error
+    _, model = only_model(redact(name), tree_of(place))
     leaves = Layout(model).leaves
     return like(model, StateDict({path: leaf for path, leaf in leaves.items() if is_array(leaf) or is_extra(path)}))
 

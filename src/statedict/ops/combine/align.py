@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from statedict.errors import CombineError
+from statedict.errors import AlterError, CombineError
 from statedict.tensor.lazy import is_array
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import is_count
-from statedict.tree.roles import MODEL, find_models, find_roles, members
+from statedict.tree.roles import MODEL, choose_model, find_models, find_roles, members
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import label, walk
 from statedict.values import abbreviate, count, same_value
@@ -58,7 +58,8 @@ def align(sources: Sequence[tuple[str, StateDict]], optimizer: bool = False) -> 
     layouts, models = zip(*(_lay_out(name, tree) for name, tree in sources), strict=True)
     for name, paths in zip(names, models, strict=True):
         if {*paths} != {*models[0]} and not len(paths) == len(models[0]) == 1:
-            which = f"the models {abbreviate(paths)}, {names[0]} has {abbreviate(models[0])}"
+            mine, other = (abbreviate([path or "the root" for path in one]) for one in (paths, models[0]))
+            which = f"the models {mine}, {names[0]} has {other}"
             raise CombineError(f"{name}: has {which}; name one state_dict of each as file::path")
     found = [dict(_entries(layout, paths, models[0])) for layout, paths in zip(layouts, models, strict=True)]
     counters = {path for path in found[0] if path.rpartition(".")[2] in _COUNTERS}
@@ -93,6 +94,18 @@ def align(sources: Sequence[tuple[str, StateDict]], optimizer: bool = False) -> 
     return Aligned(
         names, first, {path: [there[path] for there in found] for path in found[0]}, counters, settings, kept, left_out
     )
+
+
+def only_model(name: str, tree: Any) -> tuple[str, Any]:
+    """The path and the state_dict of the only model of a source.
+
+    Raises:
+        CombineError: there is none, or several could be meant.
+    """
+    try:
+        return choose_model(tree, "name one as file::{}")
+    except AlterError as error:
+        raise CombineError(f"{name}: {error}") from error
 
 
 def _find_whole(path: str, models: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from statedict.errors import CombineError
 from statedict.ops.alter.follow import Build, with_own_storage
 from statedict.ops.alter.outline import drop_hashes, rebuild
-from statedict.ops.combine.align import align
+from statedict.ops.combine.align import align, only_model
 from statedict.ops.combine.elements import has_mean
 from statedict.ops.combine.lora_factors import Factors, check_shape
 from statedict.ops.combine.lora_keys import Adapter, Module, find_names
@@ -26,7 +26,7 @@ from statedict.ops.combine.lora_ties import EMBEDDINGS, HEAD, add_head, follow, 
 from statedict.ops.combine.model_config import resize, restack, set_ties
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout
-from statedict.tree.roles import choose_model, unwrap_names
+from statedict.tree.roles import unwrap_names
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import matches, no_match_error
 from statedict.values import abbreviate
@@ -94,7 +94,6 @@ def plan(
 
     Raises:
         CombineError: an adapter cannot be applied, or not to this base.
-        AlterError: the base has no model, or several.
     """
     for adapter in adapters:
         if adapter.fault:
@@ -102,7 +101,7 @@ def plan(
     changes: dict[str, Any] = {}
     tree = _replicate(name, tree, adapters, config or {}, changes)
     tree, embedding = add_head(tree, adapters, config or {})
-    home, _ = choose_model(tree, "name it as file::{}")
+    home, _ = only_model(name, tree)
     aligned = align([(name, tree)])
     prefix = f"{home}." if home and all(path.startswith(f"{home}.") for path in aligned.values) else ""
     plain = unwrap_names([path.removeprefix(prefix) for path in aligned.values])

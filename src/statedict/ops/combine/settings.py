@@ -35,6 +35,8 @@ def read_settings(node: Any, where: str) -> Settings:
 
 
 def _check(value: Any, where: str) -> None:
+    if value == []:
+        raise CombineError(f"{where}: expected a value, a list of values, or filters, got an empty list")
     conditions = [value] if isinstance(value, Mapping) else value
     if isinstance(value, _SCALARS) or (isinstance(value, list) and all(isinstance(one, _SCALARS) for one in value)):
         return
