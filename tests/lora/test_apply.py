@@ -307,3 +307,11 @@ def test_a_base_of_two_models_is_named_with_both(tuned: Make) -> None:
     one = tuned("llama", r=2, target_modules=["q_proj"])
     with pytest.raises(CombineError, match=r"^base: 2 models could be meant: .*; name one as file::'model'"):
         lora.apply({"model": one.base, "ema": dict(one.base)}, one.folder)
+
+
+def test_two_adapters_of_one_head_add_up_though_each_has_a_copy_of_its_weight(tuned: Make) -> None:
+    one = tuned("llama", r=2, target_modules=["lm_head"])
+    assert "base_model.model.lm_head.base_layer.weight" in load(one.folder)
+    once, twice = (lora.apply(one.base, [one.folder] * count)["lm_head.weight"].torch() for count in (1, 2))
+    before = one.base["lm_head.weight"]
+    assert torch.allclose(twice - before, 2 * (once - before), atol=1e-5)

@@ -22,7 +22,7 @@ from statedict.ops.combine.lora_factors import Factors, check_shape
 from statedict.ops.combine.lora_keys import Adapter, Module, find_names
 from statedict.ops.combine.lora_mix import Mix
 from statedict.ops.combine.lora_target import Orders, Target, count_experts, find_orders, find_rows
-from statedict.ops.combine.lora_ties import EMBEDDINGS, HEAD, add_head, follow, lacks_head, settle_head
+from statedict.ops.combine.lora_ties import EMBEDDINGS, HEAD, add_head, follow, is_equal, lacks_head, settle_head
 from statedict.ops.combine.model_config import resize, restack, set_ties
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout
@@ -254,6 +254,8 @@ class _Placing:
         target = self._target(path)
         base = target.base
         if target.whole is not None:
+            if name not in self.adapter.saved and is_equal(target.whole[0], tensor):
+                return  # peft stores the weight of a base with each adapter of embeddings
             raise CombineError(f"{where}: is replaced by another adapter, too")
         if base is not None and base.shape != tensor.shape:
             if base.shape[1:] != tensor.shape[1:] or self.weight != 1:

@@ -79,6 +79,11 @@ def settle_head(embedding: str, targets: dict[str, Target], tied: dict[str, str]
     return HEAD not in tied and bool({HEAD, embedding} & targets.keys())
 
 
+def is_equal(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors have the same shape, dtype and bytes."""
+    return one.shape == other.shape and compare([(one, other)], Rule()) == [None]
+
+
 def _is_same(one: Target, other: Target) -> bool:
     """Whether two targets with the same base change in the same way."""
     if one.magnitude is not None or other.magnitude is not None or len(one.factors) != len(other.factors):
@@ -89,9 +94,7 @@ def _is_same(one: Target, other: Target) -> bool:
         return False
     pairs = [(one.whole[0], other.whole[0])] if one.whole and other.whole else []
     pairs += [(one.rows[1], other.rows[1])] if one.rows and other.rows else []
-    if any(a.shape != b.shape or compare([(a, b)], Rule()) != [None] for a, b in pairs):
-        return False
-    return all(
+    return all(is_equal(a, b) for a, b in pairs) and all(
         a.scale == b.scale and all(map(numpy.array_equal, a.make("f4"), b.make("f4")))
         for a, b in zip(one.factors, other.factors, strict=True)
     )
