@@ -39,11 +39,13 @@ def test_a_remedy_in_python_becomes_one_in_the_shell(python: str, typed: str) ->
 
 
 def test_the_table_names_only_options_that_exist() -> None:
-    options = set()
-    for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        options |= {option for param in command.params for option in param.opts}
+    def list_options(command: click.Command) -> set[str]:
+        below = command.list_commands(context) if isinstance(command, click.Group) else ()
+        commands = [command, *filter(None, (command.get_command(context, name) for name in below))]  # type: ignore[attr-defined]
+        return {option for one in commands for param in one.params for option in param.opts}
+
+    context = click.Context(cli)
+    options = set().union(*(list_options(command) for name in COMMANDS if (command := cli.get_command(context, name))))
     assert {option for option, _ in OPTIONS.values()} <= options
 
 

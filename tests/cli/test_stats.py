@@ -47,7 +47,17 @@ def test_depth_folds_modules_to_rows(run: Run) -> None:
 
 def test_json_has_a_record_a_tensor_the_modules_the_total_and_the_flags(run: Run) -> None:
     found = json.loads(run("stats", "checkpoint.pth", "--json", torch=False).stdout)
-    assert list(found) == ["schema", "file", "tensors", "modules", "dtypes", "total", "flags", "optimizers"]
+    assert list(found) == [
+        "schema",
+        "file",
+        "tensors",
+        "modules",
+        "dtypes",
+        "total",
+        "flags",
+        "optimizers",
+        "quantization",
+    ]
     names = "name dtype shape elements min max mean std l2 zeros nan inf denormal edge histogram dead_rows tied"
     names += " parameter inferred"
     assert all(list(record) == names.split() for record in found["tensors"])
