@@ -103,6 +103,7 @@ def test_parameters_may_be_given_by_pattern(run: Run, tmp_path: Path) -> None:
         ),
         (" " * (1 << 21), ("merge.yml",), "the configuration of a merge has at most 1,048,576"),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,  # the whole would not fit the environment
 )
 def test_mistakes_are_explained(run: Run, models: Path, text: str, arguments: tuple[str, ...], message: str) -> None:
     (models / "merge.yml").write_text(text)
