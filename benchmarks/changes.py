@@ -12,7 +12,7 @@ for one in (out, out + '.pth', out + '.safetensors'):
 os.sync()
 """
 _PEERS = "import os, torch\nfrom safetensors.torch import load_file, save_file"
-_SYNC_OUT = """
+SYNC_OUT = """
 for one in ([os.path.join(out, name) for name in os.listdir(out)] if os.path.isdir(out) else [out]):
     fd = os.open(one, os.O_RDWR); os.fsync(fd); os.close(fd)
 """
@@ -28,7 +28,7 @@ def _changes(
     synced = Row(
         f"{name}, fsync",
         data,
-        Side(f"{peer}, fsync", call + _SYNC_OUT, theirs, GONE),
+        Side(f"{peer}, fsync", call + SYNC_OUT, theirs, GONE),
         Side("", f"{ours}True)", here, GONE),
         most=most,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.changes import GONE
+from benchmarks.changes import GONE, SYNC_OUT
 from benchmarks.harness import HERE, Row, Side
 
 _THREE = """
@@ -67,8 +67,8 @@ COMBINING: list[Row] = [
         "average three files of 2 GB in bfloat16",
         "altered.safetensors",
         Side(
-            "a loop over safe_open",
-            _LOOP,
+            "a loop over safe_open, fsync",
+            _LOOP + SYNC_OUT,
             "from contextlib import ExitStack\nimport torch\nfrom safetensors import safe_open\n"
             "from safetensors.torch import save_file" + _THREE,
             GONE,
