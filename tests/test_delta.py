@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 import statedict
 from statedict import delta
+from statedict.api.delta import apply_file, base_of
 from statedict.dtypes import BY_NAME, DType
 from statedict.errors import CorruptFileError, FormatError, MissingExtraError, StateDictError, UnsupportedError
 from statedict.io.source import BytesSource
@@ -165,7 +166,7 @@ def test_another_base_is_refused_before_a_byte_is_written(tmp_path: Path) -> Non
     (tmp_path / "out.pth").write_bytes(b"precious")
     for other in ({**base, "b": np.ones(3)}, {"w": base["w"]}, {"w": base["w"], "c": base["b"]}):
         with pytest.raises(CorruptFileError, match=r"x.delta: is a delta to memory with the digest .*; find the one"):
-            delta.apply_file(other, tmp_path / "x.delta", tmp_path / "out.pth")
+            apply_file(other, tmp_path / "x.delta", tmp_path / "out.pth")
     assert (tmp_path / "out.pth").read_bytes() == b"precious"
 
 
@@ -181,8 +182,8 @@ def test_a_delta_alone_shows_what_is_in_it_and_names_its_base(tmp_path: Path) ->
     report = statedict.verify(tmp_path / "x.delta")
     assert (report.ok, report.tensors) == (True, 2)
     assert "applied to base.safetensors" in report.notes[0]
-    assert delta.base_of(tmp_path / "x.delta") == "base.safetensors"
-    assert delta.base_of(tmp_path / "base.safetensors") is None
+    assert base_of(tmp_path / "x.delta") == "base.safetensors"
+    assert base_of(tmp_path / "base.safetensors") is None
 
 
 def test_other_readers_open_the_file(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_damaged_delta_is_never_applied_and_its_base_not_blamed(tmp_path: Path
         assert "find the one that it was made from" not in str(caught.value), at
     (tmp_path / "y.delta").write_bytes(good[:-1] + b"\1")
     with pytest.raises(CorruptFileError, match=r"y\.delta: w: its digest differs, so its bytes are damaged"):
-        delta.apply_file(base, tmp_path / "y.delta", tmp_path / "out.safetensors")
+        apply_file(base, tmp_path / "y.delta", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 

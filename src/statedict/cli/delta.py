@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from statedict import delta as api
+from statedict.api import delta as api
 from statedict.cli.commands import JSON, Commands, echo_report, progress
 from statedict.formats import WRITABLE
 

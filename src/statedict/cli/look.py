@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from statedict.api.delta import base_of
 from statedict.api.files import load, split
 from statedict.cli.commands import (
     FILE,
@@ -22,7 +23,6 @@ from statedict.cli.commands import (
     title,
 )
 from statedict.cli.terminal import ALL, all_option, echo, write
-from statedict.delta import base_of
 from statedict.errors import PathError, StateDictError
 from statedict.io.location import location
 from statedict.io.urls import redact, to_name
