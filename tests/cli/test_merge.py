@@ -58,6 +58,44 @@ def test_a_part_of_a_file_is_a_model(run: Run, models: Path) -> None:
     assert statedict.load(models / "out.pth")["w"].tolist() == [[3, 3], [3, 3]]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{model: model, lora: adapter, override_architecture: X}",
+        "model+adapter",
+        "{model: {path: model}, lora: {path: adapter}}",
+    ],
+)
+def test_a_model_may_be_named_with_an_adapter(run: Run, tmp_path: Path, name: str) -> None:
+    for folder, tensors in (
+        ("model", {"fc.weight": torch.ones(3, 4), "fc.bias": torch.zeros(3)}),
+        (
+            "adapter",
+            {f"base_model.model.fc.lora_{x}.weight": torch.ones(shape) for x, shape in (("A", (1, 4)), ("B", (3, 1)))},
+        ),
+    ):
+        (tmp_path / folder).mkdir()
+        statedict.save(tensors, tmp_path / folder / ("adapter_" * (folder == "adapter") + "model.safetensors"))
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 2}')
+    (tmp_path / "merge.yml").write_text(
+        f"{{merge_method: linear, models: [{{model: model}}, {{model: {name}}}], parameters: {{weight: 1}}}}"
+    )
+    done = run("merge", "merge.yml", "-o", "out/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:3] == ["model", "model+adapter", "adapter"]
+    assert ("override_architecture has no effect" in done.stdout) == ("override" in name)
+    made = statedict.load(tmp_path / "out")
+    assert {name: tensor.unique().tolist() for name, tensor in made.torch().items()} == {
+        "fc.weight": [2],
+        "fc.bias": [0],
+    }
+    sources = json.loads(made.metadata["provenance"])["sources"]
+    assert [[*source["files"]] for source in sources] == [
+        ["model.safetensors"], ["model.safetensors"], ["adapter_model.safetensors"],
+    ]  # fmt: skip
+
+
 def test_the_dtype_is_an_option(run: Run, models: Path) -> None:
     done = run("merge", "--method", "linear", "a.safetensors", "b.safetensors", "--dtype", "bf16", "-o", "out.pth")
     assert done.returncode == 0, done.stderr
@@ -95,12 +133,17 @@ def test_parameters_may_be_given_by_pattern(run: Run, tmp_path: Path) -> None:
         ("!!python/name:os.system x", ("merge.yml",), "merge.yml: is not YAML: could not determine a constructor"),
         (CONFIG + "extra: 1", ("merge.yml",), "merge.yml: the configuration: the key 'extra' is not known"),
         (CONFIG.replace("b.saf", "c.saf"), ("merge.yml",), "there is no model 'c.safetensors', here or beside"),
-        (CONFIG.replace("b.safetensors", "org/name"), ("merge.yml",), "a model of the hub is hf://org/name"),
         (
-            CONFIG.replace("b.safetensors", "org/name+org/adapter"),
+            CONFIG.replace("b.safetensors", "org/name"),
             ("merge.yml",),
-            "apply it first: statedict lora apply org/name org/adapter -o FOLDER",
+            "has none; pass --download to read it from the hub",
         ),
+        (
+            CONFIG.replace("b.safetensors", "a.safetensors+org/adapter"),
+            ("merge.yml",),
+            "there is no model 'org/adapter', here or beside the configuration",
+        ),
+        (CONFIG, ("--method", "linear", "a.safetensors", "--download"), "--download goes with a CONFIG.yml"),
         (" " * (1 << 21), ("merge.yml",), "the configuration of a merge has at most 1,048,576"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,  # the whole would not fit the environment

@@ -104,6 +104,13 @@ def test_a_dtype_that_no_model_can_have_is_noted_and_left(published: Path, tmp_p
     assert (tmp_path / "small" / "config.json").read_bytes() == (published / "config.json").read_bytes()
 
 
+def test_a_configuration_that_has_the_new_dtype_already_is_not_noted(published: Path, tmp_path: Path) -> None:
+    config = published / "config.json"
+    config.write_bytes(config.read_bytes().replace(b"float32", b"bfloat16"))
+    report = statedict.edit(published, tmp_path / "small", [{"cast": "bf16"}])
+    assert report.files.notes == ()
+
+
 def test_files_go_along_only_from_folder_to_folder(published: Path, tmp_path: Path) -> None:
     for target in ("x.pth", "x.safetensors"):
         assert statedict.edit(published, tmp_path / target, [{"cast": "bf16"}]).files.copied == ()

@@ -14,7 +14,8 @@ import xxhash
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import statedict
-from statedict.api.combine import average_files, merge_files, merge_recipe_files
+from statedict.api.combine import average_files, merge_files
+from statedict.api.recipes import merge_recipe_files
 from statedict.errors import CombineError
 
 Publish = Callable[..., GPT2LMHeadModel]

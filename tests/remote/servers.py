@@ -74,6 +74,7 @@ class Hub(WithRanges):
     revision: ClassVar[str] = "0" * 40
 
     def do_GET(self) -> None:
+        self._count("GET")
         path = urlsplit(self.path).path
         root = Path(self.directory)
         if path.startswith("/api/models/"):
@@ -88,7 +89,8 @@ class Hub(WithRanges):
                 else:
                     self._answer([self._entry(file, root / owner / name) for file in files])
             else:
-                self._answer({"id": f"{owner}/{name}", "sha": self.revision, "siblings": []})
+                names = [{"rfilename": file.name} for file in sorted((root / owner / name).iterdir())]
+                self._answer({"id": f"{owner}/{name}", "sha": self.revision, "siblings": names})
         elif "/resolve/" in path:
             owner_name, _, rest = path.partition("/resolve/")
             self.path = f"{owner_name}/{rest.partition('/')[2]}"
@@ -96,13 +98,31 @@ class Hub(WithRanges):
         else:
             self.send_error(404)
 
+    def do_HEAD(self) -> None:
+        self._count("HEAD")
+        owner_name, _, rest = unquote(urlsplit(self.path).path).partition("/resolve/")
+        file = Path(self.directory) / owner_name.lstrip("/") / rest.partition("/")[2]
+        if not file.is_file():
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", self.revision)
+        self.send_header("ETag", f'"{file.stat().st_mtime_ns:040x}"')
+        self.send_header("Content-Length", str(file.stat().st_size))
+        self.end_headers()
+
     def do_POST(self) -> None:
+        self._count("POST")
         length = int(self.headers.get("Content-Length", 0))
         asked = json.loads(self.rfile.read(length) or b"{}")
         _, _, _, owner, name, *_ = unquote(urlsplit(self.path).path).split("/")
         root = Path(self.directory) / owner / name
         there = [root / path for path in asked.get("paths", []) if (root / path).exists() and path]
         self._answer([self._entry(file, root) for file in there])
+
+    def _count(self, verb: str) -> None:
+        server: Any = self.server
+        server.requests.append((self.path, verb))
 
     def _entry(self, file: Path, root: Path) -> dict[str, Any]:
         path = str(file.relative_to(root))

@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
 
 import statedict
 from statedict.api.combine import average_files
 
-from .servers import Hub, serving
+from .servers import Hub, Server, serving
 
 
 def publish(folder: Path, value: float, **how: Any) -> dict[str, Any]:
@@ -34,16 +36,31 @@ dtype: bfloat16
 """
 
 
-def test_models_of_the_hub_are_merged_and_named_on_the_card(tmp_path: Path) -> None:
-    (tmp_path / "me").mkdir()
-    publish(tmp_path / "me" / "one", 0.0)
-    publish(tmp_path / "me" / "two", 2.0, max_shard_size="20kB")
-    (tmp_path / "merge.yml").write_text(RECIPE)
-    command = [sys.executable, "-m", "statedict", "merge", "merge.yml", "-o", "out/"]
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "hub" / "me").mkdir(parents=True)
+    publish(tmp_path / "hub" / "me" / "one", 0.0)
+    publish(tmp_path / "hub" / "me" / "two", 2.0, max_shard_size="20kB")
+    with serving(tmp_path / "hub", Hub) as server:
+        yield server
+
+
+def run(server: Server, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     online = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    with serving(tmp_path, Hub) as server:
-        env = online | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    env = online | {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "home")}
+    done = subprocess.run([sys.executable, *command], env=env, cwd=folder, capture_output=True, text=True, check=False)
+    return done
+
+
+def download(server: Server, folder: Path, name: str, **how: Any) -> None:
+    code = f"import huggingface_hub; huggingface_hub.snapshot_download({name!r}, **{how!r})"
+    done = run(server, folder, "-c", code)
+    assert not done.returncode, done.stderr
+
+
+def test_models_of_the_hub_are_merged_and_named_on_the_card(hub: Server, tmp_path: Path) -> None:
+    (tmp_path / "merge.yml").write_text(RECIPE)
+    done = run(hub, tmp_path, "-m", "statedict", "merge", "merge.yml", "-o", "out/")
     assert not done.returncode, done.stderr
     assert "with config.json, tokenizer.json" in done.stdout
     assert [t.tolist()[0][0] for t in statedict.load(tmp_path / "out").values()] == [0, 1, 2, 3, 4, 5]
@@ -55,8 +72,61 @@ def test_models_of_the_hub_are_merged_and_named_on_the_card(tmp_path: Path) -> N
     files = record["sources"][1]["files"]
     assert "model.safetensors.index.json" in files
     for name, about in files.items():
-        path = tmp_path / "me" / "two" / name
+        path = tmp_path / "hub" / "me" / "two" / name
         assert about == {"bytes": path.stat().st_size, "tag": f"{path.stat().st_mtime_ns:040x}"}
+
+
+NAMED = RECIPE.replace("hf://me/two/", "me/two").replace("hf://", "")
+
+
+def test_models_that_are_named_only_come_from_the_cache_without_a_request(hub: Server, tmp_path: Path) -> None:
+    (tmp_path / "merge.yml").write_text(NAMED)
+    merge = ("-m", "statedict", "merge", "merge.yml", "-o", "out/")
+    download(hub, tmp_path, "me/one")
+    download(hub, tmp_path, "me/two", allow_patterns=["*.json"])
+    hub.requests.clear()
+    done = run(hub, tmp_path, *merge)
+    assert (done.returncode, hub.requests) == (2, [])
+    cache = tmp_path / "home" / "hub"
+    assert done.stderr == (
+        f"statedict: merge.yml: there is no model 'me/two', here or beside the configuration, and {cache} has "
+        "only some of its files; pass --download to read it from the hub\n"
+    )
+    done = run(hub, tmp_path, *merge, "--download")
+    assert not done.returncode, done.stderr
+    asked = [path for path, _ in hub.requests]
+    assert (any("me/two" in path for path in asked), any("me/one" in path for path in asked)) == (True, False)
+    before = [tensor.tolist() for tensor in statedict.load(tmp_path / "out").values()]
+    download(hub, tmp_path, "me/two")
+    hub.requests.clear()
+    done = run(hub, tmp_path, *merge, "--overwrite")
+    assert (done.returncode, hub.requests) == (0, []), done.stderr
+    assert [tensor.tolist() for tensor in statedict.load(tmp_path / "out").values()] == before
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith('---\nbase_model:\n- "me/one"\n- "me/two"\n')
+    record = json.loads(statedict.load(tmp_path / "out").metadata["provenance"])
+    assert [source["hub"] for source in record["sources"]] == [f"me/{name}@{Hub.revision}" for name in ("one", "two")]
+
+
+@pytest.mark.parametrize("revision", ["v1/two", Hub.revision])
+def test_a_revision_is_found_in_the_cache(hub: Server, tmp_path: Path, revision: str) -> None:
+    download(hub, tmp_path, "me/one", revision=revision)
+    (tmp_path / "merge.yml").write_text(
+        f'{{merge_method: passthrough, models: [{{model: {{model: {{path: me/one, revision: "{revision}"}}}}}}]}}'
+    )
+    done = run(hub, tmp_path, "-m", "statedict", "merge", "merge.yml", "--dry-run")
+    assert done.stdout.startswith(f"me/one@{revision}\n"), done.stderr
+    (tmp_path / "merge.yml").write_text("{merge_method: passthrough, models: [{model: me/one@v2}]}")
+    done = run(hub, tmp_path, "-m", "statedict", "merge", "merge.yml", "--dry-run")
+    assert f"no model 'me/one@v2', here or beside the configuration, and {tmp_path}/home/hub has none; " in done.stderr
+
+
+@pytest.mark.parametrize("name", ["me/one@../../x", "me/one@/etc", "../one", "a/b/c", "me/one+me/two"])
+def test_a_name_leads_nowhere_but_into_the_cache(hub: Server, tmp_path: Path, name: str) -> None:
+    (tmp_path / "merge.yml").write_text(f"{{merge_method: passthrough, models: [{{model: {name}}}]}}")
+    done = run(hub, tmp_path, "-m", "statedict", "merge", "merge.yml", "--dry-run")
+    assert (done.returncode, hub.requests) == (2, [])
+    assert f"there is no model '{name.partition('+')[0]}'" in done.stderr
 
 
 def test_an_average_goes_from_a_store_into_a_store(s3: Any, tmp_path: Path) -> None:

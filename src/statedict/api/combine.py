@@ -149,29 +149,6 @@ def merge_files(
     )
 
 
-def merge_recipe_files(
-    path: Path,
-    dst: Path | None,
-    *,
-    integers: Mapping[str, str] | None = None,
-    seed: int = 0,
-    vocabulary: str | None = None,
-    **how: Any,
-) -> CombineReport:
-    """Write the merge that a YAML file of mergekit describes, as `save` does; see `_write`."""
-    from statedict.api.recipes import merge_recipe, open_recipe
-
-    _check_seed(seed)
-    opened = open_recipe(path)
-
-    def make() -> Made:
-        with Paused():
-            tree, report, changes, tokenizer = merge_recipe(opened, _rules(integers), seed, vocabulary)
-            return Made(tree, report, changes, opened.text, tokenizer)
-
-    return _write(make, dst, opened.sources(), **how)
-
-
 def _write(
     make: Callable[[], Made],
     dst: Path | None,
@@ -225,6 +202,7 @@ _CARD = "README.md"
 def _describe(report: CombineReport, sources: Sequence[Any]) -> dict[str, Any]:
     """Where a state comes from, without times and absolute paths: the same sources give the same bytes."""
     from statedict.formats.provenance import describe_files
+    from statedict.io.hub_cache import name_snapshot
     from statedict.io.parallel import parallel
     from statedict.shown import to_record
 
@@ -233,6 +211,8 @@ def _describe(report: CombineReport, sources: Sequence[Any]) -> dict[str, Any]:
     rows = []
     for (name, share), source in zip(report.sources, sources, strict=True):
         row = {"name": name} | ({} if share is None else {"share": share})
+        hub = name_snapshot(split(source)[0]) if is_path(source) else ""
+        row |= {"hub": hub} if hub else {}
         rows.append(row | ({"files": files[split(source)[0]]} if is_path(source) else {}))
     return {"method": report.method, "parameters": to_record(report)["parameters"], "sources": rows}
 
@@ -253,7 +233,7 @@ def _average(
     given = {"ema": ema, "precision": precision, "optimizer": optimizer or None}
     with Paused():
         made = _combine(
-            sources, vocabulary, lambda aligned: average(aligned, shares, _rules(integers), precision), optimizer
+            sources, vocabulary, lambda aligned: average(aligned, shares, read_rules(integers), precision), optimizer
         )
     return _with_parameters(made, given | {"integers": integers, "vocabulary": vocabulary})
 
@@ -277,7 +257,7 @@ def _merge(
     from statedict.ops.combine.recipe import read_dtype
 
     _check_list("merge", states, 1)
-    _check_seed(seed)
+    check_seed(seed)
     kind, based = read_dtype(dtype), base is not None
     check_parameters(method, len(states), based, parameters)  # an error before anything is opened
     given = {**parameters, "seed": seed, "dtype": kind and str(kind), "integers": integers, "vocabulary": vocabulary}
@@ -285,7 +265,7 @@ def _merge(
         made = _combine(
             [base] * based + [*states],
             vocabulary,
-            lambda aligned: merge(aligned, method, based, parameters, seed, _rules(integers), kind),
+            lambda aligned: merge(aligned, method, based, parameters, seed, read_rules(integers), kind),
         )
     return _with_parameters(made, given)
 
@@ -321,12 +301,12 @@ def _check_list(verb: str, sources: Any, least: int) -> None:
         raise CombineError(f"{verb} takes a list of {wanted} sources, not {sources!r:.60}")
 
 
-def _check_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> None:
     if type(seed) is not int:
         raise CombineError(f"seed: expected a whole number, got {seed!r:.40}")
 
 
-def _rules(integers: Any) -> Mapping[str, str]:
+def read_rules(integers: Any) -> Mapping[str, str]:
     if integers is not None and not isinstance(integers, Mapping):
         raise CombineError(f"integers: expected a dict by pattern, got {integers!r:.40}")
     return integers or {}

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from statedict.api.files import Path, split, tree_of
+from statedict.api.combine import Made, _write, check_seed, read_rules
+from statedict.api.files import Path, split
+from statedict.api.locating import Place, locate
+from statedict.collector import Paused
 from statedict.errors import CombineError, MissingExtraError
 from statedict.formats import places
-from statedict.formats.beside import read_config
 from statedict.formats.tokenizer import check_tokens, read_files, read_tokens
-from statedict.io.location import location
-from statedict.io.urls import folder_of, is_url, join, redact, to_name
+from statedict.io.urls import folder_of, redact, to_name
 from statedict.ops.combine.align import only_model
 from statedict.ops.combine.build import build
 from statedict.ops.combine.layers import Model, find_stacks
@@ -33,20 +34,29 @@ class Opened(NamedTuple):
 
     recipe: Recipe
     text: str
-    places: Mapping[str, str]
+    places: Mapping[str, Place]
 
     def names(self) -> list[str]:
         """The models, the one whose configuration the result has first."""
         donor = self.recipe.donor()
         return [*dict.fromkeys([donor, *self.recipe.models()])]
 
+    def adapters(self) -> dict[str, str]:
+        """The adapters that models are named with, by name, and where they lie."""
+        places = ((name.partition("+")[2], self.places[name].adapter) for name in self.names())
+        return {name: adapter for name, adapter in places if adapter}
+
     def sources(self) -> list[str]:
-        """Where they lie."""
-        return [self.places[name] for name in self.names()]
+        """Where the models lie, and after them the adapters."""
+        return [*(self.places[name].path for name in self.names()), *self.adapters().values()]
 
 
-def open_recipe(path: Path) -> Opened:
+def open_recipe(path: Path, download: bool = False) -> Opened:
     """Read a merge from a YAML file, and find its models.
+
+    Args:
+        path: of the file.
+        download: whether models named `ORG/NAME` that are not on this disk are read from the hub.
 
     Raises:
         CombineError: the file is not YAML of a merge, or names a model that is not there.
@@ -65,7 +75,7 @@ def open_recipe(path: Path) -> Opened:
         raise CombineError(f"{where}: {' '.join(str(error).split())}") from error
     wanted = [*recipe.models()]
     wanted += [one for one in (recipe.base, recipe.tokenizer) if one and one not in (*wanted, "base", "union")]
-    return Opened(recipe, text, {model: _locate(model, folder_of(name), where) for model in wanted})
+    return Opened(recipe, text, {model: locate(model, folder_of(name), where, download) for model in wanted})
 
 
 def _parse(text: str) -> Any:
@@ -101,18 +111,29 @@ def _check_once(root: Any) -> None:
                 raise CombineError(f"line {key.start_mark.line + 1}: has the key {key.value!r:.40} twice")
 
 
-def _locate(model: str, folder: str, where: str) -> str:
-    """The path or URL of a model: as it stands, or from the folder of the configuration."""
-    for name in (model, join(folder, model)):
-        place = split(name)[0]
-        if is_url(place) or location(place).exists():
-            return name
-    base, sign, adapter = model.partition("+")
-    if sign:
-        what = f"{model!r} is a model with an adapter; apply it first: statedict lora apply {base} {adapter} -o FOLDER"
-        raise CombineError(f"{where}: {what}")
-    hub = f"; a model of the hub is hf://{model}" if model.count("/") == 1 else ""
-    raise CombineError(f"{where}: there is no model {model!r}, here or beside the configuration{hub}")
+def merge_recipe_files(
+    path: Path,
+    dst: Path | None,
+    *,
+    integers: Mapping[str, str] | None = None,
+    seed: int = 0,
+    vocabulary: str | None = None,
+    download: bool = False,
+    **how: Any,
+) -> CombineReport:
+    """Write the merge that a YAML file of mergekit describes, as `save` does; see `combine._write`.
+
+    `download` reads models named `ORG/NAME` from the hub if they are not on this disk.
+    """
+    check_seed(seed)
+    opened = open_recipe(path, download)
+
+    def make() -> Made:
+        with Paused():
+            tree, report, changes, tokenizer = merge_recipe(opened, read_rules(integers), seed, vocabulary)
+            return Made(tree, report, changes, opened.text, tokenizer)
+
+    return _write(make, dst, opened.sources(), **how)
 
 
 def merge_recipe(
@@ -127,7 +148,7 @@ def merge_recipe(
     """
     recipe = opened.recipe
     check_policy(vocabulary)
-    configs = {name: read_config(split(place)[0]) for name, place in opened.places.items()}
+    configs = {name: place.read_config() for name, place in opened.places.items()}
     trees = [(name, _open_model(name, opened.places[name])) for name in opened.names()]
     named, notes = add_heads(trees, [configs[name] for name in opened.names()])
     models = {name: Model(tree, find_stacks(tree, count_layers(configs[name]))) for name, tree in named}
@@ -148,14 +169,15 @@ def merge_recipe(
     tokenizer, more = _choose_tokenizer(opened)
     options = {"seed": seed, "vocabulary": vocabulary, "integers": dict(integers)}
     given = {key: value for key, value in options.items() if value is not None and value != {}}
-    report = replace(report, notes=(*report.notes, *notes, *more), parameters=given)
-    files = None if tokenizer == recipe.donor() else (tokenizer, read_files(opened.places[tokenizer]))
+    sources = (*report.sources, *((name, None) for name in opened.adapters()))
+    report = replace(report, sources=sources, notes=(*report.notes, *notes, *more), parameters=given)
+    files = None if tokenizer == recipe.donor() else (tokenizer, read_files(opened.places[tokenizer].path))
     return tree, report, changes, files
 
 
-def _open_model(name: str, place: str) -> StateDict:
+def _open_model(name: str, place: Place) -> StateDict:
     """The tensors of a model by name."""
-    _, model = only_model(redact(name), tree_of(place))
+    _, model = only_model(redact(name), place.open())
     leaves = Layout(model).leaves
     return like(model, StateDict({path: leaf for path, leaf in leaves.items() if is_array(leaf) or is_extra(path)}))
 
@@ -167,7 +189,7 @@ def _choose_tokenizer(opened: Opened) -> tuple[str, list[str]]:
         return donor, []
     if recipe.tokenizer == "base" and recipe.base is None:
         raise CombineError("tokenizer_source: base, and no base_model is named")
-    tokens = {name: read_tokens(split(place)[0]) for name, place in opened.places.items()}
+    tokens = {name: read_tokens(split(place.path)[0]) for name, place in opened.places.items()}
     unknown = [name for name, table in tokens.items() if not table]
     check_tokens(tokens)
     chosen = {"base": recipe.base or donor, "union": donor}.get(recipe.tokenizer, recipe.tokenizer)

@@ -91,6 +91,7 @@ def average(
 @click.option("--set", "others", metavar="NAME=[GLOB=]VALUE", multiple=True, help="Another parameter.")
 @click.option("--dtype", metavar="DTYPE", help="Of the result, instead of the sources' dtype.")
 @click.option("--seed", type=int, default=0, help="Of random choices.")
+@click.option("--download", is_flag=True, help="Read models named ORG/NAME from the hub if they are not on this disk.")
 @_output
 def merge(
     sources: tuple[str, ...], dst: str | None, as_json: bool, integers: tuple[str, ...], method: str | None,
@@ -114,8 +115,12 @@ def merge(
         for name, value in given.items():
             if value:
                 raise click.UsageError(f"--{name} goes with --method; {sources[0]} has its own")
-        _run("merging", partial(api.merge_recipe_files, sources[0]), as_json, dst, integers, how)
+        from statedict.api.recipes import merge_recipe_files
+
+        _run("merging", partial(merge_recipe_files, sources[0]), as_json, dst, integers, how)
         return
+    if how.pop("download"):
+        raise click.UsageError("--download goes with a CONFIG.yml; name a model of the hub hf://ORG/NAME")
     pairs = [*(("weight", text) for text in weight), *(("density", text) for text in density)]
     pairs += [split_pair("set", "NAME=VALUE", text) for text in others]
     parameters = _gather(pairs)

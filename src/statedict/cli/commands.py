@@ -109,6 +109,7 @@ OPTIONS = {
     "max_shard_size": ("--max-shard-size", "SIZE"),
     "overwrite": ("--overwrite", ""),
     "dry_run": ("--dry-run", ""),
+    "download": ("--download", ""),
 }
 _PHRASES = (
     (re.compile(r"restore from load\(path\)((?:\['[^']*'\])+)"), lambda found: f"name it by --at {_path(found[1])}"),

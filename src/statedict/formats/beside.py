@@ -218,7 +218,7 @@ def plan_companions(
     changed = re.sub(_DTYPE % re.escape(before.encode()), rb"\g<1>%s\2" % after.encode(), config)
     if before != after and after in _DTYPES and changed != config:
         notes.append(f"config.json says {after} now, not {before}")
-    elif before != after and b'dtype"' in config:
+    elif before != after and b'dtype"' in config and not re.search(_DTYPE % re.escape(after.encode()), config):
         changed = config
         notes.append(f"config.json still has the dtype it had, though the weights are {after} now, not {before}")
     if changes and config:

@@ -19,7 +19,8 @@ def write_card(record: Mapping[str, Any], recipe: str, transformers: bool) -> by
         transformers: whether transformers opens the model.
     """
     sources: Sequence[Mapping[str, Any]] = record["sources"]
-    hub = [found[1] for source in sources if (found := _HUB.fullmatch(source["name"]))]
+    names = [f"hf://{source['hub']}" if "hub" in source else source["name"] for source in sources]
+    hub = dict.fromkeys(found[1] for name in names if (found := _HUB.fullmatch(name)))
     lines = ["---"]
     lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub)] if hub else []
     lines += ["library_name: transformers"] if transformers else []

@@ -17,6 +17,7 @@ from typing import Any
 from statedict.dtypes import DType, dtype
 from statedict.errors import CombineError
 from statedict.ops.combine.methods import METHODS, Method
+from statedict.ops.combine.reference import read_reference
 from statedict.ops.combine.settings import Settings, read_settings
 
 _TOP = (
@@ -82,8 +83,8 @@ def read_recipe(node: Any) -> Recipe:
     method = METHODS.get(name) if isinstance(name, str) else None
     if method is None:
         raise CombineError(f"merge_method: expected one of {', '.join(METHODS)}, got {name!r:.40}")
-    base = None if node.get("base_model") is None else _read_model(node["base_model"], "base_model")
     notes: list[str] = []
+    base = None if node.get("base_model") is None else read_reference(node["base_model"], "base_model", notes)
     whole, module = read_settings(node.get("parameters"), "parameters"), node
     outer: tuple[Settings, ...] = (whole,)
     if "modules" in node:
@@ -96,7 +97,7 @@ def read_recipe(node: Any) -> Recipe:
     for settings in outer:
         reader.check_names(settings, "parameters")
     kind = node.get("out_dtype") or node.get("dtype")
-    return Recipe(str(name), base, read_dtype(kind), slices, _read_tokenizer(node), tuple(dict.fromkeys(notes)))
+    return Recipe(str(name), base, read_dtype(kind), slices, _read_tokenizer(node, notes), tuple(dict.fromkeys(notes)))
 
 
 class _Reader:
@@ -112,7 +113,7 @@ class _Reader:
         sources = []
         for one in _list(node, "models"):
             _check_keys(one, "models", ("model", "parameters"))
-            sources.append(Source(_read_model(one.get("model"), "models"), None, self._read_settings(one)))
+            sources.append(Source(self._read_model(one.get("model"), "models"), None, self._read_settings(one)))
         if self._base is not None and self._base not in [source.model for source in sources]:
             sources.append(Source(self._base, None, {}))
         yield self._make(sources, self._base, {}, "models")
@@ -128,14 +129,16 @@ class _Reader:
             for source in _list(one.get("sources"), f"{where}: sources"):
                 _check_keys(source, where, ("model", "layer_range", "parameters"))
                 layers = _read_range(source.get("layer_range"), where)
-                sources.append(Source(_read_model(source.get("model"), where), layers, self._read_settings(source)))
+                sources.append(
+                    Source(self._read_model(source.get("model"), where), layers, self._read_settings(source))
+                )
             lengths = {source.layers[1] - source.layers[0] for source in sources if source.layers}
             if len(lengths) > 1:
                 raise CombineError(f"{where}: expected as many layers of each source, got {sorted(lengths)}")
             base = one.get("base_model")
             parameters = read_settings(one.get("parameters"), where)
             self.check_names(parameters, where)
-            yield self._make(sources, self._base if base is None else _read_model(base, where), parameters, where)
+            yield self._make(sources, self._base if base is None else self._read_model(base, where), parameters, where)
 
     def _make(self, sources: Sequence[Source], base: str | None, parameters: Settings, where: str) -> Slice:
         names = [source.model for source in sources]
@@ -155,6 +158,9 @@ class _Reader:
                 f"{where}: {self._name} takes {wanted} models{beside}, got {count:,}: {', '.join(names)}"
             )
         return Slice(tuple(sources), at, (parameters, *self._outer))
+
+    def _read_model(self, node: Any, where: str) -> str:
+        return read_reference(node, where, self._notes)
 
     def _read_settings(self, node: Mapping[str, Any]) -> Settings:
         settings = read_settings(node.get("parameters"), f"parameters of {node.get('model')}")
@@ -210,12 +216,6 @@ def _read_range(node: Any, where: str) -> tuple[int, int]:
     return node[0], node[1]
 
 
-def _read_model(node: Any, where: str) -> str:
-    if not isinstance(node, str) or not node:
-        raise CombineError(f"{where}: model: expected a path or hf://OWNER/NAME, got {node!r:.60}")
-    return node
-
-
 def read_dtype(node: Any) -> DType | None:
     """The dtype that a result is asked for in, if any.
 
@@ -233,12 +233,12 @@ def read_dtype(node: Any) -> DType | None:
     return kind
 
 
-def _read_tokenizer(node: Mapping[str, Any]) -> str | None:
+def _read_tokenizer(node: Mapping[str, Any], notes: list[str]) -> str | None:
     if "tokenizer" in node and node.get("tokenizer_source") is not None:
         raise CombineError("expected tokenizer or tokenizer_source, got both")
     given = node.get("tokenizer")
     if given is None:
         source = node.get("tokenizer_source")
-        return None if source is None else _read_model(source, "tokenizer_source")
+        return None if source is None else read_reference(source, "tokenizer_source", notes)
     _check_keys(given, "tokenizer", ("source",))
-    return _read_model(given.get("source", "union"), "tokenizer")
+    return read_reference(given.get("source", "union"), "tokenizer", notes)
