@@ -199,7 +199,6 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     ),
     "TensorFlow Lite": (plain(b"\x1c\0\0\0TFL3" + bytes(80)), "TensorFlow Lite", "TensorFlow"),
     "HDF5, as Keras writes": (plain(b"\x89HDF\r\n\x1a\n" + bytes(100), "model.h5"), "HDF5", "h5py"),
-    "GGUF": (plain(b"GGUF\3\0\0\0" + bytes(100)), "GGUF", "package gguf"),
     "npy": (npy, r"\.npy file", "load it with numpy"),
     "npz": (npz, r"\.npz archive of NumPy", "load it with numpy"),
     "what joblib wrote": (joblib_file({"w": numpy.arange(9.0)}), "a file of joblib", "load it with joblib, which runs"),

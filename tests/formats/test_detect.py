@@ -94,7 +94,6 @@ STRANGERS = {
     "zstandard": (b"\x28\xb5\x2f\xfd" + bytes(20), r"compressed by Zstandard; unpack it"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(20), r"7z archive; unpack it"),
     "rar": (b"Rar!\x1a\x07\x01\x00", r"RAR archive; unpack it"),
-    "gguf": (b"GGUF\3\0\0\0" + bytes(100), r"GGUF file"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), r"HDF5 file"),
     "npy": (_npy(), r"\.npy file; load it with numpy"),
     "json": (json.dumps({"hidden_size": 768}).encode(), r"is JSON text.*lie beside it"),

@@ -47,7 +47,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (rb"7z\xbc\xaf", "is a 7z archive; unpack it first"),
     (rb"Rar!", "is a RAR archive; unpack it first"),
     (rb"Salted__|-----BEGIN PGP|age-encryption\.org|\x85[\x01-\x04]\x0c\x03", "is encrypted; decrypt it first"),
-    (rb"GGUF", f"is a GGUF file, {_NOT_READ}; open it with the package gguf"),
     (rb"\x89HDF", f"is an HDF5 file (Keras's .h5 is one), {_NOT_READ}; open it with h5py"),
     (rb"\x93NUMPY", "is a .npy file; load it with numpy"),
     (rb"\x08\x01\x12", f"is a TensorFlow SavedModel, {_NOT_READ}; open it with TensorFlow"),

@@ -67,6 +67,7 @@ KINDS: dict[str, Row] = {
         folder="sharded",
         in_place="statedict.formats.safetensors",
     ),
+    "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model"),
     "zip": Row(lambda head: head[:4] == b"PK\5\6"),
     "torch-export": Row(lambda head: False),  # a kind of zip
     "torch-legacy": Row(
@@ -100,7 +101,7 @@ def _find_second_kind(source: ByteSource, head: bytes, name: str) -> str:
     from statedict.io.tar import is_tar
 
     if is_tar(head):
-        if head[257:262] != b"ustar" or head[:4] == b"PK\3\4":
+        if head[257:262] != b"ustar" or name != "torch-legacy":
             return "a tar archive"
         return "a pickle" if _is_pickle(head) else ""
     if not _is_pickle(head) or name not in ("torch", "coded", "safetensors", "distributed-safetensors", "sharded"):

@@ -15,11 +15,12 @@ from statedict.reports.quantization import format_weight
 from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, mark_inferred, sum_by
 from statedict.tensor.arrays import format_boxes
 from statedict.tensor.attributes import data_of
+from statedict.tensor.blocks import find_blocks
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import find_model, names_of
-from statedict.tree.roles import MODEL, find_roles, members
+from statedict.tree.roles import MIXED, MODEL, find_roles, members
 from statedict.tree.walk import free_name, label, nest, sort_numbers, visit, walk
 from statedict.values import Opaque, abbreviate, count, shorten
 
@@ -83,7 +84,8 @@ def summarize(state: Any, path: str = "", config: Mapping[str, Any] | None = Non
         dot = path + "." if path else ""
         by_path = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
         build = _Builder(by_path)
-        build.models = {id(node) for role, _, node in find_roles(state) if role == MODEL}
+        roles = list(find_roles(state))  # tensors among plain values are a model's if there are no others
+        build.models = {id(node) for role, _, node in roles if role == MODEL or (role == MIXED and len(roles) == 1)}
         build.quantized = find(_tensors(state), config, path)
         root = build.node("", state, path, "tensor", None)
         wasted = unseen_bytes(build.lazy)
@@ -184,12 +186,13 @@ class _Builder:
             role = "quantization" if part else "parameter" if weight is not None else role
         first = self.regions.setdefault(tensor.region, path)
         tied = None if first == path else first
+        blocks = find_blocks(tensor)
         info = TensorInfo(
             path=free_name(path, self.tensors),
-            dtype=tensor.dtype.name,
+            dtype=tensor.dtype.name if blocks is None else blocks.quantization,
             shape=tuple(tensor.shape),
             elements=tensor.numel(),
-            nbytes=tensor.nbytes,
+            nbytes=tensor.nbytes if blocks is None else blocks.blocks.nbytes,
             role=role,
             parameter=parameter,
             inferred=parameter is not None and self.inferred,

@@ -94,10 +94,10 @@ class TensorInfo:
     """One tensor."""
 
     path: str  # its path in the tree
-    dtype: str  # PyTorch's name
+    dtype: str  # PyTorch's name; of a tensor stored as quantized blocks the name of these: `Q4_K`
     shape: tuple[int, ...]
     elements: int  # their product
-    nbytes: int  # bytes of the elements
+    nbytes: int  # bytes of the elements, or of the blocks
     # `parameter`, `buffer`, `optimizer`, `generator` or `tensor`, by its place and name; `quantization` for the scales
     # of quantized weights and the like
     role: str
@@ -157,7 +157,7 @@ class Summary(Shown):
     root: Node  # the tree
     tensors: tuple[TensorInfo, ...]  # every tensor in the order of the file
     values: dict[str, Any]  # path → plain value
-    dtypes: dict[str, Total]  # PyTorch's name → sums
+    dtypes: dict[str, Total]  # dtype of tensors → sums
     wasted: int  # bytes of storages that no tensor covers (a small view of a large storage)
     opaque: dict[str, int] = field(default_factory=dict)  # qualified name → how often, of objects that are not data
     optimizers: tuple[Optimizer, ...] = ()  # those in it, with their groups and troubles

@@ -16,6 +16,7 @@ from statedict.ops.quantization.layer import Layer, Layout, ratio
 from statedict.ops.quantization.layouts import lay_out_mlx, pairs_for
 from statedict.ops.quantization.schemes import CT, SCHEMES, ZEROS, Part, Scheme
 from statedict.reports.quantization import Quantization, QuantizedWeight
+from statedict.tensor.blocks import find_blocks
 from statedict.tensor.lazy import LazyTensor
 
 # tensors of quantized modules that belong to no weight: the scales of inputs, outputs and caches
@@ -61,6 +62,7 @@ class Found:
             layer.pairs = pairs
             weights.append(self._describe(scheme, layer))
         self._find_alone(weights)
+        weights += self._find_blocks()
         others = self._list_others() if weights else {}
         self.report = Quantization(tuple(weights), others, config.method, tuple(self._notes(weights)))
 
@@ -160,6 +162,27 @@ class Found:
                 layer = self._layer(path.removesuffix(scheme.stored), scheme)
                 if layer is not None and tensor.dtype.name not in _PLAIN:
                     weights.append(self._describe(scheme, layer))
+
+    def _find_blocks(self) -> Iterable[QuantizedWeight]:
+        """The weights whose tensors are stored as blocks, as in GGUF: one tensor has numbers and scales."""
+        for path, tensor in self._tensors.items():
+            if (blocks := find_blocks(tensor)) is not None:
+                outer, kind = self._outer(path), blocks.quantization
+                bits = int(next(filter(str.isdigit, kind)))
+                weight = QuantizedWeight(
+                    name=outer,
+                    scheme="GGUF",
+                    format=kind,
+                    stored=outer,
+                    packed=False,
+                    shape=tuple(tensor.shape),
+                    elements=tensor.numel(),
+                    bits=bits,
+                    group=blocks.group,
+                    nbytes=blocks.blocks.nbytes,
+                )
+                self.stored[outer] = weight
+                yield weight
 
     def _list_others(self) -> dict[str, str]:
         names = {path: _OTHERS.get(path.rpartition(".")[2]) for path in self._tensors}

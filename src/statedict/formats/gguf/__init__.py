@@ -1,0 +1,1 @@
+"""GGUF, the files of llama.cpp: `model.py` has the layout, `types.py` the types of tensors."""

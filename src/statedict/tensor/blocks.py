@@ -1,0 +1,105 @@
+"""Tensors stored as quantized blocks, GGUF's: PyTorch and NumPy get the numbers in float32, decoded when they are read.
+
+A block holds the numbers of `elements` elements in a row with their scales. A `BlockTensor` is a float32 tensor whose
+storage decodes; `find_blocks` gives the stored bytes, which a format of the same blocks copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+
+from statedict.dtypes import BY_NAME
+from statedict.io.source import ByteSource
+from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.values import human_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_FLOAT = BY_NAME["float32"]
+_BYTE = BY_NAME["uint8"]
+_CHUNK = 1 << 16  # elements that are decoded at a time: they stay in the processor's cache
+
+# a kind of block: its name, how many elements one has, its bytes, and decode(bytes, buffer), which fills a buffer with
+# the float32 of whole blocks
+BlockType = namedtuple("BlockType", "name elements nbytes decode")
+
+
+class BlockSource(ByteSource):
+    """The decoded numbers of blocks that lie in another source from `start` on."""
+
+    __slots__ = ("blocks", "kind", "name", "remote", "size", "start")
+
+    remote: bool
+
+    def __init__(self, kind: BlockType, blocks: ByteSource, start: int, count: int, name: str) -> None:
+        self.kind, self.blocks, self.start, self.name = kind, blocks, start, name
+        self.size = 4 * kind.elements * count
+        self.remote = blocks.remote
+
+    def _fill(self, offset: int, buffer: memoryview) -> None:
+        width = 4 * self.kind.elements
+        most = _CHUNK * 4 // width * width or width
+        while len(buffer):
+            first, within = divmod(offset, width)
+            size = min(len(buffer), most - within)
+            count = -(-(within + size) // width)
+            data = self.blocks.read(self.start + first * self.kind.nbytes, count * self.kind.nbytes)
+            if size == count * width:
+                self.kind.decode(data, buffer[:size])
+            else:
+                whole = memoryview(bytearray(count * width))
+                self.kind.decode(data, whole)
+                buffer[:size] = whole[within : within + size]
+            offset, buffer = offset + size, buffer[size:]
+
+
+class BlockTensor(LazyTensor):
+    """A float32 tensor that is stored as quantized blocks.
+
+    Reading it decodes the blocks; `raw()` gives the float32. A reshaped or cut tensor is a plain LazyTensor.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def make(cls, kind: BlockType, shape: tuple[int, ...], source: ByteSource, start: int, name: str) -> BlockTensor:
+        """The tensor of a shape whose rows are whole blocks, which lie in a source from `start` on."""
+        count = math.prod(shape) // kind.elements
+        decoded = BlockSource(kind, source, start, count, name)
+        return cls(_FLOAT, shape, Storage(decoded, 0, decoded.size))
+
+    @property
+    def quantization(self) -> str:
+        """The name of its blocks, `"Q4_K"`."""
+        return str(self._source.kind.name)
+
+    @property
+    def group(self) -> int:
+        """How many elements a block has."""
+        return int(self._source.kind.elements)
+
+    @property
+    def blocks(self) -> LazyTensor:
+        """Its stored bytes: uint8, with the bytes of a row as the last dimension."""
+        kind = self._source.kind
+        shape = (*self.shape[:-1], self.shape[-1] // kind.elements * kind.nbytes)
+        return LazyTensor(_BYTE, shape, Storage(self._source.blocks, self._source.start, math.prod(shape)))
+
+    @property
+    def _source(self) -> Any:
+        return self.storage.source
+
+    def __repr__(self) -> str:
+        shape, size = tuple(self.shape), human_bytes(self.blocks.nbytes)
+        return f"LazyTensor({self.dtype}, {shape}, {size} as {self.quantization}, {self._source.name!r})"
+
+
+def find_blocks(tensor: object) -> BlockTensor | None:
+    """The tensor itself if it is stored as blocks and still whole."""
+    whole = isinstance(tensor, BlockTensor) and isinstance(tensor.storage.source, BlockSource)
+    if not whole or tensor.offset or tensor.storage.offset or tensor.strides is not None:  # type: ignore[attr-defined]
+        return None
+    return tensor if tensor.nbytes == tensor.storage.source.size else None  # type: ignore
