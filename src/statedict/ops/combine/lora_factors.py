@@ -19,11 +19,11 @@ from statedict.dtypes import DType
 from statedict.errors import CombineError
 from statedict.ops.alter.tensors import round_to
 from statedict.ops.combine.elements import Once, work_dtype
+from statedict.ops.products import multiply
 from statedict.tensor.assembled import map_rows, read_rows
 from statedict.tensor.lazy import LazyTensor
 
 _PIECE = 1 << 17  # elements that stay in the processor's cache
-_ALONE = 1 << 18  # multiplications that BLAS does on one thread
 _HELD = 8  # factors of so many modules are kept in memory, those that were used last
 
 
@@ -75,24 +75,6 @@ def _read(tensor: LazyTensor, work: Any) -> Any:
     return tensor.contiguous().numpy().astype(work)
 
 
-def _multiply(left: Any, right: Any) -> Any:
-    """The product of two matrices, in tiles that BLAS does not share out among threads.
-
-    The threads of its own wait for one another, and ours keep all cores busy: 16 ms instead of 1 for 512 × 16 × 2048.
-    OpenBLAS takes more than one from 2¹⁹ multiplications on (interface/gemm.c).
-    """
-    import numpy
-
-    (rows, rank), columns = left.shape, right.shape[1]
-    out = numpy.empty((rows, columns), left.dtype)
-    high = 16 if rank <= 32 else 32
-    wide = max(16, _ALONE // max(high * rank, 1))
-    for i in range(0, rows, high):
-        for j in range(0, columns, wide):
-            numpy.matmul(left[i : i + high], right[:, j : j + wide], out=out[i : i + high, j : j + wide])
-    return out
-
-
 @lru_cache(_HELD)
 def _load(factors: Factors, work: Any) -> tuple[Any, Any]:
     return factors.make(work)
@@ -136,7 +118,7 @@ class Low:
             pieces = []
             for expert in range(start // self.rows, -(-stop // self.rows)):
                 first = expert * self.rows
-                pieces.append(_multiply(left[expert, max(start - first, 0) : stop - first], right[expert]))
+                pieces.append(multiply(left[expert, max(start - first, 0) : stop - first], right[expert]))
             part = pieces[0] if len(pieces) == 1 else numpy.concatenate(pieces)
             if scale != 1:
                 part *= part.dtype.type(scale)

@@ -14,6 +14,7 @@ from statedict.ops.combine.lora_factors import Factors, Low, column_norms
 from statedict.ops.combine.lora_keys import Adapter, Module
 from statedict.ops.combine.lora_target import Target
 from statedict.ops.diff.compare import Rule, compare
+from statedict.ops.products import dot
 from statedict.reports.lora import HIDDEN, PROVED, WRONG, LoraApplied, LoraModule, LoraReport, LoraTarget
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import count_bytes
@@ -114,12 +115,10 @@ def _measure(one: Target, inverse: bool) -> LoraTarget:
 
 
 def _distance(one: LazyTensor, other: LazyTensor) -> float:
-    import numpy
-
     total = 0.0
     for x, y in read_pieces([one, other]):
         y -= x
-        total += float(numpy.vdot(y, y).real)
+        total += dot(y, y)
     return math.sqrt(total)
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from statedict.ops.combine.elements import Once, combine, read_pieces
+from statedict.ops.products import dot
 from statedict.tensor.lazy import LazyTensor
 
 Gram = Sequence[Sequence[float]]
@@ -35,7 +36,7 @@ def _find_factors(factors: Factors, tensors: Sequence[LazyTensor], based: bool) 
     gram = numpy.zeros((count, count))
     for values in read_pieces(tensors):
         vectors = [value.astype("f8") for value in ([one - values[0] for one in values[1:]] if based else values)]
-        gram += [[one @ other for other in vectors] for one in vectors]
+        gram += [[dot(one, other) for other in vectors] for one in vectors]
     return factors(gram.tolist())
 
 

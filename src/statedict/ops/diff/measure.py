@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 
 from statedict.dtypes import DType
+from statedict.ops.products import dot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,9 +148,7 @@ def _largest(difference: Any) -> float:
 
 
 def _dot(x: Any, y: Any) -> float:
-    if x.dtype.kind == "c":
-        return float(numpy.vdot(x, y).real)
-    product = float(x.dot(y))
+    product = dot(x, y)
     if x.dtype == numpy.float32 and not _LEAST < abs(product) < _MOST and x.any() and y.any():
-        return float(x.astype(numpy.float64).dot(y.astype(numpy.float64)))
+        return dot(x.astype(numpy.float64), y.astype(numpy.float64))
     return product
