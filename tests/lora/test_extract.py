@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +122,37 @@ def test_a_share_of_the_energy_says_the_rank(tmp_path: Path) -> None:
         assert report.modules[0][2] >= share - 1e-9
 
 
-@pytest.mark.parametrize("shape", [(30, 20), (600, 700), (700, 600), (2300, 2200)])
-def test_no_adapter_of_that_rank_is_closer(shape: tuple[int, int]) -> None:
-    change = low(*shape, 4) + (RNG.standard_normal(shape) * 0.01).astype("f4")
-    base = {"m.weight": np.zeros(shape, "f4")}
-    adapter = lora.extract(base, {"m.weight": change}, 4)
-    made = lora.apply(base, adapter)["m.weight"].numpy()
-    left = np.linalg.norm(change - made)
-    squares = np.linalg.eigvalsh(change.T.astype("f8") @ change)[::-1]
-    assert left <= 1.01 * np.sqrt(squares[4:].sum())
+def graded(rows: int, columns: int, *, power: float) -> Any:
+    """A matrix whose singular values fall off as k^-power."""
+    short = min(rows, columns)
+    left, right = (np.linalg.qr(RNG.standard_normal((side, short)))[0] for side in (rows, columns))
+    return (left * np.arange(1.0, short + 1) ** -power) @ right.T
+
+
+CHANGES = {
+    "of rank 4": lambda rows, columns: low(rows, columns, 4),
+    "of rank 4, and noise": lambda rows, columns: low(rows, columns, 4) + 0.3 * RNG.standard_normal((rows, columns)),
+    "noise": lambda rows, columns: RNG.standard_normal((rows, columns)),
+    "falling off slowly": partial(graded, power=0.3),
+    "falling off fast": partial(graded, power=2),
+    "nearly flat": lambda rows, columns: low(rows, columns, 40) + 10 * RNG.standard_normal((rows, columns)),
+}
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (530, 640), (640, 530), (4000, 300)], ids=str)
+@pytest.mark.parametrize("kind", CHANGES)
+def test_no_adapter_of_that_rank_is_closer(kind: str, shape: tuple[int, int]) -> None:
+    change = CHANGES[kind](*shape).astype("f4")
+    values = np.linalg.svd(change.astype("f8"), compute_uv=False) ** 2
+    for options in ({"rank": 4}, {"rank": 12}, {"energy": 0.2}):
+        adapter = lora.extract({"m.weight": np.zeros(shape, "f4")}, {"m.weight": change}, **options)
+        down, up = (np.asarray(adapter[f"base_model.model.m.lora_{part}.weight"], "f8") for part in "AB")
+        least, distance = np.sqrt(values[len(down) :].sum()), np.linalg.norm(change - up @ down)
+        assert distance <= 1.001 * least + 1e-6 * np.sqrt(values.sum())
+        if "energy" in options:
+            assert distance**2 <= (1 - 0.2 + 1e-6) * values.sum()
+            needed = int((values.cumsum() >= 0.2 * values.sum()).argmax()) + 1
+            assert needed <= len(down) <= max(needed + 1, 1.05 * needed)
 
 
 def test_the_factors_are_balanced_and_small_changes_keep_their_size() -> None:

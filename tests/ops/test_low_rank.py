@@ -19,8 +19,10 @@ from numpy.testing import assert_allclose
 import statedict
 from statedict.io.pipeline import Meter
 from statedict.ops.diff import change as changes
-from statedict.ops.diff.change import Change, spectrum
+from statedict.ops.diff import singular as values_of
+from statedict.ops.diff.change import Change
 from statedict.ops.diff.rank import judge
+from statedict.ops.diff.singular import spectrum
 from statedict.render.diff_text import rank_summary
 from statedict.reports.diff import LowRank
 from statedict.tensor.lazy import as_lazy
@@ -88,7 +90,7 @@ def test_blocks_and_panels_find_what_the_svd_of_the_whole_finds(
     one, other = normal(*shape), normal(*shape, seed=1)
     monkeypatch.setattr(changes, "ELEMENTS", 997)
     monkeypatch.setattr(changes, "HELD", held)
-    monkeypatch.setattr(changes, "_SVD", (0, 0))
+    monkeypatch.setattr(values_of, "_SVD", (0, 0))
     change = change_of(one, other)
     found = spectrum(change)
     assert found.method == "gram"
@@ -105,9 +107,9 @@ def test_random_columns_find_the_first_directions(
     other = one + adapter(*shape, 12, 0.01) + normal(*shape, seed=5) * 1e-4
     monkeypatch.setattr(changes, "ELEMENTS", 9_999)
     monkeypatch.setattr(changes, "HELD", 0)
-    monkeypatch.setattr(changes, "_SVD", (0, 0))
-    monkeypatch.setattr(changes, "SHORT", 0)
-    monkeypatch.setattr(changes, "_MOST", most)
+    monkeypatch.setattr(values_of, "_SVD", (0, 0))
+    monkeypatch.setattr(values_of, "SHORT", 0)
+    monkeypatch.setattr(values_of, "_MOST", most)
     change, again = change_of(one, other), change_of(one, other)
     found = spectrum(change, 20)
     values = singular(one, other)
@@ -122,8 +124,8 @@ def test_random_columns_find_the_first_directions(
 
 
 def test_a_large_low_rank_change_is_found_by_random_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "_SVD", (0, 0))
-    monkeypatch.setattr(changes, "SHORT", 0)
+    monkeypatch.setattr(values_of, "_SVD", (0, 0))
+    monkeypatch.setattr(values_of, "SHORT", 0)
     one = (normal(700, 500) * WEIGHT).astype(ml_dtypes.bfloat16)
     other = (one.astype("f8") + adapter(700, 500, 8, 5e-4)).astype(ml_dtypes.bfloat16)
     found = looked_at(one, other)

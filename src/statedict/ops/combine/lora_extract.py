@@ -3,7 +3,7 @@
     tuned - base ─▶ of each matrix its largest singular directions ─▶ lora_A, lora_B with scale 1
                  ─▶ other parameters that changed: whole, as biases or `modules_to_save`
 
-D ≈ (D·V)·Vᵀ, with V the right singular vectors of D: no product of that rank is closer (Eckart and Young 1936). Both
+D ≈ U·(Uᵀ·D), with U the left singular vectors of D: no product of that rank is closer (Eckart and Young 1936). Both
 factors get the root of each singular value. Embeddings are told by their names, and weights stored as in × out by the
 biases beside them.
 """
@@ -25,8 +25,9 @@ from statedict.ops.combine.align import only_model
 from statedict.ops.combine.elements import has_mean
 from statedict.ops.combine.lora_keys import CONFIG
 from statedict.ops.combine.lora_ties import EMBEDDINGS, HEAD, lacks_head
-from statedict.ops.diff.change import Change, find_directions
+from statedict.ops.diff.change import Change
 from statedict.ops.diff.compare import Rule, Tally, compare
+from statedict.ops.diff.singular import find_directions
 from statedict.reports.lora import LoraExtracted
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import count_bytes
@@ -217,14 +218,13 @@ def _split(
 ) -> tuple[Any, float, Any, Any]:
     """The squares of the singular values that are kept, the sum of all, and the factors: rows × r and r × columns."""
     with Meter() as meter:
-        change = Change(one, other, largest, meter)
-        squares, columns = find_directions(change, rank, energy)
+        change = Change(one, other, largest, meter, rounding=False)
+        squares, left, right = find_directions(change, rank, energy)
         if change.nonfinite:
             raise CombineError(f"{path}: {change.nonfinite:,} differences are NaN or infinite")
-        images = numpy.concatenate([block @ columns for block in change.blocks()])
     roots = numpy.sqrt(numpy.sqrt(squares))
     scale = numpy.sqrt(change.scale)
-    return squares, change.energy, images / roots * scale, (columns * roots).T * scale
+    return squares, change.energy, left * roots * scale, (right / roots).T * scale
 
 
 def _name_factors(name: str, shape: tuple[int, ...], left: Any, right: Any, turned: bool) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy
 
 from statedict.io.pipeline import Meter
-from statedict.ops.diff.change import DIRECTIONS, SHORT, Change, Spectrum, spectrum
+from statedict.ops.diff.change import Change
+from statedict.ops.diff.singular import DIRECTIONS, SHORT, Spectrum, spectrum
 from statedict.ops.jobs import run_jobs
 from statedict.reports import diff as kinds
 from statedict.reports.diff import FULL, LOW_RANK, ROUNDING, SMALL, LowRank, TensorDiff
