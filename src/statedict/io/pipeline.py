@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Sink: TypeAlias = "FileSink | StreamSink"
 
 BLOCK = 1 << 20  # of a write: summed while it lies in the processor's cache, and written from there
-PIECE = 2 << 20  # of what is far away, in one request
+PIECE = 2 << 20  # of what is far away, in one request, or computed
 _THREAD = local()  # each thread's block: fresh memory for every part would cost as much as reading it
 READ = 8 << 20
 _JOB = 16 << 20  # bytes of small parts that a worker of an executor takes at a time
@@ -298,7 +298,7 @@ def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, mem
     if stream is not None and (start, size) == (0, source.size):  # what is unpacked is not kept
         yield from stream(BLOCK)
         return
-    most = PIECE if source.remote else BLOCK
+    most = PIECE if source.coarse else BLOCK
     for at in range(start, start + size, most):
         check_wanted()
         yield at, read_block(source, at, min(most, start + size - at), at > start)

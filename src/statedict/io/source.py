@@ -45,6 +45,11 @@ class ByteSource:
         """Whether a read asks a server and waits, so that several at a time are faster."""
         return False
 
+    @property
+    def coarse(self) -> bool:
+        """Whether a read has a price beside its bytes, so that few large ones are faster."""
+        return self.remote
+
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
         self.check_range(offset, length)
@@ -264,6 +269,11 @@ class Slice(ByteSource):
     def remote(self) -> bool:
         """As the source that it is a range of."""
         return self.base.remote
+
+    @property
+    def coarse(self) -> bool:
+        """As the source that it is a range of."""
+        return self.base.coarse
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""

@@ -183,11 +183,13 @@ def _with_bits(tensor: LazyTensor, metadata: Any) -> LazyTensor:
 _NEGATED = ("float16", "bfloat16", "float32", "float64", "complex32", "bcomplex32", "complex64", "complex128")
 
 
-def _as_bits(conj: bool, neg: bool, values: Any) -> Any:
+def _as_bits(conj: bool, neg: bool, values: Any, out: Any) -> None:
     import numpy
 
-    values = numpy.conjugate(values) if conj else values
-    return numpy.negative(values) if neg else values
+    if conj:
+        values = numpy.conjugate(values, out=out)
+    if neg:
+        numpy.negative(values, out=out)
 
 
 class Pending(LazyTensor):

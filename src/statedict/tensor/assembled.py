@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 REMEDY = "fetch the files of the other ranks, or save it from all ranks"
 _MAX_APART = 4096  # chunks that are compared pair by pair
 _MAX_SIZE = 1 << 60
-_MAPPED = 2 << 20  # bytes that a function gets at once
+_MAPPED = 8 << 20  # bytes that a function gets at once
 
 
 def assemble(
@@ -128,14 +128,15 @@ def _are_apart(shape: Shape, boxes: list[Box]) -> bool:
 def map_elements(tensor: LazyTensor, kind: DType, function: Callable[..., Any], *others: LazyTensor) -> LazyTensor:
     """A tensor of dtype `kind` whose elements `function` makes of flat numpy arrays of those of `tensor` and `others`.
 
-    All have one shape. Flags and attributes are those of `tensor`.
+    It fills its argument `out`, as ufuncs do. All have one shape. Flags and attributes are those of `tensor`.
     """
     parts = [part.contiguous() for part in (tensor, *others)] if others else [tensor.contiguous()]
     rows, items = parts[0], sum(part.dtype.itemsize for part in parts)
     below = [part.storage.source for part in parts]
     limit = partial(_mapped_panel_limit, below, items, kind.itemsize)
     remote = any(source.remote for source in below)
-    source = BoxSource(kind, rows.shape, partial(_map_box, parts, kind, function), below[0].name, limit, remote)
+    at, flat = partial(_map_box, parts, kind, function), partial(_map_run, parts, kind, function)
+    source = BoxSource(kind, rows.shape, at, below[0].name, limit, remote, flat=flat)
     storage = Storage(source, 0, source.size, rows.storage.device)
     flags = rows.requires_grad, rows.parameter, rows.attributes, rows.ndarray
     return LazyTensor(kind, rows.shape, storage, 0, None, *flags)
@@ -263,11 +264,24 @@ def _copy_tensor_box(tensor: LazyTensor, corner: Shape, out: Any) -> None:
 
 
 def _map_box(tensors: list[LazyTensor], kind: DType, function: Callable[..., Any], corner: Shape, out: Any) -> None:
+    import numpy
+
     sizes = sum(tensor.dtype.itemsize for tensor in tensors)
     panel = _mapped_panel_limit([tensor.storage.source for tensor in tensors], sizes, kind.itemsize)
     for where, few, values in _read_pieces(tensors, corner, out.shape, PANEL - panel if panel else _MAPPED):
         target = out[(*where, ...)][(*few, ...)]
-        target[...] = function(*values).view(raw_dtype(kind.itemsize)).reshape(target.shape)
+        if target.flags.c_contiguous:
+            function(*values, out=target.reshape(-1).view(kind.numpy))
+        else:
+            with scratch(target.nbytes) as memory:
+                made = numpy.frombuffer(memory, kind.numpy)
+                function(*values, out=made)
+                target[...] = made.view(target.dtype).reshape(target.shape)
+
+
+def _map_run(tensors: list[LazyTensor], kind: DType, function: Callable[..., Any], first: int, out: Any) -> None:
+    flat = [tensor if tensor.ndim == 1 else tensor.replace(shape=(tensor.numel(),)) for tensor in tensors]
+    _map_box(flat, kind, function, (first,), out)
 
 
 def read_elements(tensors: Sequence[LazyTensor]) -> Iterator[list[Any]]:

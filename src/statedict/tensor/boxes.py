@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from bisect import bisect_left, insort
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,11 +67,17 @@ class BoxSource(ByteSource):
     remote: bool = False  # whether the bytes below are: more threads then make smaller panels
     present: tuple[Box, ...] | None = None  # the boxes that can be made; None if all can
     origin: tuple[Any, Strides] | None = None  # the row-major tensor whose elements these are, and their strides here
+    flat: Callable[[int, Any], None] | None = None  # fills a flat array from an element on, whatever the shape
     size: int = field(init=False)
     _panel: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
         self.size = math.prod(self.shape) * self.kind.itemsize
+
+    @property
+    def coarse(self) -> bool:
+        """Yes: each read makes calls of numpy."""
+        return True
 
     @property
     def panel(self) -> int:
@@ -114,11 +121,14 @@ class BoxSource(ByteSource):
         first, last = offset // item, -(-(offset + len(buffer)) // item)
         whole = offset == first * item and len(buffer) == (last - first) * item
         out = numpy.frombuffer(buffer, raw_dtype(item)) if whole else numpy.empty(last - first, raw_dtype(item))
-        done = 0
-        for corner, sizes in boxes(self.shape, first, last - first):
-            count = math.prod(sizes)
-            self.at(corner, out[done : done + count].reshape(sizes))
-            done += count
+        if self.flat is not None and not self.panel:
+            self.flat(first, out)
+        else:
+            done = 0
+            for corner, sizes in boxes(self.shape, first, last - first):
+                count = math.prod(sizes)
+                self.at(corner, out[done : done + count].reshape(sizes))
+                done += count
         if not whole:  # the buffer begins or ends within an element
             skip = offset - first * item
             buffer[:] = out.view(numpy.uint8).data[skip : skip + len(buffer)]
@@ -127,17 +137,15 @@ class BoxSource(ByteSource):
 @contextmanager
 def scratch(size: int) -> Iterator[memoryview]:
     """Memory to work in, which its thread keeps for the next one that asks; fresh pages cost more than most work."""
-    spare: list[memoryview] = _THREAD.__dict__.setdefault("spare", [])
-    memory = next((one for one in spare if len(one) >= size), None)
-    if memory is None:
-        memory = allocate(size)
-    else:
-        spare.remove(memory)
+    spare: list[memoryview] = _THREAD.__dict__.setdefault("spare", [])  # the shortest first
+    place = bisect_left(spare, size, key=len)
+    memory = spare.pop(place) if place < len(spare) else allocate(size)
     try:
         yield memory[:size]
     finally:
-        if size <= _SPARE and len(spare) < _SPARES:
-            spare.append(memory)
+        if size <= _SPARE:
+            insort(spare, memory, key=len)
+            del spare[:-_SPARES]
 
 
 def boxes(shape: Shape, first: int, count: int) -> Iterator[Box]:

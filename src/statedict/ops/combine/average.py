@@ -225,10 +225,10 @@ def _extreme(name: str, tensors: list[LazyTensor]) -> LazyTensor:
     return map_elements(tensors[0], tensors[0].dtype, partial(_reduce, name), *tensors[1:])
 
 
-def _reduce(name: str, *values: Any) -> Any:
+def _reduce(name: str, *values: Any, out: Any) -> None:
     import numpy
 
-    return getattr(numpy, name).reduce(values)
+    getattr(numpy, name).reduce(values, out=out)
 
 
 RULES: dict[str, Callable[[list[LazyTensor]], LazyTensor]] = {

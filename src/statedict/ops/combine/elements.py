@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 WORK = {"float32": ("float32", "complex64"), "float64": ("float64", "complex128")}
 """Precision → the dtypes of sums, of real and of complex numbers."""
 _COMPLEX = {"float16": "complex32", "bfloat16": "bcomplex32", "float32": "complex64", "float64": "complex128"}
-_PIECE = 1 << 16  # elements that stay in the processor's cache
+_PIECE = 1 << 18  # elements: enough that calls are long, see docs/decisions/0005-writing.md
 
 
 def has_mean(kind: DType) -> bool:
@@ -106,10 +106,9 @@ def widest(tensors: Sequence[LazyTensor]) -> DType:
     return dtype(_COMPLEX[real.name]) if any(kind.kind == "complex" for kind in kinds) else real
 
 
-def _compute(function: Callable[..., Any], work: DType, kind: DType, count: int, *values: Any) -> Any:
+def _compute(function: Callable[..., Any], work: DType, kind: DType, count: int, *values: Any, out: Any) -> None:
     import numpy
 
-    out = numpy.empty(len(values[0]), kind.numpy)
     with numpy.errstate(all="ignore"), scratch(count * _PIECE * work.itemsize) as memory:
         rooms = numpy.frombuffer(memory, work.numpy).reshape(count, _PIECE)
         for start in range(0, len(out), _PIECE):
@@ -121,17 +120,17 @@ def _compute(function: Callable[..., Any], work: DType, kind: DType, count: int,
             result = function(*floats, *pieces[count:])
             _mend(result, function, count, pieces)
             round_to(kind, result, out[part])
-    return out
 
 
 def _mend(result: Any, function: Callable[..., Any], count: int, values: list[Any]) -> None:
     """Compute again what is not finite, in float64."""
     import numpy
 
-    finite = numpy.isfinite(result)
-    if finite.all():
+    if numpy.isfinite(result.sum()):  # one pass, without an array in between
         return
-    wrong = numpy.flatnonzero(~finite)
+    wrong = numpy.flatnonzero(~numpy.isfinite(result))
+    if not len(wrong):
+        return
     few = [value[wrong].astype(numpy.promote_types(result.dtype, "f8")) for value in values[:count]]
     again = function(*(array.copy() for array in few), *(value[wrong] for value in values[count:]))
     result[wrong] = _keep_shared(again, few)
