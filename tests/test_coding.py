@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,18 @@ def test_a_base_that_does_not_help_is_not_used() -> None:
     smooth = np.linspace(1, 2, 5000, dtype="f4").tobytes()
     noise = np.random.default_rng(2).bytes(20_000)
     assert round_trip(smooth, noise, BY_NAME["float32"])[0] == coding.PLANES
+
+
+def test_with_the_size_of_the_base_the_smaller_is_taken_too() -> None:
+    def encode(block: Any, base: Any, alone: int) -> int:
+        return coding.encode(memoryview(block).cast("B"), memoryview(base).cast("B"), 4, True, alone)[0]
+
+    smooth = np.linspace(1, 2, 5000, dtype="f4")
+    noise = np.random.default_rng(2).standard_normal(5000).astype("f4")
+    assert encode(smooth * np.float32(1.000001), smooth, 20_000) == coding.DELTA
+    assert encode(smooth, noise, 19_000) == coding.PLANES
+    ones = np.ones(5000, "f4")
+    assert encode(noise * np.float32(1e-5) + ones, ones, 40) == coding.DELTA  # of which the size says nothing
 
 
 def test_special_values_survive_with_their_payloads() -> None:

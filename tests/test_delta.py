@@ -6,7 +6,9 @@ import math
 import multiprocessing
 import pickle
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from statedict.io.source import BytesSource
 from statedict.tensor.lazy import LazyTensor, Storage
 
 from .same import assert_same, overlaps
-from .work import bytes_read
+from .work import assert_linear, bytes_read, steps
 
 
 def trained(steps: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
@@ -131,6 +133,60 @@ def test_other_processes_decode_what_is_sent_to_them(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         statedict.save(found, tmp_path / "out.safetensors", executor=pool)
     assert_same(statedict.load(tmp_path / "out.safetensors"), tuned)
+
+
+def test_an_executor_encodes_and_makes_the_same_bytes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = {"large": random.standard_normal(700_000).astype("f4"), "frozen": random.standard_normal(9000)}
+    base |= {f"small.{index}": random.standard_normal(300).astype("f4") for index in range(50)}
+    tuned = {name: value * np.float32(1 + 1e-6 * (name != "frozen")) for name, value in base.items()}
+    statedict.save(base, tmp_path / "base.safetensors")
+    statedict.save(tuned, tmp_path / "tuned.pth")
+    before = tmp_path / "base.safetensors"
+    here = delta.make(before, tuned, tmp_path / "here.delta")
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for one, other in ((before, tuned), (base, tmp_path / "tuned.pth"), (before, tmp_path / "tuned.pth")):
+            delta.make(one, other, tmp_path / "there.delta", executor=pool)
+            there = (tmp_path / "there.delta").read_bytes().replace(b'"name": "memory"', b'"name": "base.safetensors"')
+            assert len(there) == here.nbytes[1]
+            assert_same(delta.apply(before, tmp_path / "there.delta"), tuned)
+        assert there == (tmp_path / "here.delta").read_bytes()
+        assert delta.make(before, tuned, None, dry_run=True, executor=pool).nbytes == here.nbytes
+
+
+def test_many_small_tensors_take_little_more_work_than_saving_them(tmp_path: Path) -> None:
+    def work(verb: str, count: int) -> int:
+        random = np.random.default_rng(0)
+        base = {f"layers.{index}.w": random.standard_normal(256).astype("f4") for index in range(count)}
+        tuned = {name: value + np.float32(1e-5) for name, value in base.items()}
+        path = tmp_path / "x.delta"
+        delta.make(base, tuned, path)
+        calls: dict[str, Callable[[], object]] = {
+            "save": lambda: statedict.save(tuned, tmp_path / "x.safetensors"),
+            "make": lambda: delta.make(base, tuned, path),
+            "apply": lambda: statedict.save(delta.apply(base, path), tmp_path / "y.safetensors"),
+        }
+        return steps(calls[verb])
+
+    for verb in ("make", "apply"):
+        assert_linear(partial(work, verb), 300, 1200)
+        assert work(verb, 600) < 4 * work("save", 600)
+
+
+def test_small_tensors_share_what_is_coded_and_keep_their_digests(tmp_path: Path) -> None:
+    base = {f"w{index}": np.random.default_rng(index).standard_normal(300).astype("f4") for index in range(20)}
+    tuned = {name: value * np.float32(1.0001) for name, value in base.items()} | {"new": base["w0"], "one": np.ones(99)}
+    report = delta.make(base, tuned, tmp_path / "x.delta")
+    assert report.deltas == 20
+    with safe_open(tmp_path / "x.delta", "numpy") as file:
+        assert set(file.keys()) == {"small.float32", "new", "one"}
+    found = delta.apply(base, tmp_path / "x.delta")
+    assert_same(found, tuned)
+    assert not overlaps(found)
+    data = bytearray((tmp_path / "x.delta").read_bytes())
+    data[-2000] ^= 1
+    (tmp_path / "x.delta").write_bytes(data)
+    assert "small.float32 (coded)" in str(statedict.verify(tmp_path / "x.delta").problems[0])
 
 
 def test_loading_and_one_element_read_little(tmp_path: Path) -> None:

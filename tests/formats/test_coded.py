@@ -85,6 +85,24 @@ def test_what_the_blocks_or_the_base_do_not_fit_is_damage(file: Path, change: Ca
         delta.apply(BASE, forged(file, change))["w"].numpy()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors["b"].__setitem__(0, "int32"), "the tensors in it are not coded alike"),
+        (lambda tensors: tensors["b"].__setitem__(3, None), "the tensors in it are not coded alike"),
+        (lambda tensors: tensors["b"].__setitem__(4, "c"), "tensor 'c' is described and not there"),
+        (lambda tensors: tensors["b"].__setitem__(1, [10**9]), "bytes are too few for it"),
+        (lambda tensors: tensors["b"].__setitem__(4, 3), "TypeError"),
+        (lambda tensors: tensors.update(plain=tensors.pop("b")), "'plain' is in the file twice"),
+    ],
+)
+def test_what_small_tensors_share_has_to_fit_them(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    tree = {"a": BASE["w"][:300], "b": BASE["w"][300:900], "plain": np.zeros(3)}
+    delta.make({name: value * np.float32(1.0001) for name, value in tree.items()}, tree, tmp_path / "x.delta")
+    with pytest.raises(CorruptFileError, match=message):
+        statedict.load(forged(tmp_path / "x.delta", lambda coding: change(coding["tensors"])))
+
+
 def test_a_file_that_another_program_rewrote_is_not_taken_for_bytes(file: Path, tmp_path: Path) -> None:
     forged(file, lambda coding: None, "another")
     data = file.read_bytes().replace(b'{"another":', b'{"a":"","statedict.coding":')

@@ -22,13 +22,21 @@ from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from typing import Any
 
     from statedict.api.files import Path
 
 
 def make(
-    base: Any, tuned: Any, path: Path | None, *, overwrite: bool = True, fsync: bool = True, dry_run: bool = False
+    base: Any,
+    tuned: Any,
+    path: Path | None,
+    *,
+    overwrite: bool = True,
+    fsync: bool = True,
+    dry_run: bool = False,
+    executor: Executor | None = None,
 ) -> DeltaReport:
     """Write what a checkpoint changes of another one: a lossless delta, from which `apply` makes it again bit for bit.
 
@@ -42,6 +50,7 @@ def make(
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
         dry_run: write nothing, and tell how large it would be.
+        executor: as for `save`. It also reads and encodes.
 
     Returns:
         How large it is, and how many tensors are differences.
@@ -61,25 +70,28 @@ def make(
     """
     if path is not None:
         _check_target(to_name(path), base)
-    names = {"name": os.path.basename(name_of(base).rstrip("/"))}
     with Paused():
         root = to_writable(tree_of(tuned))
         tensors = dict(tensors_of(to_writable(tree_of(base))))
-        whole = Base(tensors, digest_tensors(tensors), names)
+        whole = Base(tensors, digest_tensors(tensors, executor), _name(base), set())
         found: list[tuple[int, int]] = []
 
         def put(sink: Any) -> None:
             found.append(write(root, sink, whole))
 
         if path is None or dry_run:
-            put(NullSink())
+            put(NullSink(executor))
         else:
-            location(to_name(path)).publish(put, overwrite=overwrite, fsync=fsync)
+            location(to_name(path)).publish(put, overwrite=overwrite, fsync=fsync, executor=executor)
         nbytes, deltas = found[-1]
         held = dict(tensors_of(root))
         return DeltaReport(
             "make", name_of(base), whole.digest, len(held), deltas, (count_bytes([*held.values()]), nbytes), not dry_run
         )
+
+
+def _name(base: Any) -> dict[str, str]:
+    return {"name": os.path.basename(name_of(base).rstrip("/"))}
 
 
 def _check_target(path: str, base: Any) -> None:
@@ -153,7 +165,7 @@ def _apply(base: Any, path: Any) -> tuple[StateDict, DeltaReport]:
         if problems := examine(redact(name), kind, checks_stored(source)).problems:
             raise CorruptFileError(f"{redact(name)}: {problems[0]}")
         tensors = dict(tensors_of(to_writable(tree_of(base))))
-        whole = Base(tensors, digest_tensors(tensors), {"name": name_of(base)})
+        whole = Base(tensors, digest_tensors(tensors), {"name": name_of(base)}, set())
         tree = wrap_root(read(source, whole))
         held = dict(tensors_of(tree))
         sizes = source.size, count_bytes([*held.values()])

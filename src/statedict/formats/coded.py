@@ -4,7 +4,8 @@ The file is one that every reader of safetensors opens. Each coded tensor is one
 The first key of `__metadata__`, `statedict.coding`, is JSON that says what it decodes to:
 
     {"version": 1,
-     "tensors": {NAME: [dtype, shape, XXH3-128 of its decoded bytes, path of its tensor in the base or null]},
+     "tensors": {NAME: [dtype, shape, XXH3-128 of its decoded bytes, path of its tensor in the base or null]
+                       or the same and the name of the coded tensor that holds several small ones, in this order},
      "base": {"digest": …, "name": "base.safetensors"}          of a delta: what it is a difference from
              {"digest": …, "step": 10}                          or the checkpoint of that step in the same run}
 
@@ -19,6 +20,8 @@ import json
 import os
 from collections import namedtuple
 from functools import partial
+from itertools import chain
+from operator import attrgetter
 
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, FormatError, StateDictError, UnsupportedError
@@ -27,9 +30,9 @@ from statedict.formats.places import get_folder, open_file, resolve_inside
 from statedict.formats.safetensors import CODING, as_stored, check_stored, read_header
 from statedict.formats.skeleton import put_together
 from statedict.io.json import parse
-from statedict.io.parallel import parallel
+from statedict.io.parallel import batches, parallel
 from statedict.io.pipeline import compute_sums
-from statedict.io.source import ComputedSource
+from statedict.io.source import ComputedSource, Joined
 from statedict.io.urls import folder_of, is_url, join, redact
 from statedict.tensor.arrays import find_shape_fault
 from statedict.tensor.checks import Check, group_tensors, refusal, tensors_of
@@ -38,7 +41,8 @@ from statedict.tensor.lazy import LazyTensor, Storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor
     from typing import Any
 
     from statedict.io.source import ByteSource
@@ -48,8 +52,9 @@ if TYPE_CHECKING:
     """Path, dtype, shape and digest of a tensor."""
 
 # what a checkpoint is a difference from: path → tensor, its digest, and how a file names it: {"name": …} or {"step": …}
-Base = namedtuple("Base", "tensors digest names")
-_Entry = namedtuple("_Entry", "kind shape digest path")  # of a coded tensor
+# and the blocks (name, index) of which a delta was not worth it
+Base = namedtuple("Base", "tensors digest names lost")
+_Entry = namedtuple("_Entry", "kind shape digest path stored")  # of a tensor, and the coded one that it is in
 _Coding = namedtuple("_Coding", "entries base")
 _DATA = "checkpoint.safetensors"  # of a run; runs/manifest.py
 
@@ -79,31 +84,42 @@ def count_deltas(source: ByteSource) -> int:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List the header, what is stored, and what that decodes to; of a delta without its base not the latter."""
+    return _check(source, None)
+
+
+def outline(source: ByteSource) -> Iterator[Found]:
+    """As `checks`, but the base is not opened: what is a difference has its digest and cannot be read."""
+    return _check(source, UnsupportedError(f"{source.name}: only its header was read"))
+
+
+def _check(source: ByteSource, unopened: StateDictError | None) -> Iterator[Found]:
     raw, metadata, stored = read_header(source)
     held: dict[Storage, list[tuple[str, LazyTensor]]] = {}
     coding, tensors, lack = _Coding({}, None), stored, None
     try:
         coding = _parse_coding(metadata, source.name)
-        tensors, lack = _decode(source, stored, coding, None)
+        tensors, lack = _decode(source, stored, coding, None, unopened)
         held = group_tensors(put_together(dict(tensors), metadata, source.name), as_stored)
     except FormatError as error:
         coding, lack = _Coding({}, None), None
         yield refusal(error, source.name, "header")
+    groups = _group(coding.entries)
     for item in check_stored(source, raw, metadata, stored, held):
-        if isinstance(item, Check) and item.part in coding.entries:
-            here = held.get(tensors[item.part].storage, ()) if lack is not None else ()
-            item.part, item.coded, item.tensors = f"{item.part} (coded)", True, tuple(here)
+        if isinstance(item, Check) and item.part in groups:
+            names = groups[item.part] if lack is not None and unopened is None else ()
+            here = tuple(one for name in names for one in held.get(tensors[name].storage, ()))
+            item.part, item.coded, item.tensors = f"{item.part} (coded)", True, here
         yield item
-    if lack is not None and "step" in coding.base:
+    if unopened is None and lack is not None and "step" in coding.base:
         yield refusal(lack, source.name)
-    elif lack is not None:
+    elif unopened is None and lack is not None:
         yield f"a delta: its coded bytes are checked, and its tensors when it is applied to {name_base(coding.base)}"
         return
     for name, entry in coding.entries.items():
         storage = tensors[name].storage
         needs = None if entry.path is None else name_base(coding.base)
         held_here = tuple(held.get(storage, ()))
-        yield Check(name, storage.source, 0, storage.nbytes, held_here, None, entry.digest, base=needs)
+        yield Check(name, storage.source, storage.offset, storage.nbytes, held_here, None, entry.digest, base=needs)
 
 
 def checks_stored(source: ByteSource) -> Iterator[Found]:
@@ -118,7 +134,7 @@ def _parse_coding(metadata: Mapping[str, str], name: str) -> _Coding:
     try:
         if found["version"] != 1:
             raise FormatError(f"{where} has version {found['version']!r:.20}; a newer statedict may read it")
-        entries = {key: _parse_entry(*entry) for key, entry in found["tensors"].items()}
+        entries = {key: _parse_entry(key, *entry) for key, entry in found["tensors"].items()}
         base = found.get("base")
         if base is not None and (type(base["digest"]) is not str or not _is_named(base)):
             raise ValueError("its base has no name")
@@ -134,40 +150,75 @@ def _is_named(base: Mapping[str, Any]) -> bool:
     return type(base.get("name")) is str if "step" not in base else type(step) is int and 0 <= step < 1 << 63
 
 
-def _parse_entry(kind: Any, shape: Any, digest: Any, path: Any) -> _Entry:
+def _parse_entry(name: str, kind: Any, shape: Any, digest: Any, path: Any, stored: Any = None) -> _Entry:
     if type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"shape {shape!r:.80}")
     if fault := find_shape_fault(tuple(shape), BY_NAME[kind].itemsize or 1):
         raise ValueError(f"shape {shape!r:.80}: {fault}")
-    if type(digest) is not str or not (path is None or type(path) is str):
-        raise TypeError("a digest or a path")
-    return _Entry(BY_NAME[kind], tuple(shape), digest, path)
+    if type(digest) is not str or any(type(one) is not str for one in (path, stored) if one is not None):
+        raise TypeError("a digest, a path or a name")
+    return _Entry(BY_NAME[kind], tuple(shape), digest, path, name if stored is None else stored)
 
 
 def _decode(
-    source: ByteSource, stored: Mapping[str, LazyTensor], coding: _Coding, base: Base | None
+    source: ByteSource,
+    stored: Mapping[str, LazyTensor],
+    coding: _Coding,
+    base: Base | None,
+    lack: StateDictError | None = None,
 ) -> tuple[dict[str, LazyTensor], StateDictError | None]:
-    """The tensors of a file by name, and why its base is not there, if it is not."""
-    lack: StateDictError | None = None
-    if base is None and coding.base is not None:
+    """The tensors of a file by name, and why its base is not there, if it is not; with `lack` it is not looked for."""
+    if lack is None and base is None and coding.base is not None:
         try:
             base = _open_base(source, coding.base)
         except StateDictError as error:
             lack = error
     elif base is not None and (coding.base is None or base.digest != coding.base["digest"]):
         raise _other_base_error(source.name, coding.base, base)
-    if missing := coding.entries.keys() - stored.keys():
+    groups = _group(coding.entries)
+    if missing := groups.keys() - stored.keys():
         raise CorruptFileError(f"{source.name}: tensor {min(missing)!r} is described and not there; it is damaged")
-    tensors = dict(stored)
-    for name, entry in coding.entries.items():
-        where = f"{source.name}: tensor {name!r}"
+    tensors = {name: tensor for name, tensor in stored.items() if name not in groups}
+    for held, names in groups.items():
+        where = f"{source.name}: tensor {held!r}"
+        entries = [coding.entries[name] for name in names]
+        if len({(entry.kind, entry.path is None) for entry in entries}) > 1:
+            raise CorruptFileError(f"{where}: the tensors in it are not coded alike; the file is damaged")
+        sizes = [LazyTensor(entry.kind, entry.shape, stored[held].storage).nbytes for entry in entries]
         before = None
-        if entry.path is not None:
-            before = _find_in_base(base, entry, where) if lack is None else _refuse(entry, lack, source.name)
-        size = LazyTensor(entry.kind, entry.shape, stored[name].storage).nbytes
-        coded = CodedSource(stored[name], entry.kind, size, before, where)
-        tensors[name] = LazyTensor(entry.kind, entry.shape, Storage(coded, 0, size))
+        if entries[0].path is not None:
+            below = [
+                _find_in_base(base, entry, where) if lack is None else _refuse(entry, lack, source.name)
+                for entry in entries
+            ]
+            before = below[0] if len(below) == 1 else join_tensors(below)
+        coded = CodedSource(stored[held], entries[0].kind, sum(sizes), before, where)
+        if twice := tensors.keys() & names:
+            raise CorruptFileError(f"{where}: {min(twice)!r} is in the file twice; it is damaged")
+        offset = 0
+        for name, entry, size in zip(names, entries, sizes, strict=True):
+            tensors[name] = LazyTensor(entry.kind, entry.shape, Storage(coded, offset, size))
+            offset += size
     return tensors, lack
+
+
+def _group(entries: Mapping[str, _Entry]) -> dict[str, list[str]]:
+    """The names of the tensors in each coded one."""
+    groups: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        groups.setdefault(entry.stored, []).append(name)
+    return groups
+
+
+def join_tensors(tensors: Sequence[LazyTensor]) -> LazyTensor:
+    """The bytes of tensors, one after the other."""
+    parts = [(one.storage.source, one.storage.offset + one.offset, one.nbytes) for one in map(_contiguous, tensors)]
+    joined = Joined(parts, parts[0][0].name)
+    return LazyTensor(BY_NAME["uint8"], (joined.size,), Storage(joined, 0, joined.size))
+
+
+def _contiguous(tensor: LazyTensor) -> LazyTensor:
+    return tensor.contiguous()
 
 
 def _find_in_base(base: Base | None, entry: _Entry, where: str) -> LazyTensor:
@@ -217,10 +268,10 @@ def _find_run(folder: str, name: str, base: str) -> str:
 def _read_whole(source: ByteSource, names: Mapping[str, Any]) -> Base:
     """A file as a base, with the digest that its header tells."""
     if detect(source) != "coded":
-        return Base(dict(tensors_of(read_part(source))), digest_checks(check_part(source, "")), names)
+        return Base(dict(tensors_of(read_part(source))), digest_checks(check_part(source, "")), names, set())
     if find_base_of(source) is not None:
         raise CorruptFileError(f"{source.name}: is a delta itself")
-    return Base(dict(tensors_of(read(source))), digest_checks(checks(source)), names)
+    return Base(dict(tensors_of(read(source))), digest_checks(checks(source)), names, set())
 
 
 def digest_checks(found: Iterable[Found]) -> str:
@@ -234,19 +285,20 @@ def digest_checks(found: Iterable[Found]) -> str:
     return digest_rows(rows.values())
 
 
-def digest_tensors(tensors: Mapping[str, LazyTensor]) -> str:
+def digest_tensors(tensors: Mapping[str, LazyTensor], executor: Executor | None = None) -> str:
     """The digest of tensors, which are read."""
     regions = {path: tensor.region for path, tensor in tensors.items()}  # of an empty tensor another one each time
     firsts = {region: tensors[path] for path, region in regions.items()}
-    sums = dict(zip(firsts, parallel(_digest, firsts.values()), strict=True))
+    jobs = batches(firsts.values(), size_of=attrgetter("nbytes"))
+    sums = dict(zip(firsts, chain.from_iterable(parallel(_digest, jobs, executor)), strict=True))
     return digest_rows((path, one.dtype.name, one.shape, sums[regions[path]]) for path, one in tensors.items())
 
 
-def _digest(tensor: LazyTensor) -> str:
-    whole = tensor.contiguous()
-    start = whole.storage.offset + whole.offset
-    digest: str = compute_sums(whole.storage.source, start, whole.nbytes, crc=False).digest
-    return digest
+def _digest(batch: Sequence[LazyTensor]) -> list[str]:
+    whole = map(_contiguous, batch)
+    return [
+        compute_sums(one.storage.source, one.storage.offset + one.offset, one.nbytes, crc=False).digest for one in whole
+    ]
 
 
 def digest_rows(rows: Iterable[Row]) -> str:

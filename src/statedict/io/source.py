@@ -10,13 +10,15 @@ import errno
 import mmap
 import os
 import stat
+from bisect import bisect_right
 from functools import partial
+from itertools import accumulate
 
 from statedict.errors import CorruptFileError, FileError, OutOfMemoryError, file_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from statedict.dtypes import DType
@@ -296,6 +298,35 @@ class Slice(ByteSource):
     def _range_message(self, what: str) -> str:
         place = f"(bytes {self._start:,} to {self._start + self.size:,})"
         return f"{self.name}: {what} of their part of the file {place}; it looks damaged, fetch it again"
+
+
+class Joined(ByteSource):
+    """Ranges (source, start, size) of other sources, one after the other."""
+
+    __slots__ = ("_ends", "_parts", "name", "remote", "size")
+
+    remote: bool
+
+    def __init__(self, parts: Iterable[tuple[ByteSource, int, int]], name: str) -> None:
+        self._parts: list[tuple[ByteSource, int, int]] = []
+        for source, start, size in parts:
+            last, begin, count = self._parts[-1] if self._parts else (None, 0, 0)
+            if last is source and begin + count == start:  # one read for neighbours
+                self._parts[-1] = source, begin, count + size
+            else:
+                self._parts.append((source, start, size))
+        self._ends = [*accumulate(size for _, _, size in self._parts)]
+        self.name, self.size = name, self._ends[-1] if self._ends else 0
+        self.remote = any(source.remote for source, _, _ in self._parts)
+
+    def _fill(self, offset: int, buffer: memoryview) -> None:
+        index = bisect_right(self._ends, offset)
+        while buffer:
+            source, start, size = self._parts[index]
+            within = offset - (self._ends[index] - size)
+            part = buffer[: size - within]
+            source.readinto(start + within, part)
+            buffer, offset, index = buffer[len(part) :], offset + len(part), index + 1
 
 
 def find_base(source: Any) -> tuple[Any, int]:

@@ -21,6 +21,8 @@ from typing import Any
 
 from statedict import formats
 from statedict.errors import CorruptFileError, UnsupportedError
+from statedict.formats import coded
+from statedict.formats.kinds import detect
 from statedict.formats.places import open_file
 from statedict.io.json import parse
 from statedict.io.urls import redact
@@ -158,15 +160,14 @@ def digest(manifest: bytes) -> bytes:
 
 def has_base(file: str) -> bool:
     """Whether a compressed file has differences from another one, of which no tensor may have been worth one."""
-    from statedict.formats.coded import find_base_of
-
-    return find_base_of(open_file(file)) is not None
+    return coded.find_base_of(open_file(file)) is not None
 
 
 def read_entries(file: str) -> tuple[Entry, ...]:
     """Read the tensors of a file with their digests, from its index alone."""
     found: list[Entry] = []
-    for item in formats.checks(open_file(file))[1]:
+    source = open_file(file)
+    for item in coded.outline(source) if detect(source) == "coded" else formats.checks(source)[1]:
         if isinstance(item, Problem):
             raise CorruptFileError(f"{redact(file)}: {item}")
         if isinstance(item, Check):

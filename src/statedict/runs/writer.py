@@ -78,6 +78,7 @@ class Writer:
         self._files, self._keep, self._format, self._retries, self._warn = files, keep, format, retries, warn
         self._compression = compression
         self._full: tuple[int, str | None] | None = None  # step and marker of what deltas refer to
+        self._base: Base | None = None  # the same, without its tensors, for its file may be gone
         self._deltas = 0  # how many refer to it
         self._before: tuple[int, list[Entry]] | None = None
         self.replaced: list[int] = []  # steps to remove once the next one is committed
@@ -110,7 +111,7 @@ class Writer:
                 LOG.warning("step %d is stored whole, as the base of a delta cannot be read: %s", manifest.step, error)
         written = self._commit(root, manifest, coded_writing.write)
         if self._compression.deltas:
-            self._full, self._deltas = (manifest.step, self._files.marker(manifest.step)), 0
+            self._full, self._deltas, self._base = (manifest.step, self._files.marker(manifest.step)), 0, None
         return written
 
     def _find_base(self, step: int) -> Base | None:
@@ -121,8 +122,10 @@ class Writer:
         try:
             if base >= step or self._files.marker(base) != marker:
                 return None
-            rows = ((one.path, one.dtype, one.shape, one.digest) for one in self._files.manifest(base).entries)
-            return Base(dict(tensors_of(load(self._files.data(base)))), digest_rows(rows), {"step": base})
+            if self._base is None:
+                rows = ((one.path, one.dtype, one.shape, one.digest) for one in self._files.manifest(base).entries)
+                self._base = Base({}, digest_rows(rows), {"step": base}, set())
+            return self._base._replace(tensors=dict(tensors_of(load(self._files.data(base)))))
         except (FormatError, FileError):
             return None
 

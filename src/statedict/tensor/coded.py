@@ -37,6 +37,14 @@ class CodedSource(ByteSource):
         if coded.nbytes < coding.table_size(size, self._unit):
             raise CorruptFileError(f"{name}: {coded.nbytes:,} bytes are too few for it; the file is damaged")
 
+    def size_alone(self, offset: int, size: int) -> int | None:
+        """The coded bytes of a range, if that is a block which is no difference."""
+        index, within = divmod(offset, BLOCK)
+        if within or size != min(BLOCK, self.size - offset):
+            return None
+        _, coder, *sizes = self._read_table()[index].tolist()
+        return None if coder == coding.DELTA else sum(sizes)
+
     def _fill(self, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):

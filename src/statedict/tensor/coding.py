@@ -58,18 +58,26 @@ def unit_of(kind: DType) -> tuple[int, bool]:
     return (1, False) if packed else (part.itemsize, part.kind == "float")
 
 
-def encode(block: memoryview, base: memoryview | None, unit: int, signed: bool) -> tuple[int, list[bytes | memoryview]]:
-    """The coder of a block, and its planes; `base` is as long as the block."""
-    if base is not None and block == base:
+def encode(
+    block: memoryview, base: memoryview | None, unit: int, signed: bool, alone: int | None = None
+) -> tuple[int, list[bytes | memoryview]]:
+    """The coder of a block, and its planes; `base` is as long as the block.
+
+    A sample says whether a difference is smaller. It is not needed where that is much smaller than `alone`, the size of
+    the base's own planes.
+    """
+    if base is not None and _is_equal(block, base):
         return DELTA, [b""] * unit
-    numbers = _numbers(block, unit)
-    coder = PLANES
+    numbers, delta = _numbers(block, unit), None
     if base is not None:
         before = _numbers(base, unit)
-        coder = _choose(numbers, before, signed)
-        if coder == DELTA:
-            numbers = _subtract(numbers, before, signed)
-    return coder, [_pack(plane) for plane in _split(numbers)]
+        if alone is not None:
+            delta = _pack_planes(_subtract(numbers, before, signed))
+        if (delta is not None and alone is not None and 5 * _count(delta) < 4 * alone) or _helps(
+            numbers, before, signed
+        ):
+            return DELTA, delta or _pack_planes(_subtract(numbers, before, signed))
+    return PLANES, _pack_planes(numbers)
 
 
 def decode(coder: int, planes: Sequence[memoryview], base: memoryview | None, signed: bool, out: memoryview) -> None:
@@ -88,18 +96,26 @@ def _numbers(data: memoryview, unit: int) -> Any:
     return numpy.frombuffer(data, f"<u{unit}")
 
 
-def _choose(numbers: Any, base: Any, signed: bool) -> int:
-    """The coder for a block: a difference if it makes a sample at least 1% smaller, for it costs more to read."""
+def _is_equal(block: memoryview, base: memoryview) -> bool:
+    import numpy
+
+    # comparing memoryviews takes ten times as long, and is over at the first difference
+    return block[:64] == base[:64] and numpy.array_equal(_numbers(block, 1), _numbers(base, 1))
+
+
+def _helps(numbers: Any, base: Any, signed: bool) -> bool:
+    """Whether a difference makes a sample of a block at least 1% smaller, for it costs more to read."""
     import numpy
 
     most = max(256, min(_SAMPLE, numbers.nbytes // (_SAMPLES * _SHARE))) // numbers.itemsize
     if numbers.size > _SAMPLES * most:
         starts = [numbers.size // _SAMPLES * index for index in range(_SAMPLES)]
         numbers, base = (numpy.concatenate([some[at : at + most] for at in starts]) for some in (numbers, base))
-    alone, delta = (
-        sum(len(_pack(plane)) for plane in _split(some)) for some in (numbers, _subtract(numbers, base, signed))
-    )
-    return DELTA if 100 * delta < 99 * alone else PLANES
+    return 100 * _count(_pack_planes(_subtract(numbers, base, signed))) < 99 * _count(_pack_planes(numbers))
+
+
+def _count(planes: Sequence[bytes | memoryview]) -> int:
+    return sum(map(len, planes))
 
 
 def _to_order(numbers: Any) -> Any:
@@ -145,6 +161,10 @@ def _join(planes: Sequence[memoryview], numbers: Any) -> None:
     parts = numbers.view("u1").reshape(numbers.size, -1)
     for index, plane in enumerate(planes):
         parts[:, index] = _unpack(plane, numbers.size) if len(plane) else 0
+
+
+def _pack_planes(numbers: Any) -> list[bytes | memoryview]:
+    return [_pack(plane) for plane in _split(numbers)]
 
 
 def _pack(plane: Any) -> bytes | memoryview:
