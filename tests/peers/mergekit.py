@@ -40,6 +40,11 @@ CONFIG = {
     "eos_token_id": 2,
 }
 SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 4, "vocab_size": 12}
+VOCABULARIES = {  # model → tokens in the order of rows; what stands in <> was added. There are rows for two more.
+    "V": "a b c d e f g h <s>",
+    "W": "h a k c b l <s> m d <w>",
+    "X": "m a b n c <s>",
+}
 W2, W3 = {"weight": [0.5, 0.3]}, {"weight": [0.5, 0.3, 0.4]}
 DENSITY = W2 | {"density": [0.5, 0.6]}
 GAMMA = DENSITY | {"gamma": [0.05, 0.02]}
@@ -139,12 +144,40 @@ def run(root: Path, case: str) -> dict[str, Any]:
 
 
 def run_file(root: Path, path: Path, case: str) -> dict[str, Any]:
-    """What mergekit makes of a configuration, whose models are folders in `root`."""
+    """What mergekit makes of a configuration, whose models are folders in `root`.
+
+    If it makes a tokenizer, rows of the vocabulary are in the order of their tokens, which are in `tokens`.
+    """
     command = Path(sys.executable).parent / "mergekit-yaml"
     options = ["--random-seed", "7", "--no-copy-tokenizer", "--no-write-model-card"]
     subprocess.run([command, path, root / case, *options], check=True, capture_output=True, cwd=root)
     tensors: dict[str, Any] = load_file(root / case / "model.safetensors")
+    made = root / case / "tokenizer.json"
+    if made.exists():
+        tree = json.loads(made.read_text())
+        table = tree["model"]["vocab"] | {one["content"]: one["id"] for one in tree["added_tokens"]}
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            rows = [table[token] for token in sorted(table)]
+            tensors[name] = tensors[name][[*rows, *range(len(rows), len(tensors[name]))]]
+        tensors["tokens"] = to_bytes(" ".join(sorted(table)))
     return tensors
+
+
+def to_bytes(text: str) -> Any:
+    return numpy.frombuffer(text.encode(), "uint8")
+
+
+def write_tokenizer(folder: Path, words: list[str]) -> str:
+    """Write the tokenizer of a model, and return its text."""
+    vocabulary = {word: row for row, word in enumerate(words)}
+    ordinary = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": row, "content": word} | ordinary for word, row in vocabulary.items() if word.startswith("<")]
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}
+    parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    tree = {"version": "1.0", "added_tokens": added, "model": model} | dict.fromkeys(parts)
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return json.dumps(tree)
 
 
 def main() -> int:
@@ -159,6 +192,14 @@ def main() -> int:
             (root / name / "config.json").write_text(json.dumps(config))
             save_file(tensors, root / name / "model.safetensors", {"format": "pt"})
             record |= {f"{name}/{key}": value for key, value in tensors.items()}
+        for letter, words in VOCABULARIES.items():
+            of_tokens = small | {"num_hidden_layers": 1, "vocab_size": len(words.split()) + 2}
+            (root / letter).mkdir()
+            (root / letter / "config.json").write_text(json.dumps(of_tokens))
+            record[f"{letter}/tokenizer.json"] = to_bytes(write_tokenizer(root / letter, words.split()))
+            tensors = models(of_tokens, "VWX")[letter]
+            save_file(tensors, root / letter / "model.safetensors", {"format": "pt"})
+            record |= {f"{letter}/{key}": value for key, value in tensors.items()}
         for case in CASES:
             record |= {f"{case}/{name}": value for name, value in run(root, case).items()}
         for path in RECIPES:

@@ -48,8 +48,7 @@ def hub(tmp_path: Path) -> Iterator[Server]:
 def run(server: Server, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     online = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     env = online | {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "home")}
-    done = subprocess.run([sys.executable, *command], env=env, cwd=folder, capture_output=True, text=True, check=False)
-    return done
+    return subprocess.run([sys.executable, *command], env=env, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def download(server: Server, folder: Path, name: str, **how: Any) -> None:

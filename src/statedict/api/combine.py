@@ -233,7 +233,7 @@ def _average(
     given = {"ema": ema, "precision": precision, "optimizer": optimizer or None}
     with Paused():
         made = _combine(
-            sources, vocabulary, lambda aligned: average(aligned, shares, read_rules(integers), precision), optimizer
+            sources, vocabulary, lambda aligned: average(aligned, shares, _rules(integers), precision), optimizer
         )
     return _with_parameters(made, given | {"integers": integers, "vocabulary": vocabulary})
 
@@ -257,7 +257,7 @@ def _merge(
     from statedict.ops.combine.recipe import read_dtype
 
     _check_list("merge", states, 1)
-    check_seed(seed)
+    _check_seed(seed)
     kind, based = read_dtype(dtype), base is not None
     check_parameters(method, len(states), based, parameters)  # an error before anything is opened
     given = {**parameters, "seed": seed, "dtype": kind and str(kind), "integers": integers, "vocabulary": vocabulary}
@@ -265,7 +265,7 @@ def _merge(
         made = _combine(
             [base] * based + [*states],
             vocabulary,
-            lambda aligned: merge(aligned, method, based, parameters, seed, read_rules(integers), kind),
+            lambda aligned: merge(aligned, method, based, parameters, seed, _rules(integers), kind),
         )
     return _with_parameters(made, given)
 
@@ -301,12 +301,12 @@ def _check_list(verb: str, sources: Any, least: int) -> None:
         raise CombineError(f"{verb} takes a list of {wanted} sources, not {sources!r:.60}")
 
 
-def check_seed(seed: Any) -> None:
+def _check_seed(seed: Any) -> None:
     if type(seed) is not int:
         raise CombineError(f"seed: expected a whole number, got {seed!r:.40}")
 
 
-def read_rules(integers: Any) -> Mapping[str, str]:
+def _rules(integers: Any) -> Mapping[str, str]:
     if integers is not None and not isinstance(integers, Mapping):
         raise CombineError(f"integers: expected a dict by pattern, got {integers!r:.40}")
     return integers or {}

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from statedict.api.combine import Made, _write, check_seed, read_rules
-from statedict.api.files import Path, split
+from statedict.api.combine import Made, _check_seed, _rules, _write
+from statedict.api.files import Path
 from statedict.api.locating import Place, locate
+from statedict.api.tokenizers import make_tokenizer
 from statedict.collector import Paused
 from statedict.errors import CombineError, MissingExtraError
 from statedict.formats import places
-from statedict.formats.tokenizer import check_tokens, read_files, read_tokens
 from statedict.io.urls import folder_of, redact, to_name
 from statedict.ops.combine.align import only_model
 from statedict.ops.combine.build import build
@@ -74,7 +74,8 @@ def open_recipe(path: Path, download: bool = False) -> Opened:
     except (ValueError, RecursionError) as error:
         raise CombineError(f"{where}: {' '.join(str(error).split())}") from error
     wanted = [*recipe.models()]
-    wanted += [one for one in (recipe.base, recipe.tokenizer) if one and one not in (*wanted, "base", "union")]
+    tokenizer = recipe.tokenizer.source if recipe.tokenizer else None
+    wanted += [one for one in (recipe.base, tokenizer) if one and one not in (*wanted, "base", "union")]
     return Opened(recipe, text, {model: locate(model, folder_of(name), where, download) for model in wanted})
 
 
@@ -125,12 +126,12 @@ def merge_recipe_files(
 
     `download` reads models named `ORG/NAME` from the hub if they are not on this disk.
     """
-    check_seed(seed)
+    _check_seed(seed)
     opened = open_recipe(path, download)
 
     def make() -> Made:
         with Paused():
-            tree, report, changes, tokenizer = merge_recipe(opened, read_rules(integers), seed, vocabulary)
+            tree, report, changes, tokenizer = merge_recipe(opened, _rules(integers), seed, vocabulary)
             return Made(tree, report, changes, opened.text, tokenizer)
 
     return _write(make, dst, opened.sources(), **how)
@@ -152,7 +153,9 @@ def merge_recipe(
     trees = [(name, _open_model(name, opened.places[name])) for name in opened.names()]
     named, notes = add_heads(trees, [configs[name] for name in opened.names()])
     models = {name: Model(tree, find_stacks(tree, count_layers(configs[name]))) for name, tree in named}
-    tree, report, rows = build(recipe, models, seed, integers, vocabulary)
+    tensors = {name: model.tensors for name, model in models.items()}
+    tokens, files, more = make_tokenizer(recipe, opened.places, tensors)
+    tree, report, rows = build(recipe, models, seed, integers, vocabulary, tokens)
     config, stacks = configs[recipe.donor()], models[recipe.donor()].stacks
     changes = set_ties(config, is_head_tied(tree), bool(notes))
     firsts = [part.sources[0] for part in recipe.slices if part.sources[0].layers]
@@ -166,12 +169,10 @@ def merge_recipe(
         changes |= resize(config, rows[recipe.donor()], rows[""]) if recipe.donor() in rows else {}
         sizes = ", ".join(f"{size:,}" for name, size in rows.items() if name)
         notes.append(f"the vocabulary has {rows['']:,} rows, of {sizes}")
-    tokenizer, more = _choose_tokenizer(opened)
     options = {"seed": seed, "vocabulary": vocabulary, "integers": dict(integers)}
     given = {key: value for key, value in options.items() if value is not None and value != {}}
     sources = (*report.sources, *((name, None) for name in opened.adapters()))
     report = replace(report, sources=sources, notes=(*report.notes, *notes, *more), parameters=given)
-    files = None if tokenizer == recipe.donor() else (tokenizer, read_files(opened.places[tokenizer].path))
     return tree, report, changes, files
 
 
@@ -180,24 +181,3 @@ def _open_model(name: str, place: Place) -> StateDict:
     _, model = only_model(redact(name), place.open())
     leaves = Layout(model).leaves
     return like(model, StateDict({path: leaf for path, leaf in leaves.items() if is_array(leaf) or is_extra(path)}))
-
-
-def _choose_tokenizer(opened: Opened) -> tuple[str, list[str]]:
-    """The model whose tokenizer the result gets, and notes."""
-    recipe, donor = opened.recipe, opened.recipe.donor()
-    if recipe.tokenizer is None:
-        return donor, []
-    if recipe.tokenizer == "base" and recipe.base is None:
-        raise CombineError("tokenizer_source: base, and no base_model is named")
-    tokens = {name: read_tokens(split(place.path)[0]) for name, place in opened.places.items()}
-    unknown = [name for name, table in tokens.items() if not table]
-    check_tokens(tokens)
-    chosen = {"base": recipe.base or donor, "union": donor}.get(recipe.tokenizer, recipe.tokenizer)
-    if recipe.tokenizer == "union":
-        if unknown:
-            raise CombineError(f"tokenizer_source: union, and {', '.join(unknown)} have no tokenizer.json to compare")
-        everything = {token for table in tokens.values() for token in table}
-        chosen = next((name for name in (donor, *tokens) if len(tokens[name]) == len(everything)), "")
-        if not chosen:
-            raise CombineError("tokenizer_source: union, and no tokenizer has all tokens; a new one is not made")
-    return chosen, [f"{', '.join(unknown)}: without tokenizer.json, so tokens were not compared"] * bool(unknown)

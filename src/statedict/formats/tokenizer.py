@@ -7,7 +7,9 @@ Source: huggingface/tokenizers 0.23, and the files of transformers 5.
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import contextmanager
 
 from statedict.errors import CombineError
 from statedict.formats import places
@@ -17,7 +19,7 @@ from statedict.io.urls import redact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
 _FILES = re.compile(
@@ -25,6 +27,10 @@ _FILES = re.compile(
     r"(spiece|sentencepiece.*)\.model|.*\.(tiktoken|spm|bpe)|chat_template\.(jinja|json)"
 )
 _NAME = "tokenizer.json"
+_ORDINARY = {
+    "id": 0, "content": "", "single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
+    "special": False,
+}  # fmt: skip
 
 
 def is_of_tokenizer(name: str) -> bool:
@@ -42,40 +48,65 @@ def read_files(folder: str) -> dict[str, bytes]:
 
 
 def read_tokens(folder: str) -> dict[str, int]:
-    """Token → row, as tokenizer.json has them; empty if there is none.
+    """Token → row, as tokenizer.json tells, else vocab.json and added_tokens.json, else vocab.txt; empty without them.
 
     Raises:
-        CombineError: it has another form.
+        CombineError: one has another form.
     """
+    names = location(folder).names() or ()
+    if _NAME in names:
+        tree = _read(folder, _NAME)
+        with _explained(folder, _NAME):
+            vocabulary: Any = tree["model"]["vocab"]
+            rows = [(token, row) for row, (token, _) in enumerate(vocabulary)] if isinstance(vocabulary, list) else ()
+            return dict(rows or vocabulary) | {token: one["id"] for token, one in _list_added(tree).items()}
+    if "vocab.json" in names:
+        with _explained(folder, "vocab.json"):
+            parts = [_read(folder, name) for name in ("vocab.json", "added_tokens.json") if name in names]
+            return {str(token): int(row) for part in parts for token, row in part.items()}
+    if "vocab.txt" in names:
+        file = places.open_file(places.resolve_inside(folder, "vocab.txt"))
+        lines = bytes(file.read(0, file.size)).decode(errors="replace").splitlines()
+        return {token: row for row, token in enumerate(lines)}
+    return {}
+
+
+def read_added(folder: str) -> dict[str, dict[str, Any]]:
+    """What tokenizer.json says of tokens that were added to the vocabulary, by token, such as which are special."""
     if _NAME not in (location(folder).names() or ()):
         return {}
-    source = places.open_file(places.resolve_inside(folder, _NAME))
-    tree = parse(read_document(source), source.name, surrogates=True)
-    try:
-        vocabulary: Any = tree["model"]["vocab"]
-        rows = [(token, row) for row, (token, _) in enumerate(vocabulary)] if isinstance(vocabulary, list) else ()
-        tokens = dict(rows or vocabulary)
-        tokens |= {token["content"]: token["id"] for token in tree.get("added_tokens") or ()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CombineError(f"{redact(source.name)}: is not a tokenizer of the package tokenizers ({error})") from error
-    return tokens
+    with _explained(folder, _NAME):
+        return _list_added(_read(folder, _NAME))
 
 
-def check_tokens(tokens: Mapping[str, Mapping[str, int]]) -> None:
-    """Check that the vocabularies of models have the same token for each row that several have.
+def extend(data: bytes, tokens: Mapping[str, int], added: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """A tokenizer.json with further tokens.
 
-    Raises:
-        CombineError: a token has another row in another model, or a row another token.
+    Args:
+        data: the file.
+        tokens: the further ones, with their rows.
+        added: what is said of tokens, as `read_added` tells; others are ordinary.
     """
-    rows: dict[Any, tuple[str, Any]] = {}
-    words: dict[Any, tuple[str, Any]] = {}
-    for name, table in tokens.items():
-        for token, row in table.items():
-            for known, key, value in ((rows, token, row), (words, row, token)):
-                other, before = known.setdefault(key, (name, value))
-                if before != value:
-                    what = f"{key!r:.40} is {value!r:.40} in the tokenizer of {name}, {before!r:.40} in that of {other}"
-                    raise CombineError(
-                        f"{what}; rows are not permuted: leave out tokenizer_source if embeddings shall be merged row "
-                        "by row, or bring the models to one vocabulary first"
-                    )
+    tree = json.loads(data)
+    rows = sorted(tokens.items(), key=lambda pair: pair[1])
+    entries = [{**_ORDINARY, **added.get(token, {}), "id": row, "content": token} for token, row in rows]
+    tree["added_tokens"] = [*(tree.get("added_tokens") or ()), *entries]
+    return json.dumps(tree, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _read(folder: str, name: str) -> Any:
+    source = places.open_file(places.resolve_inside(folder, name))
+    return parse(read_document(source), source.name, surrogates=True)
+
+
+def _list_added(tree: Any) -> dict[str, dict[str, Any]]:
+    return {one["content"]: one for one in tree.get("added_tokens") or ()}
+
+
+@contextmanager
+def _explained(folder: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = "is not a vocabulary as the packages tokenizers and transformers write it"
+        raise CombineError(f"{redact(folder)}/{name}: {what} ({error})") from error

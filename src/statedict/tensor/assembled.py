@@ -191,7 +191,7 @@ def _read_rows(tensors: list[LazyTensor], corner: Shape, shape: Shape) -> Iterat
         values: list[Any] = []
         for tensor in tensors:
             part = numpy.empty(inside, raw_dtype(tensor.dtype.itemsize))
-            _copy_tensor_box(tensor, place, part)
+            copy_tensor_box(tensor, place, part)
             values.append(part.view(tensor.dtype.numpy).reshape(-1, length))
         yield where, values
 
@@ -237,7 +237,7 @@ def _copy_chunks(
             raise fill(corner, out.shape)
         out[...] = numpy.full(1, fill, kind.numpy).view(raw_dtype(kind.itemsize))[0]
     for chunk, place, part in inside:
-        _copy_tensor_box(chunk, place, part)
+        copy_tensor_box(chunk, place, part)
 
 
 def _fetch(chunks: list[Chunk], index: int) -> LazyTensor:
@@ -258,7 +258,8 @@ def _mapped_panel_limit(sources: list[ByteSource], before: int, after: int) -> i
     return PANEL * after // (before + after) * any(is_reordered(source, (), None) for source in sources)
 
 
-def _copy_tensor_box(tensor: LazyTensor, corner: Shape, out: Any) -> None:
+def copy_tensor_box(tensor: LazyTensor, corner: Shape, out: Any) -> None:
+    """Fill an array of raw elements with the box of a tensor at a corner."""
     storage = tensor.storage
     copy_box(storage.source, tensor.dtype, storage.offset + tensor.offset, tensor.stride(), corner, out)
 
@@ -308,7 +309,7 @@ def _read_pieces(
             place = tuple(c + w.start for c, w in zip(corner, where, strict=False)) + corner[len(where) :]
             parts: list[Any] = [some[: prod(inside)].reshape(inside) for some in memory]
             for tensor, part in zip(tensors, parts, strict=True):
-                _copy_tensor_box(tensor, place, part)
+                copy_tensor_box(tensor, place, part)
             for few in cut(inside, max(1, _MAPPED // sum(sizes))):
                 pairs = zip(tensors, parts, strict=True)
                 yield where, few, [part[(*few, ...)].reshape(-1).view(tensor.dtype.numpy) for tensor, part in pairs]

@@ -10,6 +10,7 @@ from statedict.ops.combine.align import Aligned, align
 from statedict.ops.combine.layers import Model, cut
 from statedict.ops.combine.methods import merge
 from statedict.ops.combine.recipe import Recipe
+from statedict.ops.combine.tokens import Vocabulary, permute
 from statedict.ops.combine.vocabulary import fit
 from statedict.reports.combine import CombineReport
 from statedict.tree.state_dict import StateDict
@@ -22,6 +23,7 @@ def build(
     seed: int = 0,
     integers: Mapping[str, str] | None = None,
     vocabulary: str | None = None,
+    tokens: Vocabulary | None = None,
 ) -> tuple[StateDict, CombineReport, dict[str, int]]:
     """The merged state, how it is made, and the rows of vocabularies that differ: by model, of the result under "".
 
@@ -31,6 +33,7 @@ def build(
         seed: of random choices.
         integers: pattern → rule, for integers that differ.
         vocabulary: what to do if vocabularies differ, as `vocabulary.fit`.
+        tokens: the vocabulary of the result, if rows are moved.
 
     Raises:
         CombineError: a model lacks layers, or as `merge`.
@@ -38,9 +41,12 @@ def build(
     """
     parts = cut(recipe, models)
     rows: dict[str, int] = {}
+    if tokens is not None and {*tokens.sizes.values()} != {tokens.rows}:
+        rows = {**tokens.sizes, "": tokens.rows}
     aligned = []
     for part in parts:
-        some, sizes = fit(align([*zip(part.names, part.states, strict=True)]), vocabulary)
+        states = part.states if tokens is None else permute(part.names, part.states, tokens)
+        some, sizes = fit(align([*zip(part.names, states, strict=True)]), vocabulary)
         aligned.append(some)
         if sizes:
             rows |= dict(zip(part.names, sizes, strict=True)) | {"": (max if vocabulary == "pad" else min)(sizes)}

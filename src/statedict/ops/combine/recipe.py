@@ -19,6 +19,7 @@ from statedict.errors import CombineError
 from statedict.ops.combine.methods import METHODS, Method
 from statedict.ops.combine.reference import read_reference
 from statedict.ops.combine.settings import Settings, read_settings
+from statedict.ops.combine.tokens import Tokenizer, read_tokenizer
 
 _TOP = (
     "merge_method", "base_model", "dtype", "out_dtype", "parameters", "models", "slices", "modules",
@@ -26,8 +27,6 @@ _TOP = (
 )  # fmt: skip
 _REFUSED = {
     "chat_template": "tokenizers are copied, not changed; put chat_template.jinja into the folder afterwards",
-    "tokens": "rows of single tokens are not chosen; leave it out, and see --vocabulary",
-    "pad_to_multiple_of": "rows are not padded to a multiple; pad them by edit --pad afterwards",
 }
 _MASK = "int8_mask"  # of mergekit's memory; the result is the same
 
@@ -58,7 +57,7 @@ class Recipe:
     base: str | None  # the model whose configuration and tokenizer the result has, if one is named
     kind: DType | None  # of the result
     slices: tuple[Slice, ...]
-    tokenizer: str | None  # "base", "union" or a model
+    tokenizer: Tokenizer | None
     notes: tuple[str, ...]
 
     def models(self) -> list[str]:
@@ -97,7 +96,9 @@ def read_recipe(node: Any) -> Recipe:
     for settings in outer:
         reader.check_names(settings, "parameters")
     kind = node.get("out_dtype") or node.get("dtype")
-    return Recipe(str(name), base, read_dtype(kind), slices, _read_tokenizer(node, notes), tuple(dict.fromkeys(notes)))
+    return Recipe(
+        str(name), base, read_dtype(kind), slices, read_tokenizer(node, notes, _check_keys), tuple(dict.fromkeys(notes))
+    )
 
 
 class _Reader:
@@ -231,14 +232,3 @@ def read_dtype(node: Any) -> DType | None:
     if kind.kind != "float" or kind.bits < 16:
         raise CombineError(f"dtype: expected one of floating point, such as bfloat16, got {kind}")
     return kind
-
-
-def _read_tokenizer(node: Mapping[str, Any], notes: list[str]) -> str | None:
-    if "tokenizer" in node and node.get("tokenizer_source") is not None:
-        raise CombineError("expected tokenizer or tokenizer_source, got both")
-    given = node.get("tokenizer")
-    if given is None:
-        source = node.get("tokenizer_source")
-        return None if source is None else read_reference(source, "tokenizer_source", notes)
-    _check_keys(given, "tokenizer", ("source",))
-    return read_reference(given.get("source", "union"), "tokenizer", notes)

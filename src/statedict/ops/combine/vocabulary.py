@@ -21,6 +21,7 @@ from statedict.tree.state_dict import StateDict, like
 from statedict.values import abbreviate
 
 _HEAD = re.compile(r"head|out|logits|predict")
+_OTHER = re.compile(r"pos|type")  # embeddings of something else than tokens
 POLICIES = ("truncate", "pad")
 
 
@@ -133,6 +134,29 @@ def add_heads(
             found[number] = source, like(tree, StateDict({**tree, missing[0]: tree[embedding]}))
             notes.append(f"{missing[0]}: in {source} the tied embedding takes its place")
     return found, notes
+
+
+def measure_vocabulary(name: str, tree: StateDict) -> int:
+    """The rows of a model's embedding of tokens, the longest one.
+
+    Raises:
+        CombineError: it has none.
+    """
+    rows = [leaf.shape[0] for path, leaf in _matrices(tree).items() if not _is_in_layer(path) and _is_of_tokens(path)]
+    if not rows:
+        raise CombineError(f"{name}: has no embedding of tokens; leave out tokenizer")
+    return int(max(rows))
+
+
+def is_of_vocabulary(path: Any, leaf: Any, rows: int) -> bool:
+    """Whether a tensor has a row for each token: an embedding, a head or a head's bias."""
+    if not is_array(leaf) or not leaf.shape or leaf.shape[0] != rows or _is_in_layer(path) or _OTHER.search(str(path)):
+        return False
+    return _HEAD.search(str(path)) is not None or (len(leaf.shape) == 2 and _is_embedding(str(path)))
+
+
+def _is_of_tokens(path: str) -> bool:
+    return _is_embedding(path) and not _OTHER.search(path)
 
 
 def is_head_tied(tree: StateDict) -> bool | None:
