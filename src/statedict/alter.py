@@ -17,15 +17,18 @@ LazyTensor(bfloat16, (6, 3, 5, 5), 900 B, 'examples/checkpoint.pth')
 
 from __future__ import annotations
 
+from statedict.ops.alter.quantize import dequantize, quantize
 from statedict.ops.alter.tensors import cast, fuse, pad, reshape, slice, split, transpose
 from statedict.ops.alter.verbs import drop, prefix, rename, select, set, strip, tie, untie
 
 __all__ = [
     "cast",
+    "dequantize",
     "drop",
     "fuse",
     "pad",
     "prefix",
+    "quantize",
     "rename",
     "reshape",
     "select",

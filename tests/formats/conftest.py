@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy
 import pytest
 import safetensors
 import torch
@@ -22,9 +24,11 @@ from statedict.io.source import BytesSource
 from statedict.io.zip import ArchiveLayout
 from statedict.pickles.writer import dumps
 from statedict.tensor.arrays import contiguous_strides
+from statedict.tensor.ggml.types import PLAIN
 from statedict.tensor.lazy import LazyTensor, Storage
 
 from .. import dcp
+from . import ggufs
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Subject:
     `views` says whether it keeps tensors that overlap in part; every format keeps tied ones.
     `opaque` says whether it can write what is no data, as a label.
     `folder` says that it is a folder of files.
+    `dtypes` are the only ones that it has; if any, it holds tensors under names and no other trees.
     """
 
     name: str
@@ -41,6 +46,12 @@ class Subject:
     views: bool
     opaque: bool
     folder: bool = False
+    dtypes: tuple[str, ...] = ()
+
+    def skip_others(self, *kinds: object) -> None:
+        """Skip the test if the format lacks one of these dtypes."""
+        if self.dtypes and not {dtype(kind).name for kind in kinds} <= {*self.dtypes}:
+            pytest.skip("a dtype that the format lacks")
 
     def save(self, tree: Any, path: Path, **options: Any) -> None:
         """Save it in this format."""
@@ -69,6 +80,12 @@ class Subject:
             if self.name == "torch":
                 return _sparse_archive(file.fileno(), shapes, sizes)
             begins = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
+            if self.name == "gguf":
+                entries = [ggufs.tensor(n, shapes[n][::-1], 30, at) for n, at in zip(sizes, begins, strict=True)]
+                alignment = ggufs.pair("general.alignment", 4, (2).to_bytes(4, "little"))
+                size = ggufs.forge(path, [alignment], entries, alignment=2).stat().st_size
+                os.truncate(path, size + sum(sizes.values()))
+                return {name: size + begin for name, begin in zip(sizes, begins, strict=True)}
             header = json.dumps(
                 {
                     name: {"dtype": "BF16", "shape": shapes[name], "data_offsets": [begin, begin + sizes[name]]}
@@ -89,6 +106,8 @@ class Subject:
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is there
                 dcp.load(state, path)
             return state
+        if self.name == "gguf":
+            return {one.name: _by_gguf(one) for one in gguf.GGUFReader(path).tensors}
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -97,7 +116,15 @@ SUBJECTS = {
     "torch": Subject("torch", ".pth", views=True, opaque=False),
     "safetensors": Subject("safetensors", ".safetensors", views=False, opaque=True),
     "distributed": Subject("distributed", "", views=False, opaque=False, folder=True),
+    "gguf": Subject("gguf", ".gguf", views=False, opaque=False, dtypes=tuple(kind.name for kind in PLAIN.values())),
 }
+
+
+def _by_gguf(tensor: gguf.ReaderTensor) -> torch.Tensor:
+    array = torch.from_numpy(numpy.array(tensor.data))
+    if tensor.tensor_type == gguf.GGMLQuantizationType.BF16:
+        array = array.view(torch.bfloat16)
+    return array.reshape(tensor.shape[::-1].tolist())
 
 
 def _sparse_archive(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> dict[str, int]:
@@ -122,11 +149,20 @@ def _sparse_archive(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str
     return begins
 
 
-of_one_file = pytest.mark.parametrize("subject", [s.name for s in SUBJECTS.values() if not s.folder], indirect=True)
+_FILES = [one.name for one in SUBJECTS.values() if not one.folder]
+of_one_file = pytest.mark.parametrize("subject", [n for n in _FILES if not SUBJECTS[n].dtypes], indirect=True)
+"""A test of the formats whose checkpoints are one file and hold any tree."""
+of_any_file = pytest.mark.parametrize("any_subject", _FILES, indirect=True)
 """A test of the formats whose checkpoints are one file."""
 
 
-@pytest.fixture(scope="session", params=WRITABLE)
+@pytest.fixture(scope="session", params=[name for name in WRITABLE if not SUBJECTS[name].dtypes])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    """Every format of the table that is written; one without an entry above fails."""
+    """Every format that holds any tree; one of the table without an entry above fails."""
+    return SUBJECTS[request.param]
+
+
+@pytest.fixture(scope="session", params=WRITABLE)
+def any_subject(request: pytest.FixtureRequest) -> Subject:
+    """Every format of the table that is written."""
     return SUBJECTS[request.param]

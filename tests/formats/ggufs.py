@@ -10,9 +10,13 @@ import gguf
 import numpy
 
 
-def write(path: Path, tensors: dict[str, Any], pairs: dict[str, Any] | None = None, **options: Any) -> Path:
+def write(
+    path: Path, tensors: dict[str, Any], pairs: dict[str, Any] | None = None, alignment: int = 0, **options: Any
+) -> Path:
     """A file by GGUFWriter: arrays, or (name of a type, its bytes by row), and key → (method of the writer, value)."""
     writer = gguf.GGUFWriter(path, "llama", **options)
+    if alignment:
+        writer.add_custom_alignment(alignment)
     for key, (kind, value) in (pairs or {}).items():
         getattr(writer, f"add_{kind}")(key, value)
     for name, value in tensors.items():

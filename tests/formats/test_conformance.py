@@ -30,11 +30,12 @@ complex_half = pytest.mark.filterwarnings("ignore:B?Complex(Half|32):UserWarning
 
 @complex_half
 @by_dtype
-def test_every_dtype_that_torch_saves_comes_back_bit_by_bit(subject: Subject, kind: Any, tmp_path: Path) -> None:
+def test_every_dtype_that_torch_saves_comes_back_bit_by_bit(any_subject: Subject, kind: Any, tmp_path: Path) -> None:
+    any_subject.skip_others(kind)
     tree = {"w": patterned(kind, 2, 3), "empty": patterned(kind, 0, 4), "row": patterned(kind, 5)}
-    if not (subject.name == "safetensors" and kind.name == "float4_e2m1fn_x2"):
+    if not (any_subject.name == "safetensors" and kind.name == "float4_e2m1fn_x2"):
         tree["scalar"] = patterned(kind)
-    loaded = subject.round_trip(tree, tmp_path)
+    loaded = any_subject.round_trip(tree, tmp_path)
     assert_same(loaded, tree)
     for name, tensor in tree.items():
         again = loaded[name].torch()
@@ -45,10 +46,11 @@ def test_every_dtype_that_torch_saves_comes_back_bit_by_bit(subject: Subject, ki
 
 @complex_half
 @by_dtype
-def test_strided_tensors_of_every_dtype_keep_their_elements(subject: Subject, kind: Any, tmp_path: Path) -> None:
+def test_strided_tensors_of_every_dtype_keep_their_elements(any_subject: Subject, kind: Any, tmp_path: Path) -> None:
+    any_subject.skip_others(kind)
     whole = patterned(kind, 4, 6)
     tree = {"t": whole.t(), "every other": patterned(kind, 4, 6)[:, ::2], "row": patterned(kind, 3, 4)[1]}
-    assert_same(subject.round_trip(tree, tmp_path), tree)
+    assert_same(any_subject.round_trip(tree, tmp_path), tree)
 
 
 def _views() -> dict[str, torch.Tensor]:
@@ -76,9 +78,10 @@ def _views() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", list(_views()))
-def test_every_layout_keeps_its_elements(subject: Subject, name: str, tmp_path: Path) -> None:
+def test_every_layout_keeps_its_elements(any_subject: Subject, name: str, tmp_path: Path) -> None:
     tensor = _views()[name]
-    loaded = subject.round_trip({"w": tensor}, tmp_path)["w"]
+    any_subject.skip_others(tensor.dtype)
+    loaded = any_subject.round_trip({"w": tensor}, tmp_path)["w"]
     assert loaded.shape == tuple(tensor.shape)
     assert torch.equal(loaded.torch(), tensor.resolve_conj())
     assert numpy.array_equal(loaded.numpy(), tensor.resolve_conj().resolve_neg().numpy())
@@ -87,26 +90,27 @@ def test_every_layout_keeps_its_elements(subject: Subject, name: str, tmp_path: 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("code", ["<f4", ">f4", ">i8", "<c16", ">u2", "?", "<f2"])
 def test_numpy_arrays_of_any_byte_order_and_layout_keep_their_elements(
-    subject: Subject, code: str, order: Any, tmp_path: Path
+    any_subject: Subject, code: str, order: Any, tmp_path: Path
 ) -> None:
+    any_subject.skip_others(numpy.dtype(code).name)
     array = numpy.asarray(numpy.arange(24).reshape(4, 6) % 5, code, order=order)
     tree = {"whole": array, "reversed": array[::-1, ::-1], "part": array[1:3, 2:], "scalar": numpy.asarray(array[2, 2])}
-    loaded = subject.round_trip(tree, tmp_path)
+    loaded = any_subject.round_trip(tree, tmp_path)
     for name, expected in tree.items():
         assert numpy.array_equal(loaded[name].numpy(), expected), name
 
 
-def test_a_small_view_of_a_huge_storage_takes_only_its_own_bytes(subject: Subject, tmp_path: Path) -> None:
+def test_a_small_view_of_a_huge_storage_takes_only_its_own_bytes(any_subject: Subject, tmp_path: Path) -> None:
     huge = torch.zeros(8, 1_000_000)
     tree = {"column": torch.zeros(8, 1_000_000)[:, 5], "few": huge[3, 10:20], "start": huge[0, :3], "end": huge[7, -3:]}
-    loaded = subject.round_trip(tree, tmp_path)
-    assert subject.size(tmp_path / f"round-trip{subject.suffix}") < 8_000
+    loaded = any_subject.round_trip(tree, tmp_path)
+    assert any_subject.size(tmp_path / f"round-trip{any_subject.suffix}") < 8_000
     assert_same(loaded, tree)
 
 
-def test_an_expanded_tensor_keeps_its_shape(subject: Subject, tmp_path: Path) -> None:
+def test_an_expanded_tensor_keeps_its_shape(any_subject: Subject, tmp_path: Path) -> None:
     tree = {"w": torch.arange(3.0).expand(1000, 3)}
-    assert_same(subject.round_trip(tree, tmp_path), tree)
+    assert_same(any_subject.round_trip(tree, tmp_path), tree)
 
 
 def test_tied_tensors_stay_tied_and_are_stored_once(subject: Subject, tmp_path: Path) -> None:
@@ -143,10 +147,10 @@ def test_tensors_that_overlap_in_part_keep_their_values_and_where_the_format_can
         assert not made["bytes"].any()
 
 
-def test_tensors_side_by_side_in_one_storage_are_not_mixed_up(subject: Subject, tmp_path: Path) -> None:
+def test_tensors_side_by_side_in_one_storage_are_not_mixed_up(any_subject: Subject, tmp_path: Path) -> None:
     flat = torch.arange(30.0)
     tree = {"b": flat[10:20], "a": flat[:10], "none": flat[5:5], "c": flat[20:]}
-    assert_same(subject.round_trip(tree, tmp_path), tree)
+    assert_same(any_subject.round_trip(tree, tmp_path), tree)
 
 
 def _tree() -> dict[Any, Any]:
@@ -245,10 +249,10 @@ def test_what_is_no_data_is_kept_as_a_label_or_refused_by_its_path(subject: Subj
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_flat_dict_of_tensors_opens_in_the_format_s_own_library(subject: Subject, tmp_path: Path) -> None:
+def test_a_flat_dict_of_tensors_opens_in_the_format_s_own_library(any_subject: Subject, tmp_path: Path) -> None:
     tree = {"fc.weight": torch.randn(3, 4), "fc.bias": torch.randn(3).bfloat16(), "steps": torch.tensor(5)}
-    subject.round_trip(tree, tmp_path)
-    theirs = subject.peer(tmp_path / f"round-trip{subject.suffix}")
+    any_subject.round_trip(tree, tmp_path)
+    theirs = any_subject.peer(tmp_path / f"round-trip{any_subject.suffix}")
     assert sorted(theirs) == sorted(tree)
     for name, tensor in tree.items():
         assert torch.equal(theirs[name], tensor)

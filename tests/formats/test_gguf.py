@@ -14,8 +14,8 @@ import torch
 from gguf.quants import dequantize, quantize
 
 import statedict
-from statedict.formats.gguf.types import BLOCKS, PLAIN, SWAPPED, count_bytes
 from statedict.tensor.blocks import BlockTensor, find_blocks
+from statedict.tensor.ggml.types import BLOCKS, PLAIN, SWAPPED, count_bytes
 
 from .. import work
 from . import ggufs

@@ -21,6 +21,8 @@ _STEPS = {
     "rename": ("OLD=NEW", "Rename by a rule."),
     "prefix": ("TEXT", "Put TEXT before the names; -TEXT takes it away."),
     "cast": ("[GLOB=]DTYPE", "Convert floating point, or what matches."),
+    "quantize": ("[GLOB=]TYPE", "Store matrices, or what matches, as Q8_0 or Q4_0 of GGUF."),
+    "dequantize": ("[GLOB=]DTYPE", "Convert what is stored as quantized blocks."),
     "transpose": ("GLOB[=DIMS]", "Exchange the last two dimensions, or all."),
     "reshape": ("GLOB=SHAPE", "Give another shape."),
     "slice": ("GLOB=INDEX", "Take a part, such as 0:5,:."),
@@ -106,9 +108,9 @@ def _parse_step(option: str, text: str) -> dict[str, Any]:
             return {"keep" if option == "only" else "drop": [text]}
         case "prefix" | "untie":
             return {option: text}
-        case "cast":
+        case "cast" | "quantize" | "dequantize":
             glob, sign, kind = text.rpartition("=")
-            return {"cast": kind, "only": glob} if sign else {"cast": text}
+            return {option: kind, "only": glob} if sign else {option: text}
         case "transpose":
             glob, sign, dims = text.partition("=")
             return {"transpose": glob} | ({"dims": _numbers(option, dims)} if sign else {})

@@ -67,7 +67,6 @@ KINDS: dict[str, Row] = {
         folder="sharded",
         in_place="statedict.formats.safetensors",
     ),
-    "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model"),
     "zip": Row(lambda head: head[:4] == b"PK\5\6"),
     "torch-export": Row(lambda head: False),  # a kind of zip
     "torch-legacy": Row(
@@ -81,6 +80,7 @@ KINDS: dict[str, Row] = {
     ),
     "pickle": Row(lambda head: _is_pickle(head), "statedict.formats.pickle"),
     "sharded": Row(lambda head: head.lstrip()[:1] == b"{" and (b'"weight_map"' in head or b'"total_size"' in head)),
+    "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model", (".gguf",)),
 }
 
 
@@ -100,6 +100,8 @@ def detect(source: ByteSource) -> str:
 def _find_second_kind(source: ByteSource, head: bytes, name: str) -> str:
     from statedict.io.tar import is_tar
 
+    if head[:4] == b"GGUF" and name != "gguf":
+        return "gguf"
     if is_tar(head):
         if head[257:262] != b"ustar" or name != "torch-legacy":
             return "a tar archive"

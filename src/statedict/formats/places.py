@@ -53,6 +53,7 @@ _FAMILIES = {
     "model.safetensors.index.json": _MODEL,
     "": re.compile(r"(?!)"),
 }
+_GGUF = re.compile(r"(?<!-of-\d{5})\.gguf$|-00001-of-\d{5}\.gguf$")  # whole, or the first file of a split model
 _BINS = r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?"
 
 
@@ -131,11 +132,12 @@ def find_entry(path: str) -> str:
 
 
 def _find_weights(names: list[str]) -> list[str]:
-    """List the indexes in a folder or, without any, the weights that are not shards, or the first part of a rank."""
+    """The indexes in a folder; without any the weights that are no shards, the first part of a rank, or GGUF models."""
     indexes = [name for name in names if re.search(r"\.index\.([^.]+\.)?json$", name)]
     weights = [name for name in names if re.search(r"\.safetensors$|^(diffusion_)?pytorch_model\..*bin$", name)]
     shards = [name for name in weights if is_part(name) or re.search(r"-\d+-of-(?!0*1\.)\d+\.", name)]
-    return indexes or [name for name in weights if name not in shards] or [*filter(is_part, shards)][:1]
+    whole = [name for name in weights if name not in shards]
+    return indexes or whole or [*filter(is_part, shards)][:1] or [name for name in names if _GGUF.search(name)]
 
 
 def resolve_inside(folder: str, file: str) -> str:
@@ -188,9 +190,12 @@ def resolve_target(path: str, kind: str) -> tuple[str, str]:
     if kind == "distributed-safetensors" and not is_part(os.path.basename(find_entry(path))):
         kind = "safetensors"
     kind = "torch" if kind == "torch-legacy" else kind
-    if kind not in ("torch", "safetensors"):
+    if kind not in ("torch", "safetensors", "gguf"):
         raise UnsupportedError(f"{redact(path)}: is {kind}, which is not altered in place; name another file or folder")
-    return find_entry(path) if location(path).is_folder() else path, kind
+    target = find_entry(path) if location(path).is_folder() else path
+    if kind == "gguf" and re.search(r"-of-\d{5}\.gguf$", target):
+        raise UnsupportedError(f"{redact(target)}: is a part of a split model, which is not altered in place")
+    return target, kind
 
 
 def find_stale(folder: str, files: Iterable[str], overwrite: bool, others: bool = False) -> list[str]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _FLOAT = BY_NAME["float32"]
 _BYTE = BY_NAME["uint8"]
+_ORDER = ("dtype", "shape", "storage", "offset", "strides", "requires_grad", "parameter", "attributes", "ndarray")
+_KEPT = {"requires_grad", "parameter", "attributes", "ndarray"}
 _CHUNK = 1 << 16  # elements that are decoded at a time: they stay in the processor's cache
 
 # a kind of block: its name, how many elements one has, its bytes, and decode(bytes, buffer), which fills a buffer with
@@ -71,6 +73,16 @@ class BlockTensor(LazyTensor):
         decoded = BlockSource(kind, source, start, count, name)
         return cls(_FLOAT, shape, Storage(decoded, 0, decoded.size))
 
+    def replace(self, **changes: Any) -> Any:
+        """As `LazyTensor.replace`; a plain LazyTensor if other elements, or another shape, come of it."""
+        if changes.keys() <= _KEPT:
+            return super().replace(**changes)
+        return LazyTensor(*(getattr(self, slot) for slot in _ORDER)).replace(**changes)
+
+    def dequantized(self) -> LazyTensor:
+        """The same numbers, as a plain tensor of float32."""
+        return self.replace(dtype=self.dtype)  # type: ignore[no-any-return]
+
     @property
     def quantization(self) -> str:
         """The name of its blocks, `"Q4_K"`."""
@@ -86,7 +98,9 @@ class BlockTensor(LazyTensor):
         """Its stored bytes: uint8, with the bytes of a row as the last dimension."""
         kind = self._source.kind
         shape = (*self.shape[:-1], self.shape[-1] // kind.elements * kind.nbytes)
-        return LazyTensor(_BYTE, shape, Storage(self._source.blocks, self._source.start, math.prod(shape)))
+        return LazyTensor(
+            _BYTE, shape, Storage(self._source.blocks, self._source.start, math.prod(shape), key=self._source)
+        )
 
     @property
     def _source(self) -> Any:
@@ -98,8 +112,11 @@ class BlockTensor(LazyTensor):
 
 
 def find_blocks(tensor: object) -> BlockTensor | None:
-    """The tensor itself if it is stored as blocks and still whole."""
-    whole = isinstance(tensor, BlockTensor) and isinstance(tensor.storage.source, BlockSource)
-    if not whole or tensor.offset or tensor.storage.offset or tensor.strides is not None:  # type: ignore[attr-defined]
-        return None
-    return tensor if tensor.nbytes == tensor.storage.source.size else None  # type: ignore
+    """The tensor itself if it is stored as blocks, and whole."""
+    return tensor if isinstance(tensor, BlockTensor) else None
+
+
+def as_stored(tensor: LazyTensor) -> LazyTensor:
+    """The blocks of a tensor that is stored as such, any other itself."""
+    blocks = find_blocks(tensor)
+    return tensor if blocks is None else blocks.blocks

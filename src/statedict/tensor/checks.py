@@ -100,14 +100,14 @@ def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found
 
     for item in found:
         if isinstance(item, Check):
-            item.part = f"{part}: {item.part}" if item.part else part
+            item.part = ": ".join(filter(None, (part, item.part)))
             item.tensors = tuple((path(below), tensor) for below, tensor in item.tensors)
             yield item
         elif isinstance(item, Problem):
             tensors = tuple(map(path, item.tensors))
-            yield replace(item, part=f"{part}: {item.part}" if item.part else part, tensors=tensors)
+            yield replace(item, part=": ".join(filter(None, (part, item.part))), tensors=tensors)
         else:
-            yield type(item)(f"{part}: {item}")
+            yield type(item)(f"{part}: {item}" if part else item)
 
 
 def tensors_of(tree: Any) -> list[tuple[str, LazyTensor]]:

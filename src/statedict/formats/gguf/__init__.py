@@ -1,1 +1,1 @@
-"""GGUF, the files of llama.cpp: `model.py` has the layout, `types.py` the types of tensors."""
+"""GGUF, the files of llama.cpp: `model.py` has the layout, `tensor/ggml/types.py` the types of tensors."""

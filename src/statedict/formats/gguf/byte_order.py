@@ -13,9 +13,9 @@ from typing import Any
 
 from statedict.errors import UnsupportedError
 from statedict.formats.gguf.header import Entry, Header
-from statedict.formats.gguf.types import BLOCKS, PLAIN, SWAPPED
 from statedict.io.source import ByteSource, ComputedSource, swap_bytes
 from statedict.tensor.blocks import BlockType
+from statedict.tensor.ggml.types import BLOCKS, PLAIN, SWAPPED
 
 BF16 = 30
 _TENSORS, _BLOCKS, _NUMBERS = 16, 64, 256  # that are looked at: tensors, blocks of one, numbers of one

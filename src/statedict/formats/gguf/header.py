@@ -10,8 +10,8 @@ import struct
 from collections import namedtuple
 
 from statedict.errors import CorruptFileError, LimitError, TruncatedError, UnsupportedError
-from statedict.formats.gguf.types import BLOCKS, PLAIN, REMOVED, count_bytes, name_type
 from statedict.tensor.arrays import find_shape_fault
+from statedict.tensor.ggml.types import BLOCKS, PLAIN, REMOVED, count_bytes, name_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@
     padding      to a multiple of general.alignment, by default 32, where the data begins, from which offsets count
     the data     each tensor at a multiple of the alignment
 
-A string is a u64 length and UTF-8. The tree has the metadata as a dict under `metadata`, then each tensor under its
-name, its sizes row-major. Types of `types.py` with blocks become `BlockTensor`s: float32 that is decoded when it is
-read. The types of the metadata that Python's values do not tell are JSON in the tree's `metadata` under `gguf.types`.
+A string is a u64 length and UTF-8. The tree has the metadata, if there is any, as a dict under `metadata`, then each
+tensor under its name, its sizes row-major. Types with blocks (tensor/ggml/types.py) become `BlockTensor`s: float32 that
+is decoded when it is read. The types of the metadata that Python's values do not tell are JSON in the tree's `metadata`
+under `gguf.types`.
 
 Numbers are little-endian unless the version's low 16 bits are 0 when read so. Of big-endian files two dialects exist,
 and nothing in a file tells which: `GGUFWriter` leaves BF16 and the scales of blocks little-endian,
@@ -25,15 +26,17 @@ Source: docs/gguf.md of ggml; gguf 0.19.0. Limits: a header of 1 GiB, with 10 mi
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from statedict.errors import CorruptFileError
 from statedict.formats.gguf.byte_order import find_swapped, in_our_order
-from statedict.formats.gguf.header import Header, read_header
-from statedict.formats.gguf.types import BLOCKS, PLAIN
-from statedict.formats.gguf.values import type_of
+from statedict.formats.gguf.header import Header
+from statedict.formats.gguf.splits import open_parts
+from statedict.formats.gguf.values import BIG_ENDIAN, METADATA, TYPES, type_of
 from statedict.io.source import BytesSource
 from statedict.tensor.blocks import BlockTensor
-from statedict.tensor.checks import Check
+from statedict.tensor.checks import Check, within
+from statedict.tensor.ggml.types import BLOCKS, PLAIN
 from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.tree.state_dict import StateDict
 
@@ -41,26 +44,33 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from statedict.io.pipeline import Sink
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
 
-METADATA = "metadata"
-TYPES, BIG_ENDIAN = "gguf.types", "gguf.big_endian"
+_SPLIT = ("split.no", "split.count", "split.tensors.count")
 _FOUND = {True: "BF16 and blocks too", False: "BF16 and blocks little-endian", None: "BF16 and blocks cannot be told"}
 
 
 def read(source: ByteSource) -> StateDict:
     """Read the tree lazily: only the header is read, and of a big-endian file some numbers."""
-    header = read_header(source)
-    swapped = find_swapped(source, header) if header.order == ">" else False
-    tensors = make_tensors(source, header, swapped)
-    if METADATA in tensors:
+    parts = open_parts(source)
+    values, types, tensors = dict[str, Any](), dict[str, Any](), dict[str, LazyTensor]()
+    beside: dict[str, str] = {}
+    for _, file, header in parts:
+        swapped = find_swapped(file, header) if header.order == ">" else False
+        tensors |= make_tensors(file, header, swapped)
+        values, types = header.values | values, header.types | types  # the first file's
+        if header.order == ">":
+            beside[BIG_ENDIAN] = _FOUND[swapped]
+    if len(parts) > 1:
+        values = {key: value for key, value in values.items() if key not in _SPLIT}
+    if METADATA in tensors and values:
         raise CorruptFileError(f"{source.name}: a tensor is called {METADATA!r}, as the metadata is; rename it")
-    tree = StateDict({METADATA: StateDict(header.values)} | tensors)
-    if types := {key: kind for key, kind in header.types.items() if kind != type_of(header.values[key])}:
-        tree.metadata[TYPES] = json.dumps(types, separators=(",", ":"))
-    if header.order == ">":
-        tree.metadata[BIG_ENDIAN] = _FOUND[swapped]
+    tree = StateDict(({METADATA: StateDict(values)} if values else {}) | tensors)
+    if untold := {key: types[key] for key, value in values.items() if types[key] != type_of(value)}:
+        beside[TYPES] = json.dumps(untold, separators=(",", ":"))
+    tree.metadata = beside
     return tree
 
 
@@ -78,8 +88,13 @@ def make_tensors(source: ByteSource, header: Header, swapped: bool | None) -> di
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
-    """List the header and every tensor; of one in blocks its numbers."""
-    header = read_header(source)
+    """List the header and every tensor, of each file; of a tensor in blocks its numbers."""
+    parts = open_parts(source)
+    for file in parts:
+        yield from within(_check_file(file.source, file.header), file.name if len(parts) > 1 else "")
+
+
+def _check_file(source: ByteSource, header: Header) -> Iterator[Found]:
     swapped = find_swapped(source, header) if header.order == ">" else False
     raw = bytes(source.read(0, min(header.start, source.size)))
     yield Check("header", BytesSource(raw, source.name), 0, len(raw))
@@ -87,3 +102,10 @@ def checks(source: ByteSource) -> Iterator[Found]:
         yield Check(name, tensor.storage.source, tensor.storage.offset, tensor.nbytes, ((name, tensor),))
     if header.order == ">":
         yield f"big-endian: {_FOUND[swapped]}, by their values"
+
+
+def write(tree: Any, sink: Sink) -> None:
+    """Write a tree of LazyTensors under names, and of plain values under `metadata`."""
+    from statedict.formats.gguf.writing import write
+
+    write(tree, sink)

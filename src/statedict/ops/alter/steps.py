@@ -20,9 +20,10 @@ from numbers import Integral, Number
 from typing import Any, NamedTuple
 
 from statedict.errors import AlterError, PatternError, RenameError
-from statedict.ops.alter import tensors, verbs
+from statedict.ops.alter import quantize, tensors, verbs
 from statedict.ops.alter.outline import drop_hashes
 from statedict.reports.outcomes import Change, EditReport
+from statedict.tensor.blocks import as_stored
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tensor.segments import count_bytes
 from statedict.tree.layout import Layout
@@ -84,6 +85,8 @@ VERBS: dict[str, Verb] = {
     "rename": Verb(verbs.rename, _RULES),
     "prefix": Verb(verbs.prefix, _TEXT, {}, {"only": _PATTERNS}),
     "cast": Verb(tensors.cast, _DTYPE, {}, {"only": _PATTERNS}),
+    "quantize": Verb(quantize.quantize, _TEXT, {}, {"only": _PATTERNS}),
+    "dequantize": Verb(quantize.dequantize, _DTYPE, {}, {"only": _PATTERNS}),
     "transpose": Verb(tensors.transpose, _PATTERNS, {}, {"dims": _WHOLES}),
     "reshape": Verb(tensors.reshape, _PATTERNS, {"shape": _SHAPE}),
     "slice": Verb(tensors.slice, _PATTERNS, {"index": _INDEX}),
@@ -188,9 +191,9 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
     old_tensors, new_tensors = (
         [as_lazy(leaf) for leaf in entries.values() if is_array(leaf)] for entries in (before, now)
     )
-    nbytes = count_bytes(old_tensors)
+    nbytes = count_bytes([*map(as_stored, old_tensors)])
     same = [*map(id, old_tensors)] == [*map(id, new_tensors)]
-    sizes = nbytes, nbytes if same else count_bytes(new_tensors)
+    sizes = nbytes, nbytes if same else count_bytes([*map(as_stored, new_tensors)])
     touched = any(one.added or one.removed or one.altered for one in changes)
     stale = drop_hashes(layout.tree) if touched else []
     notes = (f"dropped from the metadata: {', '.join(stale)}, of the bytes before",) if stale else ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Number
 from typing import Any
@@ -17,6 +17,7 @@ from statedict.errors import AlterError
 from statedict.ops.alter.follow import Build, is_same
 from statedict.ops.alter.outline import map_tensors, on_trees, rebuild
 from statedict.tensor.assembled import assemble, map_elements
+from statedict.tensor.blocks import find_blocks
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree import rename as rules
 from statedict.tree.layout import Layout
@@ -42,24 +43,35 @@ def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
     >>> cast(statedict.load("examples/checkpoint.pth"), "bf16")["model_state"]["fc3.bias"]
     LazyTensor(bfloat16, (10,), 20 B, 'examples/checkpoint.pth')
     """
+    floats, convert = patterns == "*", converter(kind)
+    return map_tensors(state, patterns, lambda t: t if floats and t.dtype.kind != "float" else convert(t), casts=True)
+
+
+def converter(kind: DType | str) -> Callable[[LazyTensor], LazyTensor]:
+    """What converts a tensor to a dtype.
+
+    Raises:
+        AlterError: it is not one to convert to; the converter raises it for a tensor that cannot be converted.
+    """
     try:
         wanted = dtype(kind)
     except ValueError as error:
         raise AlterError(str(error)) from error
     if not wanted.itemsize or wanted.kind not in NUMBERS or wanted.name in SCALED:
         raise AlterError(f"{wanted}: not a dtype to convert to; take a float, integer, complex or bool dtype")
-    floats, convert = patterns == "*", partial(round_to, wanted)
 
-    def make(tensor: LazyTensor) -> LazyTensor:
-        if tensor.dtype is wanted or (floats and tensor.dtype.kind != "float"):
+    def convert(tensor: LazyTensor) -> LazyTensor:
+        blocks = find_blocks(tensor)
+        tensor = tensor if blocks is None else blocks.dequantized()
+        if tensor.dtype is wanted:
             return tensor
         if tensor.dtype.kind not in NUMBERS or not tensor.dtype.itemsize:
             raise AlterError(f"{tensor!r}: cannot be converted to {wanted}")
         if tensor.dtype.kind == "complex" and wanted.kind != "complex":
             raise AlterError(f"{tensor!r}: the imaginary part would be lost; take the real part in Python first")
-        return map_elements(tensor, wanted, convert)
+        return map_elements(tensor, wanted, partial(round_to, wanted))
 
-    return map_tensors(state, patterns, make, casts=True)
+    return convert
 
 
 NUMBERS = ("float", "int", "uint", "bool", "complex")

@@ -2,7 +2,7 @@
 
 A decoder gets blocks, an array of bytes (blocks, bytes of one), and fills an array of float32 (blocks, elements of
 one). Packed numbers are unpacked eight bytes at a time, as words of 64 bits; the order of the multiplications is
-ggml's, since another one rounds differently. What that is worth: docs/decisions/0023-gguf.md.
+ggml's, since another one rounds differently. What that is worth: docs/decisions/0024-gguf.md.
 
 Source: dequantize_row_* in ggml-quants.c of ggml; `gguf` has no decoder for Q1_0 and Q8_K.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 
 from statedict.errors import UnsupportedError
-from statedict.formats.gguf.grids import TABLES
+from statedict.tensor.ggml.grids import TABLES
 
 _WORD = numpy.dtype("<u8")
 _NIBBLES, _PAIRS, _BITS = (numpy.uint64(mask * 0x0101010101010101) for mask in (15, 3, 1))

@@ -58,7 +58,7 @@ REMOVED = {
 
 
 def _decode(row: _Row, data: bytes | bytearray, out: memoryview) -> None:
-    from statedict.formats.gguf.dequantize import decode  # with numpy, which listing does not need
+    from statedict.tensor.ggml.dequantize import decode  # with numpy, which listing does not need
 
     decode(row.name, row.elements, row.nbytes, data, out)
 
