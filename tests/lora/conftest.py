@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from .. import operators  # noqa: F401 - before transformers imports torchvision
+
 
 class Mixed(torch.nn.Module):
     """Convolutions and attention."""
@@ -25,7 +27,6 @@ class Mixed(torch.nn.Module):
 
 
 def llama(tie: bool = False, layers: int = 2) -> Any:
-    from .. import operators  # noqa: F401, I001 - transformers imports torchvision
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -35,7 +36,6 @@ def llama(tie: bool = False, layers: int = 2) -> Any:
 
 
 def gpt2() -> Any:
-    from .. import operators  # noqa: F401, I001 - transformers imports torchvision
     from transformers import GPT2Config, GPT2LMHeadModel
 
     ids = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 64, "n_positions": 16}
@@ -43,7 +43,6 @@ def gpt2() -> Any:
 
 
 def mixtral() -> Any:
-    from .. import operators  # noqa: F401, I001 - transformers imports torchvision
     from transformers import MixtralConfig, MixtralForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -63,7 +62,6 @@ class Tuned:
     """A model, an adapter of it in a folder, and the model with the adapter merged by peft."""
 
     def __init__(self, folder: Path, model: str, dtype: torch.dtype = torch.float32, **config: Any) -> None:
-        from .. import operators  # noqa: F401, I001 - transformers imports torchvision
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(17)

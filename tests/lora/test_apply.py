@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -245,11 +246,15 @@ def test_a_folder_of_replicated_layers_says_how_many(tuned: Make, tmp_path: Path
         assert torch.allclose(again(tokens).logits, expected, atol=1e-5)
 
 
+WITHOUT = {"dare_linear": "linear", "dare_ties": "ties", "dare_linear_svd": "svd", "dare_ties_svd": "ties_svd"}
 MIXES: dict[str, dict[str, Any]] = {
     "cat": {},
     "linear": {},
     "ties": {"density": 0.5},
     "magnitude_prune": {"density": 0.3},
+    "svd": {},
+    "ties_svd": {"density": 0.5},
+    "magnitude_prune_svd": {"density": 0.3},
 }
 
 
@@ -275,7 +280,59 @@ def test_several_adapters_are_combined_as_by_peft(
     assert_close(ours, one.merged().state_dict(), 2e-6)
 
 
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("rank", [2, 4, 7])
+@pytest.mark.parametrize("method", ["svd", "ties_svd"])
+def test_adapters_of_several_ranks_are_cut_down_to_one(tuned: Make, tmp_path: Path, method: str, rank: int) -> None:
+    from peft import LoraConfig
+
+    one = tuned("gpt2", r=4, target_modules=["c_attn", "wte"])
+    more: dict[str, Any] = {"rank_pattern": {"c_proj": 6}, "fan_in_fan_out": True, "init_lora_weights": False}
+    one.peft.add_adapter("other", LoraConfig(r=3, target_modules=["c_attn", "c_proj"], **more))
+    one.peft.save_pretrained(tmp_path / "both")
+    folders, weights = [tmp_path / "both", tmp_path / "both" / "other"], (0.7, -0.4)
+    ours = lora.apply(one.base, folders, weights, combination=method, rank=rank, **MIXES[method])
+    one.peft.add_weighted_adapter(["default", "other"], [*weights], "mix", method, svd_rank=rank, **MIXES[method])
+    one.peft.set_adapter("mix")
+    assert_close(ours, one.merged().state_dict(), 3e-6)
+    by_default = apply_files(one.base, folders, None, weights, combination=method, dry_run=True, **MIXES[method])
+    assert {target.rank for target in by_default.targets} == {6}
+    both, whole = (lora.apply(one.base, folders, weights, **how) for how in ({"combination": "svd", "rank": 99}, {}))
+    assert_close(both, {name: value.torch() for name, value in whole.items()}, 1e-6)
+
+
+def test_large_changes_are_mixed_and_cut_down_as_whole_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from statedict.ops.combine import lora_mix
+    from statedict.ops.diff import singular
+
+    torch.manual_seed(3)
+    base = {"m.weight": torch.zeros(120, 90)}
+    adapters = [
+        {"m.lora_down.weight": torch.randn(rank, 90), "m.lora_up.weight": torch.randn(120, rank)} for rank in (4, 6)
+    ]
+    for method in ("svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd"):
+        options = {"combination": method, "rank": 5} | ({} if method == "svd" else {"density": 0.5})
+        with monkeypatch.context() as patched:
+            whole = lora.apply(base, adapters, (0.5, 0.8), **options)["m.weight"].numpy()
+            patched.setattr(singular, "_SVD", (0, 0))
+            for most in (0, 1 << 30):
+                patched.setattr(singular, "_MOST", most)
+                patched.setattr(lora_mix, "_BLOCK", 1000)
+                pieces = lora.apply(base, adapters, (0.5, 0.8), **options)["m.weight"].numpy()
+                assert numpy.linalg.matrix_rank(pieces, rtol=1e-5) == 5
+                assert numpy.linalg.norm(pieces - whole) <= 0.05 * numpy.linalg.norm(whole)
+
+
+def test_what_is_dropped_by_chance_is_half_of_all_and_the_rest_is_twice_as_large() -> None:
+    base = {"m.weight": torch.zeros(60, 50)}
+    adapter = {"m.lora_down.weight": torch.ones(1, 50), "m.lora_up.weight": torch.ones(60, 1)}
+    options = {"combination": "dare_linear_svd", "density": 0.5, "rank": 50}
+    made = [lora.apply(base, [adapter], seed=seed, **options)["m.weight"].numpy() for seed in range(20)]
+    assert all((numpy.isclose(one, 0, atol=1e-4) | numpy.isclose(one, 2, atol=1e-4)).all() for one in made)
+    assert numpy.mean(made) == pytest.approx(1, abs=0.03)
+    assert abs(numpy.corrcoef(made[0].reshape(-1), made[1].reshape(-1))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"])
 def test_random_combinations_follow_the_seed(tuned: Make, tmp_path: Path, method: str) -> None:
     one, folders = two_adapters(tuned, tmp_path)
     name = "model.layers.0.self_attn.q_proj.weight"
@@ -285,7 +342,7 @@ def test_random_combinations_follow_the_seed(tuned: Make, tmp_path: Path, method
         return tree[name].tolist()
 
     assert made(1) == made(1) != made(2)
-    whole = lora.apply(one.base, folders, (0.7, 0.3), combination=method.replace("dare_", ""), **(
+    whole = lora.apply(one.base, folders, (0.7, 0.3), combination=WITHOUT[method], **(
         {"density": 1} if "ties" in method else {}
     ))  # fmt: skip
     assert made(1, 1.0) == whole[name].tolist()
@@ -294,7 +351,10 @@ def test_random_combinations_follow_the_seed(tuned: Make, tmp_path: Path, method
 def test_mistakes_in_a_combination_are_explained(tuned: Make, tmp_path: Path) -> None:
     one, folders = two_adapters(tuned, tmp_path)
     for options, message in (
-        ({"combination": "svd"}, "expected one of cat, linear, ties"),
+        ({"combination": "sdv"}, "expected one of cat, linear, ties"),
+        ({"combination": "ties", "density": 0.5, "rank": 2}, "combination ties: takes no rank; svd, ties_svd"),
+        ({"combination": "svd", "rank": 0}, "rank: expected a whole number above 0, got 0"),
+        ({"combination": "svd", "density": 0.5}, "combination svd: takes no density"),
         ({"combination": "ties"}, "combination ties: needs a density"),
         ({"density": 0.5}, "combination cat: takes no density"),
         ({"combination": "ties", "density": 2}, "density: expected a share above 0 and up to 1, got 2"),

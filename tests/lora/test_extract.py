@@ -57,7 +57,6 @@ CASES = {  # case → model, parts of names that change
 
 @pytest.mark.parametrize("case", CASES)
 def test_peft_loads_what_was_extracted_and_computes_the_tuned_model(case: str, tmp_path: Path) -> None:
-    from .. import operators  # noqa: F401, I001 - transformers imports torchvision
     from peft import PeftModel
 
     kind, only = CASES[case]
@@ -83,7 +82,6 @@ def test_peft_loads_what_was_extracted_and_computes_the_tuned_model(case: str, t
 
 
 def test_a_head_that_no_file_has_follows_the_embedding(tmp_path: Path) -> None:
-    from .. import operators  # noqa: F401, I001 - transformers imports torchvision
     from peft import PeftModel
 
     torch.manual_seed(17)

@@ -36,6 +36,7 @@ def apply(
     combination: str = "cat",
     density: float | None = None,
     seed: int = 0,
+    rank: int | None = None,
 ) -> StateDict:
     """A model with low-rank adapters added to it: a lazy tree, computed when it is read or saved.
 
@@ -49,9 +50,11 @@ def apply(
         config: the adapter_config.json of PEFT, for adapters that have none beside them.
         only: patterns of the adapter's modules to apply, as `show` lists them; all by default.
         combination: how several adapters are combined: `"cat"` adds up their changes; `"linear"`, `"ties"`,
-            `"dare_linear"`, `"dare_ties"` and `"magnitude_prune"` mix their factors, as peft does.
-        density: the share of the factors' numbers that is kept, for all but the first two.
+            `"dare_linear"`, `"dare_ties"` and `"magnitude_prune"` mix their factors, as peft does; `"svd"`,
+            `"ties_svd"`, … mix their changes, and cut the mix down to a rank.
+        density: the share of the numbers that is kept, for all but `"cat"`, `"linear"` and `"svd"`.
         seed: of the random choices of `dare_*`.
+        rank: that `"svd"` and its kind cut down to; the largest of the adapters by default.
 
     Raises:
         CombineError: an adapter is of a kind that cannot be applied, or not for this base, or a tensor of it is not
@@ -65,7 +68,7 @@ def apply(
     >>> lora.apply(base, adapter, 0.5)["fc.weight"].tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    return _apply(base, adapter, weight, config, only, False, (combination, density, seed))[1]
+    return _apply(base, adapter, weight, config, only, False, (combination, density, seed, rank))[1]
 
 
 def show(adapter: Any, config: Mapping[str, Any] | None = None) -> LoraReport:
@@ -167,6 +170,7 @@ def apply_files(
     combination: str = "cat",
     density: float | None = None,
     seed: int = 0,
+    rank: int | None = None,
     prove: bool = False,
     **how: Any,
 ) -> LoraApplied:
@@ -174,7 +178,7 @@ def apply_files(
     plans: list[tuple[Plan, StateDict]] = []
 
     def make() -> Made:
-        mix = combination, density, seed
+        mix = combination, density, seed, rank
         plan, tree, report = _apply(base, adapters, weight, config, only, True, mix)
         plans.append((plan, tree))
         assert report is not None

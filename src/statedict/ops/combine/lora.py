@@ -114,9 +114,10 @@ def plan(
     if not made.targets:
         raise CombineError(f"{', '.join(one.name for one in adapters)}: nothing is left to apply")
     if mix is not None:
+        most = max((one.rank for adapter in adapters for one in adapter.modules.values()), default=1)
         for path, one in made.targets.items():
             if one.factors and not one.bias and one.magnitude is None:
-                one.factors = mix.combine(path, one.factors)
+                one.factors = mix.combine(path, one.factors, most)
     made.tied = follow(made.targets, tensors)
     if embedding:
         _settle_head(made, embedding)
@@ -177,7 +178,7 @@ class _Placing:
         shape = base.shape
         experts = count_experts(shape, parts)
         turned = one.embedding or orders.is_turned(where, shape, experts, parts)
-        new = Factors(parts["down"], parts["up"], one.scale * self.weight, turned, experts, parts.get("mid"))
+        new = Factors(parts["down"], parts["up"], one.scale, turned, experts, parts.get("mid"), self.weight)
         check_shape(f"{path} of the base ({where})", shape, new)
         if one.said and one.rank != one.said * experts:
             raise CombineError(
@@ -204,7 +205,7 @@ class _Placing:
             raise CombineError(f"{where}: has a bias for lora_B, and the base has none that it could be added to")
         target = self._target(path)
         assert target.base is not None
-        new = Factors(bias.replace(shape=(1, bias.numel())), None, scale * self.weight)
+        new = Factors(bias.replace(shape=(1, bias.numel())), None, scale, weight=self.weight)
         check_shape(f"{path} of the base ({where})", target.base.shape, new)
         target.factors.append(new)
         target.bias = True

@@ -34,6 +34,7 @@ class Factors:
     Attributes:
         down, up: r × in and out × r, of any number of dimensions; of experts, those of all together.
         scale: the factor of their product.
+        weight: another one, that of the adapter.
         turned: whether the weight is stored as in × out.
         experts: how many matrices the weight has, one below the other.
         mid: r × r × height × width, between them.
@@ -45,6 +46,17 @@ class Factors:
     turned: bool = False
     experts: int = 1
     mid: LazyTensor | None = None
+    weight: float = 1.0
+
+    @property
+    def factor(self) -> float:
+        """What the product is multiplied by."""
+        return self.scale * self.weight
+
+    @property
+    def rank(self) -> int:
+        """The rank; that of all experts together."""
+        return self.down.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,7 +124,7 @@ class Low:
         total: Any = None
         for one in self.factors:
             left, right = _load(one, numpy.dtype(work))
-            scale = one.scale
+            scale = one.factor
             if sizes:
                 left, right, scale = abs(left), abs(right), abs(scale)
             pieces = []
@@ -130,7 +142,7 @@ class Low:
         import numpy
 
         parts = [_load(one, numpy.dtype("f8")) for one in self.factors]
-        left = numpy.concatenate([one.scale * pair[0] for one, pair in zip(self.factors, parts, strict=True)], 2)
+        left = numpy.concatenate([one.factor * pair[0] for one, pair in zip(self.factors, parts, strict=True)], 2)
         right = numpy.concatenate([pair[1] for pair in parts], 1)
         grams = left.transpose(0, 2, 1) @ left, right @ right.transpose(0, 2, 1)
         return math.sqrt(max(float((grams[0] * grams[1]).sum()), 0.0))

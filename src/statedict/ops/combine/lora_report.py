@@ -208,7 +208,7 @@ def _compare_bounds(low: Low, found: LazyTensor) -> Iterator[tuple[bool, bool]]:
     kind = low.base.dtype
     eps = 2.0**-53 if kind.component.bits > 32 else _EPS
     norms: Any = column_norms(low, numpy.dtype("f8")) if low.magnitude is not None and low.factors[0].turned else None
-    rank = sum(one.down.shape[0] // one.experts for one in low.factors)
+    rank = sum(one.rank // one.experts for one in low.factors)
     for start, (before, now) in low.blocks(found):
         with numpy.errstate(all="ignore"):
             stop = start + len(before)

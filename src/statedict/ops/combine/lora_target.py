@@ -50,7 +50,7 @@ class Target:
     @property
     def rank(self) -> int | None:
         """The rank of the change; None if it has none."""
-        return sum(one.down.shape[0] for one in self.factors) if self.factors and not self.bias else None
+        return sum(one.rank for one in self.factors) if self.factors and not self.bias else None
 
     def start(self) -> LazyTensor:
         """The tensor to which low-rank changes are added."""

@@ -95,6 +95,6 @@ def _is_same(one: Target, other: Target) -> bool:
     pairs = [(one.whole[0], other.whole[0])] if one.whole and other.whole else []
     pairs += [(one.rows[1], other.rows[1])] if one.rows and other.rows else []
     return all(is_equal(a, b) for a, b in pairs) and all(
-        a.scale == b.scale and all(map(numpy.array_equal, a.make("f4"), b.make("f4")))
+        a.factor == b.factor and all(map(numpy.array_equal, a.make("f4"), b.make("f4")))
         for a, b in zip(one.factors, other.factors, strict=True)
     )
