@@ -49,11 +49,20 @@ def mixtral() -> Any:
     return MixtralForCausalLM(MixtralConfig(**sizes, vocab_size=64, num_hidden_layers=1, num_local_experts=3))
 
 
+def qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    more: dict[str, Any] = {"vocab_size": 64, "num_hidden_layers": 2, "num_experts": 4, "head_dim": 8}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **more, num_experts_per_tok=2))
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": llama,
     "tied": lambda: llama(True),
     "gpt2": gpt2,
     "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
     "mixed": Mixed,
 }
 

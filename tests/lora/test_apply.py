@@ -15,6 +15,8 @@ from statedict import lora
 from statedict.api.lora import apply_files
 from statedict.errors import CombineError
 
+from .conftest import MODELS
+
 Make = Callable[..., Any]
 LINEAR = {"r": 4, "target_modules": "all-linear"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # case → model, configuration of peft
@@ -227,6 +229,54 @@ def test_a_tied_head_and_embedding_that_both_change_give_what_the_trained_model_
     tokens = torch.arange(6)[None]
     with torch.no_grad():  # peft's merge_and_unload adds both changes to the one tensor
         assert torch.allclose(again(tokens).logits, one.peft(tokens).logits, rtol=1e-5, atol=1e-4)
+
+
+EXPERTS: dict[str, Any] = {
+    "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"],
+    "target_modules": ["q_proj"],
+    "r": 2,
+}
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_that_a_folder_has_one_by_one_get_their_parts_of_the_factors(
+    tuned: Make, tmp_path: Path, kind: str
+) -> None:
+    one = tuned(kind, **EXPERTS)
+    model = MODELS[kind]()
+    model.load_state_dict(one.base)
+    model.save_pretrained(tmp_path / "base")
+    names = load(tmp_path / "base").keys()
+    assert any(".experts.2." in name for name in names)  # the real library splits them
+    report = apply_files(tmp_path / "base", [one.folder] * 2, tmp_path / "out", [0.75, 0.25], prove=True)
+    assert report.proved
+    assert {target.rank for target in report.targets} == {4}
+    merged = one.merged()
+    merged.save_pretrained(tmp_path / "merged")
+    theirs = {name: value.torch() for name, value in load(tmp_path / "merged").items()}
+    assert theirs.keys() == names
+    assert_close(load(tmp_path / "out"), theirs, 1e-6)
+
+
+def test_experts_that_factors_do_not_fit_are_named(tuned: Make) -> None:
+    one = tuned("mixtral", **EXPERTS)
+    base: dict[str, Any] = {
+        f"model.layers.0.block_sparse_moe.experts.{number}.{leaf}.weight": torch.zeros(shape)
+        for number in range(3)
+        for leaf, shape in (("w1", (48, 32)), ("w2", (32, 48)), ("w3", (48, 32)))
+    }
+    base |= {"model.layers.0.self_attn.q_proj.weight": torch.zeros(32, 32)}
+    base |= {"model.layers.0.block_sparse_moe.gate.weight": torch.zeros(3, 32)}
+    assert len(lora.apply(base, one.folder)) == 11
+    more = {"model.layers.0.block_sparse_moe.experts.3.w1.weight": torch.zeros(48, 32)}
+    with pytest.raises(CombineError, match=r"rank 6 for 4 experts, and adapter_config\.json says 2"):
+        lora.apply(base | more, one.folder)
+    other = {name: value[:40] if ".w3." in name else value for name, value in base.items()}
+    with pytest.raises(CombineError, match=r"no weights of the experts of the base stack up to \(96, 32\)"):
+        lora.apply(other, one.folder)
+    less = {name: value for name, value in base.items() if "experts.1.w3" not in name}
+    with pytest.raises(CombineError, match=r"the base has no model\.layers\.0\.mlp\.experts\.1\.w3\.weight"):
+        lora.apply(less, one.folder)
 
 
 def test_a_folder_of_replicated_layers_says_how_many(tuned: Make, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from statedict.errors import CombineError
 from statedict.ops.alter.follow import Build, with_own_storage
 from statedict.ops.alter.outline import drop_hashes, rebuild
+from statedict.ops.combine import lora_experts
 from statedict.ops.combine.align import align, only_model
 from statedict.ops.combine.elements import has_mean
 from statedict.ops.combine.lora_factors import Factors, check_shape
@@ -132,8 +133,10 @@ class _Placing:
     def __init__(
         self, adapter: Adapter, weight: float, names: dict[str, str], tensors: dict[str, LazyTensor], made: Plan
     ) -> None:
-        self.adapter, self.weight, self.names, self.tensors, self.made = adapter, weight, names, tensors, made
-        self.modules = {short.rpartition(".")[0]: "" for short in names}
+        self.adapter, self.weight, self.tensors, self.made = adapter, weight, tensors, made
+        self.names = lora_experts.with_names_in_memory(names)
+        self.experts = lora_experts.count_experts(self.names)
+        self.modules = {short.rpartition(".")[0]: "" for short in self.names} | dict.fromkeys(self.experts, "")
 
     def place(self, only: Sequence[str] | str | None) -> None:
         """Add the targets of the adapter to the plan."""
@@ -141,14 +144,18 @@ class _Placing:
         found = find_names(adapter, self.modules)
         first = next(iter(found), "")
         cut, add_on = _split_prefixes(first, found.get(first, first))
+        apart = {key for key in adapter.modules if found[key[0]] in self.experts}
         weights = [
-            (self.tensors[self._path_of(one, found[name])].shape, one.parts)
-            for (name, _), one in adapter.modules.items()
-            if "down" in one.parts and not one.embedding
+            (self.tensors[self._path_of(one, found[key[0]])].shape, one.parts)
+            for key, one in adapter.modules.items()
+            if "down" in one.parts and not one.embedding and key not in apart
         ]
         orders = find_orders(bool(adapter.config.get("fan_in_fan_out")), weights)
-        for (name, _), module in adapter.modules.items():
-            self._place_module(module, found[name], orders)
+        for key, module in adapter.modules.items():
+            if key in apart:
+                self._place_experts(module, found[key[0]])
+            else:
+                self._place_module(module, found[key[0]], orders)
         saved = adapter.config.get("modules_to_save") or []
         for name, tensor in adapter.whole.items():
             self._place_whole(name, add_on + name.removeprefix(cut), tensor, saved)
@@ -190,6 +197,12 @@ class _Placing:
             self._add_magnitude(where, target, parts["magnitude"], new)
         if "bias" in parts:
             self._add_bias(where, home, one.scale, parts["bias"])
+
+    def _place_experts(self, one: Module, home: str) -> None:
+        where = f"{self.adapter.name}: {one.name}"
+        for path, new in lora_experts.split(where, one, home, self.experts[home], self.names, self.tensors):
+            check_shape(f"{path} of the base ({where})", self.tensors[path].shape, new)
+            self._target(path).factors.append(replace(new, weight=self.weight))
 
     def _add_magnitude(self, where: str, target: Target, magnitude: LazyTensor, new: Factors) -> None:
         outputs = new.shape[1] if new.turned else new.shape[0]
