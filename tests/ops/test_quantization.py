@@ -599,3 +599,22 @@ def test_parts_of_sparse_weights_that_do_not_fit_are_found(part: str) -> None:
     state = next(dict(state) for state in SPARSE.values() if part in state)
     state[part] = state[part][..., :-1] if "scale" in part else state[part][:-1]
     assert [(one.name, one.kind) for one in statedict.inspect(state).quantization.troubles] == [(part, "shape")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_cast_leaves_quantized_weights_alone_and_says_so(name: str, tmp_path: Path) -> None:
+    source = FILES / name / "model.safetensors"
+    before = statedict.load(source)
+    report = statedict.edit(source, tmp_path / "x.safetensors", {"cast": "float64"})
+    found = statedict.inspect(source).quantization
+    assert found is not None
+    belong = {path for weight in found.weights for path in (weight.stored, *weight.parts)} | {*found.others}
+    floats = [path for path, tensor in before.flatten().items() if tensor.dtype.kind == "float"]
+    kept = [path for path in floats if path in belong]
+    assert set(report.changes[0].altered) == {*floats} - {*kept}
+    assert ("quantized weights stays as it is" in " ".join(report.notes)) is bool(kept)
+    after = statedict.load(tmp_path / "x.safetensors").flatten()
+    assert all(after[path].dtype is tensor.dtype for path, tensor in before.flatten().items() if path in belong)
+    for path in kept[:1]:
+        named = statedict.edit(source, None, {"cast": "float32", "only": [path]}, dry_run=True)
+        assert not named.notes

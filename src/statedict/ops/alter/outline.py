@@ -203,8 +203,13 @@ def filter_entries(layout: Layout, patterns: Patterns, wanted: bool) -> Layout:
     return rebuild(layout, {path: path for path in layout.leaves if (path in found) is wanted}, dropped)
 
 
-def map_tensors(layout: Layout, patterns: Patterns, make: Make, casts: bool = False) -> Layout:
-    """Make each tensor that matches another one. What was tied is tied afterwards. `casts`: only dtypes change."""
+def map_tensors(
+    layout: Layout, patterns: Patterns, make: Make, casts: bool = False, but: Collection[str] = ()
+) -> Layout:
+    """Make each tensor that matches another one, `but` some paths. What was tied is tied afterwards.
+
+    `casts` says that only dtypes change.
+    """
     results: dict[object, LazyTensor] = {}
 
     def make_once(tensor: LazyTensor) -> LazyTensor:
@@ -222,7 +227,7 @@ def map_tensors(layout: Layout, patterns: Patterns, make: Make, casts: bool = Fa
         for each, item in walk(leaf, path)
         if is_array(item) and not each.startswith(above)
     }
-    chosen = filter_tensors(layout, patterns, not casts, inside)
+    chosen = {path: None for path in filter_tensors(layout, patterns, not casts, inside) if path not in but}
     new = rebuild(layout, {p: Build((p,), make_once, casts=casts) if p in chosen else p for p in layout.leaves})
 
     def build(node: Any, below: Any) -> Any:

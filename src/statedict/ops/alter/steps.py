@@ -22,12 +22,14 @@ from typing import Any, NamedTuple
 from statedict.errors import AlterError, PatternError, RenameError
 from statedict.ops.alter import quantize, tensors, verbs
 from statedict.ops.alter.outline import drop_hashes
+from statedict.ops.quantization.find import find_paths
 from statedict.reports.outcomes import Change, EditReport
 from statedict.tensor.blocks import as_stored
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tensor.segments import count_bytes
 from statedict.tree.layout import Layout
 from statedict.tree.state_dict import StateDict
+from statedict.values import abbreviate
 
 Step = Mapping[str, Any]
 
@@ -181,8 +183,9 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
     """
     layout = Layout(state)
     before = now = layout.entries()
-    changes = []
+    changes, notes = [], list[str]()
     for step in steps:
+        notes += _note_quantized(layout, step)
         layout = apply(layout, step)
         old, now = now, layout.entries()
         altered = (path for path, leaf in now.items() if path in old and not _is_same(old[path], leaf))
@@ -196,8 +199,20 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
     sizes = nbytes, nbytes if same else count_bytes([*map(as_stored, new_tensors)])
     touched = any(one.added or one.removed or one.altered for one in changes)
     stale = drop_hashes(layout.tree) if touched else []
-    notes = (f"dropped from the metadata: {', '.join(stale)}, of the bytes before",) if stale else ()
-    return layout.tree, EditReport(tuple(changes), (len(old_tensors), len(new_tensors)), sizes, written, notes=notes)
+    notes += [f"dropped from the metadata: {', '.join(stale)}, of the bytes before"] if stale else []
+    counts = len(old_tensors), len(new_tensors)
+    return layout.tree, EditReport(tuple(changes), counts, sizes, written, notes=tuple(notes))
+
+
+def _note_quantized(layout: Layout, step: Step) -> Iterable[str]:
+    """What a cast without patterns leaves as it is."""
+    if isinstance(step, Mapping) and "cast" in step and step.get("only", "*") == "*":
+        quantized, leaves = find_paths(layout.tensors()), layout.leaves.items()
+        if left := [path for path, leaf in leaves if path in quantized and as_lazy(leaf).dtype.kind == "float"]:
+            yield (
+                f"{describe(step)}: what belongs to quantized weights stays as it is ({abbreviate(left)}); a pattern "
+                "that names it converts it all the same"
+            )
 
 
 def _is_same(one: Any, other: Any) -> bool:

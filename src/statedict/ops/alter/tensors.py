@@ -16,6 +16,7 @@ from statedict.dtypes import DType, dtype
 from statedict.errors import AlterError
 from statedict.ops.alter.follow import Build, is_same
 from statedict.ops.alter.outline import map_tensors, on_trees, rebuild
+from statedict.ops.quantization.find import find_paths
 from statedict.tensor.assembled import assemble, map_elements
 from statedict.tensor.blocks import find_blocks
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
@@ -29,7 +30,8 @@ from statedict.tree.walk import Patterns, no_match_error
 def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
     """Convert tensors to another dtype, as PyTorch rounds; moments follow, step counts do not.
 
-    Without patterns those of floating point; with patterns all that match.
+    Without patterns those of floating point, but not those of quantized weights, whose numbers mean nothing without
+    their scales; with patterns all that match.
 
     Args:
         state: any state_dict or checkpoint.
@@ -44,7 +46,12 @@ def cast(state: Layout, kind: DType | str, patterns: Patterns = "*") -> Layout:
     LazyTensor(bfloat16, (10,), 20 B, 'examples/checkpoint.pth')
     """
     floats, convert = patterns == "*", converter(kind)
-    return map_tensors(state, patterns, lambda t: t if floats and t.dtype.kind != "float" else convert(t), casts=True)
+    but = find_paths(state.tensors()) if floats else ()
+
+    def make(tensor: LazyTensor) -> LazyTensor:
+        return tensor if floats and tensor.dtype.kind != "float" else convert(tensor)
+
+    return map_tensors(state, patterns, make, casts=True, but=but)
 
 
 def converter(kind: DType | str) -> Callable[[LazyTensor], LazyTensor]:

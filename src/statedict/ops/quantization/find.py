@@ -211,6 +211,13 @@ def find(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None = N
     return Found(tensors, Config(config), path and path + ".")
 
 
+def find_paths(tensors: Mapping[str, LazyTensor]) -> set[str]:
+    """The paths of quantized weights and of what belongs to them; not those whose blocks are read as floats (GGUF)."""
+    found = find(tensors)
+    numbers = {path for path in found.stored if find_blocks(tensors[path]) is None}
+    return {*found.parts, *found.report.others, *numbers}
+
+
 def _lay_out(scheme: Scheme, layer: Layer) -> Layout:
     """The layout of a weight; without a shape, and noted, where its tensors have too few dimensions."""
     numbers = layer.numbers
