@@ -12,7 +12,7 @@ from pathlib import Path
 from faults import shim
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
-BEGIN, END = "<!-- made by python -m faults --write -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- made by python -m faults {}--write -->\n", "<!-- end -->\n"
 SABOTAGE = ("digests", "files", "folders")
 
 
@@ -24,10 +24,13 @@ def main() -> int:
         return interrupt()
     parser = argparse.ArgumentParser("python -m faults", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="WORD", help="rows of the matrix with this word; all by default")
+    parser.add_argument("--job", default="", metavar="WORD", help="points of jobs with this word; all by default")
     parser.add_argument("--points", type=int, default=1 << 60, help="at most so many of a row, spread over it")
     parser.add_argument("--seed", default="0", help="which ones (default 0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time (default: one a core)")
-    parser.add_argument("--write", action="store_true", help="put the matrix into docs/reliability.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the matrix, or that of --job, into docs/reliability.md"
+    )
     parser.add_argument("--without", choices=SABOTAGE, help="no fsync of files, of folders, no digests: must fail")
     options = parser.parse_args()
     if "STATEDICT_FAULTS" not in os.environ:
@@ -49,18 +52,19 @@ def _in_the_shim(options: argparse.Namespace) -> int:
     if options.without:
         matrix.SABOTAGE[options.without]()
     scores = {}
-    for name, score in matrix.run(options.rows, options.points, options.seed, options.jobs):
+    for name, score in matrix.run(options.rows, options.job, options.points, options.seed, options.jobs):
         scores[name] = score
         print(f"{name:<60} {score.points:>6,}  {len(score.broken) or 'none'} broken", flush=True)
         for what, why in list(score.broken.items())[:5]:
             print(f"  {what}: {why}", flush=True)
     if not scores:
-        print("no row has such a word in its name", file=sys.stderr)
+        print("no row or job has such a word in its name", file=sys.stderr)
         return 2
     print(matrix.table(scores))
     if options.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{matrix.table(scores)}\n\n{END}{rest.partition(END)[2]}")
+        begin = BEGIN.format(f"--job {options.job} " if options.job else "")
+        before, _, rest = PAGE.read_text().partition(begin)
+        PAGE.write_text(f"{before}{begin}\n{matrix.table(scores)}\n\n{END}{rest.partition(END)[2]}")
     return int(any(score.broken for score in scores.values()))
 
 

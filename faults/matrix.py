@@ -169,14 +169,15 @@ def spread(points: list[Point], most: int, seed: str) -> list[Point]:
     return [points[min(len(points) - 1, int((n + chance.random()) * step))] for n in range(most)]
 
 
-def run(chosen: list[str], most: int, seed: str, jobs: int) -> Iterator[tuple[str, Score]]:
-    """Carry out rows; yields each with its score once it is done."""
+def run(chosen: list[str], job: str, most: int, seed: str, jobs: int) -> Iterator[tuple[str, Score]]:
+    """Carry out rows, of jobs with a word in their name; yields each with its score once it is done."""
     folder = tempfile.mkdtemp(dir=calls.MEMORY, prefix="faults-")
     calls.TEMPLATES.append(folder)
     try:
         found = [
-            (row.name, spread(row.points, -(-most // (DEAR if row.dear else 1)), seed + row.name))
+            (row.name, spread(points, -(-most // (DEAR if row.dear else 1)), seed + row.name))
             for row in rows(chosen)
+            if (points := [point for point in row.points if job in point.name])
         ]
         _points.extend(point for _, points in found for point in points)
         heavy = [point.heavy for point in _points]
