@@ -131,7 +131,7 @@ def test_parameters_may_be_given_by_pattern(run: Run, tmp_path: Path) -> None:
             "parameters: t: expected a value, a list of values, or filters, got an empty list",
         ),
         ("!!python/name:os.system x", ("merge.yml",), "merge.yml: is not YAML: could not determine a constructor"),
-        (CONFIG + "extra: 1", ("merge.yml",), "merge.yml: the configuration: the key 'extra' is not known"),
+        (CONFIG + "dtpye: 1", ("merge.yml",), "merge.yml: the configuration: the key 'dtpye' is not known"),
         (CONFIG.replace("b.saf", "c.saf"), ("merge.yml",), "there is no model 'c.safetensors', here or beside"),
         (
             CONFIG.replace("b.safetensors", "org/name"),

@@ -197,19 +197,53 @@ def test_a_number_or_a_text_may_stand_for_true(value: str, wanted: float) -> Non
 def test_what_has_no_effect_is_said() -> None:
     text = """
         merge_method: slerp
-        base_model: a
+        base_model: {model: {path: a}, override_architecture: LlamaForCausalLM}
+        name: mine
+        normalize: true
         models:
-        - {model: a}
+        - {model: a, weight: 3}
         - {model: b, parameters: {t: 0.1, weight: 2}}
-        parameters: {t: 0.5, int8_mask: true, density: 0.5}
+        parameters: {t: 0.5, int8_mask: true, density: 0.5, embed_slerp: true}
     """
     _, report = made(text, {"a": layered(0), "b": layered(1)})
     assert report.notes == (
+        "the configuration: 'name' has no effect, as in mergekit",
+        "the configuration: 'normalize', which belongs under parameters, has no effect, as in mergekit",
+        "base_model: override_architecture has no effect: tensors are found by their names in the files",
+        "models: 'weight', which belongs under parameters, has no effect, as in mergekit",
         "parameters of b: t belongs to the merge, not to one model; it has no effect there",
         "parameters of b: weight has no effect on slerp",
         "parameters: int8_mask has no effect on slerp",
         "parameters: density has no effect on slerp",
+        "parameters: embed_slerp has no effect on slerp",
     )
+
+
+def test_each_module_is_cut_and_merged_in_its_own_way() -> None:
+    text = """
+        merge_method: linear
+        modules:
+          text_decoder: {slices: [{sources: [{model: a, layer_range: [1, 3]}]}]}
+          vision_tower: {models: [{model: a}, {model: b}], parameters: {weight: [0, 4]}}
+        parameters: {weight: 1, normalize: false}
+    """
+    models = {}
+    for name, value in (("a", 0), ("b", 1)):
+        text_part = {f"language_model.{key}": tensor for key, tensor in layered(value).items()}
+        vision = {f"model.visual.{key}": tensor for key, tensor in layered(value, 2).items()}
+        models[name] = {
+            **text_part,
+            **vision,
+            "model.visual.merger.0.w": np.ones(2, "f4"),
+            "lm_head.w": np.ones(2, "f4"),
+        }
+    tree, report = made(text, models)
+    assert {name: tensor.tolist()[0] for name, tensor in tree.items() if "up" in name or "layers" not in name} == {
+        "language_model.embed.w": 0, "language_model.layers.0.up": 30, "language_model.layers.1.up": 50,
+        "language_model.norm.w": 70, "lm_head.w": 1, "model.visual.embed.w": 0, "model.visual.layers.0.up": 0,
+        "model.visual.layers.1.up": 4 * 61, "model.visual.norm.w": 0,
+    }  # fmt: skip
+    assert report.left_out == (("model.visual.merger.0.w", "in none of the modules"),)
 
 
 SLICES = "merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources: "
@@ -241,9 +275,12 @@ SLICES = "merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources: "
         ("{merge_method: linear, models: [{model: a}], parameters: {weight: heavy}}",
          "weight: expected a number, or one for each of 1 models, got "),
         ("{merge_method: linear, models: [{model: a}], dtype: int8}", "dtype: expected one of floating point"),
-        ("{merge_method: linear, models: [{model: a}], chat_template: auto}", "tokenizers are copied, not changed"),
+        ("{merge_method: linear, models: [{model: a}], chat_template: [x]}", "expected auto, a name or a temp"),
+        ("{merge_method: linear, models: [{model: a, lora: b}]}", "lora stands in the model: {model: MODEL, lora: "),
+        ("{merge_method: linear, modules: {encoder: {models: [{model: a}]}, decoder: {models: [{model: a}]}}}",
+         "modules: encoder: no tensor is of it by its name; there are embed.w, layers.0.up, layers.0.down and"),
         ("{merge_method: linear, models: [{model: a}], tokenizer: {}, tokenizer_source: base}", "got both"),
-        ("{merge_method: linear, modules: {x: {models: [{model: a}]}, y: {}}}", "a single one is merged, got x, y"),
+        ("{merge_method: linear, modules: {x: {models: [{model: a}]}, y: {}}}", "modules: y: expected models or"),
         (SLICES + "[{model: a}]", r"layer_range: expected \[FIRST, END\], END not included, got None"),
         (SLICES + "[{model: a, layer_range: [2, 1]}]", r"got \[2, 1\]"),
         (SLICES + "[{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 2]}]", r"got \[1, 2\]"),

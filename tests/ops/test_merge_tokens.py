@@ -40,10 +40,13 @@ def publish(name: str, words: str, state: dict[str, Any], **files: str) -> None:
     Path(name).mkdir()
     statedict.save(state, f"{name}/model.safetensors")
     table = {word: row for row, word in enumerate(words.split())}
-    added = [{"id": row, "content": word, "special": True} for word, row in table.items() if word.startswith("<")]
+    flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{"id": row, "content": word} | flags for word, row in table.items() if word.startswith("<")]
     files = {"config": json.dumps({"vocab_size": len(state["embed"])}), **files}
     if words:
-        files["tokenizer"] = json.dumps({"model": {"type": "WordLevel", "vocab": table}, "added_tokens": added})
+        files["tokenizer"] = json.dumps(
+            {"model": {"type": "WordLevel", "vocab": table, "unk_token": "x"}, "added_tokens": added}
+        )
     for file, text in files.items():
         Path(name, f"{file}.json").write_text(text)
 
@@ -169,6 +172,55 @@ def test_what_cannot_be_followed_is_an_error(tokenizer: str, match: str) -> None
     publish("b", "x z", column(10, 20))
     with pytest.raises(CombineError, match=match):
         merge(tokenizer=tokenizer)
+
+
+CHAT = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "Q"},
+    {"role": "assistant", "content": "A"},
+    {"role": "user", "content": "R"},
+]
+RENDERED = {  # by mergekit's templates of these names
+    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+    "<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>\n<|start_header_id|>user<|end_header_id|>\n"
+    "\nQ<|eot_id|>\n<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>\n<|start_header_id|>user"
+    "<|end_header_id|>\n\nR<|eot_id|>\n<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "<s> [INST] S\n\nQ [/INST] A</s> [INST] R [/INST]",
+    "'{{ messages[0].content }} and more'": "S and more",
+    "auto": "the second",
+}
+
+
+@pytest.mark.parametrize("template", RENDERED)
+def test_a_template_of_chats_is_in_all_files_that_hold_one(template: str) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    publish("a", "x <s> </s>", column(1, 2, 3), tokenizer_config='{"chat_template": "the first"}')
+    publish("b", "x <s> </s>", column(4, 5, 6), tokenizer_config='{"bos_token": "<s>", "eos_token": "</s>"}')
+    publish("c", "x <s> </s>", column(4, 5, 6))
+    Path("b", "chat_template.jinja").write_text("the second\n")
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "the second"}]
+    Path("c", "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    merge("abc", tokenizer="{source: b}", chat_template=template)
+    fast = PreTrainedTokenizerFast.from_pretrained("out")
+    assert fast.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True) == RENDERED[template]
+    _, report = merge("ac", tokenizer="{source: a}", chat_template=template.replace("auto", "chatml"), dtype="float32")
+    assert json.loads(Path("out", "tokenizer_config.json").read_text())["chat_template"] != "the first"
+    assert "chat_template.jinja" in report.files.copied
+
+
+@pytest.mark.parametrize(
+    ("template", "match"), [("alpaca", "expected auto, chatml, llama3, mistral, or the template itself, got 'alpaca'")]
+)
+def test_a_template_that_is_not_known_is_an_error(template: str, match: str) -> None:
+    publish("a", "x", column(1))
+    publish("b", "x", column(2))
+    with pytest.raises(CombineError, match=match):
+        merge(tokenizer="{source: base}", chat_template=template)
+    assert (
+        "chat_template: auto, and no model has one" in merge(tokenizer="{source: base}", chat_template="auto")[1].notes
+    )
 
 
 def test_rows_that_are_not_numbers_are_not_moved() -> None:

@@ -40,6 +40,20 @@ CONFIG = {
     "eos_token_id": 2,
 }
 SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 4, "vocab_size": 12}
+T5 = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "d_model": 8,
+    "d_kv": 4,
+    "num_heads": 2,
+    "d_ff": 12,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "vocab_size": 12,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
 VOCABULARIES = {  # model → tokens in the order of rows; what stands in <> was added. There are rows for two more.
     "V": "a b c d e f g h <s>",
     "W": "h a k c b l <s> m d <w>",
@@ -108,12 +122,33 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return outside | {f"model.layers.{n}.{name}.weight": shape for n in numbers for name, shape in layer.items()}
 
 
+def t5_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a T5 with gates."""
+    wide, inner, rows = config["d_model"], config["d_ff"], config["vocab_size"]
+    found: dict[str, tuple[int, ...]] = {"shared.weight": (rows, wide), "lm_head.weight": (rows, wide)}
+    parts = {
+        "encoder": ("num_layers", ["SelfAttention"]),
+        "decoder": ("num_decoder_layers", ["SelfAttention", "EncDecAttention"]),
+    }
+    for part, (count, attentions) in parts.items():
+        found[f"{part}.final_layer_norm.weight"] = (wide,)
+        found[f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, 2)
+        for block in range(config[count]):
+            for layer, name in enumerate([*attentions, "DenseReluDense"]):
+                above = f"{part}.block.{block}.layer.{layer}"
+                found[f"{above}.layer_norm.weight"] = (wide,)
+                dense = {"wi_0": (inner, wide), "wi_1": (inner, wide), "wo": (wide, inner)}
+                matrices = dense if name == "DenseReluDense" else dict.fromkeys("qkvo", (wide, wide))
+                found |= {f"{above}.{name}.{key}.weight": shape for key, shape in matrices.items()}
+    return found
+
+
 def models(config: dict[str, Any], letters: str) -> dict[str, dict[str, Any]]:
     """By letter: b is the base."""
     rng = numpy.random.Generator(numpy.random.PCG64(17))
     base: dict[str, Any] = {
         name: (rng.standard_normal(shape) * 0.05).astype("float32") + numpy.float32("norm" in name)
-        for name, shape in shapes(config).items()
+        for name, shape in (t5_shapes if config["model_type"] == "t5" else shapes)(config).items()
     }
     made = {"b": base}
     for letter in letters:
@@ -187,6 +222,7 @@ def main() -> int:
         small = CONFIG | SMALL
         made = [(letter, tensors, CONFIG) for letter, tensors in models(CONFIG, "ABC").items()]
         made += [(f"{letter}4", tensors, small) for letter, tensors in models(small, "AB").items()]
+        made += [(letter, tensors, T5) for letter, tensors in models(T5, "PQ").items() if letter != "b"]
         for name, tensors, config in made:
             (root / name).mkdir()
             (root / name / "config.json").write_text(json.dumps(config))

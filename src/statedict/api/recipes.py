@@ -16,7 +16,7 @@ from statedict.formats import places
 from statedict.io.urls import folder_of, redact, to_name
 from statedict.ops.combine.align import only_model
 from statedict.ops.combine.build import build
-from statedict.ops.combine.layers import Model, find_stacks
+from statedict.ops.combine.layers import Model, find_stacks, select_module
 from statedict.ops.combine.model_config import count_layers, resize, restack, set_ties
 from statedict.ops.combine.recipe import Recipe, read_recipe
 from statedict.ops.combine.vocabulary import add_heads, check_policy, is_head_tied
@@ -156,15 +156,8 @@ def merge_recipe(
     tensors = {name: model.tensors for name, model in models.items()}
     tokens, files, more = make_tokenizer(recipe, opened.places, tensors)
     tree, report, rows = build(recipe, models, seed, integers, vocabulary, tokens)
-    config, stacks = configs[recipe.donor()], models[recipe.donor()].stacks
-    changes = set_ties(config, is_head_tied(tree), bool(notes))
-    firsts = [part.sources[0] for part in recipe.slices if part.sources[0].layers]
-    if config and firsts:
-        taken = [(configs[source.model], *(source.layers or (0, 0))) for source in firsts]
-        before, after = next(iter(stacks.values()), 0), sum(end - begin for _, begin, end in taken)
-        changes |= restack(config, before, taken)
-        if before != after and after not in changes.values():
-            notes.append(f"config.json names no number of layers that is {before:,}; it has to say {after:,}")
+    config = configs[recipe.donor()]
+    changes = set_ties(config, is_head_tied(tree), bool(notes)) | _count_layers(recipe, configs, models, notes)
     if rows:
         changes |= resize(config, rows[recipe.donor()], rows[""]) if recipe.donor() in rows else {}
         sizes = ", ".join(f"{size:,}" for name, size in rows.items() if name)
@@ -174,6 +167,25 @@ def merge_recipe(
     sources = (*report.sources, *((name, None) for name in opened.adapters()))
     report = replace(report, sources=sources, notes=(*report.notes, *notes, *more), parameters=given)
     return tree, report, changes, files
+
+
+def _count_layers(
+    recipe: Recipe, configs: Mapping[str, Any], models: Mapping[str, Model], notes: list[str]
+) -> dict[str, Any]:
+    """What changes in the configuration for other layers."""
+    changes: dict[str, Any] = {}
+    config, model = configs[recipe.donor()], models[recipe.donor()]
+    for module in recipe.modules:
+        firsts = [part.sources[0] for part in module.slices if part.sources[0].layers]
+        if config and firsts:
+            taken = [(configs[source.model], *(source.layers or (0, 0))) for source in firsts]
+            stacks = select_module(recipe, module, model).stacks
+            before, after = next(iter(stacks.values()), 0), sum(end - begin for _, begin, end in taken)
+            counted = restack(config, before, taken, module.name)
+            if before != after and after not in counted.values():
+                notes.append(f"config.json names no number of layers that is {before:,}; it has to say {after:,}")
+            changes |= counted
+    return changes
 
 
 def _open_model(name: str, place: Place) -> StateDict:

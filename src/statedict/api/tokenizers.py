@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from statedict.api.files import split
 from statedict.api.locating import Place
 from statedict.errors import CombineError
+from statedict.formats.chats import choose_template, read_template, replace_template
 from statedict.formats.tokenizer import extend, read_added, read_files, read_tokens
 from statedict.ops.combine.recipe import Recipe
 from statedict.ops.combine.tokens import (
@@ -27,7 +28,7 @@ Files = tuple[str, dict[str, bytes]]
 def make_tokenizer(
     recipe: Recipe, places: Mapping[str, Place], models: Mapping[str, StateDict]
 ) -> tuple[Vocabulary | None, Files | None, list[str]]:
-    """The vocabulary of the result, the files of its tokenizer, and notes.
+    """The vocabulary of the result, the files of its tokenizer with its template of chats, and notes.
 
     The vocabulary is None if rows stay where they are, the files are if they are those beside the model whose
     configuration the result has.
@@ -35,6 +36,20 @@ def make_tokenizer(
     Raises:
         CombineError: the configuration asks for tokens, and there is no file that tells them.
     """
+    vocabulary, files, notes = _choose(recipe, places, models)
+    if recipe.template is None:
+        return vocabulary, files, notes
+    found = [read_template(split(places[name].path)[0]) for name in models]
+    template = choose_template(recipe.template, [one for one in found if one])
+    if template is None:
+        return vocabulary, files, [*notes, "chat_template: auto, and no model has one"]
+    name, parts = files or (recipe.donor(), read_files(split(places[recipe.donor()].path)[0]))
+    return vocabulary, (name, replace_template(parts, template)), notes
+
+
+def _choose(
+    recipe: Recipe, places: Mapping[str, Place], models: Mapping[str, StateDict]
+) -> tuple[Vocabulary | None, Files | None, list[str]]:
     asked, donor = recipe.tokenizer, recipe.donor()
     if asked is None:
         return None, None, []

@@ -39,7 +39,8 @@ def build(
         CombineError: a model lacks layers, or as `merge`.
         PatternError: a pattern matches nothing.
     """
-    parts = cut(recipe, models)
+    parts, left = cut(recipe, models)
+    unlisted = [(name, "in none of the modules") for name in left]
     rows: dict[str, int] = {}
     if tokens is not None and {*tokens.sizes.values()} != {tokens.rows}:
         rows = {**tokens.sizes, "": tokens.rows}
@@ -68,7 +69,7 @@ def build(
         tensors=sum(report.tensors for report in reports),
         nbytes=sum(report.nbytes for report in reports),
         rules=tuple(rule for report in reports for rule in report.rules),
-        left_out=tuple(dict.fromkeys(entry for report in reports for entry in report.left_out)),
+        left_out=tuple(dict.fromkeys([*(entry for report in reports for entry in report.left_out), *unlisted])),
         notes=tuple(dict.fromkeys([*recipe.notes, *(note for report in reports for note in report.notes)])),
     )
     return tree, report, rows

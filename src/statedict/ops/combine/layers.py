@@ -17,12 +17,13 @@ from typing import Any
 
 from statedict.errors import CombineError
 from statedict.ops.combine.methods import METHODS, REQUIRED
-from statedict.ops.combine.recipe import Recipe, Slice
+from statedict.ops.combine.modules import split_modules
+from statedict.ops.combine.recipe import Module, Recipe, Slice
 from statedict.ops.combine.settings import resolve
 from statedict.tensor.lazy import as_lazy, is_array
 from statedict.tree.state_dict import StateDict
 
-_FRONT = re.compile(r"emb|wte|wpe")
+_FRONT = re.compile(r"emb|wte|wpe|patch|(^|\.)conv\d|(^|[._])pre_(ln|norm|lay)|(ln|norm)_pre")  # of texts and images
 _BEHIND = re.compile(r"embed_out")  # the head of GPT-NeoX
 
 
@@ -77,26 +78,53 @@ class _Place:
     t: float
 
 
-def cut(recipe: Recipe, models: Mapping[str, Model]) -> list[Part]:
-    """The parts of a merge; those of several slices have the layers' new numbers.
+def cut(recipe: Recipe, models: Mapping[str, Model]) -> tuple[list[Part], list[str]]:
+    """The parts of a merge, and the tensors that belong to no module; those of several slices have new numbers.
 
     Raises:
-        CombineError: a model has no such layers.
+        CombineError: a model has no such layers or modules.
     """
-    alone = len(recipe.slices) == 1 and all(source.layers is None for source in recipe.slices[0].sources)
+    if not recipe.modules[0].name:
+        return _cut_module(recipe.method, recipe.modules[0], models), []
+    parts: list[Part] = []
+    taken: set[str] = set()
+    for module in recipe.modules:
+        some = {name: select_module(recipe, module, model) for name, model in models.items()}
+        taken |= {*some[recipe.donor()].tensors}
+        parts += _cut_module(recipe.method, module, some)
+    return parts, [name for name in models[recipe.donor()].tensors if name not in taken]
+
+
+def select_module(recipe: Recipe, module: Module, model: Model) -> Model:
+    """The part of a model that a module of a recipe is."""
+    titles = [one.name for one in recipe.modules]
+    return _select(model, split_modules(titles, model.tensors)[module.name]) if module.name else model
+
+
+def _select(model: Model, names: Sequence[str]) -> Model:
+    """The part of a model that has these tensors."""
+    tensors = StateDict({name: model.tensors[name] for name in names})
+    stacks = {
+        stack: count for stack, count in model.stacks.items() if any(name.startswith(f"{stack}.") for name in names)
+    }
+    return Model(tensors, stacks or find_stacks(names))
+
+
+def _cut_module(method: str, module: Module, models: Mapping[str, Model]) -> list[Part]:
+    alone = len(module.slices) == 1 and all(source.layers is None for source in module.slices[0].sources)
     if alone:
-        (whole,) = recipe.slices
+        (whole,) = module.slices
         states = [dict(models[source.model].tensors) for source in whole.sources]
         places = {
             name: _Place((name,) * len(states), _find_t(name, models[whole.sources[0].model])) for name in states[0]
         }
-        return [_make_part(recipe.method, whole, states, places)]
+        return [_make_part(method, whole, states, places)]
     parts, offset = [], 0
-    stack = _find_stack(recipe, models)
-    for number, one in enumerate(recipe.slices):
+    stack = _find_stack(module, models)
+    for number, one in enumerate(module.slices):
         begin, end = one.sources[0].layers or (0, 0)
-        states, places = _take(one, models, stack, offset, (number == 0, number == len(recipe.slices) - 1))
-        parts.append(_make_part(recipe.method, one, states, places))
+        states, places = _take(one, models, stack, offset, (number == 0, number == len(module.slices) - 1))
+        parts.append(_make_part(method, one, states, places))
         offset += end - begin
     return parts
 
@@ -112,10 +140,10 @@ def _share(number: int, count: int) -> float:
     return number / (count - 1) if count > 1 else 1.0
 
 
-def _find_stack(recipe: Recipe, models: Mapping[str, Model]) -> str:
+def _find_stack(module: Module, models: Mapping[str, Model]) -> str:
     """The stack that slices are cut from."""
     stacks = set()
-    for source in (source for one in recipe.slices for source in one.sources):
+    for source in (source for one in module.slices for source in one.sources):
         found = models[source.model].stacks
         if len(found) != 1:
             which = ", ".join(f"{stack} ({count:,})" for stack, count in found.items()) or "none"

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from statedict.ops.combine.modules import is_of_module
+
 _LAYERS = frozenset((
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "num_encoder_layers",
     "encoder_layers", "decoder_layers", "depth",
@@ -70,7 +72,7 @@ def resize(config: Mapping[str, Any], before: int, after: int) -> dict[str, Any]
 
 
 def restack(
-    config: Mapping[str, Any], before: int, taken: Sequence[tuple[Mapping[str, Any], int, int]]
+    config: Mapping[str, Any], before: int, taken: Sequence[tuple[Mapping[str, Any], int, int]], module: str = ""
 ) -> dict[str, Any]:
     """What changes for other layers: their number, and lists with an entry for each.
 
@@ -78,14 +80,18 @@ def restack(
         config: of the model whose configuration the result has.
         before: how many layers that has.
         taken: for each slice the configuration of its first source, the first layer that is taken and the end.
+        module: the part of the model whose layers they are; "" for the only one.
 
     >>> restack({"num_layers": 2, "layer_types": ["a", "b"]}, 2, [({"layer_types": ["a", "b"]}, 1, 2)])
     {'num_layers': 1, 'layer_types': ['b']}
     """
     after = sum(end - begin for _, begin, end in taken)
     changes: dict[str, Any] = {}
+    counts = [path for path, _ in _entries(config) if path.rpartition(".")[2] in _LAYERS]
     for path, value in _entries(config):
         name = path.rpartition(".")[2]
+        if path in counts and not is_of_module(module, path, counts):
+            continue
         if name in _LAYERS and value == before and after != before:
             changes[path] = after
         elif isinstance(value, list) and len(value) == before and _OF_EACH.search(name):

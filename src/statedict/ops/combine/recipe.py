@@ -1,17 +1,19 @@
 """A merge as a configuration of mergekit describes it: which layers of which models go where, by which method.
 
-    merge_method, base_model, dtype, out_dtype, parameters, tokenizer_source
+    merge_method, base_model, dtype, out_dtype, parameters, tokenizer or tokenizer_source, chat_template
     models: [{model, parameters}]                                   all layers of each, or
     slices: [{sources: [{model, layer_range, parameters}], base_model, parameters}], or
-    modules: {NAME: {models or slices, parameters}}                 of a single module
+    modules: {NAME: {models or slices, parameters}}                 such as encoder and decoder
 
-Keys that are not known are an error. Source: mergekit 0.1.5, config.py and plan.py.
+Source: mergekit 0.1.5, config.py and plan.py, which ignore other keys in silence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from statedict.dtypes import DType, dtype
@@ -23,11 +25,9 @@ from statedict.ops.combine.tokens import Tokenizer, read_tokenizer
 
 _TOP = (
     "merge_method", "base_model", "dtype", "out_dtype", "parameters", "models", "slices", "modules",
-    "tokenizer_source", "tokenizer",
+    "tokenizer_source", "tokenizer", "chat_template",
 )  # fmt: skip
-_REFUSED = {
-    "chat_template": "tokenizers are copied, not changed; put chat_template.jinja into the folder afterwards",
-}
+_MISPLACED = {"lora": "stands in the model: {model: MODEL, lora: ADAPTER}"}
 _MASK = "int8_mask"  # of mergekit's memory; the result is the same
 
 
@@ -50,23 +50,33 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Module:
+    """A part of a model, such as its encoder: one slice if all its layers are merged alike."""
+
+    name: str  # "" for the whole model
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """A merge: one slice if all layers are merged alike."""
+    """A merge: one module if all modules of the models are merged alike."""
 
     method: str
     base: str | None  # the model whose configuration and tokenizer the result has, if one is named
     kind: DType | None  # of the result
-    slices: tuple[Slice, ...]
+    modules: tuple[Module, ...]
     tokenizer: Tokenizer | None
+    template: str | None  # of chats: "auto", a name, or itself
     notes: tuple[str, ...]
 
     def models(self) -> list[str]:
         """The models, each once, in order."""
-        return [*dict.fromkeys(source.model for part in self.slices for source in part.sources)]
+        slices = (one for module in self.modules for one in module.slices)
+        return [*dict.fromkeys(source.model for one in slices for source in one.sources)]
 
     def donor(self) -> str:
         """The model whose configuration the result has."""
-        return self.base or self.slices[0].sources[0].model
+        return self.base or self.modules[0].slices[0].sources[0].model
 
 
 def read_recipe(node: Any) -> Recipe:
@@ -77,28 +87,30 @@ def read_recipe(node: Any) -> Recipe:
     """
     if not isinstance(node, Mapping):
         raise CombineError(f"expected the keys of a merge, such as merge_method, got {node!r:.60}")
-    _check_keys(node, "the configuration", _TOP)
+    notes: list[str] = []
+    check = partial(check_keys, notes)
+    check(node, "the configuration", _TOP)
     name = node.get("merge_method")
     method = METHODS.get(name) if isinstance(name, str) else None
     if method is None:
         raise CombineError(f"merge_method: expected one of {', '.join(METHODS)}, got {name!r:.40}")
-    notes: list[str] = []
     base = None if node.get("base_model") is None else read_reference(node["base_model"], "base_model", notes)
-    whole, module = read_settings(node.get("parameters"), "parameters"), node
-    outer: tuple[Settings, ...] = (whole,)
-    if "modules" in node:
-        module = _read_module(node["modules"])
-        outer = (read_settings(module.get("parameters"), "modules: parameters"), whole)
-    if ("models" in module) == ("slices" in module) or ("modules" in node and {"models", "slices"} & {*node}):
+    if sum(node.get(key) is not None for key in ("models", "slices", "modules")) != 1:
         raise CombineError("expected one of models, slices and modules")
-    reader = _Reader(method, str(name), base, outer, notes)
-    slices = tuple(reader.read_models(module["models"]) if "models" in module else reader.read_slices(module["slices"]))
-    for settings in outer:
-        reader.check_names(settings, "parameters")
-    kind = node.get("out_dtype") or node.get("dtype")
-    return Recipe(
-        str(name), base, read_dtype(kind), slices, read_tokenizer(node, notes, _check_keys), tuple(dict.fromkeys(notes))
-    )
+    whole = read_settings(node.get("parameters"), "parameters")
+    modules = []
+    for title, module in _read_modules(node).items():
+        outer = (whole,) if module is node else (read_settings(module.get("parameters"), f"modules: {title}"), whole)
+        reader = _Reader(method, str(name), base, outer, notes)
+        found = reader.read_models if module.get("models") is not None else reader.read_slices
+        modules.append(Module(title, tuple(found(module.get("models") or module.get("slices")))))
+        for settings in outer:
+            reader.check_names(settings, "parameters")
+    kind, template = node.get("out_dtype") or node.get("dtype"), node.get("chat_template") or None
+    if not isinstance(template, str | None):
+        raise CombineError(f"chat_template: expected auto, a name or a template, got {template!r:.40}")
+    tokenizer = read_tokenizer(node, notes, check)
+    return Recipe(str(name), base, read_dtype(kind), tuple(modules), tokenizer, template, tuple(dict.fromkeys(notes)))
 
 
 class _Reader:
@@ -113,7 +125,7 @@ class _Reader:
         """One slice of all layers of the models, and of the base if it is not among them."""
         sources = []
         for one in _list(node, "models"):
-            _check_keys(one, "models", ("model", "parameters"))
+            check_keys(self._notes, one, "models", ("model", "parameters"))
             sources.append(Source(self._read_model(one.get("model"), "models"), None, self._read_settings(one)))
         if self._base is not None and self._base not in [source.model for source in sources]:
             sources.append(Source(self._base, None, {}))
@@ -123,12 +135,12 @@ class _Reader:
         """The slices, in order."""
         for number, one in enumerate(_list(node, "slices"), 1):
             where = f"slices: {number}"
-            _check_keys(one, where, ("sources", "base_model", "parameters", "residual_weight"))
+            check_keys(self._notes, one, where, ("sources", "base_model", "parameters", "residual_weight"))
             if one.get("residual_weight") is not None:
                 self._notes.append(f"{where}: residual_weight has no effect, as in mergekit")
             sources = []
             for source in _list(one.get("sources"), f"{where}: sources"):
-                _check_keys(source, where, ("model", "layer_range", "parameters"))
+                check_keys(self._notes, source, where, ("model", "layer_range", "parameters"))
                 layers = _read_range(source.get("layer_range"), where)
                 sources.append(
                     Source(self._read_model(source.get("model"), where), layers, self._read_settings(source))
@@ -172,36 +184,52 @@ class _Reader:
         """Note the parameters that the method does not have there.
 
         Raises:
-            CombineError: no method has such a parameter.
+            CombineError: one looks like a parameter that the method has.
         """
+        have = [*self._method.each, *self._method.whole]
         for key in settings:
-            known = key == _MASK or any(key in (*one.each, *one.whole) for one in METHODS.values())
-            if not known:
-                have = ", ".join([*self._method.each, *self._method.whole]) or "none"
-                raise CombineError(f"{where}: {key!r} is not known; {self._name} has the parameters {have}")
+            if not _is_parameter(key) and get_close_matches(key, have):
+                raise CombineError(f"{where}: {key!r} is not known; {self._name} has the parameters {', '.join(have)}")
             if key in self._method.whole and single:
                 self._notes.append(f"{where}: {key} belongs to the merge, not to one model; it has no effect there")
-            elif key not in (*self._method.each, *self._method.whole):
+            elif key not in have:
                 self._notes.append(f"{where}: {key} has no effect on {self._name}")
 
 
-def _read_module(node: Any) -> Mapping[str, Any]:
-    if not isinstance(node, Mapping) or len(node) != 1:
-        names = ", ".join(map(str, node)) if isinstance(node, Mapping) else repr(node)[:40]
-        raise CombineError(f"modules: a single one is merged, got {names}; merge each by itself, as file::path")
-    module = next(iter(node.values()))
-    _check_keys(module, "modules", ("models", "slices", "parameters"))
-    return module  # type: ignore[no-any-return]
+def _read_modules(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The modules by name; the configuration itself under "" if it has none."""
+    if node.get("modules") is None:
+        return {"": node}
+    modules = node["modules"]
+    if not isinstance(modules, Mapping) or not modules:
+        raise CombineError(f"modules: expected them by name, got {modules!r:.60}")
+    for name, module in modules.items():
+        check_keys([], module, f"modules: {name}", ("models", "slices", "parameters"))
+        if (module.get("models") is None) == (module.get("slices") is None):
+            raise CombineError(f"modules: {name}: expected models or slices")
+    return {str(name): module for name, module in modules.items()}
 
 
-def _check_keys(node: Any, where: str, known: Sequence[str]) -> None:
+def check_keys(notes: list[str], node: Any, where: str, known: Sequence[str]) -> None:
+    """Note the keys of a mapping that have no effect.
+
+    Raises:
+        CombineError: it is not a mapping, or a key looks like one that is known.
+    """
     if not isinstance(node, Mapping):
         raise CombineError(f"{where}: expected the keys {', '.join(known)}, got {node!r:.60}")
     for key in node:
-        if key in _REFUSED:
-            raise CombineError(f"{key}: {_REFUSED[key]}")
+        if key in _MISPLACED:
+            raise CombineError(f"{where}: {key} {_MISPLACED[key]}")
         if key not in known:
-            raise CombineError(f"{where}: the key {key!r:.40} is not known; there are {', '.join(known)}")
+            if get_close_matches(str(key), known):
+                raise CombineError(f"{where}: the key {key!r:.40} is not known; there are {', '.join(known)}")
+            why = ", which belongs under parameters," if _is_parameter(key) else ""
+            notes.append(f"{where}: {str(key)!r:.40}{why} has no effect, as in mergekit")
+
+
+def _is_parameter(key: Any) -> bool:
+    return key == _MASK or any(key in (*method.each, *method.whole) for method in METHODS.values())
 
 
 def _list(node: Any, where: str) -> list[Any]:
