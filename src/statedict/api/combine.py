@@ -166,10 +166,11 @@ def _write(
     """
     first = next(iter(sources), None)
     place = None if dst is None else Target(dst, format, max_shard_size, first, overwrite=overwrite)
+    folder = "" if place is None else place.model_folder
+    _check_folder(folder)
     made = make()
     if place is None:
         return made.report
-    folder = place.model_folder
     before = tree_of(first) if folder and is_path(first) else None
     side, companions = plan_companions(first, folder, before, made.tree, made.changes)
     companions.pop(_CARD, None)  # that of a source
@@ -193,6 +194,21 @@ def _write(
         companions[_CARD] = write_card(record, made.recipe, opens)
     place.write(made.tree, companions)
     return replace(report, written=True)
+
+
+def _check_folder(folder: str) -> None:
+    """Check that a folder for a model has no adapter, which libraries would load instead.
+
+    Raises:
+        CombineError: it has.
+    """
+    from statedict.io.location import location
+
+    if folder and "adapter_config.json" in (location(folder).names_with(["adapter_config.json"]) or ()):
+        raise CombineError(
+            f"{folder}: has an adapter (adapter_config.json), which libraries load instead of a model beside it; write "
+            "to another folder"
+        )
 
 
 _KEY = "provenance"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from statedict.reports.lora import LoraApplied, LoraExtracted, LoraReport
 
 _FILE, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FILES = (_WEIGHTS, "adapter_model.bin")
 
 
 def apply(
@@ -138,6 +140,8 @@ def extract_files(
     from statedict.io.location import location
     from statedict.io.pipeline import put_bytes
 
+    if dst is not None:
+        _check_folder(dst, [base, tuned])
     made, config, report = _extract(base, tuned, rank, energy)
     if dry_run or dst is None:
         return report
@@ -145,6 +149,27 @@ def extract_files(
     files = {_WEIGHTS: partial(safetensors.write, to_writable(made)), _FILE: partial(put_bytes, text)}
     location(to_name(dst)).publish_folder(files, nbytes=report.nbytes, overwrite=overwrite)
     return replace(report, written=True)
+
+
+def _check_folder(dst: Path, models: Sequence[Any]) -> None:
+    """Check that a folder is not that of a model, which libraries would not find beside an adapter.
+
+    Raises:
+        CombineError: it is.
+    """
+    from statedict.io.location import location
+
+    folder = to_name(dst)
+    own = any(is_path(one) and _is_same(split(one)[0], folder) for one in models)
+    if own or "config.json" in (location(folder).names() or ()):
+        raise CombineError(
+            f"{folder}: is the folder of a model, and libraries load the adapter of a folder that has one, not its "
+            "model; write to another folder"
+        )
+
+
+def _is_same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _extract(
@@ -175,6 +200,9 @@ def apply_files(
     **how: Any,
 ) -> LoraApplied:
     """Write what `apply` makes, as `save` does; see `_write`. `prove` reads the written file and checks it."""
+    for one in adapters if dst is not None else ():
+        if is_path(one) and _is_same(split(_find_file(one))[0], to_name(dst or "")):
+            raise CombineError(f"{name_of(one)}: would be replaced by the model; write to another file")
     plans: list[tuple[Plan, StateDict]] = []
 
     def make() -> Made:
@@ -230,7 +258,7 @@ def _open(source: Any, config: Mapping[str, Any] | None) -> tuple[Adapter, State
     from statedict.ops.combine.lora_keys import CONFIG, read_adapter
 
     name = name_of(source) if is_path(source) else "adapter"
-    tree = tree_of(source)
+    tree = tree_of(_find_file(source) if is_path(source) else source)
     path, state = only_model(name, tree)
     node = tree.at(path) if path else tree
     alphas = (
@@ -247,6 +275,18 @@ def _open(source: Any, config: Mapping[str, Any] | None) -> tuple[Adapter, State
     if state is not tree and getattr(tree, "metadata", None):
         state.metadata = tree.metadata
     return read_adapter(name, state, config), state
+
+
+def _find_file(source: Path) -> Path:
+    """The file of an adapter in a folder that has one, which may hold a model too; else what was given."""
+    from statedict.io.location import location
+
+    path, inside = split(source)
+    place = location(path)
+    if inside or not place.is_folder():
+        return source
+    names = place.names_with([_FILE, *_FILES]) or ()
+    return next((join(path, file) for file in _FILES if file in names and _FILE in names), source)
 
 
 def _read_config(path: str) -> Any:
