@@ -5,6 +5,8 @@ twin.pth, twin.safetensors            the tensors of large
 altered.pth, altered.safetensors      the tensors of large, each tenth of which is another
 wide.pth, wide.safetensors            150 float32 tensors of 2048 × 1685, 2.07 GB, and one of 1 MB
 small-N.pth, small-N.safetensors      N float32 tensors of 64 elements
+llama.gguf                            300 tensors of 12 million zeros as Q4_K, 2 GB, and Llama 3's size of vocabulary
+blocks.gguf                           Q4_K, Q6_K, Q8_0 and Q4_0, 5 tensors of 4096 × 4096 each
 """
 
 from __future__ import annotations
@@ -34,12 +36,52 @@ for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):
     os.replace(sys.argv[1] + suffix + ".part", sys.argv[1] + suffix)
 """
 
+_MAKE_GGUF = """
+import gguf, numpy, os, sys
+writer = gguf.GGUFWriter(sys.argv[1] + ".gguf.part", "llama")
+random = numpy.random.default_rng(0)
+
+def add(name, kind, shape, fill):
+    elements, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    blocks = fill(shape[0] * shape[1] // elements, nbytes)
+    writer.add_tensor(name, blocks.reshape(shape[0], -1), raw_dtype=gguf.GGMLQuantizationType[kind])
+
+def bits(count, nbytes):  # with a scale of 0.001 wherever one may lie
+    blocks = random.integers(0, 256, (count, nbytes), dtype=numpy.uint8)
+    for at in (0, 2, nbytes - 2):
+        blocks[:, at : at + 2] = numpy.array([0.001], "<f2").view(numpy.uint8)
+    return blocks
+
+if os.path.basename(sys.argv[1]) == "llama":
+    writer.add_array("tokenizer.ggml.tokens", [f"token {number}" for number in range(128256)])
+    writer.add_array("tokenizer.ggml.token_type", [1] * 128256)
+    writer.add_array("tokenizer.ggml.merges", [f"tok en{number}" for number in range(280147)])
+    for number in range(300):
+        add(f"blk.{number}.weight", "Q4_K", (3072, 4096), lambda count, nbytes: numpy.zeros((count, nbytes), "u1"))
+else:
+    for kind in ("Q4_K", "Q6_K", "Q8_0", "Q4_0"):
+        for number in range(5):
+            add(f"{kind}.{number}", kind, (4096, 4096), bits)
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
+os.replace(sys.argv[1] + ".gguf.part", sys.argv[1] + ".gguf")
+"""
+
 
 def ensure(directory: Path, names: set[str]) -> None:
     """Make the files that are not there yet, in another process, so that this one stays small."""
     directory.mkdir(parents=True, exist_ok=True)
     if any(name.startswith(("twin", "altered")) for name in names):  # their counterparts
         names = names | {"large.pth", "twin.pth"}
-    for stem in sorted({name.partition(".")[0] for name in names if not (directory / name).exists()}):
-        print(f"making {directory / stem}.{{pth,safetensors}}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-c", _MAKE, str(directory / stem)], check=True)
+    for stem, suffix in _missing(directory, names):
+        print(f"making {directory / stem}.{suffix}", file=sys.stderr, flush=True)
+        make = _MAKE_GGUF if suffix == "gguf" else _MAKE
+        subprocess.run([sys.executable, "-c", make, str(directory / stem)], check=True)
+
+
+def _missing(directory: Path, names: set[str]) -> list[tuple[str, str]]:
+    """Stem and suffix of the files to make; .pth and .safetensors of a stem are made together."""
+    pairs = {tuple(name.split(".")) for name in names if not (directory / name).exists()}
+    return sorted({(stem, suffix if suffix == "gguf" else "pth") for stem, suffix in pairs})

@@ -6,6 +6,7 @@ from benchmarks.changes import CHANGES
 from benchmarks.combining import COMBINING
 from benchmarks.comparing import COMPARING
 from benchmarks.data import COUNTS, LARGE_MB
+from benchmarks.formats import FORMATS
 from benchmarks.harness import SYNC, Row, Side
 from benchmarks.running import RUNNING
 from benchmarks.seeing import SEEING
@@ -134,6 +135,7 @@ ROWS: list[Row] = [
     *COMPARING,
     *COMBINING,
     *RUNNING,
+    *FORMATS,
     Row("list 2 GB .pth", "large.pth", TORCH_MMAP, LIST, 20, new_process=True, most=40),
     Row("list 2 GB .safetensors", "large.safetensors", SAFE_OPEN, LIST, 2.5, new_process=True, most=40),
     Row("show 2 GB .pth", "large.pth", TORCH_MMAP, SHOW, 6, new_process=True),

@@ -235,6 +235,14 @@ def parse_bytes(size: int | str) -> int:
 
 
 PLAIN = (type(None), bool, int, float, str)
+_SIMPLE = frozenset(PLAIN)
+
+
+def is_plain_list(value: object) -> bool:
+    """Whether it is a list or tuple of nothing but text, numbers, bools and None, as a tokenizer's vocabulary is."""
+    return (type(value) is list or type(value) is tuple) and _SIMPLE.issuperset(map(type, value))
+
+
 _MEMBERS = (MemberName, MemberFlags)
 KINDS = (*PLAIN, complex, bytes, bytearray, Size, Device, DType, set, frozenset, Counter, *_MEMBERS)
 

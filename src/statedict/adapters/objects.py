@@ -15,7 +15,7 @@ from statedict.errors import UnsupportedError
 from statedict.tensor.arrays import is_numpy, is_torch
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.state_dict import StateDict, like
-from statedict.values import Member
+from statedict.values import Member, is_plain_list
 
 STAGE = 0
 
@@ -69,6 +69,8 @@ def attributes(value: Any) -> dict[str, Any]:
 
 def capture(value: Any, context: Capture, path: str) -> Any:
     """The same containers with their entries captured; an object becomes the dict of its attributes."""
+    if is_plain_list(value):
+        return [*value] if isinstance(value, list) else value
     if isinstance(value, list | tuple):
         made = [context.value(item, join(path, index)) for index, item in enumerate(value)]
         return made if isinstance(value, list) else tuple(made)

@@ -22,7 +22,7 @@ from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import find_model, names_of
 from statedict.tree.roles import MIXED, MODEL, find_roles, members
 from statedict.tree.walk import free_name, label, nest, sort_numbers, visit, walk
-from statedict.values import Opaque, abbreviate, count, shorten
+from statedict.values import Opaque, abbreviate, count, is_plain_list, shorten
 
 _SHORT = 60
 _NAMES = ("params", "param_names")
@@ -145,8 +145,10 @@ class _Builder:
                 children = self.children(value.children(), path, role, parameter)
             self.objects.discard(id(value))
             return _group(children, _name_object(value))
-        if type(value) in (list, tuple) and any(
-            is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value
+        if (
+            type(value) in (list, tuple)
+            and not is_plain_list(value)
+            and any(is_array(v) or isinstance(v, dict | list | tuple | Opaque) for v in value)
         ):
             return _group(self.children(enumerate(value), path, "beside" if role == "marked" else role, parameter))
         for where, item in walk(value):  # a plain value, or a list of them on one row

@@ -22,7 +22,7 @@ _FLOAT = BY_NAME["float32"]
 _BYTE = BY_NAME["uint8"]
 _ORDER = ("dtype", "shape", "storage", "offset", "strides", "requires_grad", "parameter", "attributes", "ndarray")
 _KEPT = {"requires_grad", "parameter", "attributes", "ndarray"}
-_CHUNK = 1 << 16  # elements that are decoded at a time: they stay in the processor's cache
+_CHUNK = 1 << 18  # elements that are decoded at a time: they stay in the cache, and are worth the calls of NumPy
 
 # a kind of block: its name, how many elements one has, its bytes, and decode(bytes, buffer), which fills a buffer with
 # the float32 of whole blocks

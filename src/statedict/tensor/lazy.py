@@ -27,7 +27,7 @@ from statedict.tensor.arrays import (
 from statedict.tensor.attributes import live_attributes
 from statedict.tensor.boxes import find_present_boxes, gather
 from statedict.tensor.operators import OperatorErrors, call_torch
-from statedict.values import Size, human_bytes
+from statedict.values import PLAIN, Size, human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -396,4 +396,4 @@ def as_lazy(value: Any, parts: bool = False) -> LazyTensor:
 
 def is_array(value: object) -> bool:
     """Whether the value is a tensor leaf: LazyTensor, `torch.Tensor` or `numpy.ndarray` (not a numpy scalar)."""
-    return isinstance(value, LazyTensor) or is_torch(value) or is_numpy(value)
+    return type(value) not in PLAIN and (isinstance(value, LazyTensor) or is_torch(value) or is_numpy(value))

@@ -8,7 +8,7 @@ from typing import Any
 from statedict.errors import AlterError
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.walk import MAX_DEPTH, label, walk
-from statedict.values import Opaque
+from statedict.values import Opaque, is_plain_list
 
 _CONTAINERS = (dict, list, tuple, Opaque)
 
@@ -63,7 +63,7 @@ class Layout:
         self.home[path] = home
         if name is not key:
             self.keys[path] = key
-        if type(value) in (list, tuple):
+        if type(value) in (list, tuple) and not is_plain_list(value):
             self.listed |= {f"{path}.{i}": item for i, item in enumerate(value) if is_optimizer(item)}
 
     def _add_all(self, node: Any, path: str, depth: int) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from statedict.errors import PatternError, TreeError
 from statedict.tensor.lazy import LazyTensor
-from statedict.values import Opaque, to_json
+from statedict.values import Opaque, is_plain_list, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -224,6 +224,8 @@ class _Visitor:
                 below = {key: enter(child, prefix + key) for key, child in node.items()}
             elif is_dict:
                 below = {key: enter(child, prefix + label(key)) for key, child in node.items()}
+            elif not self.once and is_plain_list(node):
+                below = [self.leaf(f"{prefix}{index}", child) for index, child in enumerate(node)]
             else:
                 below = [enter(child, f"{prefix}{index}") for index, child in enumerate(node)]
             result = self.build(node, below)

@@ -141,10 +141,12 @@ def _q3_k(blocks: Any, out: Any) -> None:
 
 def _six_bits(blocks: Any) -> tuple[Any, Any]:
     """The scales and minima of a block of Q4_K or Q5_K, eight of six bits each."""
-    one, two, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = numpy.concatenate([one & 0x3F, (rest & 0x0F) | ((one >> 2) & 0x30)], axis=1)
-    least = numpy.concatenate([two & 0x3F, (rest >> 4) | ((two >> 2) & 0x30)], axis=1)
-    scales, least = scales.astype(numpy.float32), least.astype(numpy.float32)
+    one, two, rest = _cut(blocks, 4, 16, "<u4").T
+    pairs = numpy.empty((2, len(blocks), 2), "<u4")
+    for pair, low, high in zip(pairs, (one, two), (rest, rest >> 4), strict=True):
+        pair[:, 0] = low & 0x3F3F3F3F
+        pair[:, 1] = (high & 0x0F0F0F0F) | (low >> 2 & 0x30303030)
+    scales, least = pairs.view(numpy.uint8).astype(numpy.float32)
     scales *= _half(blocks, 0)
     least *= _half(blocks, 2)
     return scales, least

@@ -1,0 +1,49 @@
+"""The jobs on files of other formats, against the libraries that wrote them."""
+
+from __future__ import annotations
+
+from benchmarks.harness import SYNC, Row, Side
+
+_PEER_LIST = """
+from gguf import GGUFReader
+for tensor in GGUFReader(path).tensors:
+    print(tensor.name, tuple(tensor.shape), tensor.tensor_type)
+"""
+_OURS_LIST = """
+import statedict
+for name, tensor in statedict.load(path).tensors().items():
+    print(name, tensor.shape, tensor.dtype)
+"""
+_SHOW = "import sys\nsys.argv = ['statedict', 'show', path]\nfrom statedict.cli import main\nmain()"
+_PEER_CONVERT = """
+tensors = {}
+for tensor in GGUFReader(path).tensors:
+    tensors[tensor.name] = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).bfloat16()
+save_file(tensors, out)
+"""
+_PEER_SETUP = "import os, torch\nfrom gguf import GGUFReader\nfrom gguf.quants import dequantize\n"
+_PEER_SETUP += f"from safetensors.torch import save_file\n{SYNC}"
+_OURS_CONVERT = "statedict.edit(path, out, {'dequantize': 'bf16'}, fsync=False, format='safetensors')"
+
+FORMATS: list[Row] = [
+    Row(
+        "list 2 GB .gguf",
+        "llama.gguf",
+        Side("GGUFReader", _PEER_LIST),
+        Side("load", _OURS_LIST),
+        10,
+        new_process=True,
+        most=150,
+    ),
+    Row(
+        "show 2 GB .gguf", "llama.gguf", Side("GGUFReader", _PEER_LIST), Side("statedict show", _SHOW), new_process=True
+    ),
+    Row(
+        "dequantize 0.3 GB .gguf to bf16 .safetensors",
+        "blocks.gguf",
+        Side("dequantize + save_file", _PEER_CONVERT, _PEER_SETUP),
+        Side("edit, dequantize", _OURS_CONVERT, "import statedict\n" + SYNC),
+        3,
+        most=150,
+    ),
+]
