@@ -7,9 +7,9 @@ Every tensor of an adapter is used, or it is an error. Optimizers and what else 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from statedict.ops.alter.follow import Build, with_own_storage
 from statedict.ops.alter.outline import drop_hashes, rebuild
 from statedict.ops.combine import lora_experts
 from statedict.ops.combine.align import align, only_model
-from statedict.ops.combine.elements import has_mean
+from statedict.ops.combine.elements import has_mean, to_dtype
 from statedict.ops.combine.lora_factors import Factors, check_shape
 from statedict.ops.combine.lora_keys import Adapter, Module, find_names
 from statedict.ops.combine.lora_mix import Mix
@@ -63,7 +63,7 @@ class Plan:
     def build(self) -> StateDict:
         """The tree with the changes."""
         made = {path: one.make() for path, one in self.targets.items()}
-        changed = copy(self.layout)
+        changed = copy.copy(self.layout)
         changed.leaves = {path: made.get(self.tied.get(path, path), leaf) for path, leaf in self.layout.leaves.items()}
         outline: dict[str, str | Build] = {path: path for path in self.kept}
         outline |= {path: Build((), value=made[path]) for path, one in self.targets.items() if one.base is None}
@@ -111,7 +111,7 @@ def plan(
     made = Plan(aligned.first, {}, {}, aligned.kept, aligned.left_out, [], config or {}, changes)
     for adapter, weight in zip(adapters, weights, strict=True):
         made.notes += [f"{adapter.name}: {note}" for note in adapter.notes]
-        _Placing(adapter, weight, names, tensors, made).place(only)
+        _Placing(adapter, weight, names, tensors, made, len(adapters) > 1).place(only)
     if not made.targets:
         raise CombineError(f"{', '.join(one.name for one in adapters)}: nothing is left to apply")
     if mix is not None:
@@ -131,9 +131,15 @@ class _Placing:
     """One adapter, whose tensors go to those of a base."""
 
     def __init__(
-        self, adapter: Adapter, weight: float, names: dict[str, str], tensors: dict[str, LazyTensor], made: Plan
+        self,
+        adapter: Adapter,
+        weight: float,
+        names: dict[str, str],
+        tensors: dict[str, LazyTensor],
+        made: Plan,
+        several: bool,
     ) -> None:
-        self.adapter, self.weight, self.tensors, self.made = adapter, weight, tensors, made
+        self.adapter, self.weight, self.tensors, self.made, self.several = adapter, weight, tensors, made, several
         self.names = lora_experts.with_names_in_memory(names)
         self.experts = lora_experts.count_experts(self.names)
         self.modules = {short.rpartition(".")[0]: "" for short in self.names} | dict.fromkeys(self.experts, "")
@@ -175,7 +181,7 @@ class _Placing:
         base = target.base
         assert base is not None
         if "tokens" in parts:
-            if self.weight != 1 or target.rows:
+            if self.weight != 1 or target.rows or target.whole:
                 raise CombineError(f"{where}: replaces rows, which is done by one adapter and with weight 1 alone")
             target.rows = find_rows(where, self.adapter.config, one.name, parts["tokens"], base), parts["tokens"]
         if "down" not in parts:
@@ -261,24 +267,31 @@ class _Placing:
             self.made.notes.append(f"{path}: the base has none, so its configuration must say that there is one")
             if short.endswith(HEAD):
                 self.made.changes |= set_ties(self.made.config, False, True)
+        base = self.tensors.get(path)
+        copied = base is not None and base.shape == tensor.shape and name not in self.adapter.saved
+        if base is not None and copied and self._is_spare(base, tensor):
+            return
         if self.weight <= 0:
             raise CombineError(
                 f"{where}: replaces a tensor of the base, and does not keep the old one; take weight > 0"
             )
         target = self._target(path)
-        base = target.base
-        if target.whole is not None:
-            if name not in self.adapter.saved and is_equal(target.whole[0], tensor):
-                return  # peft stores the weight of a base with each adapter of embeddings
-            raise CombineError(f"{where}: is replaced by another adapter, too")
+        if target.whole is not None or target.rows is not None:
+            if copied and target.whole is not None and is_equal(target.whole[0], tensor):
+                return
+            raise CombineError(f"{where}: is replaced by another adapter, too; apply one after the other")
         if base is not None and base.shape != tensor.shape:
             if base.shape[1:] != tensor.shape[1:] or self.weight != 1:
                 raise CombineError(f"{where}: has the shape {tensor.shape}, and {base.shape} in the base")
             self.made.notes.append(f"{path}: has {tensor.shape[0]:,} rows now, {base.shape[0]:,} before")
             self.made.changes |= resize(self.made.config, base.shape[0], tensor.shape[0])
-        target.whole = tensor, self.weight
+        target.whole, target.copied = (tensor, self.weight), copied
         if base is not None and short.endswith(EMBEDDINGS) and name in self.adapter.saved:
             self._keep_head(path, short, base)
+
+    def _is_spare(self, base: LazyTensor, copied: LazyTensor) -> bool:
+        """Whether the weight of the base, which peft stores with each adapter of embeddings, is to be left as it is."""
+        return self.weight <= 0 or (self.several and is_equal(base, to_dtype(copied, base.dtype)))
 
     def _keep_head(self, path: str, short: str, old: LazyTensor) -> None:
         """Keep the old embedding as the head of a model that has none of its own, as peft does."""

@@ -26,6 +26,7 @@ class Target:
         path: in the result.
         base: the tensor before; None if the base has none.
         whole: the tensor in its place, and the weight of the adapter that has it.
+        copied: whether `whole` is only what the adapter took for the base.
         rows: numbers of rows, and the tensor that replaces them.
         factors: low-rank changes.
         magnitude: of DoRA.
@@ -35,6 +36,7 @@ class Target:
     path: str
     base: LazyTensor | None
     whole: tuple[LazyTensor, float] | None = None
+    copied: bool = False
     rows: tuple[list[int], LazyTensor] | None = None
     factors: list[Any] = field(default_factory=list)
     magnitude: LazyTensor | None = None

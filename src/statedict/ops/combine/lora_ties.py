@@ -46,6 +46,7 @@ def follow(targets: dict[str, Target], tensors: Mapping[str, LazyTensor]) -> dic
 
     What is replaced is not tied anymore to what is not.
     """
+    _share_rows(targets)
     tied: dict[str, str] = {}
     regions: dict[object, str] = {}
     for path, one in [*targets.items()]:
@@ -59,9 +60,17 @@ def follow(targets: dict[str, Target], tensors: Mapping[str, LazyTensor]) -> dic
         other = regions.get(tensor.region)
         if other is None or path in targets or path in tied:
             continue
-        if targets[other].whole is None or targets[other].factors:
+        if targets[other].whole is None or targets[other].copied:
             tied[path] = other
     return tied
+
+
+def _share_rows(targets: Mapping[str, Target]) -> None:
+    """Replace the rows of trained tokens in tied tensors that change otherwise, too: peft trains one set for both."""
+    rows = {one.base.region: one.rows for one in targets.values() if one.base is not None and one.rows is not None}
+    for one in targets.values():
+        if one.base is not None and one.whole is None and one.rows is None:
+            one.rows = rows.get(one.base.region)
 
 
 def settle_head(embedding: str, targets: dict[str, Target], tied: dict[str, str]) -> bool:
