@@ -3,7 +3,8 @@
 A job is Python source in three pieces: `setup` once, then `before` (untimed) and `run` (timed) again and again, the
 first time as a warm-up that does not count, then for as many runs as the job says; where one takes under 0.02 s, a run
 is the median of twenty. A job that is not `warm` is about the first run in a process: `setup` warms what it calls.
-The sources see the job's `path` (the data) and `out` (a file to write).
+The sources see the job's `path` (the data) and `out` (a file to write). A `run` that starts another program sets
+`megabytes` to the peak memory of that.
 """
 
 import gc
@@ -44,5 +45,5 @@ if not job["warm"]:
     subprocess.run([sys.executable, "-c", FETCH, job["path"]], check=True)
 repeat = 20 if job["warm"] and timed() < 0.02 else 1
 seconds = [statistics.median(timed() for _ in range(repeat)) for _ in range(job["runs"])]
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = names.get("megabytes") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": seconds, "megabytes": peak}))

@@ -25,30 +25,42 @@ del state, total
 _OURS = """
 from statedict.api.combine import average_files
 """
-_LLAMAS = """
+_PYTHON = HERE.parent / ".venv-mergekit" / "bin" / "python"
+_MAKE = """
+import os, sys, torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+config = LlamaConfig(hidden_size=2048, intermediate_size=5632, num_hidden_layers=20, num_attention_heads=16,
+    num_key_value_heads=4, vocab_size=32000, tie_word_embeddings=False, dtype='bfloat16')
+with torch.device('meta'):
+    shapes = {name: value.shape for name, value in LlamaForCausalLM(config).state_dict().items()}
+config.architectures = ['LlamaForCausalLM']
+torch.manual_seed(0)
+base = {name: torch.randn(shape).mul_(0.02).bfloat16() for name, shape in shapes.items()}
+for at, model in enumerate(('base', 'a', 'b')):
+    folder = os.path.join(sys.argv[1] + '.part', model)
+    config.save_pretrained(folder)
+    state = base if not at else {k: v + torch.randn(v.shape).mul_(0.002).bfloat16() for k, v in base.items()}
+    save_file(state, os.path.join(folder, 'model.safetensors'), metadata={'format': 'pt'})
+os.rename(sys.argv[1] + '.part', sys.argv[1])
+"""
+# models are made in another process, and each command's memory is its own: what is left here is small
+_LLAMAS = f"""
 import os, subprocess, sys
 above = os.path.join(os.path.dirname(path), 'llamas')
 if not os.path.exists(above):
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig, LlamaForCausalLM
-    config = LlamaConfig(hidden_size=2048, intermediate_size=5632, num_hidden_layers=20, num_attention_heads=16,
-        num_key_value_heads=4, vocab_size=32000, tie_word_embeddings=False, dtype='bfloat16')
-    with torch.device('meta'):
-        shapes = {name: value.shape for name, value in LlamaForCausalLM(config).state_dict().items()}
-    config.architectures = ['LlamaForCausalLM']
-    torch.manual_seed(0)
-    base = {name: torch.randn(shape).mul_(0.02).bfloat16() for name, shape in shapes.items()}
-    for at, model in enumerate(('base', 'a', 'b')):
-        folder = os.path.join(above + '.part', model)
-        config.save_pretrained(folder)
-        state = base if not at else {k: v + torch.randn(v.shape).mul_(0.002).bfloat16() for k, v in base.items()}
-        save_file(state, os.path.join(folder, 'model.safetensors'), metadata={'format': 'pt'})
-    del base, state
-    os.rename(above + '.part', above)
+    subprocess.run([{str(_PYTHON)!r}, '-c', {_MAKE!r}, above], check=True, stdout=2)
 base, a, b = (os.path.join(above, name) for name in ('base', 'a', 'b'))
 recipe = out + '.yml'
 open(recipe, 'w').write(RECIPE.format(base=base, a=a, b=b))
+
+def measure(*command):
+    child = subprocess.Popen(command, stdout=2)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f'{{command[0]}} failed')
+    return usage.ru_maxrss / 1024
 """
 _RECIPES = {
     "slerp": "merge_method: slerp\nbase_model: {base}\nmodels: [{{model: {base}}}, {{model: {a}}}]\n"
@@ -58,9 +70,9 @@ _RECIPES = {
     "task_arithmetic": "merge_method: task_arithmetic\nbase_model: {base}\n"
     "models: [{{model: {a}}}, {{model: {b}}}]\nparameters: {{weight: 0.5}}\n",
 }
-_MERGEKIT = HERE.parent / ".venv-mergekit" / "bin" / "mergekit-yaml"
-_PEER = f"subprocess.run([{str(_MERGEKIT)!r}, recipe, out, '--lazy-unpickle'], check=True, stdout=2)"
-_MERGE = "subprocess.run([sys.executable, '-m', 'statedict', 'merge', recipe, '-o', out], check=True, stdout=2)"
+_MERGEKIT = str(_PYTHON.with_name("mergekit-yaml"))
+_PEER = f"megabytes = measure({_MERGEKIT!r}, recipe, out, '--lazy-unpickle', '--no-copy-tokenizer')"
+_MERGE = "megabytes = measure(sys.executable, '-m', 'statedict', 'merge', recipe, '-o', out)"
 
 COMBINING: list[Row] = [
     Row(
@@ -80,7 +92,7 @@ COMBINING: list[Row] = [
     *(
         Row(
             f"merge models of 2.4 GB by {method}, as a command",
-            "altered.safetensors",
+            "small-1000.safetensors",
             Side("mergekit-yaml", _PEER, f"RECIPE = {recipe!r}" + _LLAMAS, GONE),
             Side("statedict merge", _MERGE, f"RECIPE = {recipe!r}" + _LLAMAS, GONE),
             3,
