@@ -124,6 +124,8 @@ def test_parameters_may_be_given_by_pattern(run: Run, tmp_path: Path) -> None:
         (CONFIG, ("nothing.yml",), "nothing.yml: cannot open"),
         ("a: [", ("merge.yml",), "merge.yml: is not YAML"),
         ("\0", ("merge.yml",), "merge.yml: is not YAML"),
+        ("a: *b", ("merge.yml",), "merge.yml: is not YAML"),
+        (CONFIG + "---" + CONFIG, ("merge.yml",), "has several documents; put each merge into a file of its own"),
         ("merge_method: ties\nmerge_method: linear", ("merge.yml",), "line 2: has the key 'merge_method' twice"),
         (
             "merge_method: slerp\nmodels: [{model: a}, {model: b}]\nparameters: {t: []}",

@@ -246,6 +246,106 @@ def test_each_module_is_cut_and_merged_in_its_own_way() -> None:
     assert report.left_out == (("model.visual.merger.0.w", "in none of the modules"),)
 
 
+PUBLISHED = {  # configurations of the shapes that model cards have
+    "ties with a gradient and filters": """
+        models:
+        - model: org/one
+          parameters: {density: [1, 0.7, 0.1], weight: 1.0}
+        - model: org/two-7B.v0.1
+          parameters:
+            density: 0.33
+            weight: [{filter: up, value: 0.5}, {value: 0}]
+        merge_method: ties
+        base_model: org/base
+        parameters: {normalize: true, int8_mask: true}
+        dtype: float16
+        align_weights: zipit
+    """,
+    "dare_ties with the base among the models": """
+        models:
+        - model: org/base
+        - {model: org/one, parameters: {density: 0.53, weight: 0.4}}
+        - {model: org/two-7B.v0.1, parameters: {density: 0.53, weight: 0.3}}
+        merge_method: dare_ties
+        base_model: org/base
+        parameters:
+        dtype: bfloat16
+    """,
+    "slerp of slices": """
+        slices:
+        - sources:
+          - {model: org/one, layer_range: [0, 3]}
+          - {model: org/two-7B.v0.1, layer_range: [0, 3]}
+        merge_method: slerp
+        base_model: org/one
+        parameters:
+          t:
+          - {filter: up, value: [0, 0.5, 0.3, 0.7, 1]}
+          - {filter: down, value: [1, 0.5, 0.7, 0.3, 0]}
+          - value: 0.5
+        dtype: bfloat16
+        name: mine
+    """,
+    "layers stacked": """
+        slices:
+        - sources: [{model: org/one, layer_range: [0, 2]}]
+        - sources: [{model: org/two-7B.v0.1, layer_range: [1, 3]}]
+        - sources: [{model: org/one, layer_range: [2, 3]}]
+        merge_method: passthrough
+        dtype: float16
+    """,
+    "a part of a model whose name has no owner": """
+        slices:
+        - sources:
+          - model: gpt2
+            layer_range: [0, 2]
+        merge_method: passthrough
+        dtype: float16
+    """,
+    "model_stock": """
+        models: [{model: org/one}, {model: org/two-7B.v0.1}]
+        merge_method: model_stock
+        base_model: org/base
+        parameters: {filter_wise: false, embed_slerp: true}
+        dtype: bfloat16
+        out_dtype: bfloat16
+    """,
+    "arcee_fusion": """
+        models: [{model: org/base}, {model: org/one}]
+        merge_method: arcee_fusion
+        base_model: org/base
+        dtype: bfloat16
+    """,
+    "nuslerp with parameters of another version": """
+        models: [{model: org/one, parameters: {weight: 1}}, {model: org/two-7B.v0.1, parameters: {weight: 2}}]
+        merge_method: nuslerp
+        parameters: {geodesic: true, lambda: 0.5, nuslerp_flatten: true}
+    """,
+    "models with keys": """
+        models: [{model: {model: {path: org/one}, override_architecture: BertModel}, parameters: {weight: 0.6}}]
+        merge_method: linear
+        base_model: null
+        tokenizer_source: null
+        parameters: {normalize: false, weight: 0.5}
+    """,
+    "a module": """
+        merge_method: della_linear
+        base_model: org/base
+        modules:
+          default:
+            models: [{model: org/one, parameters: {density: 0.5, epsilon: 0.1, weight: 0.5}}]
+            parameters: {lambda: 1.1}
+    """,
+}
+
+
+@pytest.mark.parametrize("text", PUBLISHED.values(), ids=PUBLISHED)
+def test_configurations_of_the_shapes_that_are_published_are_merged(text: str) -> None:
+    models = {name: layered(value) for value, name in enumerate(("org/base", "org/one", "org/two-7B.v0.1", "gpt2"))}
+    tree, _ = made(text, models)
+    assert all(np.isfinite(tensor.numpy().astype("f4")).all() for tensor in tree.values())
+
+
 SLICES = "merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources: "
 
 

@@ -87,6 +87,10 @@ def _parse(text: str) -> Any:
     try:
         _check_once(yaml.compose(text, yaml.SafeLoader))
         return yaml.safe_load(text)
+    except yaml.composer.ComposerError as error:
+        if "another document" in str(error):
+            raise CombineError("has several documents; put each merge into a file of its own") from error
+        raise CombineError(f"is not YAML: {error}") from error
     except yaml.YAMLError as error:
         raise CombineError(f"is not YAML: {error}") from error
 
