@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from statedict.api.files import Target, is_path, name_of, plan_companions, split, tree_of
+from statedict.api.files import Target, name_of, plan_companions, tree_of
+from statedict.api.names import is_path, split
 from statedict.collector import Paused
 from statedict.errors import CombineError
 from statedict.tree.state_dict import StateDict
@@ -16,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from statedict.api.files import Path
+    from statedict.api.names import Path
     from statedict.dtypes import DType
     from statedict.ops.combine.align import Aligned
     from statedict.reports.combine import CombineReport

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from statedict.api.files import Target, is_path, name_of, split, to_writable, tree_of, wrap_root
+from statedict.api.files import Target, name_of, to_writable, tree_of, wrap_root
+from statedict.api.names import is_path, split
 from statedict.collector import Paused
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.formats import WRITABLE, get_suffix, places, resolve_name
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from typing import Any
 
-    from statedict.api.files import Path
+    from statedict.api.names import Path
 
 
 def make(

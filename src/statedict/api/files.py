@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from statedict import formats
+from statedict.api.guarding import guard_edit, open_guard
+from statedict.api.names import Path, is_path, split
 from statedict.collector import Paused
 from statedict.errors import AlterError, FileError, PathError, UnsupportedError
 from statedict.formats import places
@@ -23,11 +24,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor
-    from typing import Any, TypeGuard
+    from typing import Any
 
+    from statedict.formats.guard import Guard
     from statedict.reports.outcomes import EditReport, SideFiles
-
-Path = str | os.PathLike[str]
 
 
 def load(path: Path, *, format: str | None = None) -> StateDict:
@@ -120,9 +120,12 @@ def convert(
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
     fsync: bool = True,
+    verify: bool = True,
     executor: Executor | None = None,
 ) -> None:
     """Write a checkpoint anew in another format; bytes are copied, never decoded.
+
+    They are compared with the digests and CRC-32 that the source has of them, and nothing is written of damaged ones.
 
     Args:
         src: the file to read, as for `load`, or a tree, as for `save`.
@@ -133,9 +136,11 @@ def convert(
         max_shard_size: as for `save`.
         overwrite: as for `save`.
         fsync: as for `save`.
+        verify: if false, damaged bytes are taken as they are.
         executor: as for `save`.
 
     Raises:
+        CorruptFileError: a tensor is not what the source says of it.
         PatternError: a pattern matches nothing.
         StateDictError: what `load` and `save` raise.
 
@@ -145,7 +150,7 @@ def convert(
     >>> list(statedict.load(path))
     ['epoch', 'model_state', 'optimizer_state']
     """
-    how = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
+    how: dict[str, Any] = {"verify": verify, "overwrite": overwrite, "fsync": fsync, "executor": executor}
     write_converted(src, dst, format=format, read_as=read_as, only=only, max_shard_size=max_shard_size, **how)
 
 
@@ -157,6 +162,7 @@ def write_converted(
     read_as: str | None,
     only: Sequence[str] | str | None,
     max_shard_size: int | str | None,
+    verify: bool = True,
     **how: Any,
 ) -> SideFiles:
     """`convert`, which says what became of the files beside the model."""
@@ -167,7 +173,7 @@ def write_converted(
 
         state = select(state, only)
     side, companions = plan_companions(src, target.model_folder, before, state)
-    target.write(state, companions)
+    target.write(state, companions, open_guard(src, read_as, state, state) if verify else None)
     return side
 
 
@@ -181,6 +187,7 @@ def edit(
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
     fsync: bool = True,
+    verify: bool = True,
     dry_run: bool = False,
     executor: Executor | None = None,
 ) -> EditReport:
@@ -196,6 +203,7 @@ def edit(
         max_shard_size: as for `save`.
         overwrite: as for `save`.
         fsync: as for `save`.
+        verify: as for `convert`. Tensors that others are computed of are read once more for it.
         dry_run: report, and write nothing.
         executor: as for `save`.
 
@@ -215,29 +223,33 @@ def edit(
     """
     from statedict.ops.alter.steps import apply_steps
 
-    if dst is not None:
-        target = Target(dst, format, max_shard_size, src, overwrite=overwrite, fsync=fsync, executor=executor)
-    else:
-        _check_in_place(src, max_shard_size)
+    target = _open_target(src, dst, format, max_shard_size, overwrite=overwrite, fsync=fsync, executor=executor)
     with Paused():
         before = tree_of(src, format=read_as)
-        state, report = apply_steps(before, _list_steps(steps), not dry_run)
-        folder = target.model_folder if dst is not None else to_name(src)
+        state, report = apply_steps(before, steps := _list_steps(steps), not dry_run)
+        folder = to_name(src) if target is None else target.model_folder
         side, companions = plan_companions(src, folder, before, state)
-        if dry_run:
-            del before, state  # while the collector is off
-        elif dst is not None:
-            target.write(state, companions)
-        else:
-            _write_in_place(to_name(src), state, before, format, companions, fsync=fsync, executor=executor)
+        if not dry_run:
+            guard = guard_edit(src, read_as, before, steps, state) if verify else None
+            if target is not None:
+                target.write(state, companions, guard)
+            else:
+                _write_in_place(to_name(src), state, before, format, companions, guard, fsync=fsync, executor=executor)
+        del before, state  # while the collector is off
     return replace(report, files=side)
 
 
-def _check_in_place(src: Any, max_shard_size: int | str | None) -> None:
+def _open_target(
+    src: Any, dst: Path | None, format: str | None, max_shard_size: int | str | None, **how: Any
+) -> Target | None:
+    """Where an edit goes; None if that is the source."""
+    if dst is not None:
+        return Target(dst, format, max_shard_size, src, **how)
     if not is_path(src) or split(src)[1]:
         raise UnsupportedError("only a whole file is edited in place; name a file to write")
     if max_shard_size is not None:
         raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
+    return None
 
 
 def plan_companions(
@@ -254,8 +266,8 @@ def plan_companions(
     return beside.plan_companions(to_name(src), folder, (old, new), changes or {})
 
 
-def _list_steps(steps: Any) -> Iterable[Any]:
-    return steps if isinstance(steps, Iterable) and not isinstance(steps, Mapping) else [steps]
+def _list_steps(steps: Any) -> list[Any]:
+    return [*steps] if isinstance(steps, Iterable) and not isinstance(steps, Mapping) else [steps]
 
 
 class Target:
@@ -291,8 +303,8 @@ class Target:
         """The folder, if it is one as Hugging Face's libraries have it; else nothing."""
         return self.path if self._folder and self._module is formats.load_format("sharded") else ""
 
-    def write(self, tree: Any, companions: Mapping[str, bytes] | None = None) -> None:
-        """Write a tree, and into a folder further files with it."""
+    def write(self, tree: Any, companions: Mapping[str, bytes] | None = None, guard: Guard | None = None) -> None:
+        """Write a tree, and into a folder further files with it; a guard checks what is copied."""
         from statedict.io.pipeline import put_bytes
         from statedict.tensor.checks import tensors_of
         from statedict.tensor.segments import covered_bytes
@@ -300,18 +312,27 @@ class Target:
         with Paused():
             root = to_writable(tree)
             if not self._folder:
-                self._location.publish(partial(self._module.write, root), **self._how)
+                write = partial(self._module.write, root)
+                self._location.publish(write if guard is None else guard.watch(write), **self._how)
                 return
             files = self._module.files(root, None if self._max_size is None else parse_bytes(self._max_size))
             tensors = [tensor for _, tensor in tensors_of(root)]
             stale = places.find_stale(self.path, files, self._how.get("overwrite", True), self._others)
+            if guard is not None:
+                files = {name: guard.watch(write) for name, write in files.items()}
             places.check_folder(self.path, files, [tensor.storage.source for tensor in tensors], stale)
             files = {name: partial(put_bytes, data) for name, data in (companions or {}).items()} | dict(files)
             self._location.publish_folder(files, stale, nbytes=covered_bytes(tensors), **self._how)
 
 
 def _write_in_place(
-    path: str, state: StateDict, before: StateDict, format: str | None, companions: Mapping[str, bytes], **how: Any
+    path: str,
+    state: StateDict,
+    before: StateDict,
+    format: str | None,
+    companions: Mapping[str, bytes],
+    guard: Guard | None,
+    **how: Any,
 ) -> None:
     """Give the file the names and values of a state if it has all its tensors and room for them, or write it anew."""
     from statedict.io.disk import overwrite
@@ -324,27 +345,8 @@ def _write_in_place(
         overwrite(source, *change)
     else:
         target, kind = places.resolve_target(path, formats.detect(source))
-        save(state, target, format=format or kind, **how)
+        Target(target, format or kind, **how).write(state, None, guard)
     places.write_files(path, companions)
-
-
-def is_path(source: Any) -> TypeGuard[Path]:
-    """Whether a source is a file's name: a path or a URL."""
-    return isinstance(source, str | os.PathLike)
-
-
-def split(source: Path) -> tuple[str, str]:
-    """The file of `model.pth::optimizer`, and the path in it; a file that is there may have such a name itself."""
-    name = to_name(source)
-    scheme, mark, rest = name.partition("://")
-    host = len(scheme) + 3 + len(rest.partition("/")[0]) if mark else 0  # [::1] is one
-    if os.path.lexists(name):
-        return name, ""
-    marks = [at.start() for at in re.finditer("::", name) if at.start() >= host]
-    there = [at for at in marks if os.path.lexists(name[:at])]
-    for at in (*there[-1:], *marks):
-        return name[:at], name[at + 2 :]
-    return name, ""
 
 
 def tree_of(source: Any, lazy: bool = True, format: str | None = None) -> StateDict:

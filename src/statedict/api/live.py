@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from statedict.api.files import is_path, load, wrap_root
+from statedict.api.files import load, wrap_root
+from statedict.api.names import is_path
 from statedict.errors import RestoreError, UnsupportedError
 from statedict.io.urls import redact, to_name
 from statedict.tree.roles import ambiguity_error

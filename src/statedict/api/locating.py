@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from statedict.api.files import split, tree_of
+from statedict.api.files import tree_of
+from statedict.api.names import split
 from statedict.errors import CombineError, FormatError
 from statedict.formats.beside import list_own, read_config
 from statedict.io.hub_cache import find_snapshot, get_cache, is_repository

@@ -8,7 +8,8 @@ from itertools import chain
 from typing import Any
 
 from statedict import formats
-from statedict.api.files import is_path, load, name_of, split, tree_of
+from statedict.api.files import load, name_of, tree_of
+from statedict.api.names import is_path, split
 from statedict.collector import Paused
 from statedict.errors import StateDictError, UnsupportedError
 from statedict.formats import beside, places
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
-    from statedict.api.files import Path
+    from statedict.api.names import Path
     from statedict.reports.diff import Diff
     from statedict.reports.outcomes import ScanReport, VerifyReport
     from statedict.reports.stats import StatsReport

@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import partial
 
 from statedict.api.combine import Made, _write
-from statedict.api.files import is_path, load, name_of, split, to_writable, tree_of
+from statedict.api.files import load, name_of, to_writable, tree_of
+from statedict.api.names import is_path, split
 from statedict.collector import Paused
 from statedict.errors import CombineError, MissingFileError
 from statedict.io.urls import folder_of, join, to_name
@@ -19,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from statedict.api.files import Path
+    from statedict.api.names import Path
     from statedict.ops.combine.lora import Plan
     from statedict.ops.combine.lora_keys import Adapter
     from statedict.reports.lora import LoraApplied, LoraExtracted, LoraReport

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from statedict.api.combine import Made, _check_seed, _rules, _write
-from statedict.api.files import Path
 from statedict.api.locating import Place, locate
+from statedict.api.names import Path
 from statedict.api.tokenizers import make_tokenizer
 from statedict.collector import Paused
 from statedict.errors import CombineError, MissingExtraError

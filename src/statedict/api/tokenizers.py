@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from statedict.api.files import split
 from statedict.api.locating import Place
+from statedict.api.names import split
 from statedict.errors import CombineError
 from statedict.formats.chats import choose_template, read_template, replace_template
 from statedict.formats.tokenizer import extend, read_added, read_files, read_tokens

@@ -37,6 +37,9 @@ FILES = click.argument("files", metavar="FILE...", nargs=-1, required=True, type
 _READ_AS = "Read as this format, such as pickle, whatever it begins with."
 READ_AS = click.option("--format", metavar="FORMAT", help=_READ_AS)
 READ_SOURCE_AS = click.option("--read-as", metavar="FORMAT", help=_READ_AS)  # where --format is that of the output
+NO_VERIFY = click.option(
+    "--no-verify", "verify", flag_value=False, default=True, help="Do not compare with the digests that SRC has."
+)
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path())
 
 
@@ -123,6 +126,7 @@ _PHRASES = (
         re.compile(r"delta\.(apply|make)\(base, (?:tuned, path|('.*?'))\)"),
         lambda found: f"statedict delta {found[1]} BASE {_quote(found[2]) if found[2] else 'TUNED'} -o OUT",
     ),
+    (re.compile(r"pass verify=False"), lambda found: "add --no-verify"),
     (re.compile(r"allow overwriting"), lambda found: "add --overwrite"),
     (
         re.compile(r'load it with format="(\w+)"'),

@@ -11,10 +11,12 @@ from typing import Any
 import click
 
 from statedict.api import files as api
+from statedict.api.names import split
 from statedict.cli.commands import (
     FILE,
     FILES,
     JSON,
+    NO_VERIFY,
     READ_AS,
     READ_SOURCE_AS,
     echo_json,
@@ -133,13 +135,14 @@ def _call(factory: Any, models: tuple[Any, ...]) -> Any:
 @READ_SOURCE_AS
 @only_option("Keep what matches.")
 @click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB.")
+@NO_VERIFY
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @JSON
 def convert(src: str, dst: str, as_json: bool, **options: Any) -> None:
     """Write the checkpoint SRC as DST, in the format of its suffix. Bytes are copied, whole or not at all."""
     with progress("converting"):
         files = api.write_converted(src, dst, fsync=True, **options)
-    (one, before), (other, after) = ((redact(name), location(api.split(name)[0]).size()) for name in (src, dst))
+    (one, before), (other, after) = ((redact(name), location(split(name)[0]).size()) for name in (src, dst))
     line = f"{printable(one)} ({human_bytes(before)}) → {printable(other)} ({human_bytes(after)})"
     record = {"src": one, "src_bytes": before, "dst": other, "dst_bytes": after, "files": to_record(files)}
     echo_report(record, as_json, [line, *files.lines()])

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from statedict.api.delta import base_of
-from statedict.api.files import load, split
+from statedict.api.files import load
+from statedict.api.names import split
 from statedict.cli.commands import (
     FILE,
     JSON,

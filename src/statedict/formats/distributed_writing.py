@@ -24,6 +24,7 @@ from itertools import groupby, islice
 
 from statedict.errors import UnsupportedError
 from statedict.formats.distributed_tensors import OURS, format_key
+from statedict.formats.guard import watch_too
 from statedict.formats.torch.archive import NDARRAY, NO_NOTES, Notes, Packing, pickle_tree, refuse_place
 from statedict.io.parallel import batches
 from statedict.io.pipeline import Meter, Part, StreamSink, put_bytes
@@ -237,5 +238,5 @@ def _write(chunks: list[Chunk], sink: Sink) -> None:
             gathered = bytearray()
             with Meter():  # these bytes count when they reach the file
                 for archive in packed:
-                    archive.write(StreamSink(gathered.extend))
+                    archive.write(watch_too(sink, StreamSink(gathered.extend)))
             sink.put([Part(held[0].offset, BytesSource(gathered), 0, len(gathered))])

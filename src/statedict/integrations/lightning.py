@@ -45,7 +45,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from statedict.api.files import Path
+    from statedict.api.names import Path
 
 _PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters", "hparams")  # which resuming does not need
 _KEY = "statedict"

@@ -40,7 +40,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState
 
-    from statedict.api.files import Path
+    from statedict.api.names import Path
     from statedict.tree.state_dict import StateDict
 
 # key of our checkpoint → file of `torch.save` that `Trainer` reads

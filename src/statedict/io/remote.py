@@ -69,6 +69,11 @@ class RemoteSource(ByteSource):
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.url, self.size, self.tag)
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """What another source of the same object has too."""
+        return self.url, self.tag
+
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """A copy of `length` bytes from `offset`."""
         if length > _SMALL:

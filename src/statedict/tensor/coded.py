@@ -7,7 +7,7 @@ from threading import local
 
 from statedict.errors import CorruptFileError
 from statedict.io.pipeline import BLOCK
-from statedict.io.source import ByteSource
+from statedict.io.source import ByteSource, find_base
 from statedict.tensor import coding
 
 TYPE_CHECKING = False
@@ -36,6 +36,13 @@ class CodedSource(ByteSource):
         self.remote = any(source.remote for source in below)
         if coded.nbytes < coding.table_size(size, self._unit):
             raise CorruptFileError(f"{name}: {coded.nbytes:,} bytes are too few for it; the file is damaged")
+
+    @property
+    def place(self) -> tuple[object, int] | None:
+        """What another source of the same coded bytes has too."""
+        below, ahead = find_base(self.coded.storage.source)
+        file = getattr(below, "identity", None) or getattr(below, "place", None)
+        return None if file is None else (file, ahead + self.coded.storage.offset)
 
     def size_alone(self, offset: int, size: int) -> int | None:
         """The coded bytes of a range, if that is a block which is no difference."""

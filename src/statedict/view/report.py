@@ -32,7 +32,7 @@ from statedict.view.source import Opened, Patterns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from statedict.api.files import Path
+    from statedict.api.names import Path
 
 PROGRAM = ("base", "model", "head", "rows", "table", "detail", "treemap", "depth", "change", "run", "values", "main")
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})

@@ -16,6 +16,7 @@ Each step names one operation; its other keys are that operation's arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import takewhile
 from numbers import Integral, Number
 from typing import Any, NamedTuple
 
@@ -101,6 +102,9 @@ VERBS: dict[str, Verb] = {
 }
 
 
+_COPY = {"keep", "drop", "strip", "rename", "prefix", "tie", "untie", "set"}
+
+
 def read_plan(text: str, name: str) -> list[Step]:
     """The steps of a plan file.
 
@@ -163,6 +167,11 @@ def apply(layout: Layout, step: Step) -> Layout:
     except (TypeError, ValueError, AttributeError) as error:
         raise AlterError(f"{describe(step)}: {error}") from error
     return new
+
+
+def until_computed(steps: Iterable[Step]) -> list[Step]:
+    """The steps before the first one that computes tensors; the later ones read what is there then."""
+    return [*takewhile(lambda step: not _COPY.isdisjoint(step), steps)]
 
 
 def describe(step: Step) -> str:

@@ -1,0 +1,122 @@
+"""Compare what is copied out of a checkpoint with the sums that it carries, while it is copied.
+
+A writer reads each tensor once and hashes it anyway, so this costs no further reading. What is computed from tensors is
+read in pieces, of which a file has no sums: those tensors are the `rest`.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import partial
+
+from statedict.errors import CorruptFileError, FileError, FormatError, TreeError
+from statedict.io.source import find_base
+from statedict.tensor.checks import Check
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
+
+    from statedict.io.pipeline import Part, Sums
+    from statedict.io.source import ByteSource
+    from statedict.tensor.checks import Found
+    from statedict.tensor.lazy import LazyTensor
+
+    Place = tuple[object, int, int]
+    Write = Callable[[Any], object]
+
+REMEDY = "fetch the file again, or pass verify=False to take it as it is"
+_Known = namedtuple("_Known", "crc digest where")
+
+
+class Guard:
+    """What a checkpoint's file says of its parts; `found` are its checks."""
+
+    def __init__(self, found: Iterable[Found]) -> None:
+        self._checks: dict[Place, Check] = {}
+        try:
+            for item in found:
+                if isinstance(item, Check) and (item.digest is not None or item.crc is not None):
+                    place = _locate(item.source, item.start, item.size)
+                    if place is not None and item.tensors:
+                        self._checks[place] = item
+        except (FormatError, FileError, TreeError):  # whoever reads that part is told
+            return
+
+    def watch(self, write: Write) -> Write:
+        """The function that writes a file, with a CorruptFileError for what differs from its sums."""
+        known = {
+            place: _Known(check.crc, check.digest, f"{check.source.name}: tensor {check.paths[0]!r}")
+            for place, check in self._checks.items()
+        }
+        return partial(_write, write, known) if known else write
+
+    def rest(self, tensors: Iterable[LazyTensor], copied: Iterable[LazyTensor]) -> Iterator[Check]:
+        """The parts that tensors lie in, but those that are copied whole."""
+        whole = {_locate(one.storage.source, one.storage.offset + one.offset, one.nbytes) for one in copied}
+        for one in tensors:
+            place = _locate(one.storage.source, one.storage.offset, one.storage.nbytes)
+            if place is not None and place not in whole and place in self._checks:
+                whole.add(place)
+                yield self._checks[place]
+
+
+def _locate(source: ByteSource, start: int, size: int) -> Place | None:
+    """Where bytes lie, comparable between two sources of one file; None if that cannot be told."""
+    base, ahead = find_base(source)
+    place = getattr(base, "identity", None) or getattr(base, "place", None)
+    return None if place is None else (place, ahead + start, size)
+
+
+def _write(write: Write, known: Mapping[Place, _Known], sink: Any) -> None:
+    write(_Sink(sink, known))
+
+
+def watch_too(sink: Any, inner: Any) -> Any:
+    """A sink in memory whose bytes will go into another one, watched if that is."""
+    return sink.around(inner) if isinstance(sink, _Sink) else inner
+
+
+class _Sink:
+    """A sink that compares what goes through it."""
+
+    def __init__(self, sink: Any, known: Mapping[Place, _Known]) -> None:
+        self._sink, self._known = sink, known
+        self._with_crc = any(one.digest is None for one in known.values())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sink, name)
+
+    def around(self, inner: Any) -> _Sink:
+        """Another sink, watched alike."""
+        return _Sink(inner, self._known)
+
+    def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
+        """Write parts and return their sums."""
+        crc = crc or self._with_crc
+        return self._compare(parts, self._sink.put(parts, crc), crc or self._sink.in_order)
+
+    def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
+        """Write the parts, and a head made from their sums before them."""
+        if self._sink.in_order:
+            self._sink.put_headed(parts, lambda sums: head(self._compare(parts, sums, False)))
+        else:
+            self._sink.write(0, head(self.put(parts)))
+
+    def _compare(self, parts: list[Part], sums: list[Sums], with_crc: bool) -> list[Sums]:
+        for part, got in zip(parts, sums, strict=True):
+            known = self._known.get(_locate(part.source, part.start, part.size))  # type: ignore[arg-type]
+            if known is None:
+                continue
+            if known.digest is not None and known.digest != got.digest:
+                raise CorruptFileError(
+                    f"{known.where}: its digest differs, so its bytes are damaged: expected {known.digest}, got "
+                    f"{got.digest}; {REMEDY}"
+                )
+            if known.digest is None and with_crc and known.crc is not None and known.crc != got.crc:
+                raise CorruptFileError(
+                    f"{known.where}: its CRC-32 differs, so its bytes are damaged: expected {known.crc:08x}, got "
+                    f"{got.crc:08x}; {REMEDY}"
+                )
+        return sums
