@@ -22,7 +22,7 @@ from typing import Any
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "run", "foreign", "dropin", "dropin-legacy",
+    "gguf", "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
 REAL = {"dropin", "dropin-legacy"}
 """Targets of which PyTorch's own tensors are made too."""
@@ -326,6 +326,34 @@ def _aliases() -> bytes:
     return save(tensors, {"format": "pt", "tied": "w"})
 
 
+def _gguf(big: bool = False) -> Callable[[Path], None]:
+    """Metadata of every type, plain tensors, and all types of blocks."""
+
+    def write(folder: Path) -> None:
+        import gguf
+        import numpy
+
+        order = gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE
+        writer = gguf.GGUFWriter(folder / "input", "llama", endianess=order)
+        writer.add_custom_alignment(64)
+        for kind, value in (("uint8", 3), ("int64", -3), ("float64", 0.1), ("bool", True), ("string", "text")):
+            getattr(writer, f"add_{kind}")(f"a.{kind}", value)
+        for name, values in (("texts", ["a", "bc", ""]), ("numbers", [1, -2]), ("nested", [["a"], ["b"]])):
+            writer.add_array(f"a.{name}", values)
+        writer.add_tensor("f32", numpy.ones((2, 3), numpy.float32))
+        writer.add_tensor("i16", numpy.arange(4, dtype=numpy.int16))
+        for kind, (_, nbytes) in gguf.GGML_QUANT_SIZES.items():
+            if nbytes > 8:
+                blocks = numpy.arange(2 * nbytes, dtype=numpy.uint32).astype(numpy.uint8).reshape(2, nbytes)
+                writer.add_tensor(kind.name, blocks, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return write
+
+
 def _members() -> dict[str, bytes]:
     import torch
 
@@ -425,6 +453,7 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "lacking": _distributed(_matrix, chunked=True, rows=6),
     },
     "pickle": {f"protocol{n}": one(lambda n=n: pickle.dumps(arrays(), n)) for n in (2, 3, 4, 5)},
+    "gguf": {"little": _gguf(), "big": _gguf(big=True)},
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},

@@ -148,6 +148,19 @@ def test_another_alignment_is_respected(alignment: int, tmp_path: Path) -> None:
         assert [one.tolist() for one in (t.data for t in gguf.GGUFReader(path).tensors)] == [[1, 2, 3], [4]]
 
 
+def test_equal_blocks_are_compared_without_decoding_and_others_by_their_numbers(tmp_path: Path) -> None:
+    raw = quantize(FLOATS, KINDS.Q8_0)
+    other = raw.copy()
+    other[0, 2] += 1
+    a, b, c = (
+        ggufs.write(tmp_path / name, {"w": ("Q8_0", some), "v": ("Q8_1", ggufs.random_blocks("Q8_1", 2, 2))})
+        for name, some in (("a.gguf", raw), ("b.gguf", raw), ("c.gguf", other))
+    )
+    assert statedict.diff(a, b).same  # Q8_1 cannot be decoded
+    (changed,) = statedict.diff(a, c).changed
+    assert (changed.before, changed.measures and changed.measures.changed) == ("w", 1)
+
+
 def test_version_2_is_read_and_a_file_without_tensors(tmp_path: Path) -> None:
     path = ggufs.forge(tmp_path / "a.gguf", [ggufs.pair("a", 8, ggufs.text("b"))], version=2)
     assert statedict.load(path) == {"metadata": {"a": "b"}}
@@ -194,6 +207,7 @@ def test_both_dialects_of_big_endian_files_are_read(converted: bool, tmp_path: P
         assert state[name].raw() == expected[name].raw(), name
     assert state.metadata["gguf.big_endian"] == "BF16 and blocks " + ("too" if converted else "little-endian")
     assert any("big-endian" in note for note in statedict.verify(path).notes)
+    assert any("a big-endian file: BF16 and blocks" in note for note in statedict.inspect(path).quantization.notes)
 
 
 def test_blocks_of_a_big_endian_file_that_tell_no_order_are_refused_when_they_are_read(tmp_path: Path) -> None:

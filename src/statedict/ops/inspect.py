@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from statedict.collector import Paused
 from statedict.dtypes import DType
 from statedict.errors import AlterError
 from statedict.ops.quantization.find import find
-from statedict.reports.quantization import format_weight
+from statedict.reports.quantization import Quantization, format_weight
 from statedict.reports.summary import BUFFERS, Node, Optimizer, Summary, TensorInfo, Total, mark_inferred, sum_by
 from statedict.tensor.arrays import format_boxes
 from statedict.tensor.attributes import data_of
 from statedict.tensor.blocks import find_blocks
+from statedict.tensor.ggml import BIG_ENDIAN
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import unseen_bytes
 from statedict.tree.layout import Layout, is_optimizer
@@ -97,8 +99,14 @@ def summarize(state: Any, path: str = "", config: Mapping[str, Any] | None = Non
         wasted=wasted,
         opaque=build.opaque,
         optimizers=tuple(by_path.values()),
-        quantization=build.quantized.report,
+        quantization=_note_order(build.quantized.report, state),
     )
+
+
+def _note_order(found: Quantization, state: Any) -> Quantization:
+    order = getattr(state, "metadata", {}).get(BIG_ENDIAN)
+    note = f"a big-endian file: {order}, by their values"
+    return found if order is None else replace(found, notes=(*found.notes, note))
 
 
 def _tensors(state: Any) -> dict[str, LazyTensor]:

@@ -32,10 +32,11 @@ from statedict.errors import CorruptFileError
 from statedict.formats.gguf.byte_order import find_swapped, in_our_order
 from statedict.formats.gguf.header import Header
 from statedict.formats.gguf.splits import open_parts
-from statedict.formats.gguf.values import BIG_ENDIAN, METADATA, TYPES, type_of
+from statedict.formats.gguf.values import METADATA, TYPES, type_of
 from statedict.io.source import BytesSource
 from statedict.tensor.blocks import BlockTensor
 from statedict.tensor.checks import Check, within
+from statedict.tensor.ggml import BIG_ENDIAN
 from statedict.tensor.ggml.types import BLOCKS, PLAIN
 from statedict.tensor.lazy import LazyTensor, Storage
 from statedict.tree.state_dict import StateDict

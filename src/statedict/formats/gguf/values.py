@@ -8,8 +8,8 @@ from typing import Any
 
 METADATA = "metadata"
 """The key of the metadata in a tree."""
-TYPES, BIG_ENDIAN = "gguf.types", "gguf.big_endian"
-"""Keys of the tree's `metadata`: what Python's values do not tell of GGUF's, and the byte order if it is another."""
+TYPES = "gguf.types"
+"""The key of a tree's `metadata` for what Python's values do not tell of GGUF's."""
 _RANGES = {
     "uint8": (0, 1 << 8), "int8": (-(1 << 7), 1 << 7), "uint16": (0, 1 << 16), "int16": (-(1 << 15), 1 << 15),
     "uint32": (0, 1 << 32), "int32": (-(1 << 31), 1 << 31), "uint64": (0, 1 << 64), "int64": (-(1 << 63), 1 << 63),

@@ -15,11 +15,12 @@ from typing import Any
 
 from statedict.errors import UnsupportedError
 from statedict.formats.gguf.header import ALIGNMENT, ARRAY, MAGIC, SCALARS, STRING
-from statedict.formats.gguf.values import BIG_ENDIAN, METADATA, TYPES, fits, is_float32, type_of
+from statedict.formats.gguf.values import METADATA, TYPES, fits, is_float32, type_of
 from statedict.io.pipeline import Part
 from statedict.io.source import BytesSource
 from statedict.tensor.attributes import left_out_note
 from statedict.tensor.blocks import find_blocks
+from statedict.tensor.ggml import BIG_ENDIAN
 from statedict.tensor.ggml.types import CODES
 from statedict.tensor.lazy import LazyTensor
 

@@ -20,6 +20,7 @@ from statedict.io.pipeline import PIECE, Meter
 from statedict.ops.jobs import BLOCK, Elements, run_jobs
 from statedict.reports.diff import Measures
 from statedict.tensor.arrays import is_dense
+from statedict.tensor.blocks import as_stored, find_blocks
 from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import origin
@@ -118,7 +119,26 @@ class _Slice:
 def compare(
     pairs: Sequence[tuple[LazyTensor, LazyTensor]], rule: Rule, executor: Executor | None = None
 ) -> list[Tally | None]:
-    """The differences of each pair of tensors of as many elements, of comparable dtypes; None for an equal pair."""
+    """The differences of each pair of tensors of as many elements, of comparable dtypes; None for an equal pair.
+
+    Of tensors that are stored as blocks of one type these are compared first: equal ones need not be decoded.
+    """
+    blocks = {n: pair for n, pair in enumerate(pairs) if not rule.numeric and _have_same_blocks(*pair)}
+    stored = [(as_stored(one), as_stored(other)) for one, other in blocks.values()]
+    equal = {n for n, tally in zip(blocks, _compare_all(stored, Rule(), executor), strict=True) if tally is None}
+    rest = [n for n in range(len(pairs)) if n not in equal]
+    found = dict(zip(rest, _compare_all([pairs[n] for n in rest], rule, executor), strict=True))
+    return [found.get(n) for n in range(len(pairs))]
+
+
+def _have_same_blocks(one: LazyTensor, other: LazyTensor) -> bool:
+    first, second = find_blocks(one), find_blocks(other)
+    return first is not None and second is not None and first.quantization == second.quantization
+
+
+def _compare_all(
+    pairs: Sequence[tuple[LazyTensor, LazyTensor]], rule: Rule, executor: Executor | None
+) -> list[Tally | None]:
     tallies: list[Tally | None] = [None] * len(pairs)
     by_origin: dict[tuple[object, object], list[int]] = {}
     for number, (one, other) in enumerate(pairs):
