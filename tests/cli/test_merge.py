@@ -83,7 +83,7 @@ def test_a_model_may_be_named_with_an_adapter(run: Run, tmp_path: Path, name: st
     )
     done = run("merge", "merge.yml", "-o", "out/")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:3] == ["model", "model+adapter", "adapter"]
+    assert done.stdout.splitlines()[:3] == ["model", name if "+" in name else "model + adapter", "adapter"]
     assert ("override_architecture has no effect" in done.stdout) == ("override" in name)
     made = statedict.load(tmp_path / "out")
     assert {name: tensor.unique().tolist() for name, tensor in made.torch().items()} == {

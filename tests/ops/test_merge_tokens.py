@@ -107,6 +107,14 @@ def test_rows_below_the_vocabulary_are_the_mean_of_those_above() -> None:
     assert str(statedict.load("out")["embed"].dtype) == "float16"
 
 
+def test_a_file_has_no_place_for_a_tokenizer_and_the_report_says_so() -> None:
+    for name, words, values in (("a", "x y", (1, 2)), ("b", "y z", (10, 30))):
+        publish(name, words, column(*values))
+    merge(tokenizer="{source: union}")
+    report = merge_recipe_files("merge.yml", "out.safetensors")
+    assert any("of a with 1 more tokens; it is not written beside a file" in note for note in report.notes)
+
+
 def test_a_head_that_is_tied_stays_tied_and_its_bias_goes_along() -> None:
     for name, words, values in (("a", "x y", (1, 2)), ("b", "y z", (10, 30))):
         state = column(*values) | {"head.bias": np.array(values, "f4"), "layers.0.w": np.ones((2, 2), "f4")}

@@ -172,6 +172,9 @@ def _write(
     made = make()
     if place is None:
         return made.report
+    if made.tokenizer is not None and not folder:
+        lost = f"the tokenizer is that of {made.tokenizer[0]}; it is not written beside a file, only into a folder"
+        made = made._replace(report=replace(made.report, notes=(*made.report.notes, lost)))
     before = tree_of(first) if folder and is_path(first) else None
     side, companions = plan_companions(first, folder, before, made.tree, made.changes)
     companions.pop(_CARD, None)  # that of a source

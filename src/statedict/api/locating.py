@@ -11,6 +11,7 @@ from statedict.formats.beside import list_own, read_config
 from statedict.io.hub_cache import find_snapshot, get_cache, is_repository
 from statedict.io.location import location
 from statedict.io.urls import is_url, join
+from statedict.ops.combine.reference import split_reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def locate(name: str, folder: str, where: str, download: bool) -> Place:
     Raises:
         CombineError: it is not there.
     """
-    base, sign, adapter = name.partition("+")
-    path = _find(name, folder)
-    if path is None and sign:
+    base, adapter, may_be_file = split_reference(name)
+    path = _find(name, folder) if may_be_file or not adapter else None
+    if path is None and adapter:
         return Place(*(_find(one, folder) or _find_on_hub(one, where, download) for one in (base, adapter)))
     return Place(path or _find_on_hub(name, where, download))
 

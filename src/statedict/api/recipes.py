@@ -19,6 +19,7 @@ from statedict.ops.combine.build import build
 from statedict.ops.combine.layers import Model, find_stacks, select_module
 from statedict.ops.combine.model_config import count_layers, resize, restack, set_ties
 from statedict.ops.combine.recipe import Recipe, read_recipe
+from statedict.ops.combine.reference import split_reference
 from statedict.ops.combine.vocabulary import add_heads, check_policy, is_head_tied
 from statedict.reports.combine import CombineReport
 from statedict.tensor.lazy import is_array
@@ -43,7 +44,7 @@ class Opened(NamedTuple):
 
     def adapters(self) -> dict[str, str]:
         """The adapters that models are named with, by name, and where they lie."""
-        places = ((name.partition("+")[2], self.places[name].adapter) for name in self.names())
+        places = ((split_reference(name)[1], self.places[name].adapter) for name in self.names())
         return {name: adapter for name, adapter in places if adapter}
 
     def sources(self) -> list[str]:

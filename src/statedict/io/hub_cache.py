@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 
-_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?", re.ASCII)
+_NAME = re.compile(r"(?!.*(--|\.\.))(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?", re.ASCII)  # -- stands for / in the cache
 _SNAPSHOT = re.compile(r".*/models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})/?", re.ASCII)
 
 

@@ -28,6 +28,7 @@ _TOP = (
     "tokenizer_source", "tokenizer", "chat_template",
 )  # fmt: skip
 _MISPLACED = {"lora": "stands in the model: {model: MODEL, lora: ADAPTER}"}
+_NEAR = 0.8  # how much a key looks like one that is known; else it is for somebody else
 _MASK = "int8_mask"  # of mergekit's memory; the result is the same
 
 
@@ -188,7 +189,7 @@ class _Reader:
         """
         have = [*self._method.each, *self._method.whole]
         for key in settings:
-            if not _is_parameter(key) and get_close_matches(key, have):
+            if not _is_parameter(key) and get_close_matches(key, have, cutoff=_NEAR):
                 raise CombineError(f"{where}: {key!r} is not known; {self._name} has the parameters {', '.join(have)}")
             if key in self._method.whole and single:
                 self._notes.append(f"{where}: {key} belongs to the merge, not to one model; it has no effect there")
@@ -222,7 +223,7 @@ def check_keys(notes: list[str], node: Any, where: str, known: Sequence[str]) ->
         if key in _MISPLACED:
             raise CombineError(f"{where}: {key} {_MISPLACED[key]}")
         if key not in known:
-            if get_close_matches(str(key), known):
+            if get_close_matches(str(key), known, cutoff=_NEAR):
                 raise CombineError(f"{where}: the key {key!r:.40} is not known; there are {', '.join(known)}")
             why = ", which belongs under parameters," if _is_parameter(key) else ""
             notes.append(f"{where}: {str(key)!r:.40}{why} has no effect, as in mergekit")

@@ -1,9 +1,10 @@
 """How a configuration of mergekit names a model.
 
-    PATH, or ORG/NAME of the hub, [@REVISION] [+ ADAPTER [@REVISION]]
+    PATH, or ORG/NAME of the hub, [@REVISION] [+ADAPTER[@REVISION]]
     {model: PATH or {path, revision}, lora: PATH or {path, revision}, override_architecture: NAME}
 
-Both are read as the first. Source: mergekit 0.1.5, common.py.
+Both are read as text, the second with blanks around the `+`, where it can be nothing else. Source: mergekit 0.1.5,
+common.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def read_reference(node: Any, where: str, notes: list[str]) -> str:
         CombineError: it has another form.
 
     >>> read_reference({"model": {"path": "org/name", "revision": "v2"}, "lora": "adapter"}, "models", [])
-    'org/name@v2+adapter'
+    'org/name@v2 + adapter'
     """
     if not isinstance(node, Mapping) or "path" in node:
         return _read_path(node, where)
@@ -33,7 +34,18 @@ def read_reference(node: Any, where: str, notes: list[str]) -> str:
     if node.get("override_architecture") is not None:
         notes.append(f"{where}: override_architecture has no effect: tensors are found by their names in the files")
     name, lora = _read_path(node["model"], where), node.get("lora")
-    return name if lora is None else f"{name}+{_read_path(lora, where)}"
+    return name if lora is None else f"{name} + {_read_path(lora, where)}"
+
+
+def split_reference(name: str) -> tuple[str, str, bool]:
+    """A model and its adapter, and whether the name can be that of a file too.
+
+    >>> split_reference("org/name + adapter"), split_reference("a+b"), split_reference("a")
+    (('org/name', 'adapter', False), ('a', 'b', True), ('a', '', True))
+    """
+    sign = " + " if " + " in name else "+"
+    base, _, adapter = name.partition(sign)
+    return base, adapter, sign == "+" and not name.startswith("hf://")
 
 
 def _read_path(node: Any, where: str) -> str:
