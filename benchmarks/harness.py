@@ -48,6 +48,8 @@ class Row:
     new_process: bool = False
     most: float | None = None
     within: float | None = None
+    leaner: float | None = None
+    """How many times less memory we take than the peer."""
     first: bool = False
     """Time the first run in a process, into memory that the system has to find, instead of later ones."""
 
@@ -92,7 +94,8 @@ class Result:
         slow = self.row.target is not None and round(self.ratio, 2) < self.row.target
         slow |= self.row.within is not None and self.ours.median > self.row.within
         fat = self.row.most is not None and self.ours.peak > self.row.most
-        claims = (self.row.target, self.row.most, self.row.within)
+        fat |= self.row.leaner is not None and self.ours.peak * self.row.leaner > self.peer.peak
+        claims = (self.row.target, self.row.most, self.row.within, self.row.leaner)
         return "FAIL" if slow or fat else "pass" if any(claim is not None for claim in claims) else "–"
 
 
@@ -173,7 +176,12 @@ COLUMNS = ("job", "peer", "seconds", "MB", "ours", "MB", "ratio", "target", "")
 def cells(result: Result) -> tuple[str, ...]:
     """A result as a line of the table."""
     row, peer, ours = result.row, result.peer, result.ours
-    claims = ((row.target, "≥ {:g}×"), (row.within, "< {:g} s"), (row.most, "< {:,.0f} MB"))
+    claims = (
+        (row.target, "≥ {:g}×"),
+        (row.within, "< {:g} s"),
+        (row.most, "< {:,.0f} MB"),
+        (row.leaner, "≤ 1/{:g} MB"),
+    )
     target = ", ".join(text.format(claim) for claim, text in claims if claim is not None)
     if peer.error or ours.error:
         what = f"{'peer' if peer.error else 'ours'}: {peer.error or ours.error}"
