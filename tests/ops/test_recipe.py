@@ -30,6 +30,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "rename": {"rename": {"a": "c"}},
     "prefix": {"prefix": "m.", "only": "a"},
     "cast": {"cast": "bf16", "only": "a"},
+    "quantize": {"quantize": "Q4_0", "only": "q"},
+    "dequantize": {"dequantize": "bf16", "only": "q"},
     "transpose": {"transpose": "a", "dims": [1, 0]},
     "reshape": {"reshape": "a", "shape": [8]},
     "slice": {"slice": "a", "index": "1:3"},
@@ -44,7 +46,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_operation_can_stand_in_a_plan(verb: str) -> None:
-    assert isinstance(apply(state(), EXAMPLES[verb]), statedict.StateDict)
+    tree = state()
+    tree["q"] = alter.quantize({"q": torch.ones(2, 32)}, "Q8_0")["q"]
+    assert isinstance(apply(tree, EXAMPLES[verb]), statedict.StateDict)
 
 
 @pytest.mark.parametrize(

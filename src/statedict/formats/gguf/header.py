@@ -32,6 +32,7 @@ SCALARS = {
     6: ("float32", "f"), 7: ("bool", "B"), 10: ("uint64", "Q"), 11: ("int64", "q"), 12: ("float64", "d"),
 }  # fmt: skip
 """The types of values in the metadata: number → name and code of `struct`."""
+_INT8 = {value: value for value in range(-128, 128)}
 _LEAST = {code: struct.calcsize(f"<{form}") for code, (_, form) in SCALARS.items()} | {STRING: 8, ARRAY: 12}
 
 # what a header says: version, "<" or ">", key → value, key → type (its name, or of an array a list, see `_array`), the
@@ -166,6 +167,8 @@ class _Reader:
             return [value for value, _ in pairs], ["array", *(kind for _, kind in pairs)]
         name, form = SCALARS[code]
         values = list(self.numbers(f"{count}{form}", what))
+        if name == "int8":  # Python keeps no negative ones ready: 36 bytes each
+            values = [_INT8[value] for value in values]
         return (self.truth(values, what) if name == "bool" else values), [name]
 
     def strings(self, count: int, what: str) -> list[str]:
