@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import statedict
+from statedict.api.recipes import merge_recipe_files
 from statedict.errors import CombineError, PatternError
 from statedict.ops.combine.build import build
 from statedict.ops.combine.layers import Model, find_stacks
@@ -244,6 +246,21 @@ def test_each_module_is_cut_and_merged_in_its_own_way() -> None:
         "model.visual.layers.1.up": 4 * 61, "model.visual.norm.w": 0,
     }  # fmt: skip
     assert report.left_out == (("model.visual.merger.0.w", "in none of the modules"),)
+
+
+def test_the_configuration_counts_the_layers_of_each_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "PQ":
+        Path(name).mkdir()
+        statedict.save(recorded(name), f"{name}/model.safetensors")
+        Path(name, "config.json").write_text('{"num_layers": 3, "num_decoder_layers": 2, "vocab_size": 12}')
+    text = (PEERS / "recipes" / "t5.yml").read_text()
+    for layers, counts in (("[1, 3]", (4, 2)), ("[0, 1]", (3, 2))):
+        Path("merge.yml").write_text(text.replace("[1, 3]", layers))
+        merge_recipe_files("merge.yml", "out/")
+        assert json.loads(Path("out", "config.json").read_text()) == {
+            "num_layers": counts[0], "num_decoder_layers": counts[1], "vocab_size": 12,
+        }  # fmt: skip
 
 
 PUBLISHED = {  # configurations of the shapes that model cards have

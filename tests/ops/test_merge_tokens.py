@@ -135,6 +135,20 @@ def test_a_vocabulary_that_is_larger_than_the_embedding_has_rows_for_all_tokens(
     assert "no model has the tokens '<pad>': their rows are zeros" in report.notes
 
 
+def test_a_token_that_the_model_of_a_slice_lacks_has_a_row_of_zeros_and_is_named() -> None:
+    for name, words, values in (("a", "x y", (1, 2)), ("b", "y z", (10, 30))):
+        layer = {"layers.0.w": np.ones((2, 2), "f4"), "head": np.array(values, "f4").reshape(-1, 1)}
+        publish(name, words, column(*values) | layer)
+    slices = ", ".join(f"{{sources: [{{model: {name}, layer_range: [0, 1]}}]}}" for name in "ab")
+    Path("merge.yml").write_text(f"{{merge_method: passthrough, slices: [{slices}], tokenizer: {{source: union}}}}")
+    report = merge_recipe_files("merge.yml", "out/")
+    found = statedict.load("out")
+    assert (found["embed"].tolist(), found["head"].tolist()) == ([[1], [2], [0]], [[0], [10], [30]])
+    assert report.notes[:2] == (
+        "a: without the tokens 'z': their rows are zeros", "b: without the tokens 'x': their rows are zeros",
+    )  # fmt: skip
+
+
 def test_other_files_tell_the_tokens_of_a_model_too() -> None:
     publish("a", "x y z", column(1, 2, 3))
     publish("b", "", column(10, 21, 32), vocab='{"z": 0, "y": 1}', added_tokens='{"x": 2}')

@@ -14,8 +14,6 @@ from statedict.ops.combine.tokens import (
     Table,
     Vocabulary,
     add_tokens,
-    describe_orphans,
-    find_orphans,
     find_vocabulary,
 )  # fmt: skip
 from statedict.ops.combine.vocabulary import measure_vocabulary
@@ -44,7 +42,7 @@ def make_tokenizer(
     if template is None:
         return vocabulary, files, [*notes, "chat_template: auto, and no model has one"]
     name, parts = files or (recipe.donor(), read_files(split(places[recipe.donor()].path)[0]))
-    return vocabulary, (name, replace_template(parts, template)), notes
+    return vocabulary, (f"{name}, with another template of chats", replace_template(parts, template)), notes
 
 
 def _choose(
@@ -75,8 +73,6 @@ def _choose(
     new = {token: row for token, row in table.items() if token not in tables[chosen]}
     own = {name: tables[name] for name in models}
     vocabulary = find_vocabulary(asked, table, own, models, recipe.base)
-    orphans = find_orphans(vocabulary)
-    notes += [describe_orphans(orphans)] * bool(orphans)
     if chosen == donor and not new:
         return vocabulary, None, notes
     parts = read_files(folders[chosen])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from statedict.ops.alter.outline import drop_hashes
@@ -44,9 +44,12 @@ def build(
     rows: dict[str, int] = {}
     if tokens is not None and {*tokens.sizes.values()} != {tokens.rows}:
         rows = {**tokens.sizes, "": tokens.rows}
-    aligned = []
+    aligned, notes = [], [*recipe.notes]
     for part in parts:
-        states = part.states if tokens is None else permute(part.names, part.states, tokens)
+        states: Sequence[StateDict] = part.states
+        if tokens is not None:
+            states, more = permute(part.names, states, tokens)
+            notes += more
         some, sizes = fit(align([*zip(part.names, states, strict=True)]), vocabulary)
         aligned.append(some)
         if sizes:
@@ -70,7 +73,7 @@ def build(
         nbytes=sum(report.nbytes for report in reports),
         rules=tuple(rule for report in reports for rule in report.rules),
         left_out=tuple(dict.fromkeys([*(entry for report in reports for entry in report.left_out), *unlisted])),
-        notes=tuple(dict.fromkeys([*recipe.notes, *(note for report in reports for note in report.notes)])),
+        notes=tuple(dict.fromkeys([*notes, *(note for report in reports for note in report.notes)])),
     )
     return tree, report, rows
 

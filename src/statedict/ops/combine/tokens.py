@@ -155,19 +155,10 @@ def find_vocabulary(
     return Vocabulary(table, tables, sizes, tokenizer.rules, -(-count // tokenizer.multiple) * tokenizer.multiple, base)
 
 
-def find_orphans(vocabulary: Vocabulary) -> list[str]:
-    """The tokens of the result that no model has a row for."""
-    have = {
-        token
-        for name, table in vocabulary.tables.items()
-        for token, row in table.items()
-        if row < vocabulary.sizes[name]
-    }
-    return [token for token in vocabulary.table if token not in have and token not in vocabulary.rules]
-
-
-def permute(names: Sequence[str], states: Sequence[StateDict], vocabulary: Vocabulary) -> list[StateDict]:
-    """The states of models with the rows of a vocabulary, in its order; what was tied is tied."""
+def permute(
+    names: Sequence[str], states: Sequence[StateDict], vocabulary: Vocabulary
+) -> tuple[list[StateDict], list[str]]:
+    """The states of models with the rows of a vocabulary, in its order, and notes; what was tied is tied."""
     plan = _Plan(names, vocabulary)
     changed: list[dict[str, Any]] = [dict(state) for state in states]
     known: dict[Any, LazyTensor] = {}
@@ -183,7 +174,11 @@ def permute(names: Sequence[str], states: Sequence[StateDict], vocabulary: Vocab
                 if key not in known:
                     known[key] = plan.make([to_dtype(tensor, kind) for tensor in tensors], at)
                 changed[at][name] = known[key]
-    return [like(state, StateDict(new)) for state, new in zip(states, changed, strict=True)]
+    notes = []
+    if known and plan.orphans:
+        who = "no model has" if {*names} == {*vocabulary.tables} else f"{abbreviate(names)}: without"
+        notes = [f"{who} the tokens {abbreviate([*map(repr, plan.orphans)])}: their rows are zeros"]
+    return [like(state, StateDict(new)) for state, new in zip(states, changed, strict=True)], notes
 
 
 class _Plan:
@@ -191,6 +186,7 @@ class _Plan:
 
     def __init__(self, names: Sequence[str], vocabulary: Vocabulary) -> None:
         self._names, self._vocabulary = names, vocabulary
+        self.orphans: list[str] = []  # tokens that nothing tells the row of
         self._means: dict[tuple[int, ...], list[str]] = {}  # the models that have a token → such tokens
         self._of_others = {token: self._choose(token) for token in vocabulary.table if self._is_moved(token)}
 
@@ -221,6 +217,8 @@ class _Plan:
             row = rule.token if type(rule.token) is int else self._find(at, str(rule.token or token))
             assert row is not None
             return at, row
+        if rule is None and not having:
+            self.orphans.append(token)
         if rule is not None or not having:
             return None
         only = having[0] if len(having) == 1 else self._names.index(base) if base in self._names else None
@@ -290,8 +288,3 @@ def add_tokens(table: Table, tokens: Iterable[str]) -> dict[str, int]:
         if token not in made:
             made[token], following = following, following + 1
     return made
-
-
-def describe_orphans(tokens: Sequence[str]) -> str:
-    """A note on tokens without a row."""
-    return f"no model has the tokens {abbreviate([repr(token) for token in tokens])}: their rows are zeros"
