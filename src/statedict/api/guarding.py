@@ -32,8 +32,12 @@ def open_guard(src: Any, read_as: str | None, needed: Any, written: Any) -> Guar
         return None
     file = split(src)[0]
     guard = Guard(formats.checks(places.open_checkpoint(file), read_as)[1])
-    trees = ([tensor for _, tensor in tensors_of(tree)] for tree in (needed, written))
-    if problems := examine(redact(file), "", guard.rest(*trees)).problems:
+    copied = [tensor for _, tensor in tensors_of(written)]
+    if needed is written:  # then only parts of storages are not copied whole
+        read = [tensor for tensor in copied if tensor.nbytes != tensor.storage.nbytes]
+    else:
+        read = [tensor for _, tensor in tensors_of(needed)]
+    if read and (problems := examine(redact(file), "", guard.rest(read, copied)).problems):
         raise CorruptFileError(f"{redact(file)}: {str(problems[0]).rpartition('; ')[0]}; {REMEDY}")
     return guard
 

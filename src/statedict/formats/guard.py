@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Write = Callable[[Any], object]
 
 REMEDY = "fetch the file again, or pass verify=False to take it as it is"
-_Known = namedtuple("_Known", "crc digest where")
+_Known = namedtuple("_Known", "crc digest file path")
 
 
 class Guard:
@@ -47,7 +47,7 @@ class Guard:
     def watch(self, write: Write) -> Write:
         """The function that writes a file, with a CorruptFileError for what differs from its sums."""
         known = {
-            place: _Known(check.crc, check.digest, f"{check.source.name}: tensor {check.paths[0]!r}")
+            place: _Known(check.crc, check.digest, check.source.name, check.tensors[0][0])
             for place, check in self._checks.items()
         }
         return partial(_write, write, known) if known else write
@@ -107,16 +107,14 @@ class _Sink:
     def _compare(self, parts: list[Part], sums: list[Sums], with_crc: bool) -> list[Sums]:
         for part, got in zip(parts, sums, strict=True):
             known = self._known.get(_locate(part.source, part.start, part.size))  # type: ignore[arg-type]
-            if known is None:
+            if known is None or (known.digest is None and not with_crc):
                 continue
-            if known.digest is not None and known.digest != got.digest:
+            kind, expected, found = "digest", known.digest, got.digest
+            if expected is None:
+                kind, expected, found = "CRC-32", f"{known.crc:08x}", f"{got.crc:08x}"
+            if found != expected:
                 raise CorruptFileError(
-                    f"{known.where}: its digest differs, so its bytes are damaged: expected {known.digest}, got "
-                    f"{got.digest}; {REMEDY}"
-                )
-            if known.digest is None and with_crc and known.crc is not None and known.crc != got.crc:
-                raise CorruptFileError(
-                    f"{known.where}: its CRC-32 differs, so its bytes are damaged: expected {known.crc:08x}, got "
-                    f"{got.crc:08x}; {REMEDY}"
+                    f"{known.file}: tensor {known.path!r}: its {kind} differs, so its bytes are damaged: expected "
+                    f"{expected}, got {found}; {REMEDY}"
                 )
         return sums
