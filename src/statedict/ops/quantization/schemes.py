@@ -80,6 +80,12 @@ _HQQ = {".scale": ANY_SCALES, ".zero": BIASES} | {
     )
 }
 
+_FP8 = (
+    ("", "_scale_inv", {"_scale_inv": BLOCK_SCALES}),
+    (".weight", ".scale", {".scale": BLOCK_SCALES}),
+    (".weight", ".scale_weight", {".scale_weight": BLOCK_SCALES, ".scale_input": OTHER}),
+)
+
 SCHEMES = (
     Scheme("AWQ", ".qweight", _GPTQ, (".scales",), layouts.lay_out_awq, layouts.is_awq, _QWEIGHT, named=".weight"),
     Scheme("GPTQ", ".qweight", _GPTQ, (".scales",), layouts.lay_out_gptq, layouts.is_gptq, _QWEIGHT, named=".weight"),
@@ -178,37 +184,19 @@ SCHEMES = (
     ),
     Scheme("BitNet", "", {"_scale": ANY_SCALES}, ("_scale",), layouts.lay_out_bitnet, layouts.is_bitnet, ("_scale",)),
     Scheme("compressed-tensors", "", CT, ("_scale",), layouts.lay_out_bytes, layouts.has_dtype("uint8"), ("_scale",)),
-    Scheme(
-        "FP8",
-        "",
-        {"_scale_inv": BLOCK_SCALES},
-        ("_scale_inv",),
-        layouts.lay_out_as_stored,
-        layouts.has_dtype(*layouts.FLOATS),
-        ("_scale_inv",),
-        packed=False,
-    ),
-    Scheme(
-        "FP8",
-        ".weight",
-        {".scale": BLOCK_SCALES},
-        (".scale",),
-        layouts.lay_out_as_stored,
-        layouts.has_dtype(*layouts.FLOATS),
-        (".scale",),
-        packed=False,
-        named=".weight",
-    ),
-    Scheme(
-        "FP8",
-        ".weight",
-        {".scale_weight": BLOCK_SCALES, ".scale_input": OTHER},
-        (".scale_weight",),
-        layouts.lay_out_as_stored,
-        layouts.has_dtype(*layouts.FLOATS),
-        (".scale_weight",),
-        packed=False,
-        named=".weight",
+    *(
+        Scheme(
+            "FP8",
+            stored,
+            parts,
+            (scales,),
+            layouts.lay_out_as_stored,
+            layouts.has_dtype(*layouts.FLOATS),
+            (scales,),
+            packed=False,
+            named=stored,
+        )
+        for stored, scales, parts in _FP8
     ),
     Scheme(
         "EETQ",
