@@ -103,10 +103,16 @@ def table(
 
 
 def _elide(cell: str, size: int, dots: str) -> str:
-    """A cell without its middle; that of a tree keeps its branches, a path of numbered modules its numbers."""
+    """A cell without its middle; that of a tree keeps its branches, a path of numbered modules its numbers.
+
+    >>> _elide("│  │  │  └─ weight", 12, "…")
+    '│  └─ weight'
+    """
     name = cell.lstrip("│├└─ |`-")
     room = max(size - min(len(name), _NARROW), 0) // 3 * 3  # a branch takes three
-    branches = cell[: min(len(cell) - len(name), room)]
+    branches = cell[: len(cell) - len(name)]
+    if len(branches) > room:  # the last one is that of the row itself
+        branches = branches[: max(room - 3, 0)] + branches[-3:][:room]
     left = size - len(branches)
     return branches + shorten(_shorten_path(name, left), left - len(dots) + 1).replace("…", dots)
 
