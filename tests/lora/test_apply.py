@@ -372,6 +372,13 @@ def test_large_changes_are_mixed_and_cut_down_as_whole_ones_are(monkeypatch: pyt
                 assert numpy.linalg.norm(pieces - whole) <= 0.05 * numpy.linalg.norm(whole)
 
 
+def test_a_mix_of_which_nothing_is_kept_changes_nothing() -> None:
+    base = {"m.weight": torch.ones(530, 600)}
+    adapter = {"m.lora_down.weight": torch.ones(2, 600), "m.lora_up.weight": torch.ones(530, 2)}
+    options = {"combination": "magnitude_prune_svd", "density": 1e-9}
+    assert lora.apply(base, [adapter, adapter], **options)["m.weight"].raw() == base["m.weight"].numpy().tobytes()
+
+
 def test_what_is_dropped_by_chance_is_half_of_all_and_the_rest_is_twice_as_large() -> None:
     base = {"m.weight": torch.zeros(60, 50)}
     adapter = {"m.lora_down.weight": torch.ones(1, 50), "m.lora_up.weight": torch.ones(60, 1)}

@@ -229,7 +229,7 @@ def _orthonormalize(columns: Any) -> Any:
     lengths = numpy.sqrt(numpy.einsum("ij,ij->j", columns, columns.conj()).real)
     scaled = columns / numpy.where(lengths, lengths, 1.0)
     weights, axes = numpy.linalg.eigh(multiply(scaled.T.conj(), scaled))
-    kept = weights > max(0.0, weights[-1]) * len(weights) * 16 * _EPS
+    kept = weights > weights.max(initial=0.0) * len(weights) * 16 * _EPS
     return axes[:, kept] / numpy.sqrt(weights[kept]) / numpy.where(lengths, lengths, 1.0)[:, None]
 
 
