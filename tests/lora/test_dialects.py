@@ -32,6 +32,9 @@ def pair(name: str, down: str, up: str) -> dict[str, Any]:
     return {f"{name}{down}": DOWN, f"{name}{up}": UP}
 
 
+HADA = {f"lora_unet_down_blocks_0_attentions_0_to_q.hada_{name}": value for name, value in (
+    ("w1_a", UP), ("w1_b", DOWN), ("w2_a", UP + 1), ("w2_b", DOWN - 1),
+)}  # fmt: skip
 DIALECTS: dict[str, tuple[dict[str, Any], float, str]] = {  # case → tensors, the scale that they say, the tensor
     "kohya": (
         pair("lora_unet_down_blocks_0_attentions_0_to_q", ".lora_down.weight", ".lora_up.weight")
@@ -108,9 +111,8 @@ def test_a_part_of_an_adapter_is_applied_by_patterns() -> None:
 
 
 OTHERS = {
-    "LoHa": {"m.hada_w1_a": DOWN, "m.hada_w1_b": UP, "m.alpha": np.array(1, "f4")},
+    "LoHa with a core": {"m.hada_t1": DOWN, "m.hada_w1_a": DOWN, "m.hada_w1_b": UP, "m.alpha": np.array(1, "f4")},
     "LoKr": {"m.lokr_w1": DOWN, "m.lokr_w2": UP},
-    "AdaLoRA": {"base_model.model.m.lora_A": DOWN, "base_model.model.m.lora_B": UP, "base_model.model.m.lora_E": UP},
     "IA3": {"base_model.model.m.ia3_l": UP},
     "OFT": {"base_model.model.m.oft_R.weight": UP},
     "VeRA": {"base_model.model.m.vera_lambda_b": UP},
@@ -133,6 +135,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {  # ca
     "QA-LoRA": (PEFT, CONFIG | {"use_qalora": True}, r"is QA-LoRA \(use_qalora\)"),
     "PiSSA": (PEFT, CONFIG | {"init_lora_weights": "pissa_niter_4"}, "initialized by pissa_niter_4, which changes"),
     "another type": (PEFT, CONFIG | {"peft_type": "MISS"}, "is MISS, which cannot be applied yet"),
+    "LoHa with half of the second pair": (
+        PEFT | {f"base_model.model.{Q[:-7]}.hada_w2_a": UP},
+        CONFIG,
+        "has no down2 for down_blocks.0.attentions.0.to_q",
+    ),
+    "gains of another rank": (
+        PEFT | {f"base_model.model.{Q[:-7]}.lora_E": UP},
+        CONFIG,
+        r"its tensor 'gains' has the shape \(6, 2\), not \(2, 1\)",
+    ),
     "half a pair": (dict([*PEFT.items()][:1]), CONFIG, "has no up for down_blocks.0.attentions.0.to_q, only down"),
     "a tensor that is not used": (
         PEFT | {"base_model.model.x.weight": UP},

@@ -19,6 +19,7 @@ from statedict.ops.alter.outline import drop_hashes, rebuild
 from statedict.ops.combine import lora_experts
 from statedict.ops.combine.align import align, only_model
 from statedict.ops.combine.elements import has_mean, to_dtype
+from statedict.ops.combine.lora_experts import to_factors
 from statedict.ops.combine.lora_factors import Factors, check_shape
 from statedict.ops.combine.lora_keys import Adapter, Module, find_names
 from statedict.ops.combine.lora_mix import Mix
@@ -191,8 +192,10 @@ class _Placing:
         shape = base.shape
         experts = count_experts(shape, parts)
         turned = one.embedding or orders.is_turned(where, shape, experts, parts)
-        new = Factors(parts["down"], parts["up"], one.scale, turned, experts, parts.get("mid"), self.weight)
+        new = to_factors(one, turned, experts, self.weight)
         check_shape(f"{path} of the base ({where})", shape, new)
+        if experts > 1 and parts.keys() - {"down", "up", "alpha"}:
+            raise CombineError(f"{where}: has {', '.join(parts)}, which do not go with experts in one tensor")
         if one.said and one.rank != one.said * experts:
             raise CombineError(
                 f"{where}: has tensors of rank {one.rank // experts:,}, and adapter_config.json says {one.said:,}; "

@@ -52,11 +52,18 @@ def check_parts(where: str, parts: Mapping[str, LazyTensor]) -> None:
         CombineError: one cannot be a factor.
     """
     for role, tensor in parts.items():
-        least = {"down": 2, "up": 2, "mid": 3, "tokens": 2}.get(role, 0)
+        least = {"down": 2, "up": 2, "down2": 2, "up2": 2, "mid": 3, "tokens": 2}.get(role, 0)
         real = has_mean(tensor.dtype) and tensor.dtype.kind == "float"
         if not real or tensor.ndim < least or 0 in tensor.shape or (role == "alpha" and tensor.numel() != 1):
             raise CombineError(
                 f"{where}: its tensor {role!r} is {tensor.dtype} of shape {tensor.shape}; fetch it again"
             )
+    for role, like in (("down2", "down"), ("up2", "up"), ("gains", "down")):
+        if {role, like} <= parts.keys():
+            shape = (parts[like].shape[0], 1) if role == "gains" else parts[like].shape
+            if parts[role].shape != shape:
+                raise CombineError(
+                    f"{where}: its tensor {role!r} has the shape {parts[role].shape}, not {shape}; fetch it again"
+                )
     if {"mid", "down"} <= parts.keys() and {*parts["mid"].shape[:2]} != {parts["down"].shape[0]}:
         raise CombineError(f"{where}: its tensor 'mid' has the shape {parts['mid'].shape}; fetch it again")

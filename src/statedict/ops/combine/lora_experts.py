@@ -29,6 +29,14 @@ _STACKS = {  # a parameter in memory → what files may have in its place for an
 _RENAMED = (".block_sparse_moe.", ".mlp.")  # part of the names in files of Mixtral and others, and in memory
 
 
+def to_factors(one: Module, turned: bool = False, experts: int = 1, weight: float = 1.0) -> Factors:
+    """The factors of a module."""
+    parts = one.parts
+    times = (parts["down2"], parts["up2"]) if "up2" in parts else None
+    some = parts["down"], parts["up"], one.scale, turned, experts
+    return Factors(*some, parts.get("mid"), weight, parts.get("gains"), times)
+
+
 def with_names_in_memory(names: Mapping[str, str]) -> dict[str, str]:
     """The names of a base and their paths, with the names that transformers gives some modules when it loads them."""
     return {short.replace(*_RENAMED): path for short, path in names.items()} | dict(names)

@@ -35,6 +35,8 @@ class Factors:
         down, up: r × in and out × r, of any number of dimensions; of experts, those of all together.
         scale: the factor of their product.
         weight: another one, that of the adapter.
+        gains: r × 1, what the rows of `down` are multiplied by.
+        times: another pair of down and up, whose product the product is multiplied by, number by number.
         turned: whether the weight is stored as in × out.
         experts: how many matrices the weight has, one below the other.
         mid: r × r × height × width, between them.
@@ -47,6 +49,8 @@ class Factors:
     experts: int = 1
     mid: LazyTensor | None = None
     weight: float = 1.0
+    gains: LazyTensor | None = None
+    times: tuple[LazyTensor, LazyTensor] | None = None
 
     @property
     def factor(self) -> float:
@@ -56,7 +60,7 @@ class Factors:
     @property
     def rank(self) -> int:
         """The rank; that of all experts together."""
-        return self.down.shape[0]
+        return self.down.shape[0] ** (2 if self.times else 1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,6 +80,13 @@ class Factors:
         if self.mid is not None:
             down = numpy.einsum("rshw,si->rihw", _read(self.mid, work), down.reshape(len(down), -1))
         up = numpy.ones((1, rank), work) if self.up is None else _read(self.up, work)
+        if self.gains is not None:
+            down = down * _read(self.gains, work)
+        if self.times is not None:  # (A·B) ∘ (C·D) has a column for each pair of columns of A and C
+            more, other = (_read(one, work) for one in self.times)
+            down = (down[:, None] * more[None]).reshape(rank * rank, -1)
+            up = (up[:, :, None] * other[:, None]).reshape(len(up), -1)
+            rank *= rank
         right = down.reshape(self.experts, rank, -1)
         left = up.reshape(up.shape[0], rank, self.experts).transpose(2, 0, 1)
         if self.turned:

@@ -1,6 +1,8 @@
 """The names and numbers of low-rank adapters: which tensors belong to which module, and how large its change is.
 
-    delta = scale · up · down        LoRA, Hu et al., arXiv:2106.09685; down is r × in, up is out × r
+    delta = scale · up · down                LoRA, Hu et al., arXiv:2106.09685; down is r × in, up is out × r
+    delta = scale · up · diag(gains) · down  AdaLoRA, Zhang et al., arXiv:2303.10512
+    delta = scale · (up · down) ∘ (up₂ · down₂)  LoHa, Hyeon-Woo et al., arXiv:2108.06098
 
 | dialect | names | scale |
 |---|---|---|
@@ -36,6 +38,13 @@ _PARTS = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
     ".lora_B.bias": "bias",
+    ".lora_A": "down",
+    ".lora_B": "up",
+    ".lora_E": "gains",
+    ".hada_w1_a": "up",
+    ".hada_w1_b": "down",
+    ".hada_w2_a": "up2",
+    ".hada_w2_b": "down2",
     ".lora_embedding_A": "down",
     ".lora_embedding_B": "up",
     ".lora_magnitude_vector": "magnitude",
@@ -53,13 +62,12 @@ _PARTS = {
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
 }
-_KOHYA = (".lora_down.weight", ".lora_up.weight")
+_KOHYA = (".lora_down.weight", ".lora_up.weight", ".hada_w1_a", ".hada_w1_b")
 # what a key has → the kind of adapter that it tells
 _OTHERS = {
-    r"\.hada_w[12]_[ab]$": "LoHa",
+    r"\.hada_t[12]$": "LoHa with a core",
     r"\.lokr_w[12]": "LoKr",
     r"\.oft_|\.boft_": "OFT",
-    r"\.lora_E$": "AdaLoRA",
     r"\.ia3_l|\.on_input$": "IA3",
     r"\.vera_lambda": "VeRA",
     r"\.hra_u": "HRA",
@@ -69,6 +77,8 @@ _OTHERS = {
     r"\.ln_tuning_layers": "LN tuning",
     r"\.adaption_": "adaption prompt",
 }
+# kinds of peft that are read → the setting that has alpha
+_ALPHAS = {"LORA": "lora_alpha", "TRAINABLE_TOKENS": "lora_alpha", "LOHA": "alpha", "ADALORA": "lora_alpha"}
 # settings that make another formula than up · down
 _VARIANTS = {
     "use_qalora": "QA-LoRA",
@@ -87,7 +97,7 @@ class Module:
 
     Attributes:
         name: of the module, without the prefix of the dialect.
-        parts: what a tensor is (`down`, `up`, `mid`, `magnitude`, `bias`, `tokens`, `alpha`) → the tensor.
+        parts: what a tensor is (`down`, `up`, `mid`, `down2`, `up2`, `gains`, `magnitude`, …) → the tensor.
         embedding: whether they are those of an embedding, whose change is transposed.
         depth: how many parameters of the same module were wrapped before this one.
         scale: the factor of up · down.
@@ -162,7 +172,7 @@ def read_adapter(name: str, tree: Mapping[str, Any], config: Mapping[str, Any] |
         _sort_in(made, key, tensor)
     for module in made.modules.values() if not kinds else ():
         check_parts(f"{name}: {module.name}", module.parts)
-    if kinds or (config and str(config.get("peft_type", "LORA")) not in ("LORA", "TRAINABLE_TOKENS")):
+    if kinds or (config and str(config.get("peft_type", "LORA")) not in _ALPHAS):
         made.kind = kinds[0] if kinds else str(config["peft_type"]) if config else ""
         made.fault = f"is {made.kind}, which cannot be applied yet"
     elif not any("down" in one.parts or "tokens" in one.parts for one in made.modules.values()):
@@ -174,8 +184,9 @@ def read_adapter(name: str, tree: Mapping[str, Any], config: Mapping[str, Any] |
         made.fault = _find_fault(made, config)
         if config is not None or dialect != PEFT:
             _set_scales(made, tree)
-    if any("magnitude" in one.parts for one in made.modules.values()):
-        made.kind = "DoRA"
+    for role, kind in (("magnitude", "DoRA"), ("up2", "LoHa"), ("gains", "AdaLoRA")):
+        if not kinds and any(role in one.parts for one in made.modules.values()):
+            made.kind = kind
     return made
 
 
@@ -222,6 +233,7 @@ def _find_fault(made: Adapter, config: Mapping[str, Any] | None) -> str:
     """Why an adapter of LoRA cannot be applied; empty if it can."""
     for key, one in made.modules.items():
         lacking = {"down", "up"} - one.parts.keys() if one.parts.keys() - {"tokens"} else set()
+        lacking |= {"down2", "up2"} - one.parts.keys() if {"down2", "up2"} & one.parts.keys() else set()
         if lacking:
             return (
                 f"has no {' and no '.join(sorted(lacking))} for {key[0]}, only {', '.join(one.parts)}; fetch it again"
@@ -247,6 +259,9 @@ def _set_scales(made: Adapter, tree: Mapping[str, Any]) -> None:
         if "down" not in one.parts:
             continue
         component, _, rest = one.name.partition(".")
+        if made.dialect == PEFT and "gains" in one.parts:
+            one.scale = _scale_of_adalora(made)
+            continue
         if made.dialect == PEFT:
             one.scale = _scale_by(made, made.config, one, one.name) * (2 if one.doubled else 1)
             if one.doubled:
@@ -260,7 +275,8 @@ def _set_scales(made: Adapter, tree: Mapping[str, Any]) -> None:
 def _scale_by(made: Adapter, config: Mapping[str, Any], one: Module, name: str) -> float:
     """The scale that a configuration of PEFT says; the rank is that of the tensors."""
     found: dict[str, Any] = {}
-    for setting, default in (("rank", config.get("r", 8)), ("alpha", config.get("lora_alpha", 8))):
+    alpha = _ALPHAS.get(str(config.get("peft_type")), "lora_alpha")
+    for setting, default in (("rank", config.get("r", 8)), ("alpha", config.get(alpha, 8))):
         patterns = config.get(f"{setting}_pattern") or {}
         hits = [value for pattern, value in patterns.items() if _fits(pattern, name)]
         found[setting] = hits[0] if hits else default
@@ -277,6 +293,14 @@ def _scale_by(made: Adapter, config: Mapping[str, Any], one: Module, name: str) 
         )
     one.said = rank
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _scale_of_adalora(made: Adapter) -> float:
+    """Alpha / the rank at the start, whatever was pruned since; peft adds 1e-5 to it."""
+    rank, alpha = made.config.get("init_r", 12), made.config.get("lora_alpha", 8)
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+        raise CombineError(f"{made.name}: adapter_config.json says init_r {rank!r}, alpha {alpha!r}; fetch it again")
+    return (float(alpha) if alpha > 0 else rank) / (rank + 1e-5)
 
 
 def _read_metadata(made: Adapter, tree: Any) -> dict[str, dict[str, Any]]:

@@ -96,6 +96,8 @@ class Mix:
         if self.method == CAT:
             return list(factors)
         ranks = [one.rank // one.experts for one in factors]
+        if self.method in METHODS and any(one.times for one in factors):
+            raise CombineError(f"{path}: {self.method} mixes factors of LoRA, not of LoHa; use cat or svd")
         if self.method in METHODS and len({*ranks}) > 1:
             raise CombineError(f"{path}: the adapters have the ranks {ranks}, which {self.method} cannot mix; use cat")
         seeds = [xxhash.xxh3_64_intdigest(f"{self.seed}/{path}/{n}".encode()) for n in range(len(factors))]

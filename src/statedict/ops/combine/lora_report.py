@@ -10,7 +10,8 @@ from statedict.dtypes import DType
 from statedict.ops.alter.tensors import round_to
 from statedict.ops.combine.elements import read_pieces
 from statedict.ops.combine.lora import Plan
-from statedict.ops.combine.lora_factors import Factors, Low, column_norms
+from statedict.ops.combine.lora_experts import to_factors
+from statedict.ops.combine.lora_factors import Low, column_norms
 from statedict.ops.combine.lora_keys import Adapter, Module
 from statedict.ops.combine.lora_target import Target
 from statedict.ops.diff.compare import Rule, compare
@@ -55,10 +56,7 @@ def _describe_module(one: Module) -> LoraModule:
     known = {"down", "up"} <= one.parts.keys()
     norm = None
     if known and one.parts["down"].shape[0] == one.parts["up"].numel() // one.parts["up"].shape[0]:
-        factors = Factors(one.parts["down"], one.parts["up"], one.scale, mid=one.parts.get("mid"))
-        experts = one.rank // one.said if one.said else 1
-        if experts > 1:
-            factors = Factors(one.parts["down"], one.parts["up"], one.scale, experts=experts)
+        factors = to_factors(one, experts=one.rank // one.said if one.said else 1)
         norm = Low(factors.down, (factors,)).norm()
     return LoraModule(
         name=one.name,

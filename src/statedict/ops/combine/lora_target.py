@@ -105,7 +105,8 @@ def _replace_rows(tensor: LazyTensor, numbers: list[int], rows: LazyTensor) -> L
 
 def count_experts(shape: tuple[int, ...], parts: Parts) -> int:
     """How many matrices a weight has, one below the other: 1, or as many as it has experts."""
-    return shape[0] if len(shape) == 3 and "down" in parts and parts["down"].ndim == 2 else 1
+    stacked = len(shape) == 3 and "down" in parts and parts["down"].ndim == 2
+    return shape[0] if stacked and "down2" not in parts else 1  # LoHa has flat factors for convolutions
 
 
 @dataclass(frozen=True, slots=True)
