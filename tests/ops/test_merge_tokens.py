@@ -42,7 +42,7 @@ def publish(name: str, words: str, state: dict[str, Any], **files: str) -> None:
     table = {word: row for row, word in enumerate(words.split())}
     flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [{"id": row, "content": word} | flags for word, row in table.items() if word.startswith("<")]
-    files = {"config": json.dumps({"vocab_size": len(state["embed"])}), **files}
+    files = {"config": json.dumps({"vocab_size": len(next(iter(state.values())))}), **files}
     if words:
         files["tokenizer"] = json.dumps(
             {"model": {"type": "WordLevel", "vocab": table, "unk_token": "x"}, "added_tokens": added}
@@ -153,7 +153,7 @@ def test_other_files_tell_the_tokens_of_a_model_too() -> None:
     publish("a", "x y z", column(1, 2, 3))
     publish("b", "", column(10, 21, 32), vocab='{"z": 0, "y": 1}', added_tokens='{"x": 2}')
     publish("c", "", column(30, 10, 20))
-    Path("c", "vocab.txt").write_text("x\ny\nz\n")
+    Path("c", "vocab.txt").write_text("x\r\ny\r\nz\r\n\u2028\n", newline="")
     assert merge("abc", tokenizer="{source: base}")[0] == {"x": 21, "y": 11, "z": 11, "": []}
 
 
@@ -243,6 +243,35 @@ def test_a_template_that_is_not_known_is_an_error(template: str, match: str) -> 
     assert (
         "chat_template: auto, and no model has one" in merge(tokenizer="{source: base}", chat_template="auto")[1].notes
     )
+
+
+@pytest.mark.parametrize("row", ["-1", "1.5", "true", '"1"', "99999999999", "null"])
+def test_a_tokenizer_that_gives_a_token_no_row_is_an_error(row: str) -> None:
+    publish("a", "x y", column(1, 2))
+    publish("b", "", column(3, 4), vocab=f'{{"x": 0, "y": {row}}}')
+    with pytest.raises(CombineError, match=r"b: its tokenizer gives 'y' the row .*, not a whole number"):
+        merge(tokenizer="{source: base}")
+
+
+def test_a_tokenizer_of_another_form_is_an_error() -> None:
+    publish("a", "x y", column(1, 2), tokenizer_config="[")
+    publish("b", "", column(3, 4), vocab="[]")
+    with pytest.raises(CombineError, match=r"b/vocab.json: is not a vocabulary as the packages tokenizers"):
+        merge(tokenizer="{source: base}")
+    Path("b", "vocab.json").unlink()
+    with pytest.raises(statedict.StateDictError, match=r"tokenizer_config\.json"):
+        merge(tokenizer="{source: base}", chat_template="auto")
+
+
+def test_rows_of_the_embedding_that_an_encoder_and_a_decoder_share_are_moved() -> None:
+    for name, words, values in (("a", "x y", (1, 2)), ("b", "y x", (10, 30))):
+        state = {"shared.weight": column(*values)["embed"], "encoder.w": np.ones(2, "f4")}
+        publish(name, words, state, config='{"vocab_size": 2}')
+    Path("merge.yml").write_text(
+        "{merge_method: linear, models: [{model: a}, {model: b}], parameters: {weight: 1}, tokenizer_source: base}"
+    )
+    merge_recipe_files("merge.yml", "out/")
+    assert statedict.load("out")["shared.weight"].tolist() == [[15.5], [6]]
 
 
 def test_rows_that_are_not_numbers_are_not_moved() -> None:

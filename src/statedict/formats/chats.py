@@ -91,7 +91,7 @@ def replace_template(files: dict[str, bytes], template: str) -> dict[str, bytes]
     """The files of a tokenizer with another template, wherever they have one."""
     made = {**files, _FILE: template.encode("utf-8", "surrogatepass")}
     for name in _OTHERS:
-        tree: Any = json.loads(files[name]) if name in files else None
+        tree: Any = parse(files[name], name, surrogates=True) if name in files else None
         if isinstance(tree, dict) and _KEY in tree:
             made[name] = json.dumps(tree | {_KEY: template}, indent=2, ensure_ascii=False).encode(
                 "utf-8", "surrogatepass"

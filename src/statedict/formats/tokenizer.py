@@ -27,6 +27,7 @@ _FILES = re.compile(
     r"(spiece|sentencepiece.*)\.model|.*\.(tiktoken|spm|bpe)|chat_template\.(jinja|json)"
 )
 _NAME = "tokenizer.json"
+_MOST = 1 << 24  # rows of the largest vocabulary, of which lists are made
 _ORDINARY = {
     "id": 0, "content": "", "single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
     "special": False,
@@ -53,6 +54,15 @@ def read_tokens(folder: str) -> dict[str, int]:
     Raises:
         CombineError: one has another form.
     """
+    tokens = _read_tokens(folder)
+    for token, row in tokens.items():
+        if type(row) is not int or not 0 <= row < _MOST:
+            what = f"gives {token!r:.40} the row {row!r:.40}, not a whole number below {_MOST:,}"
+            raise CombineError(f"{redact(folder)}: its tokenizer {what}")
+    return tokens
+
+
+def _read_tokens(folder: str) -> dict[str, Any]:
     names = location(folder).names() or ()
     if _NAME in names:
         tree = _read(folder, _NAME)
@@ -63,11 +73,11 @@ def read_tokens(folder: str) -> dict[str, int]:
     if "vocab.json" in names:
         with _explained(folder, "vocab.json"):
             parts = [_read(folder, name) for name in ("vocab.json", "added_tokens.json") if name in names]
-            return {str(token): int(row) for part in parts for token, row in part.items()}
+            return {token: row for part in parts for token, row in part.items()}
     if "vocab.txt" in names:
         file = places.open_file(places.resolve_inside(folder, "vocab.txt"))
-        lines = bytes(file.read(0, file.size)).decode(errors="replace").splitlines()
-        return {token: row for row, token in enumerate(lines)}
+        lines = bytes(file.read(0, file.size)).decode(errors="replace").removesuffix("\n").split("\n")
+        return {token.removesuffix("\r"): row for row, token in enumerate(lines)}  # other line breaks are tokens
     return {}
 
 

@@ -152,11 +152,11 @@ def is_of_vocabulary(path: Any, leaf: Any, rows: int) -> bool:
     """Whether a tensor has a row for each token: an embedding, a head or a head's bias."""
     if not is_array(leaf) or not leaf.shape or leaf.shape[0] != rows or _is_in_layer(path) or _OTHER.search(str(path)):
         return False
-    return _HEAD.search(str(path)) is not None or (len(leaf.shape) == 2 and _is_embedding(str(path)))
+    return _HEAD.search(str(path)) is not None or (len(leaf.shape) == 2 and _is_of_tokens(str(path)))
 
 
 def _is_of_tokens(path: str) -> bool:
-    return _is_embedding(path) and not _OTHER.search(path)
+    return (_is_embedding(path) or path.endswith("shared.weight")) and not _OTHER.search(path)  # of T5
 
 
 def is_head_tied(tree: StateDict) -> bool | None:
