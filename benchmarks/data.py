@@ -3,7 +3,7 @@
 large.pth, large.safetensors          300 bfloat16 tensors of 2048 × 1685, 2.07 GB
 twin.pth, twin.safetensors            the tensors of large
 altered.pth, altered.safetensors      the tensors of large, each tenth of which is another
-wide.pth, wide.safetensors            150 float32 tensors of 2048 × 1685, 2.07 GB, and one of 1 MB
+wide.pth, wide.safetensors, wide.npz  150 float32 tensors of 2048 × 1685, 2.07 GB, and one of 1 MB
 small-N.pth, small-N.safetensors      N float32 tensors of 64 elements
 llama.gguf                            300 tensors of 12 million zeros as Q4_K, 2 GB, and Llama 3's size of vocabulary
 blocks.gguf                           Q4_K, Q6_K, Q8_0 and Q4_0, 5 tensors of 4096 × 4096 each
@@ -31,7 +31,11 @@ elif kind == "wide":
     tensors = {f"layers.{i}.weight": torch.randn(2048, 1685) for i in range(150)} | {"head": torch.randn(1 << 18)}
 else:
     tensors = {f"layers.{i}.weight": torch.randn(64) for i in range(int(count))}
-for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):
+savers = {".pth": torch.save, ".safetensors": save_file}
+if kind == "wide":
+    import numpy
+    savers[".npz"] = lambda tensors, path: numpy.savez(open(path, "wb"), **{k: v.numpy() for k, v in tensors.items()})
+for suffix, save in savers.items():
     save(tensors, sys.argv[1] + suffix + ".part")
     os.replace(sys.argv[1] + suffix + ".part", sys.argv[1] + suffix)
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.changes import GONE, SYNC_OUT
 from benchmarks.harness import SYNC, Row, Side
 
 _PEER_LIST = """
@@ -24,6 +25,18 @@ save_file(tensors, out)
 _PEER_SETUP = "import os, torch\nfrom gguf import GGUFReader\nfrom gguf.quants import dequantize\n"
 _PEER_SETUP += f"from safetensors.torch import save_file\n{SYNC}"
 _OURS_CONVERT = "statedict.edit(path, out, {'dequantize': 'bf16'}, fsync=False, format='safetensors')"
+_HEADERS = """
+import zipfile
+from numpy.lib import format
+with zipfile.ZipFile(path) as archive:
+    for name in archive.namelist():
+        with archive.open(name) as member:
+            version = format.read_magic(member)
+            read = format.read_array_header_1_0 if version == (1, 0) else format.read_array_header_2_0
+            shape, _, kind = read(member)
+            print(name, shape, kind)
+"""
+_NPZ_CONVERT = "with numpy.load(path) as arrays:\n    save_file(dict(arrays), out)\n"
 
 FORMATS: list[Row] = [
     Row(
@@ -45,5 +58,27 @@ FORMATS: list[Row] = [
         Side("edit, dequantize", _OURS_CONVERT, "import statedict\n" + SYNC),
         3,
         most=150,
+    ),
+    Row(
+        "list 2 GB .npz",
+        "wide.npz",
+        Side("numpy's headers", _HEADERS),
+        Side("load", _OURS_LIST),
+        3,
+        new_process=True,
+        most=40,
+    ),
+    Row(
+        "2 GB .npz to .safetensors",
+        "wide.npz",
+        Side(
+            "numpy.load, save_file",
+            _NPZ_CONVERT + SYNC_OUT,
+            "import numpy\nfrom safetensors.numpy import save_file",
+            GONE,
+        ),
+        Side("convert", "statedict.convert(path, out, format='safetensors')", "import statedict", GONE),
+        2,
+        most=100,
     ),
 ]

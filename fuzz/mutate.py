@@ -96,6 +96,9 @@ def apart(data: bytes) -> tuple[Parts, Callable[[Parts], bytes]]:
         cut = sorted(at for at in (24, data.rfind(b"\3\0\0\0f32"), data.find(b"Q1_0") + 40) if 0 < at < len(data))
         parts = [data[a:b] for a, b in zip((0, *cut), (*cut, len(data)), strict=True)]
         return {f"part {at}": part for at, part in enumerate(parts)}, lambda parts: b"".join(parts.values())
+    if data[:6] == b"\x93NUMPY":
+        end = 10 + int.from_bytes(data[8:10], "little")
+        return {"magic": data[:10], "header": data[10:end], "data": data[end:]}, lambda parts: b"".join(parts.values())
     if data[8:9] == b"{":
         length = int.from_bytes(data[:8], "little")
         return {"header": data[8 : 8 + length], "data": data[8 + length :]}, _safetensors

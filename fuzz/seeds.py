@@ -22,7 +22,7 @@ from typing import Any
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "gguf", "run", "foreign", "dropin", "dropin-legacy",
+    "gguf", "numpy", "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
 REAL = {"dropin", "dropin-legacy"}
 """Targets of which PyTorch's own tensors are made too."""
@@ -157,6 +157,29 @@ def arrays() -> dict[str, Any]:
         "raw": bytearray(b"abc"),
         "list": [1.5, (None, True), "text"],
     }
+
+
+def _numpy_arrays() -> dict[str, Any]:
+    import numpy
+
+    record = [("i", "<i4"), ("x", ">f8", (2,)), ("inner", [("a", "u1"), ("b", "<f4")])]
+    return {
+        "w": numpy.asfortranarray(numpy.arange(6, dtype=">f4").reshape(2, 3)),
+        "texts": numpy.array([["ab", "c"]]),
+        "records": numpy.zeros(2, record),
+        "objects": numpy.array([1, "a"], object),
+    }
+
+
+def _by_numpy(save: str, *arrays: Any, **named: Any) -> bytes:
+    import numpy
+
+    buffer = io.BytesIO()
+    for array in arrays:
+        getattr(numpy, save)(buffer, array)
+    if named:
+        getattr(numpy, save)(buffer, **named)
+    return buffer.getvalue()
 
 
 def by_torch(tree: Any, **options: Any) -> bytes:
@@ -454,6 +477,12 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
     },
     "pickle": {f"protocol{n}": one(lambda n=n: pickle.dumps(arrays(), n)) for n in (2, 3, 4, 5)},
     "gguf": {"little": _gguf(), "big": _gguf(big=True)},
+    "numpy": {
+        "npy": one(lambda: _by_numpy("save", *_numpy_arrays().values())),
+        "npz": one(lambda: _by_numpy("savez", **_numpy_arrays())),
+        "packed": one(lambda: _by_numpy("savez_compressed", **_numpy_arrays())),
+        "ours": _ours(training, ".npz"),
+    },
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},

@@ -20,6 +20,7 @@ import torch
 import statedict
 from statedict.dtypes import dtype
 from statedict.formats import WRITABLE
+from statedict.formats.numpy.npy import encode_header
 from statedict.io.source import BytesSource
 from statedict.io.zip import ArchiveLayout
 from statedict.pickles.writer import dumps
@@ -77,8 +78,8 @@ class Subject:
         """Make a file of bfloat16 zeros that are holes, so that its size costs nothing; name → its first byte."""
         sizes = {name: 2 * math.prod(shape) for name, shape in shapes.items()}
         with path.open("wb") as file:
-            if self.name == "torch":
-                return _sparse_archive(file.fileno(), shapes, sizes)
+            if self.name in _SPARSE:
+                return _SPARSE[self.name](file.fileno(), shapes, sizes)
             begins = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
             if self.name == "gguf":
                 entries = [ggufs.tensor(n, shapes[n][::-1], 30, at) for n, at in zip(sizes, begins, strict=True)]
@@ -108,6 +109,9 @@ class Subject:
             return state
         if self.name == "gguf":
             return {one.name: _by_gguf(one) for one in gguf.GGUFReader(path).tensors}
+        if self.name == "npz":
+            with numpy.load(path, allow_pickle=False) as arrays:
+                return {name: _as_torch(array) for name, array in arrays.items()}
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -115,6 +119,7 @@ class Subject:
 SUBJECTS = {
     "torch": Subject("torch", ".pth", views=True, opaque=False),
     "safetensors": Subject("safetensors", ".safetensors", views=False, opaque=True),
+    "npz": Subject("npz", ".npz", views=False, opaque=True),
     "distributed": Subject("distributed", "", views=False, opaque=False, folder=True),
     "gguf": Subject("gguf", ".gguf", views=False, opaque=False, dtypes=tuple(kind.name for kind in PLAIN.values())),
 }
@@ -125,6 +130,11 @@ def _by_gguf(tensor: gguf.ReaderTensor) -> torch.Tensor:
     if tensor.tensor_type == gguf.GGMLQuantizationType.BF16:
         array = array.view(torch.bfloat16)
     return array.reshape(tensor.shape[::-1].tolist())
+
+
+def _as_torch(array: Any) -> torch.Tensor:
+    """The tensor of an array; NumPy writes and reads bfloat16 as two bytes."""
+    return torch.from_numpy(array.view("i2")).view(torch.bfloat16) if array.dtype == "V2" else torch.from_numpy(array)
 
 
 def _sparse_archive(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> dict[str, int]:
@@ -138,15 +148,32 @@ def _sparse_archive(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str
     records = {"data.pkl": pickle, "byteorder": b"little", **{f"data/{name}": None for name in shapes}, "version": b"3"}
     for name, data in records.items():
         size = sizes[name[5:]] if data is None else len(data)
-        header_at, header, data_at = layout.add("archive/" + name, size)
-        os.pwrite(fd, header, header_at)
-        os.pwrite(fd, data or b"", data_at)
+        begins[name[5:]] = _add_record(fd, layout, "archive/" + name, data or b"", size)
         crcs.append(zlib.crc32(data or b""))  # of the holes nobody computes one
-        os.pwrite(fd, layout.descriptor(crcs[-1], size), data_at + size)
-        if data is None:
-            begins[name[5:]] = data_at
     os.pwrite(fd, layout.directory(crcs), layout.position)
+    return {name: begins[name] for name in shapes}
+
+
+def _sparse_arrays(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> dict[str, int]:
+    layout, begins = ArchiveLayout(), {}
+    for name, shape in shapes.items():
+        head = encode_header(LazyTensor(dtype("bfloat16"), shape, Storage(BytesSource(b"", name), 0, sizes[name])))
+        at = _add_record(fd, layout, f"{name}.npy", head, len(head) + sizes[name])
+        begins[name] = at + len(head)
+    comment = json.dumps({"metadata": {}, "dtypes": dict.fromkeys(shapes, "bfloat16")}, separators=(",", ":")).encode()
+    os.pwrite(fd, layout.directory([0] * len(shapes), comment), layout.position)
     return begins
+
+
+def _add_record(fd: int, layout: ArchiveLayout, name: str, data: bytes, size: int) -> int:
+    header_at, header, data_at = layout.add(name, size)
+    os.pwrite(fd, header, header_at)
+    os.pwrite(fd, data, data_at)
+    os.pwrite(fd, layout.descriptor(zlib.crc32(data), size), data_at + size)
+    return data_at
+
+
+_SPARSE = {"torch": _sparse_archive, "npz": _sparse_arrays}
 
 
 _FILES = [one.name for one in SUBJECTS.values() if not one.folder]
@@ -156,7 +183,10 @@ of_any_file = pytest.mark.parametrize("any_subject", _FILES, indirect=True)
 """A test of the formats whose checkpoints are one file."""
 
 
-@pytest.fixture(scope="session", params=[name for name in WRITABLE if not SUBJECTS[name].dtypes])
+ANY_TREE = [name for name in WRITABLE if not SUBJECTS[name].dtypes]
+
+
+@pytest.fixture(scope="session", params=ANY_TREE)
 def subject(request: pytest.FixtureRequest) -> Subject:
     """Every format that holds any tree; one of the table without an entry above fails."""
     return SUBJECTS[request.param]

@@ -66,11 +66,6 @@ def zipped(**changes: bytes) -> Callable[[Path], Path]:
     return make
 
 
-def npz(folder: Path) -> Path:
-    numpy.savez(folder / "model.npz", w=numpy.ones(3))
-    return folder / "model.npz"
-
-
 def joblib_file(tree: object, **options: object) -> Callable[[Path], Path]:
     """What joblib writes."""
 
@@ -98,11 +93,6 @@ def sovits(folder: Path) -> Path:
     data = io.BytesIO()
     torch.save({"weight": TENSORS}, data)
     return plain(b"05" + data.getvalue()[2:])(folder)
-
-
-def npy(folder: Path) -> Path:
-    numpy.save(folder / "model.npy", numpy.ones(3))
-    return folder / "model.npy"
 
 
 def names(*files: str, name: str = "model") -> Callable[[Path], Path]:
@@ -199,8 +189,6 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     ),
     "TensorFlow Lite": (plain(b"\x1c\0\0\0TFL3" + bytes(80)), "TensorFlow Lite", "TensorFlow"),
     "HDF5, as Keras writes": (plain(b"\x89HDF\r\n\x1a\n" + bytes(100), "model.h5"), "HDF5", "h5py"),
-    "npy": (npy, r"\.npy file", "load it with numpy"),
-    "npz": (npz, r"\.npz archive of NumPy", "load it with numpy"),
     "what joblib wrote": (joblib_file({"w": numpy.arange(9.0)}), "a file of joblib", "load it with joblib, which runs"),
     "what joblib wrote in protocol 2": (
         joblib_file([numpy.ones(0)], protocol=2),

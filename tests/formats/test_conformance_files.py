@@ -66,7 +66,9 @@ def test_loading_costs_the_header_whatever_the_size_of_the_file(any_subject: Sub
 
 
 @of_any_file
-def test_files_over_4_gib_are_read_at_the_right_place(any_subject: Subject, tmp_path: Path) -> None:
+def test_files_over_4_gib_are_read_at_the_right_place(
+    any_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / f"large{any_subject.suffix}"
     begins = any_subject.sparse(path, {"large": (5, 1 << 29), "after": (3,), "last": (2, 2)})
     with path.open("r+b") as file:
@@ -77,6 +79,7 @@ def test_files_over_4_gib_are_read_at_the_right_place(any_subject: Subject, tmp_
     assert state["large"][4, -3:].tolist() == [0, 2, 0]
     assert state["after"].tolist() == [0, 3, 0]
     assert state["last"].torch().tolist() == [[0, 0], [0, 4]]
+    monkeypatch.setattr("zipfile.ZipExtFile._update_crc", lambda *_: None)  # the file has none for its holes
     theirs = torch.load(path, mmap=True, weights_only=True) if any_subject.name == "torch" else any_subject.peer(path)
     assert theirs["large"][4, -3:].tolist() == [0, 2, 0]
     assert theirs["last"].tolist() == [[0, 0], [0, 4]]

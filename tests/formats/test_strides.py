@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 import statedict
 from statedict import CheckpointManager, alter
 from statedict.errors import CorruptFileError
-from statedict.formats import WRITABLE
 from statedict.tensor.lazy import as_lazy
 
 from .. import dcp
 from ..same import assert_same, raw
-from .conftest import Subject
+from .conftest import ANY_TREE, Subject
 
 VALUES = torch.arange(120.0).reshape(2, 3, 4, 5)
 SHARED = torch.arange(6.0).reshape(2, 3).t()
@@ -41,7 +40,7 @@ def tensors(tree: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("copy", [False, True])
-@pytest.mark.parametrize(("format", "most"), [*((name, None) for name in WRITABLE), ("safetensors", 100)])
+@pytest.mark.parametrize(("format", "most"), [*((name, None) for name in ANY_TREE), ("safetensors", 100)])
 def test_what_is_saved_has_its_strides_again(format: str, most: int | None, copy: bool, tmp_path: Path) -> None:
     path = tmp_path / "x"
     statedict.save(TREE, path, format=format, max_shard_size=most)

@@ -34,7 +34,7 @@ _HOLDERS = {  # the modules of the formats whose files hold, or need, other chec
 FORMATS = {name: row if row.module else row._replace(module=_HOLDERS[name]) for name, row in KINDS.items()}
 WRITABLE = [name for name, row in FORMATS.items() if row.suffixes or row.folder]
 _SUFFIXES = {suffix: name for name, row in FORMATS.items() for suffix in row.suffixes}
-_FOREIGN = (".onnx", ".h5", ".hdf5", ".npz", ".npy", ".keras", ".tflite", ".pb", ".zip", ".pkl", ".json")
+_FOREIGN = (".onnx", ".h5", ".hdf5", ".npy", ".keras", ".tflite", ".pb", ".zip", ".pkl", ".json")
 
 
 def read(source: ByteSource, name: str | None = None) -> Any:

@@ -48,7 +48,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (rb"Rar!", "is a RAR archive; unpack it first"),
     (rb"Salted__|-----BEGIN PGP|age-encryption\.org|\x85[\x01-\x04]\x0c\x03", "is encrypted; decrypt it first"),
     (rb"\x89HDF", f"is an HDF5 file (Keras's .h5 is one), {_NOT_READ}; open it with h5py"),
-    (rb"\x93NUMPY", "is a .npy file; load it with numpy"),
     (rb"\x08\x01\x12", f"is a TensorFlow SavedModel, {_NOT_READ}; open it with TensorFlow"),
     (rb".{5}\x1a\x02\x08\x01", f"is the index of a TensorFlow checkpoint, {_NOT_READ}; open it with TensorFlow"),
     (rb"\n.{1,3}\n.{1,120}\x12.(Placeholder|Const|VariableV2)", f"is a TensorFlow graph, {_NOT_READ}; open it there"),
@@ -86,7 +85,6 @@ _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", "
 
 # the same for zip archives: a regular expression for the names in them, one a line
 _ARCHIVES: tuple[tuple[str, str], ...] = (
-    (r"\A([^\n]+\.npy(\n|\Z))+\Z", f"is an .npz archive of NumPy, {_NOT_READ}; load it with numpy"),
     (r"^model\.weights\.h5$", f"is a .keras archive, {_NOT_READ}; open it with keras"),
     (r"com\.apple\.CoreML/", f"is a Core ML package, {_NOT_READ}; unpack it and open it with coremltools"),
     (r"(^|/)saved_model\.pb$", f"holds a TensorFlow SavedModel, {_NOT_READ}; unpack it and open it with TensorFlow"),

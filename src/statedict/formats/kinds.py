@@ -67,6 +67,12 @@ KINDS: dict[str, Row] = {
         folder="sharded",
         in_place="statedict.formats.safetensors",
     ),
+    "numpy": Row(lambda head: head[:6] == b"\x93NUMPY", "statedict.formats.numpy.npy"),
+    "npz": Row(  # else a kind of zip
+        lambda head: head[:4] == b"PK\5\6" and head[22:].startswith(b'{"metadata":'),
+        "statedict.formats.numpy.npz",
+        (".npz",),
+    ),
     "zip": Row(lambda head: head[:4] == b"PK\5\6"),
     "torch-export": Row(lambda head: False),  # a kind of zip
     "torch-legacy": Row(
@@ -124,7 +130,7 @@ def _detect_zip(source: ByteSource, head: bytes) -> str:
     """Tell archives of torch.save and torch.jit.save from others, mostly by the first record."""
     if head[30 : 30 + int.from_bytes(head[26:28], "little")].rpartition(b"/")[2] == b"data.pkl":
         return "torch"
-    from statedict.io.zip import read_directory
+    from statedict.io.zip import OURS, read_directory
 
     try:
         records = read_directory(source)
@@ -132,6 +138,8 @@ def _detect_zip(source: ByteSource, head: bytes) -> str:
         return "torch"  # who knows; reading it says what is wrong
     if any(name.rpartition("/")[2] == "data.pkl" for name in records):
         return "torch"
+    if records and all(name.endswith(".npy") or name == OURS for name in records):
+        return "npz"
     return "torch-export" if any(name.endswith("/archive_format") for name in records) else "zip"
 
 

@@ -24,16 +24,24 @@ from statedict.values import from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from statedict.dtypes import DType
 
 KEY = "statedict"
 _FLAGS = {"parameter": "parameter", "grad": "requires_grad", "ndarray": "ndarray"}  # in a node → of a LazyTensor
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def take_apart(tree: Any) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """Split a tree into tensors by name, each once and row-major, and strings to store beside them."""
-    plan = _Plan()
+def take_apart(
+    tree: Any, holds: Callable[[DType], bool] = lambda kind: bool(kind.safetensors)
+) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """Split a tree into tensors by name, each once and row-major, and strings to store beside them.
+
+    Tensors of a dtype that the format does not hold come as bytes, with one more dimension.
+    """
+    plan = _Plan(holds)
     skeleton = encode(tree, plan.put)
     if plan.left_out:
         warnings.warn(left_out_note(plan.left_out), stacklevel=2)
@@ -133,7 +141,8 @@ def _retype(stored: LazyTensor, name: Any, where: str) -> LazyTensor:
 class _Plan:
     """Collects the tensors to store, each once, and says how the tree refers to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, holds: Callable[[DType], bool]) -> None:
+        self.holds = holds
         self.tensors: dict[str, LazyTensor] = {}
         self.aliases: dict[str, str] = {}
         self.left_out: list[str] = []
@@ -159,7 +168,7 @@ class _Plan:
             except UnsupportedError as error:
                 raise UnsupportedError(f"{path or 'the root'}: {error}; drop it or convert it") from None
         kind = leaf.dtype
-        if fault := find_shape_fault((*leaf.shape, *(() if kind.safetensors else (1,))), kind.itemsize):
+        if fault := find_shape_fault((*leaf.shape, *(() if self.holds(kind) else (1,))), kind.itemsize):
             raise UnsupportedError(f"{path or 'the root'}: a tensor of {fault}; it could not be read again")
         wanted = path.encode("utf-8", "backslashreplace").decode()
         wanted = "__metadata__~2" if wanted == "__metadata__" else wanted
@@ -167,21 +176,19 @@ class _Plan:
         name = self._names.get(region)
         if name is None:
             name = self._names[region] = free_name(wanted, self.tensors)
-            self.tensors[name] = _storable(leaf)
+            rows = leaf.contiguous()
+            self.tensors[name] = rows if self.holds(kind) else _as_bytes(rows)
         elif wanted not in self.tensors:
             self.aliases[wanted] = name
         node: dict[str, Any] = {"$tensor": name}
-        if not kind.safetensors:
+        if not self.holds(kind):
             node["dtype"] = kind.name
         if leaf.is_dense():
             node["strides"] = leaf.strides
         return node | {flag: True for flag, slot in _FLAGS.items() if getattr(leaf, slot)}
 
 
-def _storable(tensor: LazyTensor) -> LazyTensor:
-    """Make a tensor row-major, and bytes with one more dimension if safetensors has no name for its dtype."""
-    tensor = tensor.contiguous()
-    if tensor.dtype.safetensors:
-        return tensor
+def _as_bytes(tensor: LazyTensor) -> LazyTensor:
+    """A row-major tensor as bytes with one more dimension."""
     size = tensor.element_bytes() if isinstance(tensor, Labelled) else tensor.dtype.itemsize
     return LazyTensor(BY_NAME["uint8"], (*tensor.shape, size), tensor.storage, tensor.offset)

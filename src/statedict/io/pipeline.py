@@ -72,8 +72,9 @@ def meter() -> Meter:
     return _METER.get() or Meter()
 
 
-# a range of a source and its place in the output; `head` goes right before the data, `tail(crc, size)` right after
-Part = namedtuple("Part", "offset source start size head tail", defaults=(b"", None))
+# a range of a source and its place in the output; `head` goes right before the data, `tail(crc, size)` right after;
+# `seed` is the CRC-32 of what the data continue
+Part = namedtuple("Part", "offset source start size head tail seed", defaults=(b"", None, 0))
 # of the data of a part: CRC-32, and XXH3-128 in hexadecimal
 Sums = namedtuple("Sums", "crc digest")
 
@@ -142,7 +143,7 @@ class FileSink:
                 self._write_at(fd, base, out)
                 base, out = part.offset - len(part.head), bytearray()
             data = part.source.read(part.start, part.size)
-            crc = crc32(data) if with_crc else 0
+            crc = crc32(data, part.seed) if with_crc else 0
             out += part.head
             out += data
             if part.tail is not None:
@@ -161,7 +162,7 @@ class FileSink:
 
         if part.head:
             write_at(fd, part.offset - len(part.head), part.head)
-        sums = compute_sums(part.source, part.start, part.size, with_crc, use=write)
+        sums = compute_sums(part.source, part.start, part.size, with_crc, use=write, seed=part.seed)
         if part.tail is not None:
             write_at(fd, part.offset + part.size, part.tail(sums.crc, part.size))
         return sums
@@ -212,7 +213,7 @@ class StreamSink:
 
         for part in parts:
             self.write(part.head)
-            sums.append(compute_sums(part.source, part.start, part.size, use=forward, read=_in_order))
+            sums.append(compute_sums(part.source, part.start, part.size, use=forward, read=_in_order, seed=part.seed))
             if part.tail is not None:
                 self.write(part.tail(sums[-1].crc, part.size))
         return sums
@@ -273,6 +274,7 @@ def compute_sums(
     digest: bool = True,
     use: Callable[[int, Block], object] | None = None,
     read: Callable[[ByteSource, int, int], Iterable[tuple[int, Block]]] | None = None,
+    seed: int = 0,
 ) -> Sums:
     """The sums of a range, read once, by `blocks` or `read`; without `crc` that is 0, without `digest` empty.
 
@@ -281,7 +283,7 @@ def compute_sums(
     from xxhash import xxh3_128
     from zlib_ng.zlib_ng import crc32
 
-    hasher, crc_so_far = xxh3_128(), 0
+    hasher, crc_so_far = xxh3_128(), seed
     for at, block in (read or blocks)(source, start, size):
         if crc:
             crc_so_far = crc32(block, crc_so_far)

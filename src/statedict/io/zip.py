@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from statedict.io.source import ByteSource
 
 ALIGNMENT = 64
-OURS = ".statedict.json"  # the last record of an archive of torch.save that we wrote
+OURS = ".statedict.json"  # the last record of an archive that we wrote
+MAX_COMMENT = FULL16
 _BLOCK = 1 << 20
 _FLAGS = UTF8 | DEFERRED  # of the records that we write
 _PADDING = [struct.pack("<2sH", b"FB", n) + b"Z" * n for n in range(ALIGNMENT)]
@@ -237,6 +238,12 @@ def find_end(source: ByteSource) -> Reading:
     return reading
 
 
+def read_comment(source: ByteSource) -> bytes:
+    """The text at the end of an archive."""
+    start = find_end(source).at + END.size
+    return bytes(source.read(start, source.size - start))
+
+
 def refuse_behind(source: ByteSource, end: int) -> None:
     """Raise CorruptFileError if a zip archive follows the end of a pickle; some readers would read that instead."""
     if source.size - end < END.size:
@@ -288,7 +295,7 @@ class ArchiveLayout:
         """What follows a record's data."""
         return struct.pack("<4sL2Q" if size >= FULL32 else "<4s3L", b"PK\7\x08", crc, size, size)
 
-    def directory(self, crcs: list[int]) -> bytes:
+    def directory(self, crcs: list[int], comment: bytes = b"") -> bytes:
         """The central directory and the end records, given each record's CRC-32 in the order of `add`."""
         parts: list[bytes] = []
         pack = CENTRAL.pack
@@ -305,14 +312,14 @@ class ArchiveLayout:
                 + name + extra
             )  # fmt: skip
         body = b"".join(parts)
-        return body + end_records(len(self._entries), len(body), self.position)
+        return body + end_records(len(self._entries), len(body), self.position, comment)
 
 
-def end_records(count: int, size: int, at: int) -> bytes:
+def end_records(count: int, size: int, at: int, comment: bytes = b"") -> bytes:
     """What follows a central directory of so many entries and bytes that begins at byte `at`."""
     end = b""
     if count >= FULL16 or size >= FULL32 or at >= FULL32:
         end = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
         end += LOCATOR64.pack(b"PK\6\7", 0, at + size, 1)
     short = min(count, FULL16)
-    return end + END.pack(b"PK\5\6", 0, 0, short, short, min(size, FULL32), min(at, FULL32), 0)
+    return end + END.pack(b"PK\5\6", 0, 0, short, short, min(size, FULL32), min(at, FULL32), len(comment)) + comment
