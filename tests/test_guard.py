@@ -173,3 +173,26 @@ def test_the_command_line_refuses_and_goes_on_if_told(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         assert json.loads(done.output)
         (tmp_path / "out.pth").unlink()
+
+
+def test_no_delta_is_made_of_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    one, other = ours(tmp_path / "one"), ours_as_torch(tmp_path / "other")
+    flip(one, "model.w")
+    for base, tuned in ((one, other), (other, one)):
+        with pytest.raises(CorruptFileError, match=r"model\.w.*damaged"):
+            statedict.delta.make(base, tuned, tmp_path / "x.delta")
+    assert not (tmp_path / "x.delta").exists()
+    assert statedict.delta.make(other, one, tmp_path / "x.delta", verify=False).deltas == 2
+
+
+def test_damage_of_a_delta_s_base_is_not_converted(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path / "run", compress="delta", background=False) as manager:
+        for step in (1, 2):
+            manager.save(step, {"w": TREE["model"]["w"] * np.float32(1 + step * 1e-6)})  # type: ignore[index]
+    data = bytearray((tmp_path / "run" / "1" / "checkpoint.safetensors").read_bytes())
+    data[-200_000] ^= 1
+    (tmp_path / "run" / "1" / "checkpoint.safetensors").write_bytes(data)
+    with pytest.raises(CorruptFileError, match=r"safetensors: tensor 'w': its digest differs, so its bytes or step 1"):
+        statedict.convert(tmp_path / "run" / "2", tmp_path / "x.pth")

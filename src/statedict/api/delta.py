@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 from statedict.api.files import Target, name_of, to_writable, tree_of, wrap_root
+from statedict.api.guarding import open_guard
 from statedict.api.names import is_path, split
 from statedict.collector import Paused
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
@@ -36,6 +37,7 @@ def make(
     *,
     overwrite: bool = True,
     fsync: bool = True,
+    verify: bool = True,
     dry_run: bool = False,
     executor: Executor | None = None,
 ) -> DeltaReport:
@@ -50,6 +52,7 @@ def make(
         path: the file to write, or its URL; None with `dry_run`.
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
+        verify: compare both with the digests in their files first.
         dry_run: write nothing, and tell how large it would be.
         executor: as for `save`. It also reads and encodes.
 
@@ -72,8 +75,7 @@ def make(
     if path is not None:
         _check_target(to_name(path), base)
     with Paused():
-        root = to_writable(tree_of(tuned))
-        tensors = dict(tensors_of(to_writable(tree_of(base))))
+        root, tensors = _read(tuned, verify), dict(tensors_of(_read(base, verify)))
         whole = Base(tensors, digest_tensors(tensors, executor), _name(base), set())
         found: list[tuple[int, int]] = []
 
@@ -85,10 +87,16 @@ def make(
         else:
             location(to_name(path)).publish(put, overwrite=overwrite, fsync=fsync, executor=executor)
         nbytes, deltas = found[-1]
-        held = dict(tensors_of(root))
-        return DeltaReport(
-            "make", name_of(base), whole.digest, len(held), deltas, (count_bytes([*held.values()]), nbytes), not dry_run
-        )
+        held = [tensor for _, tensor in tensors_of(root)]
+        sizes = count_bytes(held), nbytes
+        return DeltaReport("make", name_of(base), whole.digest, len(held), deltas, sizes, not dry_run)
+
+
+def _read(source: Any, verify: bool) -> Any:
+    root = to_writable(tree_of(source))
+    if verify:
+        open_guard(source, None, root, StateDict())
+    return root
 
 
 def _name(base: Any) -> dict[str, str]:

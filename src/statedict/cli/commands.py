@@ -38,7 +38,7 @@ _READ_AS = "Read as this format, such as pickle, whatever it begins with."
 READ_AS = click.option("--format", metavar="FORMAT", help=_READ_AS)
 READ_SOURCE_AS = click.option("--read-as", metavar="FORMAT", help=_READ_AS)  # where --format is that of the output
 NO_VERIFY = click.option(
-    "--no-verify", "verify", flag_value=False, default=True, help="Do not compare with the digests that SRC has."
+    "--no-verify", "verify", flag_value=False, default=True, help="Do not compare with the digests in the source."
 )
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path())
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from statedict.api import delta as api
-from statedict.cli.commands import JSON, Commands, echo_report, progress
+from statedict.cli.commands import JSON, NO_VERIFY, Commands, echo_report, progress
 from statedict.formats import WRITABLE
 
 BASE = click.argument("base", type=click.Path())
@@ -25,14 +25,15 @@ def delta() -> None:
 @BASE
 @click.argument("tuned", type=click.Path())
 @OUT
+@NO_VERIFY
 @OVERWRITE
 @DRY_RUN
 @JSON
-def make(base: str, tuned: str, dst: str | None, overwrite: bool, dry_run: bool, as_json: bool) -> None:
+def make(base: str, tuned: str, dst: str | None, dry_run: bool, as_json: bool, **how: Any) -> None:
     """Write what TUNED changes of BASE, bit for bit; both may be files, folders or URLs of any format."""
     _check_output(dst, dry_run)
     with progress("making the delta"):
-        report = api.make(base, tuned, dst, overwrite=overwrite, dry_run=dry_run)
+        report = api.make(base, tuned, dst, dry_run=dry_run, **how)
     echo_report(report, as_json)
 
 

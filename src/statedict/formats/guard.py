@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Write = Callable[[Any], object]
 
 REMEDY = "fetch the file again, or pass verify=False to take it as it is"
-_Known = namedtuple("_Known", "crc digest file path")
+_Known = namedtuple("_Known", "crc digest file path base")
 
 
 class Guard:
@@ -47,7 +47,7 @@ class Guard:
     def watch(self, write: Write) -> Write:
         """The function that writes a file, with a CorruptFileError for what differs from its sums."""
         known = {
-            place: _Known(check.crc, check.digest, check.source.name, check.tensors[0][0])
+            place: _Known(check.crc, check.digest, check.source.name, check.tensors[0][0], check.base)
             for place, check in self._checks.items()
         }
         return partial(_write, write, known) if known else write
@@ -113,8 +113,9 @@ class _Sink:
             if expected is None:
                 kind, expected, found = "CRC-32", f"{known.crc:08x}", f"{got.crc:08x}"
             if found != expected:
+                where = f"{known.file.removesuffix(tensor := f': tensor {known.path!r}')}{tensor}"
+                which = "its bytes" if known.base is None else f"its bytes or {known.base}"
                 raise CorruptFileError(
-                    f"{known.file}: tensor {known.path!r}: its {kind} differs, so its bytes are damaged: expected "
-                    f"{expected}, got {found}; {REMEDY}"
+                    f"{where}: its {kind} differs, so {which} are damaged: expected {expected}, got {found}; {REMEDY}"
                 )
         return sums
