@@ -82,6 +82,8 @@ def test_scales_of_blocks_that_gguf_cannot_decode_are_those_of_ggml(tmp_path: Pa
     with pytest.raises(statedict.errors.UnsupportedError, match=r"Q8_1 cannot be dequantized: .*\.blocks"):
         state["Q8_1"].numpy()
     assert state["Q8_1"].blocks.raw() == bytes(40)
+    report = statedict.verify(tmp_path / "a.gguf")
+    assert (report.tensors, report.problems) == (3, ())
 
 
 def test_parts_of_blocks_are_decoded_from_any_byte_on(tmp_path: Path) -> None:
@@ -93,6 +95,15 @@ def test_parts_of_blocks_are_decoded_from_any_byte_on(tmp_path: Path) -> None:
     whole = expected.tobytes()
     for begin, end in ((0, 1), (3, 130), (127, 129), (5, len(whole)), (len(whole) - 1, len(whole))):
         assert tensor.storage.source.read(begin, end - begin) == whole[begin:end]
+
+
+def test_an_empty_tensor_lies_anywhere(tmp_path: Path) -> None:
+    entries = [ggufs.tensor(name, (0, 3), code, 1 << 40) for name, code in (("f", 0), ("q", 2))]
+    state = statedict.load(ggufs.forge(tmp_path / "a.gguf", [], entries))
+    assert [tensor.numpy().shape for tensor in state.values()] == [(3, 0), (3, 0)]
+    assert state["q"].blocks.raw() == state["f"].raw() == b""
+    statedict.convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    assert statedict.verify(tmp_path / "b.gguf").ok
 
 
 def test_stored_blocks_are_bytes_of_each_row(tmp_path: Path) -> None:

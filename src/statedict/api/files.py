@@ -17,7 +17,7 @@ from statedict.formats import places
 from statedict.io.urls import folder_of, redact, to_name
 from statedict.tensor.lazy import as_lazy
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import walk
+from statedict.tree.walk import check_bounds
 from statedict.values import parse_bytes
 
 TYPE_CHECKING = False
@@ -367,7 +367,7 @@ def tree_of(source: Any, lazy: bool = True, format: str | None = None) -> StateD
 
     if isinstance(source, bytes):
         raise UnsupportedError(f"{source!r:.40}: bytes are neither a path nor a tree; name a file by a str")
-    walk(source)  # an error beyond the bounds of a tree, before anything follows what is shared
+    check_bounds(source)  # before anything follows what is shared
     return wrap_root(collect(source, as_lazy) if lazy else collect(source))
 
 
@@ -381,7 +381,7 @@ def to_writable(tree: Any) -> Any:
     from statedict.adapters.collect import collect
 
     if isinstance(tree, StateDict):
-        walk(tree)  # an error beyond its bounds, before anything follows what is shared
+        check_bounds(tree)  # before anything follows what is shared
     return unwrap_root(collect(tree, as_lazy))
 
 

@@ -35,7 +35,7 @@ from statedict.tensor.labelled import Labelled
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.segments import Segment
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import walk
+from statedict.tree.walk import check_bounds
 from statedict.values import Opaque, Size
 
 TYPE_CHECKING = False
@@ -81,7 +81,7 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
 
     A file has at most `most` bytes, unless it is a single chunk. By default there is one file.
     """
-    walk(tree)  # an error beyond its bounds
+    check_bounds(tree)
     root = tree if isinstance(tree, StateDict) else StateDict({"": tree})
     entries: Entries = {}
     template = _follow(root, (), entries)

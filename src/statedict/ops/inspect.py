@@ -23,7 +23,7 @@ from statedict.tensor.segments import unseen_bytes
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import find_model, names_of
 from statedict.tree.roles import MIXED, MODEL, find_roles, members
-from statedict.tree.walk import free_name, label, nest, sort_numbers, visit, walk
+from statedict.tree.walk import check_bounds, free_name, label, nest, sort_numbers, walk, walk_tensors
 from statedict.values import Opaque, abbreviate, count, is_plain_list, shorten
 
 _SHORT = 60
@@ -82,7 +82,7 @@ def names_by_key(groups: Any, names: Iterable[Any]) -> dict[Any, str]:
 def summarize(state: Any, path: str = "", config: Mapping[str, Any] | None = None) -> Summary:
     """What is in a tree; see `statedict.inspect`."""
     with Paused():
-        visit(state, lambda path, leaf: None, lambda node, below: None)  # an error beyond its bounds, which hold below
+        check_bounds(state)  # which hold below
         dot = path + "." if path else ""
         by_path = {(dot + one.path).removesuffix("."): one for one in optimizers(state)}
         build = _Builder(by_path)
@@ -112,9 +112,8 @@ def _note_order(found: Quantization, state: Any) -> Quantization:
 def _tensors(state: Any) -> dict[str, LazyTensor]:
     """The tensors of a tree by path; none of one alone, which shows nothing of what belongs to it."""
     found: dict[str, LazyTensor] = {}
-    for path, leaf in walk(state):
-        if is_array(leaf):
-            found[free_name(path, found)] = as_lazy(leaf, parts=True)
+    for path, leaf in walk_tensors(state):
+        found[free_name(path, found)] = as_lazy(leaf, parts=True)
     return found if len(found) > 1 else {}
 
 

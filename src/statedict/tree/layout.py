@@ -11,6 +11,7 @@ from statedict.tree.walk import MAX_DEPTH, label, walk
 from statedict.values import Opaque, is_plain_list
 
 _CONTAINERS = (dict, list, tuple, Opaque)
+_LONG = 1000  # plain values in a list that is a leaf itself
 
 
 class Layout:
@@ -92,7 +93,7 @@ class Layout:
         return {path: as_lazy(leaf) for path, leaf in self.leaves.items() if is_array(leaf)}
 
     def entries(self) -> dict[str, Any]:
-        """Path → leaf of the whole tree in order, inside lists, objects and optimizers too."""
+        """Path → leaf of the whole tree in order, inside lists, objects and optimizers too; a vocabulary is one."""
         if not self.optimizers and not any(isinstance(leaf, _CONTAINERS) for leaf in self.leaves.values()):
             return self.leaves
         rows = [row for inner in self.inner.values() for row in inner if row[2] in self.optimizers]
@@ -102,13 +103,17 @@ class Layout:
             while waiting and waiting[-1][0] <= rank:
                 optimizer = waiting.pop()[1]
                 found.update(walk(self.optimizers[optimizer], optimizer))
-            if isinstance(leaf, _CONTAINERS):
+            if isinstance(leaf, _CONTAINERS) and not _is_vocabulary(leaf):
                 found.update(walk(leaf, path))
             else:
                 found[path] = leaf
         for _, optimizer in reversed(waiting):
             found.update(walk(self.optimizers[optimizer], optimizer))
         return found
+
+
+def _is_vocabulary(leaf: Any) -> bool:
+    return is_plain_list(leaf) and len(leaf) > _LONG
 
 
 def is_optimizer(node: Any) -> bool:

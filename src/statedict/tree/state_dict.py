@@ -8,9 +8,9 @@ from statedict.dtypes import DType, import_torch
 from statedict.errors import CorruptFileError, PathError, TreeError, UnsupportedError
 from statedict.shown import Viewed
 from statedict.tensor.arrays import is_numpy
-from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
+from statedict.tensor.lazy import LazyTensor, as_lazy
 from statedict.tensor.segments import numpy_arrays, torch_tensors
-from statedict.tree.walk import MAX_DEPTH, encode, free_name, label, visit, walk
+from statedict.tree.walk import MAX_DEPTH, encode, free_name, label, visit, walk, walk_tensors
 from statedict.values import Device, Member, Opaque, Size, distinct, from_json
 
 TYPE_CHECKING = False
@@ -104,9 +104,8 @@ class StateDict(dict["Any", "Any"], Viewed):
     def tensors(self) -> dict[str, LazyTensor]:
         """Path → LazyTensor for every tensor and array, those inside an Opaque included."""
         found: dict[str, LazyTensor] = {}
-        for path, leaf in walk(self):
-            if is_array(leaf):
-                found[free_name(path, found)] = as_lazy(leaf)
+        for path, leaf in walk_tensors(self):
+            found[free_name(path, found)] = as_lazy(leaf)
         return found
 
     def numpy(self, copy: bool = False) -> dict[Any, Any]:
@@ -319,7 +318,7 @@ def transform(
 
 def realize(tree: Any, arrays: Callable[[list[LazyTensor]], list[Any]], value: Callable[[Any], Any]) -> Any:
     """The tree with plain dicts, its tensors made in one go by `arrays`, its other leaves by `value`."""
-    leaves = {id(leaf): leaf for _, leaf in walk(tree) if is_array(leaf)}
+    leaves = {id(leaf): leaf for _, leaf in walk_tensors(tree)}
     lazy = [as_lazy(leaf) for leaf in leaves.values()]
     for tensor, leaf in zip(lazy, leaves.values(), strict=True):
         tensor.ndarray = tensor.ndarray or is_numpy(leaf)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from statedict.errors import PatternError, TreeError
-from statedict.tensor.lazy import LazyTensor
+from statedict.tensor.lazy import LazyTensor, is_array
 from statedict.values import Opaque, is_plain_list, to_json
 
 TYPE_CHECKING = False
@@ -176,7 +176,12 @@ def sort_by_module(items: Iterable[T], path: Callable[[T], str]) -> list[T]:
 
 
 def visit(
-    tree: Any, leaf: Callable[[str, Any], Any], build: Callable[[Any, Any], Any], path: str = "", once: bool = False
+    tree: Any,
+    leaf: Callable[[str, Any], Any],
+    build: Callable[[Any, Any], Any],
+    path: str = "",
+    once: bool = False,
+    plain: bool = True,
 ) -> Any:
     """What `build` makes of the root, bottom-up: the one recursion over trees.
 
@@ -188,17 +193,20 @@ def visit(
             around it, as omegaconf's nodes do to their parents, the dict stays empty.
         path: the root's.
         once: visit each object once; what stands in several places has one result.
+        plain: enter lists of nothing but plain values, such as vocabularies of half a million words.
 
     Raises:
         TreeError: a container contains itself, is nested deeper than 200, or has over 20 million entries, or over
             100,000 if that is because it holds few containers many times, or its paths have over 2²⁸ characters.
     """
-    return _Visitor(leaf, build, once).enter(tree, path)
+    return _Visitor(leaf, build, once, plain).enter(tree, path)
 
 
 class _Visitor:
-    def __init__(self, leaf: Callable[[str, Any], Any], build: Callable[[Any, Any], Any], once: bool) -> None:
-        self.leaf, self.build, self.once = leaf, build, once
+    def __init__(
+        self, leaf: Callable[[str, Any], Any], build: Callable[[Any, Any], Any], once: bool, plain: bool
+    ) -> None:
+        self.leaf, self.build, self.once, self.plain = leaf, build, once, plain
         self.count = self.characters = self.depth = 0
         self.fresh = MAX_SHARED  # entries that a tree of so many different containers may have
         self.seen: set[int] = set()
@@ -225,7 +233,7 @@ class _Visitor:
             elif is_dict:
                 below = {key: enter(child, prefix + label(key)) for key, child in node.items()}
             elif not self.once and is_plain_list(node):
-                below = [self.leaf(f"{prefix}{index}", child) for index, child in enumerate(node)]
+                below = self.plain and [self.leaf(f"{prefix}{index}", child) for index, child in enumerate(node)]
             else:
                 below = [enter(child, f"{prefix}{index}") for index, child in enumerate(node)]
             result = self.build(node, below)
@@ -289,6 +297,23 @@ def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     visit(tree, lambda path, leaf: found.append((path, leaf)), lambda node, below: None, path)
     return iter(found)
+
+
+def walk_tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """As `walk`, of tensors and arrays only."""
+    found: list[tuple[str, Any]] = []
+
+    def leaf(path: str, value: Any) -> None:
+        if is_array(value):
+            found.append((path, value))
+
+    visit(tree, leaf, lambda node, below: None, path, plain=False)
+    return iter(found)
+
+
+def check_bounds(tree: Any) -> None:
+    """Raise the error of `visit` for a tree beyond its bounds."""
+    visit(tree, lambda path, leaf: None, lambda node, below: None, plain=False)
 
 
 def encode(tree: Any, put: Callable[[str, Any], Any], plain: Callable[[Any], Any] = to_json) -> Any:

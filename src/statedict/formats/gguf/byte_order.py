@@ -13,7 +13,7 @@ from typing import Any
 
 from statedict.errors import UnsupportedError
 from statedict.formats.gguf.header import Entry, Header
-from statedict.io.source import ByteSource, ComputedSource, swap_bytes
+from statedict.io.source import ByteSource, BytesSource, ComputedSource, swap_bytes
 from statedict.tensor.blocks import BlockType
 from statedict.tensor.ggml.types import BLOCKS, PLAIN, SWAPPED
 
@@ -27,6 +27,8 @@ def in_our_order(source: ByteSource, header: Header, entry: Entry, swapped: bool
 
     `swapped` says whether BF16 and the scales of blocks are big-endian; None if that cannot be told.
     """
+    if not entry.nbytes:  # wherever it is said to lie
+        return BytesSource(b"", source.name), 0
     start = header.start + entry.begin
     kind = BLOCKS.get(entry.code)
     if header.order == "<" or (kind is not None and SWAPPED[kind.name] == ()):

@@ -89,7 +89,7 @@ def make_tensors(source: ByteSource, header: Header, swapped: bool | None) -> di
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
-    """List the header and every tensor, of each file; of a tensor in blocks its numbers."""
+    """List the header and every tensor, of each file."""
     parts = open_parts(source)
     for file in parts:
         yield from within(_check_file(file.source, file.header), file.name if len(parts) > 1 else "")
@@ -99,8 +99,9 @@ def _check_file(source: ByteSource, header: Header) -> Iterator[Found]:
     swapped = find_swapped(source, header) if header.order == ">" else False
     raw = bytes(source.read(0, min(header.start, source.size)))
     yield Check("header", BytesSource(raw, source.name), 0, len(raw))
-    for name, tensor in make_tensors(source, header, swapped).items():
-        yield Check(name, tensor.storage.source, tensor.storage.offset, tensor.nbytes, ((name, tensor),))
+    tensors = make_tensors(source, header, swapped)
+    for name, _, _, begin, nbytes in header.tensors:
+        yield Check(name, source, header.start + begin, nbytes, ((name, tensors[name]),))
     if header.order == ">":
         yield f"big-endian: {_FOUND[swapped]}, by their values"
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from statedict.errors import AlterError, CombineError
-from statedict.tensor.lazy import is_array
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import is_count
 from statedict.tree.roles import MODEL, choose_model, find_models, find_roles, members
 from statedict.tree.state_dict import StateDict
-from statedict.tree.walk import label, walk
+from statedict.tree.walk import label, walk, walk_tensors
 from statedict.values import abbreviate, count, same_value
 
 _SCHEDULER = "last_epoch"  # a key that every scheduler of PyTorch has
@@ -122,7 +121,7 @@ def _find_reason(paths: Sequence[str], layouts: Sequence[Layout]) -> str:
         return "scheduler"
     if any(type(leaf) in (list, tuple) and any(map(is_optimizer, leaf)) for leaf in leaves):
         return "optimizer"
-    if any(is_array(one) for leaf in leaves for _, one in walk(leaf)):
+    if any(any(walk_tensors(leaf)) for leaf in leaves):
         return "tensors beside the model"
     others = [[layout.leaves.get(path, ...) for path in paths] for layout in layouts[1:]]
     return "" if all(same_value(leaves, other) for other in others) else "differs"

@@ -26,7 +26,7 @@ from statedict.tensor.assembled import map_elements
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tensor.segments import count_bytes
 from statedict.tree.state_dict import StateDict, like
-from statedict.tree.walk import matches, no_match_error, visit, walk
+from statedict.tree.walk import matches, no_match_error, visit, walk_tensors
 from statedict.values import same_value
 
 _STATISTICS = ("running_mean", "running_var")
@@ -189,7 +189,7 @@ def _combine_values(leaves: list[Any], counts: bool) -> Made:
 
 def same_values(leaves: list[Any]) -> bool:
     """Whether plain values are the same; those with tensors in them are not compared."""
-    if any(is_array(value) for leaf in leaves for _, value in walk(leaf)):
+    if any(any(walk_tensors(leaf)) for leaf in leaves):
         return False
     return all(same_value(leaves[0], leaf) for leaf in leaves[1:])
 

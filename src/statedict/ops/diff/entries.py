@@ -17,7 +17,7 @@ from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy, is_array
 from statedict.tree.layout import Layout, is_optimizer
 from statedict.tree.optimizer import find_model, infer, names_of, parameter_size
-from statedict.tree.walk import free_name, label, walk
+from statedict.tree.walk import check_bounds, free_name, label
 from statedict.values import Opaque
 
 Names = list[list[Any]]
@@ -37,7 +37,7 @@ class Entries:
         self._tree = tree
         self._layout: Layout | None = None
         self._objects: set[int] = set()
-        walk(tree)  # an error beyond its bounds, which hold below too
+        check_bounds(tree)  # which hold below too
         metadata = getattr(tree, "metadata", None)
         if isinstance(metadata, dict) and metadata:
             self.extra["metadata"] = dict(metadata)
