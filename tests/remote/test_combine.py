@@ -107,6 +107,31 @@ def test_models_that_are_named_only_come_from_the_cache_without_a_request(hub: S
     assert [source["hub"] for source in record["sources"]] == [f"me/{name}@{Hub.revision}" for name in ("one", "two")]
 
 
+@pytest.mark.parametrize(
+    "name", ["me/base+me/adapter", "hf://me/base+me/adapter", "{model: hf://me/base, lora: me/adapter}"]
+)
+def test_a_model_and_its_adapter_come_from_the_hub(hub: Server, tmp_path: Path, name: str) -> None:
+    for folder, tensors in (
+        ("base", {"fc.weight": numpy.ones((3, 4), "f4")}),
+        (
+            "adapter",
+            {f"base_model.model.fc.lora_{x}.weight": numpy.ones(n, "f4") for x, n in (("A", (1, 4)), ("B", (3, 1)))},
+        ),
+    ):
+        (tmp_path / "hub" / "me" / folder).mkdir()
+        file = "adapter_model.safetensors" if folder == "adapter" else "model.safetensors"
+        statedict.save(tensors, tmp_path / "hub" / "me" / folder / file)
+    config = '{"peft_type": "LORA", "r": 1, "lora_alpha": 2}'
+    (tmp_path / "hub" / "me" / "adapter" / "adapter_config.json").write_text(config)
+    download(hub, tmp_path, "me/adapter")
+    (tmp_path / "merge.yml").write_text(f"{{merge_method: passthrough, models: [{{model: {name}}}]}}")
+    done = run(hub, tmp_path, "-m", "statedict", "merge", "merge.yml", "-o", "out/", "--download")
+    assert not done.returncode, done.stderr
+    assert statedict.load(tmp_path / "out")["fc.weight"].tolist() == [[3] * 4] * 3
+    sources = json.loads(statedict.load(tmp_path / "out").metadata["provenance"])["sources"]
+    assert [source.get("hub", "").partition("@")[0] for source in sources] == ["me/base", "me/adapter"]
+
+
 @pytest.mark.parametrize("revision", ["v1/two", Hub.revision])
 def test_a_revision_is_found_in_the_cache(hub: Server, tmp_path: Path, revision: str) -> None:
     download(hub, tmp_path, "me/one", revision=revision)
@@ -117,6 +142,8 @@ def test_a_revision_is_found_in_the_cache(hub: Server, tmp_path: Path, revision:
     assert done.stdout.startswith(f"me/one@{revision}\n"), done.stderr
     (tmp_path / "merge.yml").write_text("{merge_method: passthrough, models: [{model: me/one@v2}]}")
     done = run(hub, tmp_path, "-m", "statedict", "merge", "merge.yml", "--dry-run")
+    online = run(hub, tmp_path, "-m", "statedict", "merge", "merge.yml", "--dry-run", "--download")
+    assert online.stdout.startswith("me/one@v2\n"), online.stderr
     assert f"no model 'me/one@v2', here or beside the configuration, and {tmp_path}/home/hub has none; " in done.stderr
 
 

@@ -222,7 +222,7 @@ _CARD = "README.md"
 def _describe(report: CombineReport, sources: Sequence[Any]) -> dict[str, Any]:
     """Where a state comes from, without times and absolute paths: the same sources give the same bytes."""
     from statedict.formats.provenance import describe_files
-    from statedict.io.hub_cache import name_snapshot
+    from statedict.io.hub_cache import name_repository
     from statedict.io.parallel import parallel
     from statedict.shown import to_record
 
@@ -231,7 +231,7 @@ def _describe(report: CombineReport, sources: Sequence[Any]) -> dict[str, Any]:
     rows = []
     for (name, share), source in zip(report.sources, sources, strict=True):
         row = {"name": name} | ({} if share is None else {"share": share})
-        hub = name_snapshot(split(source)[0]) if is_path(source) else ""
+        hub = name_repository(split(source)[0]) if is_path(source) else ""
         row |= {"hub": hub} if hub else {}
         rows.append(row | ({"files": files[split(source)[0]]} if is_path(source) else {}))
     return {"method": report.method, "parameters": to_record(report)["parameters"], "sources": rows}

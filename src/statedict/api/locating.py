@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import NamedTuple
+from urllib.parse import quote
 
 from statedict.api.files import tree_of
 from statedict.api.names import split
@@ -79,7 +80,7 @@ def _find_on_hub(name: str, where: str, download: bool) -> str:
         raise CombineError(f"{looked}; the hub's models are OWNER/NAME")
     if not download:
         raise CombineError(f"{looked}; pass download=True to read it from the hub")
-    return f"hf://{name}"
+    return f"hf://{repository}" + (f"@{quote(revision, safe='')}" if revision else "")
 
 
 def _is_whole(snapshot: str) -> bool:

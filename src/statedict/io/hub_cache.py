@@ -49,11 +49,15 @@ def find_snapshot(repository: str, revision: str = "") -> str | None:
     return snapshot if os.path.isdir(snapshot) else None
 
 
-def name_snapshot(path: str) -> str:
-    """The repository and commit that a folder is the snapshot of; nothing if it is not one.
+def name_repository(path: str) -> str:
+    """The repository, with the commit or revision, that a path or URL is of; nothing if it is not of the hub.
 
-    >>> name_snapshot("/cache/models--org--name/snapshots/" + "0" * 40)
+    >>> name_repository("/cache/models--org--name/snapshots/" + "0" * 40)
     'org/name@0000000000000000000000000000000000000000'
+    >>> name_repository("hf://org/name/"), name_repository("org/name")
+    ('org/name', '')
     """
+    if path.startswith("hf://"):
+        return "/".join(path.removeprefix("hf://").split("/")[:2])
     found = _SNAPSHOT.fullmatch(os.path.abspath(path))
     return "" if found is None else f"{'/'.join(filter(None, found.groups()[:2]))}@{found[3]}"

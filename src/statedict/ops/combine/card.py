@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+?)(@[^/]*)?/?")
-
 
 def write_card(record: Mapping[str, Any], recipe: str, transformers: bool) -> bytes:
     """A card that names the method, the parameters and the sources.
@@ -19,8 +17,7 @@ def write_card(record: Mapping[str, Any], recipe: str, transformers: bool) -> by
         transformers: whether transformers opens the model.
     """
     sources: Sequence[Mapping[str, Any]] = record["sources"]
-    names = [f"hf://{source['hub']}" if "hub" in source else source["name"] for source in sources]
-    hub = dict.fromkeys(found[1] for name in names if (found := _HUB.fullmatch(name)))
+    hub = dict.fromkeys(source["hub"].partition("@")[0] for source in sources if "hub" in source)
     lines = ["---"]
     lines += ["base_model:", *(f"- {json.dumps(name)}" for name in hub)] if hub else []
     lines += ["library_name: transformers"] if transformers else []
