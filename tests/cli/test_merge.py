@@ -23,6 +23,9 @@ models:
 """
 
 
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30))
+
+
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     for name, value in (("a", 0.0), ("b", 4.0)):
@@ -124,6 +127,8 @@ def test_parameters_may_be_given_by_pattern(run: Run, tmp_path: Path) -> None:
         (CONFIG, ("nothing.yml",), "nothing.yml: cannot open"),
         ("a: [", ("merge.yml",), "merge.yml: is not YAML"),
         ("\0", ("merge.yml",), "merge.yml: is not YAML"),
+        (LAUGHS, ("merge.yml",), "merge.yml: has more than 1,048,576 entries when its aliases are followed"),
+        ("merge_method: &a [*a]", ("merge.yml",), "has more than 1,048,576 entries when its aliases are followed"),
         ("a: *b", ("merge.yml",), "merge.yml: is not YAML"),
         (CONFIG + "---" + CONFIG, ("merge.yml",), "has several documents; put each merge into a file of its own"),
         ("merge_method: ties\nmerge_method: linear", ("merge.yml",), "line 2: has the key 'merge_method' twice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -86,7 +87,10 @@ def _parse(text: str) -> Any:
     except ImportError as error:
         raise MissingExtraError("a merge from YAML needs PyYAML; pip install 'statedict[merge]'") from error
     try:
-        _check_once(yaml.compose(text, yaml.SafeLoader))
+        root = yaml.compose(text, yaml.SafeLoader)
+        if _count(root, {}) > _LARGEST:
+            raise CombineError(f"has more than {_LARGEST:,} entries when its aliases are followed")
+        _check_once(root)
         return yaml.safe_load(text)
     except yaml.composer.ComposerError as error:
         if "another document" in str(error):
@@ -94,6 +98,18 @@ def _parse(text: str) -> Any:
         raise CombineError(f"is not YAML: {error}") from error
     except yaml.YAMLError as error:
         raise CombineError(f"is not YAML: {error}") from error
+
+
+def _count(node: Any, known: dict[int, float]) -> float:
+    """The nodes of a document whose aliases are followed; infinitely many if one contains itself."""
+    value = getattr(node, "value", None)
+    if not isinstance(value, list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = [one for entry in value for one in (entry if isinstance(entry, tuple) else [entry])]
+        known[id(node)] = 1 + sum(_count(one, known) for one in inner)
+    return known[id(node)]
 
 
 def _check_once(root: Any) -> None:
