@@ -84,6 +84,12 @@ def test_not_every_tensor_can_be_quantized() -> None:
         alter.quantize({"w": torch.ones(32)}, "Q8_0")
 
 
+def test_the_scales_of_another_scheme_are_not_quantized_without_a_pattern() -> None:
+    fp8 = {"w": torch.ones(64, 64).to(torch.float8_e4m3fn), "w_scale_inv": torch.ones(2, 32)}
+    made = alter.quantize(fp8 | {"m": torch.ones(4, 64)}, "Q8_0")
+    assert [type(one) is BlockTensor for one in made.values()] == [False, False, True]
+
+
 def test_blocks_are_dequantized_and_other_tensors_left(tmp_path: Path) -> None:
     raw = quantize(FLOATS, KINDS.Q4_0)
     tensors = {"w": ("Q4_0", raw), "half": FLOATS.astype(numpy.float16), "n": numpy.arange(3)}

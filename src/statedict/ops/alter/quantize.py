@@ -6,6 +6,7 @@ from statedict.dtypes import DType
 from statedict.errors import AlterError, UnsupportedError
 from statedict.ops.alter.outline import filter_tensors, map_tensors, on_trees
 from statedict.ops.alter.tensors import converter
+from statedict.ops.quantization.find import find_paths
 from statedict.tensor.blocks import find_blocks
 from statedict.tensor.lazy import LazyTensor, as_lazy
 from statedict.tree.layout import Layout
@@ -45,7 +46,8 @@ def dequantize(state: Layout, kind: DType | str = "float32", patterns: Patterns 
 def quantize(state: Layout, kind: str, patterns: Patterns = "*") -> Layout:
     """Store tensors as quantized blocks, as GGUF files hold them; other formats get the rounded numbers.
 
-    Without patterns matrices of floating point are, whose rows are whole blocks; with patterns all that match.
+    Without patterns matrices of floating point are, whose rows are whole blocks, unless they are quantized already by
+    another scheme; with patterns all that match.
 
     Args:
         state: any state_dict or checkpoint.
@@ -78,7 +80,8 @@ def quantize(state: Layout, kind: str, patterns: Patterns = "*") -> Layout:
         except UnsupportedError as error:
             raise AlterError(str(error)) from error
 
-    found = map_tensors(state, patterns, make, casts=True)
+    but = find_paths(state.tensors()) if every else ()  # numbers and scales of another scheme
+    found = map_tensors(state, patterns, make, casts=True, but=but)
     if not made:
         raise AlterError(
             f"no tensor is a matrix of floats with rows of a multiple of 32, as {name} takes; give patterns"
