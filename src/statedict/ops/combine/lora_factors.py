@@ -60,7 +60,7 @@ class Factors:
     @property
     def rank(self) -> int:
         """The rank; that of all experts together."""
-        return self.down.shape[0] ** (2 if self.times else 1)
+        return min(self.down.shape[0] ** 2, *self.shape) if self.times else self.down.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,9 +84,16 @@ class Factors:
             down = down * _read(self.gains, work)
         if self.times is not None:  # (A·B) ∘ (C·D) has a column for each pair of columns of A and C
             more, other = (_read(one, work) for one in self.times)
-            down = (down[:, None] * more[None]).reshape(rank * rank, -1)
-            up = (up[:, :, None] * other[:, None]).reshape(len(up), -1)
-            rank *= rank
+            down, more = down.reshape(rank, -1), more.reshape(rank, -1)
+            if rank**2 <= self.rank:
+                down = (down[:, None] * more[None]).reshape(rank * rank, -1)
+                up = (up[:, :, None] * other[:, None]).reshape(len(up), -1)
+            else:  # more than the matrix has; in float64, as errors of these sums are not seen in the factors
+                up, down, other, more = (one.astype("f8") for one in (up, down, other, more))
+                whole = (multiply(up, down) * multiply(other, more)).astype(work)
+                high, wide = whole.shape
+                up, down = (numpy.eye(high, dtype=work), whole) if high < wide else (whole, numpy.eye(wide, dtype=work))
+            rank = len(down)
         right = down.reshape(self.experts, rank, -1)
         left = up.reshape(up.shape[0], rank, self.experts).transpose(2, 0, 1)
         if self.turned:
