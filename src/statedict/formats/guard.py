@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Place = tuple[object, int, int]
     Write = Callable[[Any], object]
 
-REMEDY = "fetch the file again, or pass verify=False to take it as it is"
+REMEDY = "fetch the file again; if another program rewrote it, pass verify=False"
 _Known = namedtuple("_Known", "crc digest file path base")
 
 
