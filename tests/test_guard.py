@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import statedict
 from statedict import CheckpointManager
+from statedict.api.combine import average_files
 from statedict.cli import cli
 from statedict.errors import CorruptFileError
 
@@ -196,3 +197,15 @@ def test_damage_of_a_delta_s_base_is_not_converted(tmp_path: Path) -> None:
     (tmp_path / "run" / "1" / "checkpoint.safetensors").write_bytes(data)
     with pytest.raises(CorruptFileError, match=r"safetensors: tensor 'w': its digest differs, so its bytes or step 1"):
         statedict.convert(tmp_path / "run" / "2", tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", ["ours", "ours_as_torch", "torchs", "shards", "compressed"])
+def test_damage_goes_into_no_average_and_no_merge(name: str, tmp_path: Path) -> None:
+    source = MAKERS[name](tmp_path)
+    statedict.convert(source, tmp_path / "sound.safetensors", only="model")
+    average_files([source, tmp_path / "sound.safetensors"], tmp_path / "out.safetensors")
+    (tmp_path / "out.safetensors").unlink()
+    flip(source, "model.w")
+    with pytest.raises(CorruptFileError, match=r"(digest|CRC-32) differs, so its bytes are damaged"):
+        average_files([source, tmp_path / "sound.safetensors"], tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

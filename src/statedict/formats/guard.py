@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from functools import partial
+from operator import itemgetter
 
 from statedict.errors import CorruptFileError, FileError, FormatError, TreeError
 from statedict.io.source import find_base
@@ -39,7 +40,7 @@ class Guard:
             for item in found:
                 if isinstance(item, Check) and (item.digest is not None or item.crc is not None):
                     place = _locate(item.source, item.start, item.size)
-                    if place is not None and item.tensors:
+                    if place is not None and (item.tensors or item.coded):
                         self._checks[place] = item
         except (FormatError, FileError, TreeError):  # whoever reads that part is told
             return
@@ -49,8 +50,15 @@ class Guard:
         known = {
             place: _Known(check.crc, check.digest, check.source.name, check.tensors[0][0], check.base)
             for place, check in self._checks.items()
+            if check.tensors
         }
         return partial(_write, write, known) if known else write
+
+    def parts(self, source: ByteSource) -> list[tuple[int, Check]]:
+        """The parts of one file, and where they begin, in order."""
+        here = _locate(source, 0, 0)
+        found = [(start, check) for (file, start, _), check in self._checks.items() if here and file == here[0]]
+        return sorted(found, key=itemgetter(0))
 
     def rest(self, tensors: Iterable[LazyTensor], copied: Iterable[LazyTensor]) -> Iterator[Check]:
         """The parts that tensors lie in, but those that are copied whole."""
