@@ -140,6 +140,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {  # ca
         CONFIG,
         "has no down2 for down_blocks.0.attentions.0.to_q",
     ),
+    "parts of two kinds": (
+        PEFT
+        | {f"base_model.model.{Q[:-7]}.lora_E": np.ones((2, 1), "f4")}
+        | {f"base_model.model.{Q[:-7]}.lora_mid.weight": np.ones((2, 2, 1), "f4")},
+        CONFIG,
+        "has mid and gains, of different kinds of adapters",
+    ),
     "gains of another rank": (
         PEFT | {f"base_model.model.{Q[:-7]}.lora_E": UP},
         CONFIG,
@@ -208,6 +215,11 @@ def test_mistakes_are_explained(case: str) -> None:
 def test_a_quantized_base_is_refused(base: dict[str, Any], what: str) -> None:
     with pytest.raises(CombineError, match=what):
         lora.apply(base, PEFT, config=CONFIG)
+
+
+def test_half_an_adapter_is_shown_with_its_fault() -> None:
+    half = {name: value for name, value in HADA.items() if not name.endswith("w2_b")}
+    assert lora.show(half).fault.startswith("has no down2 for")
 
 
 def test_patterns_that_disagree_are_noted() -> None:

@@ -58,6 +58,9 @@ def check_parts(where: str, parts: Mapping[str, LazyTensor]) -> None:
             raise CombineError(
                 f"{where}: its tensor {role!r} is {tensor.dtype} of shape {tensor.shape}; fetch it again"
             )
+    kinds = [role for role in ("mid", "gains", "up2") if role in parts]
+    if len(kinds) > 1:
+        raise CombineError(f"{where}: has {' and '.join(kinds)}, of different kinds of adapters; fetch it again")
     for role, like in (("down2", "down"), ("up2", "up"), ("gains", "down")):
         if {role, like} <= parts.keys():
             shape = (parts[like].shape[0], 1) if role == "gains" else parts[like].shape

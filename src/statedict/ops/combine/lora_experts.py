@@ -32,7 +32,7 @@ _RENAMED = (".block_sparse_moe.", ".mlp.")  # part of the names in files of Mixt
 def to_factors(one: Module, turned: bool = False, experts: int = 1, weight: float = 1.0) -> Factors:
     """The factors of a module."""
     parts = one.parts
-    times = (parts["down2"], parts["up2"]) if "up2" in parts else None
+    times = (parts["down2"], parts["up2"]) if {"down2", "up2"} <= parts.keys() else None
     some = parts["down"], parts["up"], one.scale, turned, experts
     return Factors(*some, parts.get("mid"), weight, parts.get("gains"), times)
 
