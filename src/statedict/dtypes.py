@@ -198,6 +198,9 @@ _TORCH_STORAGE = re.compile(r"[A-Z][A-Za-z0-9]{0,40}Storage", re.ASCII)
 
 BY_NAME: dict[str, DType] = {row[0]: DType(*row[:6]) for row in _ROWS}
 BY_SAFETENSORS: dict[str, DType] = {d.safetensors: d for d in BY_NAME.values() if d.safetensors}
+BY_CODE: dict[str, DType] = {  # numpy's codes of the dtypes that it has itself, such as "f4", without a byte order
+    f"{row[2][0]}{row[1] // 8}": BY_NAME[row[0]] for row in _ROWS if row[3] == row[0]
+}
 BY_STORAGE: dict[str, DType] = {d.storage: d for d in BY_NAME.values() if d.storage}
 _BY_ANY_NAME: dict[str, DType] = BY_NAME | {alias: BY_NAME[row[0]] for row in _ROWS for alias in row[6]}
 

@@ -9,7 +9,6 @@ import math
 import re
 import struct
 from collections import Counter
-from dataclasses import dataclass
 
 from statedict.dtypes import BY_NAME, MAX_NAME, DType, labelled_dtype
 from statedict.errors import CorruptFileError, UnsupportedError, is_failure_of_code
@@ -66,7 +65,6 @@ def device(text: object) -> Device:
     return Device(text)
 
 
-@dataclass(slots=True, repr=False)
 class Opaque:
     """An object in a file that is not data we know: labelled, inert, never built.
 
@@ -79,11 +77,18 @@ class Opaque:
         entries: what would have been set in it, key → value.
     """
 
-    name: str
-    args: Any = None
-    state: Any = None
-    items: list[Any] | None = None
-    entries: dict[Any, Any] | None = None
+    __slots__ = ("args", "entries", "items", "name", "state")
+    __match_args__ = ("name", "args", "state", "items", "entries")
+
+    def __init__(
+        self,
+        name: str,
+        args: Any = None,
+        state: Any = None,
+        items: list[Any] | None = None,
+        entries: dict[Any, Any] | None = None,
+    ) -> None:
+        self.name, self.args, self.state, self.items, self.entries = name, args, state, items, entries
 
     def children(self) -> Iterator[tuple[Any, Any]]:
         """The entries of its dicts under their own keys, everything else under the attribute's name."""
@@ -94,7 +99,7 @@ class Opaque:
             elif value is not None and value != ():
                 yield slot, value
 
-    def __eq__(self, other: object) -> bool:  # a dataclass would not equal its subclasses, such as a pickle's globals
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, Opaque):
             return NotImplemented
         return all(getattr(self, slot) == getattr(other, slot) for slot in Opaque.__slots__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 
 from statedict import formats
@@ -236,7 +235,7 @@ def edit(
             else:
                 _write_in_place(to_name(src), state, before, format, companions, guard, fsync=fsync, executor=executor)
         del before, state  # while the collector is off
-    return replace(report, files=side)
+    return report.with_files(side)
 
 
 def _open_target(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-from dataclasses import replace
 from functools import partial
 
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
@@ -141,7 +140,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
             where = error.filename if isinstance(error, FileError) else shard.name
             problem = refusal(error, where, file, sorted(promised[file]))
             what = f"shard {number:,} of {len(sources):,}: {problem.what}"
-            yield replace(problem, what=what, remedy=problem.remedy or "fetch it")
+            yield problem._replace(what=what, remedy=problem.remedy or "fetch it")
             problems += 1
         if problems:  # what else differs is their consequence
             sound = False

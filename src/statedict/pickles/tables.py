@@ -32,7 +32,7 @@ from __future__ import annotations
 import struct
 from math import prod
 
-from statedict.dtypes import BY_NAME, DType, labelled_dtype
+from statedict.dtypes import BY_CODE, BY_NAME, DType, labelled_dtype
 from statedict.errors import CorruptFileError
 from statedict.io.source import BytesSource, swap_bytes
 from statedict.pickles import constructors
@@ -207,12 +207,10 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
 
 
 IN_PICKLE = "pickle"  # the name of the source of an array
-# numpy's code → our dtype, the format of one element for `struct`
-NUMPY_CODES: dict[str, tuple[str, str]] = {
-    "f2": ("float16", "e"), "f4": ("float32", "f"), "f8": ("float64", "d"), "b1": ("bool", "?"),
-    "i1": ("int8", "b"), "i2": ("int16", "h"), "i4": ("int32", "i"), "i8": ("int64", "q"),
-    "u1": ("uint8", "B"), "u2": ("uint16", "H"), "u4": ("uint32", "I"), "u8": ("uint64", "Q"),
-    "c8": ("complex64", "ff"), "c16": ("complex128", "dd"),
+# numpy's code → the format of one element for `struct`
+_FORMATS = {
+    "f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q",
+    "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "c8": "ff", "c16": "dd",
 }  # fmt: skip
 
 
@@ -224,7 +222,7 @@ class NumpyType(Opaque):
     def __init__(self, code: str, kind: DType | None = None) -> None:
         super().__init__("numpy.dtype", (code,))
         self.code, self.order = code, "<"
-        self.kind = BY_NAME[NUMPY_CODES[code][0]] if code in NUMPY_CODES else kind
+        self.kind = BY_CODE.get(code, kind)
         self.label = ""  # of its scalars, one text for all of them
 
     def set_state(self, state: Any) -> NumpyType:
@@ -325,12 +323,12 @@ def _scalar(kind: Any, raw: Any = b"") -> Any:
         raise CorruptFileError("a numpy scalar without a dtype")
     if type(raw) is str:
         raw = raw.encode("latin-1")
-    if kind.kind is None or kind.code not in NUMPY_CODES or type(raw) is not bytes:
+    if kind.kind is None or kind.code not in _FORMATS or type(raw) is not bytes:
         kind.label = kind.label or f"numpy scalar of {kind.code}"
         return Opaque(kind.label, (raw,))
     if len(raw) != kind.kind.itemsize:
         raise CorruptFileError(f"a numpy scalar of dtype {kind.code} has {len(raw):,} bytes")
-    numbers = struct.unpack(kind.order + NUMPY_CODES[kind.code][1], raw)
+    numbers = struct.unpack(kind.order + _FORMATS[kind.code], raw)
     return complex(*numbers) if len(numbers) == 2 else numbers[0]
 
 

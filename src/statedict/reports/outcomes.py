@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from statedict.shown import Shown, to_record
@@ -55,6 +55,10 @@ class EditReport(Shown):
     written: bool  # whether a file was written
     files: SideFiles = field(default_factory=SideFiles)  # what became of the files beside the model
     notes: tuple[str, ...] = ()  # what else changed
+
+    def with_files(self, files: SideFiles) -> EditReport:
+        """The same with what became of the files beside the model."""
+        return replace(self, files=files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 
 from statedict.dtypes import DType, dtype, import_torch
 from statedict.errors import UnsupportedError
@@ -77,28 +76,47 @@ def is_dense(shape: tuple[int, ...], strides: Strides) -> bool:
     return True
 
 
-@dataclass(slots=True, eq=False)
 class Memory:
     """A live array: the address and size of its storage, which `owner` keeps alive, and its first byte there."""
 
-    dtype: DType
-    shape: tuple[int, ...]
-    strides: Strides | None
-    address: int
-    nbytes: int
-    offset: int
-    owner: object
-    device: str = "cpu"
-    requires_grad: bool = False
-    parameter: bool = False
+    __slots__ = (
+        "address",
+        "device",
+        "dtype",
+        "nbytes",
+        "offset",
+        "owner",
+        "parameter",
+        "requires_grad",
+        "shape",
+        "strides",
+    )
+
+    def __init__(
+        self,
+        dtype: DType,
+        shape: tuple[int, ...],
+        strides: Strides | None,
+        address: int,
+        nbytes: int,
+        offset: int,
+        owner: object,
+        device: str = "cpu",
+        requires_grad: bool = False,
+        parameter: bool = False,
+    ) -> None:
+        self.dtype, self.shape, self.strides = dtype, shape, strides
+        self.address, self.nbytes, self.offset, self.owner = address, nbytes, offset, owner
+        self.device, self.requires_grad, self.parameter = device, requires_grad, parameter
 
 
-@dataclass(slots=True, eq=False)
 class Part:
-    """A torch tensor that is part of a larger one."""
+    """A torch tensor that is part of a larger one of a shape: corner in the whole, corner in the tensor, sizes."""
 
-    shape: Strides  # of the whole
-    pieces: tuple[tuple[Strides, Strides, Strides], ...]  # corner in the whole, corner in the tensor, sizes
+    __slots__ = ("pieces", "shape")
+
+    def __init__(self, shape: Strides, pieces: tuple[tuple[Strides, Strides, Strides], ...]) -> None:
+        self.shape, self.pieces = shape, pieces
 
     def __str__(self) -> str:
         return f"{format_boxes([(begin, sizes) for begin, _, sizes in self.pieces])} of a tensor of shape {self.shape}"

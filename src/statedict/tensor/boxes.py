@@ -15,7 +15,6 @@ import os
 import weakref
 from bisect import bisect_left, insort
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from threading import local
@@ -55,24 +54,52 @@ def raw_dtype(itemsize: int) -> Any:
     return numpy.dtype({1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}.get(itemsize, f"V{itemsize}"))
 
 
-@dataclass(slots=True, weakref_slot=True, eq=False, repr=False)
 class BoxSource(ByteSource):
-    """The bytes of a tensor that a function makes box by box."""
+    """The bytes of a tensor that a function makes box by box.
 
-    kind: DType
-    shape: Shape
-    at: At  # makes a box
-    name: str
-    panel_limit: Callable[[], int]  # returns the largest size of a panel; 0 if the bytes below have the same order
-    remote: bool = False  # whether the bytes below are: more threads then make smaller panels
-    present: tuple[Box, ...] | None = None  # the boxes that can be made; None if all can
-    origin: tuple[Any, Strides] | None = None  # the row-major tensor whose elements these are, and their strides here
-    flat: Callable[[int, Any], None] | None = None  # fills a flat array from an element on, whatever the shape
-    size: int = field(init=False)
-    _panel: int = field(default=-1, init=False)
+    Args:
+        kind, shape, name: of the tensor.
+        at: makes a box.
+        panel_limit: returns the largest size of a panel; 0 if the bytes below have the same order.
+        remote: whether the bytes below are: more threads then make smaller panels.
+        present: the boxes that can be made; None if all can.
+        flat: fills a flat array from an element on, whatever the shape.
+    """
 
-    def __post_init__(self) -> None:
-        self.size = math.prod(self.shape) * self.kind.itemsize
+    __slots__ = (
+        "__weakref__",
+        "_panel",
+        "at",
+        "flat",
+        "kind",
+        "name",
+        "origin",
+        "panel_limit",
+        "present",
+        "remote",
+        "shape",
+        "size",
+    )
+
+    remote: bool
+
+    def __init__(
+        self,
+        kind: DType,
+        shape: Shape,
+        at: At,
+        name: str,
+        panel_limit: Callable[[], int],
+        remote: bool = False,
+        present: tuple[Box, ...] | None = None,
+        flat: Callable[[int, Any], None] | None = None,
+    ) -> None:
+        self.kind, self.shape, self.at, self.name, self.panel_limit = kind, shape, at, name, panel_limit
+        self.remote, self.present, self.flat = remote, present, flat
+        # the row-major tensor whose elements these are, and their strides here
+        self.origin: tuple[Any, Strides] | None = None
+        self.size = math.prod(shape) * kind.itemsize
+        self._panel = -1
 
     @property
     def coarse(self) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections import Counter, namedtuple
 
 from statedict.tensor.lazy import LazyTensor
 from statedict.values import Opaque, abbreviate
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 _LONGEST = 1000  # characters of a path: paths in a chain of dicts would grow with the square of its length
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(namedtuple("Problem", "part what expected got remedy tensors", defaults=("", "", "", ()))):
     """One thing that is wrong with a file.
 
     Attributes:
@@ -33,12 +31,18 @@ class Problem:
         tensors: the paths of the tensors that it concerns.
     """
 
+    __slots__ = ()
+
     part: str
     what: str
-    expected: str = ""
-    got: str = ""
-    remedy: str = ""
-    tensors: tuple[str, ...] = ()
+    expected: str
+    got: str
+    remedy: str
+    tensors: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return self._asdict()
 
     def __str__(self) -> str:
         where = self.part
@@ -49,7 +53,6 @@ class Problem:
         return f"{where}{': ' * bool(where)}{self.what}{values}{'; ' * bool(self.remedy)}{self.remedy}"
 
 
-@dataclass(slots=True, eq=False)
 class Check:
     """A part of a file: a range of a source, the tensors that lie in it, and its sums.
 
@@ -57,15 +60,22 @@ class Check:
     bytes of a tensor, which is a part of its own; `base` is what a decoded one is a difference from.
     """
 
-    part: str
-    source: ByteSource
-    start: int
-    size: int
-    tensors: tuple[tuple[str, LazyTensor], ...] = ()
-    crc: int | None = None
-    digest: str | None = None
-    coded: bool = False
-    base: str | None = None
+    __slots__ = ("base", "coded", "crc", "digest", "part", "size", "source", "start", "tensors")
+
+    def __init__(
+        self,
+        part: str,
+        source: ByteSource,
+        start: int,
+        size: int,
+        tensors: tuple[tuple[str, LazyTensor], ...] = (),
+        crc: int | None = None,
+        digest: str | None = None,
+        coded: bool = False,
+        base: str | None = None,
+    ) -> None:
+        self.part, self.source, self.start, self.size, self.tensors = part, source, start, size, tensors
+        self.crc, self.digest, self.coded, self.base = crc, digest, coded, base
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -105,7 +115,7 @@ def within(found: Iterator[Found], part: str, above: str = "") -> Iterator[Found
             yield item
         elif isinstance(item, Problem):
             tensors = tuple(map(path, item.tensors))
-            yield replace(item, part=": ".join(filter(None, (part, item.part))), tensors=tensors)
+            yield item._replace(part=": ".join(filter(None, (part, item.part))), tensors=tensors)
         else:
             yield type(item)(f"{part}: {item}" if part else item)
 

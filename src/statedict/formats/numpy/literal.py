@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _MAX_DEPTH = 50
 
 
+@lru_cache(1024)
 def parse_literal(text: str) -> Any:
-    """The value of a literal.
+    """The value of a literal, to be left as it is; many arrays have one header.
 
     Raises:
         ValueError: it is not one.

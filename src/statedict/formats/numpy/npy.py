@@ -28,11 +28,10 @@ import sys
 from functools import partial
 from math import prod
 
-from statedict.dtypes import BY_NAME, labelled_dtype
+from statedict.dtypes import BY_CODE, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
 from statedict.formats.numpy.literal import parse_literal
 from statedict.io.source import ComputedSource, swap_bytes
-from statedict.pickles.tables import NUMPY_CODES
 from statedict.tensor.arrays import contiguous_strides, find_shape_fault
 from statedict.tensor.checks import Check, Problem, tensors_of
 from statedict.tensor.lazy import LazyTensor, Storage
@@ -244,8 +243,8 @@ def find_dtype(kind: str, size: int) -> DType | None:
     (DType('float32'), None)
     """
     code = f"{kind}{size}".replace("?1", "b1")
-    if code in NUMPY_CODES:
-        return BY_NAME[NUMPY_CODES[code][0]]
+    if code in BY_CODE:
+        return BY_CODE[code]
     if kind in "fcV" and size:  # the longer floats of a machine, and bytes without a name
         return labelled_dtype({"V": f"V{size}", "f": f"float{8 * size}", "c": f"complex{8 * size}"}[kind], 8 * size)
     return None
@@ -288,5 +287,5 @@ def encode_header(tensor: LazyTensor) -> bytes:
     return MAGIC + bytes((version, 0)) + len(text).to_bytes(width, "little") + text
 
 
-CODES = {name: code for code, (name, _) in NUMPY_CODES.items()}
+CODES = {kind.name: code for code, kind in BY_CODE.items()}
 """The dtypes that NumPy has itself, and their codes."""

@@ -25,7 +25,6 @@ from statedict.errors import CorruptFileError, FormatError, UnsupportedError
 from statedict.formats.numpy.npy import CODES, encode_header, read_array
 from statedict.formats.safetensors import as_stored
 from statedict.formats.skeleton import put_together, take_apart
-from statedict.formats.torch.structure import find_faults, make_check
 from statedict.io.json import parse
 from statedict.io.pipeline import Part
 from statedict.io.source import BytesSource
@@ -111,6 +110,8 @@ def _find_named(name: Any, tensor: LazyTensor, where: str) -> DType:
 
 def checks(source: ByteSource) -> Iterator[Found]:
     """List every member with its CRC-32; check the archive's structure."""
+    from statedict.formats.torch.structure import find_faults, make_check
+
     records = read_directory(source)
     held: dict[str, list[tuple[str, LazyTensor]]] = {}
     try:

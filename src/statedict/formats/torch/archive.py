@@ -19,7 +19,6 @@ Source: caffe2/serialize/inline_container.h and torch/serialization.py (PyTorch 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -158,7 +157,7 @@ def checks(source: ByteSource) -> Iterator[Found]:
         )
     for problem in find_faults(source, records, folder + OURS):
         part = problem.part.removeprefix(folder)
-        yield replace(problem, part=part, tensors=tuple(path for path, _ in tensors.get(part, ())))
+        yield problem._replace(part=part, tensors=tuple(path for path, _ in tensors.get(part, ())))
 
 
 def read_members(source: ByteSource) -> Records:

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from shlex import quote
+from typing import NamedTuple
 
 from statedict.errors import CorruptFileError, FormatError, TruncatedError
 from statedict.io.source import Slice
@@ -183,8 +183,7 @@ def _check_after(
     yield from _check_surplus(source, end, following, "after its data", name)
 
 
-@dataclass(slots=True)
-class Earlier:
+class Earlier(NamedTuple):
     """An archive before its index was replaced: the first bytes of the file, and the records in its directory.
 
     `kept` are its entries that the newer directory has too, by name, in the newer one's order.
