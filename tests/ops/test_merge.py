@@ -243,6 +243,13 @@ def test_models_that_lie_in_another_order_are_merged_alike(case: str, tmp_path: 
         np.testing.assert_array_equal(found[name].numpy(), value.numpy())
 
 
+@pytest.mark.parametrize("method", ["linear", "passthrough", "task_arithmetic"])
+def test_what_has_no_average_stays_if_there_is_one_source(method: str) -> None:
+    model = {"w": np.ones(3, "f4"), "steps": np.array(3), "mask": np.array([True, False]), "none": np.zeros(0, "i4")}
+    made = statedict.merge(method, [model], model if method == "task_arithmetic" else None)
+    assert {name: tensor.tolist() for name, tensor in made.items()} == {k: v.tolist() for k, v in model.items()}
+
+
 def test_ties_between_tensors_and_what_is_no_float() -> None:
     base, one = ({"w": np.full(3, value, "f4"), "ids": np.arange(3)} for value in (0, 1))
     for source in (base, one):

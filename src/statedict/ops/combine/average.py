@@ -170,14 +170,16 @@ def _fill(node: Any, below: Any) -> Any:
 def _find_equal(aligned: Aligned) -> set[str]:
     """The paths of tensors without an average whose bytes are the same in all sources."""
     pairs: list[tuple[str, LazyTensor, LazyTensor]] = []
+    alike = set()
     for path, leaves in aligned.values.items():
         tensors = [as_lazy(leaf) for leaf in leaves if is_array(leaf)]
         kinds = {(tensor.dtype, tensor.shape) for tensor in tensors}
         if len(tensors) == len(leaves) and len(kinds) == 1 and not has_mean(tensors[0].dtype):
+            alike.add(path)
             pairs += ((path, tensors[0], other) for other in tensors[1:])
     tallies = compare([(one, other) for _, one, other in pairs], Rule())
     differ = {path for (path, *_), tally in zip(pairs, tallies, strict=True) if tally is not None}
-    return {path for path, *_ in pairs} - differ
+    return alike - differ
 
 
 def _combine_values(leaves: list[Any], counts: bool) -> Made:
