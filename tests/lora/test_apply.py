@@ -379,6 +379,26 @@ def test_a_mix_of_which_nothing_is_kept_changes_nothing() -> None:
     assert lora.apply(base, [adapter, adapter], **options)["m.weight"].raw() == base["m.weight"].numpy().tobytes()
 
 
+@pytest.mark.parametrize("shape", [(700, 900), (900, 700), (257, 129)], ids=str)
+@pytest.mark.parametrize("rank", [1, 4, 40])
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
+def test_a_block_of_a_tuned_tensor_is_that_of_the_whole(shape: tuple[int, int], rank: int, kind: str) -> None:
+    rng = numpy.random.default_rng(rank)
+    rows, columns = shape
+    down, up, weight = (rng.standard_normal(size).astype("f4") for size in ((rank, columns), (rows, rank), shape))
+    adapter = {"m.lora_A.weight": down, "m.lora_B.weight": up}
+    if kind == "DoRA":
+        adapter["m.lora_magnitude_vector"] = numpy.ones(rows, "f4")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["m"], "use_dora": kind == "DoRA"}
+    found = lora.apply({"m.weight": weight}, adapter, config=config)["m.weight"]
+    whole = found.numpy()
+    for start, stop in zip(range(0, rows, 37), range(50, rows, 41), strict=False):
+        assert numpy.array_equal(found[start:stop].numpy(), whole[start:stop])
+    source = found.contiguous().storage.source
+    starts = range(0, source.size, 100_000)
+    assert b"".join(bytes(source.read(at, min(100_000, source.size - at))) for at in starts) == whole.tobytes()
+
+
 def test_what_is_dropped_by_chance_is_half_of_all_and_the_rest_is_twice_as_large() -> None:
     base = {"m.weight": torch.zeros(60, 50)}
     adapter = {"m.lora_down.weight": torch.ones(1, 50), "m.lora_up.weight": torch.ones(60, 1)}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statedict.ops.products import dot, multiply
+from statedict.ops.products import dot, multiply, multiply_rows
 
 KINDS = st.sampled_from(["f4", "f8", "c8", "c16"])
 SIDES = st.integers(0, 300)
@@ -33,6 +33,15 @@ def test_long_products_are_the_same_in_tiles(shape: tuple[int, int, int]) -> Non
     rows, depth, columns = shape
     left, right = normal("f8", rows, depth), normal("f8", depth, columns)
     np.testing.assert_allclose(multiply(left, right), left @ right, atol=1e-10)
+
+
+@given(KINDS, SIDES, SIDES, SIDES, st.integers(0, 300), st.integers(0, 300))
+def test_some_rows_of_a_product_are_those_of_the_whole(
+    kind: str, rows: int, depth: int, columns: int, start: int, stop: int
+) -> None:
+    left, right = normal(kind, rows, depth), normal(kind, depth, columns)
+    start, stop = sorted((min(start, rows), min(stop, rows)))
+    assert np.array_equal(multiply_rows(left, right, start, stop), multiply(left, right)[start:stop])
 
 
 @given(KINDS, st.sampled_from([0, 1, 8191, 8192, 8193, 20_000, 32_768]))

@@ -10,6 +10,7 @@ from typing import Any
 
 _ALONE = 1 << 18  # multiplications that OpenBLAS does on one thread (interface/gemm.c)
 _FLAT = 32  # depth up to which tiles are a few rows of many columns, and columns up to which they are many rows
+TALL = 32  # rows of which tiles of many columns have all, or half
 _SHORT = 8192  # elements of a dot product that OpenBLAS does on one thread (kernel/x86_64/ddot.c)
 
 
@@ -28,10 +29,25 @@ def dot(x: Any, y: Any) -> float:
 
 def multiply(left: Any, right: Any) -> Any:
     """The product of two matrices, in tiles small enough that BLAS does not share them out among threads."""
+    return _multiply(left, right, _tile(len(left), *right.shape))
+
+
+def multiply_rows(left: Any, right: Any, start: int, stop: int) -> Any:
+    """Some rows of the product: the same to the bit whichever rows are asked for, as tiles begin where they always do.
+
+    BLAS adds up in another order at the edges of what it is given.
+    """
+    tile = _tile(len(left), *right.shape)
+    first = start - start % tile[0]
+    last = min(len(left), stop + -stop % tile[0])
+    return _multiply(left[first:last], right, tile)[start - first : stop - first]
+
+
+def _multiply(left: Any, right: Any, tile: tuple[int, int, int]) -> Any:
     import numpy
 
     (rows, depth), columns = left.shape, right.shape[1]
-    high, deep, wide = _tile(rows, depth, columns)
+    high, deep, wide = tile
     out = numpy.empty((rows, columns), numpy.result_type(left, right))
     full = rows - rows % high
     for start in range(0, columns, wide):
@@ -55,6 +71,6 @@ def _stack(rows: Any, high: int) -> Any:
 
 def _tile(rows: int, depth: int, columns: int) -> tuple[int, int, int]:
     """Rows, depth and columns of a tile."""
-    high = max(1, min(rows, 16 if depth <= _FLAT else 32 if columns > _FLAT else 64))
+    high = max(1, min(rows, TALL // 2 if depth <= _FLAT else TALL if columns > _FLAT else 2 * TALL))
     deep = max(1, min(depth, max(128, _ALONE // (high * max(1, columns)))))
     return high, deep, max(1, _ALONE // (high * deep))

@@ -13,13 +13,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 from statedict.dtypes import DType
 from statedict.errors import CombineError
 from statedict.ops.alter.tensors import round_to
 from statedict.ops.combine.elements import Once, work_dtype
-from statedict.ops.products import multiply
+from statedict.ops.products import TALL, multiply, multiply_rows
 from statedict.tensor.assembled import map_rows, read_rows
 from statedict.tensor.lazy import LazyTensor
 
@@ -148,7 +149,8 @@ class Low:
             pieces = []
             for expert in range(start // self.rows, -(-stop // self.rows)):
                 first = expert * self.rows
-                pieces.append(multiply(left[expert, max(start - first, 0) : stop - first], right[expert]))
+                ends = max(start - first, 0), min(stop - first, self.rows)
+                pieces.append(multiply_rows(left[expert], right[expert], *ends))
             part = pieces[0] if len(pieces) == 1 else numpy.concatenate(pieces)
             if scale != 1:
                 part *= part.dtype.type(scale)
@@ -187,14 +189,16 @@ def _add(low: Low, work: Any, kind: DType, norms: Once[Any] | None, start: int, 
 
     out = numpy.empty(values.shape, kind.numpy)
     step = max(1, _PIECE // max(values.shape[1], 1))
+    step += -step % TALL
+    edges = [*range(-(start % step), len(values), step), len(values)]  # pieces begin where tiles of products do
     with numpy.errstate(all="ignore"):
-        for first in range(0, len(values), step):
-            some = values[first : first + step]
+        for first, last in pairwise([0, *edges[1:]]):
+            some = values[first:last]
             total = low.delta(work, start + first, start + first + len(some))
             total += some.astype(work)
             if low.magnitude is not None:
                 total *= factor(low, total, start + first, norms)
-            out[first : first + step] = round_to(kind, total)
+            out[first:last] = round_to(kind, total)
     return out
 
 
