@@ -182,6 +182,30 @@ def test_ties_by_hand() -> None:
     assert statedict.merge("ties", [one, other], base, density=0.5, normalize=False)["w"].tolist() == [4, 3, -4, 0]
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "breadcrumbs_ties", "dare_linear", "della"])
+def test_weights_that_sum_to_0_divide_by_1_as_in_mergekit(method: str) -> None:
+    base, one, other = ({"w": np.array(value, "f4")} for value in ([1, 1], [3, 5], [3, 2]))
+    options = {"density": 0.5, "epsilon": 0.1} if method == "della" else {}
+    for weight in ([0, 0], {"w": [0, 0], "*": 1}):
+        same = statedict.merge(method, [one, other], base, weight=weight, normalize=True, **options)
+        assert same["w"].tolist() == [1, 1]
+
+
+def test_ties_divides_each_element_by_the_weights_of_those_that_agree() -> None:
+    base, one, other = ({"w": np.array(value, "f4")} for value in ([0, 0, 0], [2, 5, 0], [-3, 2, 4]))
+    made = statedict.merge("ties", [one, other], base, weight=[1, -1])
+    assert made["w"].tolist() == [5, 5, 4]  # (2 + 3) / (1 - 1 → 1); 5 / 1, for -2 disagrees; -4 / -1
+
+
+def test_multislerp_of_opposite_models_is_their_sum_as_in_mergekit() -> None:
+    one, other, none = ({"w": np.array(value, "f4")} for value in ([1, 2], [-2, -4], [0, 0]))
+    assert statedict.merge("multislerp", [one, other])["w"].tolist() == [-0.5, -1]
+    assert statedict.merge("multislerp", [none] * 3, one)["w"].tolist() == [0, 0]
+    assert statedict.merge("multislerp", [none] * 3)["w"].tolist() == [0, 0]
+    with pytest.raises(CombineError, match="multislerp: the directions of the models cancel out"):
+        statedict.merge("multislerp", [one, other, none])["w"].numpy()
+
+
 def test_slerp_goes_along_the_arc_and_straight_between_parallel_models() -> None:
     one, other, against = vectors([1, 0], [0, 2], [-1, 0])
     half = 0.5**0.5

@@ -192,7 +192,7 @@ def _check_shares(name: str, each: Mapping[str, list[float]], whole: Mapping[str
         for value in each.get(key, ()):
             if not 0 <= value <= 1:
                 raise CombineError(f"{name}: {key}: expected a share from 0 to 1, got {value:g}")
-    divided = whole.get("normalize") is True or whole.get("normalize_weights") is True
+    divided = whole["normalize"] if name == "linear" else whole.get("normalize_weights", False)  # others take 0 as 1
     if divided and not sum(each["weight"]):
         raise CombineError(f"{name}: the weights sum to 0, and are divided by that")
     for density, epsilon in zip(each.get("density", ()), each.get("epsilon", ()), strict=False):

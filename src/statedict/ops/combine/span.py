@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from statedict.errors import CombineError
 from statedict.ops.combine.elements import Once, combine, read_pieces
 from statedict.ops.products import dot
 from statedict.tensor.lazy import LazyTensor
@@ -20,6 +21,7 @@ from statedict.tensor.lazy import LazyTensor
 Gram = Sequence[Sequence[float]]
 """Inner products of each two of the models, or of their differences from the base."""
 Factors = Callable[[Gram], Sequence[float]]
+_NOTHING = 1e-7  # a norm that may be rounding of inner products of unit vectors
 
 
 def merge(factors: Factors, models: Sequence[LazyTensor], base: LazyTensor | None = None) -> LazyTensor:
@@ -91,6 +93,11 @@ def _on_arc(cosine: float, t: float) -> list[float]:
 def multislerp(gram: Gram, weights: Sequence[float], normalize_weights: bool = True, eps: float = 1e-8) -> list[float]:
     """The mean on the sphere, in the tangent space at the mean direction, times the mean norm.
 
+    Of two opposite vectors, which have no mean direction, the weighted sum.
+
+    Raises:
+        CombineError: the directions of more than two vectors cancel out.
+
     >>> multislerp([[4, 0], [0, 4]], [1, 1])[0] - 2**-0.5 < 1e-6
     True
     """
@@ -98,7 +105,13 @@ def multislerp(gram: Gram, weights: Sequence[float], normalize_weights: bool = T
     shares = [weight / total for weight in weights]
     norms = [math.sqrt(max(gram[i][i], 0)) for i in range(len(gram))]
     units = [[float(i == j) / (norms[i] + eps) for j in range(len(gram))] for i in range(len(gram))]
-    mean = _unit(gram, _sum(shares, units), eps)
+    mean = _sum(shares, units)
+    length = math.sqrt(max(_dot(gram, mean, mean), 0))
+    if length < max(eps, _NOTHING):
+        if len(gram) == 2 or not any(norms):
+            return shares
+        raise CombineError("multislerp: the directions of the models cancel out, so they have no mean; change weights")
+    mean = [value / length for value in mean]
     tangents = [_sum([1, -_dot(gram, unit, mean)], [unit, mean]) for unit in units]
     step = _sum(shares, tangents)
     length = math.sqrt(max(_dot(gram, step, step), 0)) + eps
@@ -161,6 +174,6 @@ def _sum(factors: Sequence[float], vectors: Sequence[Sequence[float]]) -> list[f
     return [math.fsum(f * v for f, v in zip(factors, row, strict=True)) for row in zip(*vectors, strict=True)]
 
 
-def _unit(gram: Gram, vector: Sequence[float], eps: float = 0) -> list[float]:
-    norm = math.sqrt(max(_dot(gram, vector, vector), 0)) + eps
+def _unit(gram: Gram, vector: Sequence[float]) -> list[float]:
+    norm = math.sqrt(max(_dot(gram, vector, vector), 0))
     return [value / norm for value in vector] if norm else list(vector)
