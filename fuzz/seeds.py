@@ -22,8 +22,9 @@ from typing import Any
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "gguf", "numpy", "run", "foreign", "dropin", "dropin-legacy",
+    "gguf", "numpy", "flax", "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
+_FLAX = Path(__file__).parents[1] / "tests" / "formats" / "data" / "flax"
 REAL = {"dropin", "dropin-legacy"}
 """Targets of which PyTorch's own tensors are made too."""
 
@@ -483,6 +484,7 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "packed": one(lambda: _by_numpy("savez_compressed", **_numpy_arrays())),
         "ours": _ours(training, ".npz"),
     },
+    "flax": {name: one((_FLAX / f"{name}.msgpack").read_bytes) for name in ("training", "plain", "pieces", "lists")},
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},

@@ -217,11 +217,6 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "graph of an OpenVINO model, whose weights are in a .bin",
         "open it with openvino",
     ),
-    "a small msgpack of Flax": (  # of flax 0.12
-        plain(bytes.fromhex("81a6706172616d7381a177c715019391 02a7666c6f61743332c4080000803f0000803f")),
-        "is the msgpack of Flax",
-        "open it with flax",
-    ),
     "another msgpack": (plain(b"\x81\xa4step\3"), "looks like msgpack", "open it with the library that wrote it"),
     "GPT-SoVITS": (sovits, "is a checkpoint of GPT-SoVITS", "in a copy write PK over them"),
     "a PNG": (plain(b"\x89PNG\r\n\x1a\n" + bytes(20)), "image", "fetch it from another address"),

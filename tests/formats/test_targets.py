@@ -49,7 +49,7 @@ def test_a_suffix_of_no_format_that_is_written_is_an_error_that_lists_those(
     with pytest.raises(FormatError) as error:
         write(tmp_path, str(target))
     assert f"x{suffix}: " in str(error.value)
-    for known in (".pth", ".pt", ".bin", ".ckpt", ".safetensors", "torch, safetensors, npz, distributed, gguf"):
+    for known in (".pth", ".pt", ".bin", ".ckpt", ".safetensors", "torch, safetensors, npz, distributed, gguf, flax"):
         assert known in str(error.value)
     assert not target.exists()
 

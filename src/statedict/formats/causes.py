@@ -62,10 +62,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
         "is a checkpoint of GPT-SoVITS: a file of torch.save whose first two bytes are the version of the model; in a "
         "copy write PK over them: `printf PK | dd of=COPY conv=notrunc`",
     ),
-    (
-        rb"(?=.*(\xc7.|\xc8..|\xc9.{4})\x01\x93)" + _MSGPACK,
-        f"is the msgpack of Flax, {_NOT_READ}; open it with flax.serialization.msgpack_restore",
-    ),
     (_MSGPACK, f"looks like msgpack, {_NOT_READ}; open it with the library that wrote it"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", "is an image; name the checkpoint, or fetch it from another address"),
     (rb"%PDF", "is a PDF document; name the checkpoint, or fetch it from another address"),

@@ -42,6 +42,11 @@ class Row(namedtuple("Row", "magic module suffixes folder in_place", defaults=("
 
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, as protocols 2 to 5 write it
 _LEGACY_1 = b"L119547037146038801333356L\n."  # as protocol 1 does
+# msgpack: an array, or a map whose first key is text, with an array or a scalar further on
+_FLAX = re.compile(
+    rb"(\xc7.|\xc8..|\xc9.{4})\x01\x93|([\x81-\x8f]|\xde..|\xdf.{4})[\xa1-\xbf\xd9].*(\xc7.|\xc8..|\xc9.{4}|\xd8)[\x01\x03]\x93",
+    re.DOTALL,
+)
 _CODED = b'{"__metadata__":{"statedict.coding":'
 
 KINDS: dict[str, Row] = {
@@ -87,6 +92,7 @@ KINDS: dict[str, Row] = {
     "pickle": Row(lambda head: _is_pickle(head), "statedict.formats.pickle"),
     "sharded": Row(lambda head: head.lstrip()[:1] == b"{" and (b'"weight_map"' in head or b'"total_size"' in head)),
     "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model", (".gguf",)),
+    "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
 }
 
 
