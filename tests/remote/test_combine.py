@@ -16,7 +16,7 @@ import pytest
 import statedict
 from statedict.api.combine import average_files
 
-from .servers import Hub, Server, serving
+from .servers import Hub, Server, WithRanges, serving
 
 
 def publish(folder: Path, value: float, **how: Any) -> dict[str, Any]:
@@ -73,6 +73,27 @@ def test_models_of_the_hub_are_merged_and_named_on_the_card(hub: Server, tmp_pat
     for name, about in files.items():
         path = tmp_path / "hub" / "me" / "two" / name
         assert about == {"bytes": path.stat().st_size, "tag": f"{path.stat().st_mtime_ns:040x}"}
+
+
+def test_what_lies_beside_a_model_on_a_server_that_does_not_list_goes_along(tmp_path: Path) -> None:
+    (tmp_path / "web").mkdir()
+    for name, value in (("one", 0.0), ("two", 2.0)):
+        publish(tmp_path / "web" / name, value)
+    (tmp_path / "web" / "one" / "other.json").write_text("{}")
+    with serving(tmp_path / "web", WithRanges) as server:
+        report = average_files([f"{server.url}/one/", f"{server.url}/two/"], f"{tmp_path}/out/")
+        recipe = RECIPE.replace("hf://me", server.url).replace("/one", "/one/")
+        (tmp_path / "merge.yml").write_text(recipe)
+        done = run(server, tmp_path, "-m", "statedict", "merge", "merge.yml", "-o", "stacked/")
+        assert not done.returncode, done.stderr
+        single = average_files([f"{server.url}/one/model.safetensors"] * 2, f"{tmp_path}/single/")
+    assert report.files is not None
+    assert {*report.files.copied} == {"config.json", "tokenizer.json"}
+    assert any("does not list its files" in note for note in report.files.notes)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 4
+    assert json.loads((tmp_path / "stacked" / "config.json").read_text())["num_hidden_layers"] == 6
+    assert single.files is not None
+    assert not single.files.copied
 
 
 NAMED = RECIPE.replace("hf://me/two/", "me/two").replace("hf://", "")

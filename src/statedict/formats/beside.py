@@ -12,10 +12,10 @@ import re
 
 from statedict import formats
 from statedict.errors import FileError, FormatError, LimitError, UnknownFormatError
-from statedict.formats import places
+from statedict.formats import places, tokenizer
 from statedict.io.json import parse, read_document
 from statedict.io.location import location
-from statedict.io.urls import join
+from statedict.io.urls import join, redact
 from statedict.reports.outcomes import SideFiles
 from statedict.tensor.checks import Check, Problem, Unread, refusal, within
 from statedict.values import human_bytes
@@ -47,6 +47,7 @@ _LEFT = (
 _DTYPE = rb'("(?:torch_)?dtype"\s*:\s*")%s(")'
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # of which a model can be in transformers
 _CONFIG = "config.json"
+_USUAL = (_CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json", *tokenizer.USUAL)
 _MODULES = "modules.json"
 _DEEP = 5
 _LARGEST = 64 << 20  # bytes of a file that is read whole
@@ -175,11 +176,24 @@ def _check_text(source: ByteSource, name: str) -> Check | Problem | Unread:
 
 def read_config(path: str) -> dict[str, Any]:
     """The config.json of a model in a folder; empty if there is none."""
-    if not is_folder(path) or _CONFIG not in (location(path).names() or ()):
+    if _CONFIG not in _list_small(path, [_CONFIG]):
         return {}
     file = places.open_file(places.resolve_inside(path, _CONFIG))
     found = parse(read_document(file), file.name, constants=True, surrogates=True)
     return found if isinstance(found, dict) else {}
+
+
+def _list_small(folder: str, wanted: Iterable[str]) -> list[str]:
+    """The names of the files in a folder, or of those that are wanted, if its server does not list; none of a file."""
+    if is_folder(folder) or is_unlisted(folder):
+        return location(folder).names_with(wanted) or []
+    return []
+
+
+def is_unlisted(path: str) -> bool:
+    """Whether a path is a folder of a server that does not list what is in it."""
+    place = location(path)
+    return not place.has_folders and path.endswith("/") and place.names() is None
 
 
 def plan_companions(
@@ -196,12 +210,14 @@ def plan_companions(
     Returns:
         What becomes of each file, and the bytes of those to write, by name.
     """
-    if not is_folder(source) or not any(map(_MARKS.fullmatch, location(source).names() or ())):
+    names = _list_small(source, _USUAL)
+    if not any(map(_MARKS.fullmatch, names)):
         return SideFiles(), {}
     writes: dict[str, bytes] = {}
     left: dict[str, str] = {}
     same = location(source).real_paths("") == location(target).real_paths("")
-    for name in _list_companions(source):
+    unlisted = is_unlisted(source)
+    for name in names if unlisted else _list_companions(source):
         why = next((why for pattern, why in _LEFT if pattern.fullmatch(name)), "")
         part = "/" in name.rstrip("/") and why in ("", _WEIGHTS)  # of which statedict reads no tensor
         if part or (not why and _COMPANION.fullmatch(name)):
@@ -212,7 +228,7 @@ def plan_companions(
             why = f"larger than {human_bytes(_LARGEST)}"
         if not same:
             left[name] = why or "of no known use"
-    notes = []
+    notes = [f"{redact(source)} does not list its files: those with other names than usual are not copied"] * unlisted
     before, after = dtypes
     config = writes.get(_CONFIG, b"")
     changed = re.sub(_DTYPE % re.escape(before.encode()), rb"\g<1>%s\2" % after.encode(), config)

@@ -27,6 +27,10 @@ _FILES = re.compile(
     r"(spiece|sentencepiece.*)\.model|.*\.(tiktoken|spm|bpe)|chat_template\.(jinja|json)"
 )
 _NAME = "tokenizer.json"
+USUAL = (  # those of most tokenizers, which a server that does not list is asked for
+    _NAME, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 _MOST = 1 << 24  # rows of the largest vocabulary, of which lists are made
 _ORDINARY = {
     "id": 0, "content": "", "single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
@@ -42,7 +46,7 @@ def is_of_tokenizer(name: str) -> bool:
 def read_files(folder: str) -> dict[str, bytes]:
     """The files of the tokenizer in a folder."""
     found = {}
-    for name in filter(is_of_tokenizer, location(folder).names() or ()):
+    for name in filter(is_of_tokenizer, location(folder).names_with(USUAL) or ()):
         file = places.open_file(places.resolve_inside(folder, name))
         found[name] = bytes(file.read(0, file.size))
     return found
@@ -63,7 +67,7 @@ def read_tokens(folder: str) -> dict[str, int]:
 
 
 def _read_tokens(folder: str) -> dict[str, Any]:
-    names = location(folder).names() or ()
+    names = location(folder).names_with(USUAL) or ()
     if _NAME in names:
         tree = _read(folder, _NAME)
         with _explained(folder, _NAME):
@@ -83,7 +87,7 @@ def _read_tokens(folder: str) -> dict[str, Any]:
 
 def read_added(folder: str) -> dict[str, dict[str, Any]]:
     """What tokenizer.json says of tokens that were added to the vocabulary, by token, such as which are special."""
-    if _NAME not in (location(folder).names() or ()):
+    if _NAME not in (location(folder).names_with([_NAME]) or ()):
         return {}
     with _explained(folder, _NAME):
         return _list_added(_read(folder, _NAME))
