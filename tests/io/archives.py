@@ -7,9 +7,11 @@ import zipfile
 from collections.abc import Mapping
 
 
-def stored(records: Mapping[str, bytes], comment: bytes = b"", method: int = zipfile.ZIP_STORED) -> bytes:
+def stored(
+    records: Mapping[str, bytes], comment: bytes = b"", method: int = zipfile.ZIP_STORED, level: int | None = None
+) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
+    with zipfile.ZipFile(file, "w", method, compresslevel=level) as archive:
         for name, data in records.items():
             archive.writestr(name, data)
         archive.comment = comment

@@ -260,6 +260,16 @@ def test_a_deflated_record_unpacks_to_what_it_declares_or_not_at_all() -> None:
         contents(data[:start] + b"\xff" * 4 + data[start + 4 :])
 
 
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_record_whose_last_packed_byte_unpacks_to_several_blocks_is_read_whole(number: int) -> None:
+    data = bytes(128) + struct.pack("<f", number) * (1 << 20)
+    for level in (1, 6, 9):
+        record = read_directory(BytesSource(stored({"r": data}, method=zipfile.ZIP_DEFLATED, level=level)))["r"]
+        assert isinstance(record, Inflated)
+        for block in (1 << 18, 1 << 20):
+            assert b"".join(piece for _, piece in record.stream(block)) == data
+
+
 def test_a_bomb_unpacks_no_further_than_it_declares() -> None:
     data = deflated({"r": bytes(50_000_000)})
     record = read_directory(BytesSource(claiming(data, 10)))["r"]

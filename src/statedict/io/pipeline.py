@@ -297,8 +297,10 @@ def compute_sums(
 def blocks(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, memoryview]]:
     """(offset, block) of a range; a thread reads one range at a time, because each block overwrites the last one."""
     stream = getattr(source, "stream", None)
-    if stream is not None and (start, size) == (0, source.size):  # what is unpacked is not kept
-        yield from stream(BLOCK)
+    if stream is not None and 2 * size >= source.size:  # what is unpacked is not kept
+        for at, block in stream(BLOCK):  # to its end, where it is checked
+            if part := block[max(start - at, 0) : max(start + size - at, 0)]:
+                yield max(at, start), part
         return
     most = PIECE if source.coarse else BLOCK
     for at in range(start, start + size, most):

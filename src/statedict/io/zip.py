@@ -104,9 +104,11 @@ class Record(Slice):
 
 
 class Inflated(BytesSource):
-    """One deflated record, unpacked at first use and never beyond the size that it declares."""
+    """One deflated record, unpacked at first use, kept until its end is read, and never beyond the size it declares."""
 
     __slots__ = ("crc", "label", "packed")
+
+    in_memory = False
 
     def __init__(self, packed: Record, size: int) -> None:
         # deflate cannot expand by more than 1032 to 1
@@ -129,9 +131,9 @@ class Inflated(BytesSource):
                 if not piece:
                     piece = bytes(self.packed.read(at, min(block, self.packed.size - at)))
                     at += len(piece)
-                if not piece:
-                    break
                 data = machine.decompress(piece, block)
+                if not data and not piece:  # with all of it read, some may still have to come out
+                    break
                 piece = machine.unconsumed_tail
                 yield done, memoryview(data)
                 done += len(data)
@@ -140,13 +142,28 @@ class Inflated(BytesSource):
         if done != self.size:
             raise CorruptFileError(f"{self.label}: unpacks to another size than the {self.size:,} bytes declared")
 
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy of `length` bytes from `offset`."""
+        data = super().read(offset, length)
+        self._release(offset + length)
+        return data
+
+    def _fill(self, offset: int, buffer: memoryview) -> None:
+        super()._fill(offset, buffer)
+        self._release(offset + len(buffer))
+
+    def _release(self, end: int) -> None:
+        if end == self.size:  # mostly it was read in order: members of an archive do not pile up
+            self._view = memoryview(b"")
+
     def _memory(self) -> memoryview:
-        if len(self._view) != self.size:
+        memory = self._view
+        if len(memory) != self.size:
             data = bytearray()
             for _, block in self.stream(_BLOCK):
                 data += block
-            self._view = memoryview(data).toreadonly()
-        return self._view
+            self._view = memory = memoryview(data).toreadonly()
+        return memory
 
     def _range_message(self, what: str) -> str:
         return f"{self.label}: {what} the record ({self.size:,} bytes)"

@@ -134,15 +134,17 @@ class Unpacked:
     def _unpack(self, packed: Part, magic: bytes, make: Callable[[], Any]) -> Iterator[bytes]:
         machine, data, at = make(), b"", 0
         while True:
+            is_all = False
             if not data and getattr(machine, "needs_input", True):
                 data = packed.read(at, CHUNK)
                 at += len(data)
-                if not data:
-                    raise EOFError("the compressed data end early")
+                is_all = not data
             piece = machine.decompress(data, CHUNK)
             data = getattr(machine, "unconsumed_tail", b"")
             if piece:
                 yield piece
+            elif is_all and not machine.eof:  # zlib may still hold what the last bytes unpack to
+                raise EOFError("the compressed data end early")
             if machine.eof:
                 rest = machine.unused_data
                 self.end = at - len(rest)
