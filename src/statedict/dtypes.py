@@ -193,6 +193,8 @@ def _foreign_name(value: object) -> str | None:
 _COMPONENTS = {"complex32": "float16", "bcomplex32": "bfloat16", "complex64": "float32", "complex128": "float64"}
 _LABELLED: WeakValueDictionary[tuple[str, int, str, str], DType] = WeakValueDictionary()
 MAX_NAME = 100  # characters of a name that a file may have for a dtype
+LONG = {"float96": "f12", "float128": "f16", "complex192": "c24", "complex256": "c32"}
+"""NumPy's names of the longer floats of a machine, which are labels here, and its codes of them."""
 _TORCH_DTYPE = re.compile(r"[a-z][a-z_]{0,40}[0-9][a-z0-9_]{0,40}", re.ASCII)
 _TORCH_STORAGE = re.compile(r"[A-Z][A-Za-z0-9]{0,40}Storage", re.ASCII)
 
@@ -220,7 +222,7 @@ def labelled_dtype(name: str, bits: int = 0, safetensors: str = "", storage: str
 
 def is_torch_dtype(name: str) -> bool:
     """Whether a later PyTorch may have a dtype of this name: `float8_e3m4`, not `load`."""
-    return _TORCH_DTYPE.fullmatch(name) is not None
+    return _TORCH_DTYPE.fullmatch(name) is not None and name not in LONG
 
 
 def is_torch_storage(name: str) -> bool:

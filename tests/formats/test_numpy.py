@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -184,6 +185,33 @@ def test_members_that_are_no_arrays_are_texts_or_inert(tmp_path: Path) -> None:
     assert (state["config.json"], type(state["blob"])) == ("{}", Opaque)
 
 
+@pytest.mark.parametrize("code", ["<g", ">g", "<G", ">G"])
+def test_the_longest_floats_keep_their_bytes_and_never_go_to_pytorch(code: str, tmp_path: Path) -> None:
+    array = (numpy.arange(6).reshape(2, 3) / 3 + (2j if code[1] == "G" else 0)).astype(code)
+    numpy.save(tmp_path / "x.npy", array)
+    statedict.convert(tmp_path / "x.npy", tmp_path / "x.npz")
+    with numpy.load(tmp_path / "x.npz") as archive:
+        assert archive[""].dtype == array.dtype.newbyteorder("=")
+        assert (archive[""] == array).all()
+    with pytest.raises(UnsupportedError, match="PyTorch has no dtype"):
+        statedict.convert(tmp_path / "x.npy", tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_members_that_are_unpacked_are_not_kept(tmp_path: Path) -> None:
+    numpy.savez_compressed(tmp_path / "x.npz", **{f"w{n}": numpy.full(1 << 20, n, "f4") for n in range(8)})
+    state = statedict.load(tmp_path / "x.npz")
+    jobs: list[Any] = [lambda: statedict.save(state, tmp_path / "x.gguf"), lambda: statedict.stats(state)]
+    jobs.append(lambda: statedict.save(statedict.alter.cast(state, "float16"), tmp_path / "x.safetensors"))
+    for job in jobs:
+        tracemalloc.start()
+        try:
+            job()
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        finally:
+            tracemalloc.stop()
+
+
 def test_opening_a_compressed_archive_unpacks_only_the_headers(tmp_path: Path) -> None:
     numpy.savez_compressed(tmp_path / "x.npz", w=numpy.random.default_rng(0).random(1_000_000))
     assert bytes_read(lambda: statedict.load(tmp_path / "x.npz")) < 1 << 19
@@ -277,6 +305,7 @@ def test_a_comment_of_others_is_left_alone(tmp_path: Path) -> None:
     [
         ({"a\0b": numpy.ones(1)}, "is not a name for a member"),
         ({"x" * 70_000: numpy.ones(1)}, "is not a name for a member"),
+        ({"a\\b": numpy.ones(1), "a/b": numpy.zeros(1)}, r"'a/b': some readers of zip archives take it for 'a\\\\b'"),
     ],
 )
 def test_what_an_archive_cannot_hold_is_refused_before_a_byte_is_written(
@@ -285,3 +314,12 @@ def test_what_an_archive_cannot_hold_is_refused_before_a_byte_is_written(
     with pytest.raises(UnsupportedError, match=message):
         statedict.save(tree, tmp_path / "x.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [1, 3, 5, 7])
+def test_an_array_of_one_number_compressed_is_read_and_no_cause_for_alarm(number: int, tmp_path: Path) -> None:
+    array = numpy.full(1 << 20, number, "f4")
+    numpy.savez_compressed(tmp_path / "x.npz", w=array)
+    same(statedict.load(tmp_path / "x.npz")["w"], array)
+    assert statedict.verify(tmp_path / "x.npz").ok
+    assert not statedict.scan(tmp_path / "x.npz").damage

@@ -340,7 +340,7 @@ def find_base(source: Any) -> tuple[Any, int]:
 
 def swap_bytes(source: ByteSource, start: int, nbytes: int, kind: DType) -> ByteSource:
     """A part of a source in which a machine of the other byte order wrote elements of `kind`, in our order."""
-    itemsize = kind.itemsize // 2 if kind.kind == "complex" else kind.itemsize
+    itemsize = kind.itemsize // 2 if kind.name.startswith("complex") else kind.itemsize
     if itemsize == 1:
         return Slice(source, start, nbytes)
     source.check_range(start, nbytes)
@@ -351,8 +351,9 @@ def _read_swapped(source: ByteSource, start: int, nbytes: int, itemsize: int, of
     first, last = offset // itemsize * itemsize, -(-(offset + len(buffer)) // itemsize) * itemsize
     import numpy
 
-    data = numpy.frombuffer(source.read(start + first, min(last, nbytes) - first), f"u{itemsize}")
-    buffer[:] = data.byteswap().tobytes()[offset - first : offset - first + len(buffer)]
+    data = numpy.frombuffer(source.read(start + first, min(last, nbytes) - first), "u1").reshape(-1, itemsize)
+    data = data.view(f"u{itemsize}").byteswap() if itemsize <= 8 else data[:, ::-1]
+    buffer[:] = data.tobytes()[offset - first : offset - first + len(buffer)]
 
 
 def address_view(address: int, size: int, owner: object) -> memoryview:

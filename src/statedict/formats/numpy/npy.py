@@ -28,7 +28,7 @@ import sys
 from functools import partial
 from math import prod
 
-from statedict.dtypes import BY_CODE, labelled_dtype
+from statedict.dtypes import BY_CODE, LONG, labelled_dtype
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnsupportedError
 from statedict.formats.numpy.literal import parse_literal
 from statedict.io.source import ComputedSource, swap_bytes
@@ -287,5 +287,5 @@ def encode_header(tensor: LazyTensor) -> bytes:
     return MAGIC + bytes((version, 0)) + len(text).to_bytes(width, "little") + text
 
 
-CODES = {kind.name: code for code, kind in BY_CODE.items()}
+CODES = {kind.name: code for code, kind in BY_CODE.items()} | LONG
 """The dtypes that NumPy has itself, and their codes."""

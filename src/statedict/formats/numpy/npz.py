@@ -133,10 +133,15 @@ def write(tree: Any, sink: Sink) -> None:
         tree = visit(tree, _without_flag, _build)
     tensors, metadata = take_apart(tree, lambda kind: bool(kind.itemsize))
     layout, parts = ArchiveLayout(), list[Part]()
+    spelled: dict[str, str] = {}
     for name, tensor in tensors.items():
         member, head = name + SUFFIX, encode_header(tensor)
         if "\0" in member or len(member.encode()) > _MAX_NAME:
             raise UnsupportedError(f"{name[:100]!r}: is not a name for a member of a zip archive; rename it")
+        if (other := spelled.setdefault(name.replace("\\", "/"), name)) != name:
+            raise UnsupportedError(
+                f"{name[:100]!r}: some readers of zip archives take it for {other[:100]!r}; rename one"
+            )
         _, local, at = layout.add(member, len(head) + tensor.nbytes)
         start, tail = tensor.storage.offset + tensor.offset, partial(_describe, len(head))
         source = tensor.storage.source
