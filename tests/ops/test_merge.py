@@ -206,6 +206,22 @@ def test_multislerp_of_opposite_models_is_their_sum_as_in_mergekit() -> None:
         statedict.merge("multislerp", [one, other, none])["w"].numpy()
 
 
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        ([[1, 2], [-1, -2]], [1, 2]),
+        ([[1, 2], [-2, -4]], [1.5, 3]),
+        ([[1e-6, 0], [0, 1]], [0, 0.5000005]),
+        ([[1, 0], [-1, 0], [0, 1]], [0, 1]),
+        ([[0, 0], [1, 2]], [0.5, 1]),
+        ([[1e-6, 0], [0, 1e-6]], [0.5**0.5 * 1e-6] * 2),  # zeros in mergekit
+    ],
+)
+def test_karcher_starts_and_leaves_out_what_mergekit_does(models: list[list[float]], expected: list[float]) -> None:
+    made = statedict.merge("karcher", [{"w": np.array(one, "f4")} for one in models])
+    np.testing.assert_allclose(made["w"].numpy(), expected, rtol=1e-5, atol=1e-12)
+
+
 def test_slerp_goes_along_the_arc_and_straight_between_parallel_models() -> None:
     one, other, against = vectors([1, 0], [0, 2], [-1, 0])
     half = 0.5**0.5

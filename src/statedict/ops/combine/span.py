@@ -122,23 +122,28 @@ def multislerp(gram: Gram, weights: Sequence[float], normalize_weights: bool = T
 def karcher(gram: Gram, weights: Sequence[float], max_iter: int = 10, tol: float = 1e-5) -> list[float]:
     """The Riemannian centre of mass of the directions, found by iteration, times the mean norm.
 
+    Beside others, models with a norm up to `tol` have no direction. The iteration starts at the mean direction, or at
+    the first model's where they cancel out.
+
     Karcher 1977, "Riemannian center of mass and mollifier smoothing".
 
     >>> [round(factor, 4) for factor in karcher([[1, 0], [0, 1]], [1, 1])]
     [0.7071, 0.7071]
     """
     norms = [math.sqrt(max(gram[i][i], 0)) for i in range(len(gram))]
-    units = [[1 / norms[i] if i == j else 0.0 for j in range(len(gram))] for i in range(len(gram)) if norms[i]]
+    least = tol if any(norm > tol for norm in norms) else 0.0
+    units = [[1 / norms[i] if i == j else 0.0 for j in range(len(gram))] for i in range(len(gram)) if norms[i] > least]
     if not units:
         return [0.0] * len(gram)
     shares = [1 / len(units)] * len(units)
-    mean = _unit(gram, _sum(shares, units))
+    mean = _sum(shares, units)
+    mean = _unit(gram, mean) if _dot(gram, mean, mean) >= tol**2 else units[0]
     for _ in range(max_iter):
         step = [0.0] * len(gram)
         for share, unit in zip(shares, units, strict=True):
             cosine = max(-1.0, min(1.0, _dot(gram, unit, mean)))
             angle = math.acos(cosine)
-            if angle > 1e-9:
+            if angle >= tol and math.sin(angle) > _NOTHING:
                 step = _sum([1, share * angle / math.sin(angle)], [step, _sum([1, -cosine], [unit, mean])])
         length = math.sqrt(max(_dot(gram, step, step), 0))
         if length < tol:
