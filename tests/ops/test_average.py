@@ -69,6 +69,17 @@ def test_the_sum_of_half_precision_is_not_rounded_on_its_way() -> None:
     assert statedict.average([{"w": array} for array in third])["w"].tolist() == [86]
 
 
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("number", [2, 3, 7])
+def test_elements_that_are_equal_in_all_sources_stay_the_same(number: int, kind: str) -> None:
+    frozen = np.random.default_rng(0).standard_normal(100_000).astype(kind)
+    sources = [{"w": np.append(frozen, np.array([index], kind))} for index in range(number)]
+    averages = statedict.average(sources), statedict.average(sources, [0.3 + index for index in range(number)])
+    for average in averages:
+        assert np.array_equal(average["w"].numpy()[:-1], frozen)
+    assert averages[0]["w"].numpy()[-1] == pytest.approx((number - 1) / 2)
+
+
 def test_float64_sums_are_asked_for_or_follow_the_sources() -> None:
     arrays = [{"w": np.array([value], "float32")} for value in (1e8, 1, -1e8)]
     assert statedict.average(arrays)["w"].tolist() == [0]

@@ -36,8 +36,9 @@ def average(
     """The average of states, name by name: a lazy tree, computed when it is read or saved.
 
     Each tensor is Σ w·x / Σ w, summed in float32 (float64 and complex in their own width) and rounded once to the dtype
-    of the sources, the widest if they differ. Tied tensors stay tied. Without optimizers, schedulers, tensors beside
-    the models, and values that differ; `statedict average --dry-run` lists what is left out.
+    of the sources, the widest if they differ. Elements that are the same in all sources stay so. Tied tensors stay
+    tied. Without optimizers, schedulers, tensors beside the models, and values that differ; `statedict average
+    --dry-run` lists what is left out.
 
     Args:
         sources: two or more paths, URLs or trees, whose models have the same names and shapes.

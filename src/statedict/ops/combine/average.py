@@ -143,7 +143,7 @@ def average(
     total = math.fsum(weights)
 
     def mean(path: str, tensors: list[LazyTensor]) -> LazyTensor:
-        return weighted_mean(tensors, weights, precision)
+        return weighted_mean(tensors, weights, precision, keep=True)
 
     return combine(aligned, mean, integers, "average", [weight / total for weight in weights])
 

@@ -143,8 +143,12 @@ def _keep_shared(result: Any, values: list[Any]) -> Any:
     return numpy.where(numpy.logical_and.reduce([value == values[0] for value in values]), values[0], result)
 
 
-def weighted_mean(tensors: Sequence[LazyTensor], weights: Sequence[float], precision: str = "float32") -> LazyTensor:
+def weighted_mean(
+    tensors: Sequence[LazyTensor], weights: Sequence[float], precision: str = "float32", keep: bool = False
+) -> LazyTensor:
     """Σ w·x / Σ w of float or complex tensors of one shape, in float32 or wider, rounded once to their widest dtype.
+
+    With `keep` an element that is the same in all stays so: in float32 (x + x + x) / 3 is not always x.
 
     Source: mergekit 0.1.5, merge_methods/linear.py.
 
@@ -154,7 +158,17 @@ def weighted_mean(tensors: Sequence[LazyTensor], weights: Sequence[float], preci
     >>> weighted_mean([one, other], [2, 1]).tolist()
     [2.0]
     """
-    return combine(partial(add_up, weights, math.fsum(weights)), tensors, precision)
+    exact = keep and work_dtype(tensors, precision) is widest(tensors)  # a wider sum is exact enough
+    return combine(partial(_keep_equal if exact else add_up, weights, math.fsum(weights)), tensors, precision)
+
+
+def _keep_equal(factors: Sequence[float], divisor: float, *values: Any) -> Any:
+    import numpy
+
+    equal, first = numpy.logical_and.reduce([value == values[0] for value in values[1:]]), values[0].copy()
+    total = add_up(factors, divisor, *values)
+    numpy.copyto(total, first, where=equal)
+    return total
 
 
 def add_up(factors: Sequence[float], divisor: float, *values: Any) -> Any:
