@@ -333,3 +333,15 @@ def test_without_the_library_the_error_tells_how_to_install_it(tmp_path: Path, m
     with pytest.raises(MissingExtraError, match=r"pip install 'statedict\[compress\]'"):
         delta.make({"w": np.ones(3)}, {"w": np.ones(3)}, tmp_path / "x.delta")
     assert not [*tmp_path.iterdir()]
+
+
+def test_into_a_folder_the_files_beside_the_base_go_along(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    statedict.save({"w": np.ones(3)}, tmp_path / "base" / "model.safetensors")
+    delta.make(tmp_path / "base", {"w": np.ones(3) + 1}, tmp_path / "x.delta")
+    report = apply_file(tmp_path / "base", tmp_path / "x.delta", f"{tmp_path}/out/")
+    assert (tmp_path / "out" / "config.json").read_text() == '{"model_type": "llama"}'
+    assert statedict.load(tmp_path / "out")["w"].tolist() == [2, 2, 2]
+    assert "those of the base" in str(report)
+    assert not apply_file(tmp_path / "base", tmp_path / "x.delta", tmp_path / "one.safetensors").files.copied

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from statedict.api.files import Target, name_of, to_writable, tree_of, wrap_root
+from statedict.api.files import Target, name_of, plan_companions, to_writable, tree_of, wrap_root
 from statedict.api.guarding import open_guard
 from statedict.api.names import is_path, split
 from statedict.collector import Paused
@@ -147,12 +147,23 @@ def apply_file(
     overwrite: bool = True,
     dry_run: bool = False,
 ) -> DeltaReport:
-    """Write what `apply` gives, as `save` does; with `dry_run` only check the base, and report."""
+    """Write what `apply` gives, as `save` does, into a folder with the files beside the base; see `apply`.
+
+    With `dry_run` only check the base, and report.
+    """
     target = None if dst is None else Target(dst, format, max_shard_size, base, overwrite=overwrite)
     tree, report = _apply(base, path)
-    if target is None or dry_run:
+    if target is None:
         return report
-    target.write(tree)
+    side, companions = plan_companions(base, target.model_folder, tree, tree)
+    if companions:
+        side = replace(
+            side, notes=(*side.notes, "they are those of the base; a delta has none of the checkpoint's own")
+        )
+    report = replace(report, files=side)
+    if dry_run:
+        return report
+    target.write(tree, companions)
     return replace(report, written=True)
 
 

@@ -78,6 +78,7 @@ def delta(report: DeltaReport) -> Iterator[str]:
     share = f" ({after / before:.1%})" if report.verb == "make" and before else ""
     done = f"{human_bytes(before)} → {human_bytes(after)}{share}: {what}"
     yield done if report.written else f"{done} (nothing was written)"
+    yield from report.files.lines()
 
 
 def edit(report: EditReport) -> Iterator[str]:

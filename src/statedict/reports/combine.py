@@ -39,3 +39,4 @@ class DeltaReport(Shown):
     deltas: int  # how many are differences; the others are stored by themselves
     nbytes: tuple[int, int]  # bytes before and after
     written: bool  # whether a file was written
+    files: SideFiles = field(default_factory=SideFiles)  # what became of the files beside the base
