@@ -368,7 +368,7 @@ def test_large_changes_are_mixed_and_cut_down_as_whole_ones_are(monkeypatch: pyt
                 patched.setattr(singular, "_MOST", most)
                 patched.setattr(lora_mix, "_BLOCK", 1000)
                 pieces = lora.apply(base, adapters, (0.5, 0.8), **options)["m.weight"].numpy()
-                assert numpy.linalg.matrix_rank(pieces, rtol=1e-5) == 5
+                assert (numpy.linalg.svd(pieces, compute_uv=False) > 1e-5 * numpy.linalg.norm(pieces, 2)).sum() == 5
                 assert numpy.linalg.norm(pieces - whole) <= 0.05 * numpy.linalg.norm(whole)
 
 

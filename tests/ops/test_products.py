@@ -28,6 +28,14 @@ def test_a_product_is_the_one_that_numpy_computes(kind: str, rows: int, depth: i
     np.testing.assert_allclose(made, expected, rtol=1e-3, atol=1e-4 * max(depth, 1))
 
 
+@pytest.mark.parametrize("rows", [1, 64, 300])
+def test_a_product_of_no_depth_is_zero(rows: int) -> None:
+    full = [np.full((size, size), np.nan) for size in range(2, 40)]  # freed memory that is not zero
+    del full
+    for columns in range(1, 40):
+        assert not multiply(np.ones((rows, 0)), np.ones((0, columns))).any()
+
+
 @pytest.mark.parametrize("shape", [(3, 20_000, 40), (20_000, 3, 40), (70, 16, 30_000), (600, 700, 500)], ids=str)
 def test_long_products_are_the_same_in_tiles(shape: tuple[int, int, int]) -> None:
     rows, depth, columns = shape

@@ -45,4 +45,4 @@ def test_the_harness_notices_what_is_missing(what: str, row: str, points: str) -
 def test_a_word_in_no_row_is_a_usage_error() -> None:
     done = faults("nothing")
     assert done.returncode == 2
-    assert "no row has such a word" in done.stderr
+    assert "no row or job has such a word" in done.stderr

@@ -53,7 +53,7 @@ def _multiply(left: Any, right: Any, tile: tuple[int, int, int]) -> Any:
     for start in range(0, columns, wide):
         here = slice(start, start + wide)
         tiles = _stack(out[:full, here], high)  # a stack, multiplied in one call
-        for first in range(0, depth, deep):
+        for first in range(0, max(depth, 1), deep):  # of no depth it is 0
             some, other = left[:, first : first + deep], right[first : first + deep, here]
             stack = _stack(some[:full], high)
             if first == 0:

@@ -240,7 +240,7 @@ def find_dtype(kind: str, size: int) -> DType | None:
     """The dtype of a kind and size of NumPy's; None if its elements are not numbers or bytes.
 
     >>> find_dtype("f", 4), find_dtype("M", 8)
-    (DType('float32'), None)
+    (dtype('float32'), None)
     """
     code = f"{kind}{size}".replace("?1", "b1")
     if code in BY_CODE:
