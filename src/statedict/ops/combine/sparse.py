@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from statedict.ops.combine.elements import Once, combine, combine_rows, read_pieces, read_whole_rows
+from statedict.ops.combine.elements import Once, add_up, combine, combine_rows, read_pieces, read_whole_rows
 from statedict.tensor.lazy import LazyTensor
 
 _NOTHING = 1 << 31  # above the bits of every magnitude
@@ -65,10 +65,26 @@ def merge(
         normalize: divide by Σ w, with `elect` of those that agree.
         scale: λ.
     """
+    if keeper is ALL and not elect:  # positions cost more than the sum
+        weights = [vector.weight for vector in vectors]
+        return combine(partial(_add_all, weights, _divisor(weights) if normalize else 1.0, scale), [base, *models])
     found = [Once(partial(_find, keeper, vector, base, model)) for vector, model in zip(vectors, models, strict=True)]
     call = partial(_combine, keeper, vectors, found, elect, normalize, scale)
     make = combine_rows if keeper.rows else combine
     return make(call, [base, *models], numbered=True)
+
+
+def _divisor(weights: Sequence[float]) -> float:
+    return sum(weights) if abs(sum(weights)) >= 1e-8 else 1.0
+
+
+def _add_all(weights: Sequence[float], divisor: float, scale: float, base: Any, *models: Any) -> Any:
+    for model in models:
+        model -= base
+    total = add_up(weights, divisor, *models)
+    total *= scale
+    total += base
+    return total
 
 
 def _find(keeper: Keeper, vector: Vector, base: LazyTensor, model: LazyTensor) -> tuple[Any, float]:
