@@ -360,3 +360,12 @@ def test_a_merge_is_written_and_reported(tmp_path: Path) -> None:
         "task_arithmetic", True, (("source 1", None), ("source 2", 0.5), ("source 3", 1.0)),
     )  # fmt: skip
     assert statedict.load(path)["w"].tolist() == [1.5, -1.25]
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"rescale": False}])
+def test_task_arithmetic_counts_no_elements(options: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their positions take longer than the sum."""
+    monkeypatch.setattr("statedict.ops.combine.elements.positions", None)
+    base, one, other = ({"w": np.full(5, value, "f4")} for value in (1, 2, 5))
+    merged = statedict.merge("task_arithmetic", [one, other], base, weight=[0.5, 0.5], **options)
+    assert merged["w"].tolist() == [3.5] * 5

@@ -65,7 +65,7 @@ def merge(
         normalize: divide by Σ w, with `elect` of those that agree.
         scale: λ.
     """
-    if keeper is ALL and not elect:  # positions cost more than the sum
+    if keeper.keep is _keep_all and not elect:  # positions cost more than the sum
         weights = [vector.weight for vector in vectors]
         return combine(partial(_add_all, weights, _divisor(weights) if normalize else 1.0, scale), [base, *models])
     found = [Once(partial(_find, keeper, vector, base, model)) for vector, model in zip(vectors, models, strict=True)]
