@@ -122,7 +122,7 @@ class Subject:
 _OF_FLAX = tuple(
     kind.name
     for kind in BY_NAME.values()
-    if kind.itemsize and kind.kind != "raw" and kind.numpy.name == kind.name and "complex32" not in kind.name
+    if kind.itemsize and "complex32" not in kind.name and kind.numpy.name == kind.name
 )
 SUBJECTS = {
     "torch": Subject("torch", ".pth", views=True, opaque=False),

@@ -254,7 +254,7 @@ class _Writer:
 
     def _add_tensor(self, tensor: LazyTensor, path: str) -> None:
         size = tensor.dtype.itemsize
-        if not size or tensor.dtype.numpy.name != tensor.dtype.name or (tensor.dtype.kind == "complex" and size < 8):
+        if not size or (tensor.dtype.kind == "complex" and size < 8) or tensor.dtype.numpy.name != tensor.dtype.name:
             raise UnsupportedError(f"{path}: Flax has no dtype {tensor.dtype}; convert it, or write another format")
         if tensor.nbytes <= _CHUNK:
             self._add_array(tensor, tensor.shape)
