@@ -20,9 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fuzz import models
+
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "gguf", "numpy", "flax", "run", "foreign", "dropin", "dropin-legacy",
+    "gguf", "numpy", "flax", "onnx", "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
 _FLAX = Path(__file__).parents[1] / "tests" / "formats" / "data" / "flax"
 REAL = {"dropin", "dropin-legacy"}
@@ -485,6 +487,7 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "ours": _ours(training, ".npz"),
     },
     "flax": {name: one((_FLAX / f"{name}.msgpack").read_bytes) for name in ("training", "plain", "pieces", "lists")},
+    "onnx": {"raw": one(lambda: models.by_onnx(True)), "typed": one(lambda: models.by_onnx(False))},
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},

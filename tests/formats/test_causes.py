@@ -176,7 +176,6 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "tar archive without 'storages'",
         "unpack it, it holds weights/readme.txt",
     ),
-    "ONNX": (plain(b"\x08\x07\x12\x07pytorch\x1a\x031.9" + bytes(100)), "ONNX", "package onnx"),
     "a TensorFlow SavedModel": (
         plain(b"\x08\x01\x12\x90\x05" + bytes(100), "saved_model.pb"),
         "SavedModel",

@@ -52,11 +52,11 @@ def test_the_suffix_of_a_folder_chooses_nothing(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(statedict.errors.FormatError, match=r"no format 'onnx'; there are torch, safetensors"):
-        statedict.save({}, tmp_path / "x.onnx", format="onnx")
+    with pytest.raises(statedict.errors.FormatError, match=r"no format 'tflite'; there are torch, safetensors"):
+        statedict.save({}, tmp_path / "x.tflite", format="tflite")
     statedict.save({}, tmp_path / "x.pth")
-    with pytest.raises(statedict.errors.FormatError, match=r"no format 'onnx'"):
-        statedict.load(tmp_path / "x.pth", format="onnx")
+    with pytest.raises(statedict.errors.FormatError, match=r"no format 'tflite'"):
+        statedict.load(tmp_path / "x.pth", format="tflite")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import safetensors
 import torch
@@ -64,19 +65,21 @@ FOREIGN = {
 }
 SCRIPT = "silero_vad/data/silero_vad.jit"
 SAFETENSORS = "silero_vad/data/silero_vad_16k.safetensors"
-OURS = [*PLAIN, *FOREIGN, SCRIPT, SAFETENSORS]
+ONNX = [
+    "silero_vad/data/silero_vad.onnx",
+    "silero_vad/data/silero_vad_16k_op15.onnx",
+    "silero_vad/data/silero_vad_16k_sequence.onnx",
+    "silero_vad/data/silero_vad_half.onnx",
+    "silero_vad/data/silero_vad_op18_ifless.onnx",
+    "silero_vad/data/silero_vad_openvino_16k.onnx",
+]
+OURS = [*PLAIN, *FOREIGN, SCRIPT, SAFETENSORS, *ONNX]
 # file → what the message says
 STRANGERS = {
     "guesslang/data/model": "is a TensorFlow SavedModel",
     "guesslang/data/model/saved_model.pb": "is a TensorFlow SavedModel",
     "guesslang/data/model/variables/variables.index": "is the index of a TensorFlow checkpoint",
     "guesslang/data/model/variables/variables.data-00000-of-00001": "no known checkpoint begins with",
-    "silero_vad/data/silero_vad.onnx": "is an ONNX model",
-    "silero_vad/data/silero_vad_16k_op15.onnx": "is an ONNX model",
-    "silero_vad/data/silero_vad_16k_sequence.onnx": "is an ONNX model",
-    "silero_vad/data/silero_vad_half.onnx": "is an ONNX model",
-    "silero_vad/data/silero_vad_op18_ifless.onnx": "is an ONNX model",
-    "silero_vad/data/silero_vad_openvino_16k.onnx": "is an ONNX model",
 }
 
 
@@ -187,6 +190,28 @@ def test_a_safetensors_file_holds_what_safetensors_finds_in_it_bit_for_bit(weigh
     with safetensors.safe_open(weights / SAFETENSORS, framework="pt") as file:
         assert_alike(found, {name: file.get_tensor(name) for name in header})
         assert found.metadata == (file.metadata() or {}) == (metadata or {})
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_an_onnx_model_has_the_tensors_that_onnx_finds_bit_for_bit(name: str, weights: Path) -> None:
+    def collect(graph: Any, above: str) -> None:
+        for proto in graph.initializer:
+            expected[above + proto.name] = onnx.numpy_helper.to_array(proto)
+        for node in graph.node:
+            for attribute in node.attribute:
+                path = f"{node.name or node.output[0]}/{attribute.name}"
+                if attribute.HasField("g"):
+                    collect(attribute.g, f"{above}subgraphs.{path}.")
+                elif attribute.HasField("t"):
+                    path = node.output[0] if node.op_type == "Constant" else path
+                    expected[f"{above}constants.{path}"] = onnx.numpy_helper.to_array(attribute.t)
+
+    expected: dict[str, Any] = {}
+    collect(onnx.load(weights / name).graph, "")
+    tensors = statedict.load(weights / name).tensors()
+    assert {path: (t.dtype.numpy, t.shape, bytes(t.raw())) for path, t in tensors.items()} == {
+        path: (array.dtype, array.shape, array.tobytes()) for path, array in expected.items()
+    }
 
 
 def test_a_folder_of_hugging_face_opens_as_its_weights(weights: Path) -> None:

@@ -55,7 +55,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
         rb"\x08[\x01-\x1f]\x12[\x01-\xff]{1,4}\n.{1,4}\n",
         f"is a Core ML model, {_NOT_READ}; open it with coremltools, or fetch the model that it was converted from",
     ),
-    (rb"\x08[\x03-\x0f][\x12\x1a:B]", f"is an ONNX model, {_NOT_READ}; open it with the package onnx"),
     (rb".{4}TFL3", f"is a TensorFlow Lite model, {_NOT_READ}; open it with TensorFlow"),
     (
         rb"0\d\x03\x04.{26}[^/]{1,99}/data\.pkl",
@@ -118,7 +117,7 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
     ),
     (r"\.data-\d{5}-of-\d{5}$", f"is a TensorFlow checkpoint, {_NOT_READ}; open it with TensorFlow"),
     (
-        r"^(flax_model.*\.msgpack|tf_model\.h5|.*\.onnx)$",
+        r"^(flax_model.*\.msgpack|tf_model\.h5)$",
         f"has weights of another framework than PyTorch, {_NOT_READ}; open them with its own library",
     ),
     (r"^model_index\.json$", "is a pipeline of several models; name one of its folders"),

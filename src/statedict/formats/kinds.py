@@ -47,6 +47,8 @@ _FLAX = re.compile(
     rb"(\xc7.|\xc8..|\xc9.{4})\x01\x93|([\x81-\x8f]|\xde..|\xdf.{4})[\xa1-\xbf\xd9].*(\xc7.|\xc8..|\xc9.{4}|\xd8)[\x01\x03]\x93",
     re.DOTALL,
 )
+# the version of a model, and who made it, or the graph
+_ONNX = re.compile(rb"\x08[\x03-\x7f](\x12.[ -~]|[\x1a:]|B.?\n|\x12\0)", re.DOTALL)
 _CODED = b'{"__metadata__":{"statedict.coding":'
 
 KINDS: dict[str, Row] = {
@@ -92,6 +94,7 @@ KINDS: dict[str, Row] = {
     "pickle": Row(lambda head: _is_pickle(head), "statedict.formats.pickle"),
     "sharded": Row(lambda head: head.lstrip()[:1] == b"{" and (b'"weight_map"' in head or b'"total_size"' in head)),
     "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model", (".gguf",)),
+    "onnx": Row(lambda head: _ONNX.match(head) is not None, "statedict.formats.onnx.model"),
     "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
 }
 

@@ -54,6 +54,7 @@ _FAMILIES = {
     "": re.compile(r"(?!)"),
 }
 _GGUF = re.compile(r"(?<!-of-\d{5})\.gguf$|-00001-of-\d{5}\.gguf$")  # whole, or the first file of a split model
+_ONNX = re.compile(r"\.onnx$")
 _BINS = r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?"
 
 
@@ -132,12 +133,13 @@ def find_entry(path: str) -> str:
 
 
 def _find_weights(names: list[str]) -> list[str]:
-    """The indexes in a folder; without any the weights that are no shards, the first part of a rank, or GGUF models."""
+    """The indexes in a folder; without any weights that are no shards, a rank's first part, GGUF or ONNX models."""
     indexes = [name for name in names if re.search(r"\.index\.([^.]+\.)?json$", name)]
     weights = [name for name in names if re.search(r"\.safetensors$|^(diffusion_)?pytorch_model\..*bin$", name)]
     shards = [name for name in weights if is_part(name) or re.search(r"-\d+-of-(?!0*1\.)\d+\.", name)]
     whole = [name for name in weights if name not in shards]
-    return indexes or whole or [*filter(is_part, shards)][:1] or [name for name in names if _GGUF.search(name)]
+    others = [[name for name in names if pattern.search(name)] for pattern in (_GGUF, _ONNX)]
+    return indexes or whole or [*filter(is_part, shards)][:1] or others[0] or others[1]
 
 
 def resolve_inside(folder: str, file: str) -> str:

@@ -1,7 +1,7 @@
-"""Tensors stored as quantized blocks, GGUF's: PyTorch and NumPy get the numbers in float32, decoded when they are read.
+"""Tensors stored as blocks: GGUF's quantized ones, or packed small numbers. PyTorch and NumPy get decoded numbers.
 
-A block holds the numbers of `elements` elements in a row with their scales. A `BlockTensor` is a float32 tensor whose
-storage decodes; `find_blocks` gives the stored bytes, which a format of the same blocks copies.
+A block holds `elements` elements in a row, with their scales if they have any. A `BlockTensor` is a float32 or 8-bit
+tensor whose storage decodes; `find_blocks` gives the stored bytes, which a format of the same blocks copies.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _ORDER = ("dtype", "shape", "storage", "offset", "strides", "requires_grad", "pa
 _KEPT = {"requires_grad", "parameter", "attributes", "ndarray"}
 _CHUNK = 1 << 18  # elements that are decoded at a time: they stay in the cache, and are worth the calls of NumPy
 
-# a kind of block: its name, how many elements one has, its bytes, and decode(bytes, buffer), which fills a buffer with
-# the float32 of whole blocks
-BlockType = namedtuple("BlockType", "name elements nbytes decode")
+# a kind of block: its name, how many elements one has, its bytes, decode(bytes, buffer), which fills a buffer with the
+# elements of whole blocks, and their dtype
+BlockType = namedtuple("BlockType", "name elements nbytes decode dtype", defaults=[_FLOAT])
 
 
 class BlockSource(ByteSource):
@@ -38,11 +38,11 @@ class BlockSource(ByteSource):
 
     def __init__(self, kind: BlockType, blocks: ByteSource, start: int, count: int, name: str) -> None:
         self.kind, self.blocks, self.start, self.name = kind, blocks, start, name
-        self.size = 4 * kind.elements * count
+        self.size = kind.dtype.itemsize * kind.elements * count
         self.remote = blocks.remote
 
     def _fill(self, offset: int, buffer: memoryview) -> None:
-        width = 4 * self.kind.elements
+        width = self.kind.dtype.itemsize * self.kind.elements
         most = _CHUNK * 4 // width * width or width
         while len(buffer):
             first, within = divmod(offset, width)
@@ -59,19 +59,19 @@ class BlockSource(ByteSource):
 
 
 class BlockTensor(LazyTensor):
-    """A float32 tensor that is stored as quantized blocks.
+    """A tensor that is stored as blocks.
 
-    Reading it decodes the blocks; `raw()` gives the float32. A reshaped or cut tensor is a plain LazyTensor.
+    Reading it decodes the blocks; `raw()` gives the numbers. A reshaped or cut tensor is a plain LazyTensor.
     """
 
     __slots__ = ()
 
     @classmethod
     def make(cls, kind: BlockType, shape: tuple[int, ...], source: ByteSource, start: int, name: str) -> BlockTensor:
-        """The tensor of a shape whose rows are whole blocks, which lie in a source from `start` on."""
-        count = math.prod(shape) // kind.elements
+        """The tensor of a shape, whose blocks lie in a source from `start` on; elements may lack at the end."""
+        count = -(-math.prod(shape) // kind.elements)
         decoded = BlockSource(kind, source, start, count, name)
-        return cls(_FLOAT, shape, Storage(decoded, 0, decoded.size))
+        return cls(kind.dtype, shape, Storage(decoded, 0, math.prod(shape) * kind.dtype.itemsize))
 
     def replace(self, **changes: Any) -> Any:
         """As `LazyTensor.replace`; a plain LazyTensor if other elements, or another shape, come of it."""
@@ -80,7 +80,7 @@ class BlockTensor(LazyTensor):
         return LazyTensor(*(getattr(self, slot) for slot in _ORDER)).replace(**changes)
 
     def dequantized(self) -> LazyTensor:
-        """The same numbers, as a plain tensor of float32."""
+        """The same numbers, as a plain tensor."""
         return self.replace(dtype=self.dtype)  # type: ignore[no-any-return]
 
     @property
@@ -95,9 +95,12 @@ class BlockTensor(LazyTensor):
 
     @property
     def blocks(self) -> LazyTensor:
-        """Its stored bytes: uint8, with the bytes of a row as the last dimension."""
+        """Its stored bytes: uint8, with the bytes of a row as the last dimension if rows are whole blocks."""
         kind = self._source.kind
-        shape = (*self.shape[:-1], self.shape[-1] // kind.elements * kind.nbytes)
+        if self.shape and self.shape[-1] % kind.elements == 0:
+            shape: tuple[int, ...] = (*self.shape[:-1], self.shape[-1] // kind.elements * kind.nbytes)
+        else:
+            shape = (-(-self.numel() // kind.elements) * kind.nbytes,)
         return LazyTensor(
             _BYTE, shape, Storage(self._source.blocks, self._source.start, math.prod(shape), key=self._source)
         )

@@ -86,7 +86,7 @@ def _take_apart(tree: Any) -> tuple[dict[str, tuple[Any, Any]], dict[str, tuple[
 
 def _choose(name: str, tensor: LazyTensor) -> tuple[int, tuple[int, ...], LazyTensor]:
     blocks = find_blocks(tensor)
-    if blocks is not None:
+    if blocks is not None and blocks.quantization in CODES:
         return CODES[blocks.quantization], tensor.shape, blocks.blocks
     code = CODES.get(tensor.dtype.name)
     if code is None:

@@ -1,0 +1,29 @@
+"""Valid files of other runtimes, for `seeds.py`."""
+
+from __future__ import annotations
+
+
+def by_onnx(raw: bool) -> bytes:
+    """A model with tensors of every type, in raw_data or in typed fields, in subgraphs and in a function."""
+    import numpy
+    from onnx import TensorProto, helper, numpy_helper
+
+    def tensor(name: str, code: int) -> TensorProto:
+        array = (numpy.arange(6) % 2).reshape(2, 3).astype(helper.tensor_dtype_to_np_dtype(code))
+        if raw:
+            return numpy_helper.from_array(array, name)
+        return helper.make_tensor(name, code, (2, 3), array.reshape(-1).tolist())
+
+    names = {name: code for name, code in TensorProto.DataType.items() if name not in ("UNDEFINED", "STRING")}
+    value = helper.make_tensor_value_info("a", 1, [1])
+    constant = helper.make_node("Constant", [], ["c"], value=tensor("", 1))
+    body = helper.make_graph([constant], "body", [value], [value], [tensor("inner", 1)])
+    nodes = [constant, helper.make_node("Loop", ["a"], ["b"], body=body)]
+    texts = helper.make_tensor("texts", TensorProto.STRING, (2,), [b"a", b"b"])
+    sparse = helper.make_sparse_tensor(tensor("sparse", 1), tensor("", 7), [3, 4])
+    tensors = [*(tensor(name, code) for name, code in names.items()), texts]
+    graph = helper.make_graph(nodes, "g", [value], [value], tensors, sparse_initializer=[sparse])
+    function = helper.make_function("lab", "F", ["a"], ["b"], [constant], [helper.make_opsetid("", 20)])
+    model = helper.make_model(graph, functions=[function])
+    helper.set_model_props(model, {"author": "A"})
+    return model.SerializeToString()  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""ONNX: the tensors of a model."""
