@@ -24,8 +24,9 @@ from fuzz import models
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "gguf", "numpy", "flax", "onnx", "run", "foreign", "dropin", "dropin-legacy",
+    "gguf", "numpy", "flax", "orbax", "onnx", "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
+_ORBAX = ("store", "folders3", "pieces3", "items")
 _FLAX = Path(__file__).parents[1] / "tests" / "formats" / "data" / "flax"
 REAL = {"dropin", "dropin-legacy"}
 """Targets of which PyTorch's own tensors are made too."""
@@ -392,6 +393,19 @@ def _members() -> dict[str, bytes]:
     }
 
 
+def _orbax(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        from tests.formats.orbaxes import unpack
+
+        unpack(folder, name).rename(folder / "input")
+        if name == "items":
+            (folder / "input" / "7").rename(folder / "step")
+            (folder / "input").rmdir()
+            (folder / "step").rename(folder / "input")
+
+    return write
+
+
 def _run(format: str) -> Callable[[Path], None]:
     """A run of ours, with a pin, a step that was not committed, and what is left over."""
 
@@ -488,6 +502,7 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
     },
     "flax": {name: one((_FLAX / f"{name}.msgpack").read_bytes) for name in ("training", "plain", "pieces", "lists")},
     "onnx": {"raw": one(lambda: models.by_onnx(True)), "typed": one(lambda: models.by_onnx(False))},
+    "orbax": {name: _orbax(name) for name in _ORBAX},
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},

@@ -258,7 +258,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "OpenVINO model",
         "open it with openvino",
     ),
-    "a folder of Orbax": (names("_METADATA", "d/", "manifest.ocdbt"), "Orbax checkpoint", "with orbax-checkpoint"),
+    "a folder of Orbax": (names("d/", "manifest.ocdbt"), "Orbax checkpoint", "not fetched whole"),
     "a checkpoint of TensorFlow": (
         names("checkpoint", "model.ckpt-1.data-00000-of-00001", "model.ckpt-1.index"),
         "TensorFlow checkpoint",

@@ -77,8 +77,10 @@ def _add(path: str, below: str, found: list[str], depth: int) -> None:
     own = list_own(path) if not below else set()
     for name, item in (location(path).contents() or {}).items():
         inner, full = join(path, name), below + name
+        if name in own:
+            continue
         if not item.folder:
-            found += [] if name in own else [full]
+            found.append(full)
         elif name.startswith((".", "__")) or os.path.islink(inner) or not depth:
             found.append(full + "/")
         else:

@@ -112,8 +112,8 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
     (r"^Data\n([^\n]*\n)*Manifest\.json$", f"is a Core ML package, {_NOT_READ}; open it with coremltools"),
     (r"^openvino_[^\n]*\.xml$", f"is an OpenVINO model, {_NOT_READ}; open it with openvino"),
     (
-        r"^_CHECKPOINT_METADATA$|^manifest\.ocdbt$",
-        f"is an Orbax checkpoint, {_NOT_READ}; open it with orbax-checkpoint",
+        r"^manifest\.ocdbt$|^ocdbt\.process_\d+$",
+        "is an Orbax checkpoint without _METADATA, in which its tree stands; it was not saved or not fetched whole",
     ),
     (r"\.data-\d{5}-of-\d{5}$", f"is a TensorFlow checkpoint, {_NOT_READ}; open it with TensorFlow"),
     (

@@ -95,6 +95,10 @@ KINDS: dict[str, Row] = {
     "sharded": Row(lambda head: head.lstrip()[:1] == b"{" and (b'"weight_map"' in head or b'"total_size"' in head)),
     "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model", (".gguf",)),
     "onnx": Row(lambda head: _ONNX.match(head) is not None, "statedict.formats.onnx.model"),
+    "orbax": Row(
+        lambda head: re.match(rb'\s*\{\s*"(tree_metadata|item_handlers)"', head) is not None,
+        "statedict.formats.orbax.tree",
+    ),
     "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
 }
 

@@ -43,6 +43,8 @@ _ENTRIES = (
     "adapter_model.bin",
     "checkpoint.safetensors",  # one of a training run
     "checkpoint.pth",
+    "_METADATA",  # of Orbax; of a step, in which each item has one
+    "_CHECKPOINT_METADATA",
     "saved_model.pb",  # for its message
 )
 # an entry that we write → the names that its files and those of its predecessors have

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from threading import local
 
-from statedict.errors import CorruptFileError, MissingExtraError
+from statedict.errors import CorruptFileError
 from statedict.io.pipeline import BLOCK
+from statedict.tensor.zstd import import_zstandard as import_zstandard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,17 +34,6 @@ _PARAMETERS = {"window_log": 17, "hash_log": 6, "chain_log": 6, "min_match": 7, 
 _SAMPLES, _SAMPLE = 4, 8 << 10  # pieces of a block, and most bytes of each, by which the coder of a block is chosen
 _SHARE = 16  # a sample is at most this part of a block, but not below a kilobyte
 _THREAD = local()
-
-
-def import_zstandard() -> Any:
-    """Import the library of Zstandard, or raise a MissingExtraError."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingExtraError(
-            "compressed checkpoints take zstandard; install it by: pip install 'statedict[compress]'"
-        ) from error
-    return zstandard
 
 
 def unit_of(kind: DType) -> tuple[int, bool]:

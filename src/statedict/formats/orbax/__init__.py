@@ -1,0 +1,1 @@
+"""Orbax: checkpoint directories of JAX; `tree.py` has the layout."""
