@@ -23,7 +23,15 @@ import statedict
 from statedict import delta
 from statedict.api.delta import apply_file, base_of
 from statedict.dtypes import BY_NAME, DType
-from statedict.errors import CorruptFileError, FormatError, MissingExtraError, StateDictError, UnsupportedError
+from statedict.errors import (
+    CorruptFileError,
+    ExistingFileError,
+    FormatError,
+    MissingExtraError,
+    MissingFileError,
+    StateDictError,
+    UnsupportedError,
+)
 from statedict.io.source import BytesSource
 from statedict.tensor.lazy import LazyTensor, Storage
 
@@ -296,9 +304,45 @@ def test_a_delta_never_replaces_its_base(tmp_path: Path) -> None:
         assert statedict.verify(path).ok
     for _ in range(2):
         delta.make(folder, {"w": np.zeros(300, "f4")}, folder / "new.delta")
-    with pytest.raises(UnsupportedError, match="new/: a delta is a file; name it without a slash at the end"):
-        delta.make(base, {"w": np.zeros(300, "f4")}, f"{tmp_path}/new/")
+    with pytest.raises(ExistingFileError, match="is another checkpoint, by which that folder would still be opened"):
+        delta.make(base, {"w": np.zeros(300, "f4")}, f"{folder}/")
     delta.make({"w": np.zeros(300, "f4")}, base, base)  # what it is made of may go
+
+
+def test_a_delta_in_shards_is_the_same_checkpoint(tmp_path: Path) -> None:
+    base, tuned, folder = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "x"
+    statedict.save(trained(20), base)
+    statedict.save(trained(21), tuned)
+    whole = delta.make(base, tuned, tmp_path / "x.delta")
+    for size in ("20kB", "50kB"):  # the fewer shards of the second time leave none of the first
+        report = delta.make(base, tuned, folder, max_shard_size=size)
+        names = sorted(path.name for path in folder.iterdir())
+        assert len(names) > 3
+        assert names[-1] == "delta.safetensors.index.json"
+        assert {int(name[15:20]) for name in names[:-1]} == {len(names) - 1}
+        assert all(statedict.verify(folder / name).ok for name in ("", *names))
+        assert (report.tensors, report.deltas) == (whole.tensors, whole.deltas)
+        assert report.nbytes[1] == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        assert delta.make(base, tuned, None, max_shard_size=size, dry_run=True).nbytes == report.nbytes
+        assert_same(delta.apply(base, folder), statedict.load(tuned))
+        assert_same(delta.apply(base, f"{folder}::optimizer"), statedict.load(tuned)["optimizer"])
+    assert base_of(folder) == "base.safetensors"
+    with pytest.raises(UnsupportedError, match=r"is a delta, and its base base.safetensors is not in it"):
+        statedict.load(folder)["model"]["0.weight"].numpy()
+    with pytest.raises(CorruptFileError, match="find the one that it was made from"):
+        delta.apply(tuned, folder)
+    damaged = next(folder.glob("*-00002-of-*"))
+    data = bytearray(damaged.read_bytes())
+    data[-100] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(CorruptFileError, match="-00002-of-"):
+        delta.apply(base, folder)
+    damaged.unlink()
+    with pytest.raises(MissingFileError, match="-00002-of-"):
+        delta.apply(base, folder)
+    delta.make(base, tuned, f"{tmp_path}/one/")
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["delta.safetensors"]
+    assert_same(delta.apply(base, tmp_path / "one"), statedict.load(tuned))
 
 
 def test_a_file_that_is_no_delta_is_refused(tmp_path: Path) -> None:

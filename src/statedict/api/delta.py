@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 
 from statedict.api.files import Target, name_of, plan_companions, to_writable, tree_of, wrap_root
 from statedict.api.guarding import open_guard
 from statedict.api.names import is_path, split
 from statedict.collector import Paused
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
-from statedict.formats import WRITABLE, get_suffix, places, resolve_name
+from statedict.formats import WRITABLE, get_suffix, places, resolve_name, sharded
 from statedict.formats.coded import Base, checks_stored, count_deltas, digest_tensors, find_base_of, name_base, read
 from statedict.formats.coded_writing import NullSink, write
 from statedict.formats.kinds import detect
@@ -21,13 +22,16 @@ from statedict.reports.combine import DeltaReport
 from statedict.tensor.checks import tensors_of
 from statedict.tensor.segments import count_bytes
 from statedict.tree.state_dict import StateDict
+from statedict.values import parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from concurrent.futures import Executor
     from typing import Any
 
     from statedict.api.names import Path
+    from statedict.io.source import ByteSource
 
 
 def make(
@@ -35,6 +39,7 @@ def make(
     tuned: Any,
     path: Path | None,
     *,
+    max_shard_size: int | str | None = None,
     overwrite: bool = True,
     fsync: bool = True,
     verify: bool = True,
@@ -49,7 +54,9 @@ def make(
     Args:
         base: a path or URL as for `load`, or a tree, as for `save`.
         tuned: likewise; their formats may differ.
-        path: the file to write, or its URL; None with `dry_run`.
+        path: the file to write, or its URL; a name that ends in `/` is a folder; None with `dry_run`.
+        max_shard_size: write a folder of deltas with an index, each of at most so many bytes of tensors before they are
+            coded, `"5GB"`.
         overwrite: if false, an existing file is an error.
         fsync: wait until it is on the disk.
         verify: compare both with the digests in their files first.
@@ -61,7 +68,7 @@ def make(
 
     Raises:
         MissingExtraError: zstandard is not installed.
-        UnsupportedError: `path` is the base, or a folder.
+        UnsupportedError: `path` is the base.
         StateDictError: what `load` and `save` raise.
 
     >>> import numpy, statedict, tempfile
@@ -72,24 +79,40 @@ def make(
     >>> statedict.delta.apply(base, path)["w"].numpy()[:2]
     array([1.001, 1.001], dtype=float32)
     """
-    if path is not None:
-        _check_target(to_name(path), base)
+    name = None if path is None else to_name(path)
+    if name is not None:
+        _check_target(name, base)
     with Paused():
         root, tensors = _read(tuned, verify), dict(tensors_of(_read(base, verify)))
         whole = Base(tensors, digest_tensors(tensors, executor), _name(base), set())
-        found: list[tuple[int, int]] = []
-
-        def put(sink: Any) -> None:
-            found.append(write(root, sink, whole))
-
-        if path is None or dry_run:
-            put(NullSink(executor))
-        else:
-            location(to_name(path)).publish(put, overwrite=overwrite, fsync=fsync, executor=executor)
-        nbytes, deltas = found[-1]
+        how: dict[str, Any] = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
+        target = None if dry_run else name
+        most = None if max_shard_size is None else parse_bytes(max_shard_size)
+        nbytes, deltas = _write(root, whole, target, most, how)
         held = [tensor for _, tensor in tensors_of(root)]
         sizes = count_bytes(held), nbytes
         return DeltaReport("make", name_of(base), whole.digest, len(held), deltas, sizes, not dry_run)
+
+
+def _write(root: Any, base: Base, name: str | None, most: int | None, how: dict[str, Any]) -> tuple[int, int]:
+    """Write a file, a folder with `most` bytes a shard, or nothing; its bytes, and how many tensors are differences."""
+    found: dict[int, tuple[int, int]] = {}
+
+    def put(tree: Any, sink: Any) -> None:  # again, where an upload is tried again
+        found[id(tree)] = write(tree, sink, base)
+
+    files = sharded.files(root, most, "delta", put)
+    if name is None:
+        nowhere: Any = NullSink(how["executor"])
+        for one in files.values():
+            one(nowhere)
+    elif most is None and not name.endswith("/"):
+        location(name).publish(partial(put, root), **how)
+    else:
+        stale = places.find_stale(name, files, how["overwrite"])
+        places.check_folder(name, files, [one.storage.source for one in base.tensors.values()], stale)
+        location(name).publish_folder(files, stale, **how)
+    return sum(size for size, _ in found.values()), sum(deltas for _, deltas in found.values())
 
 
 def _read(source: Any, verify: bool) -> Any:
@@ -104,9 +127,7 @@ def _name(base: Any) -> dict[str, str]:
 
 
 def _check_target(path: str, base: Any) -> None:
-    """Refuse to write a delta over a file of its base, or as a folder."""
-    if path.endswith("/"):
-        raise UnsupportedError(f"{redact(path)}: a delta is a file; name it without a slash at the end")
+    """Refuse to write a delta over a file of its base, or into its folder."""
     if not is_path(base):
         return
     name = split(base)[0]
@@ -127,7 +148,7 @@ def apply(base: Any, path: Path) -> StateDict:
 
     Args:
         base: what the delta was made from, in any format: a path or URL as for `load`, or a tree.
-        path: the delta, or its URL.
+        path: the delta, or its URL; a file or a folder.
 
     Raises:
         CorruptFileError: the delta is damaged, or the base is not the one that it was made from.
@@ -169,25 +190,41 @@ def apply_file(
 
 def base_of(path: Path) -> str | None:
     """What the file of a checkpoint calls its base; None if it is not a delta."""
-    source = places.open_checkpoint(split(path)[0])
+    source: ByteSource = places.open_checkpoint(split(path)[0])
+    if detect(source) == "sharded":
+        source = next(_open_parts(source), source)
     base = find_base_of(source) if detect(source) == "coded" else None
     return None if base is None else name_base(base)
+
+
+def _open_parts(source: ByteSource) -> Iterator[ByteSource]:
+    """The files that an index names."""
+    folder = places.get_folder(source)
+    for file in dict.fromkeys(sharded.list_files(source)):
+        yield places.open_file(places.resolve_inside(folder, file))
 
 
 def _apply(base: Any, path: Any) -> tuple[StateDict, DeltaReport]:
     if not is_path(path):
         raise UnsupportedError(f"apply takes the file of a delta, not a {type(path).__name__}; name it by a str")
     name, at = split(path)
-    source = places.open_checkpoint(name)
-    if (kind := detect(source)) != "coded":
-        raise FormatError(f"{redact(name)}: is {kind}, not a delta; make one by delta.make(base, tuned, path)")
+    source: ByteSource = places.open_checkpoint(name)
+    kind, parts, check = detect(source), [source], checks_stored
+    if kind == "sharded":
+        parts, check = [*_open_parts(source)], sharded.checks
+    for part in parts:
+        if (found := detect(part)) != "coded":
+            raise FormatError(
+                f"{redact(part.name)}: is {found}, not a delta; make one by delta.make(base, tuned, path)"
+            )
     with Paused():
-        if problems := examine(redact(name), kind, checks_stored(source)).problems:
+        if problems := examine(redact(name), kind, check(source)).problems:
             raise CorruptFileError(f"{redact(name)}: {problems[0]}")
         tensors = dict(tensors_of(to_writable(tree_of(base))))
         whole = Base(tensors, digest_tensors(tensors), {"name": name_of(base)}, set())
-        tree = wrap_root(read(source, whole))
+        read_delta = partial(read, base=whole)
+        tree = wrap_root(read_delta(source) if kind == "coded" else sharded.read(source, read_delta))
         held = dict(tensors_of(tree))
-        sizes = source.size, count_bytes([*held.values()])
-        report = DeltaReport("apply", name_of(base), whole.digest, len(held), count_deltas(source), sizes, False)
+        sizes, deltas = (sum(part.size for part in parts), count_bytes([*held.values()])), sum(map(count_deltas, parts))
+        report = DeltaReport("apply", name_of(base), whole.digest, len(held), deltas, sizes, False)
     return wrap_root(tree.at(at)) if at else tree, report

@@ -12,9 +12,10 @@ from statedict.api.combine import Made, _write
 from statedict.api.files import load, name_of, to_writable, tree_of
 from statedict.api.names import is_path, split
 from statedict.collector import Paused
-from statedict.errors import CombineError, MissingFileError
+from statedict.errors import CombineError, MissingFileError, UnsupportedError
 from statedict.io.urls import folder_of, join, to_name
 from statedict.tree.state_dict import StateDict, like
+from statedict.values import parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,10 +134,11 @@ def extract_files(
     rank: int | None = None,
     *,
     energy: float | None = None,
+    max_shard_size: int | str | None = None,
     overwrite: bool = True,
     dry_run: bool = False,
 ) -> LoraExtracted:
-    """Write what `extract` makes as a folder that peft loads."""
+    """Write what `extract` makes as a folder that peft loads; an adapter of more than `max_shard_size` is an error."""
     from statedict.formats import safetensors
     from statedict.io.location import location
     from statedict.io.pipeline import put_bytes
@@ -144,6 +146,11 @@ def extract_files(
     if dst is not None:
         _check_folder(dst, [base, tuned])
     made, config, report = _extract(base, tuned, rank, energy)
+    if max_shard_size is not None and report.nbytes > parse_bytes(max_shard_size):
+        raise UnsupportedError(
+            f"{name_of(tuned)}: the adapter takes {report.nbytes:,} bytes, more than {max_shard_size}, and peft loads "
+            "adapters of one file; take a lower rank or energy, or a larger max_shard_size"
+        )
     if dry_run or dst is None:
         return report
     text = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"

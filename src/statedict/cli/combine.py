@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from statedict.api import combine as api
-from statedict.cli.commands import JSON, echo_report, progress, split_pair
+from statedict.cli.commands import JSON, MAX_SHARD_SIZE, echo_report, progress, split_pair
 from statedict.formats import WRITABLE
 from statedict.ops.combine.vocabulary import POLICIES
 from statedict.reports.combine import CombineReport
@@ -29,7 +29,7 @@ def output_options(command: Any) -> Any:
     options = (
         click.option("-o", "--output", "dst", metavar="OUT", type=click.Path(), help="The file or folder to write."),
         click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever OUT's suffix."),
-        click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB."),
+        MAX_SHARD_SIZE,
         click.option("--overwrite", is_flag=True, help="Replace OUT if it exists."),
         click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing."),
         JSON,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from statedict.api import delta as api
-from statedict.cli.commands import JSON, NO_VERIFY, Commands, echo_report, progress
+from statedict.cli.commands import JSON, MAX_SHARD_SIZE, NO_VERIFY, Commands, echo_report, progress
 from statedict.formats import WRITABLE
 
 BASE = click.argument("base", type=click.Path())
@@ -25,6 +25,7 @@ def delta() -> None:
 @BASE
 @click.argument("tuned", type=click.Path())
 @OUT
+@MAX_SHARD_SIZE
 @NO_VERIFY
 @OVERWRITE
 @DRY_RUN
@@ -42,7 +43,7 @@ def make(base: str, tuned: str, dst: str | None, dry_run: bool, as_json: bool, *
 @click.argument("delta", type=click.Path())
 @OUT
 @click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever OUT's suffix.")
-@click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB.")
+@MAX_SHARD_SIZE
 @OVERWRITE
 @DRY_RUN
 @JSON

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from statedict.api import files as api
-from statedict.cli.commands import JSON, NO_VERIFY, READ_SOURCE_AS, echo_report, progress, split_pair
+from statedict.cli.commands import JSON, MAX_SHARD_SIZE, NO_VERIFY, READ_SOURCE_AS, echo_report, progress, split_pair
 from statedict.errors import AlterError, file_error
 from statedict.formats import WRITABLE
 from statedict.ops.alter.steps import Step, read_plan
@@ -59,7 +59,7 @@ def _step_options(command: Any) -> Any:
 @_step_options
 @click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
 @READ_SOURCE_AS
-@click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB.")
+@MAX_SHARD_SIZE
 @click.option("--in-place", is_flag=True, help="Alter SRC itself; if only names change, its index alone.")
 @NO_VERIFY
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")

@@ -16,6 +16,7 @@ from statedict.cli.commands import (
     FILE,
     FILES,
     JSON,
+    MAX_SHARD_SIZE,
     NO_VERIFY,
     READ_AS,
     READ_SOURCE_AS,
@@ -134,7 +135,7 @@ def _call(factory: Any, models: tuple[Any, ...]) -> Any:
 @click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
 @READ_SOURCE_AS
 @only_option("Keep what matches.")
-@click.option("--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB.")
+@MAX_SHARD_SIZE
 @NO_VERIFY
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @JSON

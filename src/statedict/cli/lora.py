@@ -68,13 +68,13 @@ def apply(
 @click.option("--rank", metavar="R", type=click.IntRange(min=1), help="The rank of each change.")
 @click.option("--energy", metavar="SHARE", type=float, help="Instead: keep this share of each change, such as 0.99.")
 @click.option("-o", "--output", "dst", metavar="OUT", type=click.Path(), help="The folder to write.")
+@click.option("--max-shard-size", metavar="SIZE", help="Refuse an adapter of more than SIZE: peft loads one file.")
 @click.option("--overwrite", is_flag=True, help="Replace files in OUT.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @all_option("Print every module.")
 @JSON
 def extract(
-    base: str, tuned: str, rank: int | None, energy: float | None, dst: str | None, overwrite: bool, dry_run: bool,
-    all: bool, as_json: bool,
+    base: str, tuned: str, rank: int | None, dst: str | None, dry_run: bool, all: bool, as_json: bool, **how: Any
 ) -> None:  # fmt: skip
     """Make an adapter of the difference between two models, as a folder that peft loads.
 
@@ -83,5 +83,5 @@ def extract(
     if dst is None and not dry_run:
         raise click.UsageError("name a folder by -o OUT, or use --dry-run")
     with progress("extracting"):
-        report = api.extract_files(base, tuned, dst, rank, energy=energy, overwrite=overwrite, dry_run=dry_run)
+        report = api.extract_files(base, tuned, dst, rank, dry_run=dry_run, **how)
     echo_report(report, as_json, lora_text.extracted(report, None if all else lora_text.ROWS))

@@ -22,7 +22,7 @@ from statedict.formats.safetensors import CODING, DIGESTS, MAX_HEADER, encode_he
 from statedict.formats.skeleton import take_apart
 from statedict.io.location import location
 from statedict.io.parallel import REMOTE_WORKERS, WORKERS, batches, check_spawned, check_wanted, parallel
-from statedict.io.pipeline import BLOCK, Part, Sums, meter
+from statedict.io.pipeline import BLOCK, Part, Sums, meter, read_block
 from statedict.io.source import BytesSource, FileSource, find_base
 from statedict.io.urls import join
 from statedict.tensor import coding
@@ -270,11 +270,11 @@ def _encode_block(block: _Block) -> _Result:
     if block.base is not None:
         source, start = block.base
         alone = source.size_alone(start, block.size) if isinstance(source, CodedSource) else None
-        before = _read(source, start, block.size)
+        before = read_block(source, start, block.size, block.index > 0)
     unit, signed = block.unit
-    coder, planes = coding.encode(data, before, unit, signed, alone)
+    coder, sizes, coded = coding.encode(data, before, unit, signed, alone)
     lost = before is not None and coder == coding.PLANES
-    return _Result(block.name, block.index, data, coder, [len(plane) for plane in planes], b"".join(planes), lost)
+    return _Result(block.name, block.index, data, coder, sizes, coded, lost)
 
 
 def _read(source: ByteSource, start: int, size: int) -> memoryview:

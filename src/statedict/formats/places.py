@@ -45,14 +45,20 @@ _ENTRIES = (
     "checkpoint.pth",
     "_METADATA",  # of Orbax; of a step, in which each item has one
     "_CHECKPOINT_METADATA",
+    "delta.safetensors",
+    "delta.safetensors.index.json",
     "saved_model.pb",  # for its message
 )
 # an entry that we write → the names that its files and those of its predecessors have
-_MODEL = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_MODEL, _DELTA = (
+    re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?") for stem in ("model", "delta")
+)
 _FAMILIES = {
     ".metadata": re.compile(r"__\d+_\d+\.distcp"),
     "model.safetensors": _MODEL,
     "model.safetensors.index.json": _MODEL,
+    "delta.safetensors": _DELTA,
+    "delta.safetensors.index.json": _DELTA,
     "": re.compile(r"(?!)"),
 }
 _GGUF = re.compile(r"(?<!-of-\d{5})\.gguf$|-00001-of-\d{5}\.gguf$")  # whole, or the first file of a split model

@@ -20,14 +20,14 @@ import math
 from functools import partial
 
 from statedict.errors import CorruptFileError, FileError, FormatError, MissingFileError
-from statedict.formats import places, safetensors
-from statedict.formats.kinds import check_part, read_part
+from statedict.formats import coded, places, safetensors
+from statedict.formats.kinds import check_part, detect, read_part
 from statedict.formats.skeleton import KEY, put_together, take_apart
 from statedict.io.json import parse, read_document
 from statedict.io.parallel import batches
 from statedict.io.pipeline import put_bytes
 from statedict.pickles.budget import Together
-from statedict.tensor.checks import Check, Problem, refusal
+from statedict.tensor.checks import Check, Problem, refusal, within
 from statedict.tensor.segments import count_bytes
 from statedict.tree.state_dict import StateDict
 
@@ -42,8 +42,11 @@ if TYPE_CHECKING:
     from statedict.tensor.lazy import LazyTensor
 
 
-def read(source: ByteSource) -> Any:
-    """Read the tensors of all files in the index's order, lazily, and the rest of the tree from the index."""
+def read(source: ByteSource, read_delta: Callable[[ByteSource], Any] = coded.read) -> Any:
+    """Read the tensors of all files in the index's order, lazily, and the rest of the tree from the index.
+
+    `read_delta` reads the shards that are deltas.
+    """
     name = source.name
     files, sources, metadata = _open_index(source)
     errors = [opened for opened in sources.values() if isinstance(opened, FileError)]
@@ -54,7 +57,9 @@ def read(source: ByteSource) -> Any:
     for error in errors:
         raise error
     with Together():
-        shards = {file: read_part(shard) for file, shard in sources.items()}
+        shards = {
+            file: (read_delta if detect(shard) == "coded" else read_part)(shard) for file, shard in sources.items()
+        }
     state = StateDict()
     for file, tree in shards.items():
         if not isinstance(tree, dict):
@@ -92,18 +97,23 @@ def list_files(source: ByteSource) -> list[str]:
     return list(parse(read_document(source), source.name)["weight_map"].values())
 
 
-def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], None]]:
+def files(
+    tree: Any,
+    most: int | None = None,
+    stem: str = "model",
+    write: Callable[[Any, Sink], object] = safetensors.write,
+) -> Mapping[str, Callable[[Sink], object]]:
     """Map each file of the folder to the function that writes it, the index last.
 
     Tensors fill shards in order; one larger than `most` bytes gets its own. A single shard is `model.safetensors` and
-    needs no index.
+    needs no index. `stem` stands for `model`; `write` writes a shard.
     """
     tensors, metadata = take_apart(tree)
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     parts = list(batches(sizes, most, sizes.__getitem__, math.inf))
     if len(parts) <= 1:
-        return {"model.safetensors": partial(safetensors.write, tree)}
-    names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
+        return {f"{stem}.safetensors": partial(write, tree)}
+    names = [f"{stem}-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
     shards = {name: StateDict({key: tensors[key] for key in part}) for name, part in zip(names, parts, strict=True)}
     weight_map = {key: name for name, shard in shards.items() for key in shard}
     about = {key: value for key, value in metadata.items() if key != "format"}
@@ -114,8 +124,8 @@ def files(tree: Any, most: int | None = None) -> Mapping[str, Callable[[Sink], N
                 shards[weight_map[kept]][alias] = tensors[kept]
     index = {"metadata": {"total_size": sum(sizes.values()), **about}, "weight_map": weight_map}
     text = json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"
-    writes = {name: partial(safetensors.write, shard) for name, shard in shards.items()}
-    return writes | {"model.safetensors.index.json": partial(put_bytes, text)}
+    writes = {name: partial(write, shard) for name, shard in shards.items()}
+    return writes | {f"{stem}.safetensors.index.json": partial(put_bytes, text)}
 
 
 def checks(source: ByteSource) -> Iterator[Found]:
@@ -131,7 +141,8 @@ def checks(source: ByteSource) -> Iterator[Found]:
         try:
             if isinstance(shard, FileError):
                 raise shard
-            for item in check_part(shard, file):
+            is_coded = detect(shard) == "coded"
+            for item in within(coded.checks(shard), file) if is_coded else check_part(shard, file):
                 if isinstance(item, Check):
                     there |= item.tensors
                 problems += isinstance(item, Problem)

@@ -6,7 +6,7 @@ import weakref
 from threading import local
 
 from statedict.errors import CorruptFileError
-from statedict.io.pipeline import BLOCK
+from statedict.io.pipeline import BLOCK, read_block
 from statedict.io.source import ByteSource, find_base
 from statedict.tensor import coding
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from statedict.tensor.lazy import LazyTensor
 
 _THREAD = local()
+_CODED, _BASE = 2, 3  # which blocks of its thread they are read into: 0 and 1 are taken by what is made of this
 
 
 class CodedSource(ByteSource):
@@ -77,15 +78,14 @@ class CodedSource(ByteSource):
 
     def _decode(self, index: int, out: memoryview) -> None:
         begin, coder, *sizes = self._read_table()[index].tolist()
-        data = memoryview(self._read_coded(begin, sum(sizes)))
+        before = None
+        if coder == coding.DELTA and self.base is not None:
+            before = _read_block(self.base, index * BLOCK, len(out), _BASE)
+        data = _read_block(self.coded, begin, sum(sizes), _CODED)
         planes: list[memoryview] = []
         for size in sizes:
             planes.append(data[:size])
             data = data[size:]
-        before = None
-        if coder == coding.DELTA and self.base is not None:
-            storage = self.base.storage
-            before = memoryview(storage.source.read(storage.offset + self.base.offset + index * BLOCK, len(out)))
         try:
             coding.decode(coder, planes, before, self._signed, out)
         except ValueError as error:
@@ -102,3 +102,7 @@ class CodedSource(ByteSource):
     def _read_coded(self, offset: int, size: int) -> bytes | bytearray:
         storage = self.coded.storage
         return storage.source.read(storage.offset + self.coded.offset + offset, size)
+
+
+def _read_block(tensor: LazyTensor, offset: int, size: int, side: int) -> memoryview:
+    return read_block(tensor.storage.source, tensor.storage.offset + tensor.offset + offset, size, offset > 0, side)

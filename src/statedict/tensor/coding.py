@@ -18,6 +18,7 @@ from threading import local
 
 from statedict.errors import CorruptFileError
 from statedict.io.pipeline import BLOCK
+from statedict.io.source import allocate
 from statedict.tensor.zstd import import_zstandard as import_zstandard
 
 TYPE_CHECKING = False
@@ -50,24 +51,24 @@ def unit_of(kind: DType) -> tuple[int, bool]:
 
 def encode(
     block: memoryview, base: memoryview | None, unit: int, signed: bool, alone: int | None = None
-) -> tuple[int, list[bytes | memoryview]]:
-    """The coder of a block, and its planes; `base` is as long as the block.
+) -> tuple[int, list[int], bytes]:
+    """The coder of a block, the size of each plane, and the planes; `base` is as long as the block.
 
     A sample says whether a difference is smaller. It is not needed where that is much smaller than `alone`, the size of
     the base's own planes.
     """
     if base is not None and _is_equal(block, base):
-        return DELTA, [b""] * unit
+        return DELTA, [0] * unit, b""
     numbers, delta = _numbers(block, unit), None
     if base is not None:
         before = _numbers(base, unit)
         if alone is not None:
             delta = _pack_planes(_subtract(numbers, before, signed))
-        if (delta is not None and alone is not None and 5 * _count(delta) < 4 * alone) or _helps(
+        if (delta is not None and alone is not None and 5 * sum(delta[0]) < 4 * alone) or _helps(
             numbers, before, signed
         ):
-            return DELTA, delta or _pack_planes(_subtract(numbers, before, signed))
-    return PLANES, _pack_planes(numbers)
+            return DELTA, *(delta or _pack_planes(_subtract(numbers, before, signed)))
+    return PLANES, *_pack_planes(numbers)
 
 
 def decode(coder: int, planes: Sequence[memoryview], base: memoryview | None, signed: bool, out: memoryview) -> None:
@@ -101,60 +102,99 @@ def _helps(numbers: Any, base: Any, signed: bool) -> bool:
     if numbers.size > _SAMPLES * most:
         starts = [numbers.size // _SAMPLES * index for index in range(_SAMPLES)]
         numbers, base = (numpy.concatenate([some[at : at + most] for at in starts]) for some in (numbers, base))
-    return 100 * _count(_pack_planes(_subtract(numbers, base, signed))) < 99 * _count(_pack_planes(numbers))
+    return 100 * sum(_pack_planes(_subtract(numbers, base, signed))[0]) < 99 * sum(_pack_planes(numbers)[0])
 
 
-def _count(planes: Sequence[bytes | memoryview]) -> int:
-    return sum(map(len, planes))
+def _take_scratch(index: int, size: int) -> Any:
+    """One of this thread's arrays, as bytes: fresh memory for each block would cost as much as coding it."""
+    import numpy
+
+    held: dict[int, Any] = _THREAD.__dict__.setdefault("scratch", {})
+    if index not in held or held[index].size < size:
+        held[index] = numpy.frombuffer(allocate(max(size, BLOCK)), "u1")
+    return held[index][:size]
 
 
-def _to_order(numbers: Any) -> Any:
-    """Integers in the order of floating-point numbers: those of negative ones with all bits flipped, else the sign."""
-    bits = 8 * numbers.itemsize
-    mask = numbers.view(f"<i{numbers.itemsize}") >> (bits - 1)
-    mask = mask.view(numbers.dtype)
-    mask |= numbers.dtype.type(1 << (bits - 1))
-    mask ^= numbers
-    return mask
+def _scratch_like(index: int, numbers: Any) -> Any:
+    return _take_scratch(index, numbers.nbytes).view(numbers.dtype)
+
+
+def _spread_sign(numbers: Any, out: Any) -> None:
+    """Fill `out` with the sign of each number: all bits of it, or none."""
+    import numpy
+
+    signed = f"<i{numbers.itemsize}"
+    numpy.right_shift(numbers.view(signed), 8 * numbers.itemsize - 1, out=out.view(signed))
+
+
+def _to_order(numbers: Any, mask: Any, out: Any) -> Any:
+    """Integers in the order of floating-point numbers: of negative ones all bits are flipped but the sign.
+
+    It is its own inverse. `out` may be `numbers` or `mask`.
+    """
+    import numpy
+
+    _spread_sign(numbers, mask)
+    numpy.right_shift(mask, 1, out=mask)
+    return numpy.bitwise_xor(mask, numbers, out=out)
 
 
 def _subtract(numbers: Any, base: Any, signed: bool) -> Any:
-    found = _to_order(numbers) - _to_order(base) if signed else numbers - base
-    mask = found.view(f"<i{found.itemsize}") >> (8 * found.itemsize - 1)
-    found <<= found.dtype.type(1)
-    found ^= mask.view(found.dtype)
-    return found
+    """The differences, in this thread's memory."""
+    import numpy
+
+    found, other = _scratch_like(0, numbers), _scratch_like(1, numbers)
+    if signed:
+        numbers, base = _to_order(numbers, found, found), _to_order(base, other, other)
+    numpy.subtract(numbers, base, out=found)
+    _spread_sign(found, other)
+    numpy.left_shift(found, 1, out=found)
+    return numpy.bitwise_xor(found, other, out=found)
 
 
 def _add(found: Any, base: Any, signed: bool) -> None:
     """Invert `_subtract`, in place."""
-    one, bits = found.dtype.type(1), 8 * found.itemsize
-    mask = found & one
-    found >>= one
-    found ^= -mask
-    found += _to_order(base) if signed else base
+    import numpy
+
+    other = _scratch_like(0, found)
+    numpy.bitwise_and(found, 1, out=other)
+    numpy.negative(other, out=other)
+    numpy.right_shift(found, 1, out=found)
+    numpy.bitwise_xor(found, other, out=found)
+    numpy.add(found, _to_order(base, other, other) if signed else base, out=found)
     if signed:
-        mask = (~found).view(f"<i{found.itemsize}") >> (bits - 1)
-        mask = mask.view(found.dtype)
-        mask |= one << found.dtype.type(bits - 1)
-        found ^= mask
+        _to_order(found, other, found)
 
 
 def _split(numbers: Any) -> list[Any]:
+    """A plane for each byte, in this thread's memory."""
+    import numpy
+
     if numbers.itemsize == 1:
         return [numbers]
-    return [(numbers >> numbers.dtype.type(8 * index)).astype("u1") for index in range(numbers.itemsize)]
+    planes = _take_scratch(1, numbers.nbytes).reshape(numbers.itemsize, -1)
+    shifted = _scratch_like(2, numbers)
+    for index, plane in enumerate(planes):
+        numpy.right_shift(numbers, 8 * index, out=shifted)
+        numpy.copyto(plane, shifted, casting="unsafe")
+    return list(planes)
 
 
 def _join(planes: Sequence[memoryview], numbers: Any) -> None:
     """Invert `_split` and `_pack` of each plane."""
-    parts = numbers.view("u1").reshape(numbers.size, -1)
-    for index, plane in enumerate(planes):
-        parts[:, index] = _unpack(plane, numbers.size) if len(plane) else 0
+    import numpy
+
+    numbers[:] = 0
+    for index, plane in reversed(list(enumerate(planes))):
+        if len(plane):
+            numpy.bitwise_or(numbers, _unpack(plane, numbers.size), out=numbers)
+        if index:
+            numpy.left_shift(numbers, 8, out=numbers)
 
 
-def _pack_planes(numbers: Any) -> list[bytes | memoryview]:
-    return [_pack(plane) for plane in _split(numbers)]
+def _pack_planes(numbers: Any) -> tuple[list[int], bytes]:
+    planes = [_pack(plane) for plane in _split(numbers)]
+    return [len(plane) for plane in planes], b"".join(planes)
 
 
 def _pack(plane: Any) -> bytes | memoryview:
@@ -170,22 +210,26 @@ def _pack(plane: Any) -> bytes | memoryview:
 
 
 def _unpack(data: memoryview, size: int) -> Any:
+    """A plane; what was compressed is in this thread's memory."""
     import numpy
 
-    if len(data) < size:
-        zstandard = import_zstandard()
-        unpacker = getattr(_THREAD, "unpacker", None)
-        if unpacker is None:
-            unpacker = _THREAD.unpacker = zstandard.ZstdDecompressor()
-        try:
-            if zstandard.frame_content_size(data) != size:  # which is what it would allocate
-                raise ValueError("a plane of another size")
-            data = unpacker.decompress(data)
-        except zstandard.ZstdError as error:
-            raise ValueError(str(error)) from None
-    if len(data) != size:
-        raise ValueError("a plane of another size")
-    return numpy.frombuffer(data, "u1")
+    if len(data) >= size:
+        if len(data) != size:
+            raise ValueError("a plane of another size")
+        return numpy.frombuffer(data, "u1")
+    zstandard = import_zstandard()
+    unpacker = getattr(_THREAD, "unpacker", None)
+    if unpacker is None:
+        unpacker = _THREAD.unpacker = zstandard.ZstdDecompressor()
+    plane = _take_scratch(1, size)
+    try:
+        if zstandard.frame_content_size(data) != size:
+            raise ValueError("a plane of another size")
+        if unpacker.stream_reader(data, read_size=len(data)).readinto(plane.data) != size:
+            raise ValueError("a plane that ends early")
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from None
+    return plane
 
 
 def pack_table(rows: Sequence[tuple[int, Sequence[int]]]) -> bytes:
