@@ -118,10 +118,8 @@ def test_an_adapter_is_extracted_again(run: Run, tmp_path: Path) -> None:
         run("lora", "extract", "checkpoint.pth", "tuned.pth", "--energy", "0.5", "--dry-run", "--json").stdout
     )
     assert record["modules"][0][1] == 1
-    sizes = {
-        size: run("lora", "extract", "checkpoint.pth", "tuned.pth", "--rank", "2", "--dry-run", "--max-shard-size", size)
-        for size in ("752", "751")
-    }
+    extract = ("lora", "extract", "checkpoint.pth", "tuned.pth", "--rank", "2", "--dry-run", "--max-shard-size")
+    sizes = {size: run(*extract, size) for size in ("752", "751")}
     assert sizes["752"].returncode == 0
     assert sizes["751"].returncode == 2
     assert "the adapter takes 752 bytes, more than 751, and peft loads adapters of one file" in sizes["751"].stderr
