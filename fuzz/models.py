@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+_DATA = Path(__file__).parents[1] / "tests" / "formats" / "data"
+
+
+def copy(library: str, name: str, main: str, folder: Path) -> None:
+    """Copy the files NAME.* that a library made, the one with the suffix `main` as `input`."""
+    for file in (_DATA / library).glob(f"{name}.*"):
+        shutil.copy(file, folder / file.name.replace(name, "input").removesuffix(main))
+
 
 def by_onnx(raw: bool) -> bytes:
     """A model with tensors of every type, in raw_data or in typed fields, in subgraphs and in a function."""

@@ -176,10 +176,15 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "tar archive without 'storages'",
         "unpack it, it holds weights/readme.txt",
     ),
-    "a TensorFlow SavedModel": (
+    "a TensorFlow SavedModel without variables": (
         plain(b"\x08\x01\x12\x90\x05" + bytes(100), "saved_model.pb"),
-        "SavedModel",
-        "TensorFlow",
+        "SavedModel without variables",
+        "fetched whole",
+    ),
+    "a checkpoint of TensorFlow before 2016": (
+        plain(b"\0\0\x4d\x0a\x4b\x0a\x2e\x0a\x0ascope/part" + bytes(80)),
+        "first format",
+        "saves it in the second",
     ),
     "a TensorFlow graph": (
         plain(b"\n\x25\n\x05input\x12\x0bPlaceholder" + bytes(80), "frozen.pb"),
@@ -260,9 +265,9 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     ),
     "a folder of Orbax": (names("d/", "manifest.ocdbt"), "Orbax checkpoint", "not fetched whole"),
     "a checkpoint of TensorFlow": (
-        names("checkpoint", "model.ckpt-1.data-00000-of-00001", "model.ckpt-1.index"),
-        "TensorFlow checkpoint",
-        "open it with TensorFlow",
+        names("checkpoint", "model.ckpt-1.data-00000-of-00001"),
+        "TensorFlow checkpoint without its .index",
+        "fetch that too",
     ),
     "weights of another framework only": (
         names("config.json", "flax_model.msgpack"),

@@ -73,12 +73,10 @@ ONNX = [
     "silero_vad/data/silero_vad_op18_ifless.onnx",
     "silero_vad/data/silero_vad_openvino_16k.onnx",
 ]
-OURS = [*PLAIN, *FOREIGN, SCRIPT, SAFETENSORS, *ONNX]
+SAVED_MODEL = ["guesslang/data/model/saved_model.pb", "guesslang/data/model/variables/variables.index"]
+OURS = [*PLAIN, *FOREIGN, SCRIPT, SAFETENSORS, *ONNX, *SAVED_MODEL]
 # file → what the message says
 STRANGERS = {
-    "guesslang/data/model": "is a TensorFlow SavedModel",
-    "guesslang/data/model/saved_model.pb": "is a TensorFlow SavedModel",
-    "guesslang/data/model/variables/variables.index": "is the index of a TensorFlow checkpoint",
     "guesslang/data/model/variables/variables.data-00000-of-00001": "no known checkpoint begins with",
 }
 
@@ -212,6 +210,15 @@ def test_an_onnx_model_has_the_tensors_that_onnx_finds_bit_for_bit(name: str, we
     assert {path: (t.dtype.numpy, t.shape, bytes(t.raw())) for path, t in tensors.items()} == {
         path: (array.dtype, array.shape, array.tobytes()) for path, array in expected.items()
     }
+
+
+def test_a_saved_model_of_tensorflow_has_its_variables_and_their_sums(weights: Path) -> None:
+    for name in ("guesslang/data/model", *SAVED_MODEL):
+        state = statedict.load(weights / name)
+        assert state["linear/linear_model/content/weights"].shape == (5000, 54)  # saved in slices
+        report = statedict.verify(weights / name)
+        assert report.ok
+        assert report.crcs == report.parts
 
 
 def test_a_folder_of_hugging_face_opens_as_its_weights(weights: Path) -> None:

@@ -22,7 +22,7 @@ from statedict.values import human_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from typing import Any
 
     from statedict.io.source import ByteSource
@@ -69,22 +69,21 @@ def list_others(path: str, deep: bool = True) -> list[str]:
     Folders that are not entered, such as those that are hidden, links or too deep, end with `/`.
     """
     found: list[str] = []
-    _add(path, "", found, _DEEP if deep else 0)
+    _add(path, "", found, _DEEP if deep else 0, list_own(path))
     return found
 
 
-def _add(path: str, below: str, found: list[str], depth: int) -> None:
-    own = list_own(path) if not below else set()
+def _add(path: str, below: str, found: list[str], depth: int, own: Collection[str] = ()) -> None:
     for name, item in (location(path).contents() or {}).items():
         inner, full = join(path, name), below + name
-        if name in own:
+        if full in own:
             continue
         if not item.folder:
             found.append(full)
         elif name.startswith((".", "__")) or os.path.islink(inner) or not depth:
             found.append(full + "/")
         else:
-            _add(inner, full + "/", found, depth - 1)
+            _add(inner, full + "/", found, depth - 1, own)
 
 
 def list_own(folder: str) -> set[str]:
@@ -104,7 +103,7 @@ def _list_named(source: ByteSource) -> set[str]:
 def list_checkpoints(path: str) -> list[str]:
     """Those of the other files in a folder that are checkpoints by their names."""
     others = [name for name in list_others(path) if _CHECKPOINT.search(name)]
-    named = {shard for name in others if name.endswith(".index.json") for shard in _list_shards(path, name)}
+    named = {shard for name in others if name.endswith((".index.json", ".index")) for shard in _list_shards(path, name)}
     return [name for name in others if name not in named]
 
 
@@ -135,7 +134,7 @@ def read_documents(path: str, names: Iterable[str]) -> Iterator[tuple[str, Any]]
 def check_others(path: str) -> Iterator[Found]:
     """Yield the checks of the other files in a folder, and those that nobody can check."""
     others = list_others(path)
-    named = {shard for name in others if name.endswith(".index.json") for shard in _list_shards(path, name)}
+    named = {shard for name in others if name.endswith((".index.json", ".index")) for shard in _list_shards(path, name)}
     for name in others:
         if name not in named:
             yield from _check(path, name)

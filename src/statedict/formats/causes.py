@@ -48,8 +48,11 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (rb"Rar!", "is a RAR archive; unpack it first"),
     (rb"Salted__|-----BEGIN PGP|age-encryption\.org|\x85[\x01-\x04]\x0c\x03", "is encrypted; decrypt it first"),
     (rb"\x89HDF", f"is an HDF5 file (Keras's .h5 is one), {_NOT_READ}; open it with h5py"),
-    (rb"\x08\x01\x12", f"is a TensorFlow SavedModel, {_NOT_READ}; open it with TensorFlow"),
-    (rb".{5}\x1a\x02\x08\x01", f"is the index of a TensorFlow checkpoint, {_NOT_READ}; open it with TensorFlow"),
+    (
+        rb"\0\0.{1,3}\n.{1,3}\n.{1,3}\n.{1,2}[ -~]",
+        "is a checkpoint of TensorFlow's first format, of before 2016; load it with tf.compat.v1.train.Saver, which "
+        "saves it in the second one",
+    ),
     (rb"\n.{1,3}\n.{1,120}\x12.(Placeholder|Const|VariableV2)", f"is a TensorFlow graph, {_NOT_READ}; open it there"),
     (
         rb"\x08[\x01-\x1f]\x12[\x01-\xff]{1,4}\n.{1,4}\n",
@@ -115,7 +118,7 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
         r"^manifest\.ocdbt$|^ocdbt\.process_\d+$",
         "is an Orbax checkpoint without _METADATA, in which its tree stands; it was not saved or not fetched whole",
     ),
-    (r"\.data-\d{5}-of-\d{5}$", f"is a TensorFlow checkpoint, {_NOT_READ}; open it with TensorFlow"),
+    (r"\.data-\d{5}-of-\d{5}$", "is a TensorFlow checkpoint without its .index; fetch that too"),
     (
         r"^(flax_model.*\.msgpack|tf_model\.h5)$",
         f"has weights of another framework than PyTorch, {_NOT_READ}; open them with its own library",

@@ -49,6 +49,8 @@ _FLAX = re.compile(
 )
 # the version of a model, and who made it, or the graph
 _ONNX = re.compile(rb"\x08[\x03-\x7f](\x12.[ -~]|[\x1a:]|B.?\n|\x12\0)", re.DOTALL)
+# a key "" and the header of a checkpoint, or the version of a SavedModel
+_TENSORFLOW = re.compile(rb"\0\0[\x04-\x0f]\x08[\x80-\xff]{0,2}[\x01-\x7f](\x10\x01)?\x1a.\x08|\x08\x01\x12", re.DOTALL)
 _CODED = b'{"__metadata__":{"statedict.coding":'
 
 KINDS: dict[str, Row] = {
@@ -99,6 +101,7 @@ KINDS: dict[str, Row] = {
         lambda head: re.match(rb'\s*\{\s*"(tree_metadata|item_handlers)"', head) is not None,
         "statedict.formats.orbax.tree",
     ),
+    "tensorflow": Row(lambda head: _TENSORFLOW.match(head) is not None, "statedict.formats.tensorflow.bundle"),
     "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
 }
 

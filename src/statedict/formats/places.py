@@ -47,7 +47,7 @@ _ENTRIES = (
     "_CHECKPOINT_METADATA",
     "delta.safetensors",
     "delta.safetensors.index.json",
-    "saved_model.pb",  # for its message
+    "saved_model.pb",
 )
 # an entry that we write → the names that its files and those of its predecessors have
 _MODEL, _DELTA = (
@@ -62,7 +62,7 @@ _FAMILIES = {
     "": re.compile(r"(?!)"),
 }
 _GGUF = re.compile(r"(?<!-of-\d{5})\.gguf$|-00001-of-\d{5}\.gguf$")  # whole, or the first file of a split model
-_ONNX = re.compile(r"\.onnx$")
+_OTHERS = _GGUF, re.compile(r"\.onnx$"), re.compile(r"\.index$")
 _BINS = r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?"
 
 
@@ -86,6 +86,8 @@ def open_checkpoint(path: str) -> FileSource | RemoteSource | Listing:
     try:
         return open_file(path)
     except MissingFileError:
+        if location(path + ".index").exists():  # a checkpoint of TensorFlow, which calls it so
+            return open_file(path + ".index")
         inner = find_entry(path)  # of a store only asking tells whether it is a file or a folder
         if inner == path:
             raise
@@ -141,13 +143,13 @@ def find_entry(path: str) -> str:
 
 
 def _find_weights(names: list[str]) -> list[str]:
-    """The indexes in a folder; without any weights that are no shards, a rank's first part, GGUF or ONNX models."""
+    """The indexes in a folder; without any weights that are no shards, a rank's first part, or models of others."""
     indexes = [name for name in names if re.search(r"\.index\.([^.]+\.)?json$", name)]
     weights = [name for name in names if re.search(r"\.safetensors$|^(diffusion_)?pytorch_model\..*bin$", name)]
     shards = [name for name in weights if is_part(name) or re.search(r"-\d+-of-(?!0*1\.)\d+\.", name)]
     whole = [name for name in weights if name not in shards]
-    others = [[name for name in names if pattern.search(name)] for pattern in (_GGUF, _ONNX)]
-    return indexes or whole or [*filter(is_part, shards)][:1] or others[0] or others[1]
+    others = ([name for name in names if pattern.search(name)] for pattern in _OTHERS)
+    return indexes or whole or [*filter(is_part, shards)][:1] or next(filter(None, others), [])
 
 
 def resolve_inside(folder: str, file: str) -> str:

@@ -58,12 +58,12 @@ class Reader:
         """The fields of the message in a range."""
         at = begin
         while at < end:
-            tag, at = self._varint(at)
+            tag, at = self.varint(at)
             kind, value, start = tag & 7, 0, at
             if kind == VARINT:
-                value, at = self._varint(at)
+                value, at = self.varint(at)
             elif kind == LENGTH:
-                size, start = self._varint(at)
+                size, start = self.varint(at)
                 at = start + size
             elif kind in (FIXED32, FIXED64):
                 at += 4 if kind == FIXED32 else 8
@@ -75,7 +75,8 @@ class Reader:
                 raise self.damage(f"the field at byte {start:,} does not fit into its message")
             yield Field(tag >> 3, kind, value, start, at)
 
-    def _varint(self, at: int) -> tuple[int, int]:
+    def varint(self, at: int) -> tuple[int, int]:
+        """The number at a place, and where it ends."""
         index = at - self._first
         if not 0 <= index <= len(self._window) - _LONGEST:
             if at >= self.source.size:
@@ -144,7 +145,7 @@ class Reader:
             raise LimitError(f"{self.name}: {what} takes {field.end - field.begin:,} bytes; the file is damaged")
         found, at = list[int](), field.begin
         while at < field.end:
-            value, at = self._varint(at)
+            value, at = self.varint(at)
             found.append(_signed(value))
         if at > field.end:
             raise self.damage(f"{what} at byte {field.begin:,} ends within a number")

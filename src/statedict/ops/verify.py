@@ -20,6 +20,8 @@ _SMALL = 16 << 20  # parts without tensors, such as a header or a pickle, are re
 _QUICK = "structure only: no tensor was read, so damage within tensors is not seen"
 _BARE = "it carries no digests, so damage within tensors cannot be seen; files that statedict saves do"
 
+_NO_CRC32C = "its CRC-32C were not compared, which takes google-crc32c; pip install 'statedict[tensorflow]'"
+
 
 def examine(file: str, name: str, found: Iterator[Found], values: bool = False, quick: bool = False) -> VerifyReport:
     """Carry out the checks of the format called `name`, which yielded `found`.
@@ -66,15 +68,15 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
         notes.append("no tensor is in it")
     elif quick:
         notes.append(_QUICK)
-    elif checks and not any(check.digest or check.crc is not None for check in checks):
-        notes.append(_BARE)
+    else:
+        notes += _note_sums(checks)
     return VerifyReport(
         file=file,
         format=name,
         tensors=len(paths),
         parts=len(checks),
         nbytes=sum(check.size for check in read),
-        crcs=sum(check.crc is not None for check in read),
+        crcs=sum(check.crc is not None or check.crc32c is not None for check in read),
         digests=sum(check.digest is not None for check in read),
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(notes),
@@ -83,25 +85,48 @@ def examine(file: str, name: str, found: Iterator[Found], values: bool = False, 
     )
 
 
+def _note_sums(checks: list[Check]) -> list[str]:
+    """What to say where not all bytes are compared with sums."""
+    if checks and not any(check.digest or check.crc is not None or check.crc32c is not None for check in checks):
+        return [_BARE]
+    lacking = import_crc32c() is None and any(check.crc32c is not None for check in checks)
+    return [_NO_CRC32C] * lacking
+
+
 def _check(check: Check, values: bool, counter: Meter) -> tuple[Problem | None, list[Nonfinite]]:
     """The problem of a part, if it has one, and its numbers that are not finite."""
+    extend, crc32c = import_crc32c() if check.crc32c is not None else None, 0
 
     def advance(_: int, block: Any) -> None:
+        nonlocal crc32c
         counter.advance(len(block))
+        if extend is not None:
+            crc32c = extend(crc32c, bytes(block))
 
     try:
         wanted = check.crc is not None, check.digest is not None
         sums = compute_sums(check.source, check.start, check.size, *wanted, advance)
-        return _compare(check, sums), list(_count_nonfinite(check)) if values else []
+        return _compare(check, sums, crc32c if extend else None), list(_count_nonfinite(check)) if values else []
     except (FormatError, FileError) as error:
         found = refusal(error, check.source.name)
         return Problem(check.part, found.what, remedy=found.remedy or _REMEDY, tensors=check.paths), []
 
 
-def _compare(check: Check, sums: Sums) -> Problem | None:
+def import_crc32c() -> Any:
+    """The function that goes on with a CRC-32C; None if its library is not installed."""
+    try:
+        from google_crc32c import extend
+    except ImportError:
+        return None
+    return extend
+
+
+def _compare(check: Check, sums: Sums, crc32c: int | None = None) -> Problem | None:
     pairs = [("digest", check.digest, sums.digest)] if check.digest is not None else []
     if check.crc is not None:
         pairs.append(("CRC-32", f"{check.crc:08x}", f"{sums.crc:08x}"))
+    if crc32c is not None:
+        pairs.append(("CRC-32C", f"{check.crc32c:08x}", f"{crc32c:08x}"))
     wrong = [pair for pair in pairs if pair[1] != pair[2]]
     if not wrong:
         return None

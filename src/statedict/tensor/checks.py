@@ -56,11 +56,11 @@ class Problem(namedtuple("Problem", "part what expected got remedy tensors", def
 class Check:
     """A part of a file: a range of a source, the tensors that lie in it, and its sums.
 
-    `crc` and `digest` (XXH3-128 in hexadecimal) are None if the file has none. `coded` says that it holds the coded
-    bytes of a tensor, which is a part of its own; `base` is what a decoded one is a difference from.
+    `crc`, `crc32c` and `digest` (XXH3-128 in hexadecimal) are None if the file has none. `coded` says that it holds the
+    coded bytes of a tensor, which is a part of its own; `base` is what a decoded one is a difference from.
     """
 
-    __slots__ = ("base", "coded", "crc", "digest", "part", "size", "source", "start", "tensors")
+    __slots__ = ("base", "coded", "crc", "crc32c", "digest", "part", "size", "source", "start", "tensors")
 
     def __init__(
         self,
@@ -73,9 +73,11 @@ class Check:
         digest: str | None = None,
         coded: bool = False,
         base: str | None = None,
+        crc32c: int | None = None,
     ) -> None:
         self.part, self.source, self.start, self.size, self.tensors = part, source, start, size, tensors
         self.crc, self.digest, self.coded, self.base = crc, digest, coded, base
+        self.crc32c = crc32c
 
     @property
     def paths(self) -> tuple[str, ...]:

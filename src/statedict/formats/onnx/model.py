@@ -45,6 +45,13 @@ def read(source: ByteSource) -> StateDict:
     return _Model(source).read()
 
 
+def list_files(source: ByteSource) -> list[str]:
+    """List the files that tensors lie in beside the model's own."""
+    model = _Model(source)
+    model.read()
+    return [*model.tensors.files]
+
+
 def checks(source: ByteSource) -> Iterator[Found]:
     """List the tensors, those in other files too; an ONNX model has no sums."""
     yield from by_storage(read(source))

@@ -64,11 +64,11 @@ class _Proto:
 
 
 class Tensors:
-    """Makes the tensors of a model's file, and opens the files that they lie in."""
+    """Makes the tensors of a model's file; `files` are the others that they lie in."""
 
     def __init__(self, file: Reader) -> None:
         self.file = file
-        self._files: dict[str, ByteSource] = {}
+        self.files: dict[str, ByteSource] = {}
 
     def read(self, field: Field) -> tuple[str, Any]:
         """The name of a TensorProto, and the tensor, or its texts."""
@@ -203,10 +203,10 @@ class Tensors:
         if not location or any(text and not (text.isascii() and text.isdigit() and len(text) < 20) for text in numbers):
             raise CorruptFileError(f"{where} lies at {proto.external!s:.120}, which is no place; the file is damaged")
         start = int(numbers[0] or 0)
-        if location not in self._files:
+        if location not in self.files:
             folder = places.get_folder(self.file.source)
-            self._files[location] = places.open_file(places.resolve_inside(folder, location))
-        source = self._files[location]
+            self.files[location] = places.open_file(places.resolve_inside(folder, location))
+        source = self.files[location]
         self._check_size(int(numbers[1]) if numbers[1] else nbytes, nbytes, where)
         if start + nbytes > source.size:
             raise CorruptFileError(
