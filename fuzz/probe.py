@@ -81,6 +81,7 @@ def warm() -> None:
     import pkgutil
     import zlib  # noqa: F401
 
+    import google_crc32c  # noqa: F401
     import ml_dtypes  # noqa: F401
     import numpy
     import xxhash  # noqa: F401

@@ -25,7 +25,7 @@ from fuzz import models
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "gguf", "numpy", "flax", "orbax", "onnx", "tensorflow", "run", "foreign", "dropin", "dropin-legacy",
+    "gguf", "numpy", "flax", "orbax", "onnx", "tensorflow", "openvino", "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
 _ORBAX = ("store", "folders3", "pieces3", "items")
 _FLAX = Path(__file__).parents[1] / "tests" / "formats" / "data" / "flax"
@@ -505,6 +505,7 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
     "onnx": {"raw": one(lambda: models.by_onnx(True)), "typed": one(lambda: models.by_onnx(False))},
     "orbax": {name: _orbax(name) for name in _ORBAX},
     "tensorflow": {name: partial(models.copy, "tensorflow", name, ".index") for name in ("objects", "names")},
+    "openvino": {"model": partial(models.copy, "openvino", "model", ".xml")},
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},

@@ -216,11 +216,6 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "is a Core ML model",
         "open it with coremltools",
     ),
-    "an OpenVINO model": (  # of openvino 2026.4
-        plain(b'<?xml version="1.0"?>\n<net name="m" version="11">\n\t<layers>', "openvino_model.xml"),
-        "graph of an OpenVINO model, whose weights are in a .bin",
-        "open it with openvino",
-    ),
     "another msgpack": (plain(b"\x81\xa4step\3"), "looks like msgpack", "open it with the library that wrote it"),
     "GPT-SoVITS": (sovits, "is a checkpoint of GPT-SoVITS", "in a copy write PK over them"),
     "a PNG": (plain(b"\x89PNG\r\n\x1a\n" + bytes(20)), "image", "fetch it from another address"),
@@ -258,11 +253,6 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         r"name mp_rank_00_model_states\.pt",
     ),
     "a Core ML package": (names("Data/", "Manifest.json"), "Core ML package", "open it with coremltools"),
-    "a folder of OpenVINO": (
-        names("config.json", "openvino_model.bin", "openvino_model.xml"),
-        "OpenVINO model",
-        "open it with openvino",
-    ),
     "a folder of Orbax": (names("d/", "manifest.ocdbt"), "Orbax checkpoint", "not fetched whole"),
     "a checkpoint of TensorFlow": (
         names("checkpoint", "model.ckpt-1.data-00000-of-00001"),

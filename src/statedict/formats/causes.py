@@ -19,10 +19,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
         rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body|script|title|meta)",
         "is an HTML page; the download needs a login or another address",
     ),
-    (
-        rb"\s*<\?xml[^>]*>\s*<net\s",
-        f"is the graph of an OpenVINO model, whose weights are in a .bin beside it, {_NOT_READ}; open it with openvino",
-    ),
     (rb"\s*<\?xml|\s*<Error>", "is XML, as servers send errors; read it and download again"),
     (
         rb'(?i)\s*\{\s*"(errors?|message|detail|msg|title|reason|code|status|statuscode|__type)"',
@@ -113,7 +109,6 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
         "unless ZeRO 3 splits them; zero_to_fp32.py, in the folder above, merges the ranks",
     ),
     (r"^Data\n([^\n]*\n)*Manifest\.json$", f"is a Core ML package, {_NOT_READ}; open it with coremltools"),
-    (r"^openvino_[^\n]*\.xml$", f"is an OpenVINO model, {_NOT_READ}; open it with openvino"),
     (
         r"^manifest\.ocdbt$|^ocdbt\.process_\d+$",
         "is an Orbax checkpoint without _METADATA, in which its tree stands; it was not saved or not fetched whole",

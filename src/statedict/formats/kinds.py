@@ -102,6 +102,10 @@ KINDS: dict[str, Row] = {
         "statedict.formats.orbax.tree",
     ),
     "tensorflow": Row(lambda head: _TENSORFLOW.match(head) is not None, "statedict.formats.tensorflow.bundle"),
+    "openvino": Row(
+        lambda head: re.match(rb"(\xef\xbb\xbf)?\s*<\?xml[^>]*>\s*<net\s", head) is not None,
+        "statedict.formats.openvino",
+    ),
     "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
 }
 

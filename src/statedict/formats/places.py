@@ -48,6 +48,7 @@ _ENTRIES = (
     "delta.safetensors",
     "delta.safetensors.index.json",
     "saved_model.pb",
+    "openvino_model.xml",
 )
 # an entry that we write → the names that its files and those of its predecessors have
 _MODEL, _DELTA = (
@@ -62,7 +63,7 @@ _FAMILIES = {
     "": re.compile(r"(?!)"),
 }
 _GGUF = re.compile(r"(?<!-of-\d{5})\.gguf$|-00001-of-\d{5}\.gguf$")  # whole, or the first file of a split model
-_OTHERS = _GGUF, re.compile(r"\.onnx$"), re.compile(r"\.index$")
+_OTHERS = _GGUF, re.compile(r"\.onnx$"), re.compile(r"\.index$"), re.compile(r"\.xml$")
 _BINS = r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?"
 
 

@@ -89,8 +89,8 @@ def _note_sums(checks: list[Check]) -> list[str]:
     """What to say where not all bytes are compared with sums."""
     if checks and not any(check.digest or check.crc is not None or check.crc32c is not None for check in checks):
         return [_BARE]
-    lacking = import_crc32c() is None and any(check.crc32c is not None for check in checks)
-    return [_NO_CRC32C] * lacking
+    some = any(check.crc32c is not None for check in checks)
+    return [_NO_CRC32C] if some and import_crc32c() is None else []
 
 
 def _check(check: Check, values: bool, counter: Meter) -> tuple[Problem | None, list[Nonfinite]]:

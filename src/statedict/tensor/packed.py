@@ -1,9 +1,9 @@
 """Numbers of fewer than 8 bits, several to a byte, as ONNX and OpenVINO store them.
 
-A byte, or three of 6 bits, is a block of numbers (`blocks.py`), the first in the lowest bits. Integers become int8 or
-uint8, floats float32.
+A byte, or three of 6 bits, is a block of numbers (`blocks.py`), the first in the lowest bits; of single bits it is the
+highest. Integers become int8 or uint8, floats float32.
 
-Source: onnx.proto (TensorProto), ml_dtypes; the table of NF4 is bitsandbytes's.
+Source: onnx.proto (TensorProto), ml_dtypes, openvino 2026.4; the table of NF4 is bitsandbytes's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _unpacked(name: str, bits: int) -> Any:
     """The numbers in each byte."""
     import numpy
 
-    places = numpy.arange(0, 8, bits)
+    places = numpy.arange(0, 8, bits)[:: -1 if bits == 1 else 1]
     return _numbers(name, bits)[(numpy.arange(256)[:, None] >> places) & ((1 << bits) - 1)]
 
 
