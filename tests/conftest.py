@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # which Keras reads when it is imported
+
 # no deadline, for machines differ; few examples, for the whole suite runs at every change; the same ones each time in
 # continuous integration, where a failure should be that of the change, and new ones at every other run
 settings.register_profile(

@@ -140,7 +140,8 @@ def test_a_nul_in_the_name_of_a_target_is_an_error_of_files(verb: Any, tmp_path:
 
 def test_an_unknown_format_lists_those_that_are_written_or_read(file: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        FormatError, match=r"no format 'xyz'; there are torch, safetensors, npz, distributed, gguf, flax$"
+        FormatError,
+        match=r"no format 'xyz'; there are torch, safetensors, npz, distributed, gguf, hdf5, keras-weights, flax$",
     ):
         statedict.save(LIVE, tmp_path / "x.pth", format="xyz")
     with pytest.raises(FormatError, match=r"no format 'xyz'; there are .*torch-export"):

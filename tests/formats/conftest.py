@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import h5py
 import msgpack
 import numpy
 import pytest
@@ -19,7 +20,7 @@ import safetensors
 import torch
 
 import statedict
-from statedict.dtypes import BY_NAME, dtype
+from statedict.dtypes import BY_CODE, BY_NAME, dtype
 from statedict.formats import WRITABLE
 from statedict.formats.numpy.npy import encode_header
 from statedict.io.source import BytesSource
@@ -82,6 +83,8 @@ class Subject:
             if self.name in _SPARSE:
                 return _SPARSE[self.name](file.fileno(), shapes, sizes)
             begins = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
+            if self.name in ("hdf5", "keras-weights"):
+                return _sparse_hdf5(path, shapes, "vars" if self.name == "keras-weights" else "data")
             if self.name == "gguf":
                 entries = [ggufs.tensor(n, shapes[n][::-1], 30, at) for n, at in zip(sizes, begins, strict=True)]
                 alignment = ggufs.pair("general.alignment", 4, (2).to_bytes(4, "little"))
@@ -110,6 +113,10 @@ class Subject:
             return state
         if self.name == "gguf":
             return {one.name: _by_gguf(one) for one in gguf.GGUFReader(path).tensors}
+        if self.name in ("hdf5", "keras-weights"):
+            with h5py.File(path) as file:
+                group = file["vars"] if self.name == "keras-weights" else file
+                return {name: _as_torch(numpy.asarray(array[()])) for name, array in group.items()}
         if self.name == "flax":
             return {name: _as_torch(array) for name, array in flax_restore(path.read_bytes()).items()}
         if self.name == "npz":
@@ -124,12 +131,17 @@ _OF_FLAX = tuple(
     for kind in BY_NAME.values()
     if kind.itemsize and "complex32" not in kind.name and kind.numpy.name == kind.name
 )
+_OF_KERAS = (*(kind.name for kind in BY_CODE.values()), "bfloat16")
 SUBJECTS = {
     "torch": Subject("torch", ".pth", views=True, opaque=False),
     "safetensors": Subject("safetensors", ".safetensors", views=False, opaque=True),
     "npz": Subject("npz", ".npz", views=False, opaque=True),
     "distributed": Subject("distributed", "", views=False, opaque=False, folder=True),
     "flax": Subject("flax", ".msgpack", views=False, opaque=False, dtypes=_OF_FLAX),
+    "hdf5": Subject(
+        "hdf5", ".h5", views=False, opaque=False, dtypes=tuple(k.name for k in BY_NAME.values() if k.itemsize)
+    ),
+    "keras-weights": Subject("keras-weights", ".weights.h5", views=False, opaque=False, dtypes=_OF_KERAS),
     "gguf": Subject("gguf", ".gguf", views=False, opaque=False, dtypes=tuple(kind.name for kind in PLAIN.values())),
 }
 
@@ -181,6 +193,20 @@ def _sparse_arrays(fd: int, shapes: dict[str, tuple[int, ...]], sizes: dict[str,
         begins[name] = at + len(head)
     comment = json.dumps({"metadata": {}, "dtypes": dict.fromkeys(shapes, "bfloat16")}, separators=(",", ":")).encode()
     os.pwrite(fd, layout.directory([0] * len(shapes), comment), layout.position)
+    return begins
+
+
+def _sparse_hdf5(path: Path, shapes: dict[str, tuple[int, ...]], group: str) -> dict[str, int]:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    kind, begins = h5py.h5t.create(h5py.h5t.OPAQUE, 2), {}
+    with h5py.File(path, "w") as file:
+        holder = file.create_group(group) if group == "vars" else file
+        for name, shape in shapes.items():
+            made = h5py.h5d.create(holder.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan)
+            h5py.Dataset(made).attrs["dtype"] = "bfloat16"
+            begins[name] = made.get_offset()
     return begins
 
 

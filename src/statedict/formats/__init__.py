@@ -34,7 +34,7 @@ _HOLDERS = {  # the modules of the formats whose files hold, or need, other chec
 FORMATS = {name: row if row.module else row._replace(module=_HOLDERS[name]) for name, row in KINDS.items()}
 WRITABLE = [name for name, row in FORMATS.items() if row.suffixes or row.folder]
 _SUFFIXES = {suffix: name for name, row in FORMATS.items() for suffix in row.suffixes}
-_FOREIGN = (".onnx", ".h5", ".hdf5", ".npy", ".keras", ".tflite", ".pb", ".zip", ".pkl", ".json")
+_FOREIGN = (".onnx", ".npy", ".keras", ".tflite", ".pb", ".zip", ".pkl", ".json")
 
 
 def read(source: ByteSource, name: str | None = None) -> Any:
@@ -122,6 +122,7 @@ def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> 
 
 
 def get_suffix(path: str) -> str:
-    """Return the suffix of a path in lower case; for `.tar`, with the suffix before it."""
+    """Return the suffix of a path in lower case; with the one before it for `.tar` and if they are one in the table."""
     stem, suffix = os.path.splitext(path.lower())
-    return os.path.splitext(stem)[1] + suffix if suffix == ".tar" else suffix
+    both = os.path.splitext(stem)[1] + suffix
+    return both if suffix == ".tar" or both in _SUFFIXES else suffix

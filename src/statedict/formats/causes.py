@@ -43,12 +43,12 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (rb"7z\xbc\xaf", "is a 7z archive; unpack it first"),
     (rb"Rar!", "is a RAR archive; unpack it first"),
     (rb"Salted__|-----BEGIN PGP|age-encryption\.org|\x85[\x01-\x04]\x0c\x03", "is encrypted; decrypt it first"),
-    (rb"\x89HDF", f"is an HDF5 file (Keras's .h5 is one), {_NOT_READ}; open it with h5py"),
     (
         rb"\0\0.{1,3}\n.{1,3}\n.{1,3}\n.{1,2}[ -~]",
         "is a checkpoint of TensorFlow's first format, of before 2016; load it with tf.compat.v1.train.Saver, which "
         "saves it in the second one",
     ),
+    (rb"\x89HDF", "begins as an HDF5 file and is damaged; fetch it again, in binary"),
     (rb"\n.{1,3}\n.{1,120}\x12.(Placeholder|Const|VariableV2)", f"is a TensorFlow graph, {_NOT_READ}; open it there"),
     (
         rb"\x08[\x01-\x1f]\x12[\x01-\xff]{1,4}\n.{1,4}\n",
@@ -79,7 +79,6 @@ _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", "
 
 # the same for zip archives: a regular expression for the names in them, one a line
 _ARCHIVES: tuple[tuple[str, str], ...] = (
-    (r"^model\.weights\.h5$", f"is a .keras archive, {_NOT_READ}; open it with keras"),
     (r"com\.apple\.CoreML/", f"is a Core ML package, {_NOT_READ}; unpack it and open it with coremltools"),
     (r"(^|/)saved_model\.pb$", f"holds a TensorFlow SavedModel, {_NOT_READ}; unpack it and open it with TensorFlow"),
 )
@@ -115,7 +114,7 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
     ),
     (r"\.data-\d{5}-of-\d{5}$", "is a TensorFlow checkpoint without its .index; fetch that too"),
     (
-        r"^(flax_model.*\.msgpack|tf_model\.h5)$",
+        r"^flax_model.*\.msgpack$",
         f"has weights of another framework than PyTorch, {_NOT_READ}; open them with its own library",
     ),
     (r"^model_index\.json$", "is a pipeline of several models; name one of its folders"),

@@ -94,6 +94,10 @@ KINDS: dict[str, Row] = {
         lambda head: _is_pickle(head) and b"torch.distributed.checkpoint.metadata" in head[:80], folder="distributed"
     ),
     "pickle": Row(lambda head: _is_pickle(head), "statedict.formats.pickle"),
+    "keras-sharded": Row(
+        lambda head: head.lstrip()[:1] == b"{" and re.search(rb'"/[^"]*\bvars"\s*:', head) is not None,
+        "statedict.formats.hdf5.sharded",
+    ),
     "sharded": Row(lambda head: head.lstrip()[:1] == b"{" and (b'"weight_map"' in head or b'"total_size"' in head)),
     "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model", (".gguf",)),
     "onnx": Row(lambda head: _ONNX.match(head) is not None, "statedict.formats.onnx.model"),
@@ -106,6 +110,9 @@ KINDS: dict[str, Row] = {
         lambda head: re.match(rb"(\xef\xbb\xbf)?\s*<\?xml[^>]*>\s*<net\s", head) is not None,
         "statedict.formats.openvino",
     ),
+    "hdf5": Row(lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", "statedict.formats.hdf5.model", (".h5", ".hdf5")),
+    "keras": Row(lambda head: False, "statedict.formats.hdf5.archive"),  # a kind of zip
+    "keras-weights": Row(lambda head: False, "statedict.formats.hdf5.weights", (".weights.h5",)),  # read as hdf5
     "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
 }
 
@@ -160,6 +167,8 @@ def _detect_zip(source: ByteSource, head: bytes) -> str:
         return "torch"
     if records and all(name.endswith(".npy") or name == OURS for name in records):
         return "npz"
+    if "model.weights.h5" in records and "config.json" in records:
+        return "keras"
     return "torch-export" if any(name.endswith("/archive_format") for name in records) else "zip"
 
 

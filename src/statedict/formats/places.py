@@ -49,6 +49,9 @@ _ENTRIES = (
     "delta.safetensors.index.json",
     "saved_model.pb",
     "openvino_model.xml",
+    "model.weights.h5",  # of Keras
+    "tf_model.h5",
+    "saved_model.pb",  # for its message
 )
 # an entry that we write → the names that its files and those of its predecessors have
 _MODEL, _DELTA = (

@@ -39,6 +39,7 @@ _MEANING = {
     UNREADABLE: "a part could not be read to its end; what was found until there is data",
     DATA: "no pickle in it names what runs code",
 }
+_MEANING_OF_MODEL = "it has no pickle, but loading it with its own library, such as Keras, can run code"
 
 
 def verify(report: VerifyReport) -> Iterator[str]:
@@ -146,7 +147,8 @@ def scan_table(report: ScanReport) -> Iterator[str]:
     yield from (click.style("damaged", fg="yellow") + f"  {printable(text)}" for text in report.damage)
     yield from (f"note  {printable(text)}" for text in report.notes)
     head = f"{printable(report.file)}: {_colour(report.verdict, report.verdict)}, {count(report.pickles, 'pickle')}"
-    yield f"{head}: {_MEANING[report.verdict]}"
+    meaning = _MEANING_OF_MODEL if report.verdict == DANGEROUS and not report.pickles else _MEANING[report.verdict]
+    yield f"{head}: {meaning}"
 
 
 def _colour(text: str, verdict: str) -> str:

@@ -23,7 +23,7 @@ from statedict.io.tar import is_tar
 from statedict.pickles.constructors import StorageType
 from statedict.pickles.tables import DATA
 from statedict.reports.outcomes import OPAQUE, WORST_FIRST, Finding, ScanReport
-from statedict.scanner import archives, verdicts
+from statedict.scanner import archives, keras, verdicts
 from statedict.scanner.containers import EXPECTED, TENSOR, WHOLE, Budget, Part, find_compression
 from statedict.scanner.globals import Walk, walk
 from statedict.scanner.names import NESTED, OBJECTS, GlobalRef
@@ -197,6 +197,8 @@ class Scan:
         if number == 0 and done is None:
             if part.role != TENSOR and part.read(at, 64).lstrip()[:1] in (b"{", b"["):
                 self._look_into_json(part.cut(at))
+            if part.role != TENSOR and part.read(at, 8) == keras.HDF5:
+                keras.search_hdf5(self, part.cut(at))
             if part.role == EXPECTED:
                 self.add_damage(part.label, "is not a pickle, although its name says so; it looks damaged")
             if not gap and (part.role != WHOLE or _HARMLESS.match(part.read(0, 16))):
@@ -204,14 +206,15 @@ class Scan:
         self.search_through(part, max(first, at if done is None else done.end), part.size)
 
     def _look_into_json(self, part: Part) -> None:
-        """Look into the pickles that Stable-Baselines3 keeps in JSON, in base64."""
+        """Look into the pickles that Stable-Baselines3 keeps in JSON, in base64, and at what Keras would make."""
         size = min(part.size, _MAX_JSON + 1)
         self.budget.spend(size)
         text = part.read(0, size)
-        if not _SERIALIZED.search(text):
+        configured = keras.MARK.search(text) is not None
+        if not _SERIALIZED.search(text) and not configured:
             return
         if len(text) > _MAX_JSON:
-            self.add_unread(part.label, "JSON with pickles in it", f"larger than {_MAX_JSON >> 20} MB")
+            self.add_unread(part.label, "JSON with pickles or a model in it", f"larger than {_MAX_JSON >> 20} MB")
             return
         check(text, "it")
         try:
@@ -219,6 +222,8 @@ class Scan:
         except (ValueError, RecursionError) as error:
             self.add_damage(part.label, f"JSON that cannot be read, with pickles in it ({str(error)[:100]})")
             return
+        if configured:
+            keras.find_objects(self, part.label, pending[0])
         while pending:
             value = pending.pop()
             for key, item in value if type(value) is _Pairs else enumerate(value):

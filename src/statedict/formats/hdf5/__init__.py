@@ -1,0 +1,1 @@
+"""HDF5: Keras's files and others, by h5py."""

@@ -1,0 +1,127 @@
+"""Opens HDF5 by h5py: libhdf5 reads what a ByteSource has, and no other file.
+
+libhdf5 is C. It gets neither a path nor a descriptor, only a Python object whose reads are checked against the size.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import contextmanager
+
+from statedict.errors import CorruptFileError, MissingExtraError, StateDictError, TruncatedError, is_failure_of_code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from statedict.io.source import ByteSource
+
+_BLOCK, _FAR_BLOCK = 32 << 10, 512 << 10  # bytes of metadata that are read at a time, here and from a server
+_BLOCKS = 64
+
+
+def import_h5py() -> Any:
+    """Import h5py, or raise a MissingExtraError."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingExtraError("HDF5 takes h5py; install it by: pip install 'statedict[hdf5]'") from error
+    return h5py
+
+
+class Stream(io.RawIOBase):
+    """A source as a file; `error` is what a read raised, which libhdf5 would hide."""
+
+    def __init__(self, source: ByteSource) -> None:
+        super().__init__()
+        self.source, self.at = source, 0
+        self.error: Exception | None = None
+        self._size = _FAR_BLOCK if source.remote else _BLOCK
+        self._blocks: dict[int, bytes] = {}
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """The position."""
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position."""
+        self.at = offset + (0, self.at, self.source.size)[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; what lies past the end is an error."""
+        view = memoryview(buffer).cast("B")
+        try:
+            self.source.check_range(self.at, len(view))
+            if len(view) >= self._size:
+                self.source.readinto(self.at, view)
+            else:
+                self._fill(view)
+        except Exception as error:
+            self.error = error
+            raise
+        self.at += len(view)
+        return len(view)
+
+    def _fill(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            index, within = divmod(self.at + done, self._size)
+            block = self._blocks.get(index)
+            if block is None:
+                begin = index * self._size
+                block = bytes(self.source.read(begin, min(self._size, self.source.size - begin)))
+                while len(self._blocks) >= _BLOCKS:
+                    del self._blocks[next(iter(self._blocks))]
+                self._blocks[index] = block
+            part = block[within : within + len(view) - done]
+            view[done : done + len(part)] = part
+            done += len(part)
+
+
+class Hdf5File:
+    """A file that h5py has open."""
+
+    def __init__(self, source: ByteSource) -> None:
+        h5py = import_h5py()
+        self.source, self.stream = source, Stream(source)
+        with self.errors(""):
+            self.file = h5py.File(self.stream, "r")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hdf5File, (self.source,)
+
+    @contextmanager
+    def errors(self, where: str) -> Iterator[None]:
+        """Turn what h5py raises into our errors; `where` is a path in the file."""
+        try:
+            yield
+        except StateDictError:
+            raise
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            OverflowError,
+            MemoryError,
+            AttributeError,
+        ) as error:
+            if self.stream.error is not None:
+                raise self.stream.error from error
+            if is_failure_of_code(error):
+                raise
+            what = " ".join(str(error).split())[:200]
+            name = f"{self.source.name}: {where}" if where else self.source.name
+            kind = TruncatedError if "truncated file" in what else CorruptFileError
+            raise kind(f"{name}: libhdf5 says {what!r}; the file is damaged, fetch or save it again") from error
