@@ -65,6 +65,8 @@ def test_packed_zero_points_and_indices_are_in_no_total() -> None:
     report = statedict.stats(state)
     assert [tensor.name for tensor in report.tensors if not tensor.computed] == ["l.qweight", "l.qzeros"]
     assert report["l.g_idx"].max == 1
-    assert report.total.tensors == 2  # the scales and the norm
-    assert report.total.max == max(1, float(state["l.scales"].max()))
-    assert "not computed: l.qweight, l.qzeros: packed numbers, GPTQ 4-bit" in str(report)
+    assert report.total.tensors == 2  # the weight and the norm
+    assert report.total.max == max(1, report["l.weight"].max)
+    assert "GPTQ 4-bit, dequantized" in str(report)
+    del state["l.scales"]
+    assert "not computed: l.qweight, l.qzeros: packed numbers, GPTQ 4-bit" in str(statedict.stats(state))

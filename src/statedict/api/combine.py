@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from statedict.api.files import Target, name_of, plan_companions, tree_of
+from statedict.api.companions import plan_companions
+from statedict.api.files import Target, name_of, tree_of
 from statedict.api.names import is_path, split
 from statedict.collector import Paused
 from statedict.errors import CombineError

@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from statedict.api.files import Target, name_of, plan_companions, to_writable, tree_of, wrap_root
+from statedict.api.companions import plan_companions
+from statedict.api.files import Target, name_of, to_writable, tree_of, wrap_root
 from statedict.api.guarding import open_guard
 from statedict.api.names import is_path, split
 from statedict.collector import Paused

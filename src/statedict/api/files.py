@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from statedict import formats
+from statedict.api.companions import find_for, plan_companions
 from statedict.api.guarding import guard_edit, open_guard
 from statedict.api.names import Path, is_path, split
 from statedict.collector import Paused
@@ -225,9 +226,9 @@ def edit(
     target = _open_target(src, dst, format, max_shard_size, overwrite=overwrite, fsync=fsync, executor=executor)
     with Paused():
         before = tree_of(src, format=read_as)
-        state, report = apply_steps(before, steps := _list_steps(steps), not dry_run)
+        state, report = apply_steps(before, steps := _list_steps(steps), not dry_run, config := find_for(src, steps))
         folder = to_name(src) if target is None else target.model_folder
-        side, companions = plan_companions(src, folder, before, state)
+        side, companions = plan_companions(src, folder, before, state, quantized=config)
         if not dry_run:
             guard = guard_edit(src, read_as, before, steps, state) if verify else None
             if target is not None:
@@ -249,20 +250,6 @@ def _open_target(
     if max_shard_size is not None:
         raise AlterError(f"{redact(to_name(src))}: max_shard_size=… makes a folder; name that as the target")
     return None
-
-
-def plan_companions(
-    src: Any, folder: str, before: Any, after: Any, changes: Mapping[str, Any] | None = None
-) -> tuple[SideFiles, dict[str, bytes]]:
-    """What becomes of the files beside the model in a folder that is written into another, and those to write."""
-    from statedict.formats import beside
-    from statedict.reports.outcomes import SideFiles
-    from statedict.tensor.checks import count_floats
-
-    if not folder or not is_path(src) or split(src)[1]:
-        return SideFiles(), {}
-    old, new = (next(iter(count_floats(tree)), "") for tree in (before, after))
-    return beside.plan_companions(to_name(src), folder, (old, new), changes or {})
 
 
 def _list_steps(steps: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from statedict import formats
+from statedict.api.companions import find_config
 from statedict.api.files import load, name_of, tree_of
 from statedict.api.names import is_path, split
 from statedict.collector import Paused
@@ -47,16 +48,6 @@ def inspect(
     from statedict.ops.inspect import summarize
 
     return summarize(tree_of(source, lazy=False, format=format), path, find_config(source, config))
-
-
-def find_config(source: Any, config: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
-    """How a model is quantized, if it is given, or if a file beside a checkpoint on this machine says so."""
-    from statedict.ops.quantization.config import FILES, of_document
-
-    if config is not None or not is_path(source):
-        return config
-    documents = beside.read_documents(split(source)[0], FILES)
-    return next(filter(None, (of_document(name, document) for name, document in documents)), None)
 
 
 def verify(path: Path, *, values: bool = False, quick: bool = False, format: str | None = None) -> VerifyReport:
@@ -129,7 +120,7 @@ def stats(
 
     Returns:
         What was found, in float64: to about 12 digits of the largest magnitude. Each tensor is read once, in blocks.
-        Packed numbers of quantized weights have no figures.
+        Quantized weights have those of their dequantized numbers, as `report.weights`; packed numbers have none.
 
     Raises:
         PatternError: a pattern matches nothing.
@@ -179,7 +170,7 @@ def diff(
         format: read both files as this format, as for `load`.
 
     Returns:
-        What was found; `found.same` says whether nothing differs.
+        What was found; `found.same` says whether nothing differs. Weights quantized in two ways compare by numbers.
 
     Raises:
         PatternError: a pattern matches nothing.
@@ -203,8 +194,12 @@ def diff(
         rule, names = Rule(numeric, rtol, atol), (name_of(a), name_of(b))
         trees = tree_of(a, format=format), tree_of(b, format=format)
         unread = _add_others((a, b), trees)
-        found = compare_trees(*trees, names, only, names_only, rule, executor, deep, rank)
+        found = compare_trees(*trees, names, only, names_only, rule, executor, deep, rank, _find_configs(a, b))
         return replace(found, unread=unread) if unread else found
+
+
+def _find_configs(a: Any, b: Any) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    return find_config(a), find_config(b)
 
 
 def _add_others(sources: tuple[Any, Any], trees: tuple[StateDict, StateDict]) -> tuple[str, ...]:

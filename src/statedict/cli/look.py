@@ -69,7 +69,8 @@ def show(
 
         echo(recipe_lines(part))
         return
-    from statedict.api.look import find_config, inspect
+    from statedict.api.companions import find_config
+    from statedict.api.look import inspect
 
     summary, size = inspect(part, above, config=find_config(file) or {}), location(split(file)[0]).size()
     base = base_of(file)

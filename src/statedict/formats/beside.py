@@ -48,6 +48,8 @@ _DTYPE = rb'("(?:torch_)?dtype"\s*:\s*")%s(")'
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # of which a model can be in transformers
 _CONFIG = "config.json"
 _USUAL = (_CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json", *tokenizer.USUAL)
+_QUANTIZED = ("quantization_config", "compression_config", "quantization")  # its keys that say how
+_QUANTIZATION = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # files of older tools
 _MODULES = "modules.json"
 _DEEP = 5
 _LARGEST = 64 << 20  # bytes of a file that is read whole
@@ -198,7 +200,7 @@ def is_unlisted(path: str) -> bool:
 
 
 def plan_companions(
-    source: str, target: str, dtypes: tuple[str, str], changes: Mapping[str, Any]
+    source: str, target: str, dtypes: tuple[str, str], changes: Mapping[str, Any], dequantized: bool = False
 ) -> tuple[SideFiles, dict[str, bytes]]:
     """Plan which files go along when the model in a folder of Hugging Face's is written into another folder.
 
@@ -207,6 +209,7 @@ def plan_companions(
         target: the folder that is written; what it holds already, being the same, stays.
         dtypes: that of most floating-point numbers in the source, and in the target; `config.json` follows.
         changes: path of keys in `config.json`, joined by dots → its new value.
+        dequantized: the model was quantized, and is not any more.
 
     Returns:
         What becomes of each file, and the bytes of those to write, by name.
@@ -220,6 +223,7 @@ def plan_companions(
     unlisted = is_unlisted(source)
     for name in names if unlisted else _list_companions(source):
         why = next((why for pattern, why in _LEFT if pattern.fullmatch(name)), "")
+        why = "of the quantization" if dequantized and name in _QUANTIZATION else why
         part = "/" in name.rstrip("/") and why in ("", _WEIGHTS)  # of which statedict reads no tensor
         if part or (not why and _COMPANION.fullmatch(name)):
             file = places.open_file(places.resolve_inside(source, name))
@@ -230,14 +234,13 @@ def plan_companions(
         if not same:
             left[name] = why or "of no known use"
     notes = [f"{redact(source)} does not list its files: those with other names than usual are not copied"] * unlisted
-    before, after = dtypes
-    config = writes.get(_CONFIG, b"")
-    changed = re.sub(_DTYPE % re.escape(before.encode()), rb"\g<1>%s\2" % after.encode(), config)
-    if before != after and after in _DTYPES and changed != config:
-        notes.append(f"config.json says {after} now, not {before}")
-    elif before != after and b'dtype"' in config and not re.search(_DTYPE % re.escape(after.encode()), config):
-        changed = config
-        notes.append(f"config.json still has the dtype it had, though the weights are {after} now, not {before}")
+    config = changed = writes.get(_CONFIG, b"")
+    if dequantized:
+        changed, gone = _drop_quantization(config, dtypes[1])
+        notes += [f"config.json has no {key} any more" for key in gone]
+    else:
+        changed, said = _follow_dtype(config, *dtypes)
+        notes += said
     if changes and config:
         changed = _change(changed, changes)
         notes += [f"config.json says {path} {json.dumps(value):.60} now" for path, value in changes.items()]
@@ -246,6 +249,30 @@ def plan_companions(
     if same:
         writes = {_CONFIG: changed} if changed != config else {}
     return SideFiles(tuple(writes), left, tuple(notes)), writes
+
+
+def _follow_dtype(config: bytes, before: str, after: str) -> tuple[bytes, list[str]]:
+    """A config.json with another dtype, and what to say of it."""
+    changed = re.sub(_DTYPE % re.escape(before.encode()), rb"\g<1>%s\2" % after.encode(), config)
+    if before != after and after in _DTYPES and changed != config:
+        return changed, [f"config.json says {after} now, not {before}"]
+    if before != after and b'dtype"' in config and not re.search(_DTYPE % re.escape(after.encode()), config):
+        return config, [f"config.json still has the dtype it had, though the weights are {after} now, not {before}"]
+    return changed, []
+
+
+def _drop_quantization(config: bytes, dtype: str) -> tuple[bytes, list[str]]:
+    """A config.json without what it says of the quantization, with the dtype of the weights; the keys that went."""
+    tree = parse(config, _CONFIG, constants=True, surrogates=True) if config else None
+    gone: list[str] = []
+    for part in [tree, *tree.values()] if isinstance(tree, dict) else []:
+        if isinstance(part, dict):
+            gone += [key for key in _QUANTIZED if part.pop(key, None) is not None]
+            if dtype in _DTYPES:
+                part |= {key: dtype for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)}
+    if not gone:
+        return config, []
+    return json.dumps(tree, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n", gone
 
 
 def _list_companions(folder: str) -> Iterator[str]:

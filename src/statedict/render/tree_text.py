@@ -159,7 +159,10 @@ def stats_lines(report: StatsReport, depth: int | None = None, log: bool = False
         yield from groups(optimizer)
     kinds = report.quantization.kinds.items()
     packed = {path: kind for kind, some in kinds for weight in some for path in (weight.stored, *weight.parts)}
-    left_out = [tensor for tensor in report.tensors if not tensor.computed]
+    known = {weight.name for weight in report.weights}
+    some = [weight for weight in report.quantization.weights if weight.name in known]
+    inside = {path for weight in some for path in (weight.stored, *weight.parts)}
+    left_out = [tensor for tensor in report.tensors if not tensor.computed and tensor.name not in inside]
     words: dict[str, list[str]] = {}
     for tensor in left_out:
         if tensor.name in packed:
@@ -191,7 +194,7 @@ def _tensor_row(tensor: TensorStats, log: bool) -> tuple[str, ...]:
     figures = _figures(tensor, log) if tensor.computed else ("",) * 7
     notes = [f"= {printable(tensor.tied)}"] if tensor.tied else []
     notes += [printable(mark_inferred(tensor.parameter, tensor.inferred))] if tensor.parameter else []
-    return tensor.name, tensor.dtype, shape(tensor.shape), *figures[:-1], "  ".join([figures[-1], *notes])
+    return tensor.name, tensor.kind, shape(tensor.shape), *figures[:-1], "  ".join([figures[-1], *notes])
 
 
 def _group_row(group: GroupStats, name: str, kind: str, log: bool) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ def _tensor_cells(one: TensorStats) -> tuple[Any, ...]:
         figures = *_figures(one)[:-1], f"= {one.tied}"
     else:
         figures = _figures(one) if one.computed else (*(None,) * len(_FIGURES), "not computed")
-    return one.name, one.dtype, shape(one.shape), *figures, mark_inferred(one.parameter, one.inferred)
+    return one.name, one.kind, shape(one.shape), *figures, mark_inferred(one.parameter, one.inferred)
 
 
 def _card(one: TensorStats | GroupStats) -> Safe:

@@ -136,6 +136,12 @@ class TensorStats(Figures, Viewed):
     computed: bool = True  # whether there are figures; packed dtypes and those of less than a byte have none
     parameter: str | None = None  # for optimizer state the name of its parameter, where known
     inferred: bool = False  # whether that name is inferred from the model's order and shapes
+    quantized: str | None = None  # how the weight is stored, if these figures are of its dequantized numbers
+
+    @property
+    def kind(self) -> str:
+        """The dtype, or what was dequantized."""
+        return f"{self.quantized}, dequantized" if self.quantized else self.dtype
 
     def to_json(self) -> dict[str, Any]:
         """All fields, ready for `json.dumps`; what was not computed is null."""
@@ -144,6 +150,7 @@ class TensorStats(Figures, Viewed):
             record = dict.fromkeys(record) | {"elements": self.elements}
         head = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
         tail = {"dead_rows": self.dead_rows, "tied": self.tied, "parameter": self.parameter, "inferred": self.inferred}
+        tail |= {"quantized": self.quantized} if self.quantized else {}
         return head | record | tail
 
 
@@ -185,19 +192,22 @@ class StatsReport(Shown):
     # those that have some of the tensors, with their groups and the names of their parameters
     optimizers: tuple[Optimizer, ...] = ()
     quantization: Quantization = UNQUANTIZED  # quantized weights, whose packed numbers have no figures
+    # the quantized weights by their own names, with the figures of their dequantized numbers; modules, dtypes and total
+    # count these, and not what they are stored in
+    weights: tuple[TensorStats, ...] = ()
 
     @property
     def by_module(self) -> list[TensorStats]:
-        """Every tensor in the order of a tree, with those of a module together."""
-        return sort_by_module(self.tensors, attrgetter("name"))
+        """Every tensor and quantized weight in the order of a tree, with those of a module together."""
+        return sort_by_module((*self.tensors, *self.weights), attrgetter("name"))
 
     def __getitem__(self, name: str) -> TensorStats | GroupStats:
-        """The figures of a tensor, or of a module.
+        """The figures of a quantized weight, of a tensor, or of a module.
 
         Raises:
             PathError: there is no tensor or module of that name.
         """
-        everything: tuple[TensorStats | GroupStats, ...] = (*self.tensors, *self.modules)
+        everything: tuple[TensorStats | GroupStats, ...] = (*self.weights, *self.tensors, *self.modules)
         for one in everything:
             if one.name == name:
                 return one

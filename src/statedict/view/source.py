@@ -10,8 +10,9 @@ from dataclasses import astuple
 from typing import Any
 
 from statedict import formats
+from statedict.api.companions import find_config
 from statedict.api.files import name_of, tree_of
-from statedict.api.look import find_config, inspect
+from statedict.api.look import inspect
 from statedict.api.names import is_path, split
 from statedict.formats import places
 from statedict.io.location import location

@@ -80,6 +80,7 @@ _SIZES = Kind("a list of whole numbers, none below 0", _list_of(_SIZE, 1))
 _LENGTH = Kind("a whole number or -1", lambda value: _WHOLE.holds(value) and value >= -1)
 _SHAPE = Kind("a list of whole numbers, where -1 is the only one below 0", _list_of(_LENGTH))
 _NUMBER = Kind("a number", lambda value: isinstance(value, Number))
+_CONFIG = Kind("a table, as quantization_config in config.json", lambda value: isinstance(value, Mapping))
 
 VERBS: dict[str, Verb] = {
     "keep": Verb(verbs.select, _PATTERNS),
@@ -89,7 +90,7 @@ VERBS: dict[str, Verb] = {
     "prefix": Verb(verbs.prefix, _TEXT, {}, {"only": _PATTERNS}),
     "cast": Verb(tensors.cast, _DTYPE, {}, {"only": _PATTERNS}),
     "quantize": Verb(quantize.quantize, _TEXT, {}, {"only": _PATTERNS}),
-    "dequantize": Verb(quantize.dequantize, _DTYPE, {}, {"only": _PATTERNS}),
+    "dequantize": Verb(quantize.dequantize, _DTYPE, {}, {"only": _PATTERNS, "config": _CONFIG}),
     "transpose": Verb(tensors.transpose, _PATTERNS, {}, {"dims": _WHOLES}),
     "reshape": Verb(tensors.reshape, _PATTERNS, {"shape": _SHAPE}),
     "slice": Verb(tensors.slice, _PATTERNS, {"index": _INDEX}),
@@ -180,11 +181,13 @@ def describe(step: Step) -> str:
     >>> describe({"cast": "bf16", "only": "model.*"})
     "cast 'bf16', only 'model.*'"
     """
-    return ", ".join(f"{key} {value!r}" for key, value in step.items())
+    return ", ".join(f"{key} {value!r}" for key, value in step.items() if key != "config")
 
 
-def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple[StateDict, EditReport]:
-    """The state after all steps, and what each of them did.
+def apply_steps(
+    state: StateDict, steps: Iterable[Step], written: bool, config: Mapping[str, Any] | None = None
+) -> tuple[StateDict, EditReport]:
+    """The state after all steps, and what each of them did; `config` says how the model is quantized.
 
     Raises:
         AlterError: a step cannot be done.
@@ -194,8 +197,8 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
     before = now = layout.entries()
     changes, notes = [], list[str]()
     for step in steps:
-        notes += _note_quantized(layout, step)
-        layout = apply(layout, step)
+        notes += _note_quantized(layout, step, config)
+        layout = apply(layout, {"config": config} | {**step} if config and is_dequantizing(step) else step)
         old, now = now, layout.entries()
         altered = (path for path, leaf in now.items() if path in old and not _is_same(old[path], leaf))
         added, removed = (tuple(p for p in one if p not in other) for one, other in ((now, old), (old, now)))
@@ -213,8 +216,15 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
     return layout.tree, EditReport(tuple(changes), counts, sizes, written, notes=tuple(notes))
 
 
-def _note_quantized(layout: Layout, step: Step) -> Iterable[str]:
-    """What a cast without patterns leaves as it is."""
+def is_dequantizing(step: Any) -> bool:
+    """Whether a step dequantizes."""
+    return isinstance(step, Mapping) and "dequantize" in step
+
+
+def _note_quantized(layout: Layout, step: Step, config: Mapping[str, Any] | None) -> Iterable[str]:
+    """What a cast without patterns leaves as it is, and what becomes of quantized weights."""
+    if is_dequantizing(step):
+        yield from quantize.describe_dequantized(layout, step.get("only", "*"), step.get("config", config))
     if isinstance(step, Mapping) and "cast" in step and step.get("only", "*") == "*":
         quantized, leaves = find_paths(layout.tensors()), layout.leaves.items()
         if left := [path for path, leaf in leaves if path in quantized and as_lazy(leaf).dtype.kind == "float"]:

@@ -10,6 +10,7 @@ from typing import Any
 from statedict.ops.diff.compare import Rule, Tally, comparable, compare
 from statedict.ops.diff.entries import Entries, match_optimizers
 from statedict.ops.diff.match import contents, find_moves, match_contents
+from statedict.ops.diff.quantized import Config, match_quantized
 from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff, ValueDiff
 from statedict.tensor.lazy import LazyTensor
@@ -32,8 +33,9 @@ def compare_trees(
     executor: Executor | None = None,
     deep: bool = False,
     rank: int | None = None,
+    configs: tuple[Config, Config] = (None, None),
 ) -> Diff:
-    """Compare two trees; see `statedict.diff`.
+    """Compare two trees; see `statedict.diff`. `configs` say how they are quantized.
 
     Raises:
         PatternError: a pattern matches nothing in either.
@@ -41,6 +43,7 @@ def compare_trees(
     rule = rule or Rule()
     a, b = Entries(one), Entries(other)
     said = match_optimizers(a, b)
+    said += [("", note) for note in match_quantized((a, b), (one, other), configs)]
     if only is not None:
         _select(a, b, only)
         said += [("", note) for note in _suggest_parts((a, b), (one, other), names, only)]

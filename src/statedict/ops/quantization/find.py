@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
+from statedict.errors import UnsupportedError
 from statedict.ops.quantization.config import ALIKE, METHODS, Config
 from statedict.ops.quantization.layer import Layer, Layout, ratio
 from statedict.ops.quantization.layouts import lay_out_mlx, pairs_for
@@ -47,13 +49,14 @@ class Found:
         layers: name of each weight → the tensors, and what they may be.
     """
 
-    def __init__(self, tensors: Mapping[str, LazyTensor], config: Config, prefix: str = "") -> None:
-        self.config, self._prefix = config, prefix
+    def __init__(self, tensors: Mapping[str, LazyTensor], config: Config, prefix: str = "", ask: bool = False) -> None:
+        self.config, self._prefix, self._ask = config, prefix, ask
         self._tensors = {"." + path: tensor for path, tensor in tensors.items()}
         self.stored: dict[str, QuantizedWeight] = {}
         self.parts: dict[str, tuple[QuantizedWeight, Part]] = {}
         self.layers: dict[str, Layer] = {}
         self._schemes: dict[str, Scheme] = {}
+        self._layouts: dict[str, Layout] = {}
         weights = []
         layers = list(self._layers())
         sizes = {tensor.shape[0] for tensor in self._tensors.values() if tensor.ndim == 1}
@@ -81,6 +84,11 @@ class Found:
         """Whether the elements of a tensor beside the numbers are indices, zero points, a mask or the like."""
         return path in self.parts and self._tensors["." + path[len(self._prefix) :]].dtype.kind != "float"
 
+    def around(self, path: str) -> tuple[str, ...]:
+        """The name of the weight that a tensor belongs to, if there is one."""
+        weight = self.stored.get(path) or self.parts.get(path, (None,))[0]
+        return (path,) if weight is None else (path, weight.name)
+
     def _layers(self) -> Iterable[tuple[Scheme, Layer]]:
         stems: dict[str, set[int]] = {}
         for path in self._tensors:
@@ -107,7 +115,7 @@ class Found:
         module = (stem if scheme.named or scheme.stored else stem.rpartition(".")[0]).removeprefix(".")
         module = module.removesuffix(".weight")
         bits, group, settings = self.config.of(f"{self._prefix}{module}")
-        return Layer(stem, scheme.stored, paths, tensors, bits, group, settings)
+        return Layer(stem, scheme.stored, paths, tensors, bits, group, settings, ask=self._ask)
 
     def _describe(self, scheme: Scheme, layer: Layer) -> QuantizedWeight:
         numbers = layer.tensors.get(scheme.stored)
@@ -143,7 +151,31 @@ class Found:
             self.stored[stored] = weight
         self.parts |= {self._outer(layer.paths[ending]): (weight, part) for ending, part in parts.items()}
         self.layers[weight.name], self._schemes[weight.name] = layer, scheme
+        self._layouts[weight.name] = layout
         return weight
+
+    def decode(self, weight: QuantizedWeight) -> LazyTensor:
+        """The numbers of a weight as its library computes them, when they are read.
+
+        Raises:
+            UnsupportedError: they cannot be computed; the message says why.
+        """
+        if (blocks := find_blocks(self._tensors.get("." + weight.name[len(self._prefix) :]))) is not None:
+            return blocks.dequantized()
+        scheme, layer, layout = self._schemes[weight.name], self.layers[weight.name], self._layouts[weight.name]
+        if scheme.decode is None:
+            raise UnsupportedError(f"statedict does not decode {weight.kind}")
+        if weight.troubles:
+            raise UnsupportedError(f"{weight.troubles[0].name} {weight.troubles[0].what}")
+        if layout.shape is None or not layout.bits or 0 in layout.shape:
+            raise UnsupportedError("its shape or its bits are not known")
+        try:
+            found = scheme.decode(layer, layout)
+        except (ValueError, ZeroDivisionError) as error:  # of shapes that do not fit one another
+            raise UnsupportedError(f"its tensors do not fit one another: {error}") from error
+        if found.shape != layout.shape:
+            raise UnsupportedError(f"its numbers are {found.shape}, expected {layout.shape}")
+        return found
 
     def _outer(self, path: str) -> str:
         """A path as it was given, below what it stands in."""
@@ -200,15 +232,41 @@ class Found:
             yield f"the configuration says {method}, and the tensors are those of {', '.join(schemes)}"
 
 
-def find(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None = None, path: str = "") -> Found:
+def find(
+    tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None = None, path: str = "", ask: bool = False
+) -> Found:
     """Find the quantized weights among tensors.
 
     Args:
         tensors: by their paths.
         config: what the configuration beside them says, as `config.of_document` gives it.
         path: where they stand in a larger tree.
+        ask: read tiny tensors, such as those with a shape, from servers too.
     """
-    return Found(tensors, Config(config), path and path + ".")
+    return Found(tensors, Config(config), path and path + ".", ask)
+
+
+class Decoded(NamedTuple):
+    """A quantized weight and its numbers, as its library computes them."""
+
+    weight: QuantizedWeight
+    tensor: LazyTensor
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the tensors that hold it."""
+        stored = () if self.weight.stored is None else (self.weight.stored,)
+        return (*stored, *self.weight.parts)
+
+
+def decode_weights(found: Found) -> dict[str, Decoded]:
+    """The quantized weights whose numbers can be computed, by name; not blocks of GGUF, which are read as floats."""
+    decoded = {}
+    for weight in found.report.weights:
+        if weight.name in found.layers:
+            with suppress(UnsupportedError):
+                decoded[weight.name] = Decoded(weight, found.decode(weight))
+    return decoded
 
 
 def find_paths(tensors: Mapping[str, LazyTensor]) -> set[str]:

@@ -37,6 +37,7 @@ class Layer:
     group: int | None = None  # by the configuration; -1 for whole rows
     config: Mapping[str, Any] = field(default_factory=dict)
     pairs: dict[Fraction, tuple[int, int]] = field(default_factory=dict)  # of MLX: bits times group → both
+    ask: bool = False  # whether servers are asked for tiny tensors
     troubles: list[Trouble] = field(default_factory=list)
 
     def __getitem__(self, ending: str) -> LazyTensor | None:
@@ -88,7 +89,7 @@ class Layer:
         return (size if size < length else None), ceil(length, size)
 
     def numbers_in(self, ending: str) -> tuple[int, ...] | None:
-        """The numbers in a tiny tensor of integers on this machine; None without it, or if it is large or remote."""
+        """The numbers in a tiny tensor of integers; None without it, or if it is large or remote."""
         data = self.read(ending)
         if data is None or self.tensors[ending].dtype.kind != "int":
             return None
@@ -96,9 +97,9 @@ class Layer:
         return tuple(int.from_bytes(data[i : i + size], "little", signed=True) for i in range(0, len(data), size))
 
     def read(self, ending: str) -> bytes | None:
-        """The bytes of a tiny tensor on this machine."""
+        """The bytes of a tiny tensor; on this machine, unless servers are asked too."""
         tensor = self.tensors.get(ending)
-        if tensor is None or tensor.storage.source.remote or not 0 < tensor.nbytes <= _TINY:
+        if tensor is None or (tensor.storage.source.remote and not self.ask) or not 0 < tensor.nbytes <= _TINY:
             return None
         return bytes(tensor.contiguous().raw())
 

@@ -86,7 +86,7 @@ def lay_out_bitsandbytes(layer: Layer) -> Layout:
     kind = next((kind for kind in ("nf4", "fp4") if layer[STATE + kind] is not None), "")
     most = layer.numbers.nbytes * 2
     data = layer.read(STATE + kind)
-    state = _parse(data)
+    state = parse_state(data)
     shape = state.get("shape")
     if not isinstance(shape, list) or not shape or not all(type(size) is int and size > 0 for size in shape):
         if data is not None:
@@ -108,7 +108,8 @@ def lay_out_bitsandbytes(layer: Layer) -> Layout:
 STATE = ".quant_state.bitsandbytes__"
 
 
-def _parse(data: bytes | None) -> dict[str, Any]:
+def parse_state(data: bytes | None) -> dict[str, Any]:
+    """The JSON beside a weight of bitsandbytes; empty if it is none."""
     try:
         found = json.loads(data or b"")
     except (ValueError, RecursionError):
@@ -293,9 +294,8 @@ def lay_out_mxfp4(layer: Layer) -> Layout:
     """As gpt-oss: 16 bytes for 32 numbers; Hugging Face's modules have the weight transposed."""
     shape = tuple(layer.numbers.shape)
     if len(shape) < 2 or shape[-1] != 16:
-        layer.trouble(
-            layer.stored, "shape", f"is {format_shape(shape)}, expected 16 bytes for each block of 32 numbers"
-        )
+        what = f"is {format_shape(shape)}, expected 16 bytes for each block of 32 numbers"
+        layer.trouble(layer.stored, "shape", what)
         return Layout(None, 4, 32, elements=math.prod(shape) * 2)
     layer.expect(layer.stored.replace("blocks", "scales"), shape[:-1], why="one for each block of 32")
     *rest, out, blocks, _ = (1, *shape)[-max(len(shape), 3) :]

@@ -27,8 +27,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from statedict.ops.quantization import layouts
+from statedict.ops.quantization import decode, decode_floats, layouts
 from statedict.ops.quantization.layer import Layer, Layout
+from statedict.tensor.lazy import LazyTensor
 
 
 class Part(NamedTuple):
@@ -56,6 +57,7 @@ class Scheme(NamedTuple):
     marks: tuple[str, ...] | None = None  # endings of which any one gives it away; by default `stored`
     packed: bool = True
     named: str = ""  # what the weight's path has after what they have in common
+    decode: Callable[[Layer, Layout], LazyTensor] | None = None  # its numbers, as its library computes them
 
 
 CT = {"_scale": SCALES, "_zero_point": ZEROS, "_shape": OTHER, "_g_idx": INDEX, "_global_scale": GLOBAL}
@@ -87,8 +89,28 @@ _FP8 = (
 )
 
 SCHEMES = (
-    Scheme("AWQ", ".qweight", _GPTQ, (".scales",), layouts.lay_out_awq, layouts.is_awq, _QWEIGHT, named=".weight"),
-    Scheme("GPTQ", ".qweight", _GPTQ, (".scales",), layouts.lay_out_gptq, layouts.is_gptq, _QWEIGHT, named=".weight"),
+    Scheme(
+        "AWQ",
+        ".qweight",
+        _GPTQ,
+        (".scales",),
+        layouts.lay_out_awq,
+        layouts.is_awq,
+        _QWEIGHT,
+        named=".weight",
+        decode=decode.decode_awq,
+    ),
+    Scheme(
+        "GPTQ",
+        ".qweight",
+        _GPTQ,
+        (".scales",),
+        layouts.lay_out_gptq,
+        layouts.is_gptq,
+        _QWEIGHT,
+        named=".weight",
+        decode=decode.decode_gptq,
+    ),
     Scheme(
         "FP-Quant",
         ".qweight",
@@ -115,6 +137,7 @@ SCHEMES = (
         (".absmax",),
         layouts.lay_out_bitsandbytes,
         marks=(".absmax", ".quant_map", *list(_BNB)[4:]),
+        decode=decode.decode_bitsandbytes_4,
     ),
     Scheme(
         "bitsandbytes",
@@ -126,6 +149,7 @@ SCHEMES = (
         (".SCB", ".weight_format"),
         packed=False,
         named=".weight",
+        decode=decode.decode_bitsandbytes_8,
     ),
     Scheme(
         "compressed-tensors",
@@ -162,6 +186,7 @@ SCHEMES = (
         layouts.lay_out_packed,
         layouts.is_packed,
         ("_packed", "_shape"),
+        decode=decode.decode_packed,
     ),
     Scheme(
         "ModelOpt",
@@ -171,6 +196,7 @@ SCHEMES = (
         layouts.lay_out_bytes,
         layouts.has_dtype("uint8"),
         ("_scale_2",),
+        decode=decode_floats.decode_small_floats,
     ),
     Scheme(
         "compressed-tensors",
@@ -181,9 +207,19 @@ SCHEMES = (
         layouts.is_byte,
         ("_scale",),
         packed=False,
+        decode=decode.decode_as_stored,
     ),
     Scheme("BitNet", "", {"_scale": ANY_SCALES}, ("_scale",), layouts.lay_out_bitnet, layouts.is_bitnet, ("_scale",)),
-    Scheme("compressed-tensors", "", CT, ("_scale",), layouts.lay_out_bytes, layouts.has_dtype("uint8"), ("_scale",)),
+    Scheme(
+        "compressed-tensors",
+        "",
+        CT,
+        ("_scale",),
+        layouts.lay_out_bytes,
+        layouts.has_dtype("uint8"),
+        ("_scale",),
+        decode=decode_floats.decode_small_floats,
+    ),
     *(
         Scheme(
             "FP8",
@@ -195,6 +231,7 @@ SCHEMES = (
             (scales,),
             packed=False,
             named=stored,
+            decode=decode_floats.decode_float8,
         )
         for stored, scales, parts in _FP8
     ),
@@ -218,6 +255,7 @@ SCHEMES = (
         layouts.has_dtype("uint32"),
         (".scales", ".biases", ".qbiases"),
         named=".weight",
+        decode=decode.decode_mlx,
     ),
     Scheme(
         "MXFP4",
@@ -227,6 +265,7 @@ SCHEMES = (
         layouts.lay_out_mxfp4,
         layouts.has_dtype("uint8"),
         ("_blocks",),
+        decode=decode_floats.decode_mxfp4,
     ),
     Scheme(
         "MXFP4",
@@ -236,6 +275,7 @@ SCHEMES = (
         layouts.lay_out_mxfp4,
         layouts.has_dtype("uint8"),
         (".blocks",),
+        decode=decode_floats.decode_mxfp4,
     ),
     Scheme("EXL2", ".q_weight", _EXL, (".q_scale",), layouts.lay_out_exl2, layouts.has_dtype("int32"), named=".weight"),
     Scheme(
@@ -271,6 +311,7 @@ SCHEMES = (
         ("._scale",),
         layouts.lay_out_quanto,
         layouts.has_dtype("uint8"),
+        decode=decode.decode_quanto,
     ),
     Scheme("HQQ", ".W_q", _HQQ, (".scale",), layouts.lay_out_hqq, named=".weight"),
     Scheme(
@@ -291,6 +332,7 @@ SCHEMES = (
         (".scale",),
         layouts.lay_out_torchao,
         packed=False,
+        decode=decode.decode_torchao,
     ),
     Scheme(
         "torchao",
@@ -299,6 +341,7 @@ SCHEMES = (
         ("._weight_scale",),
         layouts.lay_out_torchao,
         packed=False,
+        decode=decode.decode_torchao,
         named=".weight",
     ),
 )

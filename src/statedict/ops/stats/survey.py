@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import itemgetter
 from statistics import median
 from typing import Any
@@ -16,8 +16,9 @@ from statedict.errors import LimitError
 from statedict.io.pipeline import Meter
 from statedict.ops.inspect import is_generator_state, optimizers, owners
 from statedict.ops.jobs import Part, run_jobs
+from statedict.ops.quantization.described import add_settings
 from statedict.ops.quantization.faults import list_faults
-from statedict.ops.quantization.find import Found, find
+from statedict.ops.quantization.find import Decoded, Found, decode_weights, find
 from statedict.reports.stats import Figures, Flag, GroupStats, StatsReport, TensorStats
 from statedict.reports.summary import BUFFERS, Optimizer
 from statedict.tensor.lazy import LazyTensor
@@ -45,9 +46,12 @@ def survey(
     from statedict.ops.stats.figures import combine, is_computable  # with numpy, which start-up does not need
 
     tensors = state.tensors()
-    quantized = find(tensors, config)
+    quantized = find(tensors, add_settings(state, tensors, config))
+    weights = decode_weights(quantized)
     if only is not None:
-        tensors = {name: tensors[name] for name in filter_paths(tensors, only, "tensor")}
+        chosen = filter_paths([*tensors, *weights], only, "tensor")
+        tensors = {name: tensor for name, tensor in tensors.items() if name in chosen}
+        weights = {name: some for name, some in weights.items() if not chosen.keys().isdisjoint((name, *some.paths))}
     tied = find_ties(tensors)
     firsts = {name: tensor for name, tensor in tensors.items() if name not in tied}
     _check_bound(list(firsts.values()))
@@ -75,26 +79,61 @@ def survey(
         _record(name, tensor, figures.get(tied.get(name, name)), tied.get(name), dead, owned.get(name, _NOBODY))
         for name, tensor in tensors.items()
     ]
-    summed = {
-        name: found
-        for name, found in figures.items()
-        if not is_generator_state(name, tensors[name]) and not quantized.is_code(name)
-    }
+    kept = {name for name in figures if not is_generator_state(name, tensors[name]) and not quantized.is_code(name)}
+    figures = {name: found for name, found in figures.items() if name in kept}
+    return _sum_up(records, figures, weights, quantized, seen, owned, executor)
+
+
+def _sum_up(
+    records: list[TensorStats],
+    figures: Mapping[str, Figures],
+    weights: Mapping[str, Decoded],
+    quantized: Found,
+    seen: list[Optimizer],
+    owned: Mapping[str, tuple[Optimizer, Any]],
+    executor: Executor | None,
+) -> StatsReport:
+    """The report of the records of tensors; quantized weights count in the place of what they are stored in."""
+    faults = list(list_faults(quantized, {record.name: record for record in records}))
+    faulty = {path: fault for fault in faults for path in quantized.around(fault.name)}
+    lost = {path for path, fault in faulty.items() if fault.kind == "range"}  # an index that leads nowhere
+    logical = _measure_weights({name: one for name, one in weights.items() if name not in lost}, executor)
+    inside = {path for some in weights.values() for path in some.paths}
+    summed = {name: found for name, found in figures.items() if name not in inside}
     by_dtype: dict[str, list[Figures]] = {}
-    for name, found in summed.items():
-        by_dtype.setdefault(tensors[name].dtype.name, []).append(found)
+    for record in records:
+        if record.name in summed:
+            by_dtype.setdefault(record.dtype, []).append(summed[record.name])
+    for one in logical:
+        by_dtype.setdefault(one.quantized or "", []).append(one)
+    pairs = [*summed.items(), *((one.name, one) for one in logical)]
     troubles = [Flag(one.title, kind, what) for one in seen for kind, what in one.troubles.items()]
-    faults = list_faults(quantized, {record.name: record for record in records})
     troubles += [Flag(one.name, one.kind, one.what) for one in faults]
+    looked_at = [one for one in records if one.name in summed] + [one for one in logical if one.name not in faulty]
     return StatsReport(
         tuple(records),
-        tuple(_modules(sort_by_module(summed.items(), itemgetter(0)))),
+        tuple(_modules(sort_by_module(pairs, itemgetter(0)))),
         tuple(_group(kind, len(parts), parts) for kind, parts in by_dtype.items()),
-        _group("", len(summed), summed.values()),
-        (*troubles, *flags([one for one in records if one.name in summed], roles(tensors, owned), quantized)),
+        _group("", len(pairs), [found for _, found in pairs]),
+        (*troubles, *flags(looked_at, roles([*(one.name for one in records), *weights], owned), quantized)),
         tuple(seen),
         quantized.report,
+        tuple(logical),
     )
+
+
+def _measure_weights(weights: Mapping[str, Decoded], executor: Executor | None) -> list[TensorStats]:
+    """The figures of the numbers of quantized weights."""
+    from statedict.ops.stats.figures import combine
+
+    tensors = {name: one.tensor.contiguous() for name, one in weights.items()}
+    sizes = {name: tensor.dtype.itemsize for name, tensor in tensors.items()}
+    figures = {name: combine(parts) for name, parts in _run(_measure, tensors, sizes, executor).items()}
+    dead = _count_dead_rows(tensors, figures, executor)
+    return [
+        replace(_record(name, tensors[name], figures[name], None, dead, _NOBODY), quantized=one.weight.kind)
+        for name, one in weights.items()
+    ]
 
 
 def _record(
@@ -273,9 +312,9 @@ def flags(tensors: Sequence[TensorStats], siblings: dict[str, str | None], quant
             groups.setdefault(role, []).append(rms)
     middles = {role: (median(values), len(values)) for role, values in groups.items() if len(values) >= SIBLINGS}
     for tensor in counted:
-        if tensor.name in quantized.parts:
+        if tensor.name in quantized.parts and tensor.quantized is None:
             continue
-        odd = _odd_values(tensor, tensor.name in quantized.stored)
+        odd = _odd_values(tensor, tensor.quantized is not None or tensor.name in quantized.stored)
         yield from (Flag(tensor.name, kind, what) for kind, what in odd)
         role, rms = siblings.get(tensor.name), tensor.rms
         middle, count = middles.get(role or "", (0.0, 0))
