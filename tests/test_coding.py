@@ -88,6 +88,29 @@ def test_with_the_size_of_the_base_the_smaller_is_taken_too() -> None:
     assert encode(noise * np.float32(1e-5) + ones, ones, 40) == coding.DELTA  # of which the size says nothing
 
 
+@given(st.binary(min_size=64, max_size=64), st.binary(min_size=64, max_size=64), st.integers(2, 1 << 20))
+def test_any_bits_come_back_from_a_base_that_shrinks(block: bytes, base: bytes, coder: int) -> None:
+    numbers, before = (np.frombuffer(data, "<u4") for data in (block, base))
+    out = memoryview(bytearray(64))
+    planes = [memoryview(plane.tobytes()) for plane in coding._split(coding._subtract(numbers, before, True, coder))]
+    coding.decode(coder, planes, memoryview(base), True, out)
+    assert bytes(out) == block
+
+
+@pytest.mark.parametrize("beta", [0.95, 0.99, 0.999])
+def test_second_moments_are_compared_with_what_is_left_of_the_base(beta: float) -> None:
+    rng = np.random.default_rng(3)
+    before = (rng.standard_normal(20_000) ** 2 * 1e-6).astype("f4")
+    gradients = np.where(rng.random(20_000) < 0.1, rng.standard_normal(20_000) * 1e-3, 0)
+    after = (beta * before + (1 - beta) * gradients**2).astype("f4")
+    coder, sizes = round_trip(after.tobytes(), before.tobytes(), BY_NAME["float32"])
+    assert (coder - coding.DELTA) / (1 << 22) == pytest.approx(1 - beta, rel=0.05)
+    before[0] = -before[0]
+    plain, others = round_trip(after.tobytes(), before.tobytes(), BY_NAME["float32"])
+    assert plain == coding.DELTA
+    assert sum(sizes) < 0.8 * sum(others)
+
+
 def test_special_values_survive_with_their_payloads() -> None:
     words = np.array([0x7FC00001, 0xFFC12345, 0x7F800001, 0x80000000, 0, 0x7F800000, 0xFF800000, 1], "<u4")
     round_trip(np.tile(words, 8).tobytes(), np.tile(words[::-1], 8).tobytes(), BY_NAME["float32"])
@@ -107,7 +130,7 @@ def test_a_plane_that_claims_another_size_is_not_unpacked() -> None:
         coding.decode(coding.PLANES, [memoryview(packed)], None, False, memoryview(bytearray(4096)))
 
 
-@pytest.mark.parametrize("table", [[0, 5, 4], [2, 5, 5], [0, 1 << 20, 0], [0, 11, 0]])
+@pytest.mark.parametrize("table", [[0, 5, 4], [2, 5, 5], [1 << 31, 5, 5], [0, 1 << 20, 0], [0, 11, 0]])
 def test_a_table_that_does_not_fit_its_blocks_is_damage(table: list[int]) -> None:
     assert coding.read_table(coding.pack_table([(0, [5, 5])]), 2, 10, "x").tolist() == [[0, 0, 5, 5]]
     with pytest.raises(CorruptFileError, match="x: the table of its blocks does not fit them"):

@@ -163,7 +163,7 @@ class _Writing:
             content = _Digests(tensor.nbytes for tensor in self._coded[name].members.values())
             for result in group:
                 content.update(result.data)
-                if result.coder == coding.DELTA:
+                if result.coder != coding.PLANES:
                     self._deltas.add(name)
                 if result.lost and self._base is not None:
                     self._base.lost.add((name, result.index))

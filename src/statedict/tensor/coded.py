@@ -51,7 +51,7 @@ class CodedSource(ByteSource):
         if within or size != min(BLOCK, self.size - offset):
             return None
         _, coder, *sizes = self._read_table()[index].tolist()
-        return None if coder == coding.DELTA else sum(sizes)
+        return sum(sizes) if coder == coding.PLANES else None
 
     def _fill(self, offset: int, buffer: memoryview) -> None:
         done = 0
@@ -79,7 +79,7 @@ class CodedSource(ByteSource):
     def _decode(self, index: int, out: memoryview) -> None:
         begin, coder, *sizes = self._read_table()[index].tolist()
         before = None
-        if coder == coding.DELTA and self.base is not None:
+        if coder != coding.PLANES and self.base is not None:
             before = _read_block(self.base, index * BLOCK, len(out), _BASE)
         data = _read_block(self.coded, begin, sum(sizes), _CODED)
         planes: list[memoryview] = []

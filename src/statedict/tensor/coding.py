@@ -7,6 +7,10 @@ integers in their order, subtracts them (modulo 2**bits), and moves the sign of 
 numbers that lie close together have differences with few bits, and the upper planes are mostly zeros. Every step is
 a bijection of bits: NaN payloads and -0.0 survive.
 
+Second moments shrink: where no squared gradient is added, Adam multiplies them by `beta2` at each step. The coder
+`DELTA + c` first takes about c / 2**22 of itself from each float32 of the base: of its bits, with its 12 upper bits of
+significand m (the hidden one too), it subtracts m * c >> 10, modulo 2**32.
+
 A coded tensor is its blocks one after the other, and a table at its end: for each block the coder, and the size of
 each plane, lowest byte first, as uint32. The size 0 stands for a plane of zeros; a plane that does not get smaller is
 stored as it is. What is gained by each step: docs/decisions/0022-deltas.md.
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from statedict.dtypes import DType
 
 PLANES, DELTA = 0, 1
+_SHRINK = 22  # bits of the share that `DELTA + c` takes away
+_MOST_SHRINK = 1 << 20  # of c, and more than it ever is: a quarter
 # the fast strategy, with the smallest table to look for repetitions in: bytes of planes repeat by chance only, and what
 # is found then costs more than their entropy (docs/decisions/0022-deltas.md)
 _PARAMETERS = {"window_log": 17, "hash_log": 6, "chain_log": 6, "min_match": 7, "strategy": 1, "write_content_size": 1}
@@ -62,12 +68,13 @@ def encode(
     numbers, delta = _numbers(block, unit), None
     if base is not None:
         before = _numbers(base, unit)
+        coder = _find_coder(numbers, before, signed)
         if alone is not None:
-            delta = _pack_planes(_subtract(numbers, before, signed))
+            delta = _pack_planes(_subtract(numbers, before, signed, coder))
         if (delta is not None and alone is not None and 5 * sum(delta[0]) < 4 * alone) or _helps(
-            numbers, before, signed
+            numbers, before, signed, coder
         ):
-            return DELTA, *(delta or _pack_planes(_subtract(numbers, before, signed)))
+            return coder, *(delta or _pack_planes(_subtract(numbers, before, signed, coder)))
     return PLANES, *_pack_planes(numbers)
 
 
@@ -75,10 +82,10 @@ def decode(coder: int, planes: Sequence[memoryview], base: memoryview | None, si
     """Fill `out` with the block; ValueError if the planes are not those of a block."""
     numbers = _numbers(out, len(planes))
     _join(planes, numbers)
-    if coder == DELTA:
+    if coder != PLANES:
         if base is None:
             raise ValueError("a difference without a base")
-        _add(numbers, _numbers(base, len(planes)), signed)
+        _add(numbers, _numbers(base, len(planes)), signed, coder)
 
 
 def _numbers(data: memoryview, unit: int) -> Any:
@@ -94,15 +101,42 @@ def _is_equal(block: memoryview, base: memoryview) -> bool:
     return block[:64] == base[:64] and numpy.array_equal(_numbers(block, 1), _numbers(base, 1))
 
 
-def _helps(numbers: Any, base: Any, signed: bool) -> bool:
+def _helps(numbers: Any, base: Any, signed: bool, coder: int) -> bool:
     """Whether a difference makes a sample of a block at least 1% smaller, for it costs more to read."""
+    numbers, base = _take_sample(numbers, base)
+    return 100 * sum(_pack_planes(_subtract(numbers, base, signed, coder))[0]) < 99 * sum(_pack_planes(numbers)[0])
+
+
+def _take_sample(*blocks: Any) -> list[Any]:
+    """The same few pieces of each block, or all of a small one."""
     import numpy
 
-    most = max(256, min(_SAMPLE, numbers.nbytes // (_SAMPLES * _SHARE))) // numbers.itemsize
-    if numbers.size > _SAMPLES * most:
-        starts = [numbers.size // _SAMPLES * index for index in range(_SAMPLES)]
-        numbers, base = (numpy.concatenate([some[at : at + most] for at in starts]) for some in (numbers, base))
-    return 100 * sum(_pack_planes(_subtract(numbers, base, signed))[0]) < 99 * sum(_pack_planes(numbers)[0])
+    first = blocks[0]
+    most = max(256, min(_SAMPLE, first.nbytes // (_SAMPLES * _SHARE))) // first.itemsize
+    if first.size <= _SAMPLES * most:
+        return list(blocks)
+    starts = [first.size // _SAMPLES * index for index in range(_SAMPLES)]
+    return [numpy.concatenate([block[at : at + most] for at in starts]) for block in blocks]
+
+
+def _find_coder(numbers: Any, base: Any, signed: bool) -> int:
+    """`DELTA`, or with the share that nearly all of a sample of positive float32 lost at most, if that is closer."""
+    import numpy
+
+    if not signed or numbers.itemsize != 4 or (numbers[:64] >> 31).any():
+        return DELTA
+    numbers, base = (sample.view("<i4") for sample in _take_sample(numbers, base))
+    if min(numbers.min(), base.min()) < 0:
+        return DELTA
+    upper = (base & 0x400000) > 0  # of which taking away a quarter leaves the exponent
+    lost = ((base - numbers)[upper] / (base[upper] & 0x7FFFFF | 0x800000)).astype("f4")
+    if not lost.size:
+        return DELTA
+    middle, at = lost.size // 2, lost.size - 1 - lost.size // 100
+    most = numpy.partition(lost, at)[at]
+    share = int(most * (1 << _SHRINK))
+    plain, closer = (numpy.partition(numpy.abs(one), middle)[middle] for one in (lost, most - lost))
+    return DELTA + share if 0 < share < _MOST_SHRINK and 10 * closer < 9 * plain else DELTA
 
 
 def _take_scratch(index: int, size: int) -> Any:
@@ -139,11 +173,26 @@ def _to_order(numbers: Any, mask: Any, out: Any) -> Any:
     return numpy.bitwise_xor(mask, numbers, out=out)
 
 
-def _subtract(numbers: Any, base: Any, signed: bool) -> Any:
+def _shrink(base: Any, coder: int) -> Any:
+    """The base, or what is left of it in this thread's memory."""
+    import numpy
+
+    if coder == DELTA:
+        return base
+    left = _scratch_like(2, base)
+    numpy.right_shift(base, 12, out=left)
+    numpy.bitwise_and(left, 0x7FF, out=left)
+    numpy.bitwise_or(left, 0x800, out=left)
+    numpy.multiply(left, coder - DELTA, out=left)
+    numpy.right_shift(left, _SHRINK - 12, out=left)
+    return numpy.subtract(base, left, out=left)
+
+
+def _subtract(numbers: Any, base: Any, signed: bool, coder: int = DELTA) -> Any:
     """The differences, in this thread's memory."""
     import numpy
 
-    found, other = _scratch_like(0, numbers), _scratch_like(1, numbers)
+    found, other, base = _scratch_like(0, numbers), _scratch_like(1, numbers), _shrink(base, coder)
     if signed:
         numbers, base = _to_order(numbers, found, found), _to_order(base, other, other)
     numpy.subtract(numbers, base, out=found)
@@ -152,11 +201,11 @@ def _subtract(numbers: Any, base: Any, signed: bool) -> Any:
     return numpy.bitwise_xor(found, other, out=found)
 
 
-def _add(found: Any, base: Any, signed: bool) -> None:
+def _add(found: Any, base: Any, signed: bool, coder: int) -> None:
     """Invert `_subtract`, in place."""
     import numpy
 
-    other = _scratch_like(0, found)
+    other, base = _scratch_like(0, found), _shrink(base, coder)
     numpy.bitwise_and(found, 1, out=other)
     numpy.negative(other, out=other)
     numpy.right_shift(found, 1, out=found)
@@ -261,7 +310,8 @@ def read_table(data: bytes | bytearray, unit: int, blocks_size: int, name: str) 
 
     rows = numpy.frombuffer(data, "<u4").reshape(-1, 1 + unit).astype("i8")
     ends = rows[:, 1:].sum(1).cumsum()
-    wrong = rows.size and (rows[:, 0].max() > DELTA or rows[:, 1:].max() > BLOCK // unit or ends[-1] != blocks_size)
+    most = DELTA if unit != 4 else DELTA + _MOST_SHRINK - 1
+    wrong = rows.size and (rows[:, 0].max() > most or rows[:, 1:].max() > BLOCK // unit or ends[-1] != blocks_size)
     if wrong:
         raise CorruptFileError(f"{name}: the table of its blocks does not fit them; the file is damaged")
     begins = numpy.concatenate([numpy.zeros(1, "i8"), ends[:-1]])
