@@ -14,6 +14,12 @@ def copy(library: str, name: str, main: str, folder: Path) -> None:
         shutil.copy(file, folder / file.name.replace(name, "input").removesuffix(main))
 
 
+def copy_package(name: str, main: str, folder: Path) -> None:
+    """Copy a package of Core ML, or the folder in it of which `main` is a file, and name that `input`."""
+    shutil.copytree((_DATA / "coreml" / f"{name}.mlpackage" / main).parent, folder, dirs_exist_ok=True)
+    (folder / Path(main).name).rename(folder / "input")
+
+
 def by_onnx(raw: bool) -> bytes:
     """A model with tensors of every type, in raw_data or in typed fields, in subgraphs and in a function."""
     import numpy

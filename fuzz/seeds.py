@@ -25,7 +25,8 @@ from fuzz import models
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "gguf", "numpy", "flax", "orbax", "onnx", "tensorflow", "openvino", "run", "foreign", "dropin", "dropin-legacy",
+    "gguf", "numpy", "flax", "orbax", "onnx", "tensorflow", "openvino", "coreml", "run", "foreign", "dropin",
+    "dropin-legacy",
 )  # fmt: skip
 _ORBAX = ("store", "folders3", "pieces3", "items")
 _FLAX = Path(__file__).parents[1] / "tests" / "formats" / "data" / "flax"
@@ -506,6 +507,10 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
     "orbax": {name: _orbax(name) for name in _ORBAX},
     "tensorflow": {name: partial(models.copy, "tensorflow", name, ".index") for name in ("objects", "names")},
     "openvino": {"model": partial(models.copy, "openvino", "model", ".xml")},
+    "coreml": {
+        "package": partial(models.copy_package, "int4", "Manifest.json"),
+        "model": partial(models.copy_package, "uint3", "Data/com.apple.CoreML/model.mlmodel"),
+    },
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},

@@ -203,12 +203,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "a Core ML package in a zip archive": (
         members("m.mlpackage/Manifest.json", "m.mlpackage/Data/com.apple.CoreML/model.mlmodel"),
         "Core ML package",
-        "unpack it and open it with coremltools",
-    ),
-    "Core ML": (  # of coremltools 9.0
-        plain(bytes.fromhex("080412c9010a0f0a01781a0a2a080a02010410a0800452120a086c696e6561725f301a062a0410a08004")),
-        "is a Core ML model",
-        "open it with coremltools",
+        "unpack it first",
     ),
     "another msgpack": (plain(b"\x81\xa4step\3"), "looks like msgpack", "open it with the library that wrote it"),
     "GPT-SoVITS": (sovits, "is a checkpoint of GPT-SoVITS", "in a copy write PK over them"),
@@ -246,7 +241,11 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "a file for each rank",
         r"name mp_rank_00_model_states\.pt",
     ),
-    "a Core ML package": (names("Data/", "Manifest.json"), "Core ML package", "open it with coremltools"),
+    "a compiled model of Core ML": (
+        names("coremldata.bin", "model.mil"),
+        "compiled Core ML model",
+        "name the .mlpackage",
+    ),
     "a folder of Orbax": (names("d/", "manifest.ocdbt"), "Orbax checkpoint", "not fetched whole"),
     "a checkpoint of TensorFlow": (
         names("checkpoint", "model.ckpt-1.data-00000-of-00001"),

@@ -51,7 +51,7 @@ def test_what_the_model_says_of_itself_is_the_metadata() -> None:
 def test_a_model_is_shown_with_the_types_and_bytes_of_the_file() -> None:
     sizes = {info.path: (info.dtype, info.nbytes) for info in statedict.inspect(DATA).tensors}
     assert sizes["layer.i4"] == ("int4", 8)
-    assert sizes["layer.u1"] == ("uint1", 2)
+    assert sizes["layer.u1"] == ("u1", 2)
     assert sizes["layer.u3"] == ("u3", 6)
     report = statedict.verify(DATA)
     assert report.ok

@@ -50,10 +50,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     ),
     (rb"\x89HDF", "begins as an HDF5 file and is damaged; fetch it again, in binary"),
     (rb"\n.{1,3}\n.{1,120}\x12.(Placeholder|Const|VariableV2)", f"is a TensorFlow graph, {_NOT_READ}; open it there"),
-    (
-        rb"\x08[\x01-\x1f]\x12[\x01-\xff]{1,4}\n.{1,4}\n",
-        f"is a Core ML model, {_NOT_READ}; open it with coremltools, or fetch the model that it was converted from",
-    ),
     (rb".{4}TFL3", f"is a TensorFlow Lite model, {_NOT_READ}; open it with TensorFlow"),
     (
         rb"0\d\x03\x04.{26}[^/]{1,99}/data\.pkl",
@@ -79,7 +75,7 @@ _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", "
 
 # the same for zip archives: a regular expression for the names in them, one a line
 _ARCHIVES: tuple[tuple[str, str], ...] = (
-    (r"com\.apple\.CoreML/", f"is a Core ML package, {_NOT_READ}; unpack it and open it with coremltools"),
+    (r"com\.apple\.CoreML/", "is a Core ML package in a zip archive; unpack it first"),
     (r"(^|/)saved_model\.pb$", f"holds a TensorFlow SavedModel, {_NOT_READ}; unpack it and open it with TensorFlow"),
 )
 
@@ -107,7 +103,7 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
         "is a step that DeepSpeed saved, a file for each rank; name mp_rank_00_model_states.pt, which has the weights "
         "unless ZeRO 3 splits them; zero_to_fp32.py, in the folder above, merges the ranks",
     ),
-    (r"^Data\n([^\n]*\n)*Manifest\.json$", f"is a Core ML package, {_NOT_READ}; open it with coremltools"),
+    (r"^coremldata\.bin$", "is a compiled Core ML model; name the .mlpackage that it was made from"),
     (
         r"^manifest\.ocdbt$|^ocdbt\.process_\d+$",
         "is an Orbax checkpoint without _METADATA, in which its tree stands; it was not saved or not fetched whole",

@@ -47,6 +47,10 @@ _FLAX = re.compile(
     rb"(\xc7.|\xc8..|\xc9.{4})\x01\x93|([\x81-\x8f]|\xde..|\xdf.{4})[\xa1-\xbf\xd9].*(\xc7.|\xc8..|\xc9.{4}|\xd8)[\x01\x03]\x93",
     re.DOTALL,
 )
+# a manifest, or the version of a model and its description
+_COREML = re.compile(
+    rb'\s*\{\s*"fileFormatVersion".*"itemInfoEntries"|\x08[\x01-\x1f]\x12[\x01-\xff]{1,4}\n.{1,4}\n', re.DOTALL
+)
 # the version of a model, and who made it, or the graph
 _ONNX = re.compile(rb"\x08[\x03-\x7f](\x12.[ -~]|[\x1a:]|B.?\n|\x12\0)", re.DOTALL)
 # a key "" and the header of a checkpoint, or the version of a SavedModel
@@ -100,6 +104,10 @@ KINDS: dict[str, Row] = {
     ),
     "sharded": Row(lambda head: head.lstrip()[:1] == b"{" and (b'"weight_map"' in head or b'"total_size"' in head)),
     "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model", (".gguf",)),
+    "coreml": Row(
+        lambda head: _COREML.match(head) is not None,
+        "statedict.formats.coreml",
+    ),
     "onnx": Row(lambda head: _ONNX.match(head) is not None, "statedict.formats.onnx.model"),
     "orbax": Row(
         lambda head: re.match(rb'\s*\{\s*"(tree_metadata|item_handlers)"', head) is not None,

@@ -49,7 +49,7 @@ _PLAIN = {
     "i16": "int16", "i8": "int8", "u64": "uint64", "u32": "uint32", "u16": "uint16", "u8": "uint8", "boolean": "bool",
     "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e8m0": "float8_e8m0fnu",
 }  # fmt: skip
-_PACKED = {"u1": "uint1", "u2": "uint2", "u4": "uint4", "i4": "int4", "nf4": "nf4", "f4e2m1": "float4_e2m1fn"}
+_PACKED = {"u1": "u1", "u2": "uint2", "u4": "uint4", "i4": "int4", "nf4": "nf4", "f4e2m1": "float4_e2m1fn"}
 _BITS = {"u3": 3, "u6": 6}
 
 

@@ -51,7 +51,7 @@ _ENTRIES = (
     "openvino_model.xml",
     "model.weights.h5",  # of Keras
     "tf_model.h5",
-    "saved_model.pb",  # for its message
+    "Manifest.json",  # of Core ML
 )
 # an entry that we write → the names that its files and those of its predecessors have
 _MODEL, _DELTA = (
