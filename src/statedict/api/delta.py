@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from statedict.api.names import Path
+    from statedict.formats.guard import Guard
     from statedict.io.source import ByteSource
 
 
@@ -84,23 +85,29 @@ def make(
     if name is not None:
         _check_target(name, base)
     with Paused():
-        root, tensors = _read(tuned, verify), dict(tensors_of(_read(base, verify)))
-        whole = Base(tensors, digest_tensors(tensors, executor), _name(base), set())
+        (root, guard), (before, base_guard) = (_read(one, verify) for one in (tuned, base))
+        tensors = dict(tensors_of(before))
+        whole = Base(tensors, digest_tensors(tensors, executor, base_guard), _name(base), set())
         how: dict[str, Any] = {"overwrite": overwrite, "fsync": fsync, "executor": executor}
         target = None if dry_run else name
         most = None if max_shard_size is None else parse_bytes(max_shard_size)
-        nbytes, deltas = _write(root, whole, target, most, how)
+        nbytes, deltas = _write(root, whole, target, most, guard, how)
         held = [tensor for _, tensor in tensors_of(root)]
         sizes = count_bytes(held), nbytes
         return DeltaReport("make", name_of(base), whole.digest, len(held), deltas, sizes, not dry_run)
 
 
-def _write(root: Any, base: Base, name: str | None, most: int | None, how: dict[str, Any]) -> tuple[int, int]:
+def _write(
+    root: Any, base: Base, name: str | None, most: int | None, guard: Guard | None, how: dict[str, Any]
+) -> tuple[int, int]:
     """Write a file, a folder with `most` bytes a shard, or nothing; its bytes, and how many tensors are differences."""
     found: dict[int, tuple[int, int]] = {}
 
-    def put(tree: Any, sink: Any) -> None:  # again, where an upload is tried again
-        found[id(tree)] = write(tree, sink, base)
+    def put(tree: Any, sink: Any) -> None:
+        def write_one(sink: Any) -> None:  # more than once, where an upload is tried again
+            found[id(tree)] = write(tree, sink, base)
+
+        (write_one if guard is None else guard.watch(write_one))(sink)
 
     files = sharded.files(root, most, "delta", put)
     if name is None:
@@ -116,11 +123,13 @@ def _write(root: Any, base: Base, name: str | None, most: int | None, how: dict[
     return sum(size for size, _ in found.values()), sum(deltas for _, deltas in found.values())
 
 
-def _read(source: Any, verify: bool) -> Any:
+def _read(source: Any, verify: bool) -> tuple[Any, Guard | None]:
+    """A tree, and what compares its bytes while they are read; those that have a CRC-32 alone are compared here."""
     root = to_writable(tree_of(source))
-    if verify:
-        open_guard(source, None, root, StateDict())
-    return root
+    guard = open_guard(source, None, root, root) if verify else None
+    if guard is not None and guard.with_crc:
+        guard = open_guard(source, None, root, StateDict())
+    return root, guard
 
 
 def _name(base: Any) -> dict[str, str]:

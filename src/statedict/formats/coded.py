@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from typing import Any
 
+    from statedict.formats.guard import Guard
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
 
@@ -285,12 +286,16 @@ def digest_checks(found: Iterable[Found]) -> str:
     return digest_rows(rows.values())
 
 
-def digest_tensors(tensors: Mapping[str, LazyTensor], executor: Executor | None = None) -> str:
-    """The digest of tensors, which are read."""
+def digest_tensors(
+    tensors: Mapping[str, LazyTensor], executor: Executor | None = None, guard: Guard | None = None
+) -> str:
+    """The digest of tensors, which are read, and compared with what a guard knows of them."""
     regions = {path: tensor.region for path, tensor in tensors.items()}  # of an empty tensor another one each time
     firsts = {region: tensors[path] for path, region in regions.items()}
     jobs = batches(firsts.values(), size_of=attrgetter("nbytes"))
     sums = dict(zip(firsts, chain.from_iterable(parallel(_digest, jobs, executor)), strict=True))
+    if guard is not None:
+        guard.compare_digests(map(_contiguous, firsts.values()), sums.values())
     return digest_rows((path, one.dtype.name, one.shape, sums[regions[path]]) for path, one in tensors.items())
 
 

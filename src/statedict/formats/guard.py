@@ -11,15 +11,16 @@ from functools import partial
 from operator import itemgetter
 
 from statedict.errors import CorruptFileError, FileError, FormatError, TreeError
+from statedict.io.pipeline import Sums
 from statedict.io.source import find_base
 from statedict.tensor.checks import Check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from statedict.io.pipeline import Part, Sums
+    from statedict.io.pipeline import Part
     from statedict.io.source import ByteSource
     from statedict.tensor.checks import Found
     from statedict.tensor.lazy import LazyTensor
@@ -43,16 +44,42 @@ class Guard:
                     if place is not None and (item.tensors or item.coded):
                         self._checks[place] = item
         except (FormatError, FileError, TreeError):  # whoever reads that part is told
-            return
+            pass
 
-    def watch(self, write: Write) -> Write:
-        """The function that writes a file, with a CorruptFileError for what differs from its sums."""
-        known = {
+        self._known = {
             place: _Known(check.crc, check.digest, check.source.name, check.tensors[0][0], check.base)
             for place, check in self._checks.items()
             if check.tensors
         }
-        return partial(_write, write, known) if known else write
+        self.with_crc = any(one.digest is None for one in self._known.values())
+
+    def watch(self, write: Write) -> Write:
+        """The function that writes a file, with a CorruptFileError for what differs from its sums."""
+        return partial(_write, write, self) if self._known else write
+
+    def compare(self, parts: Iterable[tuple[ByteSource, int, int]], sums: Iterable[Sums], with_crc: bool) -> None:
+        """Compare the sums of parts (source, start, size) with what the file says of them.
+
+        Raises:
+            CorruptFileError: one differs.
+        """
+        for part, got in zip(parts, sums, strict=True):
+            known = self._known.get(_locate(*part))  # type: ignore[arg-type]
+            if known is None or (known.digest is None and not with_crc):
+                continue
+            kind, expected, found = "digest", known.digest, got.digest
+            if expected is None:
+                kind, expected, found = "CRC-32", f"{known.crc:08x}", f"{got.crc:08x}"
+            if found != expected:
+                where = f"{known.file.removesuffix(tensor := f': tensor {known.path!r}')}{tensor}"
+                which = "its bytes" if known.base is None else f"its bytes or {known.base}"
+                raise CorruptFileError(
+                    f"{where}: its {kind} differs, so {which} are damaged: expected {expected}, got {found}; {REMEDY}"
+                )
+
+    def compare_digests(self, tensors: Iterable[LazyTensor], digests: Iterable[str]) -> None:
+        """As `compare`, of the digests of tensors that lie in one piece."""
+        self.compare(map(_part_of, tensors), [Sums(0, digest) for digest in digests], False)
 
     def parts(self, source: ByteSource) -> list[tuple[int, Check]]:
         """The parts of one file, and where they begin, in order."""
@@ -62,7 +89,7 @@ class Guard:
 
     def rest(self, tensors: Iterable[LazyTensor], copied: Iterable[LazyTensor]) -> Iterator[Check]:
         """The parts that tensors lie in, but those that are copied whole."""
-        whole = {_locate(one.storage.source, one.storage.offset + one.offset, one.nbytes) for one in copied}
+        whole = {_locate(*_part_of(one)) for one in copied}
         for one in tensors:
             place = _locate(one.storage.source, one.storage.offset, one.storage.nbytes)
             if place is not None and place not in whole and place in self._checks:
@@ -77,32 +104,37 @@ def _locate(source: ByteSource, start: int, size: int) -> Place | None:
     return None if place is None else (place, ahead + start, size)
 
 
-def _write(write: Write, known: Mapping[Place, _Known], sink: Any) -> None:
-    write(_Sink(sink, known))
+def _write(write: Write, guard: Guard, sink: Any) -> None:
+    write(_Sink(sink, guard))
 
 
 def watch_too(sink: Any, inner: Any) -> Any:
     """A sink in memory whose bytes will go into another one, watched if that is."""
-    return sink.around(inner) if isinstance(sink, _Sink) else inner
+    return _Sink(inner, sink.guard) if isinstance(sink, _Sink) else inner
+
+
+def compare_coded(sink: Any, tensors: Iterable[LazyTensor], digests: Iterable[str]) -> None:
+    """Compare the digests that tensors had before they were coded into a sink, if that is watched."""
+    if isinstance(sink, _Sink):
+        sink.guard.compare_digests(tensors, digests)
+
+
+def _part_of(tensor: LazyTensor) -> tuple[ByteSource, int, int]:
+    return tensor.storage.source, tensor.storage.offset + tensor.offset, tensor.nbytes
 
 
 class _Sink:
     """A sink that compares what goes through it."""
 
-    def __init__(self, sink: Any, known: Mapping[Place, _Known]) -> None:
-        self._sink, self._known = sink, known
-        self._with_crc = any(one.digest is None for one in known.values())
+    def __init__(self, sink: Any, guard: Guard) -> None:
+        self._sink, self.guard = sink, guard
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sink, name)
 
-    def around(self, inner: Any) -> _Sink:
-        """Another sink, watched alike."""
-        return _Sink(inner, self._known)
-
     def put(self, parts: list[Part], crc: bool = False) -> list[Sums]:
         """Write parts and return their sums."""
-        crc = crc or self._with_crc
+        crc = crc or self.guard.with_crc
         return self._compare(parts, self._sink.put(parts, crc), crc or self._sink.in_order)
 
     def put_headed(self, parts: list[Part], head: Callable[[list[Sums]], bytes]) -> None:
@@ -113,17 +145,5 @@ class _Sink:
             self._sink.write(0, head(self.put(parts)))
 
     def _compare(self, parts: list[Part], sums: list[Sums], with_crc: bool) -> list[Sums]:
-        for part, got in zip(parts, sums, strict=True):
-            known = self._known.get(_locate(part.source, part.start, part.size))  # type: ignore[arg-type]
-            if known is None or (known.digest is None and not with_crc):
-                continue
-            kind, expected, found = "digest", known.digest, got.digest
-            if expected is None:
-                kind, expected, found = "CRC-32", f"{known.crc:08x}", f"{got.crc:08x}"
-            if found != expected:
-                where = f"{known.file.removesuffix(tensor := f': tensor {known.path!r}')}{tensor}"
-                which = "its bytes" if known.base is None else f"its bytes or {known.base}"
-                raise CorruptFileError(
-                    f"{where}: its {kind} differs, so {which} are damaged: expected {expected}, got {found}; {REMEDY}"
-                )
+        self.guard.compare(((part.source, part.start, part.size) for part in parts), sums, with_crc)
         return sums
