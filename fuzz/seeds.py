@@ -25,8 +25,8 @@ from fuzz import models
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "gguf", "numpy", "flax", "orbax", "onnx", "tensorflow", "openvino", "coreml", "run", "foreign", "dropin",
-    "dropin-legacy",
+    "gguf", "numpy", "flax", "orbax", "onnx", "tensorflow", "openvino", "coreml", "executorch", "run", "foreign",
+    "dropin", "dropin-legacy",
 )  # fmt: skip
 _ORBAX = ("store", "folders3", "pieces3", "items")
 _FLAX = Path(__file__).parents[1] / "tests" / "formats" / "data" / "flax"
@@ -510,6 +510,10 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
     "coreml": {
         "package": partial(models.copy_package, "int4", "Manifest.json"),
         "model": partial(models.copy_package, "uint3", "Data/com.apple.CoreML/model.mlmodel"),
+    },
+    "executorch": {
+        name: one((_FLAX.parent / "executorch" / name).read_bytes)
+        for name in ("plain.pte", "lowered.pte", "_default_external_constant.ptd")
     },
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},

@@ -121,6 +121,7 @@ KINDS: dict[str, Row] = {
     "hdf5": Row(lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", "statedict.formats.hdf5.model", (".h5", ".hdf5")),
     "keras": Row(lambda head: False, "statedict.formats.hdf5.archive"),  # a kind of zip
     "keras-weights": Row(lambda head: False, "statedict.formats.hdf5.weights", (".weights.h5",)),  # read as hdf5
+    "executorch": Row(lambda head: head[4:8] in (b"ET12", b"FT01"), "statedict.formats.executorch"),
     "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
 }
 
