@@ -24,8 +24,8 @@ MODULES = ["alter", "delta", "errors", "lora", "reports", "runs"]
 PUBLIC = VALUES + MODULES
 IN_MODULES = {
     "alter": [
-        "cast", "dequantize", "drop", "fuse", "pad", "prefix", "quantize", "rename", "reshape", "select", "set",
-        "slice", "split", "strip", "tie", "transpose", "untie",
+        "cast", "dequantize", "drop", "fuse", "map_names", "pad", "prefix", "quantize", "rename",
+        "reshape", "select", "set", "slice", "split", "strip", "tie", "transpose", "untie",
     ],
     "delta": ["apply", "make"],
     "lora": ["apply", "extract", "show"],

@@ -17,6 +17,7 @@ LazyTensor(bfloat16, (6, 3, 5, 5), 900 B, 'examples/checkpoint.pth')
 
 from __future__ import annotations
 
+from statedict.ops.alter.maps import map_names
 from statedict.ops.alter.quantize import dequantize, quantize
 from statedict.ops.alter.tensors import cast, fuse, pad, reshape, slice, split, transpose
 from statedict.ops.alter.verbs import drop, prefix, rename, select, set, strip, tie, untie
@@ -26,6 +27,7 @@ __all__ = [
     "dequantize",
     "drop",
     "fuse",
+    "map_names",
     "pad",
     "prefix",
     "quantize",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from statedict import formats
-from statedict.api.companions import find_for, plan_companions
+from statedict.api.companions import complete_steps, plan_companions
 from statedict.api.guarding import guard_edit, open_guard
 from statedict.api.names import Path, is_path, split
 from statedict.collector import Paused
@@ -226,9 +226,9 @@ def edit(
     target = _open_target(src, dst, format, max_shard_size, overwrite=overwrite, fsync=fsync, executor=executor)
     with Paused():
         before = tree_of(src, format=read_as)
-        state, report = apply_steps(before, steps := _list_steps(steps), not dry_run, config := find_for(src, steps))
+        state, report = apply_steps(before, steps := complete_steps(src, _list_steps(steps)), not dry_run)
         folder = to_name(src) if target is None else target.model_folder
-        side, companions = plan_companions(src, folder, before, state, quantized=config)
+        side, companions = plan_companions(src, folder, before, state, steps=steps)
         if not dry_run:
             guard = guard_edit(src, read_as, before, steps, state) if verify else None
             if target is not None:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from statedict import formats
-from statedict.api.companions import find_config
+from statedict.api.companions import find_config, find_heads
 from statedict.api.files import load, name_of, tree_of
 from statedict.api.names import is_path, split
 from statedict.collector import Paused
@@ -151,6 +151,7 @@ def diff(
     rank: int | None = None,
     executor: Executor | None = None,
     format: str | None = None,
+    map: str | None = None,
 ) -> Diff:
     """How two checkpoints differ: tensors by name and content, optimizers by parameter, all other values by path.
 
@@ -163,11 +164,11 @@ def diff(
             dtype are equal. By default their bytes decide.
         rtol: with `atol`, tensors are `close`, which is no difference, where `|a - b| <= atol + rtol * |b|` everywhere.
         atol: see `rtol`.
-        deep: find the rank of the change of each matrix, and whether a low-rank adapter explains it (`tensor.change`);
-            each is read once or twice more.
+        deep: find the rank of each matrix's change, and whether an adapter explains it; it is read once or twice more.
         rank: with `deep`, count adapters up to this rank; by default those with a quarter of the matrix's numbers.
         executor: as for `save`.
         format: read both files as this format, as for `load`.
+        map: compare by PyTorch's names, to which those of this map go, as for `alter.map_names`.
 
     Returns:
         What was found; `found.same` says whether nothing differs. Weights quantized in two ways compare by numbers.
@@ -192,10 +193,21 @@ def diff(
         raise ValueError(f"rank={rank}: a rank of 1 or more is looked for, with deep=True")
     with Paused():
         rule, names = Rule(numeric, rtol, atol), (name_of(a), name_of(b))
-        trees = tree_of(a, format=format), tree_of(b, format=format)
+        trees = _open_pair(a, b, format, map)
         unread = _add_others((a, b), trees)
         found = compare_trees(*trees, names, only, names_only, rule, executor, deep, rank, _find_configs(a, b))
         return replace(found, unread=unread) if unread else found
+
+
+def _open_pair(a: Any, b: Any, format: str | None, map: str | None) -> tuple[StateDict, StateDict]:
+    from statedict.ops.alter.maps import map_pair
+
+    one, other = tree_of(a, format=format), tree_of(b, format=format)
+    if map is None:
+        return one, other
+    known = find_heads(a), find_heads(b)
+    family = known[0][1] or known[1][1]
+    return map_pair(one, other, f"gguf:{family}" if map == "gguf" and family else map, known[0][0] or known[1][0])
 
 
 def _find_configs(a: Any, b: Any) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:

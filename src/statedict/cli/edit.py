@@ -23,6 +23,7 @@ _STEPS = {
     "cast": ("[GLOB=]DTYPE", "Convert floating point, or what matches."),
     "quantize": ("[GLOB=]TYPE", "Store matrices, or what matches, as Q8_0 or Q4_0 of GGUF."),
     "dequantize": ("[GLOB=]DTYPE", "Convert what is stored as quantized blocks."),
+    "map": ("NAME[=HEADS]", "Take the names of keras, flax, nnx, consolidated or gguf, or back."),
     "transpose": ("GLOB[=DIMS]", "Exchange the last two dimensions, or all."),
     "reshape": ("GLOB=SHAPE", "Give another shape."),
     "slice": ("GLOB=INDEX", "Take a part, such as 0:5,:."),
@@ -112,6 +113,9 @@ def _parse_step(option: str, text: str) -> dict[str, Any]:
         case "cast" | "quantize" | "dequantize":
             glob, sign, kind = text.rpartition("=")
             return {option: kind, "only": glob} if sign else {option: text}
+        case "map":
+            name, sign, heads = text.partition("=")
+            return {"map": name} | ({"heads": _numbers(option, heads)} if sign else {})
         case "transpose":
             glob, sign, dims = text.partition("=")
             return {"transpose": glob} | ({"dims": _numbers(option, dims)} if sign else {})

@@ -183,6 +183,7 @@ def report(files: tuple[str, ...], output: str, overwrite: bool, as_json: bool, 
 @click.option("--atol", type=click.FloatRange(min=0), default=0.0, help="Absolute tolerance.")
 @click.option("--deep", is_flag=True, help="The rank of each change, and whether a low-rank adapter explains it.")
 @click.option("--rank", metavar="R", type=click.IntRange(min=1), help="With --deep: adapters of up to this rank.")
+@click.option("--map", metavar="NAME", help="Compare by PyTorch's names: keras, flax, nnx, consolidated or gguf.")
 @all_option("Every line, not a screenful of each kind.")
 @READ_AS
 @JSON

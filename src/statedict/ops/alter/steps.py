@@ -21,7 +21,7 @@ from numbers import Integral, Number
 from typing import Any, NamedTuple
 
 from statedict.errors import AlterError, PatternError, RenameError
-from statedict.ops.alter import quantize, tensors, verbs
+from statedict.ops.alter import maps, quantize, tensors, verbs
 from statedict.ops.alter.outline import drop_hashes
 from statedict.ops.quantization.find import find_paths
 from statedict.reports.outcomes import Change, EditReport
@@ -80,6 +80,7 @@ _SIZES = Kind("a list of whole numbers, none below 0", _list_of(_SIZE, 1))
 _LENGTH = Kind("a whole number or -1", lambda value: _WHOLE.holds(value) and value >= -1)
 _SHAPE = Kind("a list of whole numbers, where -1 is the only one below 0", _list_of(_LENGTH))
 _NUMBER = Kind("a number", lambda value: isinstance(value, Number))
+_HEADS = Kind("a list of one or two sizes", lambda value: _SIZES.holds(value) and min(value) > 0 and len(value) < 3)
 _CONFIG = Kind("a table, as quantization_config in config.json", lambda value: isinstance(value, Mapping))
 
 VERBS: dict[str, Verb] = {
@@ -91,6 +92,7 @@ VERBS: dict[str, Verb] = {
     "cast": Verb(tensors.cast, _DTYPE, {}, {"only": _PATTERNS}),
     "quantize": Verb(quantize.quantize, _TEXT, {}, {"only": _PATTERNS}),
     "dequantize": Verb(quantize.dequantize, _DTYPE, {}, {"only": _PATTERNS, "config": _CONFIG}),
+    "map": Verb(maps.map_names, _TEXT, {}, {"heads": _HEADS}),
     "transpose": Verb(tensors.transpose, _PATTERNS, {}, {"dims": _WHOLES}),
     "reshape": Verb(tensors.reshape, _PATTERNS, {"shape": _SHAPE}),
     "slice": Verb(tensors.slice, _PATTERNS, {"index": _INDEX}),
@@ -184,10 +186,8 @@ def describe(step: Step) -> str:
     return ", ".join(f"{key} {value!r}" for key, value in step.items() if key != "config")
 
 
-def apply_steps(
-    state: StateDict, steps: Iterable[Step], written: bool, config: Mapping[str, Any] | None = None
-) -> tuple[StateDict, EditReport]:
-    """The state after all steps, and what each of them did; `config` says how the model is quantized.
+def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple[StateDict, EditReport]:
+    """The state after all steps, and what each of them did.
 
     Raises:
         AlterError: a step cannot be done.
@@ -197,8 +197,8 @@ def apply_steps(
     before = now = layout.entries()
     changes, notes = [], list[str]()
     for step in steps:
-        notes += _note_quantized(layout, step, config)
-        layout = apply(layout, {"config": config} | {**step} if config and is_dequantizing(step) else step)
+        notes += _note_quantized(layout, step)
+        layout = apply(layout, step)
         old, now = now, layout.entries()
         altered = (path for path, leaf in now.items() if path in old and not _is_same(old[path], leaf))
         added, removed = (tuple(p for p in one if p not in other) for one, other in ((now, old), (old, now)))
@@ -216,15 +216,10 @@ def apply_steps(
     return layout.tree, EditReport(tuple(changes), counts, sizes, written, notes=tuple(notes))
 
 
-def is_dequantizing(step: Any) -> bool:
-    """Whether a step dequantizes."""
-    return isinstance(step, Mapping) and "dequantize" in step
-
-
-def _note_quantized(layout: Layout, step: Step, config: Mapping[str, Any] | None) -> Iterable[str]:
+def _note_quantized(layout: Layout, step: Step) -> Iterable[str]:
     """What a cast without patterns leaves as it is, and what becomes of quantized weights."""
-    if is_dequantizing(step):
-        yield from quantize.describe_dequantized(layout, step.get("only", "*"), step.get("config", config))
+    if isinstance(step, Mapping) and "dequantize" in step:
+        yield from quantize.describe_dequantized(layout, step.get("only", "*"), step.get("config"))
     if isinstance(step, Mapping) and "cast" in step and step.get("only", "*") == "*":
         quantized, leaves = find_paths(layout.tensors()), layout.leaves.items()
         if left := [path for path, leaf in leaves if path in quantized and as_lazy(leaf).dtype.kind == "float"]:

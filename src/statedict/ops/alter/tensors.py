@@ -293,7 +293,7 @@ def split(
         for number, step in enumerate(steps):
             for old in run:
                 axis = _find_outputs(state, old) if dim is None else dim
-                put(step(old), Build((old,), partial(_piece, number, len(into), axis, sizes)))
+                put(step(old), Build((old,), partial(piece, number, len(into), axis, sizes)))
         run.clear()
 
     for old, leaf in state.leaves.items():
@@ -319,7 +319,8 @@ def _find_outputs(state: Layout, path: str) -> int:
     return int(shape[0] != shape[1] and tuple(as_lazy(bias).shape) == (shape[1],))
 
 
-def _piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, tensor: LazyTensor) -> LazyTensor:
+def piece(number: int, count: int, dim: int, sizes: Sequence[int] | None, tensor: LazyTensor) -> LazyTensor:
+    """One of the parts of a tensor along a dimension, equal ones or of some sizes."""
     whole = tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1
     parts = [whole // count] * count if sizes is None else list(sizes)
     if whole < 0 or sum(parts) != whole or len(parts) != count or any(size < 0 for size in parts):
@@ -372,11 +373,12 @@ def fuse(state: Layout, paths: Sequence[str], into: str, dim: int | None = None)
                 raise AlterError(f"{new}: has no part for {absent!r}")
             parts = tuple(found[new][number] for number in range(len(paths)))
             axis = max(_find_outputs(state, part) for part in parts) if dim is None else dim
-            outline[new] = Build(parts, partial(_join, axis))
+            outline[new] = Build(parts, partial(join, axis))
     return rebuild(state, outline)
 
 
-def _join(dim: int, *parts: LazyTensor) -> LazyTensor:
+def join(dim: int, *parts: LazyTensor) -> LazyTensor:
+    """Tensors one after the other along a dimension."""
     first = parts[0]
     axis = dim % max(first.ndim, 1)
     for part in parts:
