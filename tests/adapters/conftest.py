@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy
 import pytest
 import torch
 from torch import nn
 
 from statedict.adapters.collect import ADAPTERS
+
+from ..formats import kerases
 
 torch.set_num_threads(1)  # two test processes with two threads each on two cores wait for one another
 
@@ -27,6 +30,15 @@ class Subject:
     make: Callable[[int], Any]
     change: Callable[[Any], None]
     state: Callable[[Any], Any]
+
+
+def keras_model(seed: int) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    source = keras.Input((3,))
+    made = keras.Model(source, keras.layers.Dense(2, name="head")(keras.layers.Dropout(0.5, name="drop")(source)))
+    made.compile("adam", "mse")
+    kerases.step(made)
+    return made
 
 
 class Progress:
@@ -108,6 +120,7 @@ def change_progress(value: Progress) -> None:
 
 
 SUBJECTS = {
+    "statedict.adapters.keras": Subject(keras_model, kerases.step, kerases.named),
     "statedict.adapters.torch_module": Subject(model, change_model, lambda value: value.state_dict()),
     "statedict.adapters.torch_optimizer": Subject(optimizer, step, lambda value: value.state_dict()),
     "statedict.adapters.torch_scheduler": Subject(scheduler, change_scheduler, lambda value: value.state_dict()),

@@ -84,6 +84,19 @@ def array(variable: Any) -> Any:
     return variable.value.detach().cpu().numpy()
 
 
+def named(model: keras.Model) -> dict[str, Any]:
+    """All variables by their paths, the optimizer's too."""
+    every = [*model.variables, *model.optimizer.variables]
+    return {f"{index} {variable.name}": variable.value.detach() for index, variable in enumerate(every)}
+
+
+def step(model: keras.Model) -> None:
+    """Train a model for a step."""
+    rng = numpy.random.default_rng(1)
+    shapes = (model.input_shape[1:], model.output_shape[1:])
+    model.train_on_batch(*(rng.random((4, *shape), "f4") for shape in shapes))
+
+
 def clear(model: keras.Model) -> None:
     """Set all variables to zero."""
     for variable in [*model.variables, *model.optimizer.variables]:

@@ -36,6 +36,7 @@ from statedict.values import PLAIN, Opaque
 
 # module that must be loaded for the adapter to matter, adapter
 ADAPTERS: tuple[tuple[str, str], ...] = (
+    ("keras", "statedict.adapters.keras"),  # whose layers are modules of torch, too, with that backend
     ("torch", "statedict.adapters.torch_module"),
     ("torch", "statedict.adapters.torch_optimizer"),
     ("torch", "statedict.adapters.torch_scheduler"),

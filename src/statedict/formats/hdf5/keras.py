@@ -17,15 +17,14 @@ Source: keras 3.15.1, saving/saving_lib.py and legacy/saving/legacy_h5_format.py
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from itertools import count
 
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError
-from statedict.formats.hdf5.names import CHILDREN, FIXED, SLOTS, VARIABLES, name_variables, snake_case, split_number
+from statedict.formats.hdf5.names import CHILDREN, FIXED, SLOTS, VARIABLES, name_variables, snake_case
 from statedict.formats.hdf5.objects import Group
 from statedict.tensor.lazy import LazyTensor
+from statedict.tree.keras import OPTIMIZER, label_layers, split_number, write_rows
 from statedict.tree.state_dict import StateDict
 
 TYPE_CHECKING = False
@@ -33,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-GROUPS = "keras.groups"
+    from statedict.tree.keras import Row
+
 VARS = "vars"
-OPTIMIZER = "optimizer"
 _TOP = "top_level_model_weights"
 _SLOT_NAMES = sorted({name for slots in SLOTS.values() for name in slots.split()})
 
@@ -51,7 +50,8 @@ class Layer:
         self.own: dict[str, Any] = {} if own is None else own.entries
         name = None if own is None else own.attributes.get("name")
         self.name = name if type(name) is str and name else ""
-        self.label, self.trained = "", True
+        self.label: str = ""
+        self.trained = True
         self.is_list = own is None and kind not in CHILDREN
         self.children: list[Layer] = []
         self.names: dict[str, str] = {key: key for key in self.own}
@@ -77,7 +77,7 @@ def read_keras(root: Group, config: Any = None) -> StateDict:
     kinds = Counter(name for name, _ in _list_configs(config))
     _name(model, {name: one for name, one in layers.items() if kinds[name] == 1})
     order = {name: index for index, name in enumerate(layers)}
-    tree, rows = StateDict(), list["Any"]()
+    tree, rows = StateDict(), list["Row"]()
     optimizer = [child for child in model.children if child.path == OPTIMIZER]
     model.children = [child for child in model.children if child.path != OPTIMIZER]
     model.children.sort(key=lambda layer: order.get(layer.name, len(order)))
@@ -89,7 +89,7 @@ def read_keras(root: Group, config: Any = None) -> StateDict:
         label = OPTIMIZER if OPTIMIZER not in tree else f"{OPTIMIZER}/{VARS}"
         tree[label] = below
         _fill(one, below, [label], rows)
-    tree.metadata = {GROUPS: json.dumps(rows, separators=(",", ":"))}
+    tree.metadata = write_rows(rows)
     return tree
 
 
@@ -140,21 +140,16 @@ def _name(layer: Layer, configs: dict[str, Any]) -> None:
         _name(child, configs)
 
 
-def _fill(layer: Layer, tree: StateDict, labels: list[str], rows: list[Any]) -> None:
+def _fill(layer: Layer, tree: StateDict, labels: list[str], rows: list[Row]) -> None:
     """Put a layer's variables and layers into a dict."""
     for key, name in layer.names.items():
         _put(tree, name.split("/"), layer.own[key])
     if layer.own or layer.name:
-        rows.append([labels, layer.path, layer.name, {name: key for key, name in layer.names.items()}])
-    called = [child.name or child.path.rpartition("/")[2] for child in layer.children]
-    wanted = Counter([*tree, *called])
-    start = len(layer.path) + 1 if layer.path else 0
-    for child, label in zip(layer.children, called, strict=True):
-        if wanted[label] > 1:
-            label = child.path[start:].removeprefix("layers/")
-        child.label = next(label + "/" * more for more in count() if label + "/" * more not in tree)
-        below = StateDict()
-        _fill(child, below, [*labels, child.label], rows)
+        rows.append((labels, layer.path, layer.name, {name: key for key, name in layer.names.items()}))
+    places = [(child.name, child.path) for child in layer.children]
+    for child, label in zip(layer.children, label_layers(layer.path, places, tree), strict=True):
+        child.label, below = label, StateDict()
+        _fill(child, below, [*labels, label], rows)
         if below:
             tree[child.label] = below
 
@@ -306,12 +301,3 @@ def _add_optimizer(root: Group, tree: StateDict, paths: dict[str, list[list[str]
                 break
         _put_new(state, keys, _as_bfloat16(_find_leaf(group, name, where), new), where)
     tree[OPTIMIZER] = state
-
-
-def walk_keys(tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], Any]]:
-    """Keys and leaf of each entry of nested dicts."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from walk_keys(value, (*above, key))
-        else:
-            yield [*above, key], value

@@ -26,6 +26,7 @@ from statedict.formats.hdf5.building import check_name, write_group
 from statedict.formats.hdf5.objects import Group, describe_attributes, read_objects
 from statedict.tensor.checks import by_storage
 from statedict.tensor.lazy import LazyTensor
+from statedict.tree.keras import OPTIMIZER, walk_keys
 from statedict.tree.state_dict import StateDict
 from statedict.tree.walk import MAX_DEPTH
 
@@ -104,7 +105,7 @@ def _as_group(tree: Any, path: str, depth: int) -> Group:
         return Group(entries, {})
     if all(isinstance(one, Group) for one in entries.values()):
         for key, below in tree.items():
-            names = ["/".join(keys) for keys, one in keras.walk_keys(below) if isinstance(one, LazyTensor)]
+            names = ["/".join(keys) for keys, one in walk_keys(below) if isinstance(one, LazyTensor)]
             entries[key].attributes["weight_names"] = names
-        return Group(entries, {"layer_names": [name for name in entries if name != keras.OPTIMIZER]})
+        return Group(entries, {"layer_names": [name for name in entries if name != OPTIMIZER]})
     return Group(entries, {})

@@ -77,16 +77,6 @@ def snake_case(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def split_number(name: str) -> tuple[str, int]:
-    """A name that Keras made, without its number, and the number.
-
-    >>> split_number("dense_3"), split_number("dense")
-    (('dense', 3), ('dense', 0))
-    """
-    match = re.fullmatch(r"(.+?)_(\d{1,9})", name)
-    return (match[1], int(match[2])) if match else (name, 0)
-
-
 def name_variables(kind: str, tensors: Sequence[Any], config: Mapping[str, Any]) -> list[str]:
     """The names of the numbered variables of a layer of a class; their numbers if it does not tell."""
     numbers = [str(index) for index in range(len(tensors))]

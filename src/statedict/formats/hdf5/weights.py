@@ -7,17 +7,19 @@ itself.
 
 from __future__ import annotations
 
-import json
+import warnings
 
 from statedict.errors import UnsupportedError
 from statedict.formats.hdf5.building import check_name, write_group
 from statedict.formats.hdf5.elements import NATIVE
-from statedict.formats.hdf5.keras import GROUPS, OPTIMIZER, VARS, walk_keys
+from statedict.formats.hdf5.keras import VARS
 from statedict.formats.hdf5.model import checks as checks
 from statedict.formats.hdf5.model import read as read
-from statedict.formats.hdf5.names import CHILDREN, VARIABLES, split_number
+from statedict.formats.hdf5.names import CHILDREN, VARIABLES
 from statedict.formats.hdf5.objects import Group
 from statedict.tensor.lazy import LazyTensor
+from statedict.tree.keras import GROUPS, OPTIMIZER, SEED, read_rows, split_number, walk_keys
+from statedict.values import abbreviate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,9 +28,7 @@ if TYPE_CHECKING:
 
     from statedict.dtypes import DType
     from statedict.io.pipeline import Sink
-
-    Row = tuple[list[str], str, str, dict[str, str]]
-    """Path of a layer, its group, its name, and variable → key in the group."""
+    from statedict.tree.keras import Row
 
 _FIRST = {"iteration": "0", "learning_rate": "1"}  # of an optimizer's variables
 _REMEDY = "save it as .h5, which Keras loads by names, or start from a file of the model"
@@ -43,16 +43,24 @@ def write(tree: Any, sink: Sink) -> None:
     if not isinstance(tree, dict):
         raise UnsupportedError(f"a .weights.h5 holds a dict of layers, not a {type(tree).__name__}")
     leaves: dict[tuple[str, ...], LazyTensor] = {}
+    lost: list[str] = []
     for keys, value in walk_keys(tree):
         where = ".".join(map(str, keys))
+        if str(keys[-1]).startswith(SEED):
+            lost.append(where)
+            continue
         if not isinstance(value, LazyTensor):
             shown = f"{value!r:.60} ({type(value).__name__})"
             raise UnsupportedError(f"{where}: Keras's weights are tensors, not {shown}; drop it")
         if not _is_loaded(value.dtype):
             raise UnsupportedError(f"{where}: Keras loads no {value.dtype} from its files; cast it")
         leaves[tuple(keys)] = value
+    if lost:
+        warnings.warn(
+            f"Keras's files do not hold seed generators, which are left out: {abbreviate(lost)}", stacklevel=2
+        )
     root = Group({}, {})
-    for labels, path, name, variables in _read_rows(tree) or [*_infer_rows(tree)]:
+    for labels, path, name, variables in read_rows(tree) or [*_infer_rows(tree)]:
         own = _add_group(root, path)
         if name:
             own.attributes["name"] = name
@@ -69,19 +77,6 @@ def write(tree: Any, sink: Sink) -> None:
 def _is_loaded(kind: DType) -> bool:
     """Whether Keras loads a dtype: one of NumPy's own, or bfloat16."""
     return kind.name in NATIVE or kind.name == "bfloat16"
-
-
-def _read_rows(tree: Any) -> list[Row]:
-    """What a tree says of its layers; empty if it says nothing."""
-    text = getattr(tree, "metadata", {}).get(GROUPS, "[]")
-    try:
-        rows = [(list(labels), path, name, dict(names)) for labels, path, name, names in json.loads(text)]
-        texts = [text for row in rows for text in (*row[0], row[1], row[2], *row[3], *row[3].values())]
-        if all(type(text) is str for text in texts):
-            return rows
-    except (ValueError, TypeError, RecursionError):
-        pass
-    raise UnsupportedError(f"the tree's metadata {GROUPS!r} are damaged; remove them, or read the tree again")
 
 
 def _add_group(root: Group, path: str) -> Group:
