@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 _DATA = Path(__file__).parents[1] / "tests" / "formats" / "data"
 
@@ -18,6 +19,28 @@ def copy_package(name: str, main: str, folder: Path) -> None:
     """Copy a package of Core ML, or the folder in it of which `main` is a file, and name that `input`."""
     shutil.copytree((_DATA / "coreml" / f"{name}.mlpackage" / main).parent, folder, dirs_exist_ok=True)
     (folder / Path(main).name).rename(folder / "input")
+
+
+def by_tar() -> bytes:
+    """An archive with a checkpoint, a text, and a long name."""
+    import io
+    import tarfile
+
+    from safetensors.numpy import save
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.GNU_FORMAT) as archive:
+        for name, data in (("a/" * 60 + "w.safetensors", save({"w": _ones()})), ("config.yaml", b"a: 1\n")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _ones() -> Any:
+    import numpy
+
+    return numpy.ones((2, 3), "float32")
 
 
 def by_onnx(raw: bool) -> bytes:

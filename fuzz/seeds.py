@@ -477,7 +477,7 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "protocol4": _legacy(values, pickle_protocol=4),
         "old": one(_stream),
     },
-    "tar": {"tar": one(_tar)},
+    "tar": {"tar": one(_tar), "nemo": one(models.by_tar)},
     "safetensors": {
         "aliases": one(_aliases),
         "flat": _ours(lambda: training()["model"], ".safetensors"),

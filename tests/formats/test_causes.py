@@ -173,8 +173,8 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "what OpenSSL encrypted": (plain(b"Salted__" + bytes(range(40))), "encrypted", "decrypt"),
     "a tar archive of something else": (
         tar,
-        "tar archive without 'storages'",
-        "unpack it, it holds weights/readme.txt",
+        "tar archive without a checkpoint",
+        "it holds weights/readme.txt; unpack it",
     ),
     "a TensorFlow SavedModel without variables": (
         plain(b"\x08\x01\x12\x90\x05" + bytes(100), "saved_model.pb"),

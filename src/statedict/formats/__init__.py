@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _HOLDERS = {  # the modules of the formats whose files hold, or need, other checkpoints
     "coded": "statedict.formats.coded",
     "zip": "statedict.formats.zip_members",
+    "tar": "statedict.formats.tar",
     "torch-export": "statedict.formats.torch.export",
     "distributed": "statedict.formats.distributed",
     "sharded": "statedict.formats.sharded",

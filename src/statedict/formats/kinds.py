@@ -10,6 +10,7 @@ import importlib
 import re
 from collections import namedtuple
 from contextlib import contextmanager
+from itertools import islice
 
 from statedict.errors import CorruptFileError, FormatError, UnknownFormatError
 
@@ -88,6 +89,7 @@ KINDS: dict[str, Row] = {
     ),
     "zip": Row(lambda head: head[:4] == b"PK\5\6"),
     "torch-export": Row(lambda head: False),  # a kind of zip
+    "tar": Row(lambda head: False),  # any that torch.save did not write
     "torch-legacy": Row(
         lambda head: (
             (_is_pickle(head) and _LEGACY in head[:32]) or head.startswith(_LEGACY_1) or head[257:262] == b"ustar"
@@ -133,7 +135,7 @@ def detect(source: ByteSource) -> str:
         if row.magic(head):
             if other := _find_second_kind(source, head, name):
                 raise CorruptFileError(f"{source.name}: begins as {name} and as {other}; it is damaged or forged")
-            return _detect_zip(source, head) if name == "torch" else name
+            return _detect_zip(source, head) if name == "torch" else _detect_tar(source, head, name)
     from statedict.formats.causes import describe_file
 
     raise UnknownFormatError(f"{source.name}: {describe_file(head, source.size, ', '.join(KINDS))}")
@@ -179,6 +181,19 @@ def _detect_zip(source: ByteSource, head: bytes) -> str:
     if "model.weights.h5" in records and "config.json" in records:
         return "keras"
     return "torch-export" if any(name.endswith("/archive_format") for name in records) else "zip"
+
+
+def _detect_tar(source: ByteSource, head: bytes, name: str) -> str:
+    """Tell the archives of torch.save from others, by their first members."""
+    from statedict.io.tar import read_members
+
+    if name != "torch-legacy" or head[257:262] != b"ustar":
+        return name
+    try:
+        names = {member.name for member in islice(read_members(source), 8)}
+    except CorruptFileError:
+        return name  # reading it says what is wrong
+    return name if names & {"sys_info", "storages", "tensors", "pickle"} else "tar"
 
 
 def _is_nearly(head: bytes, magic: bytes) -> bool:

@@ -28,6 +28,7 @@ import struct
 
 from statedict.errors import CorruptFileError, FormatError, LimitError, TruncatedError, UnknownFormatError
 from statedict.io.source import swap_bytes
+from statedict.io.tar import read_members
 from statedict.io.zip import refuse_behind
 from statedict.pickles.budget import Together
 from statedict.pickles.constructors import StorageType, TypedStorage, storage_type, tensor
@@ -250,15 +251,8 @@ def _check_fields(value: Any, count: int) -> Any:
 
 
 def _list_members(source: ByteSource) -> dict[str, tuple[int, int]]:
-    from statedict.scanner.archives import tar_members
-    from statedict.scanner.containers import Part
-
     members: dict[str, tuple[int, int]] = {}
-    for name, start, end, *_ in tar_members(Part(source)):
-        if not name and bytes(source.read(start, min(512, end - start))).strip(b"\0"):
-            raise CorruptFileError(f"{source.name}: the tar header at byte {start:,} is damaged")
-        if end > source.size:
-            raise TruncatedError(f"{source.name}: ends within a member of the tar archive; fetch it again")
-        if name:
-            members[name] = start, end
+    for name, kind, begin, size in read_members(source):
+        if kind == "0":
+            members[name] = begin, begin + size
     return members
