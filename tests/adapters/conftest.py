@@ -119,8 +119,55 @@ def change_progress(value: Progress) -> None:
     value.nested[3]["deep"][0] = 7
 
 
+def of_jax(part: str) -> Subject:
+    """Of what does not change, in a dict; JAX is imported once it is needed."""
+
+    def make(seed: int) -> Any:
+        from .. import jaxes
+
+        key = jaxes.jax.random.key(seed)
+        if part == "arrays":
+            return {"w": jaxes.jax.random.normal(key, (2, 3)), "key": key}
+        return {"state": jaxes.make_train_state(seed)} if part == "trees" else jaxes.Net(seed)
+
+    def change(value: Any) -> None:
+        from ..jaxes import jax, nnx
+
+        def add(array: Any) -> Any:
+            return array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else array + 1
+
+        if part == "module":
+            nnx.update(value, jax.tree.map(add, nnx.state(value)))
+        for name in value if part != "module" else ():
+            value[name] = jax.tree.map(lambda leaf: add(leaf) if isinstance(leaf, jax.Array) else leaf, value[name])
+
+    def read(value: Any) -> Any:
+        from ..jaxes import nnx, to_numpy
+
+        whole = to_numpy(nnx.to_pure_dict(nnx.state(value)) if part == "module" else value)
+        return {"step": whole["state"].step, "params": whole["state"].params} if part == "trees" else whole
+
+    return Subject(make, change, read)
+
+
+def estimator(seed: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    rows = numpy.random.default_rng(seed).normal(size=(20, 3))
+    return LogisticRegression(C=seed + 1.0).fit(rows, rows[:, 0] > 0)
+
+
+def change_estimator(value: Any) -> None:
+    value.coef_ += 1
+    value.C = 9.0
+
+
 SUBJECTS = {
     "statedict.adapters.keras": Subject(keras_model, kerases.step, kerases.named),
+    "statedict.adapters.flax_nnx": of_jax("module"),
+    "statedict.adapters.jax_arrays": of_jax("arrays"),
+    "statedict.adapters.jax_trees": of_jax("trees"),
+    "statedict.adapters.sklearn": Subject(estimator, change_estimator, vars),
     "statedict.adapters.torch_module": Subject(model, change_model, lambda value: value.state_dict()),
     "statedict.adapters.torch_optimizer": Subject(optimizer, step, lambda value: value.state_dict()),
     "statedict.adapters.torch_scheduler": Subject(scheduler, change_scheduler, lambda value: value.state_dict()),

@@ -34,6 +34,8 @@ class Adapter(Protocol):
     STAGE: int
     """When it plans: 0 as the tree is walked, 1 once all modules have planned, 2 once all optimizers have."""
 
+    # REPLACES, if it is true: what it takes does not change, so `plan` gets what replaces it where it is held, or None
+
     def accepts(self, value: Any) -> bool:
         """Whether it takes this object; it may not import the framework."""
 
@@ -71,6 +73,12 @@ def leaf(value: Any) -> Any:
             return member(qualified_name(type(value)), value.value if isinstance(value, Flag) else value.name)
         value = value.value
     return next((kind(value) for kind in DATA if isinstance(value, kind)), ...)  # type: ignore[arg-type]
+
+
+def fields(value: Any) -> dict[str, Any] | None:
+    """The fields of a structured array of numpy, as views of it; None of anything else."""
+    names = value.dtype.names if is_numpy(value) else None
+    return {name: value[name] for name in names} if names else None
 
 
 def to_framework(value: Any, live: Any = None) -> Any:
@@ -169,6 +177,8 @@ class Capture:
         if type(value) in KINDS:
             return value
         if is_array(value):
+            if (columns := fields(value)) is not None:
+                return self.value(columns, path)
             if is_numpy(value) and type(value) is not sys.modules["numpy"].ndarray:
                 self.find(value, path)  # which refuses one with more than elements, such as a mask
             made = self.convert(value, path)

@@ -40,6 +40,10 @@ ADAPTERS: tuple[tuple[str, str], ...] = (
     ("torch", "statedict.adapters.torch_module"),
     ("torch", "statedict.adapters.torch_optimizer"),
     ("torch", "statedict.adapters.torch_scheduler"),
+    ("flax.nnx", "statedict.adapters.flax_nnx"),
+    ("jax", "statedict.adapters.jax_arrays"),
+    ("jax", "statedict.adapters.jax_trees"),
+    ("sklearn.base", "statedict.adapters.sklearn"),
     ("sys", "statedict.adapters.generators"),
     ("sys", "statedict.adapters.stateful"),
     ("sys", "statedict.adapters.objects"),
@@ -51,7 +55,7 @@ _DEEP = 3  # keys to an entry that may fit an object
 
 def find(value: Any, path: str) -> Adapter:
     """The adapter for an object, or an `UnsupportedError`."""
-    if type(value) in _CONTAINERS:
+    if type(value) in _CONTAINERS and not (type(value) is tuple and "jax" in sys.modules):
         return _load("statedict.adapters.objects")
     for framework, name in ADAPTERS:
         if sys.modules.get(framework) is not None and (adapter := _load(name)).accepts(value):

@@ -6,7 +6,7 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from statedict.adapters import Capture, join, leaf, to_framework
+from statedict.adapters import Capture, fields, join, leaf, to_framework
 from statedict.adapters.labels import DROPPED, find_member
 from statedict.adapters.plan import Plan
 from statedict.adapters.shapes import Fit, piece, repeats_elements
@@ -82,6 +82,8 @@ def capture(value: Any, context: Capture, path: str) -> Any:
 
 def plan(value: Any, state: Any, plan: Plan, path: str) -> None:
     """Fill arrays in place, replace plain values in their container, and go on into the rest."""
+    if (columns := fields(value)) is not None:
+        value, state = columns, fields(state) or state
     if is_array(value):
         _plan_array(value, state, plan, path)
     elif not value and path and type(value) in (list, dict) and type(state) in (list, StateDict, dict):
@@ -148,7 +150,7 @@ def _plan_array(value: Any, state: Any, plan: Plan, path: str) -> None:
         return
     fit = plan.tensor(tuple(value.shape), dtype(value.dtype), tensor, path)
     if fit is True or (fit and fit.policy != "skip"):
-        plan.actions.append((path, lambda: _copy(value, tensor, fit)))
+        plan.actions.append((path, lambda: fill(value, tensor, fit)))
 
 
 def _why_not_writable(value: Any) -> str:
@@ -165,7 +167,7 @@ def _why_not_writable(value: Any) -> str:
     return ""
 
 
-def _copy(target: Any, tensor: LazyTensor, fit: Fit | bool) -> None:
+def fill(target: Any, tensor: LazyTensor, fit: Fit | bool) -> None:
     """Fill an array with a tensor, or the part of it that a tensor of another shape has."""
     if isinstance(fit, Fit):
         if fit.policy == "pad":

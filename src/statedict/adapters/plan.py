@@ -108,7 +108,8 @@ class Plan:
         own = leaf(target)
         if own is ... or is_array(target):
             adapter = self.find(target, path)
-            work = partial(adapter.plan, target, self.rename(state, path), self, path)
+            held: dict[str, Any] = {"assign": assign} if getattr(adapter, "REPLACES", False) else {}
+            work = partial(adapter.plan, target, self.rename(state, path), self, path, **held)
             if adapter.STAGE:
                 self._later.append((adapter.STAGE, work))
             else:
@@ -243,6 +244,11 @@ class Plan:
         allowed = matches(path, allow.get(action, ()))
         (self.entries if allowed else self.problems).append(Entry(path, action, detail))
         return allowed
+
+    def immutable(self, path: str, what: str) -> None:
+        """Report a target that does not change, and that nothing holds which could hold another one."""
+        advice = "restore into {'state': it}, and take the new one from there"
+        self.problem("target", path, f"{what} is immutable, and no dict, list or attribute holds it; {advice}")
 
     def mismatch(self, path: str, target: Any, state: Any) -> None:
         """Report a state of another kind than its target."""

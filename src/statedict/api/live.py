@@ -63,7 +63,7 @@ def restore(
 
     Args:
         target: a module, an optimizer, a scheduler, anything with `load_state_dict`, an object with attributes, arrays,
-            or a dict or list of them.
+            or a dict or list of them. What is immutable, such as arrays of JAX, is replaced in the dict that holds it.
         source: a path or URL, as for `load`; or a tree of dicts, lists, arrays, plain values and live objects.
         allow_missing: patterns of what the state may lack and the target keeps. Optimizers follow their parameters.
         allow_unexpected: patterns of what only the state may have, objects that are not data included.
