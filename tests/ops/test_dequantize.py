@@ -136,6 +136,31 @@ def test_nothing_to_dequantize_is_an_error(state: dict[str, Any], message: str) 
         alter.dequantize(statedict.StateDict(state), "bf16")
 
 
+def test_numbers_do_not_become_integers() -> None:
+    with pytest.raises(AlterError, match="int8: dequantized numbers are no integers"):
+        alter.dequantize(statedict.load(FILES / "awq" / "model.safetensors"), "int8")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tensors_that_do_not_fit_are_left_and_never_break(model: str) -> None:
+    name = next(iter(RECORD[model]))
+    stem = name.removesuffix(".weight")
+    state = {path: tensor for path, tensor in statedict.load(FILES / model).items() if path.startswith(stem)}
+    for path, tensor in state.items():
+        array = tensor.numpy()
+        others = [array[..., :-1], array[:-1], array.reshape(-1), array[None], array[..., :0]] if array.ndim else []
+        with np.errstate(all="ignore"):
+            others += [array.astype("int64"), array.astype("float16")]
+        for other in others:
+            try:
+                found = alter.dequantize(
+                    statedict.StateDict(state | {path: other}), "fp32", config=find_config(FILES / model)
+                )
+                found.get(name, np.ones(1)).__array__()
+            except (AlterError, CorruptFileError):
+                continue
+
+
 def test_an_index_beyond_the_groups_is_damage_that_is_named(tmp_path: Path) -> None:
     state = statedict.load(FILES / "gptq-4" / "model.safetensors")
     arrays = {name: tensor.numpy() for name, tensor in state.items() if LAYER in name}
@@ -173,6 +198,50 @@ def test_diff_compares_a_quantized_weight_with_what_it_was_made_into(tmp_path: P
     assert not statedict.diff(FILES / "mlx-4", FILES / "mlx-4").notes
     objects, tensors = statedict.load(TORCHAO), alter.dequantize(statedict.load(TORCHAO), "bf16")
     assert statedict.diff(objects, tensors).same
+
+
+def test_diff_measures_weights_in_one_form_by_their_numbers(tmp_path: Path) -> None:
+    found = statedict.diff(FILES / "gptq-4", FILES / "gptq-4-symmetric")
+    assert {one.path for one in found.changed} == RECORD["gptq-4"].keys()
+    one, other = (dequantize(FILES / name, "fp16")[f"{LAYER}.weight"] for name in ("gptq-4", "gptq-4-symmetric"))
+    direct = statedict.diff({f"{LAYER}.weight": one}, {f"{LAYER}.weight": other}).changed[0]
+    assert next(each for each in found.changed if each.path == f"{LAYER}.weight") == direct
+    assert found.notes == ("7 weights of GPTQ 4-bit compared by dequantized numbers",)
+    assert statedict.diff(FILES / "gptq-4", FILES / "gptq-4-symmetric", atol=0.1).same
+    state = statedict.load(FILES / "gptq-4" / "model.safetensors")
+    with_zeros = {**state, f"{LAYER}.g_idx": state[f"{LAYER}.g_idx"].numpy() * 0}
+    assert [one.path for one in statedict.diff(state, with_zeros).changed] == [f"{LAYER}.weight"]
+
+
+def test_square_experts_are_turned_too() -> None:
+    rng = np.random.default_rng(0)
+    blocks, scales = rng.integers(0, 256, (2, 32, 1, 16), "uint8"), rng.integers(120, 130, (2, 32, 1), "uint8")
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    numbers = table[np.stack([blocks & 15, blocks >> 4], -1).reshape(2, 32, 32)] * 2.0 ** (scales.astype("i4") - 127)
+    found = alter.dequantize(statedict.StateDict({"e_blocks": blocks, "e_scales": scales}), "fp32")["e"].numpy()
+    assert np.array_equal(found, numbers.transpose(0, 2, 1))
+    plain = alter.dequantize(statedict.StateDict({"e.blocks": blocks, "e.scales": scales}), "fp32")
+    assert np.array_equal(next(iter(plain.values())).numpy(), numbers)
+
+
+def gptq(index: np.ndarray, numbers: np.ndarray, zeros: np.ndarray, scales: np.ndarray) -> statedict.StateDict:
+    """A weight of 4 bits as the second version of the format packs it."""
+    shifts = 4 * np.arange(8, dtype="uint32")
+    rows = (numbers.reshape(-1, 8, numbers.shape[1]).astype("uint32") << shifts[:, None]).sum(1, dtype="uint32")
+    columns = (zeros.reshape(len(zeros), -1, 8).astype("uint32") << shifts).sum(2, dtype="uint32")
+    words = {"qweight": rows.view("int32"), "qzeros": columns.view("int32"), "scales": scales, "g_idx": index}
+    return statedict.StateDict({f"a.{name}": array for name, array in words.items()})
+
+
+def test_groups_in_any_order_and_both_versions_of_gptq() -> None:
+    rng = np.random.default_rng(0)
+    index, numbers = rng.permutation(np.repeat(np.arange(4), 16)).astype("int32"), rng.integers(0, 16, (64, 24))
+    zeros, scales = rng.integers(0, 15, (4, 24)), rng.normal(size=(4, 24)).astype("float16")
+    state, about = gptq(index, numbers, zeros, scales), {"quant_method": "gptq", "bits": 4, "group_size": 16}
+    for version, more in (("gptq_v2", 0), ("gptq", 1)):
+        found = alter.dequantize(state, "fp16", config=about | {"checkpoint_format": version})["a.weight"].numpy()
+        expected = scales[index] * (numbers - zeros[index] - more).astype("float16")
+        assert np.array_equal(found, expected.T)
 
 
 def test_stats_have_the_figures_of_the_dequantized_numbers() -> None:

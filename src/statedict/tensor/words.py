@@ -53,6 +53,8 @@ def unpack(
     >>> unpack(as_lazy(numpy.array([0x21, 0x43], "uint8")), 4, 0, 4).tolist()
     [1, 2, 3, 4]
     """
+    if axis >= tensor.ndim:
+        raise ValueError(f"{tuple(tensor.shape)} has no dimension {axis}")
     if axis == tensor.ndim - 1 and tensor.strides is None and not order and not high_first and 8 % bits == 0:
         item = tensor.dtype.itemsize
         tensor = tensor.replace(dtype=_BYTE, shape=(*tensor.shape[:-1], tensor.shape[-1] * item))
@@ -61,6 +63,8 @@ def unpack(
     count, words = whole // bits, -(-whole // word)
     if -(-length * bits // word) > tensor.shape[axis] or (gaps and -(-length // count) > tensor.shape[axis]):
         raise ValueError(f"{tensor.shape[axis]} words of {word} bits do not hold {length} numbers of {bits}")
+    if order and len(order) != count:
+        raise ValueError(f"words of {word} bits do not have {len(order)} numbers of {bits}")
     places = [divmod(lane * bits, word) for lane in range(count)]
     if high_first:
         places = [(0, word - bits - shift) for _, shift in places]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from typing import Any, NamedTuple
 
-from statedict.dtypes import DType
+from statedict.dtypes import DType, dtype
 from statedict.errors import AlterError, UnsupportedError
 from statedict.ops.alter.outline import filter_tensors, map_tensors, on_trees, rebuild
 from statedict.ops.alter.tensors import converter
@@ -44,7 +44,9 @@ def dequantize(
     >>> dequantize(state, "bf16")["w"]
     LazyTensor(bfloat16, (2, 32), 128 B, 'memory')
     """
-    convert = converter(kind)
+    convert, wanted = converter(kind), dtype(kind)
+    if wanted.kind != "float":
+        raise AlterError(f"{wanted}: dequantized numbers are no integers; take a float dtype such as bf16")
     plan = plan_dequantizing(state, patterns, config)
     blocks = {path for path in plan.chosen if find_blocks(state.leaves.get(path)) is not None}
     if not blocks and not plan.made:

@@ -10,7 +10,7 @@ from typing import Any
 from statedict.ops.diff.compare import Rule, Tally, comparable, compare
 from statedict.ops.diff.entries import Entries, match_optimizers
 from statedict.ops.diff.match import contents, find_moves, match_contents
-from statedict.ops.diff.quantized import Config, match_quantized
+from statedict.ops.diff.quantized import Config, Quantized
 from statedict.reports import diff as kinds
 from statedict.reports.diff import Diff, TensorDiff, ValueDiff
 from statedict.tensor.lazy import LazyTensor
@@ -43,7 +43,8 @@ def compare_trees(
     rule = rule or Rule()
     a, b = Entries(one), Entries(other)
     said = match_optimizers(a, b)
-    said += [("", note) for note in match_quantized((a, b), (one, other), configs)]
+    quantized = Quantized((a, b), (one, other), configs)
+    quantized.match()
     if only is not None:
         _select(a, b, only)
         said += [("", note) for note in _suggest_parts((a, b), (one, other), names, only)]
@@ -51,6 +52,8 @@ def compare_trees(
     notes = [note for at, note in said if any(path.startswith(f"{at}." if at else "") for path in left)]
     work = _Work(a.tensors, b.tensors, rule, executor)
     tensors = work.compare(names_only)
+    tensors = tensors if names_only else quantized.measure(tensors, rule, executor)
+    notes += quantized.notes
     values, equal = _compare_values(a, b, work.translator(), rule.numeric)
     notes += _compare_ties(a.tensors, b.tensors, work.pairs)
     if deep:

@@ -22,7 +22,7 @@ from statedict.ops.quantization.decode_floats import (
     multiply,
     need,
     need_floats,
-    power_of_two,
+    need_powers,
     round_to,
     scale,
     scale_e2m1,
@@ -42,7 +42,7 @@ _PER_127 = 7.874015718698502e-3  # as bitsandbytes writes 1 / 127
 def decode_gptq(layer: Layer, layout: Layout) -> LazyTensor:
     """Scales × (numbers − zero points), with the zero points of the first version of the format one less."""
     (out, length), bits = _matrix(layout)
-    scales, zeros = need_floats(layer, ".scales"), need(layer, ".qzeros")
+    scales, zeros = need_floats(layer, ".scales"), need(layer, ".qzeros", "int32")
     more = 0 if layer.config.get("checkpoint_format") == "gptq_v2" else 1
     index = layer[".g_idx"]
     group, shape = layout.group or length, (length, out)
@@ -58,7 +58,7 @@ def decode_gptq(layer: Layer, layout: Layout) -> LazyTensor:
 def decode_awq(layer: Layer, layout: Layout) -> LazyTensor:
     """(Numbers − zero points) × scales; eight numbers in a word have an order of their own."""
     (out, length), bits = _matrix(layout)
-    scales, zeros = need_floats(layer, ".scales"), need(layer, ".qzeros")
+    scales, zeros = need_floats(layer, ".scales"), need(layer, ".qzeros", "int32")
     if bits != 4 or layout.format:
         raise UnsupportedError(f"AutoAWQ dequantizes 4 bits in its version GEMM, not {bits} {layout.format}".rstrip())
     group, shape = layout.group or length, (length, out)
@@ -87,11 +87,9 @@ def decode_bitsandbytes_4(layer: Layer, layout: Layout) -> LazyTensor:
     count, table = math.prod(shape), _read_table(layer, ".quant_map", 16)
     if layout.format == "fp4":
         table[8] = -0.0  # as the kernels have it; the stored table has 0.0
-    scales = need(layer, ".absmax")
+    scales = need(layer, ".absmax", "float32", "uint8")
     if scales.dtype.name == "uint8":
         scales = _decode_scales(layer, scales, state)
-    if scales.dtype is not _FLOAT or scales.shape != (ceil(count, size),):
-        raise UnsupportedError(f"its absmax is {scales.dtype} {scales.shape}, expected float32 {(ceil(count, size),)}")
     stored = layer.numbers.contiguous()
     stored = stored.replace(dtype=BY_NAME["uint8"], shape=(stored.nbytes,))
     numbers = unpack(stored, 4, 0, count, high_first=True)
@@ -103,7 +101,7 @@ def _decode_scales(layer: Layer, scales: LazyTensor, state: dict[str, Any]) -> L
     size, offset = state.get("nested_blocksize"), state.get("nested_offset")
     if type(size) is not int or size <= 0 or not isinstance(offset, int | float) or scales.ndim != 1:
         raise UnsupportedError("its quant_state does not say how the scales are quantized")
-    outer = spread(need(layer, ".nested_absmax"), scales.shape, (size,))
+    outer = spread(need(layer, ".nested_absmax", "float32"), scales.shape, (size,))
     table = _read_table(layer, ".nested_quant_map", 256)
     return map_elements(scales, _FLOAT, partial(_look_up, table, offset=offset), outer)
 
@@ -170,11 +168,8 @@ def _subtract(half: int, numbers: Any, out: Any) -> None:
 
 def decode_as_stored(layer: Layer, layout: Layout) -> LazyTensor:
     """Numbers of 8 bits × scales of all, of rows, or of blocks, less zero points if there are any."""
-    scales = need(layer, "_scale")
-    if layout.format == "mxfp8":
-        scales = map_elements(scales, _BFLOAT, power_of_two)
-    elif scales.dtype.name not in ("float32", "float16", "bfloat16"):
-        raise UnsupportedError(f"its scales are {scales.dtype}")
+    mx = layout.format == "mxfp8"
+    scales = need_powers(layer, "_scale", _BFLOAT) if mx else need_floats(layer, "_scale")
     return _scale_blocks(layer.numbers, layer, layout, scales, layer["_zero_point"])
 
 
@@ -207,20 +202,24 @@ def _subtract_and_scale(numbers: Any, scales: Any, *rest: Any, out: Any) -> None
 def decode_mlx(layer: Layer, layout: Layout) -> LazyTensor:
     """Scales × numbers + biases in the dtype of the scales, and the modes that have no biases."""
     shape, bits = layout.shape or (), int(layout.bits or 0)
-    scales, biases = need(layer, ".scales"), layer.first(".biases", ".qbiases")
+    biases = layer.first(".biases", ".qbiases")
     sizes = (*[1] * (len(shape) - 1), layout.group or shape[-1])
     if layout.format == "mxfp8":
         stored = layer.numbers.contiguous().replace(dtype=BY_NAME["float8_e4m3fn"], shape=shape)
-        powers = map_elements(scales, _BFLOAT, power_of_two)
-        return map_elements(stored, _BFLOAT, scale, spread(powers, shape, sizes))
+        return map_elements(stored, _BFLOAT, scale, spread(need_powers(layer, ".scales", _BFLOAT), shape, sizes))
     numbers = unpack(layer.numbers, bits, len(shape) - 1, shape[-1])
     if layout.format == "affine":
         if biases is None:
             raise UnsupportedError("its biases are missing")
+        scales = need_floats(layer, ".scales")
         parts = [spread(part, shape, sizes) for part in (scales, biases)]
         return map_elements(numbers, scales.dtype, _scale_and_add, *parts)
-    power = power_of_two if layout.format == "mxfp4" else _as_float8
-    values = map_elements(scales, _BFLOAT, power)
+    if bits != 4:
+        raise UnsupportedError(f"MLX has no {layout.format} of {bits} bits")
+    if layout.format == "mxfp4":
+        values = need_powers(layer, ".scales", _BFLOAT)
+    else:
+        values = map_elements(need(layer, ".scales", "uint8"), _BFLOAT, _as_float8)
     return map_elements(numbers, _BFLOAT, scale_e2m1, spread(values, shape, sizes))
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from statedict.dtypes import BY_NAME
+from statedict.dtypes import BY_NAME, DType
 from statedict.errors import UnsupportedError
 from statedict.ops.quantization.layer import Layer, Layout, ceil
 from statedict.tensor.assembled import map_elements
 from statedict.tensor.lazy import LazyTensor
 from statedict.tensor.words import spread, turn, unpack
 
-_FLOAT, _BFLOAT, _HALF = (BY_NAME[name] for name in ("float32", "bfloat16", "float16"))
+_FLOAT, _BFLOAT = BY_NAME["float32"], BY_NAME["bfloat16"]
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
@@ -21,16 +21,16 @@ def decode_small_floats(layer: Layer, layout: Layout) -> LazyTensor:
     if layout.format not in ("nvfp4", "mxfp4"):
         raise UnsupportedError(f"statedict does not decode {layout.format or 'floats of 4 bits of this layout'}")
     shape = layout.shape or ()
-    scales = need(layer, "_scale")
     numbers = unpack(layer.numbers, 4, len(shape) - 1, shape[-1])
     if layout.format == "mxfp4":
-        blocks = spread_blocks(map_elements(scales, _BFLOAT, power_of_two), shape, layout.group)
+        blocks = spread_blocks(need_powers(layer, "_scale", _BFLOAT), shape, layout.group)
         return map_elements(numbers, _BFLOAT, scale_e2m1, blocks)
+    scales = need(layer, "_scale", "float8_e4m3fn")
     outer, inverse = layer["_global_scale"], True
     if outer is None:
         outer, inverse = need(layer, "_scale_2"), False
-    if outer.numel() != 1 or outer.dtype is not _FLOAT or scales.dtype.name != "float8_e4m3fn":
-        raise UnsupportedError("its scales are not float8_e4m3fn with one of float32 for all")
+    if outer.numel() != 1 or outer.dtype is not _FLOAT:
+        raise UnsupportedError("its global scale is not one number of float32")
     outer = outer.contiguous().replace(shape=(1,) * scales.ndim)
     combined = map_elements(
         scales, _FLOAT, partial(_combine_scales, inverse), spread(outer, scales.shape, scales.shape)
@@ -61,15 +61,14 @@ def decode_mxfp4(layer: Layer, layout: Layout) -> LazyTensor:
     """Blocks of 32 numbers with a power of two each; Hugging Face exchanges the last two dimensions."""
     stored = layer.numbers.contiguous()
     *rest, out, blocks, size = (1, *stored.shape)[-max(stored.ndim, 4) :]
-    scales = need(layer, layer.stored.replace("blocks", "scales")).contiguous()
+    scales = need_powers(layer, layer.stored.replace("blocks", "scales"), _FLOAT)
     shape = (*rest, out, blocks * 32)
     numbers = unpack(stored.replace(shape=(*rest, out, blocks * size)), 4, len(shape) - 1, blocks * 32)
-    powers = map_elements(scales.replace(shape=(*rest, out, blocks)), _FLOAT, power_of_two)
-    found = map_elements(numbers, _BFLOAT, scale_e2m1, spread(powers, shape, (*[1] * (len(shape) - 1), 32)))
-    wanted = layout.shape or ()
-    if wanted[-2:] != shape[-2:] or layer.stored == "spread_blocks":
+    powers = spread(scales.replace(shape=(*rest, out, blocks)), shape, (*[1] * (len(shape) - 1), 32))
+    found = map_elements(numbers, _BFLOAT, scale_e2m1, powers)
+    if layer.stored == "_blocks" and stored.ndim > 3:
         found = turn(found, *range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
-    return found.replace(shape=wanted)
+    return found.replace(shape=layout.shape)
 
 
 def power_of_two(exponents: Any, out: Any) -> None:
@@ -84,8 +83,8 @@ def decode_float8(layer: Layer, layout: Layout) -> LazyTensor:
     """Numbers × the scale of their block, in float32."""
     ending = next(one for one in ("_scale_inv", ".scale", ".scale_weight") if layer[one] is not None)
     scales = need(layer, ending)
-    if scales.dtype.name in ("uint8", "float8_e8m0fnu"):
-        scales = map_elements(scales, _FLOAT, power_of_two)
+    if scales.dtype.itemsize == 1:
+        scales = need_powers(layer, ending, _FLOAT)
     shape, block = tuple(layer.numbers.shape), layer.config.get("weight_block_size")
     sizes = tuple(block) if ending == "_scale_inv" and isinstance(block, list) and scales.ndim > 1 else None
     return map_elements(layer.numbers, _FLOAT, scale, spread_blocks(scales, shape, None, sizes=sizes))
@@ -135,17 +134,21 @@ def spread_blocks(
     return spread(part, shape, known, by)
 
 
-def need(layer: Layer, ending: str) -> LazyTensor:
-    """A tensor that must be there."""
+def need(layer: Layer, ending: str, *dtypes: str) -> LazyTensor:
+    """A tensor that must be there, in one of some dtypes if any are named."""
     tensor = layer[ending]
     if tensor is None:
         raise UnsupportedError(f"{layer.stem.lstrip('.')}{ending} is missing")
+    if dtypes and tensor.dtype.name not in dtypes:
+        raise UnsupportedError(f"{layer.stem.lstrip('.')}{ending} is {tensor.dtype}, expected {' or '.join(dtypes)}")
     return tensor
 
 
 def need_floats(layer: Layer, ending: str) -> LazyTensor:
     """A tensor that must be there, in a dtype to compute in."""
-    tensor = need(layer, ending)
-    if tensor.dtype not in (_FLOAT, _BFLOAT, _HALF):
-        raise UnsupportedError(f"its {ending.lstrip('._')} are {tensor.dtype}, not a float to compute in")
-    return tensor
+    return need(layer, ending, "float32", "float16", "bfloat16")
+
+
+def need_powers(layer: Layer, ending: str, kind: DType) -> LazyTensor:
+    """Scales that stand as exponents in bytes."""
+    return map_elements(need(layer, ending, "uint8", "float8_e8m0fnu"), kind, power_of_two)
