@@ -43,6 +43,19 @@ def _ones() -> Any:
     return numpy.ones((2, 3), "float32")
 
 
+def by_joblib() -> bytes:
+    """Arrays of every kind, between the opcodes of a pickle."""
+    import io
+
+    import joblib
+    import numpy
+
+    buffer = io.BytesIO()
+    arrays = {"w": _ones(), "turned": numpy.asfortranarray(_ones()), "texts": numpy.array(["a", "bc"])}
+    joblib.dump(arrays | {"objects": numpy.array([None, {"a": 1}], object), "big": _ones().astype(">f8")}, buffer)
+    return buffer.getvalue()
+
+
 def by_onnx(raw: bool) -> bytes:
     """A model with tensors of every type, in raw_data or in typed fields, in subgraphs and in a function."""
     import numpy

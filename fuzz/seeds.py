@@ -494,7 +494,8 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         "chunks": _distributed(_matrix, chunked=True),
         "lacking": _distributed(_matrix, chunked=True, rows=6),
     },
-    "pickle": {f"protocol{n}": one(lambda n=n: pickle.dumps(arrays(), n)) for n in (2, 3, 4, 5)},
+    "pickle": {f"protocol{n}": one(lambda n=n: pickle.dumps(arrays(), n)) for n in (2, 3, 4, 5)}
+    | {"joblib": one(models.by_joblib)},
     "gguf": {"little": _gguf(), "big": _gguf(big=True)},
     "numpy": {
         "npy": one(lambda: _by_numpy("save", *_numpy_arrays().values())),

@@ -192,12 +192,6 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "open it there",
     ),
     "TensorFlow Lite": (plain(b"\x1c\0\0\0TFL3" + bytes(80)), "TensorFlow Lite", "TensorFlow"),
-    "what joblib wrote": (joblib_file({"w": numpy.arange(9.0)}), "a file of joblib", "load it with joblib, which runs"),
-    "what joblib wrote in protocol 2": (
-        joblib_file([numpy.ones(0)], protocol=2),
-        "a file of joblib",
-        "save its arrays",
-    ),
     "what joblib compressed": (joblib_file({"w": numpy.ones(9)}, compress=3), "by zlib, as joblib", "save its arrays"),
     "LZMA": (joblib_file({"w": numpy.ones(9)}, compress=("lzma", 3)), "LZMA", "unpack it"),
     "a Core ML package in a zip archive": (

@@ -1,14 +1,13 @@
 """A bare pickle, of arrays, tensors or anything: what `pickle.dump` writes.
 
 One pickle of protocol 2 to 5; what follows it is ignored, as Python does. Nothing in it is executed. It is read whole,
-for the arrays lie within it; a tensor's storage does so as what the legacy format makes of it (torch/storage.py,
-`_load_from_bytes`). Files of Paddle are pickles, too (paddle/framework/io.py, 3.3). Protocols 0 and 1 begin in no way
-that tells them from text; `format="pickle"` reads them.
+for the arrays lie within it, unless joblib wrote it (pickles/joblib.py), which puts them between the opcodes. A
+tensor's storage does so as what the legacy format makes of it (torch/storage.py, `_load_from_bytes`). Files of Paddle
+are pickles, too (paddle/framework/io.py, 3.3). Protocols 0 and 1 begin in no way that tells them from text;
+`format="pickle"` reads them.
 """
 
 from __future__ import annotations
-
-import re
 
 from statedict.dtypes import BY_NAME
 from statedict.errors import CorruptFileError, UnknownFormatError
@@ -16,6 +15,7 @@ from statedict.formats.torch import legacy as torch_legacy
 from statedict.io.source import BytesSource
 from statedict.io.zip import refuse_behind
 from statedict.pickles.constructors import StorageType, TypedStorage
+from statedict.pickles.joblib import find_memory, make_constructors
 from statedict.pickles.machine import load
 from statedict.pickles.objects import Global
 from statedict.pickles.tables import DATA
@@ -92,13 +92,9 @@ def refuse_plain(tree: Any, name: str) -> None:
 
 
 def _load(source: ByteSource) -> tuple[Any, int]:
-    data = source.read(0, source.size)
-    if re.search(rb"(?:c|\x8c\x13)joblib\.numpy_pickle", data):  # as a global; its arrays lie between the opcodes
-        raise UnknownFormatError(
-            f"{source.name}: is a file of joblib, which this version does not read; load it with joblib, which runs "
-            "the code in it, and save its arrays"
-        )
-    tree, end = load(data, _CONSTRUCTORS, None, source.name)
+    data = find_memory(source)
+    data = source.read(0, source.size) if data is None else data
+    tree, end = load(data, _CONSTRUCTORS | make_constructors(source), None, source.name)
     if data[end : end + 4] == b"PK\7\x08":
         raise CorruptFileError(
             f"{source.name}: is an archive of torch.save whose first bytes are missing: after the pickle comes what "

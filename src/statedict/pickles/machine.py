@@ -21,6 +21,7 @@ operations that go past the end of their frame.
 from __future__ import annotations
 
 import struct
+from mmap import mmap
 
 from statedict.errors import CorruptFileError, FormatError, StateDictError, TruncatedError, is_failure_of_code
 from statedict.pickles.budget import DICT, ENTRY, FACTOR, MEMO, OBJECT, TEXT, TUPLE
@@ -39,8 +40,19 @@ _I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
 _CONSTANTS = {0x29: (), 0x89: False, 0x88: True, 0x4E: None}  # EMPTY_TUPLE, NEWFALSE, NEWTRUE, NONE
 
 
+class Interlude(Exception):  # noqa: N818  nothing is wrong
+    """Raised by what takes a state where bytes that are no pickle follow.
+
+    `follow(data, position)` returns the object that they make, and where the pickle goes on.
+    """
+
+    def __init__(self, follow: Callable[[Any, int], tuple[Any, int]]) -> None:
+        super().__init__()
+        self.follow = follow
+
+
 def load(
-    data: bytes | bytearray,
+    data: bytes | bytearray | mmap,
     constructors: Mapping[str, Any],
     persistent_load: Callable[[Any], Any] | None = None,
     where: str = "pickle",
@@ -50,7 +62,7 @@ def load(
     """Read one pickle; the object, and the offset after its STOP.
 
     Args:
-        data: bytes with the pickle in them.
+        data: bytes with the pickle in them, or a file that is mapped.
         constructors: `"module name"` → a `Global`, or the value that the name stands for.
         persistent_load: returns the object of a persistent id.
         where: names the pickle in messages.
@@ -66,9 +78,14 @@ def load(
     >>> load(pickle.dumps({"epoch": 3, "run": os.system}), {})[0]
     {'epoch': 3, 'run': Opaque('posix.system')}
     """
-    machine = _Machine(bytes(data), constructors, persistent_load, start, factor)
+    memory: Any = data if isinstance(data, mmap) else bytes(data)
+    machine = _Machine(memory, constructors, persistent_load, start, factor)
     try:
-        return machine.run()
+        while True:
+            try:
+                return machine.run()
+            except Interlude as pause:
+                machine.resume(pause)
     except StateDictError as error:
         kind = type(error)
         raise kind(f"{where}: at byte {machine.position:,} of {len(data):,}: {error}") from error
@@ -84,6 +101,15 @@ def load(
 
 
 class _Machine(Builder):
+    spent = 0  # bytes that were made since the last look
+
+    def resume(self, pause: Interlude) -> None:
+        """Take what stands between two parts of the pickle."""
+        self.charge(self.spent)
+        value, self.position = pause.follow(self.data, self.position)
+        self.replace(self.stack[-1], value)
+        self.stack[-1] = value
+
     def run(self) -> tuple[Any, int]:  # one branch an opcode, the frequent ones first
         data, memo, far_memo, stack, marks = self.data, self.memo, self.far_memo, self.stack, self.marks
         position, size, u4 = self.position, len(data), _U4.unpack_from
@@ -240,7 +266,7 @@ class _Machine(Builder):
                 else:
                     position = self.rare(op, position)
         finally:
-            self.position = position
+            self.position, self.spent = position, cost
 
     def rare(self, op: int, position: int) -> int:
         """The opcodes that modern pickles seldom use; the offset after it."""

@@ -12,15 +12,16 @@ import json
 import math
 import re
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
-from statedict.errors import CorruptFileError, LimitError
+from statedict.errors import CorruptFileError, LimitError, StateDictError
 from statedict.io.json import check
 from statedict.io.location import location
 from statedict.io.source import ByteSource, BytesSource
 from statedict.io.tar import is_tar
 from statedict.pickles.constructors import StorageType
+from statedict.pickles.joblib import list_arrays
 from statedict.pickles.tables import DATA
 from statedict.reports.outcomes import OPAQUE, WORST_FIRST, Finding, ScanReport
 from statedict.scanner import archives, keras, verdicts
@@ -37,6 +38,8 @@ _ARRAY = re.compile(
 )
 _FIRST_LINE = 4 << 20  # most bytes in the first line of an archive that is also read as a pickle
 _OVERLAP = 512
+_JOBLIB = b"joblib.numpy_pickle"
+_MAX_JOBLIB = 1 << 30
 _MAX_DEPTH = 8
 _MAX_JSON = 64 << 20
 _SERIALIZED = re.compile(rb"serialized|\\u")  # a key may be escaped
@@ -135,7 +138,8 @@ class Scan:
         if codec:
             archives.look_into_packed(self, part, codec, role="" if part.role == WHOLE else part.role)
         if not (archive or array or codec):
-            self.follow(part)
+            if not self._follow_joblib(part):
+                self.follow(part)
         elif head[:1] == b"P":
             self._follow_magic(part)
         else:
@@ -162,6 +166,24 @@ class Scan:
             plausible = verdicts.IDENTIFIERS.fullmatch(f"{ref.module}.{ref.name}")  # else it is bytes of a record
             if plausible and (ref.module, ref.name) not in known:
                 self.add(part.label, ref)
+
+    def _follow_joblib(self, part: Part) -> bool:
+        """Look into a pickle of joblib without the arrays that lie between its opcodes; False if it is none."""
+        if part.role == TENSOR or _JOBLIB not in part.read(0, 1 << 16) or part.size > _MAX_JOBLIB:
+            return False
+        data = part.read(0, part.size)
+        self.budget.spend(len(data))
+        try:
+            arrays, pickles, end = list_arrays(data, part.label)
+        except StateDictError:
+            return False
+        kept = [(begin, stop) for (_, begin), (stop, _) in pairwise([(0, 0), *arrays, (end, end)])]
+        pieces = b"".join(data[begin:stop] for begin, stop in kept)
+        self.follow(Part(BytesSource(pieces, part.label), 0, None, part.label, part.depth, part.role))
+        for begin, stop in pickles:
+            self.look_into(part.cut(begin, stop).inner(f"an array of objects at byte {begin:,}", role=EXPECTED))
+        self.search_through(part, end, part.size)
+        return True
 
     def _look_into_array(self, part: Part, head: bytes) -> None:
         wide = head[6:7] != b"\1"

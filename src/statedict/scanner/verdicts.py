@@ -129,9 +129,10 @@ _INERT: dict[str, Container[str]] = {
     "joblib.numpy_pickle": {"NumpyArrayWrapper"},
 }
 # also data to a scan: the records in the index of a distributed checkpoint, which are read field by field, never built,
-# and the pairs of Paddle's files
+# the pairs of Paddle's files, and the arrays of joblib's
 ALLOWED = tables.DATA.keys() | {
     "builtins tuple",
+    "joblib.numpy_pickle NumpyArrayWrapper",
     *(f"{module} {name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
     "torch.distributed.checkpoint.filesystem _StorageInfo",
     *(
