@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -222,6 +223,15 @@ def test_square_experts_are_turned_too() -> None:
     assert np.array_equal(found, numbers.transpose(0, 2, 1))
     plain = alter.dequantize(statedict.StateDict({"e.blocks": blocks, "e.scales": scales}), "fp32")
     assert np.array_equal(next(iter(plain.values())).numpy(), numbers)
+
+
+@pytest.mark.parametrize("config", [None, {"quant_method": "fp8", "weight_block_size": [128, 128]}])
+def test_the_last_blocks_of_float8_may_be_smaller(config: dict[str, Any] | None) -> None:
+    rng = np.random.default_rng(0)
+    numbers, scales = rng.normal(size=(192, 300)).astype(ml_dtypes.float8_e4m3fn), rng.random((2, 3), "float32")
+    state = statedict.StateDict({"a.weight": numbers, "a.weight_scale_inv": scales})
+    found = alter.dequantize(state, "fp32", config=config)["a.weight"].numpy()
+    assert np.array_equal(found, numbers.astype("f4") * scales.repeat(128, 0)[:192].repeat(128, 1)[:, :300])
 
 
 def gptq(index: np.ndarray, numbers: np.ndarray, zeros: np.ndarray, scales: np.ndarray) -> statedict.StateDict:

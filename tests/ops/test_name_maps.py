@@ -249,6 +249,28 @@ def test_heads_that_do_not_fit_are_an_error() -> None:
         alter.map_names(state, "gguf:llama", [4])
 
 
+def test_heads_of_queries_and_keys_have_one_size() -> None:
+    at = "model.layers.0.self_attn"
+    state = statedict.StateDict({f"{at}.q_proj.weight": np.ones((32, 2)), f"{at}.k_proj.weight": np.ones((16, 2))})
+    with pytest.raises(AlterError, match="with 4 heads they have 4 and 8 rows"):
+        alter.map_names(state, "gguf:llama", [4])
+    assert alter.map_names(state, "gguf:llama", [4, 2])["blk.0.attn_k.weight"].shape == (16, 2)
+
+
+def test_an_architecture_that_is_not_known_is_not_guessed(tmp_path: Path) -> None:
+    small("olmo2").save_pretrained(tmp_path / "hf")
+    with pytest.raises(AlterError, match="gguf:olmo2: is not a map of names"):
+        statedict.edit(tmp_path / "hf", tmp_path / "x.gguf", {"map": "gguf"})
+    with pytest.raises(AlterError, match="names do not tell which architecture"):
+        alter.map_names(statedict.load(tmp_path / "hf"), "gguf")
+
+
+def test_the_report_names_what_the_map_does_not_have(tmp_path: Path) -> None:
+    state = {"fc.weight": np.ones((2, 2)), "fc.special": np.ones(2)}
+    report = statedict.edit(state, tmp_path / "x.safetensors", {"map": "keras"})
+    assert report.notes == ("map keras: has no name for fc.special",)
+
+
 def test_diff_with_a_map_wants_a_side_with_its_names() -> None:
     with pytest.raises(AlterError, match="neither has names of keras"):
         statedict.diff({"a.weight": np.ones(2)}, {"a.weight": np.ones(2)}, map="keras")

@@ -59,9 +59,9 @@ def find_heads(source: Any) -> tuple[tuple[int, ...], str | None]:
     documents = dict(beside.read_documents(path, ("config.json", "params.json"))) or {"": beside.read_config(path)}
     config = next((one for one in documents.values() if isinstance(one, dict)), {})
     known = [config.get(ours, config.get(theirs)) for ours, theirs in _HEADS]
-    family = config.get("model_type")
+    kind = config.get("model_type")
     heads = tuple(n for n in known if type(n) is int and n > 0)
-    return heads, FAMILIES.get(family) if isinstance(family, str) else None
+    return heads, FAMILIES.get(kind, kind) if isinstance(kind, str) else None
 
 
 _HEADS = (("num_attention_heads", "n_heads"), ("num_key_value_heads", "n_kv_heads"))  # of Hugging Face, and Meta

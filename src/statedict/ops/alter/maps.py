@@ -22,6 +22,7 @@ from statedict.tree.state_dict import StateDict
 
 Tensors = Sequence[LazyTensor]
 Change = Callable[..., Sequence[LazyTensor]]
+_LAYER = re.compile(r"(model\.layers|transformer\.h|blk)\.")
 _EMBEDDING = re.compile(r"emb|wte|wpe|tok", re.IGNORECASE)
 
 
@@ -55,6 +56,7 @@ def _map(state: Layout, rules: Sequence[Rule], name: str, back: bool, heads: Seq
     matches = _match(state, rules, back)
     if all(match.sources == match.targets for match in matches):
         raise AlterError(f"no entry has a name of PyTorch or of {name} that the map has; fix or remove this step")
+    _check_heads(state, matches, heads)
     found = {match.sources[0]: match for match in matches}
     others = {path for match in matches for path in match.sources[1:]}
     outline: dict[str, str | Build] = {}
@@ -64,6 +66,25 @@ def _map(state: Layout, rules: Sequence[Rule], name: str, back: bool, heads: Seq
                 raise AlterError(f"two entries become {new!r}; rename one of them first")
             outline[new] = origin
     return rebuild(state, outline)
+
+
+def _check_heads(state: Layout, matches: Sequence[_Match], heads: Sequence[int]) -> None:
+    """Refuse numbers of heads with which those of keys would have another size."""
+    counts = {"heads": heads[:1], "key heads": heads[-1:]}
+    sizes: set[float] = set()
+    for match in matches:
+        tensor = as_lazy(state.leaves[match.sources[0]])
+        sizes.update(tensor.shape[0] / count for count in counts.get(match.rule.change, ()) if tensor.ndim)
+    if len(sizes) > 1:
+        said, found = ", ".join(map(str, heads)), " and ".join(f"{size:g}" for size in sorted(sizes))
+        raise AlterError(f"with {said} heads they have {found} rows, not one number; give heads, as in --map NAME=32,8")
+
+
+def list_unmapped(state: Layout, name: str) -> list[str]:
+    """The tensors for which a map has no rule."""
+    rules = choose(state, name)
+    matched = {path for match in _match(state, rules, is_theirs(state, rules)) for path in match.sources}
+    return [path for path, leaf in state.leaves.items() if is_array(leaf) and path not in matched]
 
 
 def map_pair(one: StateDict, other: StateDict, name: str, heads: Sequence[int] = ()) -> tuple[StateDict, StateDict]:
@@ -97,10 +118,12 @@ def choose(state: Layout, name: str) -> tuple[Rule, ...]:
         return MAPS[name]
     kind = state.leaves.get("metadata.general.architecture")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
-    if family is None and kind is None:
+    if family is None and kind is None:  # only names tell
         marks = {"attn.c_attn": "gpt2", "qkv_proj": "phi3", "attn_qkv": "phi3", "pre_feedforward_layernorm": "gemma2"}
         marks |= {"position_embd": "gpt2", "post_ffw_norm": "gemma2", "q_norm": "qwen", "q_proj.bias": "qwen"}
         family = next((some for mark, some in marks.items() for path in state.leaves if mark in path), None)
+        if family is not None and any(_LAYER.match(path) for path in list_unmapped(state, f"gguf:{family}")):
+            family = None
     if family is None:
         families = ", ".join(key for key in MAPS if key.startswith("gguf:"))
         raise AlterError(f"gguf: {kind or 'the names do not tell which architecture this is'}; take one of {families}")
@@ -180,7 +203,8 @@ def _find_heads(state: Layout) -> tuple[int, ...]:
     """How many heads a GGUF file says that there are, and how many of keys."""
     kind = state.leaves.get("metadata.general.architecture")
     found = [state.leaves.get(f"metadata.{kind}.attention.{key}") for key in ("head_count", "head_count_kv")]
-    return tuple(n for n in found if type(n) is int and n > 0)
+    known = [n for n in found if n is not None]
+    return tuple(known) if all(type(n) is int and n > 0 for n in known) else ()
 
 
 def _turn_kernel(tensor: LazyTensor) -> Tensors:

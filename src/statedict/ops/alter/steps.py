@@ -197,8 +197,8 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
     before = now = layout.entries()
     changes, notes = [], list[str]()
     for step in steps:
-        notes += _note_quantized(layout, step)
-        layout = apply(layout, step)
+        before_step, layout = layout, apply(layout, step)
+        notes += _note(before_step, step)
         old, now = now, layout.entries()
         altered = (path for path, leaf in now.items() if path in old and not _is_same(old[path], leaf))
         added, removed = (tuple(p for p in one if p not in other) for one, other in ((now, old), (old, now)))
@@ -216,8 +216,10 @@ def apply_steps(state: StateDict, steps: Iterable[Step], written: bool) -> tuple
     return layout.tree, EditReport(tuple(changes), counts, sizes, written, notes=tuple(notes))
 
 
-def _note_quantized(layout: Layout, step: Step) -> Iterable[str]:
-    """What a cast without patterns leaves as it is, and what becomes of quantized weights."""
+def _note(layout: Layout, step: Step) -> Iterable[str]:
+    """What a step leaves as it is: a cast without patterns, a map, a dequantization, which also says what it did."""
+    if isinstance(step, Mapping) and "map" in step and (left := maps.list_unmapped(layout, step["map"])):
+        yield f"map {step['map']}: has no name for {abbreviate(left)}"
     if isinstance(step, Mapping) and "dequantize" in step:
         yield from quantize.describe_dequantized(layout, step.get("only", "*"), step.get("config"))
     if isinstance(step, Mapping) and "cast" in step and step.get("only", "*") == "*":

@@ -128,10 +128,17 @@ def spread_blocks(
         part = part.replace(shape=(*part.shape, 1) if part.shape[0] == shape[0] else (1, *part.shape))
     if part.ndim != len(shape) or any(n > size for n, size in zip(part.shape, shape, strict=True)):
         raise UnsupportedError(f"its scales are {part.shape}, which are not those of blocks of {shape}")
-    known = (*[1] * (len(shape) - len(sizes)), *sizes) if sizes else tuple(map(ceil, shape, part.shape))
+    known = (*[1] * (len(shape) - len(sizes)), *sizes) if sizes else tuple(map(_block_size, shape, part.shape))
     if group is not None and part.shape[-1] > 1:
         known = (*known[:-1], group)
     return spread(part, shape, known, by)
+
+
+def _block_size(length: int, parts: int) -> int:
+    """The size of blocks that cut a length into parts: a power of two if one does, as all libraries have them."""
+    least = ceil(length, parts)
+    power = 1 << (least - 1).bit_length()
+    return power if parts > 1 and ceil(length, power) == parts else least
 
 
 def need(layer: Layer, ending: str, *dtypes: str) -> LazyTensor:
