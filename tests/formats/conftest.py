@@ -29,52 +29,15 @@ from statedict.pickles.writer import dumps
 from statedict.tensor.arrays import contiguous_strides
 from statedict.tensor.ggml.types import PLAIN
 from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.testing import Format
 
 from .. import dcp
 from . import ggufs
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A format under test.
-
-    `views` says whether it keeps tensors that overlap in part; every format keeps tied ones.
-    `opaque` says whether it can write what is no data, as a label.
-    `folder` says that it is a folder of files.
-    `dtypes` are the only ones that it has; if any, it holds tensors under names and no other trees.
-    """
-
-    name: str
-    suffix: str
-    views: bool
-    opaque: bool
-    folder: bool = False
-    dtypes: tuple[str, ...] = ()
-
-    def skip_others(self, *kinds: object) -> None:
-        """Skip the test if the format lacks one of these dtypes."""
-        if self.dtypes and not {dtype(kind).name for kind in kinds} <= {*self.dtypes}:
-            pytest.skip("a dtype that the format lacks")
-
-    def save(self, tree: Any, path: Path, **options: Any) -> None:
-        """Save it in this format."""
-        statedict.save(tree, path, **{"format": self.name, **options})
-
-    def round_trip(self, tree: Any, folder: Path, **options: Any) -> Any:
-        """What `load` finds after `save`."""
-        path = folder / f"round-trip{self.suffix}"
-        self.save(tree, path, **{"fsync": False, **options})
-        return statedict.load(path)
-
-    def content(self, path: Path) -> dict[str, bytes]:
-        """The bytes of the file, or of each file in the folder by its name."""
-        if not self.folder:
-            return {"": path.read_bytes()}
-        return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
-
-    def size(self, path: Path) -> int:
-        """How many bytes it takes."""
-        return sum(map(len, self.content(path).values()))
+class Subject(Format):
+    """A format under test, with what makes large files of it and what its own library reads."""
 
     def sparse(self, path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
         """Make a file of bfloat16 zeros that are holes, so that its size costs nothing; name → its first byte."""

@@ -18,10 +18,11 @@ from torch import nn
 
 import statedict
 from statedict.tensor.lazy import LazyTensor
+from statedict.testing.formats import by_dtype, complex_half, layouts
+from statedict.testing.trees import torch_trees
 from statedict.values import Opaque
 
 from ..same import assert_same, overlaps, patterned, raw
-from .test_conformance import _views, by_dtype, complex_half, torch_trees
 
 PLAIN = {
     "epoch": 3,
@@ -79,10 +80,10 @@ def test_torch_opens_what_we_write_bit_by_bit(kind: Any, mmap: bool, tmp_path: P
         assert raw(theirs[name]) == raw(tensor)
 
 
-@pytest.mark.parametrize("name", list(_views()))
+@pytest.mark.parametrize("name", list(layouts()))
 def test_torch_opens_every_layout_that_we_write(name: str, tmp_path: Path) -> None:
-    statedict.save({"w": _views()[name]}, tmp_path / "ours.pth", fsync=False)
-    assert torch.equal(torch.load(tmp_path / "ours.pth", weights_only=True)["w"], _views()[name])
+    statedict.save({"w": layouts()[name]}, tmp_path / "ours.pth", fsync=False)
+    assert torch.equal(torch.load(tmp_path / "ours.pth", weights_only=True)["w"], layouts()[name])
 
 
 def test_torch_finds_the_types_that_its_own_file_would_have(tmp_path: Path) -> None:
@@ -164,11 +165,11 @@ def test_we_read_every_dtype_that_torch_saves_bit_by_bit(kind: Any, tmp_path: Pa
         assert raw(state[name]) == raw(tensor)
 
 
-@pytest.mark.parametrize("name", list(_views()))
+@pytest.mark.parametrize("name", list(layouts()))
 def test_we_read_every_layout_that_torch_saves(name: str, tmp_path: Path) -> None:
-    state = statedict.load(save_by_torch({"w": _views()[name]}, tmp_path))
-    assert torch.equal(state["w"].torch(), _views()[name].resolve_conj())
-    assert torch.equal(state["w"].torch(copy=True), _views()[name].resolve_conj())
+    state = statedict.load(save_by_torch({"w": layouts()[name]}, tmp_path))
+    assert torch.equal(state["w"].torch(), layouts()[name].resolve_conj())
+    assert torch.equal(state["w"].torch(copy=True), layouts()[name].resolve_conj())
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

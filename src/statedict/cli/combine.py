@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from statedict.api import combine as api
-from statedict.cli.commands import JSON, MAX_SHARD_SIZE, echo_report, progress, split_pair
-from statedict.formats import WRITABLE
+from statedict.cli.commands import JSON, echo_report, progress, split_pair
+from statedict.cli.writing import MAX_SHARD_SIZE, format_option
 from statedict.ops.combine.vocabulary import POLICIES
 from statedict.reports.combine import CombineReport
 
@@ -28,7 +28,7 @@ def output_options(command: Any) -> Any:
     """The options of commands that write one state."""
     options = (
         click.option("-o", "--output", "dst", metavar="OUT", type=click.Path(), help="The file or folder to write."),
-        click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever OUT's suffix."),
+        format_option("OUT"),
         MAX_SHARD_SIZE,
         click.option("--overwrite", is_flag=True, help="Replace OUT if it exists."),
         click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing."),

@@ -40,9 +40,6 @@ READ_SOURCE_AS = click.option("--read-as", metavar="FORMAT", help=_READ_AS)  # w
 NO_VERIFY = click.option(
     "--no-verify", "verify", flag_value=False, default=True, help="Do not compare with the digests in the source."
 )
-MAX_SHARD_SIZE = click.option(
-    "--max-shard-size", metavar="SIZE", help="Write a folder of files of at most SIZE, such as 5GB."
-)
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path())
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from statedict.api import delta as api
-from statedict.cli.commands import JSON, MAX_SHARD_SIZE, NO_VERIFY, Commands, echo_report, progress
-from statedict.formats import WRITABLE
+from statedict.cli.commands import JSON, NO_VERIFY, Commands, echo_report, progress
+from statedict.cli.writing import MAX_SHARD_SIZE, format_option
 
 BASE = click.argument("base", type=click.Path())
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
@@ -42,7 +42,7 @@ def make(base: str, tuned: str, dst: str | None, dry_run: bool, as_json: bool, *
 @BASE
 @click.argument("delta", type=click.Path())
 @OUT
-@click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever OUT's suffix.")
+@format_option("OUT")
 @MAX_SHARD_SIZE
 @OVERWRITE
 @DRY_RUN

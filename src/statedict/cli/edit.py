@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from statedict.api import files as api
-from statedict.cli.commands import JSON, MAX_SHARD_SIZE, NO_VERIFY, READ_SOURCE_AS, echo_report, progress, split_pair
+from statedict.cli.commands import JSON, NO_VERIFY, READ_SOURCE_AS, echo_report, progress, split_pair
+from statedict.cli.writing import MAX_SHARD_SIZE, format_option
 from statedict.errors import AlterError, file_error
-from statedict.formats import WRITABLE
 from statedict.ops.alter.steps import Step, read_plan
 
 # option → metavar, help
@@ -58,7 +58,7 @@ def _step_options(command: Any) -> Any:
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path(), required=False)
 @_step_options
-@click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
+@format_option("DST")
 @READ_SOURCE_AS
 @MAX_SHARD_SIZE
 @click.option("--in-place", is_flag=True, help="Alter SRC itself; if only names change, its index alone.")

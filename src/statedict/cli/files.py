@@ -16,7 +16,6 @@ from statedict.cli.commands import (
     FILE,
     FILES,
     JSON,
-    MAX_SHARD_SIZE,
     NO_VERIFY,
     READ_AS,
     READ_SOURCE_AS,
@@ -31,8 +30,8 @@ from statedict.cli.commands import (
     split_pair,
 )
 from statedict.cli.terminal import ALL, echo, write
+from statedict.cli.writing import MAX_SHARD_SIZE, format_option
 from statedict.errors import AlterError, PathError, StateDictError
-from statedict.formats import WRITABLE
 from statedict.io.location import location
 from statedict.io.urls import redact
 from statedict.render.text import printable
@@ -132,7 +131,7 @@ def _call(factory: Any, models: tuple[Any, ...]) -> Any:
 @click.command()
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
-@click.option("--format", type=click.Choice(WRITABLE), help="Write this format, whatever DST's suffix.")
+@format_option("DST")
 @READ_SOURCE_AS
 @only_option("Keep what matches.")
 @MAX_SHARD_SIZE

@@ -11,12 +11,12 @@ import importlib
 import os
 
 from statedict.errors import FormatError, UnsupportedError
-from statedict.formats.kinds import KINDS, hint_at_download, run_checks
+from statedict.formats.kinds import KINDS, added, find_row, hint_at_download, run_checks
 from statedict.formats.kinds import detect as detect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from types import ModuleType
     from typing import Any
 
@@ -57,21 +57,34 @@ def checks(source: ByteSource, name: str | None = None) -> tuple[str, Iterator[F
 
 def resolve_name(name: str) -> str:
     """The name of a format, which may be given as a suffix: `pth` means torch."""
-    return _SUFFIXES.get(f".{name}".replace("..", "."), name)
+    return name if name in FORMATS else find_suffix(f".{name}".replace("..", ".")) or name
 
 
-def load_format(name: str, choice: Iterable[str] = FORMATS) -> ModuleType:
-    """Import the module of a format; FormatError, which lists the `choice`, if there is no such format."""
+def find_suffix(suffix: str) -> str | None:
+    """The name of the format that writes files with a suffix."""
+    return _SUFFIXES.get(suffix) or next((name for name, row in added().items() if suffix in row.suffixes), None)
+
+
+def load_format(name: str, writable: bool = False) -> ModuleType:
+    """Import the module of a format; FormatError, which lists those there are, or only writable ones, if it is none."""
     name = resolve_name(name)
-    if name not in FORMATS:
-        raise FormatError(f"no format {name!r}; there are {', '.join(choice)}")
-    return FORMATS[name].load()
+    row = FORMATS.get(name) or find_row(name)
+    if row is None:
+        names = [one for one in (*FORMATS, *added()) if is_writable(one) or not writable]
+        raise FormatError(f"no format {name!r}; there are {', '.join(names)}")
+    return row.load()
+
+
+def is_writable(name: str) -> bool:
+    """Whether there is a format of this name that is written."""
+    row = find_row(name)
+    return row is not None and bool(row.suffixes or row.folder)
 
 
 def load_writer(name: str) -> ModuleType:
     """As `load_format`; FormatError, too, if the format can only be read."""
-    module, name = load_format(name, WRITABLE), resolve_name(name)
-    if name not in WRITABLE:
+    module, name = load_format(name, True), resolve_name(name)
+    if not is_writable(name):
         raise FormatError(f"{name} files are read, not written; formats for writing are {', '.join(WRITABLE)}")
     return module
 
@@ -83,9 +96,10 @@ def rewrite(tree: Any, source: ByteSource, before: Any, name: str | None = None)
     write, by default the file's.
     """
     kind = detect(source)
-    if not FORMATS[kind].in_place or (name is not None and resolve_name(name) != kind):
+    row = find_row(kind)
+    if row is None or not row.in_place or (name is not None and resolve_name(name) != kind):
         return None
-    return importlib.import_module(FORMATS[kind].in_place).rewrite(tree, source, before)  # type: ignore[no-any-return]
+    return importlib.import_module(row.in_place).rewrite(tree, source, before)  # type: ignore[no-any-return]
 
 
 def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> tuple[ModuleType, bool]:
@@ -102,14 +116,14 @@ def choose_writer(path: str, name: str | None = None, sharded: bool = False) -> 
         elif folder:
             name = "safetensors"
         else:
-            name = _SUFFIXES.get(suffix) if suffix else "torch"
+            name = find_suffix(suffix) if suffix else "torch"
     if not name:
         raise FormatError(
             f"{path}: statedict does not write {suffix} files; name a file that ends in "
             f"{', '.join(_SUFFIXES)}, or a folder that ends in /, or give the format: {', '.join(WRITABLE)}"
         )
     module, name = load_writer(name), resolve_name(name)
-    folder_format = FORMATS[name].folder
+    folder_format = FORMATS[name].folder if name in FORMATS else ""
     if not folder and folder_format != name:
         return module, False
     if not folder_format:

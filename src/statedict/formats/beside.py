@@ -98,7 +98,7 @@ def list_own(folder: str) -> set[str]:
 
 
 def _list_named(source: ByteSource) -> set[str]:
-    module = formats.FORMATS[formats.detect(source)].load()
+    module = formats.load_format(formats.detect(source))
     return set(module.list_files(source)) if hasattr(module, "list_files") else set()
 
 

@@ -10,7 +10,9 @@ import importlib
 import re
 from collections import namedtuple
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
+from warnings import warn
 
 from statedict.errors import CorruptFileError, FormatError, UnknownFormatError
 
@@ -128,6 +130,33 @@ KINDS: dict[str, Row] = {
 }
 
 
+@cache
+def added() -> dict[str, Row]:
+    """The formats that other packages add, by the entry points `statedict.formats`; docs/plugins.md describes them.
+
+    Reading entry points takes milliseconds, so only what no format of ours takes asks for them.
+    """
+    from importlib.metadata import entry_points
+
+    rows: dict[str, Row] = {}
+    for point in entry_points(group="statedict.formats"):
+        if point.name in KINDS or point.name in rows:
+            warn(f"the format {point.name!r} of {point.value} is left out: there is one of that name", stacklevel=2)
+            continue
+        try:
+            module = point.load()
+            rows[point.name] = Row(module.is_format, point.module, tuple(getattr(module, "SUFFIXES", ())))
+        except Exception as error:  # whatever a package raises, others go on
+            fault = f"{type(error).__name__}: {error}"
+            warn(f"the format {point.name!r} of {point.value} cannot be used ({fault})", stacklevel=2)
+    return rows
+
+
+def find_row(name: str) -> Row | None:
+    """The row of a format, of ours or another package's; of formats that hold others without the module."""
+    return KINDS.get(name) or added().get(name)
+
+
 def detect(source: ByteSource) -> str:
     """Detect the format of a file by its content; the error says what the file is instead."""
     head = bytes(source.read(0, min(source.size, _HEAD)))
@@ -136,9 +165,12 @@ def detect(source: ByteSource) -> str:
             if other := _find_second_kind(source, head, name):
                 raise CorruptFileError(f"{source.name}: begins as {name} and as {other}; it is damaged or forged")
             return _detect_zip(source, head) if name == "torch" else _detect_tar(source, head, name)
+    for name, row in added().items():
+        if row.magic(head):
+            return name
     from statedict.formats.causes import describe_file
 
-    raise UnknownFormatError(f"{source.name}: {describe_file(head, source.size, ', '.join(KINDS))}")
+    raise UnknownFormatError(f"{source.name}: {describe_file(head, source.size, ', '.join([*KINDS, *added()]))}")
 
 
 def _find_second_kind(source: ByteSource, head: bytes, name: str) -> str:
@@ -217,8 +249,8 @@ def check_part(source: ByteSource, part: str, above: str = "") -> Iterator[Found
 
 
 def _load_part(source: ByteSource) -> ModuleType:
-    row = KINDS[detect(source)]
-    if not row.module:
+    row = find_row(detect(source))
+    if row is None or not row.module:
         raise FormatError(f"{source.name}: checkpoints within checkpoints are read one deep; open this one by itself")
     return row.load()
 
@@ -226,9 +258,10 @@ def _load_part(source: ByteSource) -> ModuleType:
 def run_checks(source: ByteSource, module: ModuleType) -> Iterator[Found]:
     """Yield a format's checks, then a note if the download looks unfinished."""
     from statedict.formats.causes import find_unfinished
+    from statedict.tensor.checks import by_storage
 
     with hint_at_download(source.name):
-        yield from module.checks(source)
+        yield from module.checks(source) if hasattr(module, "checks") else by_storage(module.read(source))
     if hint := find_unfinished(source.name):
         yield hint
 

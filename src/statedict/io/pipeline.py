@@ -22,13 +22,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor
-    from typing import Any, TypeAlias
+    from typing import Any
 
     from statedict.io.source import ByteSource
 
     Block = bytes | bytearray | memoryview
     Fill = tuple[ByteSource, int, memoryview]
-    Sink: TypeAlias = "FileSink | StreamSink"
 
 BLOCK = 1 << 20  # of a write: summed while it lies in the processor's cache, and written from there
 PIECE = 2 << 20  # of what is far away, in one request, or computed
@@ -226,6 +225,9 @@ class StreamSink:
         for part, first, second in zip(parts, before, self.put(parts), strict=True):
             if first.digest != second.digest:
                 raise CorruptFileError(f"{part.source.name}: changed while it was read; nothing was written, try again")
+
+
+Sink = FileSink | StreamSink
 
 
 def _in_order(source: ByteSource, start: int, size: int) -> Iterator[tuple[int, Block]]:
