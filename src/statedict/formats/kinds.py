@@ -139,7 +139,7 @@ def added() -> dict[str, Row]:
     from importlib.metadata import entry_points
 
     rows: dict[str, Row] = {}
-    for point in entry_points(group="statedict.formats"):
+    for point in entry_points(group=__package__):
         if point.name in KINDS or point.name in rows:
             warn(f"the format {point.name!r} of {point.value} is left out: there is one of that name", stacklevel=2)
             continue
