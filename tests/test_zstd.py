@@ -52,6 +52,21 @@ def test_reading_in_order_unpacks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 1
 
 
+def test_an_interrupt_leaves_no_cursor_that_has_lost_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, copy = make(DATA), zstd._copy
+    source.read(0, 1 << 20)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zstd, "_copy", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        source.read(1 << 20, 2 << 20)
+    monkeypatch.setattr(zstd, "_copy", copy)
+    for at in (1 << 20, 3 << 20, 0):
+        assert bytes(source.read(at, 1 << 20)) == DATA[at : at + (1 << 20)]
+
+
 def test_sizes_that_are_not_those_of_the_bytes_are_errors() -> None:
     with pytest.raises(CorruptFileError, match="more bytes than its shape has"):
         make(DATA, len(DATA) - 1).read(0, len(DATA) - 1)

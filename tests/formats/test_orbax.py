@@ -23,6 +23,7 @@ from statedict.errors import (
     UnknownFormatError,
     UnsupportedError,
 )
+from statedict.io.location import location
 from statedict.values import Opaque
 
 from ..peers.orbax import ARRAYS, PIECES, SHARED
@@ -123,6 +124,11 @@ def test_a_whole_directory_is_fine_and_all_its_files_are_its_own(orbax: Path, na
 
 def test_the_same_tree_in_two_layouts_is_equal(orbax: Path) -> None:
     assert statedict.diff(orbax / "store", orbax / "folders3").same
+
+
+def test_the_size_of_a_directory_is_that_of_all_its_files(orbax: Path) -> None:
+    folder = orbax / "run" / "3"
+    assert location(str(folder)).size() == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_opening_reads_no_chunk(orbax: Path, tmp_path: Path) -> None:
@@ -299,6 +305,13 @@ def test_keys_that_make_no_tree_are_errors(tmp_path: Path, entries: list[Any], w
 def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path: Path) -> None:
     folder = unpack(tmp_path, "folders")
     edit(folder / "_METADATA", {"tree_metadata": {"x": entry(("/../../secret", 2), kind="jax.Array")}})
+    with pytest.raises(FormatError, match="outside of the folder"):
+        statedict.load(folder)
+
+
+def test_an_item_that_leads_out_of_the_directory_is_refused(tmp_path: Path) -> None:
+    folder = unpack(tmp_path, "items") / "7"
+    edit(folder / "_CHECKPOINT_METADATA", {"item_handlers": {"../../secret": "a handler"}})
     with pytest.raises(FormatError, match="outside of the folder"):
         statedict.load(folder)
 

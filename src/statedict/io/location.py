@@ -87,12 +87,15 @@ class Location:
         return os.path.exists(self.name)
 
     def size(self) -> int:
-        """Bytes of the file, or of the files directly in the folder."""
+        """Bytes of the file, or of the files in the folder and those in it; of a store only of those directly there."""
         with file_errors(self.name, "cannot open"):
             if not os.path.isdir(self.name):
                 return os.path.getsize(self.name)
-            with os.scandir(self.name) as items:
-                return sum(item.stat().st_size for item in items if item.is_file())
+            return sum(
+                os.path.getsize(path)
+                for folder, folders, names in os.walk(self.name)
+                for path in _paths_shown(folder, folders, names)
+            )
 
     def real_paths(self, file: str) -> tuple[str, str]:
         """The folder and a file in it without symbolic links."""
@@ -297,6 +300,12 @@ class _Stored(Location):
             raise
         for name in stale:
             location(join(self.name, name)).remove()
+
+
+def _paths_shown(folder: str, folders: list[str], names: list[str]) -> list[str]:
+    """The files among names in a folder; `os.walk` does not enter hidden folders, such as that of git, afterwards."""
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    return [path for name in names if os.path.isfile(path := os.path.join(folder, name))]
 
 
 def _find_existing(urls: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ _PIECE = 1 << 20
 _KEPT = 4 << 20  # bytes that a cursor keeps
 _CURSORS = 8  # that are kept, of all chunks together
 _WINDOW = 1 << 25  # of Zstandard: level 20 has 32 MiB, Orbax writes level 1 or 3
+_GONE = 1 << 62  # behind every offset
 _EXPANSION = 32 << 10  # Zstandard makes up to 128 KiB of 4 bytes
 
 
@@ -83,12 +84,16 @@ class _Cursor:
         self._stream = machine.stream_reader(_File(source.packed), read_size=_PIECE, read_across_frames=True)
         self._kept: deque[tuple[int, bytes]] = deque()
         self.first = self.end = 0
+        self._whole = True  # unless an interrupt or an error came in between
 
     def read(self, offset: int, buffer: memoryview) -> bool:
         """Fill a buffer; False if the bytes at the offset are gone."""
         with self._lock:
+            if not self._whole:
+                self.first = _GONE
             if offset < self.first:
                 return False
+            self._whole = False
             stop = offset + len(buffer)
             for begin, piece in self._kept:
                 _copy(begin, piece, offset, buffer)
@@ -101,6 +106,7 @@ class _Cursor:
                 self.first = self._kept[0][0]
             if self.end == self._source.size and self._stream.read(1):
                 raise self._fault("unpacks to more bytes than its shape has")
+            self._whole = True
             return True
 
     def _next(self) -> bytes:

@@ -64,7 +64,8 @@ def read(source: ByteSource) -> Any:
     _check_committed(folder, document)
     if "tree_metadata" in document:
         return Item(folder, document, source.name).read()
-    items = {name: _read_item(join(folder, name), handler) for name, handler in _list_items(folder, document).items()}
+    found = _list_items(folder, document)
+    items = {name: _read_item(places.resolve_inside(folder, name), handler) for name, handler in found.items()}
     alone = next(iter(items)) if len(items) == 1 else ""
     tree = items[alone] if alone in _OWN_NAMES and isinstance(items[alone], StateDict) else StateDict(items)
     return _with_metadata(tree, document.get("custom_metadata"))
@@ -103,8 +104,8 @@ def _open(folder: str, names: Iterable[str]) -> ByteSource | None:
 
 def _check_committed(folder: str, document: Any) -> None:
     """Refuse a directory that Orbax did not commit: it may lack arrays, or hold half of them."""
-    above = folder_of(os.path.abspath(folder) if location(folder).has_folders else folder.rstrip("/"))
-    why = f"its name has {_TEMPORARY}" if _TEMPORARY in os.path.basename(folder.rstrip("/")) + above else ""
+    above = folder_of(location(folder).absolute().rstrip("/"))
+    why = f"its name has {_TEMPORARY}" if _TEMPORARY in location(folder).absolute() else ""
     beside = _open(folder, [STEP]) or _open(above, [STEP])
     times = document if "commit_timestamp_nsecs" in document else None
     if times is None and beside is not None:
@@ -207,11 +208,10 @@ class Item:
     def checks(self) -> Iterator[Found]:
         """Check the nodes of the store, each array, and that no two leaves share one."""
         for name, keys in self.shared.items():
-            paths = tuple(".".join(map(str, one)) for one in keys)
             what = (
                 f"{len(keys)} leaves are one array, so Orbax wrote one over the other: {' and '.join(map(repr, keys))}"
             )
-            yield Problem(name, what, remedy="save the checkpoint with keys without dots", tensors=paths)
+            yield Problem(name, what, remedy="save the checkpoint with keys without dots", tensors=(name,))
         for where, expected, got in self.store.faults() if self.store is not None else ():
             what = "the CRC-32C of the index of its arrays differs, so it is damaged"
             yield Problem(os.path.basename(where), what, expected, got, "fetch the checkpoint again")
@@ -292,11 +292,12 @@ def checks(source: ByteSource) -> Iterator[Found]:
         return
     items = _list_items(folder, document)
     for name in items:
-        opened = _open(join(folder, name), (ITEM, _JSON))
+        inner = places.resolve_inside(folder, name)
+        opened = _open(inner, (ITEM, _JSON))
         if opened is None:
             yield Unread(name)
         elif os.path.basename(opened.name) == ITEM:
-            item = Item(join(folder, name), parse(read_document(opened), opened.name), opened.name)
+            item = Item(inner, parse(read_document(opened), opened.name), opened.name)
             yield from within(item.checks(), name, "" if len(items) == 1 and name in _OWN_NAMES else name)
 
 

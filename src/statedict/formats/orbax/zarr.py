@@ -64,6 +64,7 @@ class Array:
     """
 
     __slots__ = (
+        "_far",
         "_index",
         "chunk",
         "fill",
@@ -81,6 +82,7 @@ class Array:
     def __init__(self, document: Any, values: Values, prefix: str, name: str, strict: bool) -> None:
         self.values, self.prefix, self.name = values, prefix, name
         self._index: tuple[Shape, bytes] | None = None
+        self._far: dict[Shape, LazyTensor] = {}  # chunks behind a server, which would be asked for each again
         try:
             self.version = document["zarr_format"]
             self.shape = _to_shape(document["shape"])
@@ -140,6 +142,8 @@ class Array:
 
     def open(self, place: Shape) -> LazyTensor | None:
         """The chunk at a place in the grid; None if its elements have the fill value."""
+        if place in self._far:
+            return self._far[place]
         inside = tuple(n // m for n, m in zip(self.shard, self.chunk, strict=True))
         outer = tuple(i // n for i, n in zip(place, inside, strict=True))
         texts = [*map(str, outer)]
@@ -161,7 +165,10 @@ class Array:
             source = ZstdSource(source, size, where, (self, place))
         elif source.size != size:
             raise CorruptFileError(f"{where}: has {source.size:,} bytes, and its shape {size:,}; {_REMEDY}")
-        return LazyTensor(self.kind, self.chunk, Storage(source, 0, size))
+        tensor = LazyTensor(self.kind, self.chunk, Storage(source, 0, size))
+        if source.remote:
+            self._far[place] = tensor
+        return tensor
 
     def _find_in_shard(self, source: ByteSource, outer: Shape, inner: Shape, inside: Shape) -> ByteSource | None:
         """The bytes of a chunk in a shard, whose index is at its end."""
