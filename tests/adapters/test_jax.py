@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 import statedict
 from statedict.errors import RestoreError, UnsupportedError
 
+from ..formats.orbaxes import unpack
 from ..jaxes import Net, TrainState, jax, jnp, make_train_state, nnx, optax, to_numpy
 from ..same import assert_same
 
@@ -88,6 +89,16 @@ def test_an_abstract_array_is_a_target_and_no_source() -> None:
     target = {"a": jax.eval_shape(lambda: jnp.ones((2, 3)))}
     statedict.restore(target, {"a": numpy.ones((2, 3), "f4")})
     assert isinstance(target["a"], jax.Array)
+    target = {"a": _deleted(), "b": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    state = {"a": numpy.ones(2, "f4"), "b": numpy.ones(2, "f4")}
+    with pytest.raises(
+        RestoreError, match=r"1 shape: b \('overlap' leaves the rest as it is, and the target has no val"
+    ):
+        statedict.restore(target, state, shapes="overlap")
+    statedict.restore(target, state, shapes="pad")
+    assert (target["a"].tolist(), target["b"].tolist()) == ([1.0, 1.0], [1.0, 1.0, 0.0])
+    with pytest.raises(RestoreError, match=r"key without data; make one by jax\.random\.key"):
+        statedict.restore({"k": jax.eval_shape(lambda: jax.random.key(0))}, statedict.capture({"k": jax.random.key(0)}))
     with pytest.raises(UnsupportedError, match=r"^a: an array of JAX that has a shape and no elements"):
         statedict.capture({"a": jax.ShapeDtypeStruct((2,), jnp.float32)})
 
@@ -192,6 +203,17 @@ def test_an_immutable_root_is_an_error_that_says_what_to_do() -> None:
         with pytest.raises(RestoreError, match=r"is immutable, and no dict, list or attribute holds it; restore into"):
             statedict.restore(target, statedict.capture(target))
         assert same(target, kept)
+
+
+@pytest.mark.parametrize("place", ["run/3", "v1"])
+def test_a_directory_of_orbax_is_restored_into_the_live_tree(place: str, tmp_path: Path) -> None:
+    params = {"dense": {"kernel": jnp.zeros((2, 3)), "bias": jnp.ones(3)}}
+    target = {"params": params, "opt_state": optax.adamw(1e-3).init(params), "step": jnp.int32(0)}
+    unpack(tmp_path)
+    report = statedict.restore(target, tmp_path / place)
+    assert {*report.counts()} == {"restored"}
+    assert (target["step"].item(), params["dense"]["kernel"].tolist()) == (3, [[1.0] * 3] * 2)
+    assert isinstance(target["opt_state"][0], optax.ScaleByAdamState)
 
 
 @jax.tree_util.register_dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from statedict.adapters import Capture, join
 from statedict.adapters.objects import fill
 from statedict.adapters.plan import Plan
+from statedict.adapters.shapes import Fit
 from statedict.dtypes import BY_NAME, dtype
 from statedict.errors import UnsupportedError
 from statedict.tensor.lazy import as_lazy, is_array
@@ -20,7 +21,6 @@ from statedict.tensor.lazy import as_lazy, is_array
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from statedict.adapters.shapes import Fit
     from statedict.tensor.lazy import LazyTensor
 
 STAGE = 0
@@ -81,6 +81,9 @@ def plan(value: Any, state: Any, plan: Plan, path: str, assign: Callable[[Any], 
     if isinstance(value, jax.core.Tracer):
         plan.problem("target", path, "the target is traced; restore outside of jax.jit, jax.grad and the like")
         return
+    if is_key(value) and _is_hollow(value):
+        plan.problem("target", path, "the target is a key without data; make one by jax.random.key")
+        return
     if is_key(value):
         _plan_key(value, state, plan, path, assign)
         return
@@ -99,8 +102,16 @@ def plan(value: Any, state: Any, plan: Plan, path: str, assign: Callable[[Any], 
         plan.problem("target", path, f"the target has the dtype {value.dtype}, which is not written")
         return
     fit = plan.tensor(tuple(value.shape), kind, tensor, path)
-    if fit is True or (fit and fit.policy != "skip"):
+    if isinstance(fit, Fit) and fit.policy == "overlap" and _is_hollow(value):
+        plan.problem("shape", path, "'overlap' leaves the rest as it is, and the target has no values")
+    elif fit is True or (fit and fit.policy != "skip"):
         plan.actions.append((path, lambda: assign(_make(value, tensor, fit))))
+
+
+def _is_hollow(value: Any) -> bool:
+    """Whether it has a shape and no elements: it is abstract, or was given up."""
+    jax: Any = sys.modules["jax"]
+    return isinstance(value, jax.ShapeDtypeStruct) or bool(value.is_deleted())
 
 
 def _to_array(number: Any, kind: Any) -> Any:
@@ -138,7 +149,8 @@ def _make(value: Any, tensor: LazyTensor, fit: Fit | bool) -> Any:
     """A new array with the elements of a tensor, and everything else as the old one has it."""
     import numpy
 
-    array = numpy.empty(value.shape, value.dtype) if fit is True else numpy.array(value)
+    whole = fit is True or _is_hollow(value)
+    array = numpy.empty(value.shape, value.dtype) if whole else numpy.array(value)
     fill(array, tensor, fit)
     return _place(value, array)
 
@@ -146,7 +158,7 @@ def _make(value: Any, tensor: LazyTensor, fit: Fit | bool) -> Any:
 def _place(value: Any, array: Any) -> Any:
     jax: Any = sys.modules["jax"]
     sharding = getattr(value, "sharding", None)
-    if sharding is not None and (value.committed if hasattr(value, "committed") else len(sharding.device_set) > 1):
+    if sharding is not None and getattr(value, "committed", True):
         made = jax.device_put(array, sharding)
     else:
         made = jax.numpy.asarray(array)

@@ -172,14 +172,15 @@ class Array:
 
     def _find_in_shard(self, source: ByteSource, outer: Shape, inner: Shape, inside: Shape) -> ByteSource | None:
         """The bytes of a chunk in a shard, whose index is at its end."""
-        if self._index is None or self._index[0] != outer:
+        index = self._index  # another thread may replace it
+        if index is None or index[0] != outer:
             size = 16 * prod(inside) + 4
             data = bytes(source.read(source.size - size, size))
             if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
                 raise CorruptFileError(f"{self.name}: the CRC-32C of the index of a shard differs; {_REMEDY}")
-            self._index = outer, data
+            index = self._index = outer, data
         number = sum(i * step for i, step in zip(inner, contiguous_strides(inside), strict=True))
-        entry = self._index[1][16 * number : 16 * number + 16]
+        entry = index[1][16 * number : 16 * number + 16]
         offset, size = int.from_bytes(entry[:8], "little"), int.from_bytes(entry[8:], "little")
         return None if offset == size == _ABSENT else Slice(source, offset, size)
 
