@@ -24,6 +24,7 @@ from statedict.errors import (
     UnsupportedError,
 )
 from statedict.io.location import location
+from statedict.runs.look.listing import listing
 from statedict.values import Opaque
 
 from ..peers.orbax import ARRAYS, PIECES, SHARED
@@ -91,6 +92,21 @@ def test_a_step_of_items_has_an_entry_for_each(orbax: Path) -> None:
     assert state.at("state.params.dense.bias").tolist() == [0.0] * 3
     assert statedict.load(orbax / "v1 items")["settings"] == {"lr": 0.1}
     assert statedict.load(f"{orbax}/items/7::state.params").tensors().keys() == {"dense.bias", "dense.kernel"}
+
+
+def test_metrics_beside_the_only_item_are_metadata(tmp_path: Path) -> None:
+    folder = unpack(tmp_path, "run") / "3"
+    (folder / "metrics").mkdir()
+    (folder / "metrics" / "metrics").write_text('{"loss": 0.5}')  # as with `manager.save(…, metrics=…)`
+    state = statedict.load(folder)
+    assert [*state] == ["opt_state", "params", "step"]
+    assert state.metadata == {"metrics": '{"loss": 0.5}'}
+    assert statedict.verify(folder).unread == ()
+    folder.with_name("4.orbax-checkpoint-tmp").mkdir()
+    shutil.copy(folder / "_CHECKPOINT_METADATA", folder.with_name("4.orbax-checkpoint-tmp"))
+    good, bad = sorted(listing(folder.parent), key=lambda one: one.name)
+    assert (good.step, good.kind, good.metrics) == (3, "orbax", {"loss": 0.5})
+    assert "did not commit" in bad.damage
 
 
 def test_a_run_says_that_its_steps_are_named_one_by_one(orbax: Path) -> None:

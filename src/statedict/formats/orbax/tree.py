@@ -10,8 +10,9 @@ NAME is the keys of a leaf joined by dots, so that `{"a.b": …}` and `{"a": {"b
 overwrite the other in silence; here such leaves are labels, and `verify` names them. An array is zarr 2 or 3, zarr.py.
 
 A step of a `CheckpointManager`, and a checkpoint of `ocp.v1`, is a directory of items, each such a directory or a
-`metadata` file of JSON; only `_CHECKPOINT_METADATA` lies beside them. The tree has an entry for each item, except that
-an only one which Orbax itself names (`default`, `state`, `pytree`) is the tree.
+file of JSON, `metadata` or `metrics`; only `_CHECKPOINT_METADATA` lies beside them. The tree has an entry for each,
+except that an only one which Orbax itself names (`default`, `state`, `pytree`) is the tree; metrics beside it are in
+the tree's `metadata`.
 
 Python's numbers are numbers, as Orbax restores them; tuples are lists, and keys texts. None, `{}` and `[]` stand in
 `_METADATA` only. Source: orbax-checkpoint 0.12.8. Limits: no `checkpoint` files of 2023; items of other handlers are
@@ -49,7 +50,7 @@ ITEM, STEP = "_METADATA", "_CHECKPOINT_METADATA"
 _COMMITTED = "commit_success.txt"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _OWN_NAMES = ("default", "state", "pytree")
-_JSON = "metadata"
+_JSON, _METRICS = "metadata", "metrics"
 _EMPTY = {"None": None, "NamedTuple": None, "Dict": StateDict, "List": list, "Tuple": list}
 _BESIDE = (ITEM, STEP, _COMMITTED, "_sharding", "_strings.json", "orbax.checkpoint", MANIFEST)
 _SEQUENCE, _DICT = 1, 2
@@ -66,9 +67,17 @@ def read(source: ByteSource) -> Any:
         return Item(folder, document, source.name).read()
     found = _list_items(folder, document)
     items = {name: _read_item(places.resolve_inside(folder, name), handler) for name, handler in found.items()}
-    alone = next(iter(items)) if len(items) == 1 else ""
-    tree = items[alone] if alone in _OWN_NAMES and isinstance(items[alone], StateDict) else StateDict(items)
-    return _with_metadata(tree, document.get("custom_metadata"))
+    alone = _find_alone(found)
+    custom = document.get("custom_metadata") or {}
+    if not isinstance(items.get(alone), StateDict):
+        return _with_metadata(StateDict(items), custom)
+    return _with_metadata(items[alone], {**custom, **{name: item for name, item in items.items() if name != alone}})
+
+
+def _find_alone(items: Iterable[str]) -> str:
+    """The only item besides metrics, if Orbax itself named it; else nothing."""
+    names = [name for name in items if name != _METRICS]
+    return names[0] if len(names) == 1 and names[0] in _OWN_NAMES else ""
 
 
 def _list_items(folder: str, document: Any) -> dict[str, str]:
@@ -84,11 +93,11 @@ def _list_items(folder: str, document: Any) -> dict[str, str]:
 
 
 def _read_item(folder: str, handler: str) -> Any:
-    opened = _open(folder, (ITEM, _JSON))
+    opened = _open(folder, (ITEM, _JSON, _METRICS))
     if opened is None:
         return Opaque(f"an item of {handler or 'no known handler'}")
     document = parse(read_document(opened), opened.name, constants=True)
-    if os.path.basename(opened.name) == _JSON:
+    if os.path.basename(opened.name) != ITEM:
         return document
     return Item(folder, document, opened.name).read()
 
@@ -293,12 +302,12 @@ def checks(source: ByteSource) -> Iterator[Found]:
     items = _list_items(folder, document)
     for name in items:
         inner = places.resolve_inside(folder, name)
-        opened = _open(inner, (ITEM, _JSON))
+        opened = _open(inner, (ITEM, _JSON, _METRICS))
         if opened is None:
             yield Unread(name)
         elif os.path.basename(opened.name) == ITEM:
             item = Item(inner, parse(read_document(opened), opened.name), opened.name)
-            yield from within(item.checks(), name, "" if len(items) == 1 and name in _OWN_NAMES else name)
+            yield from within(item.checks(), name, "" if name == _find_alone(items) else name)
 
 
 def list_files(source: ByteSource) -> list[str]:

@@ -5,6 +5,7 @@
 | `transformers` | `checkpoint-500/` with `trainer_state.json` | what its `log_history` has of that step |
 | `accelerate` | `checkpoint_3/` with `random_states_0.pkl` | none |
 | `distributed` | `step-500/` with `.metadata`: torchtitan's, or of any `torch.distributed.checkpoint` | none |
+| `orbax` | `500/` of a `CheckpointManager` of Orbax, with `_CHECKPOINT_METADATA` | those that it was given |
 | `folder` | any other folder of weights that `statedict.load` opens | none |
 | `lightning` | `epoch=3-step=500.ckpt`, `last.ckpt` | in its name, and the score by which its callback chose it |
 | `sharded` | `model.safetensors.index.json` | none |
@@ -17,6 +18,7 @@ name (`resnet50`, `2024-11-22`). `best`, `last` and `final` without `step` have 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -38,6 +40,7 @@ _BESIDE = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|sampler|dataloader)\b.*|rng_.*"
 )
 _TRAINER = "trainer_state.json"
+_LARGEST = 1e300  # an int may be larger than any float
 _NOT_METRICS = re.compile(
     r"epoch|step|total_flos|.*_runtime|.*_per_second|num_input_tokens_seen|.*_model_preparation_time"
 )
@@ -126,6 +129,12 @@ def _read_folder(path: str, name: str) -> Checkpoint | None:
         except StateDictError as error:
             damage = damage or error
     nbytes, time = sum(item.size for item in files.values()), max(item.time for item in files.values())
+    if kind == "orbax":
+        nbytes = location(path).size()
+        try:
+            metrics = _to_numbers(json.loads(load(path).metadata.get("metrics", "{}")))
+        except StateDictError as error:
+            damage = error
     return _make(path, name, kind, nbytes, time, metrics, damage)
 
 
@@ -133,8 +142,14 @@ _FOLDERS: dict[str, Any] = {
     "distributed": lambda files: ".metadata" in files or any(name.endswith(".distcp") for name in files),
     "transformers": lambda files: _TRAINER in files,
     "accelerate": lambda files: any(name.startswith("random_states_") for name in files),
+    "orbax": lambda files: "_CHECKPOINT_METADATA" in files,
     "folder": lambda files: any(name.endswith((".safetensors", ".bin", INDEX)) for name in files),
 }
+
+
+def _to_numbers(found: Any) -> dict[str, float]:
+    items = found.items() if isinstance(found, dict) else ()
+    return {key: float(value) for key, value in items if type(value) in (int, float) and abs(value) < _LARGEST}
 
 
 def _read_log(path: str, step: int | None) -> dict[str, float]:
