@@ -80,3 +80,44 @@ def by_onnx(raw: bool) -> bytes:
     model = helper.make_model(graph, functions=[function])
     helper.set_model_props(model, {"author": "A"})
     return model.SerializeToString()  # type: ignore[no-any-return]
+
+
+def layers() -> dict[str, Any]:
+    """Layers under the names that Keras gives, with a state of an optimizer."""
+    import torch
+
+    return {
+        "dense": {"kernel": torch.ones(3, 2), "bias": torch.ones(2)},
+        "lstm": {
+            "lstm_cell": {"kernel": torch.ones(2, 8), "recurrent_kernel": torch.ones(2, 8), "bias": torch.ones(8)}
+        },
+        "optimizer": {"iteration": torch.tensor(1), "learning_rate": torch.tensor(0.1), "2": torch.ones(3, 2)},
+    }
+
+
+def by_keras(folder: Path) -> None:
+    """Weights as Keras 3 lays them out."""
+    import statedict
+
+    statedict.save(layers(), folder / "input", format="keras-weights")
+
+
+def by_h5py(folder: Path) -> None:
+    """Datasets, texts, attributes and links of every kind."""
+    import h5py
+    import numpy
+
+    with h5py.File(folder / "input", "w") as file:
+        data = numpy.arange(60, dtype="f4").reshape(6, 10)
+        file["plain"], file["text"], file["texts"], file["empty"] = data, "λ", ["a", "bc"], h5py.Empty("f4")
+        file.create_dataset("packed", data=data, chunks=(4, 3), compression="gzip", shuffle=True)
+        file.create_dataset("swapped", data=data.astype(">f8"), chunks=(2, 5), fletcher32=True)
+        file["group/opaque"] = numpy.arange(3, dtype="u2").view("V2")
+        file["group/opaque"].attrs["dtype"] = "bfloat16"
+        file["group"].attrs["names"], file.attrs["author"] = ["x", "yz"], "Ada"
+        file["tied"], file["soft"], file["outside"] = (
+            file["plain"],
+            h5py.SoftLink("/plain"),
+            h5py.ExternalLink("o", "/x"),
+        )
+        file["records"] = numpy.zeros(4, [("a", "f4"), ("b", "i4")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,11 @@ import torch
 from h5py import h5d, h5p, h5s, h5t
 
 import statedict
+from statedict import formats
 from statedict.errors import CorruptFileError, LimitError, StateDictError, TruncatedError, UnsupportedError
+from statedict.formats.hdf5.stream import check_heap
 from statedict.io.location import location
+from statedict.io.source import BytesSource
 from statedict.values import Opaque
 
 from ..work import bytes_read
@@ -236,12 +240,18 @@ def test_a_decoded_tensor_goes_to_other_processes_and_formats(path: Path, tmp_pa
 
 
 def test_a_file_is_read_from_memory(path: Path) -> None:
-    from statedict import formats
-    from statedict.io.source import BytesSource
-
     made(path, lambda file: file.create_dataset("a", data=numpy.arange(9), chunks=(2,)))
     assert formats.read(BytesSource(path.read_bytes(), "it"))["a"].tolist() == list(range(9))
     assert location(str(path)).open().size == path.stat().st_size
+
+
+def test_a_url_is_read_by_its_regions(s3: Any, path: Path) -> None:
+    data = RNG.normal(size=(500, 40)).astype("f4")
+    made(path, lambda file: [file.create_dataset("a", data=data), file.create_dataset("b", data=data, chunks=(9, 7))])
+    s3.upload_file(str(path), "bucket", "x.h5")
+    state = statedict.load("s3://bucket/x.h5")
+    assert numpy.array_equal(state["a"].numpy(), data)
+    assert numpy.array_equal(state["b"][100:200].numpy(), data[100:200])
 
 
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], type[Exception], str]] = {
@@ -259,6 +269,20 @@ def test_a_damaged_file_is_an_error_that_says_what_is_wrong(name: str, path: Pat
     with pytest.raises(kind, match=message) as caught:
         statedict.load(path)
     assert str(path) in str(caught.value)
+
+
+def heap(*objects: tuple[int, int], size: int = 64) -> BytesSource:
+    """A global heap of objects (index, bytes that it says), behind the beginning of a file."""
+    body = b"".join(struct.pack("<HHIQ", index, 1, 0, length) + bytes(16) for index, length in objects)
+    head = b"\x89HDF\r\n\x1a\n" + bytes([0, 0, 0, 0, 0, 8, 8, 0])
+    return BytesSource(head + b"GCOL\1\0\0\0" + struct.pack("<Q", size) + body.ljust(48, b"\0"), "it")
+
+
+def test_a_heap_of_texts_is_checked_before_libhdf5_reads_it() -> None:
+    check_heap(heap((1, 9), (0, 16)), 16)
+    for damaged in (heap((1, 40)), heap((0, 56)), heap((1, 9), (0, 8)), heap(size=80), heap(size=8)):
+        with pytest.raises(CorruptFileError, match="it: the heap at byte 16"):
+            check_heap(damaged, 16)
 
 
 def test_a_group_in_itself_is_refused(path: Path) -> None:

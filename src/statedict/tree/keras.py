@@ -43,7 +43,7 @@ def read_rows(tree: Any) -> list[Row]:
 
 def write_rows(rows: Iterable[Row]) -> dict[str, str]:
     """The metadata of a tree that tell the groups of its layers."""
-    return {GROUPS: json.dumps([*rows], separators=(",", ":"))}
+    return {GROUPS: json.dumps(sorted(rows, key=lambda row: row[1]), separators=(",", ":"))}
 
 
 def label_layers(above: str, layers: Sequence[tuple[str, str]], taken: Iterable[str]) -> Iterator[str]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _BLOCK, _FAR_BLOCK = 32 << 10, 512 << 10  # bytes of metadata that are read at a time, here and from a server
 _BLOCKS = 64
+_HEAP = b"GCOL"  # how a global heap begins, which has texts of any length
+_MAX_HEAP = 64 << 20
 
 
 def import_h5py() -> Any:
@@ -66,6 +68,8 @@ class Stream(io.RawIOBase):
                 self.source.readinto(self.at, view)
             else:
                 self._fill(view)
+            if view[:4] == _HEAP:
+                check_heap(self.source, self.at)
         except Exception as error:
             self.error = error
             raise
@@ -86,6 +90,32 @@ class Stream(io.RawIOBase):
             part = block[within : within + len(view) - done]
             view[done : done + len(part)] = part
             done += len(part)
+
+
+def check_heap(source: ByteSource, begin: int) -> None:
+    """Check the objects of a global heap: libhdf5 2.0 goes on forever over one of size 0.
+
+    Source: HDF5 File Format Specification 3.0, III.E.
+
+    Raises:
+        CorruptFileError: they do not fill it, or it does not lie in the file.
+    """
+    head = bytes(source.read(0, min(source.size, 16)))
+    width = head[14] if head[8:9] in (b"\0", b"\1") else head[10]  # bytes of a size
+    size = int.from_bytes(source.read(begin + 8, width), "little") if width in (2, 4, 8) else -1
+    if not 16 <= size <= min(source.size - begin, _MAX_HEAP):
+        raise CorruptFileError(f"{source.name}: the heap at byte {begin:,} has {size:,} bytes; the file is damaged")
+    data = bytes(source.read(begin, size))
+    at = 16
+    while size - at >= 16:
+        index, length = (
+            int.from_bytes(data[at : at + 2], "little"),
+            int.from_bytes(data[at + 8 : at + 8 + width], "little"),
+        )
+        step = length if index == 0 else 16 + -(-length // 8) * 8
+        if step < 16 or at + step > size:
+            raise CorruptFileError(f"{source.name}: the heap at byte {begin:,} is damaged at byte {begin + at:,}")
+        at += step
 
 
 class Hdf5File:

@@ -60,7 +60,12 @@ def write(tree: Any, sink: Sink) -> None:
             f"Keras's files do not hold seed generators, which are left out: {abbreviate(lost)}", stacklevel=2
         )
     root = Group({}, {})
-    for labels, path, name, variables in read_rows(tree) or [*_infer_rows(tree)]:
+    order: dict[tuple[str, ...], int] = {}
+    for keys_of in leaves:
+        for end in range(len(keys_of)):
+            order.setdefault(keys_of[:end], len(order))
+    rows = read_rows(tree) or [*_infer_rows(tree)]
+    for labels, path, name, variables in sorted(rows, key=lambda row: order.get(tuple(row[0]), len(order))):
         own = _add_group(root, path)
         if name:
             own.attributes["name"] = name
