@@ -7,6 +7,7 @@ wide.pth, wide.safetensors, wide.npz  150 float32 tensors of 2048 × 1685, 2.07 
 small-N.pth, small-N.safetensors      N float32 tensors of 64 elements
 llama.gguf                            300 tensors of 12 million zeros as Q4_K, 2 GB, and Llama 3's size of vocabulary
 blocks.gguf                           Q4_K, Q6_K, Q8_0 and Q4_0, 5 tensors of 4096 × 4096 each
+arrays.orbax                          a directory of Orbax: 470 arrays of 1024 × 1024 and as many of 1024, float32, 2 GB
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ writer.close()
 os.replace(sys.argv[1] + ".gguf.part", sys.argv[1] + ".gguf")
 """
 
+_MAKE_ORBAX = """
+import jax.numpy, numpy, os, orbax.checkpoint as ocp, sys
+random = numpy.random.default_rng(0)
+kernel, bias = (jax.numpy.asarray(random.standard_normal(shape, "f4")) for shape in ((1024, 1024), (1024,)))
+with ocp.StandardCheckpointer() as checkpointer:
+    path = os.path.abspath(sys.argv[1] + ".orbax")
+    checkpointer.save(path, {"layers": [{"kernel": kernel, "bias": bias} for _ in range(470)]})
+"""
+_MAKERS = {"gguf": _MAKE_GGUF, "orbax": _MAKE_ORBAX}
+
 
 def ensure(directory: Path, names: set[str]) -> None:
     """Make the files that are not there yet, in another process, so that this one stays small."""
@@ -81,11 +92,11 @@ def ensure(directory: Path, names: set[str]) -> None:
         names = names | {"large.pth", "twin.pth"}
     for stem, suffix in _missing(directory, names):
         print(f"making {directory / stem}.{suffix}", file=sys.stderr, flush=True)
-        make = _MAKE_GGUF if suffix == "gguf" else _MAKE
+        make = _MAKERS.get(suffix, _MAKE)
         subprocess.run([sys.executable, "-c", make, str(directory / stem)], check=True)
 
 
 def _missing(directory: Path, names: set[str]) -> list[tuple[str, str]]:
     """Stem and suffix of the files to make; .pth and .safetensors of a stem are made together."""
     pairs = {tuple(name.split(".")) for name in names if not (directory / name).exists()}
-    return sorted({(stem, suffix if suffix == "gguf" else "pth") for stem, suffix in pairs})
+    return sorted({(stem, suffix if suffix in _MAKERS else "pth") for stem, suffix in pairs})

@@ -36,6 +36,13 @@ with zipfile.ZipFile(path) as archive:
             shape, _, kind = read(member)
             print(name, shape, kind)
 """
+_ORBAX_LIST = """
+import orbax.checkpoint
+with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+    for number, layer in enumerate(checkpointer.metadata(path).item_metadata.tree["layers"]):
+        for name, array in layer.items():
+            print(number, name, array.shape, array.dtype)
+"""
 _NPZ_CONVERT = "with numpy.load(path) as arrays:\n    save_file(dict(arrays), out)\n"
 
 FORMATS: list[Row] = [
@@ -63,6 +70,15 @@ FORMATS: list[Row] = [
         "list 2 GB .npz",
         "wide.npz",
         Side("numpy's headers", _HEADERS),
+        Side("load", _OURS_LIST),
+        3,
+        new_process=True,
+        most=40,
+    ),
+    Row(
+        "list 2 GB of Orbax",
+        "arrays.orbax",
+        Side("StandardCheckpointer.metadata", _ORBAX_LIST),
         Side("load", _OURS_LIST),
         3,
         new_process=True,
