@@ -31,6 +31,7 @@ _HOLDERS = {  # the modules of the formats whose files hold, or need, other chec
     "torch-export": "statedict.formats.torch.export",
     "distributed": "statedict.formats.distributed",
     "sharded": "statedict.formats.sharded",
+    "pipeline": "statedict.formats.pipeline",
 }
 FORMATS = {name: row if row.module else row._replace(module=_HOLDERS[name]) for name, row in KINDS.items()}
 WRITABLE = [name for name, row in FORMATS.items() if row.suffixes or row.folder]

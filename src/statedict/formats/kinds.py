@@ -58,6 +58,10 @@ _COREML = re.compile(
 _ONNX = re.compile(rb"\x08[\x03-\x7f](\x12.[ -~]|[\x1a:]|B.?\n|\x12\0)", re.DOTALL)
 # a key "" and the header of a checkpoint, or the version of a SavedModel
 _TENSORFLOW = re.compile(rb"\0\0[\x04-\x0f]\x08[\x80-\xff]{0,2}[\x01-\x7f](\x10\x01)?\x1a.\x08|\x08\x01\x12", re.DOTALL)
+# an index of diffusers, or the modules of sentence-transformers
+_PIPELINE = re.compile(
+    rb'\s*(\{\s*"_class_name".*\[\s*"(diffusers|transformers)|\[\s*\{\s*"idx"\s*:\s*0\s*,\s*"name")', re.DOTALL
+)
 _CODED = b'{"__metadata__":{"statedict.coding":'
 
 KINDS: dict[str, Row] = {
@@ -106,6 +110,7 @@ KINDS: dict[str, Row] = {
         lambda head: head.lstrip()[:1] == b"{" and re.search(rb'"/[^"]*\bvars"\s*:', head) is not None,
         "statedict.formats.hdf5.sharded",
     ),
+    "pipeline": Row(lambda head: _PIPELINE.match(head) is not None),
     "sharded": Row(lambda head: head.lstrip()[:1] == b"{" and (b'"weight_map"' in head or b'"total_size"' in head)),
     "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model", (".gguf",)),
     "coreml": Row(

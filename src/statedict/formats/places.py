@@ -52,6 +52,7 @@ _ENTRIES = (
     "model.weights.h5",  # of Keras
     "tf_model.h5",
     "Manifest.json",  # of Core ML
+    "model_index.json",  # of diffusers
 )
 # an entry that we write → the names that its files and those of its predecessors have
 _MODEL, _DELTA = (
