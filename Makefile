@@ -35,7 +35,7 @@ oldest-%: weights browser
 	.venv-$*/bin/python -m pytest -n 2 --dist worksteal
 
 # What libraries too heavy for the tests computed is recorded in tests/peers; this computes it again and compares.
-PEERS := coreml dequantizers executorch flax mergekit openvino orbax paddle quantizers tensorflow torchao
+PEERS := coreml dequantizers executorch flax mergekit mindspore openvino orbax paddle quantizers tensorflow torchao
 peers: $(PEERS:%=peers-%)
 
 peers-%:

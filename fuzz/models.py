@@ -56,6 +56,22 @@ def by_joblib() -> bytes:
     return buffer.getvalue()
 
 
+def by_mindspore() -> bytes:
+    """A tensor, one in two values, and a text; with the sum of all."""
+    import zlib
+
+    def pack(number: int, data: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    def value(tag: bytes, kind: bytes, content: bytes, count: int) -> bytes:
+        tensor = bytes([8, count]) + pack(2, kind) + pack(3, content)
+        return pack(1, pack(1, tag) + pack(2, tensor))
+
+    data = value(b"w", b"Float32", bytes(24), 6) + value(b"note", b"str", b"text", 1)
+    data += value(b"parts", b"Int64", bytes(8), 2) * 2
+    return data + b"crc_num" + zlib.crc32(data).to_bytes(10, "big")
+
+
 def by_onnx(raw: bool) -> bytes:
     """A model with tensors of every type, in raw_data or in typed fields, in subgraphs and in a function."""
     import numpy

@@ -25,8 +25,8 @@ from fuzz import models
 
 TARGETS = (
     "torch", "torchscript", "legacy", "tar", "safetensors", "whole", "sharded", "distributed", "pickle", "zip",
-    "gguf", "numpy", "flax", "orbax", "onnx", "tensorflow", "openvino", "coreml", "executorch", "hdf5", "run",
-    "foreign", "dropin", "dropin-legacy",
+    "gguf", "numpy", "flax", "orbax", "onnx", "tensorflow", "openvino", "coreml", "executorch", "hdf5", "mindspore",
+    "run", "foreign", "dropin", "dropin-legacy",
 )  # fmt: skip
 _ORBAX = ("store", "folders3", "pieces3", "items")
 _FLAX = Path(__file__).parents[1] / "tests" / "formats" / "data" / "flax"
@@ -517,6 +517,7 @@ SEEDS: dict[str, dict[str, Callable[[Path], None]]] = {
         for name in ("plain.pte", "lowered.pte", "_default_external_constant.ptd")
     },
     "hdf5": {"any": models.by_h5py, "keras": models.by_keras, "legacy": _ours(models.layers, ".h5")},
+    "mindspore": {"plain": one(models.by_mindspore)},
     "run": {"safetensors": _run("safetensors"), "torch": _run("torch")},
     "foreign": {"others": _others},
     "zip": {"stored": one(lambda: pack(_members())), "deflated": one(lambda: pack(_members(), zipfile.ZIP_DEFLATED))},

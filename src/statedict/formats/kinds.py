@@ -62,6 +62,12 @@ _TENSORFLOW = re.compile(rb"\0\0[\x04-\x0f]\x08[\x80-\xff]{0,2}[\x01-\x7f](\x10\
 _PIPELINE = re.compile(
     rb'\s*(\{\s*"_class_name".*\[\s*"(diffusers|transformers)|\[\s*\{\s*"idx"\s*:\s*0\s*,\s*"name")', re.DOTALL
 )
+# a value: its tag, and the dims and type of a tensor
+_MINDSPORE = re.compile(
+    rb"\n[\x80-\xff]{0,4}[\x01-\x7f]\n[\x80-\xff]?.[ -~]{1,250}\x12[\x80-\xff]{0,4}[\x01-\x7f]"
+    rb"(\x08[\x80-\xff]{0,9}[\0-\x7f]){0,64}\x12.(Int|Uint|Float|BFloat|Bool|Complex|str|string)",
+    re.DOTALL,
+)
 _CODED = b'{"__metadata__":{"statedict.coding":'
 
 KINDS: dict[str, Row] = {
@@ -131,6 +137,7 @@ KINDS: dict[str, Row] = {
     "keras": Row(lambda head: False, "statedict.formats.hdf5.archive"),  # a kind of zip
     "keras-weights": Row(lambda head: False, "statedict.formats.hdf5.weights", (".weights.h5",)),  # read as hdf5
     "executorch": Row(lambda head: head[4:8] in (b"ET12", b"FT01"), "statedict.formats.executorch"),
+    "mindspore": Row(lambda head: _MINDSPORE.match(head) is not None, "statedict.formats.mindspore"),
     "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
 }
 
