@@ -82,6 +82,7 @@ def warm() -> None:
     import zlib  # noqa: F401
 
     import google_crc32c  # noqa: F401
+    import h5py  # noqa: F401
     import ml_dtypes  # noqa: F401
     import numpy
     import xxhash  # noqa: F401
