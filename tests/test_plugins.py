@@ -58,7 +58,7 @@ def test_every_command_takes_the_files_of_a_format_that_was_added(installed: dic
     statedict("diff", tmp_path / "c", FILE)
     assert ": data, 0 pickles" in statedict("scan", FILE)
     assert "'nothing' is not one of" in statedict("convert", FILE, tmp_path / "d", "--format", "nothing", check=False)
-    (tmp_path / "unknown").write_bytes(b"what is this?")
+    (tmp_path / "unknown").write_bytes(b"\1\2\3\xfe" * 9)
     assert "mxnet" in statedict("show", tmp_path / "unknown", check=False)
 
 

@@ -162,7 +162,31 @@ def change_estimator(value: Any) -> None:
     value.C = 9.0
 
 
+def mlx_model(seed: int) -> Any:
+    import mlx.core as mx
+    from mlx import nn as layers
+
+    mx.random.seed(seed)
+    network = layers.Sequential(layers.Linear(3, 4), layers.BatchNorm(4), layers.Linear(4, 2))
+    network.layers[2].set_dtype(mx.bfloat16)
+    return network
+
+
+def change_mlx(value: Any) -> None:
+    from mlx.utils import tree_map
+
+    value.update(tree_map(lambda array: array + 1, value.parameters()))
+
+
+def read_mlx(value: Any) -> dict[str, Any]:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    return {name: numpy.array(array.astype(mx.float32)) for name, array in tree_flatten(value.parameters())}
+
+
 SUBJECTS = {
+    "statedict.adapters.mlx": Subject(mlx_model, change_mlx, read_mlx),
     "statedict.adapters.keras": Subject(keras_model, kerases.step, kerases.named),
     "statedict.adapters.flax_nnx": of_jax("module"),
     "statedict.adapters.jax_arrays": of_jax("arrays"),

@@ -317,3 +317,8 @@ def test_a_variable_that_is_missing_or_does_not_fit_stops_all() -> None:
     assert_same(statedict.capture(net), kept)
     statedict.restore(net, state, allow_missing="first.bias", shapes={"norm.scale": "skip"})
     assert same(net.first.kernel[...], Net(1).first.kernel[...])
+
+
+def test_a_tuple_that_jax_could_not_sort_is_a_plain_one() -> None:
+    tree = {"plain": ({"a": 1, 2: "b"}, {None: jax.numpy.ones(2), "x": 1})}
+    assert statedict.capture(tree)["plain"][0] == {"a": 1, 2: "b"}

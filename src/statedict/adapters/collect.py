@@ -43,6 +43,7 @@ ADAPTERS: tuple[tuple[str, str], ...] = (
     ("flax.nnx", "statedict.adapters.flax_nnx"),
     ("jax", "statedict.adapters.jax_arrays"),
     ("jax", "statedict.adapters.jax_trees"),
+    ("mlx.core", "statedict.adapters.mlx"),
     ("sklearn.base", "statedict.adapters.sklearn"),
     ("sys", "statedict.adapters.generators"),
     ("sys", "statedict.adapters.stateful"),

@@ -33,10 +33,16 @@ def accepts(value: Any) -> bool:
         return False
     if not isinstance(value, tuple):
         return type(value).__module__ != "builtins" and not jax.tree_util.all_leaves([value])
-    arrays = jax.Array, jax.ShapeDtypeStruct
-    return getattr(value, "_fields", None) == () or any(
-        isinstance(leaf, arrays) for leaf in jax.tree_util.tree_leaves(value)
-    )
+    return getattr(value, "_fields", None) == () or _holds_arrays(value)
+
+
+def _holds_arrays(value: Any) -> bool:
+    jax: Any = sys.modules["jax"]
+    try:
+        leaves = jax.tree_util.tree_leaves(value)
+    except ValueError:  # the keys of a dict in it cannot be sorted, so it is not a tree of JAX
+        return False
+    return any(isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) for leaf in leaves)
 
 
 def _open(value: Any) -> tuple[dict[Any, Any], Any]:
