@@ -31,7 +31,7 @@ _ANYWHERE = {
 }  # fmt: skip
 _INSIDE = {
     "open", "os.chmod", "os.rename", "os.remove", "os.link", "os.listdir", "os.scandir", "os.mkdir", "os.rmdir",
-    "shutil.rmtree", "os.truncate",
+    "shutil.rmtree", "os.truncate", "os.walk",
 }  # fmt: skip
 _FOLLOWING = {"open", "os.chmod", "os.listdir", "os.scandir", "os.truncate"}  # a link in the last place
 
@@ -87,6 +87,7 @@ def warm() -> None:
     import numpy
     import xxhash  # noqa: F401
     import zlib_ng.zlib_ng  # noqa: F401
+    import zstandard  # noqa: F401
 
     import statedict
 
@@ -96,6 +97,7 @@ def warm() -> None:
             importlib.import_module(module.name)
     for name in statedict.__all__:
         getattr(statedict, name)
+    importlib.import_module("statedict.adapters.collect")._list_added()  # reads what packages are installed
     for name in (
         "cp437",
         "ascii",
