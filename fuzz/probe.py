@@ -35,6 +35,8 @@ _INSIDE = {
 }  # fmt: skip
 _FOLLOWING = {"open", "os.chmod", "os.listdir", "os.scandir", "os.truncate"}  # a link in the last place
 
+_NOT_READING = ("__main__", "torch", "integrations", "testing")
+
 
 class Violation(BaseException):
     """Something happened that must not; the reader's own `except Exception` cannot hide it."""
@@ -92,12 +94,13 @@ def warm() -> None:
     import statedict
 
     for module in pkgutil.walk_packages(statedict.__path__, "statedict."):
-        # integrations import the libraries that they are for, and read no file
-        if not module.name.startswith(("statedict.__main__", "statedict.torch", "statedict.integrations")):
+        # integrations and suites import the libraries that they are for, and read no file
+        if not module.name.startswith(tuple(f"statedict.{name}" for name in _NOT_READING)):
             importlib.import_module(module.name)
+    for name in ("formats.kinds", "adapters.collect"):  # which look for those of other packages
+        importlib.import_module(f"statedict.{name}").added()
     for name in statedict.__all__:
         getattr(statedict, name)
-    importlib.import_module("statedict.adapters.collect")._list_added()  # reads what packages are installed
     for name in (
         "cp437",
         "ascii",

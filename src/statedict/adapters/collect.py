@@ -59,8 +59,8 @@ def find(value: Any, path: str) -> Adapter:
     if type(value) in _CONTAINERS and not (type(value) is tuple and "jax" in sys.modules):
         return _load("statedict.adapters.objects")
     for framework, name in ADAPTERS:
-        if framework == "sys" and (added := _find_added(value)) is not None:
-            return added
+        if framework == "sys" and (found := _find_added(value)) is not None:
+            return found
         if sys.modules.get(framework) is not None and (adapter := _load(name)).accepts(value):
             return adapter
     raise unsupported_error(value, path)
@@ -68,14 +68,14 @@ def find(value: Any, path: str) -> Adapter:
 
 def _find_added(value: Any) -> Adapter | None:
     """An adapter of another package, which comes before those of ours that take objects of any framework."""
-    for point in _list_added():
+    for point in added():
         if sys.modules.get(point.name) is not None and (adapter := _load(point.module)).accepts(value):
             return adapter
     return None
 
 
 @cache
-def _list_added() -> tuple[Any, ...]:
+def added() -> tuple[Any, ...]:
     """The entry points of adapters, see docs/plugins.md; finding them takes milliseconds."""
     from importlib.metadata import entry_points
 
