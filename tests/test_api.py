@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 import statedict
-
-from .same import assert_same
+from statedict.testing.same import assert_same
 
 TREE = {
     "model": {"w": numpy.arange(6.0).reshape(2, 3), "b": numpy.ones(2, "float32")},

@@ -22,9 +22,8 @@ import statedict.torch
 from statedict.ops.alter.tensors import cast, fuse, pad, reshape, slice, split, transpose
 from statedict.tensor.attributes import data_of
 from statedict.tensor.lazy import LazyTensor, as_lazy
+from statedict.testing.same import assert_same
 from statedict.values import Opaque
-
-from .same import assert_same
 
 DATA: dict[str, Any] = {
     "lr_scale": 0.5,

@@ -34,8 +34,8 @@ from statedict.errors import (
 )
 from statedict.io.source import BytesSource
 from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.testing.same import assert_same, overlaps
 
-from .same import assert_same, overlaps
 from .work import assert_linear, bytes_read, steps
 
 

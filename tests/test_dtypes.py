@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 import statedict
 from statedict.dtypes import BY_NAME, BY_SAFETENSORS, BY_STORAGE, DType, dtype
 from statedict.errors import FormatError, UnsupportedError
-
-from .same import in_numpy
+from statedict.testing.same import in_numpy
 
 ALL = list(BY_NAME.values())
 IN_TORCH = [kind for kind in ALL if isinstance(getattr(torch, kind.name, None), torch.dtype)]

@@ -22,8 +22,8 @@ from statedict import CheckpointManager
 from statedict.api.combine import average_files
 from statedict.cli import cli
 from statedict.errors import CorruptFileError
+from statedict.testing.same import assert_same
 
-from .same import assert_same
 from .work import bytes_read
 
 RANDOM = np.random.default_rng(0)

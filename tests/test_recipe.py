@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import statedict
-
-from .same import assert_same
+from statedict.testing.same import assert_same
 
 torch.set_num_threads(1)  # two test processes with two threads each on two cores wait for one another
 

@@ -22,9 +22,8 @@ from statedict.io.source import BytesSource, ComputedSource, FileSource
 from statedict.io.zip import read_directory
 from statedict.tensor.lazy import LazyTensor, Storage, as_lazy, is_array
 from statedict.tensor.segments import torch_tensors
+from statedict.testing.same import in_numpy, in_torch
 from statedict.values import human_bytes
-
-from .same import in_numpy, in_torch
 
 
 class Counted:

@@ -12,10 +12,10 @@ from flax.core import FrozenDict
 
 import statedict
 from statedict.errors import RestoreError, UnsupportedError
+from statedict.testing.same import assert_same
 
 from ..formats.orbaxes import unpack
 from ..jaxes import Net, TrainState, jax, jnp, make_train_state, nnx, optax, to_numpy
-from ..same import assert_same
 
 all_formats = pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".msgpack"])
 

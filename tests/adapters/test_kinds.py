@@ -14,8 +14,8 @@ from torch import nn
 
 import statedict
 from statedict.errors import RestoreError
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from .test_labels import Extra, Holder, pair
 
 Point = namedtuple("Point", ["x", "y"])

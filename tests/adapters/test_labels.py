@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 import statedict
+from statedict.testing.same import assert_same
 from statedict.values import Opaque
-
-from ..same import assert_same
 
 
 class Norm(enum.Enum):

@@ -16,10 +16,10 @@ import statedict
 import statedict.torch
 from statedict.errors import CorruptFileError, FormatError, RestoreError
 from statedict.render.tree_text import summary_lines
+from statedict.testing.same import assert_same
 from statedict.tree.walk import walk
 from statedict.values import Member, from_json, member, same_value, to_json
 
-from ..same import assert_same
 from .test_labels import Access, Extra, Holder, Level, Norm, Word, pair
 
 FORMS = ["x.pth", "x.safetensors", "distributed", "shards/"]

@@ -17,8 +17,7 @@ import torch
 
 import statedict
 from statedict.adapters.collect import parameters
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 T = TypeVar("T")
 

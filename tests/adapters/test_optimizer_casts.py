@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import statedict
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from .test_optimizer_state import Keeping, factored
 from .test_torch_optimizer import OPTIMIZERS, OPTIONS, made, train
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import statedict
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from .test_optimizer_state import Keeping, pair, quantized, single
 from .test_optimizer_state import train as steps
 from .test_torch_optimizer import OPTIMIZERS, made, train

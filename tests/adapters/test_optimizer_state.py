@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import statedict
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 Keep = Callable[[torch.Tensor], dict[str, Any]]
 

@@ -14,8 +14,8 @@ from torch import nn
 import statedict
 from statedict.adapters.shapes import POLICIES, Fit
 from statedict.tensor.lazy import as_lazy
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from .test_optimizer_state import Keeping
 from .test_torch_optimizer import OPTIMIZERS, OPTIONS
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import statedict
-
-from ..same import assert_same, overlaps
+from statedict.testing.same import assert_same, overlaps
 
 
 class Block(nn.Module):

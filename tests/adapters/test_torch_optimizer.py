@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import statedict
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 OPTIMIZERS = sorted(
     name

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from statedict.dtypes import BY_NAME, BY_STORAGE
-
-from ..same import in_torch, patterned, raw
+from statedict.testing.same import in_torch, patterned, raw
 
 
 def assert_alike(one: Any, other: Any) -> None:

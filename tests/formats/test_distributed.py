@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 import statedict
 from statedict import alter
+from statedict.testing.same import assert_same
 
 from .. import dcp
-from ..same import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

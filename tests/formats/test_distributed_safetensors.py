@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 import statedict
 from statedict.cli import cli
 from statedict.errors import CorruptFileError, FormatError, UnsupportedError
+from statedict.testing.same import assert_same, raw
 
 from .. import dcp
-from ..same import assert_same, raw
 
 Box = tuple[tuple[int, int], ...]
 """Begin and end along each dimension."""

@@ -20,10 +20,10 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 
 import statedict
 from statedict.dtypes import BY_NAME
+from statedict.testing.same import assert_same, in_torch, overlaps, patterned, raw
 from statedict.values import Opaque
 
 from .. import dcp
-from ..same import assert_same, in_torch, overlaps, patterned, raw
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -9,8 +9,7 @@ import torch
 
 import statedict
 from statedict.errors import UnknownFormatError
-
-from ..same import raw
+from statedict.testing.same import raw
 
 FILES = Path(__file__).parent / "data" / "paddle"
 VALUES = torch.arange(6.0).reshape(2, 3)

@@ -19,9 +19,8 @@ import statedict
 from statedict.cli import cli
 from statedict.cli.commands import error_line
 from statedict.errors import FormatError, UnknownFormatError
+from statedict.testing.same import assert_same
 from statedict.values import Opaque
-
-from ..same import assert_same
 
 
 def legacy(value: Any) -> bytes:

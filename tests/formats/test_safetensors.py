@@ -18,8 +18,7 @@ from xxhash import xxh3_128_hexdigest
 import statedict
 from statedict.dtypes import BY_NAME
 from statedict.tensor.lazy import LazyTensor, as_lazy
-
-from ..same import assert_same, in_torch, overlaps, patterned, raw
+from statedict.testing.same import assert_same, in_torch, overlaps, patterned, raw
 
 NAMED = [kind for kind in BY_NAME.values() if kind.safetensors and kind.itemsize and in_torch(kind)]
 NAMELESS = [

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import statedict
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 TREE = {f"layers.{i}.weight": torch.arange(6.0).reshape(2, 3) + i for i in range(4)}
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import statedict
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 
 def model(count: int = 5) -> dict[str, torch.Tensor]:

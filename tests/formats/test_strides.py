@@ -17,9 +17,9 @@ import statedict
 from statedict import CheckpointManager, alter
 from statedict.errors import CorruptFileError
 from statedict.tensor.lazy import as_lazy
+from statedict.testing.same import assert_same, raw
 
 from .. import dcp
-from ..same import assert_same, raw
 from .conftest import ANY_TREE, Subject
 
 VALUES = torch.arange(120.0).reshape(2, 3, 4, 5)

@@ -24,8 +24,8 @@ from statedict.io.zip import ArchiveLayout
 from statedict.pickles.writer import dumps
 from statedict.reports.outcomes import VerifyReport
 from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from ..work import assert_linear, steps
 from .test_torch_zip import rezip
 

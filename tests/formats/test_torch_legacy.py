@@ -17,8 +17,7 @@ import torch
 import statedict
 from statedict.dtypes import BY_NAME
 from statedict.formats.torch import legacy as torch_legacy
-
-from ..same import assert_same, in_torch, overlaps, patterned
+from statedict.testing.same import assert_same, in_torch, overlaps, patterned
 
 KINDS = [
     kind

@@ -19,10 +19,9 @@ from torch import nn
 import statedict
 from statedict.tensor.lazy import LazyTensor
 from statedict.testing.formats import by_dtype, complex_half, layouts
+from statedict.testing.same import assert_same, overlaps, patterned, raw
 from statedict.testing.trees import torch_trees
 from statedict.values import Opaque
-
-from ..same import assert_same, overlaps, patterned, raw
 
 PLAIN = {
     "epoch": 3,

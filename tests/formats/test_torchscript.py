@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import statedict
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 

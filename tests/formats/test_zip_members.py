@@ -13,9 +13,8 @@ import safetensors.torch
 import torch
 
 import statedict
+from statedict.testing.same import assert_same
 from statedict.values import Opaque
-
-from ..same import assert_same
 
 
 def by_torch(tree: Any, **options: Any) -> bytes:

@@ -7,8 +7,7 @@ from transformers import GPT2Config, GPT2Model
 
 import statedict
 from statedict import alter
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 
 def test_the_transposed_weights_of_gpt2_are_split_along_their_outputs() -> None:

@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import statedict
 from statedict.cli import cli
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 
 def test_transformers_loads_a_folder_that_we_wrote_and_we_one_of_theirs(tmp_path: Path) -> None:

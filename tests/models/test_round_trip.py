@@ -12,8 +12,8 @@ import torch
 
 import statedict
 from statedict.tensor.lazy import as_lazy
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from . import of_timm, of_torch, of_transformers
 from .architecture import WRAPS
 

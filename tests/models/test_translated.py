@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import statedict
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from . import of_torch, of_transformers
 from .architecture import WRAPS, Architecture
 

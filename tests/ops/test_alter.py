@@ -19,8 +19,7 @@ import statedict
 from statedict import alter
 from statedict.tensor.assembled import assemble
 from statedict.tensor.lazy import as_lazy
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 PLAIN = [*FLOATS, torch.int8, torch.int64, torch.uint8, torch.bool]

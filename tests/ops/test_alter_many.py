@@ -12,9 +12,9 @@ import torch
 import statedict
 from statedict import alter
 from statedict.errors import AlterError
+from statedict.testing.same import assert_same
 from statedict.tree.state_dict import StateDict
 
-from ..same import assert_same
 from ..work import assert_linear, steps
 
 

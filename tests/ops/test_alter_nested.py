@@ -14,9 +14,8 @@ import torch
 import statedict
 from statedict import StateDict
 from statedict.ops.alter import tensors, verbs
+from statedict.testing.same import assert_same
 from statedict.values import Opaque
-
-from ..same import assert_same
 
 Wrap = Callable[[Any], Any]
 WRAPS: dict[str, tuple[Wrap, str]] = {

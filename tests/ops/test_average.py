@@ -18,8 +18,7 @@ import statedict
 from statedict.api.combine import average_files
 from statedict.errors import CombineError
 from statedict.runs import CheckpointManager
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128")
 

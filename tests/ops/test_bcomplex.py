@@ -15,8 +15,7 @@ from statedict import alter
 from statedict.dtypes import BY_NAME
 from statedict.io.source import BytesSource
 from statedict.tensor.lazy import LazyTensor, Storage
-
-from ..same import in_numpy
+from statedict.testing.same import in_numpy
 
 NUMBERS = numpy.array([1.5 - 2j, 0, 3, -0.25j])
 KIND = BY_NAME["bcomplex32"]

@@ -14,8 +14,7 @@ from statedict.io.source import BytesSource
 from statedict.ops.diff.compare import Rule, Tally, compare
 from statedict.reports.diff import Measures
 from statedict.tensor.lazy import LazyTensor, Storage
-
-from ..same import in_numpy
+from statedict.testing.same import in_numpy
 
 KINDS = [kind for kind in BY_NAME.values() if kind.itemsize and kind.kind != "bits" and in_numpy(kind)]
 

@@ -18,9 +18,8 @@ from torch import nn
 import statedict
 from statedict import alter
 from statedict.errors import AlterError
+from statedict.testing.same import assert_same
 from statedict.tree.roles import find_models
-
-from ..same import assert_same
 
 ROOT = Path(__file__).parents[2]
 

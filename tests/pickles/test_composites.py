@@ -20,9 +20,8 @@ from statedict.pickles.constructors import TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.tables import DATA
 from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.testing.same import assert_same
 from statedict.values import Opaque
-
-from ..same import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 

@@ -22,10 +22,9 @@ from statedict.pickles.constructors import DATA, TypedStorage
 from statedict.pickles.machine import load
 from statedict.pickles.writer import dumps
 from statedict.tensor.lazy import LazyTensor, Storage
+from statedict.testing.same import in_torch
 from statedict.tree.state_dict import StateDict
 from statedict.values import Device, Opaque, Size
-
-from ..same import in_torch
 
 BYTES = bytes(range(1, 65))
 plain = (

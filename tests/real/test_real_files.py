@@ -23,9 +23,9 @@ from statedict import LazyTensor, Opaque
 from statedict.cli import main
 from statedict.tensor.arrays import contiguous_strides
 from statedict.tensor.lazy import as_lazy
+from statedict.testing.same import assert_same, overlaps, raw
 from statedict.tree.state_dict import StateDict, like
 
-from ..same import assert_same, overlaps, raw
 from .fetch import members, wheels
 
 FOLDER = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"

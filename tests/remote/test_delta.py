@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 import statedict
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 
 def test_a_delta_of_objects_is_an_object(s3: Any, tmp_path: Path) -> None:

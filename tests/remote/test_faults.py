@@ -17,8 +17,8 @@ from statedict.formats.causes import describe_folder, explain_unopened
 from statedict.io import remote
 from statedict.io.location import location
 from statedict.io.urls import redact, to_name
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from .servers import Server, WithoutRanges, WithRanges, serving
 
 

@@ -11,9 +11,9 @@ import numpy
 from gguf.quants import quantize
 
 import statedict
+from statedict.testing.same import assert_same
 
 from ..formats import ggufs
-from ..same import assert_same
 from .servers import Server
 
 FLOATS = numpy.random.default_rng(3).normal(0, 0.02, (2048, 1024)).astype(numpy.float32)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import statedict
+from statedict.testing.same import assert_same
 
 from ..formats.orbaxes import unpack
-from ..same import assert_same
 from .servers import Server
 
 

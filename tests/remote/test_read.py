@@ -19,8 +19,8 @@ from statedict.formats.places import open_checkpoint
 from statedict.io.location import location
 from statedict.io.remote import RemoteSource
 from statedict.io.urls import folder_of, join, to_name
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from .servers import Hub, Server, WithRanges, serving
 
 NAMES = ("a.pth", "a.safetensors", "shards/model.safetensors.index.json")

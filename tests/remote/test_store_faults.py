@@ -20,8 +20,7 @@ from statedict.errors import FileError, MissingFileError, RunError
 from statedict.io.remote import connect
 from statedict.runs import background as retry
 from statedict.runs.lock import Lease
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 RUN = "s3://bucket/run"
 LOCK = "PUT /bucket/run/.lock"

@@ -16,8 +16,8 @@ import pytest
 import statedict
 from statedict.errors import CorruptFileError, ExistingFileError, FileError, UnsupportedError
 from statedict.io.source import ComputedSource
+from statedict.testing.same import assert_same
 
-from ..same import assert_same
 from .servers import Server
 
 MB = 1 << 20

@@ -23,8 +23,7 @@ from statedict.errors import ArgumentError, CorruptFileError, MissingExtraError,
 from statedict.runs import BestN, LatestN, blame, listing, pin, prune, verify_run
 from statedict.runs.directory import Directory
 from statedict.runs.look.listing import about
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 
 def tree(step: int) -> dict[str, Any]:

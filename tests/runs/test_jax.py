@@ -10,9 +10,9 @@ import numpy
 import pytest
 
 import statedict
+from statedict.testing.same import assert_same
 
 from ..jaxes import Net, TrainState, jax, jnp, make_train_state, nnx, optax
-from ..same import assert_same
 
 TARGETS = numpy.random.default_rng(0).normal(size=(64, 3)).astype("f4")
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from tests.same import assert_same
 
 import statedict
 from statedict import CheckpointManager, LazyTensor, Storage, dtype
@@ -28,6 +27,7 @@ from statedict.errors import ArgumentError, CorruptFileError, FileError, Missing
 from statedict.io.source import ComputedSource
 from statedict.runs import prune
 from statedict.runs.directory import Directory
+from statedict.testing.same import assert_same
 
 At = Callable[[int], dict[str, Any]]
 

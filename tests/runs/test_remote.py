@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.same import assert_same
 
 from statedict import CheckpointManager, LazyTensor, Storage, dtype
 from statedict.errors import MissingFileError, RunError
 from statedict.io.source import ComputedSource
 from statedict.runs.directory import Directory
 from statedict.runs.manifest import Manifest
+from statedict.testing.same import assert_same
 
 At = Callable[[int], dict[str, Any]]
 RUN = "s3://bucket/run"

@@ -21,8 +21,7 @@ from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import SWALR
 
 import statedict
-
-from ..same import assert_same
+from statedict.testing.same import assert_same
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EPOCH, STEPS = 6, 8
