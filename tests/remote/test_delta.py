@@ -23,3 +23,14 @@ def test_a_delta_of_objects_is_an_object(s3: Any, tmp_path: Path) -> None:
     assert statedict.delta.make(base, tuned, tmp_path / "tuned.delta").nbytes[1] == report.nbytes[1]
     assert_same(statedict.delta.apply("s3://bucket/base.safetensors", "s3://bucket/tuned.delta"), tuned)
     assert statedict.verify("s3://bucket/tuned.delta").ok
+
+
+def test_a_delta_in_shards_is_a_folder_of_objects(s3: Any) -> None:
+    base, tuned = ({name: np.full(4000, value, "f4") for name in "abc"} for value in (1.0, 1.001))
+    report = statedict.delta.make(base, tuned, "s3://bucket/shards", max_shard_size="20kB")
+    assert report.deltas == 3
+    assert_same(statedict.delta.apply(base, "s3://bucket/shards"), tuned)
+    smaller = statedict.delta.make(base, tuned, "s3://bucket/shards/", max_shard_size="1MB")
+    assert smaller.nbytes[1] < report.nbytes[1]
+    assert_same(statedict.delta.apply(base, "s3://bucket/shards/"), tuned)
+    assert statedict.verify("s3://bucket/shards").ok
