@@ -268,7 +268,6 @@ STRANGERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "root of a Hugging Face cache",
         "name snapshots",
     ),
-    "a checkpoint of NeMo 2": (names("context/", "weights/"), "checkpoint of NeMo 2", "name the folder weights"),
     "a folder of something else": (names("notes.txt"), r"holds notes\.txt", "name the file to open"),
     "a broken symbolic link": (link, "symbolic link to blobs/0123456789, which is not there", "fetch that"),
     "a missing file": (lambda folder: folder / "model.pth", "No such file", "cannot open"),

@@ -61,6 +61,18 @@ def test_a_model_its_optimizer_lists_and_values_are_what_was_saved(tmp_path: Pat
     model.load_state_dict(found["model"])
 
 
+def test_a_folder_of_nemo_2_opens_by_its_weights(tmp_path: Path) -> None:
+    tree = {"module.decoder.weight": torch.arange(6.0), "module.bias": torch.ones(3)}
+    save(tree, tmp_path / "weights")
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context" / "model.yaml").write_text("_target_: nemo.collections.llm.LlamaModel\n")
+    assert_same(statedict.load(tmp_path), statedict.load(tmp_path / "weights"))
+    assert statedict.verify(tmp_path).ok
+    shutil.rmtree(tmp_path / "weights")
+    with pytest.raises(statedict.errors.UnknownFormatError, match="it holds context"):
+        statedict.load(tmp_path)
+
+
 def test_the_metadata_file_opens_it_too_and_a_part_reads_alone(tmp_path: Path) -> None:
     folder = save({"w": torch.arange(20.0).reshape(5, 4)}, tmp_path / "d")
     state = statedict.load(folder / ".metadata")

@@ -113,7 +113,6 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
         r"^flax_model.*\.msgpack$",
         f"has weights of another framework than PyTorch, {_NOT_READ}; open them with its own library",
     ),
-    (r"^context\n([^\n]*\n)*weights$", "is a checkpoint of NeMo 2; name the folder weights in it"),
     (
         r"^(config|tokenizer.*|generation_config)\.json$",
         "is a model's folder without its weights; fetch them too (`git lfs pull`, or download the whole repository)",

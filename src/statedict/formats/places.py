@@ -54,6 +54,7 @@ _ENTRIES = (
     "Manifest.json",  # of Core ML
     "model_index.json",  # of diffusers
 )
+_NEMO = {"context", "weights"}  # the folders of a checkpoint of NeMo 2
 # an entry that we write → the names that its files and those of its predecessors have
 _MODEL, _DELTA = (
     re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?") for stem in ("model", "delta")
@@ -135,6 +136,8 @@ def find_entry(path: str) -> str:
     if names is None:
         return path
     found = [name for name in _ENTRIES if name in names] or _find_weights(names)
+    if not found and _NEMO <= {*names}:
+        return find_entry(resolve_inside(path, "weights"))
     if not found or (len(found) > 1 and found[0] not in _ENTRIES):
         from statedict.formats.causes import describe_folder
 
