@@ -136,7 +136,7 @@ def find_entry(path: str) -> str:
     if names is None:
         return path
     found = [name for name in _ENTRIES if name in names] or _find_weights(names)
-    if not found and _NEMO <= {*names}:
+    if not found and {*names} >= _NEMO:
         return find_entry(resolve_inside(path, "weights"))
     if not found or (len(found) > 1 and found[0] not in _ENTRIES):
         from statedict.formats.causes import describe_folder
