@@ -21,7 +21,7 @@ from statedict import formats
 from statedict.errors import CorruptFileError, LimitError, StateDictError, TruncatedError, UnsupportedError
 from statedict.formats.hdf5.stream import check_heap
 from statedict.io.location import location
-from statedict.io.source import BytesSource
+from statedict.io.source import BytesSource, FileSource
 from statedict.values import Opaque
 
 from ..work import bytes_read
@@ -254,10 +254,61 @@ def test_a_url_is_read_by_its_regions(s3: Any, path: Path) -> None:
     assert numpy.array_equal(state["b"][100:200].numpy(), data[100:200])
 
 
+@pytest.mark.parametrize("length", [9, 40, 95, 300, 1500])
+def test_a_process_that_met_a_damaged_file_ends_as_usual(length: int, path: Path) -> None:
+    made(path, lambda file: file.create_dataset("a", data=numpy.arange(999.0), chunks=(9,)))
+    path.write_bytes(path.read_bytes()[:length])
+    code = """
+import statedict, sys
+try:
+    statedict.load(sys.argv[1])["a"].numpy()
+except statedict.errors.StateDictError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, path.name in done.stdout) == (0, True), done.stderr
+
+
+def test_a_process_that_was_interrupted_ends_as_usual(path: Path) -> None:
+    made(path, lambda file: file.create_dataset("a", data=numpy.arange(9.0), chunks=(4,), compression="gzip"))
+    code = """
+import statedict, sys
+from statedict.io.source import FileSource
+state = statedict.load(sys.argv[1])
+def interrupt(*_): raise KeyboardInterrupt
+FileSource.check_range = interrupt
+try:
+    state["a"].numpy()
+except KeyboardInterrupt as error:
+    kept = error
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def test_after_an_interrupt_the_file_is_not_read_further(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(path, lambda file: file.create_dataset("a", data=numpy.arange(50_000.0), chunks=(9000,), compression="gzip"))
+    state = statedict.load(path)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSource, "check_range", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            state["a"].numpy()
+    with pytest.raises(StateDictError, match="reading was interrupted; load the file again"):
+        state["a"].numpy()
+    assert statedict.load(path)["a"].numpy()[-1] == 49_999
+
+
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], type[Exception], str]] = {
     "cut within the data": (lambda data: data[:-4000], TruncatedError, "truncated"),
-    "cut within the header": (lambda data: data[:40], StateDictError, "libhdf5 says|lie outside"),
-    "no superblock": (lambda data: data[:8] + bytes(200) + data[208:], CorruptFileError, "libhdf5 says"),
+    "cut within the header": (lambda data: data[:40], TruncatedError, "ends within its superblock"),
+    "no superblock": (lambda data: data[:8] + bytes(200) + data[208:], CorruptFileError, "its superblock is damaged"),
+    "a superblock of zeros": (lambda data: data[:16] + bytes(80) + data[96:], CorruptFileError, "libhdf5 says"),
+    "a later superblock": (lambda data: data[:8] + b"\4" + data[9:], CorruptFileError, "or of a later HDF5"),
 }
 
 

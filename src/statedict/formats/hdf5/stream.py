@@ -5,8 +5,10 @@ libhdf5 is C. It gets neither a path nor a descriptor, only a Python object whos
 
 from __future__ import annotations
 
+import atexit
 import io
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from weakref import WeakSet
 
 from statedict.errors import CorruptFileError, MissingExtraError, StateDictError, TruncatedError, is_failure_of_code
 
@@ -33,12 +35,16 @@ def import_h5py() -> Any:
 
 
 class Stream(io.RawIOBase):
-    """A source as a file; `error` is what a read raised, which libhdf5 would hide."""
+    """A source as a file; `error` is what a read raised, and stays.
+
+    A read that raises would leave libhdf5 with a file that it closes when the process ends, by calling Python, which is
+    gone. So what cannot be read is zeros, and `Hdf5File.errors` raises.
+    """
 
     def __init__(self, source: ByteSource) -> None:
         super().__init__()
         self.source, self.at = source, 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._size = _FAR_BLOCK if source.remote else _BLOCK
         self._blocks: dict[int, bytes] = {}
 
@@ -63,6 +69,8 @@ class Stream(io.RawIOBase):
         """Fill a buffer; what lies past the end is an error."""
         view = memoryview(buffer).cast("B")
         try:
+            if self.error is not None:
+                raise self.error
             self.source.check_range(self.at, len(view))
             if len(view) >= self._size:
                 self.source.readinto(self.at, view)
@@ -70,9 +78,9 @@ class Stream(io.RawIOBase):
                 self._fill(view)
             if view[:4] == _HEAP:
                 check_heap(self.source, self.at)
-        except Exception as error:
+        except BaseException as error:
             self.error = error
-            raise
+            view[:] = bytes(len(view))
         self.at += len(view)
         return len(view)
 
@@ -118,14 +126,45 @@ def check_heap(source: ByteSource, begin: int) -> None:
         at += step
 
 
+def check_superblock(source: ByteSource) -> None:
+    """Check that a file has the whole of its superblock: libhdf5 2.0 crashes when a process ends that met part of one.
+
+    Source: HDF5 File Format Specification 3.0, II.A.
+
+    Raises:
+        CorruptFileError: it is damaged, or of a version that is not known.
+    """
+    head = bytes(source.read(0, min(source.size, 16)))
+    version, widths = (head[8], head[13:15] if head[8] < 2 else head[9:11]) if len(head) == 16 else (-1, b"")
+    if version > 3 or any(width not in (2, 4, 8) for width in widths):
+        raise CorruptFileError(f"{source.name}: its superblock is damaged, or of a later HDF5 ({head[8:].hex()})")
+    # addresses, the entry of the root group, and what else is in versions 0 and 1; addresses and a sum in 2 and 3
+    needed = 24 + 4 * version + 6 * widths[0] + 24 if 0 <= version < 2 else 16 + 4 * sum(widths[:1])
+    if source.size < needed:
+        raise TruncatedError(f"{source.name}: ends within its superblock; the file is truncated, fetch it again")
+
+
+_OPEN: WeakSet[Any] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what libhdf5 would close after Python is gone, by calling Python: the process would crash."""
+    for one in [*_OPEN]:
+        with suppress(Exception):
+            one.file.close()
+
+
 class Hdf5File:
     """A file that h5py has open."""
 
     def __init__(self, source: ByteSource) -> None:
         h5py = import_h5py()
+        check_superblock(source)
         self.source, self.stream = source, Stream(source)
         with self.errors(""):
             self.file = h5py.File(self.stream, "r")
+            _OPEN.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Hdf5File, (self.source,)
@@ -135,6 +174,7 @@ class Hdf5File:
         """Turn what h5py raises into our errors; `where` is a path in the file."""
         try:
             yield
+            self._raise_error()
         except StateDictError:
             raise
         except (
@@ -147,11 +187,18 @@ class Hdf5File:
             MemoryError,
             AttributeError,
         ) as error:
-            if self.stream.error is not None:
-                raise self.stream.error from error
+            self._raise_error()
             if is_failure_of_code(error):
                 raise
             what = " ".join(str(error).split())[:200]
             name = f"{self.source.name}: {where}" if where else self.source.name
             kind = TruncatedError if "truncated file" in what else CorruptFileError
             raise kind(f"{name}: libhdf5 says {what!r}; the file is damaged, fetch or save it again") from error
+
+    def _raise_error(self) -> None:
+        """Raise what a read raised; from then on libhdf5 may remember zeros, so nothing more is read."""
+        error = self.stream.error
+        if error is not None and not isinstance(error, Exception):
+            self.stream.error = StateDictError(f"{self.source.name}: reading was interrupted; load the file again")
+        if error is not None:
+            raise error
