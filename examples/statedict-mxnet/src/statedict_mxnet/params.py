@@ -108,7 +108,8 @@ def write(tree: Any, sink: Sink) -> None:
             raise UnsupportedError(f"{name}: MXNet has no dtype {tensor.dtype}; cast it, or write another format")
         form = f"<Iii{len(tensor.shape)}qiii"
         kind = _KINDS.index(tensor.dtype.name)
-        parts += [struct.pack(form, _NUMPY_SHAPES, 0, len(tensor.shape), *tensor.shape, 1, 0, kind), tensor]
+        version = _LEGACY_SHAPES if tensor.shape and all(tensor.shape) else _NUMPY_SHAPES  # which MXNet asks for
+        parts += [struct.pack(form, version, 0, len(tensor.shape), *tensor.shape, 1, 0, kind), tensor]
     parts.append(struct.pack("<Q", len(tree)))
     for name in tree:
         data = name.encode()
