@@ -78,8 +78,8 @@ def put_parts(sink: Sink, parts: Iterable[bytes | LazyTensor]) -> None:
     >>> from statedict.io.location import location
     >>> place = location(tempfile.mkdtemp() + "/a.mine")
     >>> place.publish(lambda sink: put_parts(sink, [b"MINE", b"end"]))
-    >>> place.open().read(0, 7)
-    bytearray(b'MINEend')
+    >>> bytes(place.open().read(0, 7))
+    b'MINEend'
     """
     from statedict.io.source import BytesSource
 

@@ -57,6 +57,7 @@ def test_json_has_a_record_a_tensor_the_modules_the_total_and_the_flags(run: Run
         "flags",
         "optimizers",
         "quantization",
+        "weights",
     ]
     names = "name dtype shape elements min max mean std l2 zeros nan inf denormal edge histogram dead_rows tied"
     names += " parameter inferred"

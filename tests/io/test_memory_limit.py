@@ -82,4 +82,5 @@ def test_a_checkpoint_that_memory_is_too_short_to_check_is_not_called_damaged(fo
     with statedict.CheckpointManager(folder / "sound") as manager:
         manager.save(1, {f"w{i}": numpy.full(1 << 20, i, "f4") for i in range(4)})
     WORK["latest"] = "statedict.CheckpointManager(folder + '/sound').latest()"
-    assert limited(folder, "latest", 0).startswith(("OutOfMemoryError", "1\n"))
+    out = limited(folder, "latest", 0)
+    assert out.startswith(("OutOfMemoryError", "1\n")) or "cannot list: Cannot allocate memory" in out

@@ -32,6 +32,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "cast": {"cast": "bf16", "only": "a"},
     "quantize": {"quantize": "Q4_0", "only": "q"},
     "dequantize": {"dequantize": "bf16", "only": "q"},
+    "map": {"map": "keras"},
     "transpose": {"transpose": "a", "dims": [1, 0]},
     "reshape": {"reshape": "a", "shape": [8]},
     "slice": {"slice": "a", "index": "1:3"},
@@ -47,6 +48,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_operation_can_stand_in_a_plan(verb: str) -> None:
     tree = state()
+    tree["fc.weight"] = torch.ones(2, 3)
     tree["q"] = alter.quantize({"q": torch.ones(2, 32)}, "Q8_0")["q"]
     assert isinstance(apply(tree, EXAMPLES[verb]), statedict.StateDict)
 

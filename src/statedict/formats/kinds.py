@@ -15,6 +15,7 @@ from itertools import islice
 from warnings import warn
 
 from statedict.errors import CorruptFileError, FormatError, UnknownFormatError
+from statedict.io.tar import is_tar, read_members
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,8 +187,6 @@ def detect(source: ByteSource) -> str:
 
 
 def _find_second_kind(source: ByteSource, head: bytes, name: str) -> str:
-    from statedict.io.tar import is_tar
-
     if head[:4] == b"GGUF" and name != "gguf":
         return "gguf"
     if is_tar(head):
@@ -229,8 +228,6 @@ def _detect_zip(source: ByteSource, head: bytes) -> str:
 
 def _detect_tar(source: ByteSource, head: bytes, name: str) -> str:
     """Tell the archives of torch.save from others, by their first members."""
-    from statedict.io.tar import read_members
-
     if name != "torch-legacy" or head[257:262] != b"ustar":
         return name
     try:

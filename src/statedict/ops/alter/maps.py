@@ -46,7 +46,7 @@ def map_names(state: Layout, name: str, heads: Sequence[int] = ()) -> Layout:
     >>> import statedict, numpy
     >>> state = statedict.StateDict({"fc.weight": numpy.ones((2, 3)), "fc.bias": numpy.ones(2)})
     >>> map_names(state, "keras")
-    {'fc.kernel': LazyTensor(float64, (3, 2), 48 B, 'memory'), 'fc.bias': LazyTensor(float64, (2,), 16 B, 'memory')}
+    {'fc.kernel': LazyTensor(float64, (3, 2), 48 B, 'memory'), 'fc.bias': array([1., 1.])}
     """
     rules = choose(state, name)
     return _map(state, rules, name, is_theirs(state, rules), tuple(heads) or _find_heads(state))
