@@ -1,4 +1,4 @@
-"""Conformance suites for packages that add formats and adapters; they take pytest, hypothesis and PyTorch."""
+"""Conformance suites for packages that add formats and adapters; they take the extra `testing`."""
 
 from statedict.testing.adapters import AdapterTests as AdapterTests
 from statedict.testing.files import FileTests as FileTests
