@@ -19,7 +19,7 @@ from statedict.io.tar import is_tar, read_members
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
     from typing import Any
 
@@ -47,28 +47,30 @@ class Row(namedtuple("Row", "magic module suffixes folder in_place", defaults=("
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, as protocols 2 to 5 write it
 _LEGACY_1 = b"L119547037146038801333356L\n."  # as protocol 1 does
 # msgpack: an array, or a map whose first key is text, with an array or a scalar further on
-_FLAX = re.compile(
-    rb"(\xc7.|\xc8..|\xc9.{4})\x01\x93|([\x81-\x8f]|\xde..|\xdf.{4})[\xa1-\xbf\xd9].*(\xc7.|\xc8..|\xc9.{4}|\xd8)[\x01\x03]\x93",
-    re.DOTALL,
+_FLAX = (
+    rb"(\xc7.|\xc8..|\xc9.{4})\x01\x93"
+    rb"|([\x81-\x8f]|\xde..|\xdf.{4})[\xa1-\xbf\xd9].*(\xc7.|\xc8..|\xc9.{4}|\xd8)[\x01\x03]\x93"
 )
 # a manifest, or the version of a model and its description
-_COREML = re.compile(
-    rb'\s*\{\s*"fileFormatVersion".*"itemInfoEntries"|\x08[\x01-\x1f]\x12[\x01-\xff]{1,4}\n.{1,4}\n', re.DOTALL
-)
+_COREML = rb'\s*\{\s*"fileFormatVersion".*"itemInfoEntries"|\x08[\x01-\x1f]\x12[\x01-\xff]{1,4}\n.{1,4}\n'
 # the version of a model, and who made it, or the graph
-_ONNX = re.compile(rb"\x08[\x03-\x7f](\x12.[ -~]|[\x1a:]|B.?\n|\x12\0)", re.DOTALL)
+_ONNX = rb"\x08[\x03-\x7f](\x12.[ -~]|[\x1a:]|B.?\n|\x12\0)"
 # a key "" and the header of a checkpoint, or the version of a SavedModel
-_TENSORFLOW = re.compile(rb"\0\0[\x04-\x0f]\x08[\x80-\xff]{0,2}[\x01-\x7f](\x10\x01)?\x1a.\x08|\x08\x01\x12", re.DOTALL)
+_TENSORFLOW = rb"\0\0[\x04-\x0f]\x08[\x80-\xff]{0,2}[\x01-\x7f](\x10\x01)?\x1a.\x08|\x08\x01\x12"
 # an index of diffusers, or the modules of sentence-transformers
-_PIPELINE = re.compile(
-    rb'\s*(\{\s*"_class_name".*\[\s*"(diffusers|transformers)|\[\s*\{\s*"idx"\s*:\s*0\s*,\s*"name")', re.DOTALL
-)
+_PIPELINE = rb'\s*(\{\s*"_class_name".*\[\s*"(diffusers|transformers)|\[\s*\{\s*"idx"\s*:\s*0\s*,\s*"name")'
 # a value: its tag, and the dims and type of a tensor
-_MINDSPORE = re.compile(
+_MINDSPORE = (
     rb"\n[\x80-\xff]{0,4}[\x01-\x7f]\n[\x80-\xff]?.[ -~]{1,250}\x12[\x80-\xff]{0,4}[\x01-\x7f]"
-    rb"(\x08[\x80-\xff]{0,9}[\0-\x7f]){0,64}\x12.(Int|Uint|Float|BFloat|Bool|Complex|str|string)",
-    re.DOTALL,
+    rb"(\x08[\x80-\xff]{0,9}[\0-\x7f]){0,64}\x12.(Int|Uint|Float|BFloat|Bool|Complex|str|string)"
 )
+
+
+def _begins(pattern: bytes) -> Callable[[bytes], bool]:
+    """Whether a head matches; a pattern is compiled once it is needed, for all of them take 10 ms."""
+    return lambda head: re.match(pattern, head, re.DOTALL) is not None
+
+
 _CODED = b'{"__metadata__":{"statedict.coding":'
 
 KINDS: dict[str, Row] = {
@@ -117,19 +119,19 @@ KINDS: dict[str, Row] = {
         lambda head: head.lstrip()[:1] == b"{" and re.search(rb'"/[^"]*\bvars"\s*:', head) is not None,
         "statedict.formats.hdf5.sharded",
     ),
-    "pipeline": Row(lambda head: _PIPELINE.match(head) is not None),
+    "pipeline": Row(_begins(_PIPELINE)),
     "sharded": Row(lambda head: head.lstrip()[:1] == b"{" and (b'"weight_map"' in head or b'"total_size"' in head)),
     "gguf": Row(lambda head: head[:4] == b"GGUF", "statedict.formats.gguf.model", (".gguf",)),
     "coreml": Row(
-        lambda head: _COREML.match(head) is not None,
+        _begins(_COREML),
         "statedict.formats.coreml",
     ),
-    "onnx": Row(lambda head: _ONNX.match(head) is not None, "statedict.formats.onnx.model"),
+    "onnx": Row(_begins(_ONNX), "statedict.formats.onnx.model"),
     "orbax": Row(
         lambda head: re.match(rb'\s*\{\s*"(tree_metadata|item_handlers)"', head) is not None,
         "statedict.formats.orbax.tree",
     ),
-    "tensorflow": Row(lambda head: _TENSORFLOW.match(head) is not None, "statedict.formats.tensorflow.bundle"),
+    "tensorflow": Row(_begins(_TENSORFLOW), "statedict.formats.tensorflow.bundle"),
     "openvino": Row(
         lambda head: re.match(rb"(\xef\xbb\xbf)?\s*<\?xml[^>]*>\s*<net\s", head) is not None,
         "statedict.formats.openvino",
@@ -138,8 +140,8 @@ KINDS: dict[str, Row] = {
     "keras": Row(lambda head: False, "statedict.formats.hdf5.archive"),  # a kind of zip
     "keras-weights": Row(lambda head: False, "statedict.formats.hdf5.weights", (".weights.h5",)),  # read as hdf5
     "executorch": Row(lambda head: head[4:8] in (b"ET12", b"FT01"), "statedict.formats.executorch"),
-    "mindspore": Row(lambda head: _MINDSPORE.match(head) is not None, "statedict.formats.mindspore"),
-    "flax": Row(lambda head: _FLAX.match(head) is not None, "statedict.formats.flax", (".msgpack",)),
+    "mindspore": Row(_begins(_MINDSPORE), "statedict.formats.mindspore"),
+    "flax": Row(_begins(_FLAX), "statedict.formats.flax", (".msgpack",)),
 }
 
 
