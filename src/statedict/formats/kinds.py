@@ -67,7 +67,7 @@ _MINDSPORE = (
 
 
 def _begins(pattern: bytes) -> Callable[[bytes], bool]:
-    """Whether a head matches; a pattern is compiled once it is needed, for all of them take 10 ms."""
+    """Make a test of the first bytes. A pattern is compiled when it is first needed: all of them take 10 ms."""
     return lambda head: re.match(pattern, head, re.DOTALL) is not None
 
 
@@ -168,7 +168,7 @@ def added() -> dict[str, Row]:
 
 
 def find_row(name: str) -> Row | None:
-    """The row of a format, of ours or another package's; of formats that hold others without the module."""
+    """The row of one of our formats or of another package's; None if no format has the name."""
     return KINDS.get(name) or added().get(name)
 
 
